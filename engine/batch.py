@@ -1,0 +1,89 @@
+"""Batch: rows that travel together through the stages, as named columns of equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Column = Any
+"""An array whose first axis is the rows, or a list of Python objects (captions, encoded bytes, pictures)."""
+
+
+@dataclass
+class Batch:
+    """Columns by name; a stage adds columns and touches nothing else.
+
+    `shard` (int) and `row` (int) identify each row wherever it travels. `error` holds None or, in words, why
+    the row cannot go on.
+    """
+
+    columns: dict[str, Column] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.columns["row"])
+
+    def __getitem__(self, name: str) -> Column:
+        return self.columns[name]
+
+    def __setitem__(self, name: str, column: Column) -> None:
+        if len(column) != len(self):
+            raise ValueError(f"column {name!r} has {len(column)} rows, the batch {len(self)}")
+        self.columns[name] = column
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    def drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.columns.pop(name, None)
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """The given rows (int positions or a boolean mask), in that order."""
+        positions = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return Batch({name: _take(column, positions) for name, column in self.columns.items()})
+
+    def slice(self, start: int, stop: int) -> Batch:
+        return Batch({name: column[start:stop] for name, column in self.columns.items()})
+
+    @staticmethod
+    def concat(batches: Sequence[Batch]) -> Batch:
+        if len(batches) == 1:
+            return batches[0]
+        return Batch({name: _concat([b[name] for b in batches]) for name in batches[0].columns})
+
+
+def _take(column: Column, positions: np.ndarray) -> Column:
+    return [column[i] for i in positions] if isinstance(column, list) else column[positions]
+
+
+def _concat(columns: Sequence[Column]) -> Column:
+    if isinstance(columns[0], list):
+        return [item for column in columns for item in column]
+    return np.concatenate(columns)
+
+
+def pack(batches: Iterable[Batch], capacity: float, weights: Any) -> Iterator[Batch]:
+    """Regroups a stream into full batches, across whatever borders it came with.
+
+    Args:
+        batches: any sizes; empty ones vanish.
+        capacity: most weight a batch may hold; a row heavier than that travels alone.
+        weights: Batch → float (rows,), what each row weighs.
+    """
+    waiting: list[Batch] = []
+    load = 0.0
+    for batch in batches:
+        start = 0
+        for row, weight in enumerate(weights(batch)):
+            if load and load + weight > capacity:
+                waiting.append(batch.slice(start, row))
+                yield Batch.concat([part for part in waiting if len(part)])
+                waiting, load, start = [], 0.0, row
+            load += float(weight)
+        if start < len(batch):
+            waiting.append(batch.slice(start, len(batch)))
+    if waiting:
+        yield Batch.concat(waiting)

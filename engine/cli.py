@@ -1,0 +1,219 @@
+"""The `danqing` command: one thin function a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import __version__
+from engine.errors import DanqingError
+from engine.recipe import Recipe, builtin_names, load_recipe
+
+if TYPE_CHECKING:
+    from engine.curate import Settings
+
+DESCRIPTION = """\
+Turns crawled Chinese image-text pairs into a training set: the DanQing recipe, score → decide → write.
+
+  danqing demo                                   a small crawl with planted defects, start to finish
+  danqing curate 'shards/{00000..00041}.tar' -o out --recipe embedded
+  danqing decide out --set words.max=40          other thresholds, in seconds, without scoring again
+  danqing explain out 000001234                  every score of one pair, and why it was dropped
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0 done, 2 bad input, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.function(options)
+    except DanqingError as problem:
+        print(f"danqing: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndanqing: interrupted; finished shards are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="danqing", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"danqing {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        function: Callable[[argparse.Namespace], None], text: str, more: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__, help=text, description=f"{text}. {more}", parents=list(parents))
+        sub.set_defaults(function=function)
+        return sub
+
+    recipe, inputs, run, scoring = _recipe_options(), _input_options(), _run_options(), _scoring_options()
+    command(
+        curate, "score, decide and write, in a row",
+        "An interrupted run goes on where it stopped; a finished one is left as it is.",
+        inputs, recipe, scoring,
+    )  # fmt: skip
+    command(
+        score, "compute the scores of every pair, once",
+        "The expensive phase. Rows that an early criterion drops are spared the costly stages.",
+        inputs, recipe, scoring,
+    )  # fmt: skip
+    command(
+        decide, "apply a recipe's thresholds to a scored run",
+        "Takes seconds and rewrites verdicts and funnel only. Without --recipe: the recipe the run was scored with.",
+        run, recipe,
+    )  # fmt: skip
+    command(
+        write, "copy the kept pairs into new shards",
+        "Original picture bytes, clean captions, kept_uids.npy and report.html.",
+        run,
+    )  # fmt: skip
+    key = command(
+        explain, "show every score of one pair, and why it was kept or dropped", "Takes the pair's key or its uid.", run
+    )
+    key.add_argument("key", metavar="KEY", help="the pair's key, or its uid (32 hex digits)")
+    out = command(
+        demo, "curate a small crawl with known defects, and count what was caught",
+        "Real photographs with true captions, and a planted defect for every criterion of the recipe.",
+        scoring,
+    )  # fmt: skip
+    out.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="OUT", help="folder (default: demo)")
+    return parser
+
+
+def _recipe_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("recipe")
+    group.add_argument("--recipe", metavar="NAME|FILE", help=f"{', '.join(builtin_names())}, or a YAML file")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="NAME.KEY=VALUE",
+        help="override one value, e.g. words.max=40 or models.image_embedding=my-card.yaml; repeatable",
+    )  # fmt: skip
+    return parser
+
+
+def _input_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT",
+        help="WebDataset shards in img2dataset's layout: files, folders, globs, brace ranges ({00000..00041}.tar)",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the run")
+    group = parser.add_argument_group("input layout")
+    group.add_argument(
+        "--image-key", metavar="EXT,…", help="members that hold the picture (default: jpg, png, webp, …)"
+    )
+    group.add_argument(
+        "--caption-key", metavar="EXT,…", help="members or .json fields that hold the caption (default: txt)"
+    )
+    return parser
+
+
+def _run_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("run", type=Path, metavar="OUT", help="folder of the run")
+    return parser
+
+
+def _scoring_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("scoring")
+    group.add_argument(
+        "--blocklist", type=Path, metavar="FILE", help="blocked domains, one a line, subdomains included"
+    )
+    group.add_argument("--score-everything", action="store_true", help="no gates: all scores of all pairs")
+    group.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger pictures (default: Pillow's limit)")
+    group.add_argument("--device", default="cpu", help="where to run (default: cpu)")
+    group.add_argument("--threads", type=int, metavar="N", help="host threads (default: all cores)")
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from engine.curate import DEFAULT_MAX_PIXELS, Settings
+    from engine.sources import Layout
+
+    def keys(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(k.strip().lstrip(".").lower() for k in text.replace(";", ",").split(",")) if text else default
+
+    return Settings(
+        layout=Layout(
+            keys(getattr(options, "image_key", None), Layout.image_keys),
+            keys(getattr(options, "caption_key", None), Layout.caption_keys),
+        ),
+        blocklist=options.blocklist,
+        score_everything=options.score_everything,
+        max_pixels=options.max_pixels or DEFAULT_MAX_PIXELS,
+        device=options.device,
+        threads=options.threads,
+    )
+
+
+def _recipe(options: argparse.Namespace, default: str = "embedded") -> Recipe:
+    from engine.curate import known_columns
+
+    return load_recipe(options.recipe or default, options.set, known_columns())
+
+
+def curate(options: argparse.Namespace) -> None:
+    from engine.curate import curate
+    from engine.report.terminal import print_funnel, print_spans
+
+    run, funnel, spans = curate(options.inputs, options.output, _recipe(options), _settings(options))
+    if not spans:
+        print(f"{run.folder}: already scored; nothing to score again")
+    print_spans(spans)
+    print_funnel(funnel)
+    print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
+
+
+def score(options: argparse.Namespace) -> None:
+    from engine.curate import score_inputs
+    from engine.report.terminal import print_spans
+
+    run, spans = score_inputs(options.inputs, options.output, _recipe(options), _settings(options))
+    print_spans(spans)
+    print(f"{run.folder}: scored{'' if spans else ' already; nothing to do'}. Next: danqing decide {run.folder}")
+
+
+def decide(options: argparse.Namespace) -> None:
+    from engine.decide import decide
+    from engine.recipe import recipe_from_dict
+    from engine.report.terminal import print_funnel
+    from engine.run import Run
+
+    run = Run.open(options.run)
+    recipe = _recipe(options) if options.recipe else recipe_from_dict(run.manifest["recipe"], "run.json", options.set)
+    with run.logged():
+        print_funnel(decide(run, recipe))
+    print(f"Next: danqing write {run.folder}")
+
+
+def write(options: argparse.Namespace) -> None:
+    from engine.curate import write_run
+    from engine.run import Run
+
+    kept = write_run(Run.open(options.run))
+    print(f"{kept} pairs in {options.run / 'shards'}; pictures in {options.run / 'report.html'}")
+
+
+def explain(options: argparse.Namespace) -> None:
+    from engine.report.explain import explain_pair
+    from engine.run import Run
+
+    explain_pair(Run.open(options.run), options.key)
+
+
+def demo(options: argparse.Namespace) -> None:
+    from engine.demo import run_demo
+
+    run_demo(options.output, _settings(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

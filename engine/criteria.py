@@ -1,0 +1,112 @@
+"""Criteria are data: a name, a score column and the interval it must lie in.
+
+A recipe is an ordered list of them. Nothing else in the engine decides whether a pair stays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+FEATURES = "features"
+"""The pseudo-column of near-duplicate features; a redundancy criterion is the only one that needs it."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a score must lie. Every bound is optional; `minimum`/`maximum` include it, `above`/`below` don't."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __post_init__(self) -> None:
+        if any(bound is not None and math.isnan(bound) for bound in astuple(self)):
+            raise ValueError("a bound must be a number")
+        if self.minimum is not None and self.above is not None:
+            raise ValueError("give either 'min' (included) or 'above' (excluded), not both")
+        if self.maximum is not None and self.below is not None:
+            raise ValueError("give either 'max' (included) or 'below' (excluded), not both")
+        low, high = self._first(self.minimum, self.above), self._first(self.maximum, self.below)
+        if low is None and high is None:
+            raise ValueError("give at least one of 'min', 'max', 'above', 'below'")
+        if low is not None and high is not None:
+            open_ended = self.above is not None or self.below is not None
+            if low > high or (low == high and open_ended):
+                raise ValueError(f"no value lies in {self}")
+
+    @staticmethod
+    def _first(included: float | None, excluded: float | None) -> float | None:
+        return excluded if included is None else included
+
+    def holds(self, scores: Any) -> Any:
+        """Boolean array: which scores lie inside. NaN (no score) never does."""
+        inside = scores == scores
+        if self.minimum is not None:
+            inside &= scores >= self.minimum
+        if self.maximum is not None:
+            inside &= scores <= self.maximum
+        if self.above is not None:
+            inside &= scores > self.above
+        if self.below is not None:
+            inside &= scores < self.below
+        return inside
+
+    def around(self, name: str) -> str:
+        """The rule in words of mathematics: `5 ≤ words ≤ 60`, `shortest_edge > 100`."""
+        low = None if self.minimum is None else (self.minimum, "≤", "≥")
+        low = (self.above, "<", ">") if self.above is not None else low
+        high = None if self.maximum is None else (self.maximum, "≤")
+        high = (self.below, "<") if self.below is not None else high
+        if low and high:
+            return f"{low[0]:.4g} {low[1]} {name} {high[1]} {high[0]:.4g}"
+        return f"{name} {low[2]} {low[0]:.4g}" if low else f"{name} {high[1]} {high[0]:.4g}" if high else name
+
+    def __str__(self) -> str:
+        return self.around("score")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A row stays if its score in `column` lies in `interval`."""
+
+    name: str
+    column: str
+    interval: Interval
+    group: str = ""
+    step: str = ""
+
+    @property
+    def rule(self) -> str:
+        return self.interval.around(self.column)
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """Of every set of rows chained together by near-duplicate features, one row stays.
+
+    Two rows are joined when the cosine distance of their features is below `within`; sets are the connected
+    components (Union-Find); the row nearest to the set's centroid stays, the first one among equals.
+    """
+
+    name: str
+    within: float
+    group: str = ""
+    step: str = ""
+
+    column = FEATURES
+
+    def __post_init__(self) -> None:
+        if not 0 < self.within < 2:
+            raise ValueError(f"'within' is a cosine distance between 0 and 2, not {self.within:g}")
+
+    @property
+    def rule(self) -> str:
+        return f"nearest to the centroid of its set (cosine distance < {self.within:g})"
+
+
+AnyCriterion = Criterion | Redundancy

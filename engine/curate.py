@@ -1,0 +1,89 @@
+"""The three phases in a row, as the commands, the demo and the benchmarks run them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.decide import decide
+from engine.device import open_device
+from engine.funnel import Funnel
+from engine.plan import make_plan
+from engine.recipe import Recipe
+from engine.report.html import write_report
+from engine.report.terminal import ProgressBar
+from engine.run import Run
+from engine.score import GIVEN, score
+from engine.sources import Layout, find_shards
+from engine.stages import CATALOGUE, Context
+from engine.stages.source import read_blocklist
+from engine.write import write
+from profiling.spans import Spans
+from trt_models.store import ModelSet
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""Where Pillow, too, refuses a picture as a decompression bomb."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to score, beside the recipe. What can change a score is part of the run's identity."""
+
+    layout: Layout = field(default_factory=Layout)
+    blocklist: Path | None = None
+    score_everything: bool = False
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    device: str = "cpu"
+    threads: int | None = None
+
+
+def known_columns() -> list[str]:
+    """Every column a criterion may name."""
+    return [*(name for stage in CATALOGUE for name, kind in stage.produces.items() if kind is not None), "image_bytes"]
+
+
+def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings) -> tuple[Run, Spans]:
+    """SCORE: creates the run, or goes on with it. Returns no spans if there was nothing left to do."""
+    shards = find_shards(inputs)
+    blocked = read_blocklist(settings.blocklist) if settings.blocklist else frozenset()
+    plan = make_plan(recipe, CATALOGUE, GIVEN)
+    models = ModelSet(recipe.models)
+    identity = {
+        "models": models.hashes(),
+        "blocklist": hashlib.sha256("\n".join(sorted(blocked)).encode()).hexdigest()[:16] if blocked else None,
+        "score_everything": settings.score_everything,
+        "max_pixels": settings.max_pixels,
+    }
+    run = Run.create_or_resume(output, shards, recipe, settings.layout, identity)
+    spans = Spans()
+    waiting = run.unscored()
+    if waiting:
+        started = time.monotonic()
+        with run.logged(), open_device(settings.device, settings.threads) as device:
+            context = Context(device, models, frozenset(plan.wanted), blocked, settings.max_pixels)
+            with ProgressBar("score", sum(shard.bytes for shard in waiting)) as progress:
+                spans = score(run, plan, context, progress, gated=not settings.score_everything)
+        run.note("counts", scored_shards=len(run.shards))
+        run.note("times", score_seconds=round(time.monotonic() - started, 3))
+    return run, spans
+
+
+def write_run(run: Run) -> int:
+    """WRITE, with the report; returns the number of kept pairs."""
+    with run.logged():
+        with ProgressBar("write", sum(shard.bytes for shard in run.shards)) as progress:
+            kept = write(run, progress)
+        write_report(run)
+    return kept
+
+
+def curate(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings) -> tuple[Run, Funnel, Spans]:
+    """SCORE, DECIDE, WRITE; what is finished already is not done again."""
+    run, spans = score_inputs(inputs, output, recipe, settings)
+    with run.logged():
+        funnel = decide(run, recipe)
+    write_run(run)
+    return run, funnel, spans

@@ -1,0 +1,1 @@
+"""Near-duplicates: pairs (neighbours) → sets (groups) → who stays (representatives)."""

@@ -1,0 +1,34 @@
+"""`danqing demo`: a small crawl with known defects, curated and judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.curate import Settings
+    from engine.demo.judge import Judgement
+
+
+def run_demo(folder: Path, settings: Settings) -> Judgement:
+    """Builds the crawl under FOLDER/crawl, curates it into FOLDER/run, prints funnel and judgement."""
+    from engine.curate import curate, known_columns
+    from engine.demo.crawl import BLOCKLIST, build_crawl
+    from engine.demo.judge import judge, print_judgement
+    from engine.recipe import load_recipe
+    from engine.report.terminal import console, print_funnel, print_spans
+
+    recipe = load_recipe("embedded", columns=known_columns())
+    shards = build_crawl(folder / "crawl")
+    with resources.as_file(BLOCKLIST) as blocklist:
+        run, funnel, spans = curate(
+            shards, folder / "run", recipe, replace(settings, blocklist=settings.blocklist or blocklist)
+        )
+    print_spans(spans)
+    print_funnel(funnel)
+    judgement = judge(run)
+    print_judgement(judgement, [criterion.name for criterion in recipe.criteria])
+    console.print(f"pictures: {run.folder / 'report.html'}   one pair: danqing explain {run.folder} KEY")
+    return judgement

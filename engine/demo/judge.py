@@ -1,0 +1,111 @@
+"""How well a run over the demo crawl told clean pairs from planted defects."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich import box
+from rich.table import Table
+
+from engine.demo.crawl import CLEAN, MISMATCH
+from engine.report.terminal import console
+from engine.run import Run
+
+
+@dataclass
+class Tally:
+    """One kind of planted pair: how many there were, how many fell, and how many of these by their criterion."""
+
+    expected: str | None = None
+    planted: int = 0
+    dropped: int = 0
+    as_expected: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`kinds` per kind of defect; `clean`; `auc`: chance that a true pair is nearer than a mismatched one."""
+
+    kinds: dict[str, Tally]
+    clean: Tally
+    auc: float
+
+    @property
+    def caught(self) -> float:
+        """Share of the planted defects other than mismatched captions that were dropped."""
+        others = [tally for kind, tally in self.kinds.items() if kind != MISMATCH]
+        return sum(t.dropped for t in others) / sum(t.planted for t in others)
+
+    @property
+    def clean_kept(self) -> float:
+        return 1 - self.clean.dropped / self.clean.planted
+
+
+def judge(run: Run) -> Judgement:
+    """Compares a decided run's verdicts with what was planted.
+
+    Of a set of near-duplicates any member may stay. Where a copy stays in its original's place the two change
+    roles: the original then counts as the caught copy, the copy as the clean pair.
+    """
+    records = [record for shard in run.shards for record in _records(run, shard.number)]
+    by_uid = {record["uid"]: record for record in records if record["keep"]}
+    for record in records:
+        copy = by_uid.get(record["kept_instead"])
+        if record["planted"] == CLEAN and copy and copy["photo"] == record["photo"] and copy["planted"] != CLEAN:
+            for name in ("planted", "expected"):
+                record[name], copy[name] = copy[name], record[name]
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    for record in records:
+        tally = tallies[record["planted"]]
+        tally.expected = record["expected"]
+        tally.planted += 1
+        tally.dropped += not record["keep"]
+        tally.as_expected += record["dropped_by"] is not None and record["dropped_by"] == record["expected"]
+        if record["keep"] == (record["planted"] != CLEAN):
+            tally.wrong.append(f"{record['key']} {record['photo']} {record['dropped_by'] or 'kept'}")
+    clean = tallies.pop(CLEAN)
+    distances = {
+        kind: [r["alignment_distance"] for r in records if r["planted"] == kind and r["alignment_distance"] is not None]
+        for kind in (CLEAN, MISMATCH)
+    }
+    return Judgement(dict(tallies), clean, roc_area(distances[CLEAN], distances[MISMATCH]))
+
+
+def roc_area(lower: list[float], higher: list[float]) -> float:
+    """P(a < b) + P(a = b) / 2 for a of `lower`, b of `higher`: the area under the ROC curve (Mann-Whitney)."""
+    a, b = np.array(lower)[:, None], np.array(higher)[None, :]
+    return float(((a < b) + 0.5 * (a == b)).mean()) if a.size and b.size else float("nan")
+
+
+def _records(run: Run, number: int) -> list[dict[str, Any]]:
+    names = ["uid", "key", "photo", "planted", "expected", "alignment_distance"]
+    scores = pq.read_table(run.scores(number), columns=names).to_pylist()
+    verdicts = pq.read_table(run.verdicts(number), columns=["keep", "dropped_by", "kept_instead"]).to_pylist()
+    return [score | verdict for score, verdict in zip(scores, verdicts, strict=True)]
+
+
+def print_judgement(judgement: Judgement, order: list[str]) -> None:
+    """The table of planted defects, in the order of the recipe's criteria, and what it cost in clean pairs."""
+    table = Table(box=box.SIMPLE_HEAD, title="planted defects", title_justify="left")
+    table.add_column("criterion")
+    table.add_column("defect")
+    for name in ("planted", "caught", "by its criterion", "missed"):
+        table.add_column(name, justify="right")
+    tallies = sorted(judgement.kinds.items(), key=lambda item: order.index(item[1].expected or order[-1]))
+    for kind, t in tallies:
+        counts = (t.planted, t.dropped, t.as_expected, t.planted - t.dropped)
+        table.add_row(t.expected, kind, *map(str, counts))
+    console.print(table)
+    clean = judgement.clean
+    console.print(
+        f"clean pairs kept: {clean.planted - clean.dropped} of {clean.planted} ({judgement.clean_kept:.1%}); "
+        f"defects caught, mismatched captions aside: {judgement.caught:.1%}\n"
+        f"true against mismatched captions: ROC area {judgement.auc:.3f} of the alignment distance"
+    )
+    for line in clean.wrong:
+        console.print(f"  lost: {line}", markup=False)

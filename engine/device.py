@@ -1,0 +1,55 @@
+"""The one place that knows what hardware there is.
+
+Our own code is written against `device.xp` (arrays) and `device.frames` (tables); vendors' parts (decoder,
+resizer, model session) ask the device how to open. This version opens CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy
+import pandas
+
+from engine.errors import DanqingError
+
+T = TypeVar("T")
+
+
+def available_threads() -> int:
+    """Cores this process may use (containers and `taskset` included)."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where arrays live and how many host threads may work on them."""
+
+    kind: str
+    threads: int
+    pool: ThreadPoolExecutor
+    xp: Any = numpy
+    frames: Any = pandas
+
+    def map(self, function: Callable[..., T], items: Iterable[Any]) -> list[T]:
+        """`function` over `items`, in order, on all threads; worth it for functions that release the GIL."""
+        return list(self.pool.map(function, items))
+
+
+@contextmanager
+def open_device(kind: str = "cpu", threads: int | None = None) -> Iterator[Device]:
+    """Opens a device for the length of a `with` block.
+
+    Raises:
+        DanqingError: for a device this version cannot open.
+    """
+    if kind != "cpu":
+        raise DanqingError(f"--device {kind}: this version runs on 'cpu'")
+    threads = threads or available_threads()
+    with ThreadPoolExecutor(threads, thread_name_prefix="danqing") as pool:
+        yield Device(kind, threads, pool)

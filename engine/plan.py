@@ -1,0 +1,84 @@
+"""From criteria to columns, from columns to stages, from both to gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.criteria import FEATURES, Criterion
+from engine.errors import DanqingError
+from engine.recipe import Recipe
+
+ENCODED = "image"
+"""The column of encoded bytes, as read."""
+
+
+@dataclass
+class Step:
+    """A stage, the criteria that become decidable with it, and the columns nobody needs afterwards."""
+
+    stage: type[Any]
+    gates: list[Criterion] = field(default_factory=list)
+    spent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages that run, in order.
+
+    Stages stand in the order in which the recipe's criteria ask for them, so a gate only ever drops a row whose
+    earlier criteria are all known: `dropped_by` is the same with gates and without.
+    """
+
+    steps: tuple[Step, ...]
+
+    @property
+    def wanted(self) -> set[str]:
+        """Every column that some stage of this plan needs or that a criterion reads."""
+        needs = {need for step in self.steps for need in step.stage.needs}
+        return needs | {gate.column for step in self.steps for gate in step.gates}
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The stored columns and their Arrow types, in order of computation."""
+        produced = {name: kind for step in self.steps for name, kind in step.stage.produces.items()}
+        return {name: kind for name, kind in produced.items() if kind is not None and name != FEATURES}
+
+
+def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str]) -> Plan:
+    """Schedules what the recipe's criteria need, nothing else.
+
+    Args:
+        catalogue: the stages there are; each has `name`, `needs` and `produces` (column → Arrow type, or None
+            for a column that only travels to later stages).
+        given: columns that reading provides.
+    """
+    producers: Mapping[str, type[Any]] = {name: stage for stage in catalogue for name in stage.produces}
+    steps: list[Step] = []
+    available = set(given)
+
+    def schedule(column: str) -> None:
+        if column in available:
+            return
+        if column not in producers:
+            raise DanqingError(f"no stage computes a column {column!r}")
+        stage = producers[column]
+        for need in stage.needs:
+            schedule(need)
+        steps.append(Step(stage))
+        available.update(stage.produces)
+
+    waiting: list[Criterion] = []  # decidable before any stage has run
+    for criterion in recipe.criteria:
+        schedule(criterion.column)
+        gates = steps[-1].gates if steps else waiting
+        if isinstance(criterion, Criterion):
+            gates.append(criterion)
+    if steps:
+        steps[0].gates[:0] = waiting
+    # What only travels is let go as soon as nobody later needs it; the encoded picture is the heaviest of all.
+    travelling = {ENCODED} | {c for step in steps for c, kind in step.stage.produces.items() if kind is None}
+    for position, step in enumerate(steps):
+        step.spent = tuple(sorted(travelling - {n for other in steps[position + 1 :] for n in other.stage.needs}))
+    return Plan(tuple(steps))

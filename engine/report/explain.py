@@ -1,0 +1,91 @@
+"""One pair, from its first score to its verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich import box
+from rich.table import Table
+
+from engine.criteria import Criterion
+from engine.errors import DanqingError
+from engine.recipe import recipe_from_dict
+from engine.report.terminal import console
+from engine.run import Run
+
+
+def explain_pair(run: Run, key: str) -> None:
+    """Prints every pair with that key or uid: its caption, its scores beside the criteria, and its verdict.
+
+    Raises:
+        DanqingError: no such pair in the run.
+    """
+    found = [record for shard in run.shards for record in _find(run, shard.number, key)]
+    if not found:
+        raise DanqingError(f"{run.folder}: no pair with key or uid {key!r}")
+    for record in found:
+        _print(run, record)
+
+
+def _find(run: Run, number: int, key: str) -> list[dict[str, Any]]:
+    if not run.scores(number).exists():
+        return []
+    identity = pq.read_table(run.scores(number), columns=["key", "uid"])
+    rows = pc.indices_nonzero(pc.or_(pc.equal(identity["key"], key), pc.equal(identity["uid"], key)))
+    if not len(rows):
+        return []
+    records = pq.read_table(run.scores(number)).take(rows).to_pylist()
+    if run.verdicts(number).exists():
+        verdicts = pq.read_table(run.verdicts(number)).take(rows).to_pylist()
+        records = [record | verdict for record, verdict in zip(records, verdicts, strict=True)]
+    return records
+
+
+def _print(run: Run, record: dict[str, Any]) -> None:
+    decided = run.manifest.get("decided")
+    recipe = recipe_from_dict(decided["recipe"], "run.json") if decided else run.recipe
+    console.print(f"\n[bold]{record['shard']}[/] row {record['row']}  key {record['key']}  uid {record['uid']}")
+    for name in ("caption", "text_clean", "url", "error"):
+        if record.get(name):
+            console.print(f"  {name}: ", record[name], markup=False, sep="")
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("criterion", "score", "rule", "verdict"):
+        table.add_column(heading)
+    judged = set()
+    fallen = False
+    for criterion in recipe.criteria:
+        dropped = record.get("dropped_by") == criterion.name
+        if isinstance(criterion, Criterion):
+            judged.add(criterion.column)
+            value = record.get(criterion.column)
+            shown, rule = _number(value), criterion.rule
+            passed = value is not None and bool(criterion.interval.holds(value))
+        else:
+            shown = f"set {record['group']}" if record.get("group", -1) >= 0 else "alone"
+            rule, passed = criterion.rule, not dropped
+        verdict = "[red]dropped here[/]" if dropped else "" if fallen else "passes" if passed else "?"
+        fallen = fallen or dropped
+        table.add_row(criterion.name, shown, rule, verdict)
+    console.print(table)
+    others = {
+        name: value for name, value in record.items()
+        if isinstance(value, (int, float)) and name not in judged | {"row", "group", "keep", "feature_row"}
+    }  # fmt: skip
+    if others:
+        console.print("  also: " + ", ".join(f"{name} {_number(value)}" for name, value in others.items()))
+    if record.get("gated_at"):
+        console.print(f"  not scored from the stage {record['gated_at']!r} on: an earlier criterion had dropped it")
+    if record.get("kept_instead"):
+        kept = next((r for shard in run.shards for r in _find(run, shard.number, record["kept_instead"])), None)
+        name = f"{kept['shard']} key {kept['key']}, uid {kept['uid']}" if kept else record["kept_instead"]
+        console.print(f"  kept instead: {name}")
+    if "keep" in record:
+        console.print("  [green]kept[/]" if record["keep"] else f"  [red]dropped by {record['dropped_by']}[/]")
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

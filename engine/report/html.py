@@ -1,0 +1,148 @@
+"""report.html: the funnel, the scores beside their thresholds, and pictures; one file, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from engine.criteria import Criterion
+from engine.files import commit
+from engine.funnel import Funnel
+from engine.recipe import Recipe, recipe_from_dict
+from engine.run import Run
+from engine.sources import open_shard
+
+KEPT, DROPPED, THUMBNAIL = 48, 8, 160
+"""Pictures shown: so many kept ones, so many a criterion; longest side in pixels."""
+
+STYLE = """
+body{font:14px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1d2430}
+table{border-collapse:collapse;width:100%} td,th{padding:.2rem .6rem;text-align:left} td.n{text-align:right;
+font-variant-numeric:tabular-nums} tr:nth-child(even){background:#f5f7fa} .bar{background:#2f6fde;height:.7rem}
+.row{display:flex;flex-wrap:wrap;gap:.8rem} figure{margin:0;width:160px} figure img{max-width:160px;max-height:160px}
+figcaption{font-size:12px;color:#4a5568;overflow-wrap:anywhere} h2{margin-top:2.2rem} svg{background:#f5f7fa}
+"""
+
+
+def write_report(run: Run) -> None:
+    """Writes report.html for a decided run."""
+    recipe = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
+    funnel = Funnel.read(run.folder / "funnel.json")
+    verdicts = pa.concat_tables([pq.read_table(run.verdicts(s.number)) for s in run.shards])
+    shown = _sample(verdicts)
+    pictures = _pictures(run, {position for positions in shown.values() for position in positions}, verdicts)
+    parts = [
+        f"<h1>{html.escape(run.folder.resolve().name)}</h1>",
+        f"<p>{funnel.kept:,} of {funnel.collected:,} pairs kept with the recipe <b>{html.escape(recipe.name)}</b>.</p>",
+        _funnel(funnel),
+        "<h2>Scores and thresholds</h2><p>All pairs that have the score; the kept interval is shaded.</p>",
+        "<div class=row>" + "".join(_histograms(run, recipe)) + "</div>",
+        *(_gallery(name, pictures, positions) for name, positions in shown.items()),
+    ]
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>DanQing report</title><style>{STYLE}</style>"
+    with commit(run.folder / "report.html", "w") as file:
+        file.write(page + "\n".join(parts) + "</html>\n")
+
+
+def _funnel(funnel: Funnel) -> str:
+    rows = [
+        f"<tr><td>{html.escape(line.group)}<td>{html.escape(line.step)}<td>{html.escape(line.rule)}"
+        f"<td class=n>{line.left:,}<td class=n>{line.dropped:,}<td class=n>{line.share:.2%}"
+        f"<td style='width:20%'><div class=bar style='width:{100 * line.left / max(funnel.collected, 1):.1f}%'></div>"
+        for line in funnel.lines
+    ]
+    head = "<tr><th>group<th>step<th>rule<th>pairs left<th>dropped<th>share<th>"
+    return f"<h2>Funnel</h2><table>{head}{''.join(rows)}</table>"
+
+
+def _histograms(run: Run, recipe: Recipe) -> Iterable[str]:
+    for criterion in recipe.criteria:
+        if not isinstance(criterion, Criterion):
+            continue
+        columns = [pq.read_table(run.scores(s.number), columns=[criterion.column]) for s in run.shards]
+        values = pa.concat_tables(columns)[criterion.column].cast(pa.float64()).drop_null().to_numpy()
+        if len(np.unique(values)) > 1:
+            yield _histogram(criterion, values)
+
+
+def _histogram(criterion: Criterion, values: np.ndarray) -> str:
+    """An SVG of 40 bins between the 0.5th and 99.5th percentile, the interval shaded."""
+    width, height = 320, 110
+    low, high = np.percentile(values, [0.5, 99.5])
+    if low == high:
+        low, high = values.min(), values.max()
+    counts, _ = np.histogram(values, 40, (low, high))
+
+    def across(value: float) -> float:
+        return float(np.clip((value - low) / (high - low), 0, 1)) * width
+
+    grid = np.linspace(low, high, 400)
+    inside = grid[criterion.interval.holds(grid)]
+    shade = ""
+    if len(inside):
+        left, right = across(inside[0]), across(inside[-1])
+        shade = f"<rect x={left:.1f} y=0 width={max(right - left, 1):.1f} height={height} fill='#d5e8d4'/>"
+    bars = "".join(
+        f"<rect x={i * width / 40:.1f} y={height - h:.1f} width={width / 40 - 1:.1f} height={h:.1f} fill='#2f6fde'/>"
+        for i, h in enumerate(counts / counts.max() * (height - 8))
+    )
+    label = f"{html.escape(criterion.name)} <small>{html.escape(criterion.rule)}; axis {low:.4g} … {high:.4g}</small>"
+    return f"<div>{label}<br><svg width={width} height={height}>{shade}{bars}</svg></div>"
+
+
+def _sample(verdicts: pa.Table) -> dict[str, list[int]]:
+    """Rows to show: those with the smallest uids, a choice that is random yet the same every time."""
+    order = np.argsort(verdicts["uid"].to_numpy(zero_copy_only=False), kind="stable")
+    reasons = verdicts["dropped_by"].to_pylist()
+    shown: dict[str, list[int]] = defaultdict(list)
+    for position in order:
+        title = f"dropped by {reasons[position]}" if reasons[position] else "kept"
+        if len(shown[title]) < (DROPPED if reasons[position] else KEPT):
+            shown[title].append(int(position))
+    return dict(sorted(shown.items(), key=lambda item: item[0] != "kept"))
+
+
+def _pictures(run: Run, wanted: set[int], verdicts: pa.Table) -> dict[int, str]:
+    """Row → an HTML figure of its picture and caption."""
+    figures: dict[int, str] = {}
+    start = 0
+    for shard in run.shards:
+        rows = pq.read_metadata(run.verdicts(shard.number)).num_rows
+        here = {position - start for position in wanted if start <= position < start + rows}
+        if here:
+            records = pq.read_table(run.scores(shard.number), columns=["key", "caption", "error"]).to_pylist()
+            for row, sample in enumerate(open_shard(shard.path, run.layout)):
+                if row in here:
+                    figures[start + row] = _figure(sample.image, records[row])
+        start += rows
+    return figures
+
+
+def _figure(image: bytes, record: dict[str, Any]) -> str:
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            opened.draft("RGB", (THUMBNAIL, THUMBNAIL))
+            opened.thumbnail((THUMBNAIL, THUMBNAIL))
+            picture = opened.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        buffer = io.BytesIO()
+        Image.alpha_composite(white, picture).convert("RGB").save(buffer, "JPEG", quality=80)
+        shown = f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    except Exception as problem:  # a broken picture is what some of these rows were dropped for
+        shown = f"<i>{html.escape(record['error'] or str(problem))}</i>"
+    caption = html.escape((record["caption"] or "")[:120])
+    return f"<figure>{shown}<figcaption>{caption}<br><small>{html.escape(record['key'])}</small></figcaption></figure>"
+
+
+def _gallery(title: str, pictures: dict[int, str], positions: list[int]) -> str:
+    figures = "".join(pictures[p] for p in positions if p in pictures)
+    return f"<h2>{html.escape(title)}</h2><div class=row>{figures}</div>"

@@ -1,0 +1,80 @@
+"""What a person sees in the terminal: progress with rates, and tables."""
+
+from __future__ import annotations
+
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from engine.funnel import Funnel
+from profiling.spans import Spans
+
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+class ProgressBar:
+    """A progress bar on stderr: pairs done and pairs a second; the total is judged by the shards' bytes."""
+
+    def __init__(self, label: str, total_bytes: int) -> None:
+        self._bytes_left = self._total_bytes = total_bytes
+        self._bar = Bar(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("pairs  {task.fields[rate]:.0f} pairs/s"), TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )  # fmt: skip
+        self._task = self._bar.add_task(label, total=None, rate=0.0)
+        self._rows = 0
+
+    def expect(self, rows: int, size: int) -> None:
+        self._rows += rows
+        self._bytes_left -= size
+        seen = self._total_bytes - self._bytes_left
+        self._bar.update(self._task, total=round(self._rows * self._total_bytes / seen) if seen else None)
+
+    def advance(self, rows: int) -> None:
+        self._bar.advance(self._task, rows)
+        task = self._bar.tasks[0]
+        if task.elapsed:
+            self._bar.update(self._task, rate=task.completed / task.elapsed)
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *outcome: object) -> None:
+        self._bar.stop()
+
+
+def print_funnel(funnel: Funnel) -> None:
+    """The funnel in the layout of the paper's Table 6."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"recipe {funnel.recipe}", title_justify="left")
+    table.add_column("group", style="dim")
+    table.add_column("step")
+    table.add_column("rule", style="dim")
+    for name in ("pairs left", "dropped", "share"):
+        table.add_column(name, justify="right")
+    table.add_row("", "collected", "", f"{funnel.collected:,}", "", "")
+    before = ""
+    for line in funnel.lines:
+        group = line.group if line.group != before else ""
+        before = line.group
+        table.add_row(group, line.step, line.rule, f"{line.left:,}", f"{line.dropped:,}", f"{line.share:.2%}")
+    console.print(table)
+
+
+def print_spans(spans: Spans) -> None:
+    """Pairs seen and rate of every stage while it was busy."""
+    if not spans:
+        return
+    total = sum(span.seconds for span in spans.values())
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("stage", "pairs in", "seconds", "share", "pairs/s"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for name, span in spans.items():
+        rate = span.rows / span.seconds if span.seconds else 0.0
+        table.add_row(name, f"{span.rows:,}", f"{span.seconds:.2f}", f"{span.seconds / total:.1%}", f"{rate:,.0f}")
+    console.print(table)

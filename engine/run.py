@@ -1,0 +1,164 @@
+"""A run's folder: what lies where, what is finished, and files that are either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from engine import __version__
+from engine.errors import DanqingError
+from engine.files import write_json
+from engine.recipe import Recipe, recipe_from_dict
+from engine.sources import Layout, Shard
+
+log = logging.getLogger("danqing")
+
+VERSIONED = (
+    "nvidia-dali-cuda130",
+    "nvidia-nvimgcodec-cu13",
+    "onnxruntime",
+    "numpy",
+    "numba",
+    "pyarrow",
+    "jieba",
+    "opencc",
+)
+
+
+class Run:
+    """The folder of one run and its manifest, run.json."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def create_or_resume(
+        cls,
+        folder: Path,
+        shards: list[Shard],
+        recipe: Recipe,
+        layout: Layout,
+        identity: Mapping[str, Any],
+    ) -> Run:
+        """Opens OUT for scoring.
+
+        Args:
+            identity: what else the scores depend on (model hashes, block list, options), compared word by word.
+
+        Raises:
+            DanqingError: OUT holds a run with another recipe, other models or other inputs; says which.
+        """
+        wanted = {
+            "shards": [
+                {"number": s.number, "name": s.name, "path": str(s.path.resolve()), "bytes": s.bytes} for s in shards
+            ],
+            "layout": {"image_keys": list(layout.image_keys), "caption_keys": list(layout.caption_keys)},
+            **identity,
+        }
+        path = folder / "run.json"
+        if not path.exists():
+            if folder.exists() and any(folder.iterdir()):
+                raise DanqingError(f"{folder}: not empty and not a run (no run.json); choose another folder")
+            manifest = {
+                "engine": __version__,
+                "recipe": recipe.to_dict(),
+                "recipe_hash": recipe.hash,
+                **wanted,
+                "versions": {"python": platform.python_version()} | {n: metadata.version(n) for n in VERSIONED},
+                "counts": {},
+                "times": {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+            }
+            run = cls(folder, manifest)
+            run.save()
+            return run
+        run = cls.open(folder)
+        differences = recipe.differences(run.recipe) + [
+            f"{key}: {_short(run.manifest.get(key))} there, {_short(value)} here"
+            for key, value in wanted.items()
+            if run.manifest.get(key) != json.loads(json.dumps(value))
+        ]
+        if differences:
+            raise DanqingError(
+                f"{folder} holds a run that was scored differently:\n  "
+                + "\n  ".join(differences)
+                + "\nChoose another --output, or use `danqing decide` to change thresholds only."
+            )
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        path = folder / "run.json"
+        try:
+            return cls(folder, json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise DanqingError(f"{folder}: no run here (run.json is missing); `danqing score` starts one") from None
+        except ValueError as problem:
+            raise DanqingError(f"{path}: not valid JSON: {problem}") from None
+
+    def save(self) -> None:
+        write_json(self.folder / "run.json", self.manifest)
+
+    def note(self, section: str, **values: Any) -> None:
+        self.manifest.setdefault(section, {}).update(values)
+        self.save()
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe the run was scored with."""
+        return recipe_from_dict(self.manifest["recipe"], str(self.folder / "run.json"))
+
+    @property
+    def layout(self) -> Layout:
+        stored = self.manifest["layout"]
+        return Layout(tuple(stored["image_keys"]), tuple(stored["caption_keys"]))
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [Shard(s["number"], s["name"], Path(s["path"]), s["bytes"]) for s in self.manifest["shards"]]
+
+    def _file(self, kind: str, number: int, suffix: str) -> Path:
+        return self.folder / kind / f"{number:05d}{suffix}"
+
+    def scores(self, number: int) -> Path:
+        return self._file("scores", number, ".parquet")
+
+    def features(self, number: int) -> Path:
+        return self._file("features", number, ".npy")
+
+    def verdicts(self, number: int) -> Path:
+        return self._file("verdicts", number, ".parquet")
+
+    def tar(self, number: int) -> Path:
+        return self._file("shards", number, ".tar")
+
+    def table(self, number: int) -> Path:
+        return self._file("shards", number, ".parquet")
+
+    def unscored(self) -> list[Shard]:
+        return [s for s in self.shards if not self.scores(s.number).exists()]
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """run.log receives what the engine says, one line a shard, for the length of a `with` block."""
+        handler = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,103 @@
+"""SCORE: every row of every shard through the stages, once.
+
+read → stage → gate → stage → gate → … → scores/NNNNN.parquet + features/NNNNN.npy
+
+The stages are a chain of streams of batches. A gate takes the rows out that a criterion has already dropped, so
+that no costlier stage sees them; what passes is packed with the rows that follow, across shard borders.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from engine.batch import Batch, pack
+from engine.ledger import Ledger
+from engine.plan import Plan, Step
+from engine.progress import Progress
+from engine.run import Run, log
+from engine.sources import Layout, Shard, open_shard
+from engine.stages import Context
+from profiling.spans import Spans
+
+GIVEN = ("shard", "row", "key", "uid", "url", "caption", "image", "image_bytes", "metadata", "error")
+"""The columns that reading provides."""
+
+READ_ROWS, READ_BYTES = 256, 64 << 20
+
+
+def score(run: Run, plan: Plan, context: Context, progress: Progress, gated: bool = True) -> Spans:
+    """Scores every shard that has no scores yet; each shard's files appear when its last row is in.
+
+    Args:
+        progress: hears of every shard opened and every row finished.
+        gated: False computes every score of every row (`--score-everything`).
+    """
+    spans = Spans()
+    ledger = Ledger(run, plan.scores, progress)
+    batches = spans.timed("read", read(run.unscored(), run.layout, ledger))
+    for position, step in enumerate(plan.steps):
+        following = plan.steps[position + 1].stage.name if position + 1 < len(plan.steps) else None
+        batches = through(batches, step, context, ledger, spans, following if gated else None)
+    for batch in batches:
+        ledger.enter(batch)
+    ledger.close()
+    return spans
+
+
+def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger) -> Iterator[Batch]:
+    """The rows of the shards, in order, a few megabytes at a time."""
+    for shard in shards:
+        started = time.monotonic()
+        source = open_shard(shard.path, layout)
+        if source.damage:
+            log.warning("shard %s: %s; its %d whole samples are used", shard.name, source.damage, len(source))
+        ledger.expect(shard, len(source), started)
+        rows: list[tuple[Any, ...]] = []
+        weight = 0
+        for row, sample in enumerate(source):
+            url = sample.metadata.get("url")
+            identity = (shard.number, row, sample.key, sample.uid, url if isinstance(url, str) else None)
+            rows.append((*identity, sample.caption, sample.image, len(sample.image), sample.metadata, None))
+            weight += len(sample.image)
+            if len(rows) == READ_ROWS or weight > READ_BYTES:
+                yield _batch(rows)
+                rows, weight = [], 0
+        if rows:
+            yield _batch(rows)
+
+
+def _batch(rows: list[tuple[Any, ...]]) -> Batch:
+    columns: dict[str, Any] = {name: list(column) for name, column in zip(GIVEN, zip(*rows, strict=True), strict=True)}
+    for name in ("shard", "row", "image_bytes"):
+        columns[name] = np.array(columns[name], np.int64)
+    return Batch(columns)
+
+
+def through(
+    batches: Iterable[Batch], step: Step, context: Context, ledger: Ledger, spans: Spans, following: str | None
+) -> Iterator[Batch]:
+    """One stage and the gate behind it. Rows that go no further are entered in the ledger here."""
+    stage = step.stage(context)
+    if stage.capacity is not None:
+        batches = pack(batches, stage.capacity, stage.weights)
+    for batch in batches:
+        with spans(stage.name, len(batch)):
+            stage(batch)
+        batch.drop(step.spent)
+        failed = np.array([error is not None for error in batch["error"]])
+        if failed.any():
+            ledger.enter(batch.take(failed))
+            batch = batch.take(~failed)
+        if following is not None:
+            passes = np.ones(len(batch), bool)
+            for gate in step.gates:
+                passes &= gate.interval.holds(batch[gate.column])
+            if not passes.all():
+                ledger.enter(batch.take(~passes), gated_at=following)
+                batch = batch.take(passes)
+        if len(batch):
+            yield batch

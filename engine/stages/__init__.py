@@ -1,0 +1,28 @@
+"""The stages there are. Which of them run, and when, follows from the recipe (`engine.plan`)."""
+
+from engine.stages.base import Context, Stage
+from engine.stages.decode import Decode
+from engine.stages.embed import Alignment, ImageEmbedding, TextEmbedding, Tokens
+from engine.stages.header import Header
+from engine.stages.pixels import PixelStatistics
+from engine.stages.resize import Resize
+from engine.stages.safety import ImageSafety
+from engine.stages.source import Source
+from engine.stages.text import Caption, Refine
+
+CATALOGUE: tuple[type[Stage], ...] = (
+    Source,
+    Caption,
+    Refine,
+    Tokens,
+    Header,
+    Decode,
+    PixelStatistics,
+    Resize,
+    ImageEmbedding,
+    ImageSafety,
+    TextEmbedding,
+    Alignment,
+)
+
+__all__ = ["CATALOGUE", "Context", "Stage"]

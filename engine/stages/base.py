@@ -1,0 +1,50 @@
+"""What a stage is: it adds named columns to a batch and touches nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from engine.batch import Batch
+from engine.device import Device
+from trt_models.store import ModelSet
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stages may draw on when they are opened."""
+
+    device: Device
+    models: ModelSet
+    wanted: frozenset[str]
+    blocked_domains: frozenset[str] = frozenset()
+    max_pixels: int = 2**31 - 1
+
+
+class Stage:
+    """One step of SCORE.
+
+    A row that cannot go on gets its reason, in words, in the batch's `error` column; it leaves the stream after
+    the stage, alone. `produces` maps a column to its Arrow type, or to None if it only travels to later stages.
+    `capacity` is the weight of a full batch (None: take batches as they come).
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    produces: ClassVar[Mapping[str, pa.DataType | None]]
+    capacity: ClassVar[float | None] = None
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @staticmethod
+    def weights(batch: Batch) -> np.ndarray:
+        """What each row adds to a batch: by default, one row."""
+        return np.ones(len(batch))
+
+    def __call__(self, batch: Batch) -> None:
+        raise NotImplementedError

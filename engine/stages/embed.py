@@ -1,0 +1,74 @@
+"""Embeddings of pictures and captions, and how well the two agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from engine.batch import Batch
+from engine.criteria import FEATURES
+from engine.stages.base import Context, Stage
+
+
+class ImageEmbedding(Stage):
+    """`image_embedding`, and `features` for near-duplicate search: unit rows."""
+
+    name = "image embedding"
+    needs = ("embedding_input",)
+    produces = {"image_embedding": None, FEATURES: pa.list_(pa.float16())}
+    capacity = 64
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.session = context.models.session("image_embedding", context.device)
+
+    def __call__(self, batch: Batch) -> None:
+        outputs = self.session.run(pixels=batch["embedding_input"])
+        batch["image_embedding"] = outputs["embedding"]
+        batch[FEATURES] = outputs.get("features", outputs["embedding"]).astype(np.float16)
+
+
+class Tokens(Stage):
+    """`token_ids` of the clean caption under the text model's tokenizer; `unknown_tokens` counts its [UNK]."""
+
+    name = "tokens"
+    needs = ("text_clean",)
+    produces = {"token_ids": None, "unknown_tokens": pa.int32()}
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.tokenizer = context.models.tokenizer("text_embedding")
+
+    def __call__(self, batch: Batch) -> None:
+        ids = self.tokenizer.encode(batch["text_clean"])
+        batch["token_ids"] = ids
+        batch["unknown_tokens"] = np.array([int((row == self.tokenizer.unknown).sum()) for row in ids], np.int32)
+
+
+class TextEmbedding(Stage):
+    """`text_embedding` of the clean caption: unit rows."""
+
+    name = "text embedding"
+    needs = ("token_ids",)
+    produces = {"text_embedding": None}
+    capacity = 64
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.session = context.models.session("text_embedding", context.device)
+        self.tokenizer = context.models.tokenizer("text_embedding")
+
+    def __call__(self, batch: Batch) -> None:
+        batch["text_embedding"] = self.session.run(tokens=self.tokenizer.pad(batch["token_ids"]))["embedding"]
+
+
+class Alignment(Stage):
+    """`alignment_distance`: L2 distance of the two unit vectors, sqrt(2 - 2 cos)."""
+
+    name = "alignment"
+    needs = ("image_embedding", "text_embedding")
+    produces = {"alignment_distance": pa.float32()}
+
+    def __call__(self, batch: Batch) -> None:
+        xp = self.context.device.xp
+        batch["alignment_distance"] = xp.linalg.norm(batch["image_embedding"] - batch["text_embedding"], axis=1)

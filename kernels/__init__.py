@@ -1,0 +1,1 @@
+"""Our own kernels: plain array functions, compiled by Numba."""

