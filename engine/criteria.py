@@ -9,8 +9,6 @@ import math
 from dataclasses import astuple, dataclass
 from typing import Any
 
-import numpy as np
-
 FEATURES = "features"
 """The pseudo-column of near-duplicate features; a redundancy criterion is the only one that needs it."""
 

@@ -62,10 +62,10 @@ def decide(run: Run, recipe: Recipe) -> Funnel:
         raise DanqingError(
             f"{run.folder}: {len(missing)} shards have no scores yet (first: {missing[0].name}); finish `danqing score`"
         )
-    run.manifest.pop("decided", None)
-    run.save()
     scores = load(run, recipe)
     verdicts = walk(scores, recipe)
+    run.manifest.pop("decided", None)  # until the last file is in, the run has no verdicts
+    run.save()
     _write(run, recipe, scores, verdicts)
     funnel = Funnel.count(recipe, verdicts.dropped_by)
     write_json(funnel_file, funnel.to_dict())

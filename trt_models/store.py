@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -151,7 +151,7 @@ class ModelSet:
             raise DanqingError(f"model {card.name}: its card has no token_input")
         return Tokenizer(card.token_input, package_file(card.token_input.package, card.token_input.file, card.folder))
 
-    def text_classifier(self, role: str) -> Callable[[list[str]], Any]:
+    def text_classifier(self, role: str) -> Lexicon:
         card = self.card(role)
         if not card.lexicon:
             raise DanqingError(f"model {card.name}: {role} needs a card with a 'lexicon'")

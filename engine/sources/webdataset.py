@@ -61,6 +61,8 @@ class TarShard:
                     self.damage = str(problem)
                     break
                 if member is None:
+                    if tar.offset >= size:
+                        self.damage = "the file ends before its end-of-archive mark"
                     break
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isfile():

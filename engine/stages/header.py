@@ -51,7 +51,7 @@ class Header(Stage):
         try:
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
-                if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+                if _lies_on_its_side(image):
                     width, height = height, width
                 alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
                 if width * height > self.context.max_pixels:
@@ -61,6 +61,12 @@ class Header(Stage):
             return None, 0, 0, False, f"not a picture: {describe(data)}"
         except Exception as problem:  # Pillow's parsers raise many kinds; any of them costs this row only
             return None, 0, 0, False, f"unreadable header: {problem}"
+
+
+def _lies_on_its_side(image: Image.Image) -> bool:
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # Pillow would decode the whole picture to look for a chunk at its end
+    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
 
 
 def describe(data: bytes) -> str:

@@ -9,4 +9,27 @@ if TYPE_CHECKING:
     import onnx
 
 
-BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {}
+def _efficientnet_lite0_conse() -> onnx.ModelProto:
+    from trt_models.export import efficientnet_lite0, imagenet_names
+
+    return efficientnet_lite0.build(imagenet_names.class_embeddings())
+
+
+def _use_multilingual() -> onnx.ModelProto:
+    from trt_models.export import imagenet_names, use_multilingual
+
+    # Centred where the class names are: that is the space in which the image tower lays its pictures.
+    return use_multilingual.build(imagenet_names.class_embeddings().mean(axis=0))
+
+
+def _open_nsfw() -> onnx.ModelProto:
+    from trt_models.export import open_nsfw
+
+    return open_nsfw.build()
+
+
+BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "efficientnet-lite0-conse": _efficientnet_lite0_conse,
+    "use-multilingual": _use_multilingual,
+    "open-nsfw": _open_nsfw,
+}

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import jieba
+import numpy as np
+import pytest
+
+from engine.batch import Batch
+from engine.device import Device
+from engine.stages.base import Context
+from engine.stages.source import Source, read_blocklist
+from engine.stages.text import Caption, Refine, clean, entropy, jieba_cut, language_identifier, words_of
+from trt_models.store import ModelSet
+
+MODELS = ModelSet({"text_safety": "jionlp-pornography", "caption_safety": "jionlp-advertising"})
+
+
+def refined(device: Device, *captions: str) -> Batch:
+    batch = Batch({"row": np.arange(len(captions)), "caption": list(captions)})
+    context = Context(device, MODELS, frozenset())
+    Caption(context)(batch)
+    Refine(context)(batch)
+    return batch
+
+
+def test_words_are_jiebas_default_tokens_that_are_words(device: Device) -> None:
+    captions = ["一只橘猫趴在窗台上晒太阳", "iPhone 15 Pro，256GB！", "。。。", "", "南京市长江大桥 2024年", "😀好看😀"]
+    expected = [[t for t in jieba.lcut(c) if any(x.isalnum() for x in t)] for c in captions]
+    assert [words_of(jieba_cut()(c)) for c in captions] == expected
+    assert refined(device, *captions)["words"].tolist() == [len(e) for e in expected]
+    assert refined(device, "我来到北京清华大学")["words"].tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("漢字與電腦軟體", "汉字与电脑软体"),
+        ("🎉好消息👨‍👩‍👧来了❤️🇨🇳1️⃣", "好消息来了1"),
+        ("★☆精选■图片◆", "精选图片"),
+        ("ＡＢＣ１２３，全角　空格", "ABC123，全角 空格"),
+        ("零\u200b宽\ufeff字符\x07", "零宽字符"),
+        ("气温25℃，Intel® 处理器", "气温25℃，Intel® 处理器"),
+        ("  多余   空白\n换行 ", "多余 空白 换行"),
+    ],
+)
+def test_clean_captions_are_simplified_and_plain(caption: str, expected: str) -> None:
+    assert clean(caption) == expected
+    assert clean(expected) == expected
+
+
+def test_entropy_is_the_papers() -> None:
+    assert entropy([]) == 0
+    assert entropy(["图"] * 9) == 0
+    assert entropy(["a", "b"]) == 1
+    assert entropy(["a", "a", "b", "c"]) == pytest.approx(1.5)
+
+
+def test_shares_and_parts_of_speech(device: Device) -> None:
+    batch = refined(device, "小猫和小狗在公园里奔跑", "因为所以但是而且", "图片图片图片图片图片图片")
+    assert batch["nouns"][0] >= 3 and batch["nouns"][1] == 0
+    assert batch["stop_word_share"][1] == 1 and batch["stop_word_share"][0] < 1
+    assert batch["text_entropy"][2] == 0 and batch["text_entropy"][0] > 2
+
+
+def test_unsafe_terms_are_counted(device: Device) -> None:
+    batch = refined(device, "公园里的一只小猫", "无抵押贷款当天放款", "网络工作找代理", "公司的网络设备")
+    assert batch["unsafe_caption"].tolist() == [0.0, 1.0, 2.0, 0.5]
+    lexicon = MODELS.text_classifier("text_safety")
+    term = next(iter(lexicon.weights))
+    assert lexicon([f"前{term}后", "软件的使用方式"]).tolist() == [len(lexicon.terms(f"前{term}后")), 0]
+
+
+@pytest.mark.parametrize(
+    ("caption", "chinese"),
+    [
+        ("一只小猫", True),
+        ("蓝色的桌子上放着一杯咖啡", True),
+        ("台北的夜景", True),
+        ("A cup of coffee on a wooden table", False),
+        ("これは公園で撮った写真です", False),
+        ("東京タワーの夜景", False),
+        ("공원에서 찍은 사진입니다", False),
+        ("12345 67890", False),
+        ("", False),
+    ],
+)
+def test_chinese_is_told_from_other_languages(caption: str, chinese: bool) -> None:
+    _, confidence, _ = language_identifier()(caption)
+    assert (confidence >= 0.5) == chinese
+
+
+def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "blocked.txt"
+    path.write_text("# bad sites\nBad.example\n*.spam.example  # all of it\n\n")
+    blocked = read_blocklist(path)
+    assert blocked == {"bad.example", "spam.example"}
+    urls = [
+        "https://bad.example/a",
+        "http://x.y.BAD.example./",
+        "https://notbad.example",
+        None,
+        "http://[broken",
+        "//spam.example",
+    ]
+    batch = Batch({"row": np.arange(len(urls)), "url": urls})
+    Source(Context(device, MODELS, frozenset(), blocked))(batch)
+    assert batch["blocked_source"].tolist() == [1, 1, 0, 0, 0, 1]
+
+
+def test_a_wrong_blocklist_is_refused_with_the_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "blocked.txt"
+    path.write_text("good.example\nhttps://bad.example/page\n")
+    with pytest.raises(Exception, match=r"blocked\.txt:2: .*is not a domain"):
+        read_blocklist(path)

@@ -1,0 +1,45 @@
+"""The ImageNet classes by name, English and Chinese, and where those names lie in the text tower's space."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+import numpy as np
+import onnxruntime
+
+from trt_models.card import TokenInput
+from trt_models.export import use_multilingual
+from trt_models.store import package_file
+from trt_models.tokenizer import Tokenizer
+
+_BATCH = 50
+
+
+@cache
+def class_names() -> tuple[tuple[str, str], ...]:
+    """(English, Simplified Chinese) of the 1000 classes, in the order of the classifier's outputs."""
+    text = (resources.files("trt_models.export") / "imagenet_names.tsv").read_text(encoding="utf-8")
+    rows = (line.split("\t") for line in text.splitlines())
+    return tuple((english, chinese) for _, english, chinese in rows)
+
+
+@cache
+def class_embeddings() -> np.ndarray:
+    """float32 (1000, 512): the mean of the uncentred unit embeddings of a class's English and Chinese name.
+
+    Both names, because a rare word in one language is often a common one in the other.
+    """
+    card = TokenInput("sentencepiece", use_multilingual.TOKENIZER, use_multilingual.PACKAGE, begin=1, end=2)
+    tokenizer = Tokenizer(card, package_file(card.package, card.file))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # the same sums, and so the same model, whatever the machine's cores
+    model = use_multilingual.build().SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [name for both in class_names() for name in both]
+    parts = []
+    for start in range(0, len(names), _BATCH):
+        tokens = tokenizer.pad(tokenizer.encode(names[start : start + _BATCH]))
+        parts.append(session.run(["embedding"], {"tokens": tokens})[0])
+    embeddings: np.ndarray = np.concatenate(parts).reshape(-1, 2, 512).mean(axis=1)
+    return embeddings
