@@ -80,7 +80,7 @@ def _histogram(criterion: Criterion, values: np.ndarray) -> str:
     low, high = np.percentile(values, [0.5, 99.5])
     if low == high:
         low, high = values.min(), values.max()
-    counts, _ = np.histogram(values, 40, (low, high))
+    counts, _ = np.histogram(values.clip(low, high), 40)
 
     def across(value: float) -> float:
         return float(np.clip((value - low) / (high - low), 0, 1)) * width

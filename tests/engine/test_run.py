@@ -123,13 +123,13 @@ def test_kept_pairs_are_written_with_their_original_bytes(
 def test_a_finished_run_is_left_alone(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     run, _, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
     times = {p: p.stat().st_mtime_ns for s in run.shards for p in (run.scores(s.number), run.tar(s.number))}
-    again, funnel, spans = curate(crawl, tmp_path / "out", plain_recipe, Settings())
+    _, funnel, spans = curate(crawl, tmp_path / "out", plain_recipe, Settings())
     assert not spans and funnel.kept == 12
     assert {p: p.stat().st_mtime_ns for p in times} == times
 
 
-class Interrupt(Exception):
-    pass
+class StoppedError(Exception):
+    """Stands for whatever ends a run half-way."""
 
 
 @pytest.mark.parametrize("after", [1, 6, 14])
@@ -144,12 +144,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         nonlocal seen
         seen += len(batch)
         if seen >= after:
-            raise Interrupt
+            raise StoppedError
         enter(self, batch, gated_at)
 
     with monkeypatch.context() as broken:
         broken.setattr(Ledger, "enter", failing)
-        with pytest.raises(Interrupt):
+        with pytest.raises(StoppedError):
             curate(crawl, tmp_path / "out", plain_recipe, Settings())
     assert not list((tmp_path / "out").rglob("*.part"))
     curate(crawl, tmp_path / "out", plain_recipe, Settings())
@@ -187,7 +187,7 @@ def test_a_looser_recipe_is_refused_unless_everything_was_scored(
 ) -> None:
     looser = load_recipe(tmp_path / "plain.yaml", ["words.min=1"])
     gated, _ = score_inputs(crawl, tmp_path / "gated", plain_recipe, Settings())
-    with pytest.raises(DanqingError, match="1 pairs have no score for 'nouns'.*--score-everything"):
+    with pytest.raises(DanqingError, match=r"1 pairs have no score for 'nouns'.*--score-everything"):
         decide(gated, looser)
     everything, _ = score_inputs(crawl, tmp_path / "all", plain_recipe, Settings(score_everything=True))
     assert decide(everything, looser).kept == 13
