@@ -104,7 +104,7 @@ class Redundancy:
 
     @property
     def rule(self) -> str:
-        return f"nearest to the centroid of its set (cosine distance < {self.within:g})"
+        return f"one of each set, cosine distance < {self.within:g}"
 
 
 AnyCriterion = Criterion | Redundancy

@@ -102,20 +102,15 @@ def _(pair: Pair, photo: dict[str, Any], chance: random.Random) -> Pair:
 
 @plants("stop words only", "stop_word_share")
 def _(pair: Pair, photo: dict[str, Any], chance: random.Random) -> Pair:
-    words = ("这个", "就是", "那么", "因为", "所以", "我们", "他们", "什么", "怎么", "如果", "但是", "而且", "还是")
+    words = ["这个", "就是", "那么", "因为", "所以", "我们", "你们", "什么", "怎么", "如果", "但是", "而且", "还是"]
     return replace(pair, caption="，".join(chance.sample(words, 8)))
 
 
 @plants("no noun", "nouns")
 def _(pair: Pair, photo: dict[str, Any], chance: random.Random) -> Pair:
-    words = (
-        "慢慢",
-        "非常",
-        "漂亮",
+    words = [
         "奔跑",
-        "安静",
         "喜欢",
-        "特别",
         "热闹",
         "跳跃",
         "明亮",
@@ -123,7 +118,12 @@ def _(pair: Pair, photo: dict[str, Any], chance: random.Random) -> Pair:
         "遥远",
         "欢笑",
         "等待",
-    )
+        "干净",
+        "仰望",
+        "凝视",
+        "行走",
+        "闪烁",
+    ]
     return replace(pair, caption="，".join(chance.sample(words, 8)))
 
 

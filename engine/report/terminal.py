@@ -13,7 +13,7 @@ from rich.table import Table
 from engine.funnel import Funnel
 from profiling.spans import Spans
 
-console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
 class ProgressBar:

@@ -1,0 +1,96 @@
+"""The demo crawl, start to finish: real photographs, real models, planted defects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from engine.curate import Settings
+from engine.demo import run_demo
+from engine.demo.crawl import CLEAN, FOLDER, MISMATCH, build_crawl, pairs, photographs
+from engine.demo.defects import DEFECTS
+from engine.demo.judge import Judgement, roc_area
+from engine.recipe import load_recipe
+from engine.run import Run
+
+
+def test_photographs_are_many_attributed_and_small() -> None:
+    records = photographs()
+    files = sorted(p.name for p in (FOLDER / "photos").iterdir())
+    assert [r["file"] for r in records] == files and len(files) >= 30
+    assert sum(len((FOLDER / "photos" / name).read_bytes()) for name in files) <= 5_000_000
+    free = ("CC0-1.0", "CC-BY-", "CC-BY-SA-", "public domain")
+    attribution = (FOLDER / "PHOTOS.md").read_text(encoding="utf-8")
+    for record in records:
+        assert record["licence"].startswith(free) and record["author"] and record["source"]
+        assert f"| {record['file']} |" in attribution and record["author"] in attribution
+        assert len(set(record["captions"])) == 2
+        with Image.open(FOLDER / "photos" / record["file"]) as image:  # type: ignore[arg-type]
+            assert min(image.size) > 100
+
+
+def test_every_criterion_has_a_planted_defect() -> None:
+    planted = {expected for expected, _ in DEFECTS.values()} | {"alignment_distance"}
+    criteria = [c.name for c in load_recipe("embedded").criteria]
+    # No unsafe picture ships with the project; cross-batch redundancy needs a second batch.
+    assert set(criteria) - planted == {"unsafe_image", "cross_batch_redundancy"}
+    counts = Counter(pair.kind for pair in pairs())
+    assert sum(counts.values()) >= 600 and min(counts.values()) >= 20 and counts[CLEAN] >= 40
+
+
+def test_the_crawl_is_the_same_every_time(tmp_path: Path) -> None:
+    first, second = build_crawl(tmp_path / "a"), build_crawl(tmp_path / "b")
+    assert [Path(p).read_bytes() for p in first] == [Path(p).read_bytes() for p in second]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Judgement]:
+    folder = tmp_path_factory.mktemp("demo")
+    judgement = run_demo(folder, Settings())
+    return Run.open(folder / "run"), judgement
+
+
+def test_planted_defects_are_caught_and_clean_pairs_kept(judged: tuple[Run, Judgement]) -> None:
+    _, judgement = judged
+    assert judgement.caught >= 0.98
+    for kind, tally in judgement.kinds.items():
+        if kind != MISMATCH:
+            assert tally.dropped >= 0.98 * tally.planted, kind
+            assert tally.as_expected >= 0.7 * tally.planted, kind
+    assert judgement.clean_kept >= 0.97
+    assert judgement.auc >= 0.8
+
+
+def test_traditional_and_decorated_captions_are_kept_and_cleaned(judged: tuple[Run, Judgement]) -> None:
+    run, _ = judged
+    by_script: Counter[str] = Counter()
+    captions = {caption for record in photographs() for caption in record["captions"]}
+    for shard in run.shards:
+        scores = pq.read_table(run.scores(shard.number), columns=["script", "caption", "text_clean", "planted"])
+        for row in scores.to_pylist():
+            if row["script"] and row["planted"] == CLEAN:
+                by_script[row["script"]] += 1
+                assert row["caption"] != row["text_clean"] and row["text_clean"] in captions
+    assert by_script["traditional"] >= 5 and by_script["decorated"] >= 5
+
+
+def test_of_every_set_one_member_is_kept(judged: tuple[Run, Judgement]) -> None:
+    run, _ = judged
+    verdicts = [row for s in run.shards for row in pq.read_table(run.verdicts(s.number)).to_pylist()]
+    sets = Counter(row["group"] for row in verdicts if row["group"] >= 0)
+    stayed = Counter(row["group"] for row in verdicts if row["group"] >= 0 and row["dropped_by"] != "redundancy")
+    assert sets and all(size > 1 for size in sets.values())
+    assert stayed == Counter(dict.fromkeys(sets, 1))
+    uids = {row["uid"] for row in verdicts if row["group"] >= 0}
+    assert all(row["kept_instead"] in uids for row in verdicts if row["dropped_by"] == "redundancy")
+
+
+def test_roc_area_of_known_orders() -> None:
+    assert roc_area([1, 2], [3, 4]) == 1
+    assert roc_area([3, 4], [1, 2]) == 0
+    assert roc_area([1, 1], [1, 1]) == 0.5
+    assert roc_area([1, 3], [2, 4]) == 0.75
