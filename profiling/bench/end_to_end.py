@@ -121,10 +121,14 @@ def write_shards(pairs: Sequence[Sample], folder: Path, shards: int, copies: int
 
 @dataclass
 class Measured:
-    """One child process: seconds on the clock and on the cores, and its peak of resident memory."""
+    """One child process: seconds on the clock and on the cores, and its peak of resident memory.
+
+    `others`: how many cores other processes of this machine kept busy meanwhile.
+    """
 
     wall: float
     cpu: float
+    others: float
     peak_mib: float
     folder: Path
 
@@ -155,17 +159,24 @@ class Bench:
         output = self.folder / f"run{self._runs:03d}"
         log = output.with_suffix(".log")
         with log.open("wb") as file:
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), busy_seconds()
             child = subprocess.Popen(
                 [*command, "-o", str(output)], stdout=file, stderr=file,
                 preexec_fn=lambda: os.sched_setaffinity(0, self.cores),
             )  # fmt: skip
             _, status, usage = os.wait4(child.pid, 0)
-            wall = time.perf_counter() - started
+            wall, busy = time.perf_counter() - started, busy_seconds() - busy
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             raise DanqingError(f"{' '.join(command[:4])} … ended with {child.returncode}:\n{log.read_text()[-3000:]}")
-        return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)
+        cpu = usage.ru_utime + usage.ru_stime
+        return Measured(wall, cpu, max(busy - cpu, 0.0) / wall, usage.ru_maxrss / 1024, output)
+
+
+def busy_seconds() -> float:
+    """What all cores of the machine have worked so far, this process and all others together."""
+    user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
 
 
 def stages(run: Measured) -> dict[str, tuple[int, float]]:
@@ -249,7 +260,11 @@ def compare(bench: Bench, pairs: list[Sample], rounds: int, shards: int) -> None
         for name, run in list(sides.items())[:: 1 if number % 2 == 0 else -1]:
             start[name].append(run(few))
             whole[name].append(run(crawl))
-            console.print(f"round {number + 1}, {name}: {whole[name][-1].wall:.2f} s", style="dim")
+            last = whole[name][-1]
+            line = (
+                f"round {number + 1}, {name}: {last.wall:.2f} s, {last.cpu:.2f} s CPU, others {last.others:.2f} cores"
+            )
+            console.print(line, style="dim")
 
     figures: dict[str, dict[str, float]] = {}
     for name in sides:
@@ -264,6 +279,7 @@ def compare(bench: Bench, pairs: list[Sample], rounds: int, shards: int) -> None
             f"wall for {FEW} pairs (start-up), s": begin,
             "CPU, s": cpu,
             "CPU without start-up, ms a pair": 1000 * (cpu - begin_cpu) / (len(pairs) - FEW),
+            "cores busy with other processes": median(m.others for m in whole[name]),
             "peak memory, MiB": max(m.peak_mib for m in whole[name]),
         }
     mode = "every figure of every pair" if bench.everything else "gated"
@@ -275,7 +291,7 @@ def compare(bench: Bench, pairs: list[Sample], rounds: int, shards: int) -> None
         table.add_column(name, justify="right" if name else "left")
     for name, value in figures["engine"].items():
         other = figures["plain"][name]
-        table.add_row(name, f"{value:,.2f}", f"{other:,.2f}", f"{value / other:.2f}")
+        table.add_row(name, f"{value:,.2f}", f"{other:,.2f}", f"{value / other:.2f}" if other else "")
     console.print(table)
     print_parts(whole)
     print_agreement(scores_of(whole["engine"][-1]), scores_of(whole["plain"][-1]))
