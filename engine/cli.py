@@ -169,7 +169,7 @@ def curate(options: argparse.Namespace) -> None:
 
     run, funnel, spans = curate(options.inputs, options.output, _recipe(options), _settings(options))
     if not spans:
-        print(f"{run.folder}: already scored; nothing to score again")
+        print(f"{run.folder}: already scored; nothing was scored again")
     print_spans(spans)
     print_funnel(funnel)
     print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")

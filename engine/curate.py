@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engine.decide import decide
 from engine.device import open_device
+from engine.errors import DanqingError
 from engine.funnel import Funnel
 from engine.plan import make_plan
 from engine.recipe import Recipe
@@ -72,12 +73,16 @@ def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: 
 
 
 def write_run(run: Run) -> int:
-    """WRITE, with the report; returns the number of kept pairs."""
-    with run.logged():
-        with ProgressBar("write", sum(shard.bytes for shard in run.shards)) as progress:
+    """WRITE, with the report, unless these verdicts are written already; returns the number of kept pairs."""
+    if "decided" not in run.manifest:
+        raise DanqingError(f"{run.folder}: no verdicts yet; run `danqing decide {run.folder}` first")
+    verdicts = run.manifest["decided"]["recipe_hash"]
+    if run.manifest.get("written", {}).get("recipe_hash") != verdicts:
+        with run.logged(), ProgressBar("write", sum(shard.bytes for shard in run.shards)) as progress:
             kept = write(run, progress)
-        write_report(run)
-    return kept
+            write_report(run)
+        run.note("written", recipe_hash=verdicts, kept=kept)
+    return int(run.manifest["written"]["kept"])
 
 
 def curate(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings) -> tuple[Run, Funnel, Spans]:

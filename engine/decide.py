@@ -64,7 +64,8 @@ def decide(run: Run, recipe: Recipe) -> Funnel:
         )
     scores = load(run, recipe)
     verdicts = walk(scores, recipe)
-    run.manifest.pop("decided", None)  # until the last file is in, the run has no verdicts
+    for phase in ("decided", "written"):
+        run.manifest.pop(phase, None)  # until the last file is in, the run has no verdicts
     run.save()
     _write(run, recipe, scores, verdicts)
     funnel = Funnel.count(recipe, verdicts.dropped_by)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,28 +19,33 @@ from engine.run import Run, log
 from engine.sources import Shard
 
 IDENTITY = {"row": pa.int32(), "key": pa.string(), "uid": pa.string(), "url": pa.string()}
+GIVEN = {"caption": pa.string(), "image_bytes": pa.int64()}
+OUTCOME = {"gated_at": pa.string(), "error": pa.string()}
 
 
 @dataclass
 class _Open:
-    """A shard whose rows are still coming in."""
+    """A shard whose rows are still coming in; what Arrow does not hold is kept by row."""
 
     shard: Shard
     rows: int
     started: float
     entered: int = 0
-    parts: list[tuple[Batch, str | None]] = field(default_factory=list)
+    tables: list[pa.Table] = field(default_factory=list)
+    metadata: dict[int, dict[str, Any]] = field(default_factory=dict)
+    features: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 class Ledger:
     """Collects finished rows; commits a shard's features, then its scores, when the last row has come in."""
 
-    def __init__(self, run: Run, scores: Mapping[str, pa.DataType], progress: Progress) -> None:
+    def __init__(self, run: Run, scores: dict[str, pa.DataType], progress: Progress) -> None:
         self.run, self.progress = run, progress
-        self.scores = {"caption": pa.string(), "image_bytes": pa.int64(), **scores}
+        self.schema = IDENTITY | GIVEN | scores | OUTCOME
         self._open: dict[int, _Open] = {}
 
     def expect(self, shard: Shard, rows: int, started: float) -> None:
+        """Announces a shard and how many rows it has."""
         self._open[shard.number] = _Open(shard, rows, started)
         self.progress.expect(rows, shard.bytes)
         if rows == 0:
@@ -49,62 +53,49 @@ class Ledger:
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows out of the stream: finished, failed (`error`), or dropped before the stage `gated_at`."""
-        batch.drop([name for name in batch.columns if name not in self._kept])
+        batch["gated_at"] = [gated_at] * len(batch)
         for number in np.unique(batch["shard"]):
             entry = self._open[int(number)]
             part = batch.take(batch["shard"] == number)
-            entry.parts.append((part, gated_at))
+            entry.tables.append(pa.table({name: _column(part, name, kind) for name, kind in self.schema.items()}))
+            rows = part["row"].tolist()
+            entry.metadata.update(zip(rows, part["metadata"], strict=True))
+            if FEATURES in part:
+                entry.features.update(zip(rows, part[FEATURES], strict=True))
             entry.entered += len(part)
             if entry.entered == entry.rows:
                 self._commit(self._open.pop(int(number)))
         self.progress.advance(len(batch))
 
-    @property
-    def _kept(self) -> set[str]:
-        return {"shard", "row", "key", "uid", "url", "metadata", "error", FEATURES, *self.scores}
-
     def close(self) -> None:
+        """Checks that every row came out again."""
         if self._open:
             lost = {entry.shard.name: entry.rows - entry.entered for entry in self._open.values()}
             raise RuntimeError(f"rows went into the stages and never came out: {lost}")
 
     def _commit(self, entry: _Open) -> None:
-        table, features = self._assemble(entry)
+        kept = sorted(entry.features)
+        features = np.stack([entry.features[row] for row in kept]) if kept else np.empty((0, 0), np.float16)
+        table = self._assemble(entry, kept)
         with commit(self.run.features(entry.shard.number)) as file:
             np.save(file, features)
         with commit(self.run.scores(entry.shard.number)) as file:
             pq.write_table(table, file)
-        errors = entry.rows - table["error"].null_count
-        seconds = time.monotonic() - entry.started
-        log.info(
-            "scored %s: %d pairs, %d errors, %d with features, %.1f s",
-            entry.shard.name, entry.rows, errors, len(features), seconds,
-        )  # fmt: skip
+        errors, seconds = entry.rows - table["error"].null_count, time.monotonic() - entry.started
+        log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds)
 
-    def _assemble(self, entry: _Open) -> tuple[pa.Table, np.ndarray]:
-        """The shard's rows in input order: one table, and the float16 features of the rows that have them."""
-        order = np.argsort(np.concatenate([part["row"] for part, _ in entry.parts] or [np.empty(0, np.int64)]))
-
-        def gather(name: str, kind: pa.DataType) -> pa.Array:
-            columns = [_column(part, name, kind) for part, _ in entry.parts]
-            return pa.concat_arrays(columns or [pa.array([], kind)]).take(pa.array(order))
-
-        shard = pa.array([entry.shard.name] * entry.rows, pa.string())
-        columns = {"shard": shard} | {name: gather(name, kind) for name, kind in IDENTITY.items()}
-        columns |= {name: gather(name, kind) for name, kind in self.scores.items()}
-
-        present = np.concatenate([np.full(len(p), FEATURES in p) for p, _ in entry.parts] or [np.empty(0, bool)])[order]
-        rows = [part[FEATURES] for part, _ in entry.parts if FEATURES in part]
-        having = np.concatenate([part["row"] for part, _ in entry.parts if FEATURES in part] or [np.empty(0, np.int64)])
-        features = np.concatenate(rows)[np.argsort(having)] if rows else np.empty((0, 0), np.float16)
-        columns["feature_row"] = pa.array(np.where(present, np.cumsum(present) - 1, -1), pa.int32())
-        gated = [pa.array([gated_at] * len(part), pa.string()) for part, gated_at in entry.parts]
-        columns["gated_at"] = pa.concat_arrays(gated or [pa.array([], pa.string())]).take(pa.array(order))
-        columns["error"] = gather("error", pa.string())
-
-        metadata = [record for part, _ in entry.parts for record in part["metadata"]]
-        columns |= carried([metadata[i] for i in order], taken=set(columns))
-        return pa.table(columns), features
+    def _assemble(self, entry: _Open, with_features: list[int]) -> pa.Table:
+        """The shard's rows in input order: identity, what was given, scores, outcome, the input's own fields."""
+        schema = pa.schema(self.schema)
+        table = pa.concat_tables(entry.tables or [schema.empty_table()]).sort_by("row")
+        table = table.add_column(0, "shard", pa.array([entry.shard.name] * entry.rows, pa.string()))
+        feature_row = np.full(entry.rows, -1, np.int32)
+        feature_row[with_features] = np.arange(len(with_features))
+        table = table.append_column("feature_row", pa.array(feature_row))
+        records = [entry.metadata[row] for row in range(entry.rows)]
+        for name, column in carried(records, taken=set(table.column_names)).items():
+            table = table.append_column(name, column)
+        return table.combine_chunks()
 
 
 def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:

@@ -30,8 +30,6 @@ def write(run: Run, progress: Progress) -> int:
 
     A shard that was already written from the same verdicts is left alone.
     """
-    if "decided" not in run.manifest:
-        raise DanqingError(f"{run.folder}: no verdicts yet; run `danqing decide {run.folder}` first")
     uids: list[str] = []
     for shard in run.shards:
         verdict = sha256(run.verdicts(shard.number))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from engine.batch import Batch
-
-T = TypeVar("T", bound=Batch)
+T = TypeVar("T", bound=Sized)
 
 
 @dataclass
