@@ -12,30 +12,37 @@ RED, GREEN, BLUE, SHIFT = 9798, 19235, 3735, 15
 HALF = 1 << (SHIFT - 1)
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _grey(image: np.ndarray, y: int, x: int) -> np.int64:
-    red, green, blue = np.int64(image[y, x, 0]), np.int64(image[y, x, 1]), np.int64(image[y, x, 2])
-    return (red * RED + green * GREEN + blue * BLUE + HALF) >> SHIFT
-
-
 @njit(nogil=True, cache=True)
-def _fill_grey(image: np.ndarray, y: int, row: np.ndarray) -> None:
-    for x in range(row.size):
-        row[x] = _grey(image, y, x)
+def _fill_grey(pixels: np.ndarray, grey: np.ndarray) -> None:
+    """One row of interleaved RGB to grey values: int32, so that the sums below stay within one vector lane."""
+    for x in range(grey.size):
+        red, green, blue = np.int32(pixels[3 * x]), np.int32(pixels[3 * x + 1]), np.int32(pixels[3 * x + 2])
+        grey[x] = (red * RED + green * GREEN + blue * BLUE + HALF) >> SHIFT
 
 
 @njit(nogil=True, cache=True)
 def _laplacian_sums(above: np.ndarray, here: np.ndarray, below: np.ndarray) -> tuple[np.int64, np.int64]:
     """Sum and sum of squares of the 4-neighbour Laplacian along one row (borders reflected, 101)."""
-    width = here.size
+    last = here.size - 1
     total, squares = np.int64(0), np.int64(0)
-    for x in range(width):
-        left = here[x - 1] if x > 0 else here[min(1, width - 1)]
-        right = here[x + 1] if x < width - 1 else here[max(width - 2, 0)]
-        value = np.int64(above[x] + below[x] + left + right - 4 * here[x])
+    for x in range(1, last):
+        at = np.uintp(x)  # unsigned: Numba need not look for negative positions
+        beside = here[at - np.uintp(1)] + here[at + np.uintp(1)]
+        value = np.int32(above[at] + below[at] + beside - 4 * here[at])
         total += value
-        squares += value * value
+        squares += np.int32(value * value)
+    for x in range(0, last + 1, max(last, 1)):  # the two edges, which may be one
+        value = np.int32(above[x] + below[x] + 2 * here[min(abs(x - 1), last)] - 4 * here[x])
+        total += value
+        squares += np.int32(value * value)
     return total, squares
+
+
+@njit(nogil=True, cache=True)
+def _count(grey: np.ndarray, histograms: np.ndarray) -> None:
+    """Adds a row to the histogram, in four parts: like neighbours would wait for each other's count."""
+    for x in range(grey.size):
+        histograms[x & 3, grey[x] & 255] += 1
 
 
 @njit(nogil=True, cache=True)
@@ -54,28 +61,23 @@ def pixel_statistics(image: np.ndarray) -> tuple[float, float, float]:
     the number of threads can change a figure.
     """
     height, width = image.shape[0], image.shape[1]
+    lines = np.ascontiguousarray(image).reshape(height, width * 3)
     rows = np.empty((3, width), np.int32)
-    histogram = np.zeros(256, np.int64)
+    histograms = np.zeros((4, 256), np.int64)
     total, squares = np.int64(0), np.int64(0)
-    _fill_grey(image, 0, rows[0])
-    if height > 1:
-        _fill_grey(image, 1, rows[1])
+    for y in range(min(height, 2)):
+        _fill_grey(lines[y], rows[y])
     for y in range(height):
-        here = rows[y % 3]
         # Border rule of OpenCV (BORDER_REFLECT_101): the row beyond the edge is the one before the edge.
-        above = rows[(y - 1) % 3] if y > 0 else rows[min(1, height - 1)]
-        if y == height - 1:
-            below = rows[(y - 1) % 3] if height > 1 else here
-        else:
-            below = rows[(y + 1) % 3]
-        for x in range(width):
-            histogram[here[x]] += 1
-        row_total, row_squares = _laplacian_sums(above, here, below)
+        above, below = abs(y - 1) if height > 1 else 0, y + 1 if y + 1 < height else max(y - 1, 0)
+        row_total, row_squares = _laplacian_sums(rows[above % 3], rows[y % 3], rows[below % 3])
         total += row_total
         squares += row_squares
+        _count(rows[y % 3], histograms)
         if y + 2 < height:
-            _fill_grey(image, y + 2, rows[(y + 2) % 3])
+            _fill_grey(lines[y + 2], rows[(y + 2) % 3])
 
+    histogram = histograms.sum(axis=0)
     pixels = float(height * width)
     grey_sum, grey_squares, entropy = 0.0, 0.0, 0.0
     for value in range(256):

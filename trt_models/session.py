@@ -13,7 +13,7 @@ from trt_models.card import Card
 if TYPE_CHECKING:
     from engine.device import Device
 
-BATCH = 16
+BATCH = 8
 """Rows a model sees at once. Always exactly so many: a row's result must not depend on its company."""
 
 

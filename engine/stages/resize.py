@@ -1,19 +1,21 @@
-"""Decoded pictures to the models' input sizes: one DALI graph for all of them."""
+"""Decoded pictures to the models' input sizes: our own kernel on CPUs, one DALI graph for all sizes on GPUs."""
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
-from nvidia.dali import fn, types
-from nvidia.dali.pipeline import pipeline_def
+from PIL import Image
 
 from engine.batch import Batch
 from engine.device import Device
 from engine.stages.base import Context, Stage
+from kernels.resample import CUBIC, LINEAR, resample
 from trt_models.card import ImageInput
 
-INTERPOLATIONS = {"cubic": types.INTERP_CUBIC, "linear": types.INTERP_LINEAR}
+INTERPOLATIONS = {"cubic": CUBIC, "linear": LINEAR}
 SLICE = 32  # pictures in one pass of the graph
 
 
@@ -28,60 +30,106 @@ class Resize(Stage):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.columns = [column for column in self.produces if column in context.wanted]
-        self.inputs = [context.models.image_input(self.ROLES[column]) for column in self.columns]
-        self.resize = Resizer(self.inputs, context.device)
+        inputs = [context.models.image_input(self.ROLES[column]) for column in self.columns]
+        self.resize = open_resizer(inputs, context.device)
 
     def __call__(self, batch: Batch) -> None:
         for column, resized in zip(self.columns, self.resize(batch["pixels"]), strict=True):
             batch[column] = resized
 
 
-class Resizer:
+class Resizer(Protocol):
     """Pictures of any size to one batch per model: resized and cropped as each model's card says."""
 
-    def __init__(self, inputs: list[ImageInput], device: Device) -> None:
+    def __call__(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """uint8 (height, width, 3) each → for every model uint8 (pictures, size, size, 3)."""
+        ...
+
+
+def open_resizer(inputs: Sequence[ImageInput], device: Device) -> Resizer:
+    """The resizer of the device."""
+    return KernelResizer(inputs, device)
+
+
+def scaled(shape: Sequence[int], wanted: ImageInput) -> tuple[int, int]:
+    """(height, width) after scaling; the longer side is rounded down, as torchvision does."""
+    if wanted.fit == "stretch":
+        return wanted.resize, wanted.resize
+    shorter = min(shape[:2])
+    return shape[0] * wanted.resize // shorter, shape[1] * wanted.resize // shorter
+
+
+class KernelResizer:
+    """`kernels.resample`, a picture at a time on all threads: bit-equal to Pillow, and only the crop is computed."""
+
+    def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
+        self.inputs, self.device = inputs, device
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        outputs = [np.empty((len(pictures), wanted.size, wanted.size, 3), np.uint8) for wanted in self.inputs]
+
+        def prepare(row: int) -> None:
+            for wanted, output in zip(self.inputs, outputs, strict=True):
+                _prepare(pictures[row], wanted, output[row])
+
+        self.device.map(prepare, range(len(pictures)))
+        return outputs
+
+
+def _prepare(picture: np.ndarray, wanted: ImageInput, out: np.ndarray) -> None:
+    height, width = scaled(picture.shape, wanted)
+    top, left = (height - wanted.size) // 2, (width - wanted.size) // 2
+    interpolation = INTERPOLATIONS[wanted.interpolation]
+    if not wanted.jpeg_quality:
+        resample(picture, height, width, top, left, out, interpolation)
+        return
+    whole = np.empty((height, width, 3), np.uint8)
+    resample(picture, height, width, 0, 0, whole, interpolation)
+    buffer = io.BytesIO()
+    Image.fromarray(whole).save(buffer, "JPEG", quality=wanted.jpeg_quality)
+    out[:] = np.asarray(Image.open(buffer))[top : top + wanted.size, left : left + wanted.size]
+
+
+class DaliResizer:
+    """One DALI graph for all the models' sizes: decode once, resize to each."""
+
+    def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
         self.inputs = inputs
         self.graph = _graph(inputs, device)
 
-    def __call__(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
-        """uint8 (height, width, 3) each → for every model uint8 (pictures, size, size, 3)."""
+    def __call__(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         parts: list[list[np.ndarray]] = [[] for _ in self.inputs]
         for start in range(0, len(pictures), SLICE):
             some = pictures[start : start + SLICE]
             self.graph.feed_input("pictures", some)
             for number, wanted in enumerate(self.inputs):
-                self.graph.feed_input(
-                    f"size{number}", np.array([scaled(p.shape[:2], wanted) for p in some], np.float32)
-                )
+                sizes = np.array([scaled(picture.shape, wanted) for picture in some], np.float32)
+                self.graph.feed_input(f"size{number}", sizes)
             for part, resized in zip(parts, self.graph.run(), strict=True):
                 part.append(np.array(resized.as_array()))  # DALI writes into the same buffer next time
         return [np.concatenate(part) for part in parts]
 
 
-def scaled(shape: tuple[int, int], wanted: ImageInput) -> tuple[int, int]:
-    """(height, width) after scaling; the longer side is rounded down, as torchvision does."""
-    if wanted.fit == "stretch":
-        return wanted.resize, wanted.resize
-    shorter = min(shape)
-    return shape[0] * wanted.resize // shorter, shape[1] * wanted.resize // shorter
+def _graph(inputs: Sequence[ImageInput], device: Device) -> Any:
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import pipeline_def
 
+    kinds = {"cubic": types.INTERP_CUBIC, "linear": types.INTERP_LINEAR}
 
-def _graph(inputs: list[ImageInput], device: Device) -> Any:
     @pipeline_def(batch_size=SLICE, num_threads=device.threads, device_id=None, prefetch_queue_depth=1)
     def graph() -> tuple[Any, ...]:
         pictures = fn.external_source(name="pictures", device=device.kind, layout="HWC", batch=True, no_copy=True)
-        return tuple(_prepare(pictures, number, wanted) for number, wanted in enumerate(inputs))
+        outputs = []
+        for number, wanted in enumerate(inputs):
+            # Sizes come as numbers we rounded ourselves: DALI's own `resize_shorter` scales both sides by the
+            # unrounded factor, which puts every pixel a fraction beside where the models' preprocessing has it.
+            size = fn.external_source(name=f"size{number}", batch=True)
+            output = fn.resize(pictures, size=size, interp_type=kinds[wanted.interpolation], antialias=True)
+            if wanted.jpeg_quality:
+                output = fn.jpeg_compression_distortion(output, quality=wanted.jpeg_quality)
+            outputs.append(fn.crop(output, crop=(wanted.size, wanted.size), rounding="truncate"))
+        return tuple(outputs)
 
     pipeline = graph()
     pipeline.build()
     return pipeline
-
-
-def _prepare(pictures: Any, number: int, wanted: ImageInput) -> Any:
-    # Sizes come as numbers we rounded ourselves: DALI's own `resize_shorter` scales both sides by the unrounded
-    # factor, which puts every pixel a fraction beside where the models' preprocessing has it.
-    size = fn.external_source(name=f"size{number}", batch=True)
-    resized = fn.resize(pictures, size=size, interp_type=INTERPOLATIONS[wanted.interpolation], antialias=True)
-    if wanted.jpeg_quality:
-        resized = fn.jpeg_compression_distortion(resized, quality=wanted.jpeg_quality)
-    return fn.crop(resized, crop=(wanted.size, wanted.size), rounding="truncate")

@@ -1,6 +1,6 @@
 """The engine beside the plain script: same crawl, same models, same figures, same cores, in turn.
 
-    python -m profiling.bench.end_to_end --data /work/shared/data/photos --captions captions.parquet
+    python -m profiling.bench.end_to_end --data "photos/*.tar" --captions captions.parquet
     python -m profiling.bench.end_to_end --data DIR --everything      # no gates: every figure of every pair
     python -m profiling.bench.end_to_end --data DIR --memory          # peak memory, and with ten times the shards
 

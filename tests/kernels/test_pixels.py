@@ -20,7 +20,7 @@ def test_grey_is_bit_equal_to_opencv_for_every_colour_step() -> None:
     image = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels) ** 2, len(levels), 3)
     grey = np.empty(image.shape[:2], np.int32)
     for y in range(len(image)):
-        _fill_grey(image, y, grey[y])
+        _fill_grey(image[y].reshape(-1), grey[y])
     assert (grey == cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)).all()
 
 

@@ -1,0 +1,31 @@
+"""Resizing, against Pillow."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from kernels.resample import CUBIC, LINEAR, resample
+
+FILTERS = {CUBIC: Image.Resampling.BICUBIC, LINEAR: Image.Resampling.BILINEAR}
+
+
+def test_every_size_is_pillows_bit_by_bit() -> None:
+    chance = np.random.default_rng(0)
+    for number in range(300):
+        height, width, rows, columns = (int(side) for side in chance.integers(1, 120, 4))
+        picture = chance.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        out = np.empty((rows, columns, 3), np.uint8)
+        interpolation = (CUBIC, LINEAR)[number % 2]
+        resample(picture, rows, columns, 0, 0, out, interpolation)
+        across = Image.fromarray(picture).resize((columns, height), FILTERS[interpolation])
+        expected = across.resize((columns, rows), FILTERS[interpolation])
+        assert (out == np.asarray(expected)).all(), (height, width, rows, columns, interpolation)
+
+
+def test_a_window_is_the_crop_of_the_whole() -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    whole, window = np.empty((50, 64, 3), np.uint8), np.empty((20, 31, 3), np.uint8)
+    resample(picture, 50, 64, 0, 0, whole, CUBIC)
+    resample(picture, 50, 64, 13, 9, window, CUBIC)
+    assert (window == whole[13:33, 9:40]).all()
