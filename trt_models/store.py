@@ -10,7 +10,7 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.errors import DanqingError
 from engine.files import commit, write_json
@@ -49,6 +49,13 @@ def package_file(package: str | None, file: str, folder: Path | None = None) -> 
 
 
 def sha256(path: Path) -> str:
+    status = path.stat()
+    return _digest(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    """Large files are read once a process, unless they change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -124,7 +131,8 @@ class ModelSet:
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self.names = names
-        self._sessions: dict[str, Any] = {}
+        self._sessions: dict[str, Session] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     def card(self, role: str) -> Card:
         if role not in self.names:
@@ -147,9 +155,12 @@ class ModelSet:
 
     def tokenizer(self, role: str) -> Tokenizer:
         card = self.card(role)
-        if card.token_input is None:
+        wanted = card.token_input
+        if wanted is None:
             raise DanqingError(f"model {card.name}: its card has no token_input")
-        return Tokenizer(card.token_input, package_file(card.token_input.package, card.token_input.file, card.folder))
+        if role not in self._tokenizers:
+            self._tokenizers[role] = Tokenizer(wanted, package_file(wanted.package, wanted.file, card.folder))
+        return self._tokenizers[role]
 
     def text_classifier(self, role: str) -> Lexicon:
         card = self.card(role)

@@ -1,0 +1,78 @@
+"""Model cards, the files they name, and sessions over them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from engine.device import Device
+from engine.errors import DanqingError
+from trt_models.card import card_names, load_card
+from trt_models.session import BATCH, open_session
+from trt_models.store import onnx_path
+
+
+def write_card(folder: Path, **changes: str) -> str:
+    """A model that sums each row, with its card; `changes` replace or add keys of the card."""
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 3])
+    total = helper.make_tensor_value_info("total", TensorProto.FLOAT, ["n"])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    node = helper.make_node("ReduceSum", ["rows", "axes"], ["total"], keepdims=0)
+    model = helper.make_model(
+        helper.make_graph([node], "sum", [rows], [total], [axes]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=10,
+    )
+    onnx.save(model, str(folder / "sum.onnx"))
+    digest = hashlib.sha256((folder / "sum.onnx").read_bytes()).hexdigest()
+    keys = {"name": "sum", "task": "image_embedding", "licence": "MIT", "onnx": "sum.onnx", "sha256": digest} | changes
+    path = folder / "sum.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+    return str(path)
+
+
+def test_every_built_in_card_can_be_read() -> None:
+    assert {load_card(name).name for name in card_names()} == set(card_names())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"outptus": "{}"}, "unknown key 'outptus'; did you mean 'outputs'"),
+        ({"task": "image_embeding"}, "did you mean 'image_embedding'"),
+        ({"build": "open_nsfw"}, "exactly one of"),
+        ({"sha256": ""}, "needs the file's 'sha256'"),
+        ({"image_input": "{size: 224}"}, "image_input: .*'resize'"),
+    ],
+)
+def test_wrong_cards_are_refused_with_their_name(tmp_path: Path, changes: dict[str, str], words: str) -> None:
+    with pytest.raises(DanqingError, match=words) as refused:
+        load_card(write_card(tmp_path, **changes))
+    assert "sum.yaml" in str(refused.value)
+
+
+def test_unknown_models_are_answered_with_the_nearest() -> None:
+    with pytest.raises(DanqingError, match="did you mean 'open-nsfw'"):
+        load_card("open_nsfw")
+
+
+def test_a_changed_file_is_not_loaded(tmp_path: Path) -> None:
+    card = load_card(write_card(tmp_path))
+    assert onnx_path(card) == tmp_path / "sum.onnx"
+    with (tmp_path / "sum.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(DanqingError, match=r"sum\.onnx: SHA-256 is .*the card sum says"):
+        onnx_path(card)
+
+
+@pytest.mark.parametrize("rows", [1, BATCH - 1, BATCH, 2 * BATCH + 3])
+def test_a_session_takes_any_number_of_rows(tmp_path: Path, device: Device, rows: int) -> None:
+    card = load_card(write_card(tmp_path))
+    values = np.random.default_rng(rows).random((rows, 3), np.float32)
+    total = open_session(card, onnx_path(card), device).run(rows=values)["total"]
+    np.testing.assert_allclose(total, values.sum(1), rtol=1e-6)
