@@ -20,9 +20,19 @@ DESCRIPTION = """\
 Turns crawled Chinese image-text pairs into a training set: the DanQing recipe, score → decide → write.
 
   danqing demo                                   a small crawl with planted defects, start to finish
+  danqing select 'urls/*.parquet' -o chosen      URLs and captions: what can be dropped before any download
   danqing curate 'shards/{00000..00041}.tar' -o out --recipe embedded
   danqing decide out --set words.max=40          other thresholds, in seconds, without scoring again
   danqing explain out 000001234                  every score of one pair, and why it was dropped
+"""
+
+SELECT_EXAMPLE = """\
+example:
+  danqing select 'cc/*.parquet' more.csv.gz -o chosen --caption-col alt_text --blocklist bad-domains.txt
+
+  chosen/urls/00000.parquet, …       the kept rows, all their columns and text_clean: img2dataset's input
+  chosen/verdicts/00000.parquet, …   every row: keep, dropped_by, its scores, and what was wrong with it
+  chosen/funnel.json                 what each criterion dropped
 """
 
 
@@ -77,6 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
         "Original picture bytes, clean captions, kept_uids.npy and report.html.",
         run,
     )  # fmt: skip
+    tables = command(
+        select, "drop rows of URL tables before anything is downloaded",
+        "Applies the recipe's criteria that need no picture, a part at a time; an interrupted selection goes on.",
+        recipe,
+    )  # fmt: skip
+    tables.formatter_class = argparse.RawDescriptionHelpFormatter
+    tables.epilog = SELECT_EXAMPLE
+    _add_table_options(tables)
     key = command(
         explain, "show every score of one pair, and why it was kept or dropped", "Takes the pair's key or its uid.", run
     )
@@ -116,6 +134,19 @@ def _input_options() -> argparse.ArgumentParser:
         "--caption-key", metavar="EXT,…", help="members or .json fields that hold the caption (default: txt)"
     )
     return parser
+
+
+def _add_table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs", nargs="+", metavar="TABLE",
+        help="Parquet, CSV or JSON lines (.csv.gz and .jsonl.gz too): files, folders, globs, brace ranges",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder to write to")
+    parser.add_argument("--url-col", default="url", metavar="NAME", help="column of the URLs (default: url)")
+    parser.add_argument("--caption-col", default="caption", metavar="NAME", help="… the captions (default: caption)")
+    parser.add_argument(
+        "--blocklist", type=Path, metavar="FILE", help="blocked domains, one a line, subdomains included"
+    )
 
 
 def _run_options() -> argparse.ArgumentParser:
@@ -203,6 +234,24 @@ def write(options: argparse.Namespace) -> None:
 
     kept = write_run(Run.open(options.run))
     print(f"{kept} pairs in {options.run / 'shards'}; pictures in {options.run / 'report.html'}")
+
+
+def select(options: argparse.Namespace) -> None:
+    from engine.report.terminal import print_funnel, print_spans
+    from engine.select import select
+    from engine.sources.tables import Columns
+
+    columns = Columns(options.url_col, options.caption_col)
+    chosen = select(options.inputs, options.output, _recipe(options), columns, options.blocklist)
+    if not chosen.spans:
+        print(f"{chosen.folder}: already selected; nothing to do")
+    print_spans(chosen.spans)
+    print_funnel(chosen.funnel)
+    print(f"\n{chosen.funnel.kept} URLs in {chosen.urls}")
+    if chosen.later:
+        print(f"Judged after the download: {', '.join(chosen.later)}")
+    print(f"Next:\n  {chosen.download_command()}")
+    print(f"  danqing curate {chosen.folder / 'images'} -o curated")
 
 
 def explain(options: argparse.Namespace) -> None:

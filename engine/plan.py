@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.criteria import FEATURES, Criterion
@@ -46,13 +46,24 @@ class Plan:
         return {name: kind for name, kind in produced.items() if kind is not None and name != FEATURES}
 
 
-def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str]) -> Plan:
+def decidable(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str]) -> Recipe:
+    """The recipe with only those criteria whose columns can be computed from the columns given."""
+    available = set(given)
+    waiting = list(catalogue)
+    while ready := [stage for stage in waiting if available.issuperset(stage.needs)]:
+        available.update(name for stage in ready for name in stage.produces)
+        waiting = [stage for stage in waiting if stage not in ready]
+    return replace(recipe, criteria=tuple(c for c in recipe.criteria if c.column in available))
+
+
+def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str], also: Iterable[str] = ()) -> Plan:
     """Schedules what the recipe's criteria need, nothing else.
 
     Args:
         catalogue: the stages there are; each has `name`, `needs` and `produces` (column → Arrow type, or None
             for a column that only travels to later stages).
         given: columns that reading provides.
+        also: columns wanted beside the criteria's own, computed last.
     """
     producers: Mapping[str, type[Any]] = {name: stage for stage in catalogue for name in stage.produces}
     steps: list[Step] = []
@@ -75,6 +86,8 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         gates = steps[-1].gates if steps else waiting
         if isinstance(criterion, Criterion):
             gates.append(criterion)
+    for column in also:
+        schedule(column)
     if steps:
         steps[0].gates[:0] = waiting
     # What only travels is let go as soon as nobody later needs it; the encoded picture is the heaviest of all.

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from engine.batch import Batch, pack
 from engine.ledger import Ledger
@@ -29,6 +30,12 @@ GIVEN = ("shard", "row", "key", "uid", "url", "caption", "image", "image_bytes",
 READ_ROWS, READ_BYTES = 256, 64 << 20
 
 
+class Exit(Protocol):
+    """Where rows leave the stream."""
+
+    def enter(self, batch: Batch, gated_at: str | None = None) -> None: ...
+
+
 def score(run: Run, plan: Plan, context: Context, progress: Progress, gated: bool = True) -> Spans:
     """Scores every shard that has no scores yet; each shard's files appear when its last row is in.
 
@@ -39,13 +46,20 @@ def score(run: Run, plan: Plan, context: Context, progress: Progress, gated: boo
     spans = Spans()
     ledger = Ledger(run, plan.scores, progress)
     batches = spans.timed("read", read(run.unscored(), run.layout, ledger))
+    run_stages(batches, plan, context, ledger, spans, gated)
+    ledger.close()
+    return spans
+
+
+def run_stages(
+    batches: Iterable[Batch], plan: Plan, context: Context, ledger: Exit, spans: Spans, gated: bool = True
+) -> None:
+    """A stream of batches through all stages and gates of a plan; every row is entered in the ledger once."""
     for position, step in enumerate(plan.steps):
         following = plan.steps[position + 1].stage.name if position + 1 < len(plan.steps) else None
         batches = through(batches, step, context, ledger, spans, following if gated else None)
     for batch in batches:
         ledger.enter(batch)
-    ledger.close()
-    return spans
 
 
 def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger) -> Iterator[Batch]:
@@ -78,7 +92,7 @@ def _batch(rows: list[tuple[Any, ...]]) -> Batch:
 
 
 def through(
-    batches: Iterable[Batch], step: Step, context: Context, ledger: Ledger, spans: Spans, following: str | None
+    batches: Iterable[Batch], step: Step, context: Context, ledger: Exit, spans: Spans, following: str | None
 ) -> Iterator[Batch]:
     """One stage and the gate behind it. Rows that go no further are entered in the ledger here."""
     stage = step.stage(context)
@@ -87,6 +101,10 @@ def through(
     for batch in batches:
         with spans(stage.name, len(batch)):
             stage(batch)
+        for name, kind in stage.produces.items():
+            # A gate must see what DECIDE will read: the score as it is stored, compared as float64.
+            if kind is not None and pa.types.is_floating(kind):
+                batch[name] = batch[name].astype(kind.to_pandas_dtype()).astype(np.float64)
         batch.drop(step.spent)
         failed = np.array([error is not None for error in batch["error"]])
         if failed.any():

@@ -35,26 +35,34 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class TokenInput:
-    """The tokenizer of a text model: a file of an installed package, or one beside the card."""
+    """The tokenizer of a text model: a file of an installed package, or one beside the card.
 
-    kind: Literal["sentencepiece"]
+    Ids left out: `wordpiece` takes those of [UNK], [CLS], [SEP] and [PAD] from its vocabulary; `sentencepiece` has 0
+    for an unknown piece, neither begin nor end, and -1 for padding.
+    """
+
+    kind: Literal["sentencepiece", "wordpiece"]
     file: str
     package: str | None = None
-    unknown: int = 0
+    unknown: int | None = None
     begin: int | None = None
     end: int | None = None
-    pad: int = -1
+    pad: int | None = None
     max_length: int = 128
 
 
 @dataclass(frozen=True)
 class TermList:
-    """Terms of one file: those of at least `full` Han characters count 1, of at least `half` count 0.5."""
+    """Terms of one file: those of at least `full` Han characters count 1, of at least `half` count 0.5.
+
+    `without`: terms of the file that are left out.
+    """
 
     file: str
     full: int
     half: int | None = None
     package: str | None = None
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Card:
     image_input: ImageInput | None = None
     token_input: TokenInput | None = None
     lexicon: tuple[TermList, ...] = ()
+    patterns: Mapping[str, float] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     thresholds: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None

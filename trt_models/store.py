@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from engine.errors import DanqingError
 from engine.files import commit, write_json
+from kernels.lexicon import Patterns
 from trt_models.card import Card, ImageInput, load_card
-from trt_models.lexicon import Lexicon
-from trt_models.tokenizer import Tokenizer
+from trt_models.classifier import Lexicon, TextClassifier, TextNetwork, read_terms
+from trt_models.tokenizer import AnyTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from engine.device import Device
@@ -132,7 +133,7 @@ class ModelSet:
     def __init__(self, names: Mapping[str, str]) -> None:
         self.names = names
         self._sessions: dict[str, Session] = {}
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._tokenizers: dict[str, AnyTokenizer] = {}
 
     def card(self, role: str) -> Card:
         if role not in self.names:
@@ -153,20 +154,28 @@ class ModelSet:
             raise DanqingError(f"model {card.name}: its card has no image_input")
         return card.image_input
 
-    def tokenizer(self, role: str) -> Tokenizer:
+    def tokenizer(self, role: str) -> AnyTokenizer:
         card = self.card(role)
         wanted = card.token_input
         if wanted is None:
             raise DanqingError(f"model {card.name}: its card has no token_input")
         if role not in self._tokenizers:
-            self._tokenizers[role] = Tokenizer(wanted, package_file(wanted.package, wanted.file, card.folder))
+            self._tokenizers[role] = open_tokenizer(wanted, package_file(wanted.package, wanted.file, card.folder))
         return self._tokenizers[role]
 
-    def text_classifier(self, role: str) -> Lexicon:
+    def text_classifier(self, role: str, device: Device) -> TextClassifier:
+        """Word lists or a network, whichever the card describes."""
         card = self.card(role)
+        if card.task != "text_classifier":
+            raise DanqingError(f"models.{role}: {card.name} is a model for {card.task}, not a text_classifier")
         if not card.lexicon:
-            raise DanqingError(f"model {card.name}: {role} needs a card with a 'lexicon'")
-        return Lexicon((entry, package_file(entry.package, entry.file, card.folder)) for entry in card.lexicon)
+            return TextNetwork(self.session(role, device), self.tokenizer(role))
+        return Lexicon(self.terms(role), Patterns(**card.patterns), device)
+
+    def terms(self, role: str) -> dict[str, float]:
+        """The terms of a word-list classifier, and what each weighs."""
+        card = self.card(role)
+        return read_terms((entry, package_file(entry.package, entry.file, card.folder)) for entry in card.lexicon)
 
     def hashes(self) -> dict[str, dict[str, str]]:
         """Role → card name, card hash and, for networks, the ONNX file's hash: what the scores depend on."""

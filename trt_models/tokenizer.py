@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
+from engine.errors import DanqingError, did_you_mean
+from kernels.wordpiece import build_tables, token_ids
 from trt_models.card import TokenInput
 
 
@@ -15,7 +19,7 @@ class Tokenizer:
 
     def __init__(self, card: TokenInput, model: Path) -> None:
         self.card = card
-        self.unknown = card.unknown
+        self.unknown = 0 if card.unknown is None else card.unknown
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
@@ -24,13 +28,69 @@ class Tokenizer:
         end = [] if self.card.end is None else [self.card.end]
         room = self.card.max_length - len(begin) - len(end)
         return [
-            np.array([*begin, *(ids or [self.card.unknown])[:room], *end], np.int32)
-            for ids in self._processor.encode(texts)
+            np.array([*begin, *(ids or [self.unknown])[:room], *end], np.int32) for ids in self._processor.encode(texts)
         ]
 
     def pad(self, ids: list[np.ndarray]) -> np.ndarray:
         """int32 (texts, longest): one rectangle for the model, the rest filled with the card's pad id."""
-        out = np.full((len(ids), max(map(len, ids), default=1)), self.card.pad, np.int32)
-        for row, tokens in enumerate(ids):
-            out[row, : len(tokens)] = tokens
-        return out
+        return _rectangle(ids, -1 if self.card.pad is None else self.card.pad)
+
+
+class WordPiece:
+    """WordPiece of a lower-case BERT vocabulary (vocab.txt: a piece a line, in the order of their ids)."""
+
+    def __init__(self, card: TokenInput, vocabulary: Path) -> None:
+        if card.max_length < 2:
+            raise DanqingError(f"token_input: max_length {card.max_length} has no room for [CLS] and [SEP]")
+        pieces = [line.rstrip() for line in vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        ids = {piece: index for index, piece in enumerate(pieces)}
+
+        def special(given: int | None, piece: str) -> int:
+            if given is None and piece not in ids:
+                raise DanqingError(f"{vocabulary}: no line {piece}, and the card's token_input gives no id for it")
+            return ids[piece] if given is None else given
+
+        self.card = card
+        self.unknown, self._pad = special(card.unknown, "[UNK]"), special(card.pad, "[PAD]")
+        begin, end = special(card.begin, "[CLS]"), special(card.end, "[SEP]")
+        self.tables = build_tables(pieces, (begin, end, self._pad, self.unknown))
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """int32 ids a text, at most `max_length` (the end token stays)."""
+        rows = [text.encode("utf-8", "surrogatepass") for text in texts]  # the kernel drops lone surrogates
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        data = np.frombuffer(b"".join(rows), np.uint8)
+        ids, lengths, _ = token_ids(_ThisThread(), self.tables, offsets, data, self.card.max_length)
+        return [row[:length] for row, length in zip(ids, lengths, strict=True)]
+
+    def pad(self, ids: list[np.ndarray]) -> np.ndarray:
+        """int32 (texts, longest): one rectangle for the model, the rest filled with [PAD]."""
+        return _rectangle(ids, self._pad)
+
+
+AnyTokenizer = Tokenizer | WordPiece
+_KINDS: dict[str, type[Tokenizer] | type[WordPiece]] = {"sentencepiece": Tokenizer, "wordpiece": WordPiece}
+
+
+def open_tokenizer(card: TokenInput, path: Path) -> AnyTokenizer:
+    """The tokenizer of the card's kind, from its model or vocabulary."""
+    if card.kind not in _KINDS:
+        raise DanqingError(f"token_input: no kind {card.kind!r}; {did_you_mean(card.kind, _KINDS)}")
+    return _KINDS[card.kind](card, path)
+
+
+def _rectangle(ids: list[np.ndarray], pad: int) -> np.ndarray:
+    out = np.full((len(ids), max(map(len, ids), default=1)), pad, np.int32)
+    for row, tokens in enumerate(ids):
+        out[row, : len(tokens)] = tokens
+    return out
+
+
+class _ThisThread:
+    """Where a batch is tokenized: the stage has a thread of its own already."""
+
+    kind, threads = "cpu", 1
+
+    def map(self, function: Callable[..., Any], items: Iterable[Any]) -> list[Any]:
+        return [function(item) for item in items]

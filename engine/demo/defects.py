@@ -57,8 +57,8 @@ def _(pair: Pair, photo: dict[str, Any], chance: random.Random) -> Pair:
 
 @cache
 def unsafe_terms() -> list[str]:
-    lexicon = ModelSet({"text_safety": "jionlp-pornography"}).text_classifier("text_safety")
-    return sorted(term for term, weight in lexicon.weights.items() if weight >= 1 and 3 <= len(term) <= 8)
+    weights = ModelSet({"text_safety": "jionlp-pornography"}).terms("text_safety")
+    return sorted(term for term, weight in weights.items() if weight >= 1 and 3 <= len(term) <= 8)
 
 
 @plants("blocked domain", "blocked_source")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ class Context:
     wanted: frozenset[str]
     blocked_domains: frozenset[str] = frozenset()
     max_pixels: int = 2**31 - 1
+    user_dictionaries: tuple[Path, ...] = ()
 
 
 class Stage:

@@ -30,6 +30,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
+import jieba
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -42,7 +43,7 @@ from rich.table import Table
 from engine.errors import DanqingError
 from engine.recipe import load_recipe
 from engine.sources import Layout, Sample, find_shards, open_shard
-from engine.stages.text import jieba_cut, words_of
+from profiling.bench.plain_text import is_word
 from trt_models.card import load_card
 from trt_models.store import onnx_path
 
@@ -87,7 +88,7 @@ def chinese_lines(captions: Path | None, wanted: int) -> list[str]:
         table = table.filter(pa.array(chinese))
     lines = table["text"].to_pylist()
     chance.shuffle(lines)
-    out = [line for line in islice(lines, 50 * wanted) if 8 <= len(words_of(jieba_cut()(line))) <= 40]
+    out = [line for line in islice(lines, 50 * wanted) if 8 <= sum(map(is_word, jieba.lcut(line))) <= 40]
     if len(out) < wanted:
         raise DanqingError(f"{captions}: fewer than {wanted} Chinese lines of 8 to 40 words")
     return out[:wanted]

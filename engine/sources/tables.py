@@ -1,0 +1,289 @@
+"""Tables of URLs and captions: Parquet, CSV and JSON lines, a bounded number of rows at a time.
+
+CSV and JSON lines are read by Python's own parsers, a record at a time: Arrow's readers are faster, but guess the types
+from the first block and give the whole file up at the first line that disagrees. Here a broken line costs one row.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.errors import DanqingError, did_you_mean
+from engine.sources import Shard, expand
+
+SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+PEEK_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold the URL and the caption."""
+
+    url: str = "url"
+    caption: str = "caption"
+
+
+@dataclass
+class Part:
+    """Rows that are read, and later written, together; a part never crosses the border of a file.
+
+    Attributes:
+        first: position in the file of the part's first row.
+        table: the rows as they came, all columns; a row that could not be read is null throughout.
+        urls, captions: of `table`'s rows, as strings or null.
+        errors: row of the part → what is wrong with it.
+        bytes: how much of the file the part stands for (for the progress bar).
+    """
+
+    file: Shard
+    first: int
+    table: pa.Table
+    urls: pa.Array
+    captions: pa.Array
+    errors: dict[int, str]
+    bytes: int
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+@dataclass
+class _Rows:
+    table: pa.Table
+    bytes: int
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+def find_tables(inputs: Iterable[str]) -> list[Shard]:
+    """The tables of all inputs (files, folders, globs, brace ranges), in the order given.
+
+    Raises:
+        DanqingError: an input names nothing, is missing, given twice or no table.
+    """
+    paths: list[Path] = []
+    for text in inputs:
+        matches = [Path(match) for match in expand(text)]
+        if not matches:
+            raise DanqingError(f"{text}: matches no file")
+        for path in matches:
+            inside = sorted(p for p in path.glob("*") if p.name.endswith(SUFFIXES)) if path.is_dir() else [path]
+            if not inside:
+                raise DanqingError(f"{path}: a folder without tables ({', '.join(SUFFIXES)})")
+            paths.extend(inside)
+    for path in paths:
+        if not path.is_file():
+            raise DanqingError(f"{path}: no such file")
+        if not path.name.endswith(SUFFIXES):
+            raise DanqingError(f"{path}: not a table this command reads ({', '.join(SUFFIXES)})")
+    twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
+    if twice:
+        raise DanqingError(f"{twice[0]}: given twice")
+    return [Shard(number, str(path), path, path.stat().st_size) for number, path in enumerate(paths)]
+
+
+def check_tables(files: Iterable[Shard], columns: Columns) -> None:
+    """Reads each table's first rows, so that a wrong column name is said now and not in an hour."""
+    for file in files:
+        next(read_parts(file, columns, PEEK_ROWS), None)
+
+
+def read_parts(file: Shard, columns: Columns, rows: int) -> Iterator[Part]:
+    """The table in parts of `rows` rows (the last may be shorter); the same parts every time.
+
+    Raises:
+        DanqingError: a file that cannot be read, or without the columns; names file, columns and flag.
+    """
+    first = 0
+    for some in (_parquet if file.path.suffix == ".parquet" else _text)(file, columns, rows):
+        urls = _strings(file, some.table, columns.url, "--url-col", must_exist=first == 0)
+        captions = _strings(file, some.table, columns.caption, "--caption-col", must_exist=first == 0)
+        yield Part(file, first, some.table, urls, captions, some.errors, some.bytes)
+        first += len(some.table)
+
+
+def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: bool) -> pa.Array:
+    """A column as strings, whatever textual type it has in the file."""
+    count = table.column_names.count(name)
+    if count > 1:
+        raise DanqingError(f"{file.path}: has {count} columns {name!r}; choose another with {flag}")
+    if not count:
+        if must_exist:
+            raise DanqingError(
+                f"{file.path}: no column {name!r}; {did_you_mean(name, table.column_names)} "
+                f"The table has: {', '.join(table.column_names) or 'no columns'}. Choose with {flag}."
+            )
+        return pa.nulls(len(table), pa.string())  # JSON lines may leave a field out wherever they have no value
+    column = table[name].combine_chunks()
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pa.array([None if v is None else v.decode("utf-8", "replace") for v in column.to_pylist()], pa.string())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.null()):
+        return column.cast(pa.string())
+    raise DanqingError(f"{file.path}: column {name!r} holds {column.type}, not text; choose another with {flag}")
+
+
+def _parquet(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
+    try:
+        # Arrow's pre-buffering keeps every byte it has read until the file is closed.
+        with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
+            per_row = file.bytes / max(parquet.metadata.num_rows, 1)
+            nothing = waiting = parquet.schema_arrow.empty_table()
+            for batch in parquet.iter_batches(rows):  # not always full: some stop at every row group
+                fresh = pa.Table.from_batches([batch])
+                waiting = pa.concat_tables([waiting, fresh]) if len(waiting) else fresh
+                if len(waiting) >= rows:
+                    yield _Rows(waiting.slice(0, rows), round(per_row * rows))
+                    # an empty slice would hold on to all the rows it was cut from
+                    waiting = waiting.slice(rows) if len(waiting) > rows else nothing
+            if len(waiting):
+                yield _Rows(waiting, round(per_row * len(waiting)))
+    except (pa.ArrowException, OSError) as problem:
+        raise DanqingError(f"{file.path}: cannot be read as Parquet: {problem}") from None
+
+
+Record = tuple[dict[str, Any], str | None]
+"""A row's fields, and what is wrong with it, if anything."""
+
+
+def _text(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
+    is_csv = file.path.name.endswith((".csv", ".csv.gz"))
+    with _open(file.path) as (raw, lines):
+        here = 0
+        records = _checked(_csv(file, lines) if is_csv else _json(lines), lines, columns)
+        while some := list(itertools.islice(records, rows)):
+            before, here = here, raw.tell()
+            errors = {row: problem for row, (_, problem) in enumerate(some) if problem is not None}
+            yield _Rows(_table([record for record, _ in some]), here - before, errors)
+
+
+def _checked(records: Iterable[Record], lines: _Lines, columns: Columns) -> Iterator[Record]:
+    """Takes cells out of the two columns that are no text."""
+    for record, problem in records:
+        for name in (columns.url, columns.caption):
+            value = record.get(name)
+            if not isinstance(value, str | None):
+                problem = f"line {lines.start}: {name!r} is not text but {json.dumps(value)[:40]}"
+                record[name] = None
+        yield record, problem
+
+
+class _Lines:
+    """The lines of a text file, of which a record may take several, and give back all but its first."""
+
+    def __init__(self, stream: Iterable[str]) -> None:
+        self._stream = iter(stream)
+        self._back: list[str] = []
+        self._taken: list[str] = []
+        self.start = 1
+        self.damage: str | None = None
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line = self._back.pop() if self._back else next(self._stream)
+        except (OSError, EOFError, zlib.error) as problem:  # a .gz cut short: what came before it counts
+            self.damage = f"the file ends here: {problem}"
+            raise StopIteration from None
+        self._taken.append(line)
+        return line
+
+    def next_record(self) -> None:
+        self.start += len(self._taken)
+        self._taken.clear()
+
+    def give_back(self) -> None:
+        """All lines of the record at hand but its first: a quote never closed must not swallow what follows it."""
+        self._back.extend(reversed(self._taken[1:]))
+        del self._taken[1:]
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[BinaryIO, _Lines]]:
+    """The file as it lies on disk, and its lines; bytes that are not UTF-8 become U+FFFD, as in captions of shards."""
+    with path.open("rb") as raw:
+        content: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        yield raw, _Lines(io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline=""))
+
+
+def _csv(file: Shard, lines: _Lines) -> Iterator[Record]:
+    reader = csv.reader(lines, strict=True)  # lenient, it would take a stray quote for part of the text, or a new row
+    try:
+        header = next(reader, [])
+    except csv.Error as problem:
+        raise DanqingError(f"{file.path}: the header cannot be read: {problem}") from None
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise DanqingError(f"{file.path}: the header names {twice!r} twice")
+    while True:
+        lines.next_record()
+        wrong = None
+        try:
+            fields = next(reader, None)
+        except csv.Error as problem:
+            fields, wrong = [], str(problem)
+        if fields is None:
+            break
+        if fields and len(fields) != len(header):
+            wrong = f"{len(fields)} fields where the header has {len(header)}"
+        if wrong is not None:
+            lines.give_back()
+            yield dict.fromkeys(header), f"line {lines.start}: {wrong}"
+        elif fields:  # an empty line is no row
+            yield dict(zip(header, fields, strict=True)), None
+    if lines.damage:
+        yield dict.fromkeys(header), lines.damage
+
+
+def _json(lines: _Lines) -> Iterator[Record]:
+    for line in lines:
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as problem:
+                yield {}, f"line {lines.start}: not valid JSON: {problem}"
+            else:
+                if isinstance(record, dict):
+                    yield record, None
+                else:
+                    yield {}, f"line {lines.start}: a JSON {type(record).__name__}, not an object"
+        lines.next_record()
+    if lines.damage:
+        yield {}, lines.damage
+
+
+def _table(records: list[dict[str, Any]]) -> pa.Table:
+    names = dict.fromkeys(name for record in records for name in record)
+    return pa.table({name: _column([record.get(name) for record in records]) for name in names})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Values of one kind as they are; lists, objects and mixtures as JSON text."""
+    try:
+        column = pa.array(values)
+        if not pa.types.is_nested(column.type):
+            return column
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):
+        pass
+    return pa.array([_as_text(value) for value in values], pa.string())
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, str):  # what cannot be UTF-8 (lone surrogates from JSON) is replaced, not fatal
+        return value.encode("utf-8", "replace").decode()
+    return None if value is None else json.dumps(value)
