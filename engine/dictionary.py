@@ -185,4 +185,6 @@ def is_ornament(character: str, category: str) -> bool:
     code = ord(character)
     if category == "So":
         return character not in KEPT_SYMBOLS
+    if code in (0x25FD, 0x25FE):  # the two emoji among the mathematical signs that need no variation selector
+        return True
     return 0xFE00 <= code <= 0xFE0F or 0x1F3FB <= code <= 0x1F3FF or 0xE0100 <= code <= 0xE01EF or code == 0x20E3

@@ -57,7 +57,7 @@ def decode(data, start, stop, chars):
     count = 0
     at = start
     while at < stop:
-        lead = data[at]
+        lead = np.int32(data[at])
         if lead < 0x80:
             chars[count] = lead
             at += 1
@@ -72,7 +72,7 @@ def decode(data, start, stop, chars):
             whole = at + length <= stop
             if whole:
                 for position in range(at + 1, at + length):
-                    byte = data[position]
+                    byte = np.int32(data[position])
                     if byte & 0xC0 != 0x80:
                         whole = False
                     code = code << 6 | byte & 0x3F

@@ -216,7 +216,7 @@ def clean_rows(first, last, step, text, classes, chars, data, lengths, tradition
             if kind & SPACE:
                 space = True
                 continue
-            if kind & DROP or (at + 1 < count and dresses_as_emoji(line, at, count) and kind & LETTER == 0):
+            if kind & DROP or (at + 1 < count and dresses_as_emoji(line, at, count) and kind & HAN == 0):
                 continue
             if kind & NARROW:
                 code -= FULL_WIDTH

@@ -1,0 +1,85 @@
+"""The kernels' other device: compiled for GPUs that are not there, and run in CUDA's simulator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.dictionary import character_classes, open_dictionary
+from kernels import lexicon, text
+from kernels.portable import Kernel
+from kernels.strings import Strings
+from kernels.trie import build
+
+pytest.importorskip("numba.cuda")
+
+
+def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
+    """Every text kernel with arguments as its launcher passes them."""
+    rows = Strings.of(["一只橘猫", "iPhone 15 Pro"])
+    size = len(rows.data) + rows.rows
+    words, classes, work = open_dictionary(), character_classes(), text.scratch(rows)
+    integers = np.empty(size, np.int32)
+    yield text.segment_rows, (rows, words, True, work, integers)
+    table, out = np.empty(2 * size, np.int32), np.empty((rows.rows, len(text.MEASURES)), np.float32)
+    yield text.measure_rows, (rows, words, classes, work, table, out)
+    data, flags = np.empty(size, np.uint8), np.empty(rows.rows, np.uint8)
+    yield text.clean_rows, (rows, classes, integers, data, integers, flags)
+    offsets = np.zeros(rows.rows + 1, np.int64)
+    yield text.gather_rows, (data, rows.offsets, offsets, data)
+    found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
+    terms = build({"猫": 1})
+    yield lexicon.weigh_rows, (rows, terms, lexicon.MARKS, lexicon.Patterns(), integers, found, weights)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_every_kernel_compiles_for_gpus(capability: tuple[int, int]) -> None:
+    for kernel, arguments in launches():
+        text = kernel.ptx(capability, *arguments)
+        assert f".target sm_{capability[0]}{capability[1]}" in text and f"{kernel.name}" in text
+
+
+SIMULATED = """
+import numpy as np
+from engine.dictionary import character_classes, open_dictionary
+from kernels import text
+from kernels.lexicon import Patterns, weigh
+from kernels.strings import Strings
+from kernels.trie import build
+from tests.kernels.texts import NASTY, random_texts
+
+class Simulated:
+    kind, threads = "cuda", 1
+    def map(self, function, items):
+        raise AssertionError("the kernels did not go to the GPU")
+
+np.seterr(over="ignore")
+texts = [t for t in NASTY if len(t) < 60] + random_texts(20)
+rows, device = Strings.of(texts), Simulated()
+np.save("measures.npy", text.measure(device, rows, open_dictionary(), character_classes()))
+cleaned, traditional = text.clean(device, rows, character_classes())
+np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
+np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
+"""
+
+
+def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> None:
+    from kernels.lexicon import Patterns, weigh
+    from tests.kernels.texts import NASTY, random_texts
+
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": os.getcwd()}
+    run = subprocess.run([sys.executable, "-c", SIMULATED], cwd=tmp_path, env=environment, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()[-3000:]
+    rows = Strings.of([text for text in NASTY if len(text) < 60] + random_texts(20))
+    measures = text.measure(device, rows, open_dictionary(), character_classes())
+    np.testing.assert_allclose(np.load(tmp_path / "measures.npy"), measures, rtol=1e-6)
+    cleaned, _ = text.clean(device, rows, character_classes())
+    assert np.load(tmp_path / "cleaned.npy").tolist() == cleaned.arrow().to_pylist()
+    weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
+    assert (np.load(tmp_path / "weights.npy") == weights).all()

@@ -1,0 +1,49 @@
+"""Captions that break things, for the tests of the text kernels."""
+
+from __future__ import annotations
+
+import random
+
+NASTY = [
+    "",
+    " ",
+    "一只橘猫趴在窗台上晒太阳",
+    "南京市长江大桥 iPhone 15 Pro，256GB！3.5%折扣 C++ AT&T 50%off v2.0.1",
+    "他来到了网易杭研大厦，小明硕士毕业于中国科学院计算所",
+    "。。。！！？？——……",
+    "\r\n一行\n两行\r三行\t制表\u3000全角\u00a0不断",
+    "😀好看😀👨‍👩‍👧‍👦家庭🇨🇳国旗1️⃣键帽❤️红心©️®™",
+    "ＡＢＣ１２３全角，半角abc123",
+    "漢字與電腦軟體的簡體轉換",
+    "café naïve Ångström ﬁn Straße ΑΒΓ Привет",
+    "これは日本語のテキストです 東京タワー",
+    "공원에서 찍은 사진입니다",
+    "مرحبا بالعالم שלום",
+    "\u202e反向文字\u202c \u200b零宽\ufeff",
+    "e\u0301" * 30 + "Z\u0351\u036f\u0300" * 20,
+    "𠮷野家𪚥字𝒜𝓑",
+    "a" * 300,
+    "哈" * 500,
+    "好吃" * 200,
+    "1234567890" * 20,
+    "...5%..5a.5.5.5%%a.b.c",
+    "+#&._%-+#&._%-",
+    "的一是不了在人有我他这" * 10,
+    "\x00\x01\x7f控制\x85字符",
+]
+
+
+def random_texts(count: int, seed: int = 0) -> list[str]:
+    """Strings of characters from all corners, mostly Han, so that words and runs of single characters occur."""
+    chance = random.Random(seed)
+    common = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定"
+    pools = [
+        common,
+        common,
+        "".join(map(chr, range(0x4E00, 0x9FD6))),
+        "abcXYZ019 .%+#&_-",
+        " \n\r\t，。！？、：“”《》",
+        "".join(map(chr, range(0x3040, 0x3100))),
+        "😀👍❤️🇨🇳é\u0301\u200d\ufeff𠮷",
+    ]
+    return ["".join(chance.choice(chance.choice(pools)) for _ in range(chance.randint(0, 60))) for _ in range(count)]
