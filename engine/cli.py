@@ -66,16 +66,17 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    recipe, inputs, run, scoring = _recipe_options(), _input_options(), _run_options(), _scoring_options()
+    recipe, inputs, run = _recipe_options(), _input_options(), _run_options()
+    scoring, pictures = _scoring_options(), _picture_options()
     command(
         curate, "score, decide and write, in a row",
         "An interrupted run goes on where it stopped; a finished one is left as it is.",
-        inputs, recipe, scoring,
+        inputs, recipe, scoring, pictures,
     )  # fmt: skip
     command(
         score, "compute the scores of every pair, once",
         "The expensive phase. Rows that an early criterion drops are spared the costly stages.",
-        inputs, recipe, scoring,
+        inputs, recipe, scoring, pictures,
     )  # fmt: skip
     command(
         decide, "apply a recipe's thresholds to a scored run",
@@ -90,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     tables = command(
         select, "drop rows of URL tables before anything is downloaded",
         "Applies the recipe's criteria that need no picture, a part at a time; an interrupted selection goes on.",
-        recipe,
+        recipe, scoring,
     )  # fmt: skip
     tables.formatter_class = argparse.RawDescriptionHelpFormatter
     tables.epilog = SELECT_EXAMPLE
@@ -102,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     out = command(
         demo, "curate a small crawl with known defects, and count what was caught",
         "Real photographs with true captions, and a planted defect for every criterion of the recipe.",
-        scoring,
+        scoring, pictures,
     )  # fmt: skip
     out.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="OUT", help="folder (default: demo)")
     return parser
@@ -144,9 +145,6 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder to write to")
     parser.add_argument("--url-col", default="url", metavar="NAME", help="column of the URLs (default: url)")
     parser.add_argument("--caption-col", default="caption", metavar="NAME", help="… the captions (default: caption)")
-    parser.add_argument(
-        "--blocklist", type=Path, metavar="FILE", help="blocked domains, one a line, subdomains included"
-    )
 
 
 def _run_options() -> argparse.ArgumentParser:
@@ -161,10 +159,20 @@ def _scoring_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--blocklist", type=Path, metavar="FILE", help="blocked domains, one a line, subdomains included"
     )
-    group.add_argument("--score-everything", action="store_true", help="no gates: all scores of all pairs")
-    group.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger pictures (default: Pillow's limit)")
+    group.add_argument(
+        "--user-dict", type=Path, action="append", default=[], metavar="FILE",
+        help="words jieba does not know, one `word [frequency] [tag]` a line; repeatable",
+    )  # fmt: skip
     group.add_argument("--device", default="cpu", help="where to run (default: cpu)")
     group.add_argument("--threads", type=int, metavar="N", help="host threads (default: all cores)")
+    return parser
+
+
+def _picture_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("pictures")
+    group.add_argument("--score-everything", action="store_true", help="no gates: all scores of all pairs")
+    group.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger pictures (default: Pillow's limit)")
     return parser
 
 
@@ -181,8 +189,9 @@ def _settings(options: argparse.Namespace) -> Settings:
             keys(getattr(options, "caption_key", None), Layout.caption_keys),
         ),
         blocklist=options.blocklist,
-        score_everything=options.score_everything,
-        max_pixels=options.max_pixels or DEFAULT_MAX_PIXELS,
+        user_dictionaries=tuple(options.user_dict),
+        score_everything=getattr(options, "score_everything", False),
+        max_pixels=getattr(options, "max_pixels", None) or DEFAULT_MAX_PIXELS,
         device=options.device,
         threads=options.threads,
     )
@@ -242,7 +251,7 @@ def select(options: argparse.Namespace) -> None:
     from engine.sources.tables import Columns
 
     columns = Columns(options.url_col, options.caption_col)
-    chosen = select(options.inputs, options.output, _recipe(options), columns, options.blocklist)
+    chosen = select(options.inputs, options.output, _recipe(options), columns, _settings(options))
     if not chosen.spans:
         print(f"{chosen.folder}: already selected; nothing to do")
     print_spans(chosen.spans)

@@ -6,10 +6,13 @@ import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from engine.decide import decide
-from engine.device import open_device
+from engine.device import Device, open_device
+from engine.dictionary import file_hash
 from engine.errors import DanqingError
 from engine.funnel import Funnel
 from engine.plan import make_plan
@@ -31,14 +34,33 @@ DEFAULT_MAX_PIXELS = 178_956_970
 
 @dataclass(frozen=True)
 class Settings:
-    """How to score, beside the recipe. What can change a score is part of the run's identity."""
+    """How to score, beside the recipe. What can change a score is part of the run's identity.
+
+    `user_dictionaries`: words that jieba does not know, in its format.
+    """
 
     layout: Layout = field(default_factory=Layout)
     blocklist: Path | None = None
+    user_dictionaries: tuple[Path, ...] = ()
     score_everything: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
     device: str = "cpu"
     threads: int | None = None
+
+    @cached_property
+    def blocked_domains(self) -> frozenset[str]:
+        return read_blocklist(self.blocklist) if self.blocklist else frozenset()
+
+    def rules(self) -> dict[str, Any]:
+        """What captions and URLs are judged by, as hashes."""
+        blocked = "\n".join(sorted(self.blocked_domains)).encode()
+        return {
+            "blocklist": hashlib.sha256(blocked).hexdigest()[:16] if blocked else None,
+            "user_dictionaries": [file_hash(path)[:16] for path in self.user_dictionaries],
+        }
+
+    def context(self, device: Device, models: ModelSet, wanted: Iterable[str]) -> Context:
+        return Context(device, models, frozenset(wanted), self.blocked_domains, self.max_pixels, self.user_dictionaries)
 
 
 def known_columns() -> list[str]:
@@ -49,12 +71,11 @@ def known_columns() -> list[str]:
 def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings) -> tuple[Run, Spans]:
     """SCORE: creates the run, or goes on with it. Returns no spans if there was nothing left to do."""
     shards = find_shards(inputs)
-    blocked = read_blocklist(settings.blocklist) if settings.blocklist else frozenset()
     plan = make_plan(recipe, CATALOGUE, GIVEN)
     models = ModelSet(recipe.models)
     identity = {
         "models": models.hashes(),
-        "blocklist": hashlib.sha256("\n".join(sorted(blocked)).encode()).hexdigest()[:16] if blocked else None,
+        **settings.rules(),
         "score_everything": settings.score_everything,
         "max_pixels": settings.max_pixels,
     }
@@ -64,7 +85,7 @@ def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: 
     if waiting:
         started = time.monotonic()
         with run.logged(), open_device(settings.device, settings.threads) as device:
-            context = Context(device, models, frozenset(plan.wanted), blocked, settings.max_pixels)
+            context = settings.context(device, models, plan.wanted)
             with ProgressBar("score", sum(shard.bytes for shard in waiting)) as progress:
                 spans = score(run, plan, context, progress, gated=not settings.score_everything)
         run.note("counts", scored_shards=len(run.shards))

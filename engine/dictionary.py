@@ -61,12 +61,17 @@ def open_dictionary(user_dictionaries: tuple[Path, ...] = ()) -> Dictionary:
     """
     digest = hashlib.sha256(Path(__file__).read_bytes() + metadata.version("jieba").encode() + _stop_words().encode())
     for path in user_dictionaries:
-        try:
-            digest.update(path.read_bytes())
-        except OSError as problem:
-            raise DanqingError(f"{path}: cannot read the user dictionary: {problem.strerror}") from None
+        digest.update(file_hash(path).encode())
     tables = _kept(f"dictionary-{digest.hexdigest()[:12]}", lambda: _make_dictionary(user_dictionaries))
     return Dictionary(**tables)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a user dictionary."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as problem:
+        raise DanqingError(f"{path}: cannot read the user dictionary: {problem.strerror}") from None
 
 
 @cache

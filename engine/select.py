@@ -8,7 +8,6 @@ later. Rows are read, judged and written in parts, so that memory does not grow 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Iterator
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from engine import __version__
 from engine.batch import Batch
 from engine.criteria import Criterion, Interval
+from engine.curate import Settings
 from engine.decide import Scores, walk
 from engine.device import open_device
 from engine.errors import DanqingError
@@ -34,8 +34,7 @@ from engine.recipe import Recipe, recipe_from_dict
 from engine.report.terminal import ProgressBar
 from engine.score import run_stages
 from engine.sources.tables import Columns, Part, check_tables, find_tables, read_parts
-from engine.stages import CATALOGUE, Context
-from engine.stages.source import read_blocklist
+from engine.stages import CATALOGUE
 from profiling.spans import Spans
 from trt_models.store import ModelSet
 
@@ -95,7 +94,11 @@ IMG2DATASET = (
 
 
 def select(
-    inputs: Iterable[str], output: Path, recipe: Recipe, columns: Columns | None = None, blocklist: Path | None = None
+    inputs: Iterable[str],
+    output: Path,
+    recipe: Recipe,
+    columns: Columns | None = None,
+    settings: Settings | None = None,
 ) -> Selection:
     """Judges every row of the tables by the recipe's criteria that need no picture, and writes what stays.
 
@@ -104,27 +107,27 @@ def select(
     Raises:
         DanqingError: tables that cannot be read, or OUT holds a selection made otherwise; says how.
     """
-    columns = columns or Columns()
+    columns, settings = columns or Columns(), settings or Settings()
     files = find_tables(inputs)
     check_tables(files, columns)
     early = before_download(recipe)
     later = tuple(c.name for c in recipe.criteria if c not in early.criteria)
     plan = make_plan(early, CATALOGUE, GIVEN, also=[CLEAN])
     models = ModelSet(early.models)
-    blocked = read_blocklist(blocklist) if blocklist else frozenset()
     identity = {
         "inputs": [[str(file.path.resolve()), file.bytes] for file in files],
         "columns": asdict(columns),
         "models": {role: models.card(role).hash for role in early.models},
-        "blocklist": hashlib.sha256("\n".join(sorted(blocked)).encode()).hexdigest()[:16] if blocked else None,
+        **settings.rules(),
         "part_rows": PART_ROWS,
     }
     _create_or_resume(output, early, identity)
     spans = Spans()
     if not (output / "funnel.json").exists():
         criteria = replace(early, criteria=(USABLE, *early.criteria))
-        with open_device() as device, ProgressBar("select", sum(file.bytes for file in files)) as progress:
-            context = Context(device, models, frozenset(plan.wanted | {CLEAN}), blocked)
+        total = sum(file.bytes for file in files)
+        with open_device(settings.device, settings.threads) as device, ProgressBar("select", total, "rows") as progress:
+            context = settings.context(device, models, plan.wanted | {CLEAN})
             parts = (part for file in files for part in read_parts(file, columns, PART_ROWS))
             for number, part in enumerate(spans.timed("read", parts)):
                 progress.expect(len(part), part.bytes)

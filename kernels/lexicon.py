@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.portable import Launcher, inlined, kernel
+from kernels.portable import Launcher, inlined, kernel, workspace
 from kernels.segment import is_ascii_alphanumeric
 from kernels.strings import Strings, decode
 from kernels.trie import EMPTY, VALUE, Trie, build, child
@@ -40,7 +40,7 @@ def weigh(device: Launcher, text: Strings, terms: Trie, patterns: Patterns) -> n
     """float32 (rows,): the weights of the different terms in each row, and of every pattern each time it occurs."""
     size = int(text.offsets[-1] - text.offsets[0]) + text.rows
     out = np.empty(text.rows, np.float32)
-    chars, found = np.empty(size, np.int32), np.empty(size, np.int64)
+    chars, found = workspace("chars", size, np.int32), workspace("found", size, np.int64)
     weigh_rows.launch(device, text.rows, text, terms, MARKS, patterns, chars, found, out)
     return out
 

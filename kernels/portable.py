@@ -17,11 +17,14 @@ is an argument, too, since a GPU thread cannot allocate.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from numba import extending, njit
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,7 +49,7 @@ class Launcher(Protocol):
 
 def inlined(function: F) -> F:
     """Marks a function that kernels may call, on either device. It stays callable from Python."""
-    marked: F = extending.register_jitable(function)
+    marked: F = extending.register_jitable(_nrt=False)(function)
     try:
         from numba.cuda import extending as on_cuda
     except ImportError:  # a CPU without numba-cuda
@@ -60,7 +63,12 @@ class Kernel:
     def __init__(self, body: Callable[..., None]) -> None:
         self.body, self.name = body, body.__name__
         self.__doc__ = body.__doc__
-        self._on_cpu = njit(nogil=True, cache=True)(body)
+        # Kernels work on memory they are lent, so nothing counts references (_nrt): that alone makes them faster.
+        self._on_cpu = njit(nogil=True, cache=True, _nrt=False)(body)  # type: ignore[call-overload]
+        # Numba would recompile when the kernel's own file changes; what it calls stands in others of this package.
+        kept = getattr(self._on_cpu._cache, "_cache_file", None)
+        if kept is not None:
+            kept._source_stamp = _sources()
 
     def launch(self, device: Launcher, rows: int, *arguments: Any) -> None:
         """Runs over rows 0 … rows - 1. On CUDA it is queued on the device's stream and not waited for.
@@ -106,9 +114,30 @@ class Kernel:
         return scope[self.name]
 
 
+@cache
+def _sources() -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every file of this package."""
+    states = ((path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
+    return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
+
+
 def kernel(body: Callable[..., None]) -> Kernel:
     """Makes `body(first, last, step, *arguments)` a kernel."""
     return Kernel(body)
+
+
+_kept = threading.local()
+
+
+def workspace(name: str, size: int, kind: Any) -> np.ndarray:
+    """Scratch memory of at least `size` entries, the same for this name and thread from launch to launch.
+
+    Fresh pages from the system cost more than the kernels that would use them.
+    """
+    arrays = _kept.__dict__
+    if name not in arrays or arrays[name].size < size:
+        arrays[name] = np.empty(max(size, 1 << int(size).bit_length()), kind)
+    return arrays[name]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.portable import inlined
-from kernels.trie import EMPTY, VALUE, child, find
+from kernels.trie import EMPTY, VALUE, Index, child, find
 
 NOUN, VERB, ADJECTIVE, STOP_WORD, NEVER_GUESSED = 1, 2, 4, 8, 16
 """What is known of a word: its part of speech, whether it is a stop word, and jieba's forced splits."""
@@ -112,25 +112,25 @@ def segment(chars, count, words, hmm, route, reach, back, cut, kind):
 def best_path(chars, start, stop, words, route, reach, kind):
     """From right to left, the best word to begin at each character: where it ends, and its kind."""
     roots, entries, weights = words.roots, words.entries, words.weights
-    route[stop] = 0.0
+    route[Index(stop)] = 0.0
     for first in range(stop - 1, start - 1, -1):
         best = -np.inf
         best_end, best_kind = first, 0
         at = first
-        here = roots[chars[first]]
+        here = roots[Index(chars[Index(first)])]
         while here != EMPTY:
             number = (here & VALUE) >> KIND_BITS
             if number != 0:
-                value = weights[number] + route[at + 1]
+                value = weights[Index(number)] + route[Index(at + 1)]
                 if value >= best:  # of equals the longer, as the larger tuple wins in Python
                     best, best_end, best_kind = value, at + 1, here & KINDS
             at += 1
             if at == stop:
                 break
-            here = child(entries, here, chars[at])
+            here = child(entries, here, chars[Index(at)])
         if best_end == first:
-            best, best_end = weights[0] + route[first + 1], first + 1
-        route[first], reach[first], kind[first] = best, best_end, best_kind
+            best, best_end = weights[0] + route[Index(first + 1)], first + 1
+        route[Index(first)], reach[Index(first)], kind[Index(first)] = best, best_end, best_kind
 
 
 @inlined

@@ -57,31 +57,31 @@ def decode(data, start, stop, chars):
     count = 0
     at = start
     while at < stop:
-        lead = np.int32(data[at])
-        if lead < 0x80:
-            chars[count] = lead
-            at += 1
-        else:
-            length, code, least = 1, REPLACEMENT, 0
-            if lead >= 0xF0 and lead < 0xF5:
-                length, code, least = 4, lead & 0x07, 0x10000
-            elif lead >= 0xE0 and lead < 0xF0:
-                length, code, least = 3, lead & 0x0F, 0x800
-            elif lead >= 0xC2 and lead < 0xE0:
-                length, code, least = 2, lead & 0x1F, 0x80
-            whole = at + length <= stop
-            if whole:
-                for position in range(at + 1, at + length):
-                    byte = np.int32(data[position])
-                    if byte & 0xC0 != 0x80:
-                        whole = False
-                    code = code << 6 | byte & 0x3F
-            if not whole or code < least or code > 0x10FFFF or (code >= 0xD800 and code < 0xE000):
-                length, code = 1, REPLACEMENT
-            chars[count] = code
-            at += length
+        chars[count], size = decode_one(data, at, stop)
+        at += size
         count += 1
     return count
+
+
+@inlined
+def decode_one(data, at, stop):
+    """The code point at data[at] and its length in bytes; where there is none, U+FFFD and 1."""
+    lead = np.int32(data[at])
+    if lead < 0x80:
+        return lead, 1
+    size = 2 + (lead >= 0xE0) + (lead >= 0xF0)
+    if lead < 0xC2 or lead > 0xF4 or at + size > stop:
+        return np.int32(REPLACEMENT), 1
+    code = lead & (0x7F >> size)
+    for follower in range(at + 1, at + size):
+        byte = np.int32(data[follower])
+        if byte & 0xC0 != 0x80:
+            return np.int32(REPLACEMENT), 1
+        code = code << 6 | byte & 0x3F
+    overlong = size > 2 and code < 1 << (5 * size - 4)
+    if overlong or code > 0x10FFFF or (code >= 0xD800 and code < 0xE000):
+        return np.int32(REPLACEMENT), 1
+    return np.int32(code), size
 
 
 @inlined

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from kernels.portable import Launcher, inlined, kernel
+from kernels.portable import Launcher, inlined, kernel, workspace
 from kernels.segment import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, Scratch, segment
 from kernels.strings import Strings, decode, encode
 from kernels.trie import EMPTY
@@ -40,13 +40,13 @@ def scratch(text: Strings) -> Scratch:
     """Working memory for `segment` over these rows."""
     size = int(text.offsets[-1] - text.offsets[0]) + text.rows
     kinds = (np.int32, np.float64, np.int32, np.uint8, np.uint8, np.uint8)
-    return Scratch(*(np.empty(size, kind) for kind in kinds))
+    return Scratch(*(workspace(name, size, kind) for name, kind in zip(Scratch._fields, kinds, strict=True)))
 
 
 def measure(device: Launcher, text: Strings, words: Dictionary, classes: np.ndarray) -> np.ndarray:
     """All measures of all rows: float32 (rows, measures)."""
     out = np.empty((text.rows, len(MEASURES)), np.float32)
-    table = np.empty(2 * (int(text.offsets[-1] - text.offsets[0]) + text.rows), np.int32)
+    table = workspace("table", 2 * (int(text.offsets[-1] - text.offsets[0]) + text.rows), np.int32)
     measure_rows.launch(device, text.rows, text, words, classes, scratch(text), table, out)
     return out
 
@@ -248,9 +248,9 @@ def gather_rows(first, last, step, data, begins, offsets, out):
 def clean(device: Launcher, text: Strings, classes: np.ndarray) -> tuple[Strings, np.ndarray]:
     """The cleaned rows, and which of them hold Traditional characters (bool)."""
     size = int(text.offsets[-1] - text.offsets[0])
-    data, lengths = np.empty(size, np.uint8), np.empty(text.rows, np.int32)
+    data, lengths = workspace("data", size, np.uint8), np.empty(text.rows, np.int32)
     traditional = np.empty(text.rows, np.uint8)
-    chars = np.empty(size + text.rows, np.int32)
+    chars = workspace("chars", size + text.rows, np.int32)
     clean_rows.launch(device, text.rows, text, classes, chars, data, lengths, traditional)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     out = np.empty(int(offsets[-1]), np.uint8)

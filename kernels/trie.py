@@ -16,6 +16,8 @@ VALUE, CODE, KEY = (1 << VALUE_BITS) - 1, (1 << CODE_BITS) - 1, (1 << KEY_BITS) 
 EMPTY = -1
 ROOT = (1 << KEY_BITS - CODE_BITS) - 1
 """The parent's position of every first character."""
+Index = np.uintp
+"""For positions in the hottest loops: unsigned, so that Numba need not look for negative ones."""
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: spreads neighbouring keys (Knuth)
 
 
@@ -30,18 +32,24 @@ class Trie(NamedTuple):
 
 
 @inlined
+def place(entries, node, code):
+    """Where the table is first looked into for the child of `node` by this character."""
+    key = node >> VALUE_BITS << CODE_BITS | np.int64(code)
+    return np.int64((np.uint64(key) * GOLDEN) >> np.uint64(40)) & (entries.size - 1)
+
+
+@inlined
 def child(entries, node, code):
     """The node that follows `node` by one character, or `EMPTY`; its value is `node & VALUE`."""
     key = node >> VALUE_BITS << CODE_BITS | np.int64(code)
-    mask = entries.size - 1
-    at = np.int64((np.uint64(key) * GOLDEN) >> np.uint64(40)) & mask
-    while True:
-        entry = entries[at]
-        if entry & KEY == key:
-            return np.int64(at << VALUE_BITS | entry >> KEY_BITS)
+    at = place(entries, node, code)
+    entry = entries[Index(at)]
+    while entry & KEY != key:
         if entry == EMPTY:
             return np.int64(EMPTY)
-        at = (at + 1) & mask
+        at = (at + 1) & (entries.size - 1)
+        entry = entries[Index(at)]
+    return np.int64(at << VALUE_BITS | entry >> KEY_BITS)
 
 
 @inlined
@@ -108,10 +116,8 @@ def _insert(chars: np.ndarray, begins: np.ndarray, values: np.ndarray, size: int
 
 @njit(cache=True)
 def _add(entries: np.ndarray, node: int, code: int) -> int:
-    key = node >> VALUE_BITS << CODE_BITS | np.int64(code)
-    mask = entries.size - 1
-    at = np.int64((np.uint64(key) * GOLDEN) >> np.uint64(40)) & mask
+    at = place(entries, node, code)
     while entries[at] != EMPTY:
-        at = (at + 1) & mask
-    entries[at] = key
+        at = (at + 1) & (entries.size - 1)
+    entries[at] = node >> VALUE_BITS << CODE_BITS | np.int64(code)
     return np.int64(at << VALUE_BITS)

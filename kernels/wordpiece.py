@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.portable import Launcher, inlined, kernel
+from kernels.strings import decode_one
 
 LONGEST = 100
 """Characters of the longest word that is looked up; a longer one is [UNK]."""
@@ -164,27 +165,6 @@ def _find(edges: np.ndarray, node: int, character: int) -> int:
 
 
 @inlined
-def _decode(data: np.ndarray, at: int, end: int) -> tuple[Any, Any]:
-    """The code point at `at` and its length in bytes. Where there is none: U+FFFD and 1, to go on at the next byte."""
-    lead = np.int64(data[at])
-    if lead < 0x80:
-        return lead, 1
-    size = 2 + (lead >= 0xE0) + (lead >= 0xF0)
-    if lead < 0xC2 or lead > 0xF4 or at + size > end:
-        return np.int64(0xFFFD), 1
-    code = lead & (0x7F >> size)
-    for follower in range(at + 1, at + size):
-        byte = np.int64(data[follower])
-        if byte & 0xC0 != 0x80:
-            return np.int64(0xFFFD), 1
-        code = code << 6 | byte & 0x3F
-    # Longer than need be, or out of range. Surrogates need no look: the table drops them, as it does U+FFFD.
-    if (size > 2 and code < 1 << (5 * size - 4)) or code > 0x10FFFF:
-        return np.int64(0xFFFD), 1
-    return code, size
-
-
-@inlined
 def _append(word: np.ndarray, length: int, fence: int, entry: int, characters: np.ndarray) -> int:
     """Adds a character to the word and returns its new length, which ends at LONGEST + 1.
 
@@ -268,7 +248,7 @@ def tokenize(
                 entry = runs[run]
                 run = run + 1 if entry != DROP else 0
             elif at < end:
-                code, size = _decode(data, at, end)
+                code, size = decode_one(data, at, end)
                 entry = characters[code]
                 at += size
             else:

@@ -154,6 +154,13 @@ def _(pair: Pair, photo: dict[str, Any], chance: random.Random) -> Pair:
     return replace(pair, caption=f"{pair.caption[:12]}，{pitch}")
 
 
+@plants("contact details", "unsafe_caption")
+def _(pair: Pair, photo: dict[str, Any], chance: random.Random) -> Pair:
+    number = chance.randrange(10**8, 10**9)
+    ways = (f"，原图购买加微信 pic{number}", f"，拍摄预约电话13{number}", f"，高清原图联系QQ：{number}")
+    return replace(pair, caption=pair.caption + chance.choice(ways))
+
+
 # ── pictures ──
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
+from numba.core import event
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -19,15 +21,19 @@ console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 class ProgressBar:
     """A progress bar on stderr: pairs done and pairs a second; the total is judged by the shards' bytes."""
 
-    def __init__(self, label: str, total_bytes: int) -> None:
+    def __init__(self, label: str, total_bytes: int, unit: str = "pairs") -> None:
         self._bytes_left = self._total_bytes = total_bytes
         self._bar = Bar(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("pairs  {task.fields[rate]:.0f} pairs/s"), TimeElapsedColumn(),
+            TextColumn(f"{unit}  {{task.fields[rate]:,.0f}} {unit}/s {{task.fields[remark]}}"), TimeElapsedColumn(),
             console=Console(stderr=True),
         )  # fmt: skip
-        self._task = self._bar.add_task(label, total=None, rate=0.0)
+        self._task = self._bar.add_task(label, total=None, rate=0.0, remark="")
         self._rows = 0
+        self._compiling = event.install_listener("numba:compile", _Compilation(self._remark))
+
+    def _remark(self, text: str) -> None:
+        self._bar.update(self._task, remark=text)
 
     def expect(self, rows: int, size: int) -> None:
         self._rows += rows
@@ -42,11 +48,26 @@ class ProgressBar:
             self._bar.update(self._task, rate=task.completed / task.elapsed)
 
     def __enter__(self) -> ProgressBar:
+        self._compiling.__enter__()
         self._bar.start()
         return self
 
     def __exit__(self, *outcome: object) -> None:
         self._bar.stop()
+        self._compiling.__exit__(None, None, None)
+
+
+class _Compilation(event.Listener):
+    """Says that a kernel is being compiled, which happens once a machine and takes seconds."""
+
+    def __init__(self, remark: Callable[[str], None]) -> None:
+        self.remark = remark
+
+    def on_start(self, event: event.Event) -> None:
+        self.remark("(compiling kernels, first use only)")
+
+    def on_end(self, event: event.Event) -> None:
+        self.remark("")
 
 
 def print_funnel(funnel: Funnel) -> None:

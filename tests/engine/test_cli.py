@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import WITHOUT_MODELS
-from test_run import samples, tree
 
 from engine import __version__
 from engine.cli import main
+from tests.conftest import WITHOUT_MODELS
+from tests.engine.test_run import samples, tree
 
 Make = Callable[..., Path]
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from conftest import picture
 from PIL import Image
 
 from engine.batch import Batch
@@ -14,6 +13,7 @@ from engine.stages.base import Context
 from engine.stages.decode import Decode
 from engine.stages.header import Header
 from engine.stages.resize import DaliResizer, KernelResizer
+from tests.conftest import picture
 from trt_models.card import ImageInput
 from trt_models.store import ModelSet
 

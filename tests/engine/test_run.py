@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import picture
 
 import engine.score
 from engine.curate import Settings, curate, score_inputs, write_run
@@ -21,6 +20,7 @@ from engine.errors import DanqingError
 from engine.ledger import Ledger, carried
 from engine.recipe import Recipe, load_recipe
 from engine.run import Run
+from tests.conftest import picture
 
 Make = Callable[..., Path]
 
@@ -166,6 +166,10 @@ def test_another_recipe_or_input_is_refused_in_words(crawl: list[str], plain_rec
         score_inputs(crawl[:2], out, plain_recipe, Settings())
     with pytest.raises(DanqingError, match="max_pixels: "):
         score_inputs(crawl, out, plain_recipe, Settings(max_pixels=9))
+    words = tmp_path / "words.txt"
+    words.write_text("橘猫趴 100 n\n")
+    with pytest.raises(DanqingError, match="user_dictionaries: "):
+        score_inputs(crawl, out, plain_recipe, Settings(user_dictionaries=(words,)))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with pytest.raises(DanqingError, match="not empty and not a run"):

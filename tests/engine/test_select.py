@@ -12,8 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import picture
-from test_run import rows_of
 
 import engine.select
 from engine.cli import main
@@ -24,6 +22,8 @@ from engine.recipe import Recipe, load_recipe
 from engine.select import GIVEN, Selection, before_download, select
 from engine.sources.tables import Columns, find_tables, read_parts
 from engine.stages import CATALOGUE
+from tests.conftest import picture
+from tests.engine.test_run import rows_of
 
 GOOD = "公园的草地上有一只可爱的小猫在晒太阳"
 CAPTIONS = {

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import picture
 
 from engine.errors import DanqingError
 from engine.sources import Layout, expand, find_shards, open_shard
+from tests.conftest import picture
 
 Make = Callable[..., Path]
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> N
     from kernels.lexicon import Patterns, weigh
     from tests.kernels.texts import NASTY, random_texts
 
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(Path.cwd())}
     run = subprocess.run([sys.executable, "-c", SIMULATED], cwd=tmp_path, env=environment, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()[-3000:]
     rows = Strings.of([text for text in NASTY if len(text) < 60] + random_texts(20))

@@ -36,7 +36,7 @@ NASTY = [
 def random_texts(count: int, seed: int = 0) -> list[str]:
     """Strings of characters from all corners, mostly Han, so that words and runs of single characters occur."""
     chance = random.Random(seed)
-    common = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定"
+    common = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过"
     pools = [
         common,
         common,

@@ -12,9 +12,10 @@ from onnx import TensorProto, helper
 
 from engine.device import Device
 from engine.errors import DanqingError
+from kernels.strings import Strings
 from trt_models.card import card_names, load_card
 from trt_models.session import BATCH, open_session
-from trt_models.store import onnx_path
+from trt_models.store import ModelSet, onnx_path
 
 
 def write_card(folder: Path, **changes: str) -> str:
@@ -68,6 +69,31 @@ def test_a_changed_file_is_not_loaded(tmp_path: Path) -> None:
         file.write(b"\0")
     with pytest.raises(DanqingError, match=r"sum\.onnx: SHA-256 is .*the card sum says"):
         onnx_path(card)
+
+
+def test_any_onnx_text_model_can_judge_captions(tmp_path: Path, device: Device) -> None:
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT32, ["n", "length"])
+    probability = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n"])
+    constants = [
+        helper.make_tensor("bad", TensorProto.INT32, [], [5]),
+        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+    ]
+    nodes = [
+        helper.make_node("Equal", ["tokens", "bad"], ["found"]),
+        helper.make_node("Cast", ["found"], ["figures"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["figures", "axes"], ["probability"], keepdims=0),
+    ]
+    graph = helper.make_graph(nodes, "bad words", [tokens], [probability], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, str(tmp_path / "bad.onnx"))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n好\n坏\n图\n")
+    digest = hashlib.sha256((tmp_path / "bad.onnx").read_bytes()).hexdigest()
+    (tmp_path / "bad.yaml").write_text(
+        f"name: bad\ntask: text_classifier\nlicence: MIT\nonnx: bad.onnx\nsha256: {digest}\n"
+        "token_input: {kind: wordpiece, file: vocab.txt, max_length: 52}\n"
+    )
+    classifier = ModelSet({"text_safety": str(tmp_path / "bad.yaml")}).text_classifier("text_safety", device)
+    assert classifier(Strings.of(["好图", "坏图", "", "好图坏"])).tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("rows", [1, BATCH - 1, BATCH, 2 * BATCH + 3])
