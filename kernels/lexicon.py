@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,17 @@ REMEMBERED = 64
 """Different terms of a row that are told apart; beyond so many, every occurrence counts."""
 
 SCHEME, WWW, MESSENGER, DOMAIN = 1, 2, 3, 4
-MARKS = build(
-    dict.fromkeys(("http", "https"), SCHEME)
-    | {"www": WWW}
-    | dict.fromkeys(("vx", "wx", "qq", "weixin", "wechat"), MESSENGER)
-    | dict.fromkeys(("com", "net", "org", "top", "xyz", "vip", "cc", "cn"), DOMAIN)
-)
-"""Latin words that mark links and accounts."""
+
+
+@cache
+def marks() -> Trie:
+    """Latin words that mark links and accounts."""
+    return build(
+        dict.fromkeys(("http", "https"), SCHEME)
+        | {"www": WWW}
+        | dict.fromkeys(("vx", "wx", "qq", "weixin", "wechat"), MESSENGER)
+        | dict.fromkeys(("com", "net", "org", "top", "xyz", "vip", "cc", "cn"), DOMAIN)
+    )
 
 
 class Patterns(NamedTuple):
@@ -41,7 +46,7 @@ def weigh(device: Launcher, text: Strings, terms: Trie, patterns: Patterns) -> n
     size = int(text.offsets[-1] - text.offsets[0]) + text.rows
     out = np.empty(text.rows, np.float32)
     chars, found = workspace("chars", size, np.int32), workspace("found", size, np.int64)
-    weigh_rows.launch(device, text.rows, text, terms, MARKS, patterns, chars, found, out)
+    weigh_rows.launch(device, text.rows, text, terms, marks(), patterns, chars, found, out)
     return out
 
 

@@ -47,14 +47,14 @@ class Launcher(Protocol):
     def map(self, function: Callable[..., Any], items: Iterable[Any]) -> list[Any]: ...
 
 
+_inlined: list[Callable[..., Any]] = []
+
+
 def inlined(function: F) -> F:
     """Marks a function that kernels may call, on either device. It stays callable from Python."""
+    _inlined.append(function)
     marked: F = extending.register_jitable(_nrt=False)(function)
-    try:
-        from numba.cuda import extending as on_cuda
-    except ImportError:  # a CPU without numba-cuda
-        return marked
-    return on_cuda.register_jitable(marked)
+    return marked
 
 
 class Kernel:
@@ -106,10 +106,13 @@ class Kernel:
     def _threaded(self) -> Callable[..., None]:
         """The body with the rows of one CUDA thread. Numba wants the parameters by name, hence made from text."""
         from numba import cuda
+        from numba.cuda.extending import register_jitable
 
+        while _inlined:  # only now: importing numba.cuda takes half a second, and most machines have no use for it
+            register_jitable(_inlined.pop())
         names = ", ".join(list(inspect.signature(self.body).parameters)[3:])
         text = f"def {self.name}(rows, {names}):\n    body(cuda.grid(1), rows, cuda.gridsize(1), {names})\n"
-        scope: dict[str, Any] = {"body": inlined(self.body), "cuda": cuda}
+        scope: dict[str, Any] = {"body": register_jitable(self.body), "cuda": cuda}
         exec(text, scope)
         return scope[self.name]
 

@@ -36,7 +36,7 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield text.gather_rows, (data, rows.offsets, offsets, data)
     found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
     terms = build({"猫": 1})
-    yield lexicon.weigh_rows, (rows, terms, lexicon.MARKS, lexicon.Patterns(), integers, found, weights)
+    yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
