@@ -1,6 +1,6 @@
 """The one place that knows what hardware there is.
 
-Our own code is written against `device.xp` (arrays) and `device.frames` (tables); vendors' parts (decoder,
+Our own code is written against `device.xp` (arrays) and kernels; vendors' parts (decoder,
 resizer, model session) ask the device how to open. This version opens CPUs.
 """
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy
-import pandas
 
 from engine.errors import DanqingError
 
@@ -34,7 +33,6 @@ class Device:
     threads: int
     pool: ThreadPoolExecutor
     xp: Any = numpy
-    frames: Any = pandas
 
     def map(self, function: Callable[..., T], items: Iterable[Any]) -> list[T]:
         """`function` over `items`, in order, on all threads; worth it for functions that release the GIL."""
