@@ -21,11 +21,11 @@ from engine.sources import Layout, Shard
 log = logging.getLogger("danqing")
 
 VERSIONED = (
-    "nvidia-dali-cuda130",
     "nvidia-nvimgcodec-cu13",
     "onnxruntime",
     "numpy",
     "numba",
+    "pillow",
     "pyarrow",
     "jieba",
     "opencc",

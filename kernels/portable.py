@@ -81,7 +81,7 @@ class Kernel:
             self._on_cuda[max(1, -(-rows // BLOCK)), BLOCK, stream](rows, *arguments)
             return
         size = max(RUN, -(-rows // (4 * device.threads)))  # four runs a thread, for rows differ in length
-        if rows <= size:
+        if device.threads == 1 or rows <= size:
             self._on_cpu(0, rows, 1, *arguments)
         else:
             spans = [(start, min(start + size, rows)) for start in range(0, rows, size)]

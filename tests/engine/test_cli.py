@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from engine import __version__
 from engine.cli import main
+from engine.run import VERSIONED
 from tests.conftest import WITHOUT_MODELS
 from tests.engine.test_run import samples, tree
 
@@ -50,6 +53,16 @@ def test_the_commands_one_after_the_other(make_shard: Make, tmp_path: Path, caps
     shown = capsys.readouterr().out
     assert "公园的草地上有一只可爱的小猫" in shown and "dropped here" in shown and "an HTML page" in shown
     assert main(["explain", out, "nobody"]) == 2
+
+
+def test_the_core_runs_without_the_extras(tmp_path: Path) -> None:
+    extras = ("nvidia.dali", "pandas", "cv2", "torch", "transformers", "tokenizers", "emoji", "numba.cuda", "cupy")
+    hidden = f"import sys; sys.modules |= dict.fromkeys({extras}); from engine.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", hidden, "demo", "-o", str(tmp_path / "demo")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(VERSIONED) <= {re.split("[^A-Za-z0-9_.-]", line)[0] for line in project["dependencies"]}
 
 
 def test_a_killed_run_leaves_whole_files_and_goes_on(make_shard: Make, tmp_path: Path) -> None:
