@@ -32,7 +32,6 @@ from kernels.segment import (
 )
 from kernels.text import (
     ALPHANUMERIC,
-    CHANGES_SCRIPT,
     DIGIT,
     DROP,
     HAN,
@@ -77,8 +76,7 @@ def file_hash(path: Path) -> str:
 @cache
 def character_classes() -> np.ndarray:
     """uint16 (0x110000,): the bits of `kernels.text` for every code point."""
-    version = f"{unicodedata.unidata_version}-{metadata.version('opencc')}"
-    digest = hashlib.sha256(Path(__file__).read_bytes() + version.encode())
+    digest = hashlib.sha256(Path(__file__).read_bytes() + unicodedata.unidata_version.encode())
     return _kept(f"characters-{digest.hexdigest()[:12]}", lambda: {"classes": _make_classes()})["classes"]
 
 
@@ -157,8 +155,6 @@ def _stop_words() -> str:
 
 
 def _make_classes() -> np.ndarray:
-    import opencc
-
     classes = np.zeros(0x110000, np.uint16)
     for code in range(0x110000):
         character = chr(code)
@@ -174,10 +170,6 @@ def _make_classes() -> np.ndarray:
         if 0xFF10 <= code <= 0xFF5A and character.isalnum():
             kind |= NARROW
         classes[code] = kind
-    every = "\n".join(chr(code) for code in np.flatnonzero(classes & HAN))
-    simplified = opencc.OpenCC("t2s").convert(every)
-    for before, after in zip(every.split("\n"), simplified.split("\n"), strict=True):
-        classes[ord(before)] |= CHANGES_SCRIPT * (before != after)
     return classes
 
 

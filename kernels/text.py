@@ -14,7 +14,7 @@ from kernels.trie import EMPTY
 
 # Character classes: bits of a table over all code points (`engine.dictionary.character_classes`).
 LETTER, ALPHANUMERIC, HAN, KANA, HANGUL, LATIN, DIGIT, SPACE = (1 << bit for bit in range(8))
-DROP, NARROW, CHANGES_SCRIPT = (1 << bit for bit in range(8, 11))
+DROP, NARROW = 1 << 8, 1 << 9
 CODES = 0x110000
 
 FULL_WIDTH = 0xFEE0  # from a full-width form to its ASCII twin
@@ -193,14 +193,13 @@ def measure_characters(chars, count, classes, out):
 
 
 @kernel
-def clean_rows(first, last, step, text, classes, chars, data, lengths, traditional):
+def clean_rows(first, last, step, text, classes, chars, data, lengths):
     """Emoji, controls and special characters out, full-width letters and digits narrow, spaces single and inside.
 
     Args:
         chars: int32 scratch, an entry for every byte and one more a row.
         data: uint8, as long as the text's bytes; row i is written from the position on where it began.
         lengths: int32 (rows,), bytes written.
-        traditional: uint8 (rows,), 1 if a character changes from Traditional to Simplified.
     """
     for row in range(first, last, step):
         origin = np.int64(text.offsets[0])
@@ -209,7 +208,7 @@ def clean_rows(first, last, step, text, classes, chars, data, lengths, tradition
         count = decode(text.data, begin, stop, line)
         start = begin - origin
         end = start
-        space, changes = False, False
+        space = False
         for at in range(count):
             code = line[at]
             kind = classes[code]
@@ -225,9 +224,7 @@ def clean_rows(first, last, step, text, classes, chars, data, lengths, tradition
                 end += 1
             space = False
             end = encode(code, data, end)
-            changes = changes or kind & CHANGES_SCRIPT != 0
         lengths[row] = end - start
-        traditional[row] = changes
 
 
 @inlined
@@ -245,14 +242,13 @@ def gather_rows(first, last, step, data, begins, offsets, out):
             out[at] = data[begin + at - offsets[row]]
 
 
-def clean(device: Launcher, text: Strings, classes: np.ndarray) -> tuple[Strings, np.ndarray]:
-    """The cleaned rows, and which of them hold Traditional characters (bool)."""
+def clean(device: Launcher, text: Strings, classes: np.ndarray) -> Strings:
+    """The cleaned rows."""
     size = int(text.offsets[-1] - text.offsets[0])
     data, lengths = workspace("data", size, np.uint8), np.empty(text.rows, np.int32)
-    traditional = np.empty(text.rows, np.uint8)
     chars = workspace("chars", size + text.rows, np.int32)
-    clean_rows.launch(device, text.rows, text, classes, chars, data, lengths, traditional)
+    clean_rows.launch(device, text.rows, text, classes, chars, data, lengths)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     out = np.empty(int(offsets[-1]), np.uint8)
     gather_rows.launch(device, text.rows, data, text.offsets, offsets, out)
-    return Strings(offsets, out), traditional.astype(bool)
+    return Strings(offsets, out)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import jieba
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ def test_words_are_jiebas_default_tokens_that_are_words(device: Device) -> None:
     ("caption", "expected"),
     [
         ("漢字與電腦軟體", "汉字与电脑软体"),
+        ("劝君今夜须沈醉，沈从文瞭解", "劝君今夜须沉醉，沈从文了解"),
         ("🎉好消息👨‍👩‍👧来了❤️🇨🇳1️⃣", "好消息来了"),
         ("★☆精选■图片◆", "精选图片"),
         ("ＡＢＣ１２３，全角　空格", "ABC123，全角 空格"),
@@ -66,6 +69,18 @@ def test_unsafe_terms_are_counted(device: Device) -> None:
     texts = [f"前{term}后{term}" for term in list(weights)[:50]] + ["软件的使用方式"]
     expected = [sum(weight for term, weight in weights.items() if term in text) for text in texts]
     assert MODELS.text_classifier("text_safety", device)(Strings.of(texts)).tolist() == expected
+
+
+def test_hostile_captions_are_rows_like_any_other(device: Device) -> None:
+    hostile = ["", "\ud800", "好" * 350_000, "a" * 10**6, "😀" * 10_000, "e" + "\u0301" * 10**5, "\u202e反\u202c" * 999]
+    hostile += ["漢字" * 10**5, "ab " * 300_000, "مرحبا" * 999, "\x00" * 999, "加微信a1b2c3 " * 10**4]
+    captions = [caption for bad in hostile for caption in (bad, "一只小猫在草地上")]
+    started = time.perf_counter()
+    batch = refined(device, *captions)
+    assert time.perf_counter() - started < 10
+    alone = refined(device, "一只小猫在草地上")
+    for name in ("words", "text_clean", "nouns", "text_entropy", "chinese_confidence", "unsafe_caption"):
+        assert set(batch[name][1::2]) == {alone[name][0]}
 
 
 @pytest.mark.parametrize(
