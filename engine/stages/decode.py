@@ -18,17 +18,20 @@ os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken picture is a ro
 from nvidia import nvimgcodec
 
 FAST_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")
+FAST_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "I;16", "I;16B")
+"""What nvImageCodec shows in the right colours: not Lab nor floating point, and no alpha, which it would drop."""
 
 
 class Decode(Stage):
     """`pixels`: one uint8 (height, width, 3) RGB array a row, EXIF orientation applied, alpha laid on white.
 
     White, because that is how a browser shows a transparent picture; the models' own preprocessing would drop
-    alpha and show whatever colour lies below, mostly black.
+    alpha and show whatever colour lies below, mostly black. Of animations the first frame counts; 16 bits become 8;
+    colour profiles (ICC) are not applied, as in the models' own preprocessing.
     """
 
     name = "decode"
-    needs = ("image", "width", "height", "decode_format", "has_alpha")
+    needs = ("image", "width", "height", "decode_format", "pixel_mode", "has_alpha")
     produces = {"pixels": None, "decodable": pa.int8()}
     capacity = 32e6  # decoded pixels at a time: 96 MB
 
@@ -42,10 +45,11 @@ class Decode(Stage):
 
     def __call__(self, batch: Batch) -> None:
         pictures: list[np.ndarray | None] = [None] * len(batch)
+        facts = zip(batch["decode_format"], batch["pixel_mode"], batch["has_alpha"], strict=True)
         fast = [
             row
-            for row, (kind, alpha) in enumerate(zip(batch["decode_format"], batch["has_alpha"], strict=True))
-            if kind in FAST_FORMATS and not alpha
+            for row, (kind, mode, alpha) in enumerate(facts)
+            if kind in FAST_FORMATS and mode in FAST_MODES and not alpha
         ]
         for row, decoded in zip(fast, self.decoder.decode([batch["image"][row] for row in fast]), strict=True):
             if decoded is not None:
@@ -81,6 +85,8 @@ def _decode_slowly(data: bytes) -> np.ndarray | str:
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture)
+            if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off at 255
+                return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.asarray(picture.convert("RGB"))
     except Exception as problem:  # decoders raise many kinds; any of them costs this row only
         return f"cannot be decoded: {problem}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,22 @@ from engine.stages.base import Stage
 Image.MAX_IMAGE_PIXELS = None  # our own --max-pixels says it per row; Pillow's would warn and raise
 
 
+class Facts(NamedTuple):
+    """What a header says, or why it says nothing."""
+
+    format: str | None = None
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    alpha: bool = False
+    error: str | None = None
+
+
 class Header(Stage):
     """`readable`, size and format; `aspect_ratio` (width / height) and `shortest_edge` (pixels) follow.
 
-    Turned pictures (EXIF orientation) count with the sides as they are shown.
+    Turned pictures (EXIF orientation) count with the sides as they are shown. `pixel_mode` is Pillow's name for what
+    the file holds (RGB, P, CMYK, I;16 …).
     """
 
     name = "header"
@@ -30,40 +43,44 @@ class Header(Stage):
         "shortest_edge": pa.int32(),
         "decode_format": pa.string(),
         "has_alpha": pa.bool_(),
+        "pixel_mode": None,
     }
 
     def __call__(self, batch: Batch) -> None:
         headers = [self._read(image) for image in batch["image"]]
-        sizes = np.array([(w, h) for _, w, h, _, _ in headers], np.int32).reshape(-1, 2)
-        readable = np.array([error is None for *_, error in headers])
+        sizes = np.array([(header.width, header.height) for header in headers], np.int32).reshape(-1, 2)
+        readable = np.array([header.error is None for header in headers])
         with np.errstate(divide="ignore", invalid="ignore"):
             batch["aspect_ratio"] = np.where(readable, sizes[:, 0] / sizes[:, 1].astype(np.float64), np.nan)
         batch["readable"] = readable.astype(np.int8)
         batch["width"], batch["height"] = sizes[:, 0], sizes[:, 1]
         batch["shortest_edge"] = sizes.min(1)
-        batch["decode_format"] = [fmt for fmt, *_ in headers]
-        batch["has_alpha"] = np.array([alpha for *_, alpha, _ in headers], bool)
-        batch["error"] = [error or before for (*_, error), before in zip(headers, batch["error"], strict=True)]
+        batch["decode_format"] = [header.format for header in headers]
+        batch["pixel_mode"] = [header.mode for header in headers]
+        batch["has_alpha"] = np.array([header.alpha for header in headers], bool)
+        batch["error"] = [header.error or before for header, before in zip(headers, batch["error"], strict=True)]
 
-    def _read(self, data: bytes) -> tuple[str | None, int, int, bool, str | None]:
+    def _read(self, data: bytes) -> Facts:
         if not data:
-            return None, 0, 0, False, "no picture"
+            return Facts(error="no picture")
         try:
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
                 if _lies_on_its_side(image):
                     width, height = height, width
                 alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-                if width * height > self.context.max_pixels:
-                    return image.format, width, height, alpha, f"{width}×{height} pixels, more than --max-pixels"
-                return image.format, width, height, alpha, None
+                bomb = width * height > self.context.max_pixels
+                error = f"{width}×{height} pixels, more than --max-pixels" if bomb else None
+                return Facts(image.format, image.mode, width, height, alpha, error)
         except UnidentifiedImageError:
-            return None, 0, 0, False, f"not a picture: {describe(data)}"
+            return Facts(error=f"not a picture: {describe(data)}")
         except Exception as problem:  # Pillow's parsers raise many kinds; any of them costs this row only
-            return None, 0, 0, False, f"unreadable header: {problem}"
+            return Facts(error=f"unreadable header: {problem}")
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:
+    if image.format == "TIFF":
+        return False  # Pillow has turned the size already
     if image.format == "PNG" and "exif" not in image.info:
         return False  # Pillow would decode the whole picture to look for a chunk at its end
     return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
