@@ -17,7 +17,8 @@ from engine.stages.base import Context, Stage
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken picture is a row's error, not a line on stderr
 from nvidia import nvimgcodec
 
-FAST_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")
+FAST_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+"""What nvImageCodec decodes. Not JPEG 2000: on the CPU, broken files bring the whole process down."""
 FAST_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "I;16", "I;16B")
 """What nvImageCodec shows in the right colours: not Lab nor floating point, and no alpha, which it would drop."""
 

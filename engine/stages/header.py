@@ -15,6 +15,10 @@ from engine.stages.base import Stage
 Image.MAX_IMAGE_PIXELS = None  # our own --max-pixels says it per row; Pillow's would warn and raise
 
 
+LARGEST = 2**31 - 1
+"""Sides are stored as int32; what claims more is a bomb anyway."""
+
+
 class Facts(NamedTuple):
     """What a header says, or why it says nothing."""
 
@@ -71,6 +75,7 @@ class Header(Stage):
                 alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
                 bomb = width * height > self.context.max_pixels
                 error = f"{width}×{height} pixels, more than --max-pixels" if bomb else None
+                width, height = min(width, LARGEST), min(height, LARGEST)
                 return Facts(image.format, image.mode, width, height, alpha, error)
         except UnidentifiedImageError:
             return Facts(error=f"not a picture: {describe(data)}")
