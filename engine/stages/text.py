@@ -25,7 +25,20 @@ SURELY_HAN = 0.5
 """Share of Han among the letters from which on a text without kana and hangul is Chinese, whatever fastText says."""
 
 
-class Caption(Stage):
+class CaptionStage(Stage):
+    """Batches by length: the kernels' working memory is some thirty bytes for every byte of text.
+
+    Some 500 captions as they mostly are, for with them wait their pictures.
+    """
+
+    capacity = 2**15
+
+    @staticmethod
+    def weights(batch: Batch) -> np.ndarray:
+        return np.array([len(caption) + 32 for caption in batch["caption"]], np.float64)
+
+
+class Caption(CaptionStage):
     """The caption as it came: `words` and the text classifier's `unsafe_text`.
 
     `caption_measures`: everything else that was measured on the way, for captions that need no cleaning.
@@ -34,7 +47,6 @@ class Caption(Stage):
     name = "caption"
     needs = ("caption",)
     produces = {"words": pa.int32(), "unsafe_text": pa.float32(), "caption_measures": None}
-    capacity = 4096
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -48,7 +60,7 @@ class Caption(Stage):
         batch["unsafe_text"] = self.unsafe(captions)
 
 
-class Refine(Stage):
+class Refine(CaptionStage):
     """The caption made clean (`text_clean`: Simplified, no emoji or special characters), and measured after.
 
     For the measures see `kernels.text.MEASURES`; for `chinese_confidence` and `language`, `languages`.
@@ -72,7 +84,6 @@ class Refine(Stage):
         "longest_repetition": pa.int32(),
         "unsafe_caption": pa.float32(),
     }
-    capacity = 4096
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
