@@ -41,6 +41,24 @@ class Strings(NamedTuple):
         begins = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1]
         return Strings(begins, np.frombuffer(data or b"", np.uint8))
 
+    @staticmethod
+    def of_cudf(series: Any) -> Strings:
+        """From a cuDF series of strings, without a copy: CuPy arrays over the column's own memory on the GPU."""
+        import cupy
+        import pylibcudf
+
+        column, _ = series.to_pylibcudf()
+        offsets = column.child(0)
+        kind = np.dtype(np.int64 if offsets.type().id() == pylibcudf.TypeId.INT64 else np.int32)
+
+        def view(span: Any, kind: np.dtype) -> Any:  # `series` owns the memory, and lives as long as the view
+            memory = cupy.cuda.UnownedMemory(span.ptr, span.size, series)
+            return cupy.ndarray(span.size // kind.itemsize, kind, cupy.cuda.MemoryPointer(memory, 0))
+
+        first = column.offset()
+        begins = view(offsets.data(), kind)[offsets.offset() + first : offsets.offset() + first + column.size() + 1]
+        return Strings(begins, view(column.data(), np.dtype(np.uint8)))
+
     def arrow(self) -> pa.Array:
         """The rows as an Arrow array over the same (host) memory."""
         offsets = pa.py_buffer(np.ascontiguousarray(self.offsets, np.int64))
