@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,8 +52,7 @@ class Decode(Stage):
             if kind in FAST_FORMATS and mode in FAST_MODES and not alpha
         ]
         for row, decoded in zip(fast, self.decoder.decode([batch["image"][row] for row in fast]), strict=True):
-            if decoded is not None:
-                pictures[row] = np.asarray(decoded)
+            pictures[row] = decoded
         # What is left is another format, or broken: Pillow reads the one and says what is wrong with the other.
         rest = [row for row, picture in enumerate(pictures) if picture is None]
         errors = list(batch["error"])
@@ -69,13 +67,37 @@ class Decode(Stage):
         batch["decodable"] = np.array([picture is not None for picture in pictures], np.int8)
 
 
-def open_decoder(device: Device) -> Any:
-    """nvImageCodec's decoder on the device; `decode(list of bytes)` gives None for each picture it cannot read."""
-    return nvimgcodec.Decoder(
-        device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
-        backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
-        max_num_cpu_threads=0 if device.threads > 1 else 1,
-    )
+class CpuDecoder:
+    """nvImageCodec on the CPU, a decoder a thread: threads of its own make it no faster."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.decoders = [
+            nvimgcodec.Decoder(
+                device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+                backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
+                max_num_cpu_threads=1,
+            )
+            for _ in range(device.threads)
+        ]
+
+    def decode(self, files: list[bytes]) -> list[np.ndarray | None]:
+        """uint8 (height, width, 3) each; None for what cannot be read."""
+        pictures: list[np.ndarray | None] = [None] * len(files)
+
+        def decode_every(start: int) -> None:
+            rows = range(start, len(files), len(self.decoders))
+            decoded = self.decoders[start].decode([files[row] for row in rows]) if rows else []
+            for row, picture in zip(rows, decoded, strict=True):
+                pictures[row] = None if picture is None else np.asarray(picture)
+
+        self.device.map(decode_every, range(len(self.decoders)))
+        return pictures
+
+
+def open_decoder(device: Device) -> CpuDecoder:
+    """The decoder of the device."""
+    return CpuDecoder(device)
 
 
 def _decode_slowly(data: bytes) -> np.ndarray | str:
