@@ -139,9 +139,7 @@ def main() -> int:
         with open_device(threads=cores) as device, ThreadPoolExecutor(cores) as pool:
             sides = {"ours": ours(files, pictures, inputs, device)}
             sides |= {name: peer(decode, files, pictures, inputs, pool) for name, decode in DECODERS.items()}
-            report(
-                measure(sides, options.rounds), len(files), sum(p.size for p in pictures) / 3e6 / len(pictures), cores
-            )
+            report(measure(sides, options.rounds), pictures, cores)
     return 0
 
 
