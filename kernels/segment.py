@@ -130,6 +130,7 @@ def best_path(chars, start, stop, words, route, reach, kind):
             here = child(entries, here, chars[Index(at)])
         if best_end == first:
             best, best_end = weights[0] + route[Index(first + 1)], first + 1
+            best_kind = kinds_of(roots[Index(chars[Index(first)])])  # no word of jieba's, but maybe a stop word
         route[Index(first)], reach[Index(first)], kind[Index(first)] = best, best_end, best_kind
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 import jieba
+import jieba.posseg
 import numpy as np
 import pytest
 
@@ -14,6 +15,11 @@ from engine.dictionary import character_classes, open_dictionary
 from kernels.strings import Strings
 from kernels.text import MEASURES, clean, measure
 from tests.kernels.texts import NASTY, random_texts
+from trt_models.store import package_file
+
+STOP_WORDS = set(package_file("jionlp", "jionlp/dictionary/stopwords.txt").read_text(encoding="utf-8").split())
+TAGGER = jieba.posseg.POSTokenizer()
+TAGGER.initialize()
 
 
 def measures_of(device: Device, texts: list[str]) -> dict[str, np.ndarray]:
@@ -33,7 +39,7 @@ def longest_repetition(text: str) -> int:
 
 
 def test_measures_equal_plain_python(device: Device) -> None:
-    texts = NASTY + random_texts(500, seed=1)
+    texts = [*NASTY, *random_texts(500, seed=1), "我的 C 和 A 和 I", "附表 B 与 V"]
     measured = measures_of(device, texts)
     for row, text in enumerate(texts):
         words = [token for token in jieba.lcut(text) if any(map(str.isalnum, token))]
@@ -42,6 +48,10 @@ def test_measures_equal_plain_python(device: Device) -> None:
         solid = sum(not character.isspace() for character in text) or 1
         letters = sum(map(str.isalpha, text)) or 1
         assert measured["words"][row] == len(words)
+        stops = sum(word in STOP_WORDS for word in words) / (len(words) or 1)
+        assert measured["stop_word_share"][row] == pytest.approx(stops)
+        nouns = sum(TAGGER.word_tag_tab.get(word, "x").startswith("n") for word in words)
+        assert measured["nouns"][row] == nouns
         assert measured["text_entropy"][row] == pytest.approx(entropy, abs=1e-6)
         assert measured["longest_repetition"][row] == longest_repetition(text)
         assert measured["digit_share"][row] == pytest.approx(sum(map(str.isdigit, text)) / solid)
