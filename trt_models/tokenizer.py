@@ -10,6 +10,7 @@ import numpy as np
 import sentencepiece
 
 from engine.errors import DanqingError, did_you_mean
+from kernels.strings import Strings
 from kernels.wordpiece import build_tables, token_ids
 from trt_models.card import TokenInput
 
@@ -57,11 +58,8 @@ class WordPiece:
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """int32 ids a text, at most `max_length` (the end token stays)."""
-        rows = [text.encode("utf-8", "surrogatepass") for text in texts]  # the kernel drops lone surrogates
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        data = np.frombuffer(b"".join(rows), np.uint8)
-        ids, lengths, _ = token_ids(_ThisThread(), self.tables, offsets, data, self.card.max_length)
+        rows = Strings.of(texts)
+        ids, lengths, _ = token_ids(_ThisThread(), self.tables, rows.offsets, rows.data, self.card.max_length)
         return [row[:length] for row, length in zip(ids, lengths, strict=True)]
 
     def pad(self, ids: list[np.ndarray]) -> np.ndarray:
