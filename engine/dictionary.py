@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import unicodedata
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +19,7 @@ import numpy as np
 
 from engine.errors import DanqingError
 from engine.files import commit, write_json
+from kernels import segment, text, trie
 from kernels.segment import (
     ADJECTIVE,
     HAN_FIRST,
@@ -58,7 +60,7 @@ def open_dictionary(user_dictionaries: tuple[Path, ...] = ()) -> Dictionary:
     Raises:
         DanqingError: a user dictionary that jieba cannot read; names the file.
     """
-    digest = hashlib.sha256(Path(__file__).read_bytes() + metadata.version("jieba").encode() + _stop_words().encode())
+    digest = hashlib.sha256(_layout() + metadata.version("jieba").encode() + _stop_words().encode())
     for path in user_dictionaries:
         digest.update(file_hash(path).encode())
     tables = _kept(f"dictionary-{digest.hexdigest()[:12]}", lambda: _make_dictionary(user_dictionaries))
@@ -76,8 +78,13 @@ def file_hash(path: Path) -> str:
 @cache
 def character_classes() -> np.ndarray:
     """uint16 (0x110000,): the bits of `kernels.text` for every code point."""
-    digest = hashlib.sha256(Path(__file__).read_bytes() + unicodedata.unidata_version.encode())
+    digest = hashlib.sha256(_layout() + unicodedata.unidata_version.encode())
     return _kept(f"characters-{digest.hexdigest()[:12]}", lambda: {"classes": _make_classes()})["classes"]
+
+
+def _layout() -> bytes:
+    """The sources that say what the bits of the tables mean: tables of another version must not be taken for ours."""
+    return b"".join(Path(str(module.__file__)).read_bytes() for module in (sys.modules[__name__], segment, text, trie))
 
 
 def _kept(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -130,7 +137,7 @@ def _make_dictionary(user_dictionaries: tuple[Path, ...]) -> dict[str, np.ndarra
             kinds |= PARTS_OF_SPEECH.get(tagger.word_tag_tab.get(word, "x")[:1], 0)
         if ord(word[0]) <= 0xFFFF:
             words[word] = number.get(frequencies.get(word, 0), 0) << KIND_BITS | kinds
-    trie = build({word: value for word, value in sorted(words.items()) if value})
+    tree = build({word: value for word, value in sorted(words.items()) if value})
     emit = np.full((HAN_LAST - HAN_FIRST + 1, 4), IMPOSSIBLE)
     change = np.full((4, 4), IMPOSSIBLE)
     for column, state in enumerate(STATES):
@@ -140,8 +147,8 @@ def _make_dictionary(user_dictionaries: tuple[Path, ...]) -> dict[str, np.ndarra
         for following, value in trans_P[state].items():
             change[column, STATES.index(following)] = value
     return {
-        "roots": trie.roots,
-        "entries": trie.entries,
+        "roots": tree.roots,
+        "entries": tree.entries,
         "weights": weights,
         "start": np.array([start_P[state] for state in STATES]),
         "change": change,
