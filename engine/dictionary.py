@@ -34,6 +34,7 @@ from kernels.segment import (
 )
 from kernels.text import (
     ALPHANUMERIC,
+    CODES,
     DIGIT,
     DROP,
     HAN,
@@ -45,7 +46,7 @@ from kernels.text import (
     SPACE,
 )
 from kernels.trie import build
-from trt_models.store import cache_folder, package_file
+from trt_models.store import cache_folder, package_file, sha256
 
 STATES = "BMES"
 PARTS_OF_SPEECH = {"n": NOUN, "v": VERB, "a": ADJECTIVE}
@@ -70,7 +71,7 @@ def open_dictionary(user_dictionaries: tuple[Path, ...] = ()) -> Dictionary:
 def file_hash(path: Path) -> str:
     """SHA-256 of a user dictionary."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256(path)
     except OSError as problem:
         raise DanqingError(f"{path}: cannot read the user dictionary: {problem.strerror}") from None
 
@@ -162,8 +163,8 @@ def _stop_words() -> str:
 
 
 def _make_classes() -> np.ndarray:
-    classes = np.zeros(0x110000, np.uint16)
-    for code in range(0x110000):
+    classes = np.zeros(CODES, np.uint16)
+    for code in range(CODES):
         character = chr(code)
         category = unicodedata.category(character)
         if category in ("Cn", "Cs", "Co", "Cc", "Cf"):  # controls, joiners, and what has no meaning

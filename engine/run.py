@@ -80,11 +80,7 @@ class Run:
             run.save()
             return run
         run = cls.open(folder)
-        differences = recipe.differences(run.recipe) + [
-            f"{key}: {_short(run.manifest.get(key))} there, {_short(value)} here"
-            for key, value in wanted.items()
-            if run.manifest.get(key) != json.loads(json.dumps(value))
-        ]
+        differences = recipe.differences(run.recipe) + identity_differences(run.manifest, wanted)
         if differences:
             raise DanqingError(
                 f"{folder} holds a run that was scored differently:\n  "
@@ -157,6 +153,15 @@ class Run:
         finally:
             log.removeHandler(handler)
             handler.close()
+
+
+def identity_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between an identity read back from JSON and the one of now, a line each."""
+    return [
+        f"{key}: {_short(there.get(key))} there, {_short(value)} here"
+        for key, value in here.items()
+        if there.get(key) != json.loads(json.dumps(value))
+    ]
 
 
 def _short(value: Any) -> str:

@@ -32,6 +32,7 @@ from engine.plan import decidable, make_plan
 from engine.progress import Progress
 from engine.recipe import Recipe, recipe_from_dict
 from engine.report.terminal import ProgressBar
+from engine.run import identity_differences
 from engine.score import run_stages
 from engine.sources.tables import Columns, Part, check_tables, find_tables, read_parts
 from engine.stages import CATALOGUE
@@ -263,19 +264,10 @@ def _create_or_resume(folder: Path, recipe: Recipe, identity: dict[str, Any]) ->
         differences = recipe.differences(recipe_from_dict(there["recipe"], str(path)))
     except (ValueError, KeyError) as problem:
         raise DanqingError(f"{path}: cannot be read back: {problem}; remove {folder} to start over") from None
-    differences += [
-        f"{key}: {_short(there.get(key))} there, {_short(value)} here"
-        for key, value in identity.items()
-        if there.get(key) != json.loads(json.dumps(value))
-    ]
+    differences += identity_differences(there, identity)
     if differences:
         listed = "\n  ".join(differences)
         raise DanqingError(
             f"{folder} holds a selection made otherwise:\n  {listed}\n"
             "Choose another --output, or remove the folder to start over."
         )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -10,7 +10,7 @@ import numpy as np
 from kernels.portable import Launcher, inlined, kernel, workspace
 from kernels.segment import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, Scratch, segment
 from kernels.strings import Strings, decode, encode
-from kernels.trie import EMPTY
+from kernels.trie import EMPTY, GOLDEN
 
 # Character classes: bits of a table over all code points (`engine.dictionary.character_classes`).
 LETTER, ALPHANUMERIC, HAN, KANA, HANGUL, LATIN, DIGIT, SPACE = (1 << bit for bit in range(8))
@@ -119,7 +119,7 @@ def measure_words(chars, count, classes, cut, kind, copies, table, out):
         hashed = np.uint64(0)
         for at in range(begin, end):
             is_word = is_word or classes[chars[at]] & ALPHANUMERIC != 0
-            hashed = (hashed ^ np.uint64(chars[at])) * np.uint64(0x9E3779B97F4A7C15)
+            hashed = (hashed ^ np.uint64(chars[at])) * GOLDEN
         if is_word:
             total += 1
             nouns += kind[begin] & NOUN != 0
@@ -215,7 +215,7 @@ def clean_rows(first, last, step, text, classes, chars, data, lengths):
             if kind & SPACE:
                 space = True
                 continue
-            if kind & DROP or (at + 1 < count and dresses_as_emoji(line, at, count) and kind & HAN == 0):
+            if kind & DROP or (at + 1 < count and dresses_as_emoji(line, at) and kind & HAN == 0):
                 continue
             if kind & NARROW:
                 code -= FULL_WIDTH
@@ -228,7 +228,7 @@ def clean_rows(first, last, step, text, classes, chars, data, lengths):
 
 
 @inlined
-def dresses_as_emoji(line, at, count):
+def dresses_as_emoji(line, at):
     """Whether what follows turns this character into an emoji: a keycap, or the emoji variation selector."""
     return line[at + 1] == EMOJI_STYLE or line[at + 1] == KEYCAP
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from engine.errors import DanqingError, did_you_mean
+from kernels.lexicon import Patterns
 
 TASKS = ("image_embedding", "text_embedding", "image_classifier", "text_classifier")
 CARDS = resources.files("trt_models") / "cards"
@@ -130,6 +132,8 @@ def _read(text: str, where: str, folder: Path | None) -> Card:
         if key in content:
             content[key] = _build(kind, content[key], f"{where}: {key}")
     content["lexicon"] = tuple(_build(TermList, entry, f"{where}: lexicon") for entry in content.get("lexicon", ()))
+    if "patterns" in content:
+        content["patterns"] = _build(Patterns, content["patterns"], f"{where}: patterns")._asdict()
     card = _build(Card, content | {"folder": folder}, where)
     if card.task not in TASKS:
         raise DanqingError(f"{where}: task {card.task!r}; {did_you_mean(card.task, TASKS)}")
@@ -143,7 +147,7 @@ def _read(text: str, where: str, folder: Path | None) -> Card:
 def _build(kind: type[Any], content: Any, where: str) -> Any:
     if not isinstance(content, dict):
         raise DanqingError(f"{where}: must be a mapping")
-    known = [f.name for f in fields(kind)]
+    known = list(inspect.signature(kind).parameters)
     for key in content:
         if key not in known:
             raise DanqingError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), known)}")

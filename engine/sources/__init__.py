@@ -53,33 +53,47 @@ def expand(pattern: str) -> list[str]:
     return [pattern]
 
 
+def find_files(inputs: Iterable[str], suffixes: tuple[str, ...], nothing_inside: str, wrong: str) -> list[Path]:
+    """The files of all inputs (files, folders, globs, brace ranges), in the order given.
+
+    Args:
+        suffixes: how the names of such files end.
+        nothing_inside, wrong: what to say of a folder without such a file, and of any other file.
+
+    Raises:
+        DanqingError: an input names nothing, is missing, given twice or no such file.
+    """
+    paths: list[Path] = []
+    for text in inputs:
+        matches = [Path(match) for match in expand(text)]
+        if not matches:
+            raise DanqingError(f"{text}: matches no file")
+        for path in matches:
+            inside = sorted(p for p in path.glob("*") if p.name.endswith(suffixes)) if path.is_dir() else [path]
+            if not inside:
+                raise DanqingError(f"{path}: {nothing_inside}")
+            paths.extend(inside)
+    for path in paths:
+        if not path.is_file():
+            raise DanqingError(f"{path}: no such file")
+        if not path.name.endswith(suffixes):
+            raise DanqingError(f"{path}: {wrong}")
+    twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
+    if twice:
+        raise DanqingError(f"{twice[0]}: given twice")
+    return paths
+
+
 def find_shards(inputs: Iterable[str]) -> list[Shard]:
     """The shards of all inputs, in the order given.
 
     Raises:
-        DanqingError: an input names nothing, is missing, or is not a tar file.
+        DanqingError: see `find_files`.
     """
-    paths: list[Path] = []
-    for text in inputs:
-        matches = [Path(p) for p in expand(text)]
-        if not matches:
-            raise DanqingError(f"{text}: matches no file")
-        for path in matches:
-            if path.is_dir():
-                inside = sorted(path.glob("*.tar"))
-                if not inside:
-                    raise DanqingError(f"{path}: a folder without .tar shards")
-                paths.extend(inside)
-            else:
-                paths.append(path)
-    for path in paths:
-        if not path.is_file():
-            raise DanqingError(f"{path}: no such file")
-        if path.suffix != ".tar":
-            raise DanqingError(f"{path}: not a WebDataset shard (.tar); unpack compressed ones first")
-    twice = [str(p) for p, n in Counter(p.resolve() for p in paths).items() if n > 1]
-    if twice:
-        raise DanqingError(f"{twice[0]}: given twice")
+    paths = find_files(
+        inputs, (".tar",), "a folder without .tar shards",
+        "not a WebDataset shard (.tar); unpack compressed ones first",
+    )  # fmt: skip
     stems = Counter(p.stem for p in paths)
     names = [p.stem if stems[p.stem] == 1 else f"{p.parent.name}/{p.stem}" for p in paths]
     if len(set(names)) < len(names):

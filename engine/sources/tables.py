@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import DanqingError, did_you_mean
-from engine.sources import Shard, expand
+from engine.sources import Shard, find_files
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 PEEK_ROWS = 1000
@@ -72,26 +71,12 @@ def find_tables(inputs: Iterable[str]) -> list[Shard]:
     """The tables of all inputs (files, folders, globs, brace ranges), in the order given.
 
     Raises:
-        DanqingError: an input names nothing, is missing, given twice or no table.
+        DanqingError: see `find_files`.
     """
-    paths: list[Path] = []
-    for text in inputs:
-        matches = [Path(match) for match in expand(text)]
-        if not matches:
-            raise DanqingError(f"{text}: matches no file")
-        for path in matches:
-            inside = sorted(p for p in path.glob("*") if p.name.endswith(SUFFIXES)) if path.is_dir() else [path]
-            if not inside:
-                raise DanqingError(f"{path}: a folder without tables ({', '.join(SUFFIXES)})")
-            paths.extend(inside)
-    for path in paths:
-        if not path.is_file():
-            raise DanqingError(f"{path}: no such file")
-        if not path.name.endswith(SUFFIXES):
-            raise DanqingError(f"{path}: not a table this command reads ({', '.join(SUFFIXES)})")
-    twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
-    if twice:
-        raise DanqingError(f"{twice[0]}: given twice")
+    kinds = ", ".join(SUFFIXES)
+    paths = find_files(
+        inputs, SUFFIXES, f"a folder without tables ({kinds})", f"not a table this command reads ({kinds})"
+    )
     return [Shard(number, str(path), path, path.stat().st_size) for number, path in enumerate(paths)]
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from engine.batch import Batch
 from engine.device import Device
 from engine.stages.base import Context, Stage
+from engine.stages.header import has_alpha
 
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken picture is a row's error, not a line on stderr
 from nvidia import nvimgcodec
@@ -104,7 +105,7 @@ def _decode_slowly(data: bytes) -> np.ndarray | str:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             picture = ImageOps.exif_transpose(opened)
-            if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+            if has_alpha(picture):
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture)

@@ -72,7 +72,7 @@ class Header(Stage):
                 width, height = image.size
                 if _lies_on_its_side(image):
                     width, height = height, width
-                alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+                alpha = has_alpha(image)
                 bomb = width * height > self.context.max_pixels
                 error = f"{width}×{height} pixels, more than --max-pixels" if bomb else None
                 width, height = min(width, LARGEST), min(height, LARGEST)
@@ -81,6 +81,10 @@ class Header(Stage):
             return Facts(error=f"not a picture: {describe(data)}")
         except Exception as problem:  # Pillow's parsers raise many kinds; any of them costs this row only
             return Facts(error=f"unreadable header: {problem}")
+
+
+def has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:

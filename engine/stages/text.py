@@ -148,7 +148,7 @@ def _identify() -> Callable[[str], tuple[str, float]]:
     chinese = ("__label__zh", "__label__yue", "__label__wuu")
 
     def identify(text: str) -> tuple[str, float]:
-        labels, scores = model.predict(text or " ", 5, 0.01)
+        labels, scores = model.predict(text or " ", 5, 0.01)  # without a floor it walks the whole tree of labels
         probability = sum(score for label, score in zip(labels, scores, strict=True) if label in chinese)
         return labels[0].removeprefix("__label__") if labels else "", probability
 

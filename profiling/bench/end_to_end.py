@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import random
 import re
 import shutil
@@ -25,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -43,12 +42,13 @@ from rich.table import Table
 from engine.errors import DanqingError
 from engine.recipe import load_recipe
 from engine.sources import Layout, Sample, find_shards, open_shard
+from profiling.bench import machine
 from profiling.bench.plain_text import is_word
 from trt_models.card import load_card
 from trt_models.store import onnx_path
 
 FEW, SEED = 16, 20260122
-PACKAGES = ("onnxruntime", "numpy", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "numba", "pillow",
+PACKAGES = ("onnxruntime", "numpy", "nvidia-nvimgcodec-cu13", "numba", "pillow",
             "opencv-python-headless", "jieba", "opencc", "pyarrow")  # fmt: skip
 IDENTITY = ("shard", "row", "key", "uid", "url", "caption", "error", "feature_row", "gated_at")
 
@@ -237,14 +237,6 @@ def print_agreement(engine: pd.DataFrame, plain: pd.DataFrame) -> None:
         console.print(f"  {key}: engine {mine[key]}, plain {theirs[key]}")
 
 
-def machine(cores: int) -> str:
-    """The processor, the cores used and the versions that matter, on one line."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    found = re.search(r"model name\s*: (.*)", info)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    return f"{found[1] if found else platform.machine()}, {cores} cores, Python {platform.python_version()}, {versions}"
-
-
 # ── the two benchmarks ──
 
 
@@ -344,7 +336,7 @@ def main() -> int:
         pairs = collect(options.data, options.pairs, options.captions)
         if len(pairs) <= FEW:
             raise DanqingError(f"{len(pairs)} pairs with pictures; the benchmark needs more than {FEW}")
-        console.print(machine(options.cores), style="dim", soft_wrap=True)
+        console.print(f"{machine(PACKAGES)}; {options.cores} cores", style="dim", soft_wrap=True)
         if options.memory:
             memory(bench, pairs, options.shards)
         else:

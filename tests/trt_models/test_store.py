@@ -48,6 +48,7 @@ def test_every_built_in_card_can_be_read() -> None:
         ({"task": "image_embeding"}, "did you mean 'image_embedding'"),
         ({"build": "open_nsfw"}, "exactly one of"),
         ({"sha256": ""}, "needs the file's 'sha256'"),
+        ({"patterns": "{phnoe: 1}"}, "patterns: unknown key 'phnoe'; did you mean 'phone'"),
         ({"image_input": "{size: 224}"}, "image_input: .*'resize'"),
     ],
 )
