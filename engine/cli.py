@@ -68,10 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     recipe, inputs, run = _recipe_options(), _input_options(), _run_options()
     scoring, pictures = _scoring_options(), _picture_options()
+    output = _output_options()
     command(
         curate, "score, decide and write, in a row",
         "An interrupted run goes on where it stopped; a finished one is left as it is.",
-        inputs, recipe, scoring, pictures,
+        inputs, recipe, scoring, pictures, output,
     )  # fmt: skip
     command(
         score, "compute the scores of every pair, once",
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     command(
         write, "copy the kept pairs into new shards",
         "Original picture bytes, clean captions, kept_uids.npy and report.html.",
-        run,
+        run, output,
     )  # fmt: skip
     tables = command(
         select, "drop rows of URL tables before anything is downloaded",
@@ -124,16 +125,19 @@ def _input_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT",
-        help="WebDataset shards in img2dataset's layout: files, folders, globs, brace ranges ({00000..00041}.tar)",
+        help="WebDataset shards (.tar), Parquet with pictures, tables (.csv, .jsonl) that name picture files, folders "
+        "of any of these or of pictures with .txt beside them; globs and brace ranges ({00000..00041}.tar)",
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the run")
     group = parser.add_argument_group("input layout")
     group.add_argument(
-        "--image-key", metavar="EXT,…", help="members that hold the picture (default: jpg, png, webp, …)"
-    )
+        "--image-key", metavar="NAME,…",
+        help="what holds the picture: extension of a member, or column (default: jpg, png, …, image, file_name)",
+    )  # fmt: skip
     group.add_argument(
-        "--caption-key", metavar="EXT,…", help="members or .json fields that hold the caption (default: txt)"
-    )
+        "--caption-key", metavar="NAME,…",
+        help="what holds the caption: extension, .json field or column (default: txt, text, caption, alt_text)",
+    )  # fmt: skip
     return parser
 
 
@@ -176,12 +180,22 @@ def _picture_options() -> argparse.ArgumentParser:
     return parser
 
 
+def _output_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument_group("output").add_argument(
+        "--output-format", choices=("webdataset", "parquet"), default="webdataset",
+        help="kept pairs as .tar shards with a table of scores, or as Parquet with the pictures inside "
+        "(default: webdataset)",
+    )  # fmt: skip
+    return parser
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     from engine.curate import DEFAULT_MAX_PIXELS, Settings
     from engine.sources import Layout
 
     def keys(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(k.strip().lstrip(".").lower() for k in text.replace(";", ",").split(",")) if text else default
+        return tuple(k.strip().lstrip(".") for k in text.replace(";", ",").split(",")) if text else default
 
     return Settings(
         layout=Layout(
@@ -207,7 +221,9 @@ def curate(options: argparse.Namespace) -> None:
     from engine.curate import curate
     from engine.report.terminal import print_funnel, print_spans
 
-    run, funnel, spans = curate(options.inputs, options.output, _recipe(options), _settings(options))
+    run, funnel, spans = curate(
+        options.inputs, options.output, _recipe(options), _settings(options), options.output_format
+    )
     if not spans:
         print(f"{run.folder}: already scored; nothing was scored again")
     print_spans(spans)
@@ -241,7 +257,7 @@ def write(options: argparse.Namespace) -> None:
     from engine.curate import write_run
     from engine.run import Run
 
-    kept = write_run(Run.open(options.run))
+    kept = write_run(Run.open(options.run), options.output_format)
     print(f"{kept} pairs in {options.run / 'shards'}; pictures in {options.run / 'report.html'}")
 
 

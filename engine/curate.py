@@ -24,7 +24,7 @@ from engine.score import GIVEN, score
 from engine.sources import Layout, find_shards
 from engine.stages import CATALOGUE, Context
 from engine.stages.source import read_blocklist
-from engine.write import write
+from engine.write import WEBDATASET, write
 from profiling.spans import Spans
 from trt_models.store import ModelSet
 
@@ -70,7 +70,7 @@ def known_columns() -> list[str]:
 
 def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings) -> tuple[Run, Spans]:
     """SCORE: creates the run, or goes on with it. Returns no spans if there was nothing left to do."""
-    shards = find_shards(inputs)
+    shards = find_shards(inputs, settings.layout)
     plan = make_plan(recipe, CATALOGUE, GIVEN)
     models = ModelSet(recipe.models)
     identity = {
@@ -93,23 +93,25 @@ def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: 
     return run, spans
 
 
-def write_run(run: Run) -> int:
-    """WRITE, with the report, unless these verdicts are written already; returns the number of kept pairs."""
+def write_run(run: Run, output_format: str = WEBDATASET) -> int:
+    """WRITE, with the report, unless these verdicts are written so already; returns the number of kept pairs."""
     if "decided" not in run.manifest:
         raise DanqingError(f"{run.folder}: no verdicts yet; run `danqing decide {run.folder}` first")
-    verdicts = run.manifest["decided"]["recipe_hash"]
-    if run.manifest.get("written", {}).get("recipe_hash") != verdicts:
+    wanted = {"recipe_hash": run.manifest["decided"]["recipe_hash"], "output_format": output_format}
+    if wanted.items() - run.manifest.get("written", {}).items():
         with run.logged(), ProgressBar("write", sum(shard.bytes for shard in run.shards)) as progress:
-            kept = write(run, progress)
+            kept = write(run, progress, output_format)
             write_report(run)
-        run.note("written", recipe_hash=verdicts, kept=kept)
+        run.note("written", **wanted, kept=kept)
     return int(run.manifest["written"]["kept"])
 
 
-def curate(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings) -> tuple[Run, Funnel, Spans]:
+def curate(
+    inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings, output_format: str = WEBDATASET
+) -> tuple[Run, Funnel, Spans]:
     """SCORE, DECIDE, WRITE; what is finished already is not done again."""
     run, spans = score_inputs(inputs, output, recipe, settings)
     with run.logged():
         funnel = decide(run, recipe)
-    write_run(run)
+    write_run(run, output_format)
     return run, funnel, spans

@@ -28,16 +28,18 @@ class Plan:
     """The stages that run, in order.
 
     Stages stand in the order in which the recipe's criteria ask for them, so a gate only ever drops a row whose
-    earlier criteria are all known: `dropped_by` is the same with gates and without.
+    earlier criteria are all known: `dropped_by` is the same with gates and without. `also`: columns that no criterion
+    asks for.
     """
 
     steps: tuple[Step, ...]
+    also: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> set[str]:
-        """Every column that some stage of this plan needs or that a criterion reads."""
+        """Every column that some stage of this plan needs, a criterion reads, or is computed for study."""
         needs = {need for step in self.steps for need in step.stage.needs}
-        return needs | {gate.column for step in self.steps for gate in step.gates}
+        return needs | {gate.column for step in self.steps for gate in step.gates} | set(self.also)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -47,23 +49,27 @@ class Plan:
 
 
 def decidable(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str]) -> Recipe:
-    """The recipe with only those criteria whose columns can be computed from the columns given."""
+    """The recipe with only those criteria and study columns that can be computed from the columns given."""
     available = set(given)
     waiting = list(catalogue)
     while ready := [stage for stage in waiting if available.issuperset(stage.needs)]:
         available.update(name for stage in ready for name in stage.produces)
         waiting = [stage for stage in waiting if stage not in ready]
-    return replace(recipe, criteria=tuple(c for c in recipe.criteria if c.column in available))
+    return replace(
+        recipe,
+        criteria=tuple(c for c in recipe.criteria if c.column in available),
+        also=tuple(column for column in recipe.also if column in available),
+    )
 
 
 def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str], also: Iterable[str] = ()) -> Plan:
-    """Schedules what the recipe's criteria need, nothing else.
+    """Schedules what the recipe's criteria need and its study columns, nothing else.
 
     Args:
         catalogue: the stages there are; each has `name`, `needs` and `produces` (column → Arrow type, or None
             for a column that only travels to later stages).
         given: columns that reading provides.
-        also: columns wanted beside the criteria's own, computed last.
+        also: columns wanted beside the recipe's own.
     """
     producers: Mapping[str, type[Any]] = {name: stage for stage in catalogue for name in stage.produces}
     steps: list[Step] = []
@@ -86,12 +92,24 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         gates = steps[-1].gates if steps else waiting
         if isinstance(criterion, Criterion):
             gates.append(criterion)
+    also = (*recipe.also, *also)
     for column in also:
-        schedule(column)
+        if column not in available and column in producers:
+            # Right after what it needs: what only travels (pixels, encoded bytes) should not wait for the models.
+            needs = producers[column].needs
+            for need in needs:
+                schedule(need)
+            place = max(
+                (n for n, step in enumerate(steps, 1) if not set(needs).isdisjoint(step.stage.produces)), default=0
+            )
+            later = steps[place:]
+            del steps[place:]
+            schedule(column)
+            steps += later
     if steps:
         steps[0].gates[:0] = waiting
     # What only travels is let go as soon as nobody later needs it; the encoded picture is the heaviest of all.
     travelling = {ENCODED} | {c for step in steps for c, kind in step.stage.produces.items() if kind is None}
     for position, step in enumerate(steps):
         step.spent = tuple(sorted(travelling - {n for other in steps[position + 1 :] for n in other.stage.needs}))
-    return Plan(tuple(steps))
+    return Plan(tuple(steps), also)

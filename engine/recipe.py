@@ -17,19 +17,23 @@ from engine.criteria import AnyCriterion, Criterion, Interval, Redundancy
 from engine.errors import DanqingError, did_you_mean
 
 ROLES = ("image_embedding", "text_embedding", "image_safety", "text_safety", "caption_safety")
-TOP_KEYS = ("recipe", "description", "models", "criteria")
+TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
 CRITERION_KEYS = ("column", "group", "step", "within", *BOUNDS)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to compute and what to keep; immutable, hashable, readable back from its own `to_dict`."""
+    """What to compute and what to keep; immutable, hashable, readable back from its own `to_dict`.
+
+    `also`: columns computed for study, beside those that the criteria read.
+    """
 
     name: str
     models: Mapping[str, str]
     criteria: tuple[AnyCriterion, ...]
     description: str = ""
+    also: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in the layout of its YAML file, thresholds as they are in force."""
@@ -37,12 +41,13 @@ class Recipe:
             "recipe": self.name,
             "description": self.description,
             "models": dict(self.models),
+            "also": list(self.also),
             "criteria": {c.name: _criterion_dict(c) for c in self.criteria},
         }
 
     @property
     def hash(self) -> str:
-        """16 hex digits; equal for recipes that decide alike (comments, description and layout don't count)."""
+        """16 hex digits; equal for recipes that decide alike (comments, description, study columns and layout don't)."""
         content = {key: value for key, value in self.to_dict().items() if key in ("models", "criteria")}
         text = json.dumps([content, list(content["criteria"])], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -55,6 +60,8 @@ class Recipe:
             for role in ROLES
             if mine["models"].get(role) != theirs["models"].get(role)
         ]
+        if mine["also"] != theirs["also"]:
+            found.append(f"also: {theirs['also']} there, {mine['also']} here")
         for name in dict.fromkeys([*theirs["criteria"], *mine["criteria"]]):
             here, there = mine["criteria"].get(name), theirs["criteria"].get(name)
             if here is None or there is None:
@@ -207,6 +214,7 @@ def _read(tree: yaml.Node, where: str, columns: set[str]) -> Recipe:
         roles = _mapping(top["models"][1], where, "'models'")
         _refuse_unknown(roles, ROLES, where, "models")
         models = {role: _scalar(node, where, f"models.{role}", str) for role, (_, node) in roles.items()}
+    also = _read_also(top["also"][1], where, columns) if "also" in top else ()
     listed = _mapping(top["criteria"][1], where, "'criteria'")
     if not listed:
         raise DanqingError(f"{_place(top['criteria'][1], where)}: a recipe needs at least one criterion")
@@ -214,8 +222,21 @@ def _read(tree: yaml.Node, where: str, columns: set[str]) -> Recipe:
         name=_scalar(top["recipe"][1], where, "recipe", str),
         description=_scalar(top["description"][1], where, "description", str) if "description" in top else "",
         models=models,
+        also=also,
         criteria=tuple(_read_criterion(name, key, node, where, columns) for name, (key, node) in listed.items()),
     )
+
+
+def _read_also(node: yaml.Node, where: str, columns: set[str]) -> tuple[str, ...]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise DanqingError(f"{_place(node, where)}: 'also' is a list of columns, for example [sha256, perceptual_hash]")
+    names = tuple(_scalar(item, where, "a column of 'also'", str) for item in node.value)
+    for item, name in zip(node.value, names, strict=True):
+        if columns and name not in columns:
+            raise DanqingError(
+                f"{_place(item, where)}: no stage computes a column {name!r}; {did_you_mean(name, columns)}"
+            )
+    return tuple(dict.fromkeys(names))
 
 
 def _read_criterion(name: str, key: yaml.Node, node: yaml.Node, where: str, columns: set[str]) -> AnyCriterion:

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,8 @@ class Run:
             DanqingError: OUT holds a run with another recipe, other models or other inputs; says which.
         """
         wanted = {
-            "shards": [
-                {"number": s.number, "name": s.name, "path": str(s.path.resolve()), "bytes": s.bytes} for s in shards
-            ],
-            "layout": {"image_keys": list(layout.image_keys), "caption_keys": list(layout.caption_keys)},
+            "shards": [asdict(shard) | {"path": str(shard.path.resolve())} for shard in shards],
+            "layout": asdict(layout),
             **identity,
         }
         path = folder / "run.json"
@@ -113,12 +112,11 @@ class Run:
 
     @property
     def layout(self) -> Layout:
-        stored = self.manifest["layout"]
-        return Layout(tuple(stored["image_keys"]), tuple(stored["caption_keys"]))
+        return Layout(**{name: tuple(keys) for name, keys in self.manifest["layout"].items()})
 
     @property
     def shards(self) -> list[Shard]:
-        return [Shard(s["number"], s["name"], Path(s["path"]), s["bytes"]) for s in self.manifest["shards"]]
+        return [Shard(**shard | {"path": Path(shard["path"])}) for shard in self.manifest["shards"]]
 
     def _file(self, kind: str, number: int, suffix: str) -> Path:
         return self.folder / kind / f"{number:05d}{suffix}"

@@ -66,7 +66,7 @@ def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger) -> Iterator[Ba
     """The rows of the shards, in order, a few megabytes at a time."""
     for shard in shards:
         started = time.monotonic()
-        source = open_shard(shard.path, layout)
+        source = open_shard(shard, layout)
         if source.damage:
             log.warning("shard %s: %s; its %d whole samples are used", shard.name, source.damage, len(source))
         ledger.expect(shard, len(source), started)

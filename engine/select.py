@@ -128,7 +128,7 @@ def select(
         criteria = replace(early, criteria=(USABLE, *early.criteria))
         total = sum(file.bytes for file in files)
         with open_device(settings.device, settings.threads) as device, ProgressBar("select", total, "rows") as progress:
-            context = settings.context(device, models, plan.wanted | {CLEAN})
+            context = settings.context(device, models, plan.wanted)
             parts = (part for file in files for part in read_parts(file, columns, PART_ROWS))
             for number, part in enumerate(spans.timed("read", parts)):
                 progress.expect(len(part), part.bytes)

@@ -9,8 +9,13 @@ from numba import njit
 
 BITS = 22  # fixed-point weights as in Pillow's 8-bit path: 32 bits less 8 of a pixel and 2 of headroom
 HALF = 1 << (BITS - 1)
-CUBIC, LINEAR = 2, 1
+LANCZOS, CUBIC, LINEAR = 3, 2, 1
 """Interpolations, each named by its support: how many pixels its kernel reaches to either side."""
+
+
+@njit(nogil=True, cache=True)
+def _sinc(x: float) -> float:
+    return math.sin(x * math.pi) / (x * math.pi) if x else 1.0
 
 
 @njit(nogil=True, cache=True)
@@ -18,6 +23,8 @@ def _kernel(interpolation: int, x: float) -> float:
     x = abs(x)
     if interpolation == LINEAR:
         return max(1.0 - x, 0.0)
+    if interpolation == LANCZOS:  # sinc(x) sinc(x/3)
+        return _sinc(x) * _sinc(x / LANCZOS) if x < LANCZOS else 0.0
     if x < 1.0:  # Keys' cubic convolution with a = -1/2
         return (1.5 * x - 2.5) * x * x + 1
     return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2.0 else 0.0
@@ -69,7 +76,7 @@ def resample(
     Args:
         picture: uint8 (any height, any width, 3), contiguous.
         out: uint8 (rows, columns, 3), contiguous, written.
-        interpolation: `CUBIC` or `LINEAR`.
+        interpolation: `LANCZOS`, `CUBIC` or `LINEAR`.
     """
     rows, columns = out.shape[0], out.shape[1]
     across, across_weights = weights(picture.shape[1], width, left, columns, interpolation)

@@ -31,7 +31,7 @@ class ImageInput:
     size: int
     resize: int
     fit: Literal["shorter-edge", "stretch"] = "shorter-edge"
-    interpolation: Literal["cubic", "linear"] = "cubic"
+    interpolation: Literal["lanczos", "cubic", "linear"] = "cubic"
     jpeg_quality: int | None = None
 
 

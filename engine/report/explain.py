@@ -14,6 +14,7 @@ from engine.errors import DanqingError
 from engine.recipe import recipe_from_dict
 from engine.report.terminal import console
 from engine.run import Run
+from engine.sources.sample import PROBLEM
 
 
 def explain_pair(run: Run, key: str) -> None:
@@ -47,7 +48,7 @@ def _print(run: Run, record: dict[str, Any]) -> None:
     decided = run.manifest.get("decided")
     recipe = recipe_from_dict(decided["recipe"], "run.json") if decided else run.recipe
     console.print(f"\n[bold]{record['shard']}[/] row {record['row']}  key {record['key']}  uid {record['uid']}")
-    for name in ("caption", "text_clean", "url", "error"):
+    for name in ("caption", "text_clean", "url", "error", PROBLEM):
         if record.get(name):
             console.print(f"  {name}: ", record[name], markup=False, sep="")
     table = Table(box=box.SIMPLE_HEAD)

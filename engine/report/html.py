@@ -120,7 +120,7 @@ def _pictures(run: Run, wanted: set[int], verdicts: pa.Table) -> dict[int, str]:
         here = {position - start for position in wanted if start <= position < start + rows}
         if here:
             records = pq.read_table(run.scores(shard.number), columns=["key", "caption", "error"]).to_pylist()
-            for row, sample in enumerate(open_shard(shard.path, run.layout)):
+            for row, sample in enumerate(open_shard(shard, run.layout)):
                 if row in here:
                     figures[start + row] = _figure(sample.image, records[row])
         start += rows

@@ -1,108 +1,111 @@
-"""Inputs: from what the user typed to shards of rows."""
+"""Inputs: from what the user typed to shards of rows, and from a shard to its samples."""
 
 from __future__ import annotations
 
-import glob
-import itertools
-import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from engine.errors import DanqingError
-from engine.sources.webdataset import Sample, TarShard
+from engine.sources.folder import FolderShard, pictures_in
+from engine.sources.inputs import Shard, files_in, find_files
+from engine.sources.listed import ListedShard, listed
+from engine.sources.parquet import ParquetShard, row_groups
+from engine.sources.sample import Layout, Sample, Source
+from engine.sources.tables import SUFFIXES as TABLES
+from engine.sources.webdataset import TarShard
 
-__all__ = ["Layout", "Sample", "Shard", "expand", "find_shards", "open_shard"]
+__all__ = ["Layout", "Sample", "Shard", "Source", "find_shards", "open_shard"]
 
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+SHARD_ROWS = 10_000
+"""Where larger inputs than a shard are cut, as img2dataset cuts them."""
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Which members of a sample are its picture and its caption."""
-
-    image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
-    caption_keys: tuple[str, ...] = ("txt",)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One input file. `number` names the run's files (00000), `name` the shard in every row."""
-
-    number: int
-    name: str
-    path: Path
-    bytes: int
+KINDS = ".tar shards, tables (.parquet, .csv, .jsonl) or pictures"
 
 
-def expand(pattern: str) -> list[str]:
-    """`{00000..00041}` and `{a,b}` as the shell and webdataset write them, then globs; sorted within a glob."""
-    found = RANGE.search(pattern)
-    if found:
-        first, last, words = found.groups()
-        if words is not None:
-            items: Iterable[str] = words.split(",")
-        else:
-            width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-            items = (str(i).zfill(width) for i in range(int(first), int(last) + 1))
-        head, tail = pattern[: found.start()], pattern[found.end() :]
-        return list(itertools.chain.from_iterable(expand(head + item + tail) for item in items))
-    if glob.has_magic(pattern):
-        return sorted(glob.glob(pattern, recursive=True))
-    return [pattern]
-
-
-def find_files(inputs: Iterable[str], suffixes: tuple[str, ...], nothing_inside: str, wrong: str) -> list[Path]:
-    """The files of all inputs (files, folders, globs, brace ranges), in the order given.
-
-    Args:
-        suffixes: how the names of such files end.
-        nothing_inside, wrong: what to say of a folder without such a file, and of any other file.
+def find_shards(inputs: Iterable[str], layout: Layout | None = None) -> list[Shard]:
+    """The shards of all inputs, in the order given; folders, tables and large Parquet files are cut into several.
 
     Raises:
-        DanqingError: an input names nothing, is missing, given twice or no such file.
+        DanqingError: an input that is missing, empty, given twice, of no known kind, or without the columns.
     """
-    paths: list[Path] = []
-    for text in inputs:
-        matches = [Path(match) for match in expand(text)]
-        if not matches:
-            raise DanqingError(f"{text}: matches no file")
-        for path in matches:
-            inside = sorted(p for p in path.glob("*") if p.name.endswith(suffixes)) if path.is_dir() else [path]
-            if not inside:
-                raise DanqingError(f"{path}: {nothing_inside}")
-            paths.extend(inside)
-    for path in paths:
-        if not path.is_file():
-            raise DanqingError(f"{path}: no such file")
-        if not path.name.endswith(suffixes):
-            raise DanqingError(f"{path}: {wrong}")
-    twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
-    if twice:
-        raise DanqingError(f"{twice[0]}: given twice")
-    return paths
-
-
-def find_shards(inputs: Iterable[str]) -> list[Shard]:
-    """The shards of all inputs, in the order given.
-
-    Raises:
-        DanqingError: see `find_files`.
-    """
+    layout = layout or Layout()
+    for kept in (pictures_in, listed):
+        kept.cache_clear()  # what an earlier run saw may have changed
     paths = find_files(
-        inputs, (".tar",), "a folder without .tar shards",
-        "not a WebDataset shard (.tar); unpack compressed ones first",
-    )  # fmt: skip
-    stems = Counter(p.stem for p in paths)
-    names = [p.stem if stems[p.stem] == 1 else f"{p.parent.name}/{p.stem}" for p in paths]
+        inputs, (".tar", *TABLES), f"not an input this command reads ({KINDS})", partial(_inside, layout)
+    )
+    stems = Counter(map(_stem, paths))
+    names = [_stem(p) if stems[_stem(p)] == 1 else f"{p.parent.name}/{_stem(p)}" for p in paths]
     if len(set(names)) < len(names):
-        names = [str(p.with_suffix("")) for p in paths]
-    return [
-        Shard(number, name, path, path.stat().st_size)
-        for number, (name, path) in enumerate(zip(names, paths, strict=True))
-    ]
+        names = [str(p.with_name(_stem(p))) for p in paths]
+    shards: list[Shard] = []
+    for name, path in zip(names, paths, strict=True):
+        slices = list(_slices(path, layout))
+        for number, (first, rows, size) in enumerate(slices):
+            called = name if len(slices) == 1 else f"{name}-{number:05d}"
+            shards.append(Shard(len(shards), called, path, size, first, rows))
+        if path.name.endswith(TABLES) and not path.is_dir():
+            open_shard(shards[-1], layout)  # a wrong column is said now and not in an hour
+    return shards
 
 
-def open_shard(path: Path, layout: Layout) -> TarShard:
-    return TarShard(path, layout.image_keys, layout.caption_keys)
+def open_shard(shard: Shard, layout: Layout) -> Source:
+    """The samples of a shard.
+
+    Raises:
+        DanqingError: a file that cannot be read at all, or without the columns; names them.
+    """
+    if shard.path.is_dir():
+        return FolderShard(shard, layout)
+    if shard.path.suffix == ".tar":
+        return TarShard(shard, layout)
+    return (ParquetShard if shard.path.suffix == ".parquet" else ListedShard)(shard, layout)
+
+
+def _stem(path: Path) -> str:
+    suffix = next((s for s in (".tar", *TABLES) if path.name.endswith(s)), "")
+    return path.name.removesuffix(suffix) or path.resolve().name
+
+
+def _inside(layout: Layout, folder: Path) -> list[Path]:
+    """What a folder stands for: its shards, else its tables of pictures, else its pictures."""
+    if shards := files_in(folder, (".tar",)):
+        return shards
+    # Beside a folder 00000/ of pictures, img2dataset leaves 00000.parquet, which has their captions but not them.
+    tables = [path for path in files_in(folder, TABLES) if not (folder / _stem(path)).is_dir()]
+    if named := [path for path in tables if _stem(path) == "metadata"]:  # Hugging Face's name for it
+        return named
+    if tables and files_in(folder, tuple(f".{key}" for key in layout.image_keys)):
+        raise DanqingError(
+            f"{folder}: holds pictures and tables ({tables[0].name}); give the table, if it names the pictures, "
+            "or move it elsewhere"
+        )
+    return tables or [folder]
+
+
+def _slices(path: Path, layout: Layout) -> Iterator[tuple[int, int | None, int]]:
+    """First row, rows and bytes of each shard that the input makes."""
+    if path.suffix == ".tar" and not path.is_dir():
+        yield 0, None, path.stat().st_size
+        return
+    sizes: list[tuple[int, int]]  # rows that stay together, and their bytes
+    if path.is_dir():
+        pictures = pictures_in(path, layout)
+        if not pictures:
+            raise DanqingError(f"{path}: a folder without {KINDS}")
+        sizes = [(1, sum((path / file).stat().st_size for file in picture.files.values())) for picture in pictures]
+    elif path.suffix == ".parquet":
+        sizes = row_groups(path)
+    else:
+        rows = len(listed(path))
+        sizes = [(1, path.stat().st_size // max(rows, 1))] * rows
+    first = rows = size = 0
+    for more_rows, more_bytes in sizes:
+        rows, size = rows + more_rows, size + more_bytes
+        if rows >= SHARD_ROWS:
+            yield first, rows, size
+            first, rows, size = first + rows, 0, 0
+    if rows or not first:
+        yield first, rows, size

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import DanqingError, did_you_mean
-from engine.sources import Shard, find_files
+from engine.sources.inputs import Shard, files_in, find_files
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 PEEK_ROWS = 1000
@@ -74,9 +74,13 @@ def find_tables(inputs: Iterable[str]) -> list[Shard]:
         DanqingError: see `find_files`.
     """
     kinds = ", ".join(SUFFIXES)
-    paths = find_files(
-        inputs, SUFFIXES, f"a folder without tables ({kinds})", f"not a table this command reads ({kinds})"
-    )
+
+    def inside(folder: Path) -> list[Path]:
+        if not (tables := files_in(folder, SUFFIXES)):
+            raise DanqingError(f"{folder}: a folder without tables ({kinds})")
+        return tables
+
+    paths = find_files(inputs, SUFFIXES, f"not a table this command reads ({kinds})", inside)
     return [Shard(number, str(path), path, path.stat().st_size) for number, path in enumerate(paths)]
 
 
@@ -145,19 +149,28 @@ Record = tuple[dict[str, Any], str | None]
 
 
 def _text(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
-    is_csv = file.path.name.endswith((".csv", ".csv.gz"))
     with _open(file.path) as (raw, lines):
         here = 0
-        records = _checked(_csv(file, lines) if is_csv else _json(lines), lines, columns)
-        while some := list(itertools.islice(records, rows)):
+        checked = _checked(_parse(file.path, lines), lines, columns)
+        while some := list(itertools.islice(checked, rows)):
             before, here = here, raw.tell()
             errors = {row: problem for row, (_, problem) in enumerate(some) if problem is not None}
             yield _Rows(_table([record for record, _ in some]), here - before, errors)
 
 
-def _checked(records: Iterable[Record], lines: _Lines, columns: Columns) -> Iterator[Record]:
+def records(path: Path) -> Iterator[Record]:
+    """The rows of a CSV or JSON lines file, one by one."""
+    with _open(path) as (_, lines):
+        yield from _parse(path, lines)
+
+
+def _parse(path: Path, lines: _Lines) -> Iterator[Record]:
+    return _csv(path, lines) if path.name.endswith((".csv", ".csv.gz")) else _json(lines)
+
+
+def _checked(rows: Iterable[Record], lines: _Lines, columns: Columns) -> Iterator[Record]:
     """Takes cells out of the two columns that are no text."""
-    for record, problem in records:
+    for record, problem in rows:
         for name in (columns.url, columns.caption):
             value = record.get(name)
             if not isinstance(value, str | None):
@@ -206,15 +219,15 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, _Lines]]:
         yield raw, _Lines(io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline=""))
 
 
-def _csv(file: Shard, lines: _Lines) -> Iterator[Record]:
+def _csv(path: Path, lines: _Lines) -> Iterator[Record]:
     reader = csv.reader(lines, strict=True)  # lenient, it would take a stray quote for part of the text, or a new row
     try:
         header = next(reader, [])
     except csv.Error as problem:
-        raise DanqingError(f"{file.path}: the header cannot be read: {problem}") from None
+        raise DanqingError(f"{path}: the header cannot be read: {problem}") from None
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise DanqingError(f"{file.path}: the header names {twice!r} twice")
+        raise DanqingError(f"{path}: the header names {twice!r} twice")
     while True:
         lines.next_record()
         wrong = None
@@ -252,9 +265,9 @@ def _json(lines: _Lines) -> Iterator[Record]:
         yield {}, lines.damage
 
 
-def _table(records: list[dict[str, Any]]) -> pa.Table:
-    names = dict.fromkeys(name for record in records for name in record)
-    return pa.table({name: _column([record.get(name) for record in records]) for name in names})
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    names = dict.fromkeys(name for record in rows for name in record)
+    return pa.table({name: _column([record.get(name) for record in rows]) for name in names})
 
 
 def _column(values: list[Any]) -> pa.Array:

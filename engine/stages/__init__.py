@@ -3,6 +3,7 @@
 from engine.stages.base import Context, Stage
 from engine.stages.decode import Decode
 from engine.stages.embed import Alignment, ImageEmbedding, TextEmbedding, Tokens
+from engine.stages.fingerprint import Digest, PerceptualHash
 from engine.stages.header import Header
 from engine.stages.pixels import PixelStatistics
 from engine.stages.resize import Resize
@@ -15,10 +16,12 @@ CATALOGUE: tuple[type[Stage], ...] = (
     Caption,
     Refine,
     Tokens,
+    Digest,
     Header,
     Decode,
     PixelStatistics,
     Resize,
+    PerceptualHash,
     ImageEmbedding,
     ImageSafety,
     TextEmbedding,

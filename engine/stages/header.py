@@ -27,6 +27,8 @@ class Facts(NamedTuple):
     width: int = 0
     height: int = 0
     alpha: bool = False
+    animated: bool = False
+    jpeg_quality: int = 0
     error: str | None = None
 
 
@@ -34,7 +36,8 @@ class Header(Stage):
     """`readable`, size and format; `aspect_ratio` (width / height) and `shortest_edge` (pixels) follow.
 
     Turned pictures (EXIF orientation) count with the sides as they are shown. `pixel_mode` is Pillow's name for what
-    the file holds (RGB, P, CMYK, I;16 …).
+    the file holds (RGB, P, CMYK, I;16 …). `animated`: more frames than the first, which is the one that counts.
+    `jpeg_quality`: 1 to 100 as libjpeg counts it, estimated; 100 for other formats, which JPEG took nothing from.
     """
 
     name = "header"
@@ -47,6 +50,8 @@ class Header(Stage):
         "shortest_edge": pa.int32(),
         "decode_format": pa.string(),
         "has_alpha": pa.bool_(),
+        "animated": pa.bool_(),
+        "jpeg_quality": pa.int16(),
         "pixel_mode": None,
     }
 
@@ -62,6 +67,8 @@ class Header(Stage):
         batch["decode_format"] = [header.format for header in headers]
         batch["pixel_mode"] = [header.mode for header in headers]
         batch["has_alpha"] = np.array([header.alpha for header in headers], bool)
+        batch["animated"] = np.array([header.animated for header in headers], bool)
+        batch["jpeg_quality"] = np.array([header.jpeg_quality for header in headers], np.int16)
         batch["error"] = [header.error or before for header, before in zip(headers, batch["error"], strict=True)]
 
     def _read(self, data: bytes) -> Facts:
@@ -72,11 +79,11 @@ class Header(Stage):
                 width, height = image.size
                 if _lies_on_its_side(image):
                     width, height = height, width
-                alpha = has_alpha(image)
+                form, mode, alpha = image.format, image.mode, has_alpha(image)
                 bomb = width * height > self.context.max_pixels
                 error = f"{width}×{height} pixels, more than --max-pixels" if bomb else None
                 width, height = min(width, LARGEST), min(height, LARGEST)
-                return Facts(image.format, image.mode, width, height, alpha, error)
+                return Facts(form, mode, width, height, alpha, _is_animated(image), _jpeg_quality(image), error)
         except UnidentifiedImageError:
             return Facts(error=f"not a picture: {describe(data)}")
         except Exception as problem:  # Pillow's parsers raise many kinds; any of them costs this row only
@@ -85,6 +92,39 @@ class Header(Stage):
 
 def has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:  # a second frame that is broken does not concern us
+        return image.format in ("GIF", "PNG", "WEBP", "AVIF") and bool(getattr(image, "is_animated", False))
+    except Exception:
+        return False
+
+
+def _jpeg_quality(image: Image.Image) -> int:
+    """The quality at which libjpeg's luminance table lies nearest the file's own; exact where libjpeg made it."""
+    tables = getattr(image, "quantization", None)
+    if image.format != "JPEG" or not tables:
+        return 100
+    return int(np.abs(JPEG_TABLES - np.array(tables[min(tables)])).sum(axis=1).argmin()) + 1
+
+
+def _jpeg_tables() -> np.ndarray:
+    """Libjpeg's luminance table at every quality from 1 to 100, int64 (100, 64): Annex K of ITU-T T.81, scaled as in
+    jpeg_quality_scaling and jpeg_add_quant_table (jcparam.c)."""
+    standard = np.array(
+        [
+            16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+            14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+            49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+        ]
+    )  # fmt: skip
+    quality = np.arange(1, 101)[:, None]
+    percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    return ((standard * percent + 50) // 100).clip(1, 255)
+
+
+JPEG_TABLES = _jpeg_tables()
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:

@@ -12,25 +12,28 @@ from PIL import Image
 from engine.batch import Batch
 from engine.device import Device
 from engine.stages.base import Context, Stage
-from kernels.resample import CUBIC, LINEAR, resample
+from kernels.resample import CUBIC, LANCZOS, LINEAR, resample
 from trt_models.card import ImageInput
 
-INTERPOLATIONS = {"cubic": CUBIC, "linear": LINEAR}
+INTERPOLATIONS = {"lanczos": LANCZOS, "cubic": CUBIC, "linear": LINEAR}
+HASHED = ImageInput(32, 32, "stretch", "lanczos")
+"""The small picture that a perceptual hash is made of, scaled as imagehash does it."""
 SLICE = 32  # pictures in one pass of the graph
 
 
 class Resize(Stage):
-    """The input of every image model in the plan: uint8 (rows, size, size, 3) each."""
+    """The input of every image model in the plan, and of the perceptual hash: uint8 (rows, size, size, 3) each."""
 
     name = "resize"
     needs = ("pixels",)
-    produces = {"embedding_input": None, "safety_input": None}
+    produces = {"embedding_input": None, "safety_input": None, "hash_input": None}
     ROLES = {"embedding_input": "image_embedding", "safety_input": "image_safety"}
+    FIXED = {"hash_input": HASHED}
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.columns = [column for column in self.produces if column in context.wanted]
-        inputs = [context.models.image_input(self.ROLES[column]) for column in self.columns]
+        inputs = [self.FIXED.get(column) or context.models.image_input(self.ROLES[column]) for column in self.columns]
         self.resize = open_resizer(inputs, context.device)
 
     def __call__(self, batch: Batch) -> None:
@@ -114,7 +117,7 @@ def _graph(inputs: Sequence[ImageInput], device: Device) -> Any:
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
 
-    kinds = {"cubic": types.INTERP_CUBIC, "linear": types.INTERP_LINEAR}
+    kinds = {"lanczos": types.INTERP_LANCZOS3, "cubic": types.INTERP_CUBIC, "linear": types.INTERP_LINEAR}
 
     @pipeline_def(batch_size=SLICE, num_threads=device.threads, device_id=None, prefetch_queue_depth=1)
     def graph() -> tuple[Any, ...]:

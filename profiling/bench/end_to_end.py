@@ -60,7 +60,7 @@ console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 def collect(data: Sequence[str], wanted: int, captions: Path | None) -> list[Sample]:
     """The first pairs of the data that have a picture; those without a caption get one."""
-    pairs = [sample for shard in find_shards(data) for sample in islice(open_shard(shard.path, Layout()), wanted)]
+    pairs = [sample for shard in find_shards(data) for sample in islice(open_shard(shard, Layout()), wanted)]
     pairs = [sample for sample in pairs if sample.image][:wanted]
     without = [sample for sample in pairs if not sample.caption.strip()]
     if without:

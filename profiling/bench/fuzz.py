@@ -46,7 +46,7 @@ INPUTS = [ImageInput(224, 256)]
 
 def seeds(data: Sequence[str], count: int) -> list[bytes]:
     """Photographs as they are, and small ones in every format."""
-    samples = (sample for shard in find_shards(data) for sample in open_shard(shard.path, Layout()))
+    samples = (sample for shard in find_shards(data) for sample in open_shard(shard, Layout()))
     photos = [sample.image for sample in samples if sample.image]
     out = photos[:count]
     for number, photo in enumerate(photos[:count]):

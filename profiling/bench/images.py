@@ -49,7 +49,7 @@ Job = Callable[[], Any]
 
 def photographs(data: Sequence[str], wanted: int) -> list[bytes]:
     """The first baseline JPEG files of the shards."""
-    samples = (sample for shard in find_shards(data) for sample in open_shard(shard.path, Layout()))
+    samples = (sample for shard in find_shards(data) for sample in open_shard(shard, Layout()))
     photos = list(islice((s.image for s in samples if s.image[:3] == b"\xff\xd8\xff"), wanted))
     if not photos:
         raise DanqingError("no JPEG files in these shards")

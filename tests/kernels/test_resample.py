@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from kernels.resample import CUBIC, LINEAR, resample
+from kernels.resample import CUBIC, LANCZOS, LINEAR, resample
 
-FILTERS = {CUBIC: Image.Resampling.BICUBIC, LINEAR: Image.Resampling.BILINEAR}
+FILTERS = {LANCZOS: Image.Resampling.LANCZOS, CUBIC: Image.Resampling.BICUBIC, LINEAR: Image.Resampling.BILINEAR}
 
 
 def test_every_size_is_pillows_bit_by_bit() -> None:
@@ -16,7 +16,7 @@ def test_every_size_is_pillows_bit_by_bit() -> None:
         height, width, rows, columns = (int(side) for side in chance.integers(1, 120, 4))
         picture = chance.integers(0, 256, (height, width, 3), dtype=np.uint8)
         out = np.empty((rows, columns, 3), np.uint8)
-        interpolation = (CUBIC, LINEAR)[number % 2]
+        interpolation = (CUBIC, LINEAR, LANCZOS)[number % 3]
         resample(picture, rows, columns, 0, 0, out, interpolation)
         across = Image.fromarray(picture).resize((columns, height), FILTERS[interpolation])
         expected = across.resize((columns, rows), FILTERS[interpolation])

@@ -1,0 +1,87 @@
+"""Parquet tables of pairs: pictures as bytes, as Hugging Face's {bytes, path}, or as names of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.errors import DanqingError
+from engine.sources.inputs import Shard
+from engine.sources.sample import PROBLEM, Layout, Sample, choose_column, from_record
+
+BATCH_ROWS = 64  # as many pictures are in memory at a time
+
+
+class ParquetShard:
+    """Whole row groups of a Parquet file. One that cannot be read costs its own rows."""
+
+    damage: str | None = None
+
+    def __init__(self, shard: Shard, layout: Layout) -> None:
+        self.shard = shard
+        with _open(shard.path) as file:
+            names = file.schema_arrow.names
+            self.image = choose_column(shard.path, names, layout.image_keys, "picture", "--image-key")
+            self.caption = choose_column(shard.path, names, layout.caption_keys, "caption", "--caption-key")
+            kind = file.schema_arrow.field(self.image).type
+            if not _holds_pictures(kind):
+                raise DanqingError(
+                    f"{shard.path}: column {self.image!r} holds {kind}; a picture is bytes, {{bytes, path}} or a "
+                    "file's name. Choose another with --image-key."
+                )
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        first = 0
+        self.groups: list[tuple[int, int, int]] = []
+        """Of each row group in the shard: its number, the row it begins with, and its rows."""
+        for group, rows in enumerate(sizes):
+            if shard.first <= first and (shard.rows is None or first < shard.first + shard.rows):
+                self.groups.append((group, first, rows))
+            first += rows
+
+    def __len__(self) -> int:
+        return sum(rows for _, _, rows in self.groups)
+
+    def __iter__(self) -> Iterator[Sample]:
+        with _open(self.shard.path) as file:
+            for group, first, rows in self.groups:
+                read = 0
+                try:
+                    for batch in file.iter_batches(BATCH_ROWS, [group]):
+                        for record in batch.to_pylist():
+                            key = self._key(first + read)
+                            read += 1
+                            yield from_record(record, self.image, self.caption, self.shard.path.parent, key)
+                except (pa.ArrowException, OSError) as problem:
+                    for row in range(first + read, first + rows):
+                        message = f"{self.shard.path}: row group {group} is broken: {problem}"
+                        yield Sample(self._key(row), b"", "", "", {PROBLEM: message})
+
+    def _key(self, row: int) -> str:
+        """As img2dataset makes keys: the shard's number, then the row's."""
+        return f"{self.shard.number:05d}{row - self.shard.first:04d}"
+
+
+def row_groups(path: Path) -> list[tuple[int, int]]:
+    """Rows and compressed bytes of every row group."""
+    with _open(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    return [(g.num_rows, sum(g.column(c).total_compressed_size for c in range(g.num_columns))) for g in groups]
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, pre_buffer=False)  # pre-buffering would keep all of the file in memory
+    except (pa.ArrowException, OSError) as problem:
+        raise DanqingError(f"{path}: cannot be read as Parquet: {problem}") from None
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return "bytes" in {kind.field(index).name for index in range(kind.num_fields)}
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or kind == pa.binary_view()
+    return binary or pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()

@@ -1,0 +1,155 @@
+"""One pair as it lies in the input, whatever kind of input that is."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import xxhash
+
+from engine.errors import DanqingError
+
+PROBLEM = "read_error"
+"""The metadata field that says, in words, what could not be read of a sample."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which of a sample's parts are its picture and its caption; the first that is there counts.
+
+    The names are extensions of a shard's members, fields of a .json beside them, or columns of a table.
+    """
+
+    image_keys: tuple[str, ...] = (
+        "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "image", "file_name",
+    )  # fmt: skip
+    caption_keys: tuple[str, ...] = ("txt", "text", "caption", "alt_text")
+
+
+@dataclass
+class Sample:
+    """What is missing is empty, never left out. `image_extension` is the picture file's own (`jpg`), if it had one."""
+
+    key: str
+    image: bytes
+    image_extension: str
+    caption: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def uid(self) -> str:
+        """32 hex digits: the input's own `uid`, else xxh128 of picture bytes and caption (as DataComp's uids)."""
+        own = self.metadata.get("uid")
+        if isinstance(own, str) and len(own) == 32 and all(c in "0123456789abcdef" for c in own):
+            return own
+        return xxhash.xxh128(self.image + self.caption.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Source(Protocol):
+    """The samples of one shard, in order, as often as one asks.
+
+    `damage` says in words if the file is broken; its whole samples are there nevertheless.
+    """
+
+    damage: str | None
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+def from_members(key: str, members: Iterable[str], read: Callable[[str], bytes], layout: Layout) -> Sample:
+    """A sample whose parts are files: the picture, its caption (.txt) and a .json of metadata.
+
+    Args:
+        members: extensions of the files there are, in lower case.
+        read: extension → content.
+    """
+    members = set(members)
+    metadata = _metadata(read("json")) if "json" in members else {}
+    image = next((k for k in map(str.lower, layout.image_keys) if k in members), None)
+    text = next((k for k in map(str.lower, layout.caption_keys) if k in members), None)
+    if text is not None:
+        caption = read(text).decode("utf-8", "replace")
+    else:
+        caption = next((metadata[k] for k in layout.caption_keys if isinstance(metadata.get(k), str)), "")
+    return Sample(key, read(image) if image else b"", image or "", caption, metadata)
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """A sample's .json as a flat record; what cannot be read is carried as `metadata_error`, never lost silently."""
+    if not data:
+        return {}
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as problem:
+        return {"metadata_error": f"not valid JSON: {problem}"}
+    return (
+        content if isinstance(content, dict) else {"metadata_error": f"a JSON {type(content).__name__}, not an object"}
+    )
+
+
+def from_record(record: Mapping[str, Any], image: str, caption: str, folder: Path, key: str) -> Sample:
+    """A sample that is a row of a table.
+
+    Args:
+        record: column → value; other columns than the two become metadata, unless they hold bytes (other pictures).
+        image: column of the picture: its bytes, Hugging Face's `{bytes, path}`, or a file's name relative to `folder`.
+        key: the sample's key, should the row have none (`key`, `__key__`, or the name of its file).
+    """
+    metadata = {k: v for k, v in record.items() if k not in (image, caption) and not _holds_bytes(v)}
+    picture, text = record.get(image), record.get(caption)
+    data, name = (picture.get("bytes"), picture.get("path")) if isinstance(picture, dict) else (picture, None)
+    problem = None
+    if isinstance(data, str) or (data is None and isinstance(name, str)):
+        name = data or name
+        data, problem = _read_picture(folder, str(name))
+        key = str(Path(str(name)).with_suffix(""))
+    if text is not None and not isinstance(text, str):
+        problem = f"{caption!r} is not text but {str(text)[:40]}"
+    if problem:
+        metadata[PROBLEM] = problem
+    own = next((record[k] for k in ("key", "__key__") if isinstance(record.get(k), str)), None)
+    extension = Path(name).suffix[1:].lower() if isinstance(name, str) else ""
+    image_bytes = data if isinstance(data, bytes) else b""
+    return Sample(own or key, image_bytes, extension, text if isinstance(text, str) else "", metadata)
+
+
+def _holds_bytes(value: Any) -> bool:
+    return isinstance(value, bytes) or (isinstance(value, dict) and any(map(_holds_bytes, value.values())))
+
+
+def _read_picture(folder: Path, name: str) -> tuple[bytes, str | None]:
+    """The content of a file, or what is wrong with it."""
+    if "://" in name:
+        return b"", f"{name[:200]} is a URL: download first (`danqing select`, then img2dataset)"
+    path = folder / name
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
+            return b"", f"{path}: not a file"
+        return path.read_bytes(), None
+    except (OSError, ValueError) as problem:
+        return b"", f"{path}: {getattr(problem, 'strerror', None) or problem}"
+
+
+def choose_column(path: Path, names: list[str], wanted: Iterable[str], what: str, flag: str) -> str:
+    """The first wanted column that the table has.
+
+    Raises:
+        DanqingError: none; says which there are, and the flag that names another.
+    """
+    wanted = list(wanted)
+    found = next((name for name in wanted if name in names), None)
+    if found is not None and names.count(found) == 1:
+        return found
+    if found is not None:
+        raise DanqingError(f"{path}: has {names.count(found)} columns {found!r}; choose another with {flag}")
+    hint = " For a table of URLs: `danqing select`, then img2dataset." if what == "picture" and "url" in names else ""
+    raise DanqingError(
+        f"{path}: no column for the {what} (looked for {', '.join(wanted)}). The table has: "
+        f"{', '.join(names) or 'no columns'}. Choose with {flag}.{hint}"
+    )

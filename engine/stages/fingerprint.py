@@ -1,0 +1,50 @@
+"""Fingerprints of a picture: of its bytes, and of what it looks like. For study; they decide nothing by themselves."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+from engine.batch import Batch
+from engine.stages.base import Stage
+from engine.stages.resize import HASHED
+
+
+class Digest(Stage):
+    """`sha256` of the encoded bytes, 64 hex digits, as img2dataset writes it."""
+
+    name = "digest"
+    needs = ("image",)
+    produces = {"sha256": pa.string()}
+
+    def __call__(self, batch: Batch) -> None:
+        digests = self.context.device.map(hashlib.sha256, batch["image"])
+        batch["sha256"] = [digest.hexdigest() for digest in digests]
+
+
+class PerceptualHash(Stage):
+    """`perceptual_hash`, 64 bits: alike pictures differ in few of them (Hamming distance).
+
+    The pHash of imagehash: the 8 × 8 lowest frequencies of the 32 × 32 grey picture's cosine transform, each bit
+    telling whether one lies above their median; row by row, the first bit the highest.
+    """
+
+    name = "perceptual hash"
+    needs = ("hash_input",)
+    produces = {"perceptual_hash": pa.uint64()}
+
+    def __call__(self, batch: Batch) -> None:
+        xp = self.context.device.xp
+        grey = batch["hash_input"].astype(xp.float64) @ xp.asarray((0.299, 0.587, 0.114))  # ITU-R BT.601
+        cosines = xp.asarray(COSINES)
+        low = (cosines @ grey @ cosines.T).reshape(-1, 64)
+        above = low > xp.median(low, axis=1, keepdims=True)
+        batch["perceptual_hash"] = above.astype(xp.uint64) @ xp.asarray(BITS)
+
+
+SIDE = np.arange(HASHED.size)
+COSINES = np.cos(np.pi * np.arange(8)[:, None] * (2 * SIDE + 1) / (2 * HASHED.size))
+"""The first eight rows of the DCT-II, float64 (8, 32); scaling them would change no bit."""
+BITS = np.uint64(1) << np.arange(63, -1, -1, dtype=np.uint64)
