@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,7 +75,7 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
     steps: list[Step] = []
     available = set(given)
 
-    def schedule(column: str) -> None:
+    def schedule(column: str, place: Callable[[type[Any]], int] = lambda stage: len(steps)) -> None:
         if column in available:
             return
         if column not in producers:
@@ -83,8 +83,13 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         stage = producers[column]
         for need in stage.needs:
             schedule(need)
-        steps.append(Step(stage))
+        steps.insert(place(stage), Step(stage))
         available.update(stage.produces)
+
+    def soonest(stage: type[Any]) -> int:
+        """Right after what it needs: what only travels (pixels, encoded bytes) should not wait for the models."""
+        given_by = (n for n, step in enumerate(steps, 1) if not set(step.stage.produces).isdisjoint(stage.needs))
+        return max(given_by, default=0)
 
     waiting: list[Criterion] = []  # decidable before any stage has run
     for criterion in recipe.criteria:
@@ -94,18 +99,7 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
             gates.append(criterion)
     also = (*recipe.also, *also)
     for column in also:
-        if column not in available and column in producers:
-            # Right after what it needs: what only travels (pixels, encoded bytes) should not wait for the models.
-            needs = producers[column].needs
-            for need in needs:
-                schedule(need)
-            place = max(
-                (n for n, step in enumerate(steps, 1) if not set(needs).isdisjoint(step.stage.produces)), default=0
-            )
-            later = steps[place:]
-            del steps[place:]
-            schedule(column)
-            steps += later
+        schedule(column, soonest)
     if steps:
         steps[0].gates[:0] = waiting
     # What only travels is let go as soon as nobody later needs it; the encoded picture is the heaviest of all.

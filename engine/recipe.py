@@ -47,7 +47,7 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """16 hex digits; equal for recipes that decide alike (comments, description, study columns and layout don't)."""
+        """16 hex digits; equal for recipes that decide alike (comments, study columns and layout don't)."""
         content = {key: value for key, value in self.to_dict().items() if key in ("models", "criteria")}
         text = json.dumps([content, list(content["criteria"])], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -231,10 +231,10 @@ def _read_also(node: yaml.Node, where: str, columns: set[str]) -> tuple[str, ...
     if not isinstance(node, yaml.SequenceNode):
         raise DanqingError(f"{_place(node, where)}: 'also' is a list of columns, for example [sha256, perceptual_hash]")
     names = tuple(_scalar(item, where, "a column of 'also'", str) for item in node.value)
-    for item, name in zip(node.value, names, strict=True):
+    for name in names:
         if columns and name not in columns:
             raise DanqingError(
-                f"{_place(item, where)}: no stage computes a column {name!r}; {did_you_mean(name, columns)}"
+                f"{_place(node, where)}: no stage computes a column {name!r}; {did_you_mean(name, columns)}"
             )
     return tuple(dict.fromkeys(names))
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engine.errors import DanqingError
 from engine.plan import make_plan
-from engine.recipe import load_recipe
+from engine.recipe import Recipe, load_recipe
 from engine.score import GIVEN
 from engine.stages import CATALOGUE
 
@@ -13,7 +15,8 @@ from engine.stages import CATALOGUE
 def test_the_paper_needs_every_stage_and_decides_cheap_things_first() -> None:
     plan = make_plan(load_recipe("danqing"), CATALOGUE, GIVEN)
     names = [step.stage.name for step in plan.steps]
-    assert sorted(names) == sorted(stage.name for stage in CATALOGUE)
+    for_study = {"digest", "perceptual hash"}
+    assert sorted(names) == sorted({stage.name for stage in CATALOGUE} - for_study)
     gates = {gate.name: step.stage.name for step in plan.steps for gate in step.gates}
     assert gates["words"] == "source" or gates["words"] == "caption"
     assert gates["aspect_ratio"] == gates["shortest_edge"] == "header"  # before a pixel is decoded
@@ -35,6 +38,21 @@ def test_stages_nobody_asks_for_do_not_run(tmp_path: Path) -> None:
     plan = make_plan(load_recipe(path), CATALOGUE, GIVEN)
     assert [step.stage.name for step in plan.steps] == ["header", "decode", "pixels"]
     assert "pixels" in plan.steps[-1].spent and "image" in plan.steps[1].spent
+
+
+def test_study_columns_come_right_after_what_they_need() -> None:
+    plain = load_recipe("danqing")
+    names = [step.stage.name for step in make_plan(plain, CATALOGUE, GIVEN).steps]
+    plan = make_plan(replace(plain, also=("perceptual_hash", "sha256")), CATALOGUE, GIVEN)
+    wanted = names.copy()
+    wanted.insert(wanted.index("resize") + 1, "perceptual hash")
+    assert [step.stage.name for step in plan.steps] == ["digest", *wanted]
+    assert {"sha256", "perceptual_hash", "hash_input"} <= plan.wanted
+    assert "image" in next(step.spent for step in plan.steps if step.stage.name == "decode")
+    alone = make_plan(Recipe("r", {}, plain.criteria[:1], also=("perceptual_hash",)), CATALOGUE, GIVEN)
+    assert [step.stage.name for step in alone.steps][-4:] == ["header", "decode", "resize", "perceptual hash"]
+    with pytest.raises(DanqingError, match="no stage computes a column 'nonsense'"):
+        make_plan(replace(plain, also=("nonsense",)), CATALOGUE, GIVEN)
 
 
 @pytest.mark.parametrize("first", ["image_entropy", "words"])

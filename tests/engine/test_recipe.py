@@ -125,3 +125,21 @@ def test_order_is_part_of_the_hash() -> None:
     turned = Recipe(recipe.name, recipe.models, recipe.criteria[::-1])
     assert turned.hash != recipe.hash
     assert turned.differences(recipe) == ["the order of the criteria"]
+
+
+def test_study_columns_are_named_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("recipe: r\nalso: [sha256]\ncriteria:\n  words: {min: 3}\n")
+    columns = ["words", "sha256", "perceptual_hash"]
+    recipe = load_recipe(path, columns=columns)
+    assert recipe.also == ("sha256",)
+    other = load_recipe(path, ["also=[sha256, perceptual_hash]"], columns)
+    assert other.hash == recipe.hash and other.differences(recipe) == [
+        "also: ['sha256'] there, ['sha256', 'perceptual_hash'] here"
+    ]
+    assert recipe_from_dict(other.to_dict(), "run.json") == other
+    with pytest.raises(DanqingError, match=r"--set also=\[sha257\]: no stage computes .* did you mean 'sha256'"):
+        load_recipe(path, ["also=[sha257]"], columns)
+    path.write_text("recipe: r\nalso: sha256\ncriteria:\n  words: {min: 3}\n")
+    with pytest.raises(DanqingError, match=r"r\.yaml:2: 'also' is a list of columns"):
+        load_recipe(path)
