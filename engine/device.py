@@ -27,12 +27,16 @@ def available_threads() -> int:
 
 @dataclass(frozen=True)
 class Device:
-    """Where arrays live and how many host threads may work on them."""
+    """Where arrays live and how many host threads may work on them.
+
+    `stream`: the CUDA stream that work is queued on, as its handle; 0 on a CPU.
+    """
 
     kind: str
     threads: int
     pool: ThreadPoolExecutor
     xp: Any = numpy
+    stream: int = 0
 
     def map(self, function: Callable[..., T], items: Iterable[Any]) -> list[T]:
         """`function` over `items`, in order, on all threads; worth it for functions that release the GIL."""

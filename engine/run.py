@@ -16,6 +16,7 @@ from typing import Any
 from engine import __version__
 from engine.errors import DanqingError
 from engine.files import write_json
+from engine.quiet import native_stderr_to
 from engine.recipe import Recipe, recipe_from_dict
 from engine.sources import Layout, Shard
 
@@ -141,13 +142,15 @@ class Run:
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """run.log receives what the engine says, one line a shard, for the length of a `with` block."""
-        handler = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
+        """run.log receives what the engine says, one line a shard, and what codecs print, while a `with` block runs."""
+        path = self.folder / "run.log"
+        handler = logging.FileHandler(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         try:
-            yield
+            with native_stderr_to(path):
+                yield
         finally:
             log.removeHandler(handler)
             handler.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from engine.stages.base import Context, Stage
 from engine.stages.header import has_alpha
 
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken picture is a row's error, not a line on stderr
+os.environ.setdefault("OPENCV_LOG_LEVEL", "0")
 from nvidia import nvimgcodec
 
 FAST_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
@@ -24,7 +26,7 @@ FAST_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "I;16", "I;16B")
 
 
 class Decode(Stage):
-    """`pixels`: one uint8 (height, width, 3) RGB array a row, EXIF orientation applied, alpha laid on white.
+    """`pixels`: one uint8 (height, width, 3) RGB array of the device a row, turned by EXIF, alpha laid on white.
 
     White, because that is how a browser shows a transparent picture; the models' own preprocessing would drop
     alpha and show whatever colour lies below, mostly black. Of animations the first frame counts; 16 bits become 8;
@@ -45,7 +47,7 @@ class Decode(Stage):
         return batch["width"].astype(np.int64) * batch["height"]
 
     def __call__(self, batch: Batch) -> None:
-        pictures: list[np.ndarray | None] = [None] * len(batch)
+        pictures: list[Any] = [None] * len(batch)
         facts = zip(batch["decode_format"], batch["pixel_mode"], batch["has_alpha"], strict=True)
         fast = [
             row
@@ -62,10 +64,16 @@ class Decode(Stage):
             if isinstance(outcome, str):
                 errors[row] = outcome
             else:
-                pictures[row] = outcome
+                pictures[row] = self.context.device.xp.asarray(outcome)
         batch["pixels"] = pictures
         batch["error"] = errors
         batch["decodable"] = np.array([picture is not None for picture in pictures], np.int8)
+
+
+class Decoder(Protocol):
+    def decode(self, files: list[bytes]) -> list[Any]:
+        """Encoded pictures to uint8 (height, width, 3) arrays of the device; None for what cannot be read."""
+        ...
 
 
 class CpuDecoder:
@@ -83,7 +91,6 @@ class CpuDecoder:
         ]
 
     def decode(self, files: list[bytes]) -> list[np.ndarray | None]:
-        """uint8 (height, width, 3) each; None for what cannot be read."""
         pictures: list[np.ndarray | None] = [None] * len(files)
 
         def decode_every(start: int) -> None:
@@ -96,9 +103,26 @@ class CpuDecoder:
         return pictures
 
 
-def open_decoder(device: Device) -> CpuDecoder:
+class GpuDecoder:
+    """nvImageCodec on a GPU: JPEG by nvJPEG, what it has no GPU codec for on the host and copied up; pixels stay there.
+
+    Colours of subsampled JPEG files are interpolated as libjpeg does it (`fancy_upsampling`), or the scores of the two
+    devices would drift apart.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.decoder = nvimgcodec.Decoder(max_num_cpu_threads=device.threads, options=":fancy_upsampling=1")
+
+    def decode(self, files: list[bytes]) -> list[Any]:
+        asarray, stream = self.device.xp.asarray, self.device.stream
+        decoded = self.decoder.decode(files, cuda_stream=stream) if files else []
+        return [None if picture is None else asarray(picture) for picture in decoded]
+
+
+def open_decoder(device: Device) -> Decoder:
     """The decoder of the device."""
-    return CpuDecoder(device)
+    return GpuDecoder(device) if device.kind == "cuda" else CpuDecoder(device)
 
 
 def _decode_slowly(data: bytes) -> np.ndarray | str:

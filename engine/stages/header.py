@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from engine.batch import Batch
 from engine.stages.base import Stage
 
 Image.MAX_IMAGE_PIXELS = None  # our own --max-pixels says it per row; Pillow's would warn and raise
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken headers; such a row has its error
 
 
 LARGEST = 2**31 - 1

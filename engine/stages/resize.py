@@ -44,14 +44,14 @@ class Resize(Stage):
 class Resizer(Protocol):
     """Pictures of any size to one batch per model: resized and cropped as each model's card says."""
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, pictures: Sequence[Any]) -> list[Any]:
         """uint8 (height, width, 3) each → for every model uint8 (pictures, size, size, 3)."""
         ...
 
 
 def open_resizer(inputs: Sequence[ImageInput], device: Device) -> Resizer:
     """The resizer of the device."""
-    return KernelResizer(inputs, device)
+    return DaliResizer(inputs, device) if device.kind == "cuda" else KernelResizer(inputs, device)
 
 
 def scaled(shape: Sequence[int], wanted: ImageInput) -> tuple[int, int]:
@@ -94,14 +94,15 @@ def _prepare(picture: np.ndarray, wanted: ImageInput, out: np.ndarray) -> None:
 
 
 class DaliResizer:
-    """One DALI graph for all the models' sizes: decode once, resize to each."""
+    """One DALI graph for all the models' sizes: decode once, resize to each. The same graph on CPUs and GPUs."""
 
     def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
-        self.inputs = inputs
+        self.inputs, self.device = inputs, device
         self.graph = _graph(inputs, device)
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        parts: list[list[np.ndarray]] = [[] for _ in self.inputs]
+    def __call__(self, pictures: Sequence[Any]) -> list[Any]:
+        xp = self.device.xp
+        parts: list[list[Any]] = [[] for _ in self.inputs]
         for start in range(0, len(pictures), SLICE):
             some = pictures[start : start + SLICE]
             self.graph.feed_input("pictures", some)
@@ -109,8 +110,8 @@ class DaliResizer:
                 sizes = np.array([scaled(picture.shape, wanted) for picture in some], np.float32)
                 self.graph.feed_input(f"size{number}", sizes)
             for part, resized in zip(parts, self.graph.run(), strict=True):
-                part.append(np.array(resized.as_array()))  # DALI writes into the same buffer next time
-        return [np.concatenate(part) for part in parts]
+                part.append(xp.array(resized.as_tensor()))  # DALI writes into the same buffer next time
+        return [xp.concatenate(part) for part in parts]
 
 
 def _graph(inputs: Sequence[ImageInput], device: Device) -> Any:
@@ -119,9 +120,12 @@ def _graph(inputs: Sequence[ImageInput], device: Device) -> Any:
 
     kinds = {"lanczos": types.INTERP_LANCZOS3, "cubic": types.INTERP_CUBIC, "linear": types.INTERP_LINEAR}
 
-    @pipeline_def(batch_size=SLICE, num_threads=device.threads, device_id=None, prefetch_queue_depth=1)
+    on_gpu = device.kind == "cuda"
+
+    @pipeline_def(batch_size=SLICE, num_threads=device.threads, device_id=0 if on_gpu else None, prefetch_queue_depth=1)
     def graph() -> tuple[Any, ...]:
-        pictures = fn.external_source(name="pictures", device=device.kind, layout="HWC", batch=True, no_copy=True)
+        place = "gpu" if on_gpu else "cpu"
+        pictures = fn.external_source(name="pictures", device=place, layout="HWC", batch=True, no_copy=True)
         outputs = []
         for number, wanted in enumerate(inputs):
             # Sizes come as numbers we rounded ourselves: DALI's own `resize_shorter` scales both sides by the

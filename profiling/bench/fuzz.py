@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import random
 import sys
 import time
@@ -82,6 +83,11 @@ def mutated(data: bytes, chance: random.Random, others: Sequence[bytes]) -> byte
     return bytes(out)
 
 
+def hush() -> None:
+    """Codecs print a line for every broken file."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def judge(files: list[bytes]) -> tuple[list[tuple[float, ...]], list[str | None]]:
     """The figures and the error of each file; NaN where it has none."""
     with open_device(threads=1) as device:
@@ -115,7 +121,7 @@ def main() -> int:
     expected, _ = judge(sound)
 
     def pool() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        return ProcessPoolExecutor(1, get_context("spawn"), hush)
 
     counts: Counter[str] = Counter()
     started, worker = time.perf_counter(), pool()
