@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from engine.batch import Batch
 from engine.device import Device
+from engine.recipe import load_recipe
 from engine.stages.base import Context
 from engine.stages.decode import Decode
 from engine.stages.header import Header
@@ -143,3 +146,21 @@ def test_dalis_graph_agrees(device: Device, size: tuple[int, int]) -> None:
     for dalis, ours, tolerance in pairs:
         # The JPEG round trip amplifies the last bit in such colourful noise; on photographs it is 0.1 to 0.9.
         assert np.abs(dalis.astype(int) - ours).mean() < tolerance
+
+
+def test_models_see_the_same_in_dalis_graph(device: Device) -> None:
+    """On the demo's photographs: cosine at least 0.999 of what they say of Pillow's (and our) pixels."""
+    models = ModelSet(load_recipe("embedded").models)
+    roles = ("image_embedding", "image_safety")
+    inputs = [models.image_input(role) for role in roles]
+    folder = Path(str(resources.files("engine"))) / "demo" / "photos"
+    photographs = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.jpg"))]
+    ours, dalis = KernelResizer(inputs, device)(photographs), DaliResizer(inputs, device)(photographs)
+    assert all(np.abs(a.astype(int) - b).mean() < 1 for a, b in zip(ours, dalis, strict=True))
+    (seen, safe), (also_seen, also_safe) = (
+        [models.session(role, device).run(pixels=pixels) for role, pixels in zip(roles, resized, strict=True)]
+        for resized in (ours, dalis)
+    )
+    for name in ("embedding", "features"):
+        assert (seen[name] * also_seen[name]).sum(axis=1).min() > 0.999
+    assert np.abs(safe["probability"] - also_safe["probability"]).max() < 0.02
