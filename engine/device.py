@@ -38,6 +38,11 @@ class Device:
     xp: Any = numpy
     stream: int = 0
 
+    @property
+    def target(self) -> str:
+        """What engines are compiled for to run here: `cpu`, or the GPU's architecture (`sm_90`)."""
+        return "cpu" if self.kind == "cpu" else f"sm_{self.xp.cuda.Device().compute_capability}"
+
     def map(self, function: Callable[..., T], items: Iterable[Any]) -> list[T]:
         """`function` over `items`, in order, on all threads; worth it for functions that release the GIL."""
         return list(self.pool.map(function, items))

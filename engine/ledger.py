@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from engine.sources import Shard
 
 IDENTITY = {"row": pa.int32(), "key": pa.string(), "uid": pa.string(), "url": pa.string()}
 GIVEN = {"caption": pa.string(), "image_bytes": pa.int64()}
+ENGINES = b"danqing.engines"
+"""In the metadata of a shard's scores: what scored it, role → SHA-256."""
 OUTCOME = {"gated_at": pa.string(), "error": pa.string()}
 
 
@@ -37,10 +40,15 @@ class _Open:
 
 
 class Ledger:
-    """Collects finished rows; commits a shard's features, then its scores, when the last row has come in."""
+    """Collects finished rows; commits a shard's features, then its scores, when the last row has come in.
 
-    def __init__(self, run: Run, scores: dict[str, pa.DataType], progress: Progress) -> None:
-        self.run, self.progress = run, progress
+    `running`: role → SHA-256 of the model or engine file that scores at present; kept with every shard.
+    """
+
+    def __init__(
+        self, run: Run, scores: dict[str, pa.DataType], progress: Progress, running: Mapping[str, str] | None = None
+    ) -> None:
+        self.run, self.progress, self.running = run, progress, running or {}
         self.schema = IDENTITY | GIVEN | scores | OUTCOME
         self._open: dict[int, _Open] = {}
 
@@ -76,12 +84,14 @@ class Ledger:
     def _commit(self, entry: _Open) -> None:
         kept = sorted(entry.features)
         features = np.stack([entry.features[row] for row in kept]) if kept else np.empty((0, 0), np.float16)
-        table = self._assemble(entry, kept)
+        table = self._assemble(entry, kept).replace_schema_metadata({ENGINES: json.dumps(self.running)})
         with commit(self.run.features(entry.shard.number)) as file:
             np.save(file, features)
         with commit(self.run.scores(entry.shard.number)) as file:
             pq.write_table(table, file)
         errors, seconds = entry.rows - table["error"].null_count, time.monotonic() - entry.started
+        if self.run.manifest.get("engines") != self.running:
+            self.run.note("engines", **self.running)
         log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds)
 
     def _assemble(self, entry: _Open, with_features: list[int]) -> pa.Table:

@@ -9,6 +9,7 @@ that no costlier stage sees them; what passes is packed with the rows that follo
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from engine.ledger import Ledger
 from engine.plan import Plan, Step
 from engine.progress import Progress
 from engine.run import Run, log
-from engine.sources import Layout, Shard, open_shard
+from engine.sources import Layout, Sample, Shard, open_shard
 from engine.stages import Context
 from profiling.spans import Spans
 
@@ -44,11 +45,24 @@ def score(run: Run, plan: Plan, context: Context, progress: Progress, gated: boo
         gated: False computes every score of every row (`--score-everything`).
     """
     spans = Spans()
-    ledger = Ledger(run, plan.scores, progress)
-    batches = spans.timed("read", read(run.unscored(), run.layout, ledger))
-    run_stages(batches, plan, context, ledger, spans, gated)
+    ledger = Ledger(run, plan.scores, progress, context.models.running)
+    shards = deque(run.unscored())
+    while shards:
+        batches = spans.timed("read", read(until_swapped(shards, context), run.layout, ledger))
+        run_stages(batches, plan, context, ledger, spans, gated)
+        context.models.reopen(context.device)
     ledger.close()
     return spans
+
+
+def until_swapped(shards: deque[Shard], context: Context) -> Iterator[Shard]:
+    """Takes shards one by one, until another engine is in use than the open sessions have: the stream then runs out,
+    and the next begins with new sessions. So no shard is scored by two engines of a model."""
+    while shards:
+        yield shards.popleft()
+        if swapped := context.models.outdated(context.device):
+            log.info("another engine was activated for %s; it scores from the next shard on", ", ".join(swapped))
+            return
 
 
 def run_stages(
@@ -70,18 +84,22 @@ def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger) -> Iterator[Ba
         if source.damage:
             log.warning("shard %s: %s; its %d whole samples are used", shard.name, source.damage, len(source))
         ledger.expect(shard, len(source), started)
-        rows: list[tuple[Any, ...]] = []
-        weight = 0
-        for row, sample in enumerate(source):
-            url = sample.metadata.get("url")
-            identity = (shard.number, row, sample.key, sample.uid, url if isinstance(url, str) else None)
-            rows.append((*identity, sample.caption, sample.image, len(sample.image), sample.metadata, None))
-            weight += len(sample.image)
-            if len(rows) == READ_ROWS or weight > READ_BYTES:
-                yield _batch(rows)
-                rows, weight = [], 0
-        if rows:
+        yield from batches_of(shard, source)
+
+
+def batches_of(shard: Shard, source: Iterable[Sample]) -> Iterator[Batch]:
+    rows: list[tuple[Any, ...]] = []
+    weight = 0
+    for row, sample in enumerate(source):
+        url = sample.metadata.get("url")
+        identity = (shard.number, row, sample.key, sample.uid, url if isinstance(url, str) else None)
+        rows.append((*identity, sample.caption, sample.image, len(sample.image), sample.metadata, None))
+        weight += len(sample.image)
+        if len(rows) == READ_ROWS or weight > READ_BYTES:
             yield _batch(rows)
+            rows, weight = [], 0
+    if rows:
+        yield _batch(rows)
 
 
 def _batch(rows: list[tuple[Any, ...]]) -> Batch:

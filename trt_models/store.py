@@ -21,6 +21,7 @@ from trt_models.tokenizer import AnyTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from engine.device import Device
+    from trt_models.engines import Engine
     from trt_models.session import Session
 
 
@@ -128,11 +129,20 @@ def _check(path: Path, expected: str | None, source: str) -> None:
 
 
 class ModelSet:
-    """The models a recipe names by role, opened when first asked for."""
+    """The models a recipe names by role, opened when first asked for.
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    Args:
+        names: role → card.
+        engines: role → the engine to run, None for the model itself. Other roles run the engine in use on the device.
+    """
+
+    def __init__(self, names: Mapping[str, str], engines: Mapping[str, Engine | None] | None = None) -> None:
         self.names = names
+        self.engines = engines or {}
+        self.running: dict[str, str] = {}
+        """Role → SHA-256 of the ONNX or engine file that runs, of every open session."""
         self._sessions: dict[str, Session] = {}
+        self._in_use: dict[str, list[Engine]] = {}
         self._tokenizers: dict[str, AnyTokenizer] = {}
 
     def card(self, role: str) -> Card:
@@ -141,12 +151,28 @@ class ModelSet:
         return load_card(self.names[role])
 
     def session(self, role: str, device: Device) -> Session:
-        from trt_models.session import open_session
+        from trt_models.engines import Engines, open_active, open_model
 
         if role not in self._sessions:
             card = self.card(role)
-            self._sessions[role] = open_session(card, onnx_path(card), device)
+            if role in self.engines:
+                opened = open_model(card, device, self.engines[role])
+            else:
+                self._in_use[role] = Engines(card).active(device.target)
+                opened = open_active(card, device)
+            self._sessions[role], self.running[role] = opened
         return self._sessions[role]
+
+    def outdated(self, device: Device) -> list[str]:
+        """The roles for which another engine was activated since their sessions were opened."""
+        from trt_models.engines import Engines
+
+        return [role for role, seen in self._in_use.items() if Engines(self.card(role)).active(device.target) != seen]
+
+    def reopen(self, device: Device) -> None:
+        """Lets go of the sessions that are outdated; they are opened anew when asked for."""
+        for role in self.outdated(device):
+            del self._sessions[role], self.running[role], self._in_use[role]
 
     def image_input(self, role: str) -> ImageInput:
         card = self.card(role)

@@ -101,5 +101,5 @@ def test_any_onnx_text_model_can_judge_captions(tmp_path: Path, device: Device) 
 def test_a_session_takes_any_number_of_rows(tmp_path: Path, device: Device, rows: int) -> None:
     card = load_card(write_card(tmp_path))
     values = np.random.default_rng(rows).random((rows, 3), np.float32)
-    total = open_session(card, onnx_path(card), device).run(rows=values)["total"]
+    total = open_session(onnx_path(card), device).run(rows=values)["total"]
     np.testing.assert_allclose(total, values.sum(1), rtol=1e-6)

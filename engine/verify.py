@@ -1,0 +1,203 @@
+"""VERIFY: how near a compiled engine comes to its model, on real pairs: its outputs, and the verdicts they lead to.
+
+The same pairs go through the stages twice, once with the model in float32 and once with the engine, all else equal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from engine.batch import Batch
+from engine.criteria import FEATURES
+from engine.curate import Settings
+from engine.decide import Scores, walk
+from engine.device import Device, open_device
+from engine.errors import DanqingError
+from engine.plan import make_plan
+from engine.recipe import Recipe
+from engine.score import GIVEN, batches_of, run_stages
+from engine.sources import find_shards, open_shard
+from engine.stages import CATALOGUE
+from profiling.spans import Spans
+from trt_models.card import Card
+from trt_models.engines import Engine, Engines, Parity
+from trt_models.session import Session
+from trt_models.store import ModelSet
+
+TOUCHED = {
+    "image_embedding": {FEATURES, "alignment_distance"},
+    "text_embedding": {"alignment_distance"},
+    "image_safety": {"unsafe_image"},
+    "text_safety": {"unsafe_text"},
+    "caption_safety": {"unsafe_caption"},
+}
+"""Role → the columns that its model has a part in."""
+
+
+def verify(
+    card: Card, engine: Engine, inputs: Iterable[str], recipe: Recipe, settings: Settings, pairs: int,
+    wanted: dict[str, float],
+) -> Engine:  # fmt: skip
+    """Measures an engine's parity on the first `pairs` pairs of the inputs and keeps it in its JSON.
+
+    Args:
+        recipe: its criteria give the verdicts; one of its models is the engine's.
+        wanted: the limits, `cosine_mean` and `flips`.
+
+    Raises:
+        DanqingError: the recipe does not use the model, an engine for another device, or pairs that never reach it.
+    """
+    role, recipe = place_of(card, recipe)
+    batches = sampled(inputs, settings, pairs)
+    with open_device(settings.device, settings.threads) as device:
+        if engine.target != device.target:
+            raise DanqingError(f"{engine.name} is for {engine.target}, and this is {device.target}; verify it there")
+        model, compiled = (Pass(recipe, role, choice, device, settings, batches) for choice in (None, engine))
+    if not model.outputs:
+        raise DanqingError(f"no pair of these inputs ever reached {card.name}")
+    likeness = np.concatenate([alike(model.outputs[name], compiled.outputs[name]) for name in model.outputs])
+    flips = float((model.dropped_by() != compiled.dropped_by()).mean())
+    parity = Parity(
+        sum(map(len, batches)), float(likeness.min()), float(likeness.mean()), flips, compiled.rate, model.rate,
+        recipe.name, engine.target, engine.runtime_version, wanted,
+    )  # fmt: skip
+    engine = replace(engine, parity=parity)
+    Engines(card).note(engine)
+    return engine
+
+
+def samples(
+    card: Card, inputs: Iterable[str], recipe: Recipe, settings: Settings, pairs: int
+) -> list[dict[str, np.ndarray]]:
+    """What the model is given for the first pairs of the inputs: real batches, to take ranges from.
+
+    Raises:
+        DanqingError: as `verify`.
+    """
+    role, recipe = place_of(card, recipe)
+    with open_device(settings.device, settings.threads) as device:
+        return Pass(recipe, role, None, device, settings, sampled(inputs, settings, pairs)).inputs
+
+
+def place_of(card: Card, recipe: Recipe) -> tuple[str, Recipe]:
+    """The role that the model has in the recipe, and the recipe with only the criteria that it takes part in: a pair
+    that falls by another one would hide that this model's verdict has changed."""
+    role = next((role for role, name in recipe.models.items() if name == card.name), None)
+    if role is None:
+        raise DanqingError(
+            f"the recipe {recipe.name} does not use {card.name}; give one that does, or --set models.ROLE={card.name}"
+        )
+    touched = tuple(criterion for criterion in recipe.criteria if criterion.column in TOUCHED[role])
+    if not touched:
+        raise DanqingError(f"the recipe {recipe.name} has no criterion that {card.name} takes part in")
+    return role, replace(recipe, criteria=touched)
+
+
+def sampled(inputs: Iterable[str], settings: Settings, pairs: int) -> list[Batch]:
+    """The first pairs of the inputs, as they are read."""
+    batches: list[Batch] = []
+    missing = pairs
+    for shard in find_shards(inputs, settings.layout):
+        for batch in batches_of(shard, open_shard(shard, settings.layout)):
+            batches.append(batch.slice(0, missing))
+            missing -= len(batches[-1])
+            if not missing:
+                return batches
+    return batches
+
+
+def alike(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Row by row, float64: the cosine of vectors, 1 - |difference| of probabilities."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    if a.ndim == 1:
+        return 1 - np.abs(a - b)
+    return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+class Pass:
+    """All the pairs through all the stages, with one model of them watched.
+
+    Attributes:
+        inputs: what the model was given, batch by batch.
+        outputs: what it said, by name, rows in the order it saw them.
+        rate: rows a second while it worked.
+    """
+
+    def __init__(
+        self, recipe: Recipe, role: str, engine: Engine | None, device: Device, settings: Settings, batches: list[Batch]
+    ) -> None:
+        self.recipe = recipe
+        self.rows: dict[tuple[int, int], dict[str, Any]] = {}
+        models = _Watched(recipe, role, engine)
+        plan = make_plan(recipe, CATALOGUE, GIVEN)
+        context = settings.context(device, models, plan.wanted)
+        run_stages((Batch(dict(batch.columns)) for batch in batches), plan, context, self, Spans(), gated=False)
+        self.inputs = models.inputs
+        self.outputs = {name: np.concatenate(parts) for name, parts in models.outputs.items()}
+        self.rate = models.seen / models.seconds if models.seconds else 0.0
+
+    def enter(self, batch: Batch, gated_at: str | None = None) -> None:
+        """Takes rows out of the stream, as SCORE's ledger does."""
+        names = [name for name in (*self._columns(), FEATURES, "error") if name in batch]
+        for position, identity in enumerate(zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)):
+            self.rows[identity] = {name: batch[name][position] for name in names}
+
+    def _columns(self) -> list[str]:
+        return [column for column in {c.column: None for c in self.recipe.criteria} if column != FEATURES]
+
+    def dropped_by(self) -> np.ndarray:
+        """Position of the criterion that drops each row, -1 for those that stay: DECIDE's own walk."""
+        rows = [self.rows[identity] for identity in sorted(self.rows)]
+        features = [row[FEATURES] for row in rows if FEATURES in row]
+        has_features = np.array([FEATURES in row for row in rows], bool)
+        scores = Scores(
+            uid=np.arange(len(rows)),
+            error=np.array([row["error"] is not None for row in rows], bool),
+            gated_at=np.full(len(rows), None),
+            feature_row=np.where(has_features, np.cumsum(has_features) - 1, -1),
+            features=np.stack(features) if features else np.empty((0, 0), np.float16),
+            columns={name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in self._columns()},
+            shard_rows=[len(rows)],
+        )
+        return walk(scores, self.recipe).dropped_by
+
+
+class _Watched(ModelSet):
+    """The models of a recipe; what one of them answers is kept, and how long it takes."""
+
+    def __init__(self, recipe: Recipe, role: str, engine: Engine | None) -> None:
+        super().__init__(recipe.models, {role: engine})
+        self.role = role
+        self.inputs: list[dict[str, np.ndarray]] = []
+        self.outputs: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.seen, self.seconds = 0, 0.0
+
+    def session(self, role: str, device: Device) -> Session:
+        session = super().session(role, device)
+        return _WatchedSession(session, self) if role == self.role else session
+
+
+class _WatchedSession:
+    def __init__(self, session: Session, watch: _Watched) -> None:
+        self.inner, self.watch = session, watch
+
+    def run(self, **inputs: Any) -> dict[str, Any]:
+        started = time.perf_counter()
+        outputs = self.inner.run(**inputs)
+        answers = {name: _on_host(array) for name, array in outputs.items()}
+        self.watch.seconds += time.perf_counter() - started
+        self.watch.seen += len(next(iter(answers.values())))
+        self.watch.inputs.append({name: _on_host(array) for name, array in inputs.items()})
+        for name, array in answers.items():
+            self.watch.outputs[name].append(array)
+        return outputs
+
+
+def _on_host(array: Any) -> np.ndarray:
+    return array.get() if hasattr(array, "get") else np.asarray(array)

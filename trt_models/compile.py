@@ -1,0 +1,171 @@
+"""From a model's ONNX to an engine for one kind of device."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from engine.errors import DanqingError, did_you_mean
+from engine.files import commit
+from trt_models.card import Card
+from trt_models.engines import MODULES, Engine, Engines, is_gpu, runtime_version
+from trt_models.precision import HALVES, halved
+from trt_models.quantise import is_convolutional, quantised_dynamically, quantised_statically
+from trt_models.store import cache_folder, onnx_path
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+def compile_engine(
+    card: Card,
+    precision: str,
+    target: str,
+    batch: tuple[int, int, int] = (1, 8, 64),
+    level: int | None = None,
+    runtime: str | None = None,
+    samples: Iterable[dict[str, np.ndarray]] = (),
+) -> Engine:
+    """Compiles a model and keeps the engine; it is not in use before it is verified and activated.
+
+    Args:
+        precision: one of `PRECISIONS`; on `cpu` int8 only, for the model itself runs in fp32 there.
+        target: `cpu` or a GPU architecture, `sm_90`. TensorRT compiles for the GPU of this machine, TensorRT-RTX for
+            any that it knows, without one.
+        batch: fewest, usual and most rows the engine takes at once.
+        level: TensorRT's optimisation level, 0 to 5; None is TensorRT's own choice.
+        runtime: `tensorrt` or `tensorrt-rtx`; None takes the one that is installed.
+        samples: real inputs, for the ranges of fixed eight-bit activations.
+
+    Raises:
+        DanqingError: what cannot be compiled here, and what is missing.
+    """
+    if precision not in PRECISIONS:
+        raise DanqingError(f"--precision {precision}; {did_you_mean(precision, PRECISIONS)}")
+    if not 1 <= batch[0] <= batch[1] <= batch[2]:
+        raise DanqingError(
+            f"--batch {','.join(map(str, batch))}: write it as fewest,usual,most rows, for example 1,8,64"
+        )
+    engines, source = Engines(card), onnx_path(card)
+    draft = Engine(card.name, engines.onnx, "onnxruntime", "", target, precision, batch, "")
+    if target == "cpu":
+        return _for_cpu(engines, source, draft, samples)
+    if not is_gpu(target):
+        raise DanqingError(
+            f"--target {target}: write `cpu`, or a GPU's architecture such as sm_80 (A100) or sm_90 (H100)"
+        )
+    runtime = runtime or next((name for name in MODULES if runtime_version(name)), None)
+    if runtime not in MODULES or runtime_version(runtime) is None:
+        raise DanqingError(
+            "compiling for a GPU needs TensorRT: pip install tensorrt-cu13 --extra-index-url https://pypi.nvidia.com, "
+            "or tensorrt-rtx-cu13, which compiles without a GPU"
+        )
+    draft = replace(draft, runtime=runtime, runtime_version=str(runtime_version(runtime)), options={"level": level})
+    return engines.add(draft, lambda file: _build_plan(card, source, file, draft, level, list(samples)))
+
+
+def _for_cpu(engines: Engines, source: Path, draft: Engine, samples: Iterable[dict[str, np.ndarray]]) -> Engine:
+    if draft.precision != "int8":
+        raise DanqingError(
+            f"--precision {draft.precision}: on a CPU the model itself runs in fp32; only int8 is compiled"
+        )
+    draft = replace(draft, runtime_version=str(runtime_version("onnxruntime")))
+    if is_convolutional(onnx.load(str(source), load_external_data=False)):
+        draft = replace(draft, options={"ranges": "fixed"})
+        return engines.add(draft, lambda file: quantised_statically(source, file, _needed(samples, engines.card)))
+    # A range taken from all rows at once would make each row's result depend on its company.
+    draft = replace(draft, batch=(1, 1, 1), options={"ranges": "taken anew each time"})
+    return engines.add(draft, lambda file: quantised_dynamically(source, file))
+
+
+def _needed(samples: Iterable[dict[str, np.ndarray]], card: Card) -> list[dict[str, np.ndarray]]:
+    found = list(samples)
+    if not found:
+        raise DanqingError(f"int8 of {card.name} needs real inputs to take ranges from: give shards with --data")
+    return found
+
+
+def _build_plan(
+    card: Card, source: Path, out: Path, engine: Engine, level: int | None, samples: Sequence[dict[str, np.ndarray]]
+) -> None:
+    trt = importlib.import_module(MODULES[engine.runtime])
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    # TensorRT 11 knows no other kind of network; 10 has to be told.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = source
+        if engine.precision in HALVES:
+            graph = Path(folder) / "model.onnx"
+            onnx.save(halved(onnx.load(str(source)), engine.precision), str(graph), save_as_external_data=True)
+        elif engine.precision == "int8":
+            graph = Path(folder) / "model.onnx"
+            quantised_statically(source, graph, _needed(samples, card), symmetric=True)
+        if not parser.parse_from_file(str(graph)):
+            said = "; ".join(str(parser.get_error(number).desc()) for number in range(parser.num_errors))
+            raise DanqingError(f"{card.name}: TensorRT cannot read the graph: {said}")
+        config = builder.create_builder_config()
+        if level is not None:
+            config.builder_optimization_level = level
+        _aim(trt, config, engine.target)
+        config.add_optimization_profile(_profile(builder, network, card, engine.batch))
+        cache = cache_folder() / "engines" / f"timings-{engine.runtime}-{engine.runtime_version}-{engine.target}"
+        timings = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
+        config.set_timing_cache(timings, False)
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise DanqingError(f"{card.name}: {engine.runtime} built no engine for {engine.target} in {engine.precision}")
+    with commit(out) as file:
+        file.write(memoryview(plan))
+    with commit(cache) as file:
+        file.write(memoryview(timings.serialize()))
+
+
+def _aim(trt: Any, config: Any, target: str) -> None:
+    """Sets the architecture to compile for; TensorRT itself knows only that of the GPU at hand."""
+    if not hasattr(config, "set_compute_capability"):
+        here = this_gpu()
+        if here != target:
+            raise DanqingError(
+                f"--target {target}: TensorRT compiles for the GPU of this machine, {here or 'which has none'}"
+            )
+        return
+    name = target.replace("sm_", "SM")
+    known = [kind for kind in dir(trt.ComputeCapability) if kind.startswith("SM")]
+    if name not in known:
+        names = [kind.replace("SM", "sm_") for kind in known]
+        raise DanqingError(f"--target {target}: TensorRT-RTX compiles for {', '.join(sorted(names))}")
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+
+
+def _profile(builder: Any, network: Any, card: Card, batch: tuple[int, int, int]) -> Any:
+    longest = card.token_input.max_length if card.token_input else 1
+    lengths = (min(2, longest), (longest + 1) // 2, longest)
+    profile = builder.create_optimization_profile()
+    for position in range(network.num_inputs):
+        given = network.get_input(position)
+        rest = list(given.shape)[1:]
+        shapes = [
+            (rows, *(length if side < 0 else side for side in rest))
+            for rows, length in zip(batch, lengths, strict=True)
+        ]
+        profile.set_shape(given.name, *shapes)
+    return profile
+
+
+def this_gpu() -> str | None:
+    """The architecture of this machine's first GPU, `sm_90`; None without one."""
+    try:
+        import cupy
+
+        return f"sm_{cupy.cuda.Device(0).compute_capability}"
+    except Exception:  # no cupy, no driver, no GPU
+        return None

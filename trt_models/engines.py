@@ -1,0 +1,269 @@
+"""Engines: compiled forms of a model, each for one kind of device; which of them is in use, and which was before.
+
+    DANQING_CACHE/engines/CARD-ONNX/
+        NAME/engine.plan or engine.onnx    what runs
+        NAME/engine.json                   what it is, its SHA-256, and how near it comes to the model it was made from
+        active.json                        target → names, the newest last
+
+A plan is opaque code. It is loaded only if its bytes are those that its own JSON names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import DanqingError, did_you_mean
+from engine.files import write_json
+from trt_models.card import Card
+from trt_models.session import OnnxSession, Session, TensorRtSession, open_session
+from trt_models.store import cache_folder, onnx_path, sha256
+
+if TYPE_CHECKING:
+    from engine.device import Device
+
+log = logging.getLogger("danqing")
+
+RUNTIMES = {"onnxruntime": "engine.onnx", "tensorrt": "engine.plan", "tensorrt-rtx": "engine.plan"}
+"""What runs an engine, and what its file is called."""
+LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
+"""Parity by default: mean cosine of the outputs, share of pairs whose verdict changes."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near an engine comes to its model in float32, on real pairs, on the device it is for.
+
+    Attributes:
+        rows: pairs looked at.
+        cosine_min, cosine_mean: of the outputs, row by row; for a probability 1 - |difference|.
+        flips: share of the pairs whose verdict changes under the recipe's criteria that this model takes part in.
+        rate, reference_rate: rows a second, of the engine and of ONNX Runtime in float32.
+        target, runtime_version: what it ran on.
+        wanted: the limits it was held to, `cosine_mean` and `flips`.
+    """
+
+    rows: int
+    cosine_min: float
+    cosine_mean: float
+    flips: float
+    rate: float
+    reference_rate: float
+    recipe: str
+    target: str
+    runtime_version: str
+    wanted: Mapping[str, float] = field(default_factory=lambda: {"cosine_mean": LEAST_COSINE, "flips": MOST_FLIPS})
+
+    @property
+    def passed(self) -> bool:
+        return self.cosine_mean >= self.wanted["cosine_mean"] and self.flips <= self.wanted["flips"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One compiled form of a model.
+
+    Attributes:
+        card, onnx: the model: its card's name and the SHA-256 of the ONNX file.
+        runtime, runtime_version: what runs it; a plan runs on this version only.
+        target: `cpu`, or the GPU architecture, `sm_90`.
+        precision: fp32, fp16, bf16, int8 or fp8.
+        batch: fewest, usual and most rows it takes at once.
+        sha256: of the engine's file.
+    """
+
+    card: str
+    onnx: str
+    runtime: str
+    runtime_version: str
+    target: str
+    precision: str
+    batch: tuple[int, int, int]
+    sha256: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parity: Parity | None = None
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.target}-{self.precision}-{self.runtime}-{self.runtime_version}-b{self.batch[2]}-{self.sha256[:8]}"
+        )
+
+
+class Engines:
+    """The engines of one model."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.onnx = sha256(onnx_path(card))
+        self.folder = cache_folder() / "engines" / f"{card.name}-{self.onnx[:12]}"
+
+    def all(self) -> list[Engine]:
+        return [_read(path) for path in sorted(self.folder.glob("*/engine.json"))]
+
+    def named(self, name: str) -> Engine:
+        """By its name, or a part of it that no other has; `newest` is the one compiled last."""
+        engines = self.all()
+        if name == "newest" and engines:
+            return max(engines, key=lambda engine: self.path(engine).stat().st_mtime_ns)
+        found = [engine for engine in engines if name in engine.name]
+        if len(found) != 1:
+            known = [engine.name for engine in found or engines]
+            if not known:
+                raise DanqingError(
+                    f"{self.card.name} has no engine yet; make one: danqing models compile {self.card.name}"
+                )
+            raise DanqingError(
+                f"{self.card.name}: {'several engines' if found else 'no engine'} {name!r}; {did_you_mean(name, known)}"
+            )
+        return found[0]
+
+    def path(self, engine: Engine) -> Path:
+        return self.folder / engine.name / RUNTIMES[engine.runtime]
+
+    def add(self, engine: Engine, write: Callable[[Path], None]) -> Engine:
+        """Keeps a new engine; `write` makes its file. Its JSON comes last, so what has one is whole.
+
+        Returns:
+            The engine with the SHA-256 of its file.
+        """
+        aside = self.folder / f".making-{engine.target}-{engine.precision}"
+        aside.mkdir(parents=True, exist_ok=True)
+        file = aside / RUNTIMES[engine.runtime]
+        write(file)
+        engine = replace(engine, sha256=sha256(file))
+        self.path(engine).parent.mkdir(exist_ok=True)
+        file.replace(self.path(engine))
+        aside.rmdir()
+        self.note(engine)
+        return engine
+
+    def note(self, engine: Engine) -> None:
+        """Writes the engine's JSON, with its parity if it was measured."""
+        write_json(self.path(engine).with_suffix(".json"), asdict(engine) | {"batch": list(engine.batch)})
+
+    def checked(self, engine: Engine) -> Path:
+        """The engine's file.
+
+        Raises:
+            DanqingError: its bytes are not those that were compiled here, or its model has changed since.
+        """
+        path = self.path(engine)
+        if not path.is_file() or sha256(path) != engine.sha256:
+            raise DanqingError(f"{path}: not the file that engine.json names; refusing to load it, compile it again")
+        if engine.onnx != self.onnx:
+            raise DanqingError(f"{path}: made from another version of {self.card.name}; compile it again")
+        if engine.runtime_version != runtime_version(engine.runtime):
+            raise DanqingError(
+                f"{path}: compiled with {engine.runtime} {engine.runtime_version}, installed is "
+                f"{runtime_version(engine.runtime) or 'none'}; compile it again"
+            )
+        return path
+
+    def active(self, target: str) -> list[Engine]:
+        """The engine in use on such devices, then those that were before it."""
+        names = reversed(self._names().get(target, []))
+        paths = [self.folder / name / "engine.json" for name in names]
+        return [_read(path) for path in paths if path.exists()]
+
+    def activate(self, engine: Engine) -> None:
+        """Makes it the one in use, from the next shard on wherever a run is under way.
+
+        Raises:
+            DanqingError: no parity was measured on such a device with this runtime, or it was not enough.
+        """
+        self.checked(engine)
+        parity = engine.parity
+        verify = f"danqing models verify {self.card.name} {engine.name}"
+        if parity is None:
+            raise DanqingError(f"{engine.name}: parity was never measured; run `{verify}` first")
+        if (parity.target, parity.runtime_version) != (engine.target, engine.runtime_version):
+            raise DanqingError(f"{engine.name}: parity was measured on {parity.target}; run `{verify}` there")
+        if not parity.passed:
+            raise DanqingError(
+                f"{engine.name}: parity is not enough (mean cosine {parity.cosine_mean:.5f}, wanted "
+                f"{parity.wanted['cosine_mean']}; flips {parity.flips:.2%}, allowed {parity.wanted['flips']:.2%})"
+            )
+        names = self._names()
+        names[engine.target] = [name for name in names.get(engine.target, []) if name != engine.name] + [engine.name]
+        write_json(self.folder / "active.json", names)
+
+    def rollback(self, target: str) -> Engine | None:
+        """Takes the engine in use out of use; the one before is back, or the model itself (None)."""
+        names = self._names()
+        if not names.get(target):
+            raise DanqingError(f"{self.card.name}: no engine is in use on {target}")
+        names[target].pop()
+        write_json(self.folder / "active.json", names)
+        return next(iter(self.active(target)), None)
+
+    def _names(self) -> dict[str, list[str]]:
+        path = self.folder / "active.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def open_model(card: Card, device: Device, engine: Engine | None) -> tuple[Session, str]:
+    """A model, or an engine of it, ready to run; and the SHA-256 of the file that does.
+
+    Raises:
+        DanqingError: an engine that is not what its JSON says, or that its runtime cannot load.
+    """
+    path = onnx_path(card)
+    if engine is None:
+        return open_session(path, device), sha256(path)
+    path = Engines(card).checked(engine)
+    if engine.runtime == "onnxruntime":
+        return OnnxSession(path, device, engine.batch[1]), engine.sha256
+    return TensorRtSession(path, MODULES[engine.runtime], engine.batch[2], device), engine.sha256
+
+
+def open_active(card: Card, device: Device) -> tuple[Session, str]:
+    """The engine in use on such devices; if it does not open, the one before it, and at last the model itself."""
+    for engine in Engines(card).active(device.target):
+        try:
+            return open_model(card, device, engine)
+        except Exception as problem:  # whatever a runtime raises over a broken plan
+            said = f"{card.name}: the engine {engine.name} does not open, the one before it runs instead: {problem}"
+            log.warning(said)
+            print(f"danqing: {said}", file=sys.stderr)
+    return open_model(card, device, None)
+
+
+def runtime_version(runtime: str) -> str | None:
+    """The installed version of what runs an engine; None if there is none."""
+    for package in PACKAGES[runtime]:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+PACKAGES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13"),
+}
+
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def is_gpu(target: str) -> bool:
+    return re.fullmatch(r"sm_\d{2,3}", target) is not None
+
+
+def _read(path: Path) -> Engine:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parity = Parity(**content.pop("parity")) if content.get("parity") else content.pop("parity", None)
+        return Engine(**content | {"batch": tuple(content["batch"]), "parity": parity})
+    except (ValueError, TypeError, KeyError) as problem:
+        raise DanqingError(f"{path}: cannot be read back: {problem}; remove its folder and compile again") from None
