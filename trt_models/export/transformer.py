@@ -1,0 +1,132 @@
+"""The pieces that transformers are made of, written into an ONNX graph under the names of their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from trt_models.export.checkpoint import Checkpoint
+from trt_models.export.graph import Graph
+
+
+class Transformer:
+    """Writes pieces whose weights are named as PyTorch names them: `PATH.weight` (out, in) and `PATH.bias` (out,).
+
+    Args:
+        width: size of the hidden states.
+        heads: of every attention.
+        epsilon: of every layer normalisation.
+        activation: of the two-layer networks, by its name in config.json.
+    """
+
+    def __init__(
+        self, graph: Graph, weights: Checkpoint, width: int, heads: int, epsilon: float, activation: str
+    ) -> None:
+        self.graph, self.weights = graph, weights
+        self.width, self.heads, self.epsilon = width, heads, epsilon
+        self.activate: Callable[[str], str] = getattr(self, f"_{activation}")
+
+    def linear(
+        self, x: str, path: str, rows: int, columns: int | None = None, scale: float = 1.0, bias: bool = True
+    ) -> str:
+        """x (…, columns) → (…, rows): x Wᵀ + b, both times `scale`."""
+        weight = self.weights(f"{path}.weight", rows, columns or self.width)
+        product = self.graph.add(
+            "MatMul", x, self.graph.weight(weight.T * np.float32(scale), f"{self.weights.prefix}{path}.weight")
+        )
+        if not bias:
+            return product
+        shift = self.weights(f"{path}.bias", rows) * np.float32(scale)
+        return self.graph.add("Add", product, self.graph.weight(shift, f"{self.weights.prefix}{path}.bias"))
+
+    def norm(self, x: str, path: str, output: str = "") -> str:
+        gamma, beta = (
+            self.graph.weight(self.weights(f"{path}.{name}", self.width), f"{self.weights.prefix}{path}.{name}")
+            for name in ("weight", "bias")
+        )
+        return self.graph.add("LayerNormalization", x, gamma, beta, axis=-1, epsilon=self.epsilon, output=output)
+
+    def attention(self, x: str, query: str, key: str, value: str, out: str, mask: str | None = None) -> str:
+        """x (N, T, width) → the same: softmax(Q Kᵀ / sqrt(d)) V by heads, and the output projection.
+
+        The scale is in Q's weights: the product of the unscaled two overflows in 16 bits.
+
+        Args:
+            query, key, value, out: where their weights are.
+            mask: added to the logits, (N, 1, 1, T).
+        """
+        size = self.width // self.heads
+        q = self.split(self.linear(x, query, self.width, scale=1 / math.sqrt(size)), [0, 2, 1, 3])
+        k = self.split(self.linear(x, key, self.width), [0, 2, 3, 1])
+        v = self.split(self.linear(x, value, self.width), [0, 2, 1, 3])
+        return self.linear(self.mixed(q, k, v, mask), out, self.width)
+
+    def mixed(self, q: str | np.ndarray, k: str, v: str, mask: str | None = None) -> str:
+        logits = self.graph.add("MatMul", q, k)
+        if mask is not None:
+            logits = self.graph.add("Add", logits, mask)
+        mixed = self.graph.add("MatMul", self.graph.add("Softmax", logits, axis=-1), v)
+        joined = self.graph.add("Transpose", mixed, perm=[0, 2, 1, 3])
+        return self.graph.add("Reshape", joined, np.array([0, 0, self.width]))
+
+    def split(self, x: str, order: Sequence[int]) -> str:
+        heads = self.graph.add("Reshape", x, np.array([0, 0, self.heads, self.width // self.heads]))
+        return self.graph.add("Transpose", heads, perm=list(order))
+
+    def mlp(self, x: str, first: str, second: str, inner: int) -> str:
+        x = self.activate(self.linear(x, first, inner))
+        return self.linear(x, second, self.width, inner)
+
+    def add(self, x: str, y: str) -> str:
+        return self.graph.add("Add", x, y)
+
+    def pixels(self, mean: Sequence[float], deviation: Sequence[float]) -> str:
+        """The input `pixels` uint8 (N, S, S, 3) as float32 (N, 3, S, S): (x / 255 - mean) / deviation."""
+        graph = self.graph
+        x = graph.add("Transpose", graph.add("Cast", "pixels", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+        x = graph.add("Sub", x, np.array(mean, np.float32)[:, None, None] * np.float32(255))
+        return graph.add("Div", x, np.array(deviation, np.float32)[:, None, None] * np.float32(255))
+
+    def patches(self, x: str, path: str, patch: int, bias: bool) -> str:
+        """Pictures (N, 3, S, S) → (N, patches, width), a convolution whose stride is its size."""
+        kernel = self.weights(f"{path}.weight", self.width, 3, patch, patch)
+        shift = self.weights(f"{path}.bias", self.width) if bias else np.zeros(self.width, np.float32)
+        x = self.graph.convolve(x, kernel, shift, patch)
+        x = self.graph.add("Reshape", x, np.array([0, self.width, -1]))
+        return self.graph.add("Transpose", x, perm=[0, 2, 1])
+
+    def token(self, x: str, position: int) -> str:
+        """x (N, T, width) → its hidden state at one position, (N, width)."""
+        return self.graph.add("Gather", x, np.int64(position), axis=1)
+
+    # x sigmoid(1.702 x); x Φ(x); its approximation by tanh (Hendrycks & Gimpel, arXiv 1606.08415)
+
+    def _quick_gelu(self, x: str) -> str:
+        return self.graph.add("Mul", x, self.graph.add("Sigmoid", self.graph.add("Mul", x, np.float32(1.702))))
+
+    def _gelu(self, x: str) -> str:
+        erf = self.graph.add("Erf", self.graph.add("Div", x, np.float32(math.sqrt(2))))
+        return self.graph.add(
+            "Mul", self.graph.add("Mul", x, self.graph.add("Add", erf, np.float32(1))), np.float32(0.5)
+        )
+
+    def _gelu_pytorch_tanh(self, x: str) -> str:
+        graph = self.graph
+        cube = graph.add("Mul", graph.add("Mul", graph.add("Mul", x, x), x), np.float32(0.044715))
+        inner = graph.add("Mul", graph.add("Add", x, cube), np.float32(math.sqrt(2 / math.pi)))
+        return graph.add(
+            "Mul", graph.add("Mul", x, graph.add("Add", graph.add("Tanh", inner), np.float32(1))), np.float32(0.5)
+        )
+
+
+def padding_mask(graph: Graph, tokens: str, pad: int) -> str:
+    """float32 (N, 1, 1, T) to add to logits: 0 for tokens, a large negative number for padding."""
+    is_pad = graph.add("Cast", graph.add("Equal", tokens, np.int32(pad)), to=TensorProto.FLOAT)
+    return graph.add("Unsqueeze", graph.add("Mul", is_pad, np.float32(-10_000)), np.array([1, 2]))
+
+
+Build = Callable[[Checkpoint], onnx.ModelProto]
