@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kernels.portable import LANES, Launcher, byte_at, heavy_kernel, inlined, kernel
+from kernels.portable import LANES, ArrayLauncher, byte_at, heavy_kernel, inlined, kernel
 
 if TYPE_CHECKING:  # bound by `Kernel.on_cuda`
     from numba import cuda
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # bound by `Kernel.on_cuda`
 # OpenCV's cvtColor for 8-bit pictures: BT.601 weights in fixed point, 15 bits, rounded.
 RED, GREEN, BLUE, SHIFT = 9798, 19235, 3735, 15
 HALF = 1 << (SHIFT - 1)
+HIGH = tuple(np.uint16(weight >> 8) for weight in (RED, GREEN, BLUE))
+LOW = tuple(np.uint16(weight & 255) for weight in (RED, GREEN, BLUE))
 
 LEVELS = 256
 FIGURES = ("pixel_std", "laplacian_variance", "image_entropy")
@@ -30,7 +32,7 @@ FIGURES = ("pixel_std", "laplacian_variance", "image_entropy")
 `image_entropy`: -sum p log2 p over the 256-bin grey histogram, in bits.
 """
 
-TILE = {"cpu": (512, 2048), "cuda": (64, LANES)}
+TILE = {"cpu": (1024, 1024), "cuda": (64, LANES)}
 """Most rows and columns of a tile.
 
 On CPUs narrow enough that a row's squared Laplacians sum up within 32 bits (4080 of (4 · 255)²) and all scratch stays
@@ -39,6 +41,7 @@ the GPU while the two rows that neighbouring tiles both read stay few.
 """
 PARTS = 8
 """Histograms counted into by turns: like neighbours would wait for each other's count."""
+COUNTERS = PARTS * LEVELS
 
 
 class Pictures(NamedTuple):
@@ -66,17 +69,16 @@ class Tiles(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of CPU threads; each uses the entry that its `first` names.
 
-    `planes`, `grey`: uint8 (threads, 3, columns); `laplacian`: int16 (threads, columns);
-    `counts`: uint32 (threads, PARTS · LEVELS).
+    `lines`: uint8 (threads, 6, columns), of red, green and blue, and three of grey; `laplacian`: int16 (threads,
+    columns); `counts`: uint32 (threads, COUNTERS).
     """
 
-    planes: Any
-    grey: Any
+    lines: Any
     laplacian: Any
     counts: Any
 
 
-def pixel_statistics(device: Launcher, pictures: Sequence[Any]) -> Any:
+def pixel_statistics(device: ArrayLauncher, pictures: Sequence[Any]) -> Any:
     """Contrast, sharpness and information of pictures at full resolution: float64 (pictures, 3), see `FIGURES`.
 
     Args:
@@ -100,11 +102,12 @@ def pixel_statistics(device: Launcher, pictures: Sequence[Any]) -> Any:
     given = Pictures(*(xp.asarray(np.ascontiguousarray(column)) for column in table.T))
     cut, starts = Tiles(*map(xp.asarray, tiles)), xp.asarray(starts)
     count = len(tiles.picture)
-    slots, columns = (0, 0) if device.kind == "cuda" else (count, TILE["cpu"][1] + 2)
+    slots, columns = (0, 0) if device.kind == "cuda" else (count, TILE["cpu"][1] + 64)
     scratch = Scratch(
-        xp.empty((slots, 3, columns), np.uint8), xp.empty((slots, 3, columns), np.uint8),
-        xp.empty((slots, columns), np.int16), xp.empty((slots, PARTS * LEVELS), np.uint32),
-    )  # fmt: skip
+        xp.empty((slots, 6, columns), np.uint8),
+        xp.empty((slots, columns), np.int16),
+        xp.empty((slots, COUNTERS), np.uint32),
+    )
     counts, sums = xp.empty((count, LEVELS), np.uint32), xp.zeros((count, 2), np.int64)
     sum_tiles.launch(device, count, given, cut, scratch, counts, sums)
     histograms = xp.empty((len(pictures), LEVELS), np.int64)
@@ -149,8 +152,7 @@ def sum_tiles(first, last, step, pictures, tiles, scratch, counts, sums):
     On CUDA `sums` comes zeroed. The loops differ: what a CPU core wants are short rows in its cache for its vector
     lanes, what a GPU wants are columns for threads that keep the last three rows in registers.
     """
-    planes, lines = scratch.planes[first], scratch.grey[first]
-    laplacian, parts = scratch.laplacian[first], scratch.counts[first]
+    lines, laplacian, parts = scratch.lines[first], scratch.laplacian[first], scratch.counts[first]
     for tile in range(first, last, step):
         picture = tiles.picture[tile]
         height, width = pictures.heights[picture], pictures.widths[picture]
@@ -161,14 +163,14 @@ def sum_tiles(first, last, step, pictures, tiles, scratch, counts, sums):
         total, squares = np.int64(0), np.int64(0)
         for y in range(tiles.top[tile] - 1, tiles.bottom[tile] + 1):
             row = pictures.addresses[picture] + reflected(y, height) * pictures.strides[picture] + 3 * begin
-            below = lines[(y + 1) % 3]
-            fill_grey(row, end - begin, planes[0], planes[1], planes[2], below[begin - left + 1 :])
+            below = lines[3 + (y + 1) % 3]
+            fill_grey(row, end - begin, lines[0], lines[1], lines[2], below[begin - left + 1 :])
             if left == 0:
                 below[0] = below[1 + reflected(-1, width)]
             if right == width:
                 below[size + 1] = below[1 + reflected(width, width) - left]
             if y > tiles.top[tile]:
-                above, here = lines[(y - 1) % 3], lines[y % 3]
+                above, here = lines[3 + (y - 1) % 3], lines[3 + y % 3]
                 fill_laplacian(above, here, below, size, laplacian)
                 row_total, row_squares = sum_up(laplacian, size)
                 total += row_total
@@ -198,8 +200,8 @@ def fill_grey(row, size, red, green, blue, grey):
         blue[at] = byte_at(row, pixel + np.uintp(2))
     for x in range(size):
         at = np.uintp(x)
-        high = weighted(np.uint16(RED >> 8), red[at], np.uint16(GREEN >> 8), green[at], np.uint16(BLUE >> 8), blue[at])
-        low = weighted(np.uint16(RED & 255), red[at], np.uint16(GREEN & 255), green[at], np.uint16(BLUE & 255), blue[at])
+        high = weighted(HIGH[0], red[at], HIGH[1], green[at], HIGH[2], blue[at])
+        low = weighted(LOW[0], red[at], LOW[1], green[at], LOW[2], blue[at])
         grey[at] = np.uint16(np.uint16(high + np.uint16(low >> np.uint16(8))) + np.uint16(HALF >> 8)) >> np.uint16(7)
 
 
@@ -246,9 +248,9 @@ def sum_tile_by_columns(pictures, tiles, scratch, counts, sums):
     Neighbours' columns are read again, from the first cache, which is cheaper than handing values round. Threads count
     into PARTS histograms that lie in different memory banks, as neighbours often have like values.
     """
-    parts = cuda.shared.array(PARTS * LEVELS, np.int32)
+    parts = cuda.shared.array(COUNTERS, np.int32)
     tile, lane = cuda.blockIdx.x, cuda.threadIdx.x
-    for at in range(lane, PARTS * LEVELS, LANES):
+    for at in range(lane, COUNTERS, LANES):
         parts[at] = 0
     cuda.syncthreads()
     x = tiles.left[tile] + lane

@@ -51,10 +51,14 @@ class Launcher(Protocol):
     @property
     def threads(self) -> int: ...
 
+    def map(self, function: Callable[..., Any], items: Iterable[Any]) -> list[Any]: ...
+
+
+class ArrayLauncher(Launcher, Protocol):
+    """What also makes arrays, where the device has its memory: `numpy` or `cupy`."""
+
     @property
     def xp(self) -> Any: ...
-
-    def map(self, function: Callable[..., Any], items: Iterable[Any]) -> list[Any]: ...
 
 
 _inlined: list[Callable[..., Any]] = []
@@ -155,7 +159,9 @@ class Kernel:
 
         _prepare_cuda()
         if self.block_body:
-            return FunctionType(self.block_body.__code__, self.block_body.__globals__ | {"cuda": cuda}, self.name)
+            bound = FunctionType(self.block_body.__code__, self.block_body.__globals__ | {"cuda": cuda})
+            bound.__qualname__ = self.name
+            return bound
         # The body with this thread's rows. Numba wants the parameters by name, hence made from text.
         names = ", ".join(list(inspect.signature(self.body).parameters)[3:])
         text = f"def {self.name}(rows, {names}):\n    body(cuda.grid(1), rows, cuda.gridsize(1), {names})\n"
