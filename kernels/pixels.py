@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kernels.portable import LANES, ArrayLauncher, byte_at, heavy_kernel, inlined, kernel
+from kernels.portable import LANES, ArrayLauncher, byte_at, heavy_kernel, inlined, kernel, prefetch
 
 if TYPE_CHECKING:  # bound by `Kernel.on_cuda`
     from numba import cuda
@@ -175,7 +175,7 @@ def sum_tiles(first, last, step, pictures, tiles, scratch, counts, sums):
                 row_total, row_squares = sum_up(laplacian, size)
                 total += row_total
                 squares += row_squares
-                count(here[1:], size, parts)
+                count(here[1:], size, parts, row + pictures.strides[picture])
         sums[tile, 0] = total
         sums[tile, 1] = squares
         for level in range(LEVELS):
@@ -231,10 +231,11 @@ def sum_up(laplacian, size):
 
 
 @inlined
-def count(grey, size, parts):
-    """Adds grey[:size] to the histograms."""
+def count(grey, size, parts, ahead):
+    """Adds grey[:size] to the histograms, and meanwhile fetches the row of pixels at address `ahead`."""
     whole = size // PARTS * PARTS
     for x in range(0, whole, PARTS):
+        prefetch(ahead, 3 * x)
         for part in range(PARTS):
             parts[np.uintp(part * LEVELS) + np.uintp(grey[np.uintp(x) + np.uintp(part)])] += np.uint32(1)
     for x in range(whole, size):

@@ -76,15 +76,38 @@ def byte_at(address, offset):
     return ctypes.c_uint8.from_address(int(address) + int(offset)).value
 
 
+def prefetch(address, offset):
+    """Asks a CPU core for the cache line of that byte; harmless where there is no such memory."""
+
+
 def _teach_byte_at(toolkit: Any, space: int) -> None:
     """Tells a compiler (Numba's `extending` or `cuda.extending`) what `byte_at` is, in its address space for data."""
-    memory = ir.IntType(8).as_pointer(space)
+
+    def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_pointer(builder, arguments, space))
+
     toolkit.type_callable(byte_at)(lambda context: lambda address, offset: types.uint8)
-    toolkit.lower_builtin(byte_at, types.Integer, types.Integer)(
-        lambda context, builder, signature, arguments: builder.load(
-            builder.gep(builder.inttoptr(arguments[0], memory), [arguments[1]])
-        )
-    )
+    toolkit.lower_builtin(byte_at, types.Integer, types.Integer)(lower)
+
+
+@extending.type_callable(prefetch)
+def _type_prefetch(context):
+    return lambda address, offset: types.void
+
+
+@extending.lower_builtin(prefetch, types.Integer, types.Integer)
+def _lower_prefetch(context, builder, signature, arguments):
+    pointer, number = _pointer(builder, arguments), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+    to_read, into_first_cache, data = number(0), number(3), number(1)
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+    builder.call(function, [pointer, to_read, into_first_cache, data])
+    return context.get_dummy_value()
+
+
+def _pointer(builder: Any, arguments: Any, space: int = 0) -> Any:
+    address, offset = arguments
+    return builder.gep(builder.inttoptr(address, ir.IntType(8).as_pointer(space)), [offset])
 
 
 _teach_byte_at(extending, 0)
