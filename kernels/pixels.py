@@ -35,9 +35,9 @@ FIGURES = ("pixel_std", "laplacian_variance", "image_entropy")
 TILE = {"cpu": (1024, 1024), "cuda": (64, LANES)}
 """Most rows and columns of a tile.
 
-On CPUs narrow enough that a row's squared Laplacians sum up within 32 bits (4080 of (4 · 255)²) and all scratch stays
-in the first two caches, and low enough to share a large picture; on CUDA a column a thread, and enough tiles to fill
-the GPU while the two rows that neighbouring tiles both read stay few.
+On CPUs narrow enough that a row's squared Laplacians, of at most (4 · 255)² each, sum up within 32 bits, and that all
+scratch stays in the first cache; low enough to share a large picture. On CUDA a column a thread, and enough tiles to
+fill the GPU while few rows are read twice, by two neighbouring tiles.
 """
 PARTS = 8
 """Histograms counted into by turns: like neighbours would wait for each other's count."""
