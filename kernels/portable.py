@@ -80,6 +80,7 @@ def prefetch(address, offset):
     """Asks a CPU core for the cache line of that byte; harmless where there is no such memory."""
 
 
+@cache
 def _teach_byte_at(toolkit: Any, space: int) -> None:
     """Tells a compiler (Numba's `extending` or `cuda.extending`) what `byte_at` is, in its address space for data."""
 
@@ -145,12 +146,14 @@ class Kernel:
         Args:
             arguments: arrays of the device; outputs and scratch among them.
         """
+        if rows == 0:
+            return
         if device.kind == "cuda":
             stream = getattr(device, "stream", 0)
             if self.block_body:
-                self._on_cuda[max(1, rows), LANES, stream](*arguments)
+                self._on_cuda[rows, LANES, stream](*arguments)
             else:
-                self._on_cuda[max(1, -(-rows // BLOCK)), BLOCK, stream](rows, *arguments)
+                self._on_cuda[-(-rows // BLOCK), BLOCK, stream](rows, *arguments)
             return
         size = max(self.run, -(-rows // (4 * device.threads)))  # four runs a thread, for rows differ in length
         if device.threads == 1 or rows <= size:

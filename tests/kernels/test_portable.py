@@ -76,6 +76,7 @@ cleaned = text.clean(device, rows, character_classes())
 np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
 np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
 np.save("figures.npy", pixel_statistics(device, PICTURES))
+assert pixel_statistics(device, []).shape == (0, 3)
 """
 
 PICTURES = [
