@@ -11,28 +11,35 @@ A kernel is a function over rows::
 
 On a CPU each thread takes runs of rows (step 1); on CUDA thread t of n takes rows t, t + n, t + 2 n … What kernels
 call is a plain function marked `@inlined`. Arguments are numbers, arrays and named tuples of arrays; scratch memory
-is an argument, too, since a GPU thread cannot allocate.
+is an argument, too, since a GPU thread cannot allocate. `first` is another one in every thread, and can number it.
+
+Where a row is work for many GPU threads at once, it gets a block of them, and a second loop (`Kernel.on_cuda`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numba import extending, njit
+from llvmlite import ir
+from numba import extending, njit, types
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 BLOCK = 128
 """Threads of a CUDA block: rows are ragged, so small blocks that end early."""
+LANES = 256
+"""Threads of a CUDA block that shares a row."""
 RUN = 64
-"""Fewest rows worth handing to a thread."""
+"""Fewest rows worth handing to a thread, unless a kernel says otherwise."""
 
 
 class Launcher(Protocol):
@@ -47,6 +54,13 @@ class Launcher(Protocol):
     def map(self, function: Callable[..., Any], items: Iterable[Any]) -> list[Any]: ...
 
 
+class ArrayLauncher(Launcher, Protocol):
+    """What also makes arrays, where the device has its memory: `numpy` or `cupy`."""
+
+    @property
+    def xp(self) -> Any: ...
+
+
 _inlined: list[Callable[..., Any]] = []
 
 
@@ -57,11 +71,59 @@ def inlined(function: F) -> F:
     return marked
 
 
-class Kernel:
-    """A function over rows, compiled when first launched, for the device it is launched on."""
+def byte_at(address, offset):
+    """The byte `offset` behind a memory address (int64): how kernels reach arrays that have only their address."""
+    return ctypes.c_uint8.from_address(int(address) + int(offset)).value
 
-    def __init__(self, body: Callable[..., None]) -> None:
-        self.body, self.name = body, body.__name__
+
+def prefetch(address, offset):
+    """Asks a CPU core for the cache line of that byte; harmless where there is no such memory."""
+
+
+@cache
+def _teach_byte_at(toolkit: Any, space: int) -> None:
+    """Tells a compiler (Numba's `extending` or `cuda.extending`) what `byte_at` is, in its address space for data."""
+
+    def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_pointer(builder, arguments, space))
+
+    toolkit.type_callable(byte_at)(lambda context: lambda address, offset: types.uint8)
+    toolkit.lower_builtin(byte_at, types.Integer, types.Integer)(lower)
+
+
+@extending.type_callable(prefetch)
+def _type_prefetch(context):
+    return lambda address, offset: types.void
+
+
+@extending.lower_builtin(prefetch, types.Integer, types.Integer)
+def _lower_prefetch(context, builder, signature, arguments):
+    pointer, number = _pointer(builder, arguments), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+    to_read, into_first_cache, data = number(0), number(3), number(1)
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+    builder.call(function, [pointer, to_read, into_first_cache, data])
+    return context.get_dummy_value()
+
+
+def _pointer(builder: Any, arguments: Any, space: int = 0) -> Any:
+    address, offset = arguments
+    return builder.gep(builder.inttoptr(address, ir.IntType(8).as_pointer(space)), [offset])
+
+
+_teach_byte_at(extending, 0)
+
+
+class Kernel:
+    """A function over rows, compiled when first launched, for the device it is launched on.
+
+    Args:
+        run: fewest rows worth handing to a CPU thread.
+    """
+
+    def __init__(self, body: Callable[..., None], run: int = RUN) -> None:
+        self.body, self.name, self.run = body, body.__name__, run
+        self.block_body: Callable[..., None] | None = None
         self.__doc__ = body.__doc__
         # Kernels work on memory they are lent, so nothing counts references (_nrt): that alone makes them faster.
         self._on_cpu = njit(nogil=True, cache=True, _nrt=False)(body)  # type: ignore[call-overload]
@@ -70,17 +132,30 @@ class Kernel:
         if kept is not None:
             kept._source_stamp = _sources()
 
+    def on_cuda(self, body: Callable[..., None]) -> Callable[..., None]:
+        """Makes `body(*arguments)` this kernel's CUDA side: `LANES` threads work on each row, cuda.blockIdx.x.
+
+        It is written as Numba's own CUDA kernels are; the name `cuda` is given to it when it is compiled.
+        """
+        self.block_body = body
+        return body
+
     def launch(self, device: Launcher, rows: int, *arguments: Any) -> None:
         """Runs over rows 0 … rows - 1. On CUDA it is queued on the device's stream and not waited for.
 
         Args:
             arguments: arrays of the device; outputs and scratch among them.
         """
+        if rows == 0:
+            return
         if device.kind == "cuda":
             stream = getattr(device, "stream", 0)
-            self._on_cuda[max(1, -(-rows // BLOCK)), BLOCK, stream](rows, *arguments)
+            if self.block_body:
+                self._on_cuda[rows, LANES, stream](*arguments)
+            else:
+                self._on_cuda[-(-rows // BLOCK), BLOCK, stream](rows, *arguments)
             return
-        size = max(RUN, -(-rows // (4 * device.threads)))  # four runs a thread, for rows differ in length
+        size = max(self.run, -(-rows // (4 * device.threads)))  # four runs a thread, for rows differ in length
         if device.threads == 1 or rows <= size:
             self._on_cpu(0, rows, 1, *arguments)
         else:
@@ -91,9 +166,9 @@ class Kernel:
         """The kernel's PTX for arguments of these types; needs no driver and no GPU."""
         from numba import cuda, int64, typeof
 
-        types = tuple(typeof(argument) for argument in arguments)
+        kinds = tuple(typeof(argument) for argument in arguments)
         with _pretended(capability):
-            text, _ = cuda.compile_ptx(self._threaded, (int64, *types), cc=capability)
+            text, _ = cuda.compile_ptx(self._threaded, kinds if self.block_body else (int64, *kinds), cc=capability)
         return text
 
     @cached_property
@@ -104,17 +179,30 @@ class Kernel:
 
     @cached_property
     def _threaded(self) -> Callable[..., None]:
-        """The body with the rows of one CUDA thread. Numba wants the parameters by name, hence made from text."""
+        """What one CUDA thread does."""
         from numba import cuda
         from numba.cuda.extending import register_jitable
 
-        while _inlined:  # only now: importing numba.cuda takes half a second, and most machines have no use for it
-            register_jitable(_inlined.pop())
+        _prepare_cuda()
+        if self.block_body:
+            bound = FunctionType(self.block_body.__code__, self.block_body.__globals__ | {"cuda": cuda})
+            bound.__qualname__ = self.name
+            return bound
+        # The body with this thread's rows. Numba wants the parameters by name, hence made from text.
         names = ", ".join(list(inspect.signature(self.body).parameters)[3:])
         text = f"def {self.name}(rows, {names}):\n    body(cuda.grid(1), rows, cuda.gridsize(1), {names})\n"
         scope: dict[str, Any] = {"body": register_jitable(self.body), "cuda": cuda}
         exec(text, scope)
         return scope[self.name]
+
+
+def _prepare_cuda() -> None:
+    """Tells Numba's CUDA compiler of all that kernels call."""
+    from numba.cuda import extending as toolkit
+
+    _teach_byte_at(toolkit, 1)
+    while _inlined:  # only now: importing numba.cuda takes half a second, and most machines have no use for it
+        toolkit.register_jitable(_inlined.pop())
 
 
 @cache
@@ -127,6 +215,11 @@ def _sources() -> tuple[tuple[str, int, int], ...]:
 def kernel(body: Callable[..., None]) -> Kernel:
     """Makes `body(first, last, step, *arguments)` a kernel."""
     return Kernel(body)
+
+
+def heavy_kernel(body: Callable[..., None]) -> Kernel:
+    """A kernel whose every row is worth a thread."""
+    return Kernel(body, run=1)
 
 
 _kept = threading.local()

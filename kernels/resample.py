@@ -11,6 +11,8 @@ BITS = 22  # fixed-point weights as in Pillow's 8-bit path: 32 bits less 8 of a 
 HALF = 1 << (BITS - 1)
 LANCZOS, CUBIC, LINEAR = 3, 2, 1
 """Interpolations, each named by its support: how many pixels its kernel reaches to either side."""
+LANES = 8
+"""32-bit numbers in a vector register."""
 
 
 @njit(nogil=True, cache=True)
@@ -41,13 +43,14 @@ def weights(size: int, scaled: int, start: int, count: int, interpolation: int) 
 
     Returns:
         int64 (count, 2): first source pixel and how many;
-        int32 (count, most): their weights in fixed point.
+        int32 (count, most): their weights in fixed point, 0 beyond the last; `most`: a multiple of LANES.
     """
     scale = size / scaled
     stretch = max(scale, 1.0)
     reach = interpolation * stretch
     span = np.empty((count, 2), np.int64)
-    fixed = np.zeros((count, math.ceil(reach) * 2 + 1), np.int32)
+    most = math.floor(2 * reach + 1e-6) + 1  # with room for rounding
+    fixed = np.zeros((count, -(-most // LANES) * LANES), np.int32)
     exact = np.empty(fixed.shape[1])
     for target in range(count):
         centre = (start + target + 0.5) * scale
@@ -62,6 +65,14 @@ def weights(size: int, scaled: int, start: int, count: int, interpolation: int) 
             fixed[target, tap] = int(weight + 0.5) if weight >= 0 else int(weight - 0.5)
         span[target] = first, taps
     return span, fixed
+
+
+@njit(nogil=True, cache=True)
+def _part(line: np.ndarray, red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> None:
+    """One row of interleaved RGB to its three colours."""
+    for x in range(line.size // 3):
+        at, pixel = np.uintp(x), np.uintp(3) * np.uintp(x)
+        red[at], green[at], blue[at] = line[pixel], line[pixel + np.uintp(1)], line[pixel + np.uintp(2)]
 
 
 @njit(nogil=True, cache=True)
@@ -83,17 +94,21 @@ def resample(
     down, down_weights = weights(picture.shape[0], height, top, rows, interpolation)
     first, last = down[0, 0], down[rows - 1, 0] + down[rows - 1, 1]
     narrow = np.empty((last - first, columns * 3), np.uint8)
+    # Colours apart, and as many taps for every pixel, the last ones of weight 0: so that taps fill vector lanes.
+    taps = across_weights.shape[1]
+    room = picture.shape[1] + taps
+    reds, greens, blues = np.zeros(room, np.uint8), np.zeros(room, np.uint8), np.zeros(room, np.uint8)
     for y in range(first, last):
-        line, target = picture[y].reshape(-1), narrow[y - first]
+        _part(picture[y].reshape(-1), reds, greens, blues)
+        target = narrow[y - first]
         for x in range(columns):
             red, green, blue = np.int32(HALF), np.int32(HALF), np.int32(HALF)
-            at = np.uintp(3 * across[x, 0])  # unsigned: Numba need not look for negative positions
-            for tap in range(across[x, 1]):
-                weight = across_weights[np.uintp(x), np.uintp(tap)]
-                red += np.int32(np.int32(line[at]) * weight)
-                green += np.int32(np.int32(line[at + np.uintp(1)]) * weight)
-                blue += np.int32(np.int32(line[at + np.uintp(2)]) * weight)
-                at += np.uintp(3)
+            start = np.uintp(across[x, 0])  # unsigned: Numba need not look for negative positions
+            for tap in range(taps):
+                weight, at = across_weights[np.uintp(x), np.uintp(tap)], start + np.uintp(tap)
+                red = np.int32(red + np.int32(np.int32(reds[at]) * weight))
+                green = np.int32(green + np.int32(np.int32(greens[at]) * weight))
+                blue = np.int32(blue + np.int32(np.int32(blues[at]) * weight))
             target[np.uintp(3 * x)] = min(max(red >> BITS, 0), 255)
             target[np.uintp(3 * x + 1)] = min(max(green >> BITS, 0), 255)
             target[np.uintp(3 * x + 2)] = min(max(blue >> BITS, 0), 255)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
 
 from engine.batch import Batch
 from engine.stages.base import Stage
-from kernels.pixels import pixel_statistics
+from kernels.pixels import FIGURES, pixel_statistics
 
 
 class PixelStatistics(Stage):
@@ -15,9 +14,9 @@ class PixelStatistics(Stage):
 
     name = "pixels"
     needs = ("pixels",)
-    produces = {"pixel_std": pa.float64(), "laplacian_variance": pa.float64(), "image_entropy": pa.float64()}
+    produces = dict.fromkeys(FIGURES, pa.float64())
 
     def __call__(self, batch: Batch) -> None:
-        figures = np.array(self.context.device.map(pixel_statistics, batch["pixels"]), np.float64).reshape(-1, 3)
-        for position, name in enumerate(self.produces):
+        figures = pixel_statistics(self.context.device, batch["pixels"])
+        for position, name in enumerate(FIGURES):
             batch[name] = figures[:, position]

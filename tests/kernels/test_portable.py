@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from engine.dictionary import character_classes, open_dictionary
-from kernels import lexicon, text
+from kernels import lexicon, pixels, text
 from kernels.portable import Kernel
 from kernels.strings import Strings
 from kernels.trie import build
@@ -22,7 +22,7 @@ pytest.importorskip("numba.cuda")
 
 
 def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
-    """Every text kernel with arguments as its launcher passes them."""
+    """Every kernel with arguments as its launcher passes them."""
     rows = Strings.of(["一只橘猫", "iPhone 15 Pro"])
     size = len(rows.data) + rows.rows
     words, classes, work = open_dictionary(), character_classes(), text.scratch(rows)
@@ -37,6 +37,12 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
     terms = build({"猫": 1})
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
+    long, bins = np.zeros(2, np.int64), np.empty((1, pixels.LEVELS), np.uint32)
+    scratch = pixels.Scratch(np.empty((0, 6, 9), np.uint8), np.empty((0, 9), np.int16), bins[:0])
+    sums, histograms = np.zeros((1, 2), np.int64), bins.astype(np.int64)
+    yield pixels.sum_tiles, (pixels.Pictures(*[long] * 4), pixels.Tiles(*[long] * 5), scratch, bins, sums)
+    yield pixels.gather_counts, (long, bins, histograms)
+    yield pixels.finish, (long, sums, histograms, np.empty((1, 3)))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
@@ -51,12 +57,14 @@ import numpy as np
 from engine.dictionary import character_classes, open_dictionary
 from kernels import text
 from kernels.lexicon import Patterns, weigh
+from kernels.pixels import pixel_statistics
 from kernels.strings import Strings
 from kernels.trie import build
+from tests.kernels.test_portable import PICTURES
 from tests.kernels.texts import NASTY, random_texts
 
 class Simulated:
-    kind, threads = "cuda", 1
+    kind, threads, xp = "cuda", 1, np
     def map(self, function, items):
         raise AssertionError("the kernels did not go to the GPU")
 
@@ -67,7 +75,14 @@ np.save("measures.npy", text.measure(device, rows, open_dictionary(), character_
 cleaned = text.clean(device, rows, character_classes())
 np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
 np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
+np.save("figures.npy", pixel_statistics(device, PICTURES))
+assert pixel_statistics(device, []).shape == (0, 3)
 """
+
+PICTURES = [
+    np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for seed, shape in enumerate([(1, 1), (1, 9), (9, 1), (2, 2), (3, 257), (67, 5)])
+]
 
 
 def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> None:
@@ -84,3 +99,4 @@ def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> N
     assert np.load(tmp_path / "cleaned.npy").tolist() == cleaned.arrow().to_pylist()
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
+    assert (np.load(tmp_path / "figures.npy") == pixels.pixel_statistics(device, PICTURES)).all()
