@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine import __version__
 from engine.errors import DanqingError
+from engine.models_cli import add_models_commands
 from engine.recipe import Recipe, builtin_names, load_recipe
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Turns crawled Chinese image-text pairs into a training set: the DanQing recipe, 
   danqing curate 'shards/{00000..00041}.tar' -o out --recipe embedded
   danqing decide out --set words.max=40          other thresholds, in seconds, without scoring again
   danqing explain out 000001234                  every score of one pair, and why it was dropped
+  danqing models list                            the models there are, and the engines compiled of them
 """
 
 SELECT_EXAMPLE = """\
@@ -107,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         scoring, pictures,
     )  # fmt: skip
     out.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="OUT", help="folder (default: demo)")
+    add_models_commands(commands, recipe)
     return parser
 
 

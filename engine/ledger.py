@@ -48,7 +48,7 @@ class Ledger:
     def __init__(
         self, run: Run, scores: dict[str, pa.DataType], progress: Progress, running: Mapping[str, str] | None = None
     ) -> None:
-        self.run, self.progress, self.running = run, progress, running or {}
+        self.run, self.progress, self.running = run, progress, {} if running is None else running
         self.schema = IDENTITY | GIVEN | scores | OUTCOME
         self._open: dict[int, _Open] = {}
 

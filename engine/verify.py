@@ -5,10 +5,12 @@ The same pairs go through the stages twice, once with the model in float32 and o
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from engine.decide import Scores, walk
 from engine.device import Device, open_device
 from engine.errors import DanqingError
 from engine.plan import make_plan
+from engine.quiet import native_stderr_to
 from engine.recipe import Recipe
 from engine.score import GIVEN, batches_of, run_stages
 from engine.sources import find_shards, open_shard
@@ -137,7 +140,8 @@ class Pass:
         models = _Watched(recipe, role, engine)
         plan = make_plan(recipe, CATALOGUE, GIVEN)
         context = settings.context(device, models, plan.wanted)
-        run_stages((Batch(dict(batch.columns)) for batch in batches), plan, context, self, Spans(), gated=False)
+        with native_stderr_to(Path(os.devnull)):
+            run_stages((Batch(dict(batch.columns)) for batch in batches), plan, context, self, Spans(), gated=False)
         self.inputs = models.inputs
         self.outputs = {name: np.concatenate(parts) for name, parts in models.outputs.items()}
         self.rate = models.seen / models.seconds if models.seconds else 0.0

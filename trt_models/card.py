@@ -71,8 +71,9 @@ class TermList:
 class Card:
     """A model.
 
-    Exactly one of `build` (the exporter that makes the ONNX from installed packages), `onnx` (a file beside the
-    card, with its `sha256`) and `lexicon` (term lists, no network at all) says where it comes from.
+    Exactly one of these says where it comes from: `build`, the exporter that makes the ONNX from installed packages;
+    `export`, the one that makes it from a published checkpoint, which `published` names; `onnx`, a file beside the
+    card, with its `sha256`; `lexicon`, term lists, no network at all.
     """
 
     name: str
@@ -80,6 +81,8 @@ class Card:
     licence: str
     title: str = ""
     build: str | None = None
+    export: str | None = None
+    published: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
     onnx: str | None = None
     sha256: str | None = None
@@ -137,8 +140,8 @@ def _read(text: str, where: str, folder: Path | None) -> Card:
     card = _build(Card, content | {"folder": folder}, where)
     if card.task not in TASKS:
         raise DanqingError(f"{where}: task {card.task!r}; {did_you_mean(card.task, TASKS)}")
-    if sum(map(bool, (card.build, card.onnx, card.lexicon))) != 1:
-        raise DanqingError(f"{where}: give exactly one of 'build', 'onnx' and 'lexicon'")
+    if sum(map(bool, (card.build, card.export, card.onnx, card.lexicon))) != 1:
+        raise DanqingError(f"{where}: give exactly one of 'build', 'export', 'onnx' and 'lexicon'")
     if card.onnx and not card.sha256:
         raise DanqingError(f"{where}: 'onnx' needs the file's 'sha256' beside it")
     return card

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,16 +117,26 @@ def _build_plan(
             config.builder_optimization_level = level
         _aim(trt, config, engine.target)
         config.add_optimization_profile(_profile(builder, network, card, engine.batch))
-        cache = cache_folder() / "engines" / f"timings-{engine.runtime}-{engine.runtime_version}-{engine.target}"
-        timings = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
-        config.set_timing_cache(timings, False)
-        plan = builder.build_serialized_network(network, config)
+        with _timings(config, engine):
+            plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise DanqingError(f"{card.name}: {engine.runtime} built no engine for {engine.target} in {engine.precision}")
     with commit(out) as file:
         file.write(memoryview(plan))
-    with commit(cache) as file:
-        file.write(memoryview(timings.serialize()))
+
+
+@contextmanager
+def _timings(config: Any, engine: Engine) -> Iterator[None]:
+    """What TensorRT measured of its kernels is kept for the next engine; TensorRT-RTX measures nothing."""
+    if engine.runtime != "tensorrt":
+        yield
+        return
+    path = cache_folder() / "engines" / f"timings-{engine.runtime_version}-{engine.target}"
+    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    config.set_timing_cache(cache, False)
+    yield
+    with commit(path) as file:
+        file.write(memoryview(cache.serialize()))
 
 
 def _aim(trt: Any, config: Any, target: str) -> None:

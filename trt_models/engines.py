@@ -24,7 +24,7 @@ from engine.errors import DanqingError, did_you_mean
 from engine.files import write_json
 from trt_models.card import Card
 from trt_models.session import OnnxSession, Session, TensorRtSession, open_session
-from trt_models.store import cache_folder, onnx_path, sha256
+from trt_models.store import cache_folder, model_hash, onnx_path, sha256
 
 if TYPE_CHECKING:
     from engine.device import Device
@@ -102,7 +102,7 @@ class Engines:
 
     def __init__(self, card: Card) -> None:
         self.card = card
-        self.onnx = sha256(onnx_path(card))
+        self.onnx = model_hash(card)
         self.folder = cache_folder() / "engines" / f"{card.name}-{self.onnx[:12]}"
 
     def all(self) -> list[Engine]:
@@ -173,6 +173,9 @@ class Engines:
         paths = [self.folder / name / "engine.json" for name in names]
         return [_read(path) for path in paths if path.exists()]
 
+    def targets(self) -> list[str]:
+        return sorted(self._names())
+
     def activate(self, engine: Engine) -> None:
         """Makes it the one in use, from the next shard on wherever a run is under way.
 
@@ -217,7 +220,7 @@ def open_model(card: Card, device: Device, engine: Engine | None) -> tuple[Sessi
     """
     path = onnx_path(card)
     if engine is None:
-        return open_session(path, device), sha256(path)
+        return open_session(path, device), model_hash(card)
     path = Engines(card).checked(engine)
     if engine.runtime == "onnxruntime":
         return OnnxSession(path, device, engine.batch[1]), engine.sha256

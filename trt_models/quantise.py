@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 
 DYNAMIC_OPS = ("MatMul", "Gemm")
-STATIC_OPS = ("Conv", "MatMul", "Gemm", "Add", "Clip", "Relu", "MaxPool", "GlobalAveragePool")
+PRODUCTS = ("Conv", "MatMul", "Gemm")
+STATIC_OPS = (*PRODUCTS, "Add", "Clip", "Relu", "MaxPool", "GlobalAveragePool")
 
 
 def is_convolutional(model: onnx.ModelProto) -> bool:
@@ -39,7 +40,8 @@ def quantised_statically(
 
     Args:
         batches: real inputs, to see ranges on.
-        symmetric: zero stays zero, as TensorRT wants it; costs a bit where nothing is negative.
+        symmetric: as TensorRT wants it: only products in int8; zero stays zero, which costs a bit where nothing is
+            negative; biases stay float32.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -54,9 +56,10 @@ def quantised_statically(
         first = next((node.name for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")), "")
         quantize_static(
             model, str(out), _Inputs(batches), quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(STATIC_OPS), nodes_to_exclude=[first], per_channel=True,
-            activation_type=kind, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": symmetric},
+            op_types_to_quantize=list(PRODUCTS if symmetric else STATIC_OPS), nodes_to_exclude=[first],
+            per_channel=True, activation_type=kind, weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
         )  # fmt: skip
 
 

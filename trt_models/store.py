@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import DanqingError
-from engine.files import commit, write_json
+from engine.files import write_json
 from kernels.lexicon import Patterns
 from trt_models.card import Card, ImageInput, load_card
 from trt_models.classifier import Lexicon, TextClassifier, TextNetwork, read_terms
 from trt_models.tokenizer import AnyTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
+    import onnx
+
     from engine.device import Device
     from trt_models.engines import Engine
     from trt_models.session import Session
@@ -63,27 +66,56 @@ def _digest(path: Path, size: int, modified: int) -> str:
 
 
 def onnx_path(card: Card) -> Path:
-    """The model's ONNX file, built now if the cache has none for this card and these exporters.
+    """The model's ONNX file, checked. One that comes from installed packages is built now, if the cache has none for
+    this card and these exporters; one that comes from a checkpoint was exported by the user.
 
-    Beside it lies model.json with the file's SHA-256, which is checked at every call.
+    Beside it lies model.json with the SHA-256 of the file and of its weights, if these are kept apart.
 
     Raises:
-        DanqingError: a missing package, weights other than the card's, or a file that was changed.
+        DanqingError: a missing package, a model never exported, weights not the card's, or a file that was changed.
     """
     if card.onnx:
         path = package_file(None, card.onnx, card.folder)
         _check(path, card.sha256, f"the card {card.name}")
         return path
-    assert card.build is not None
-    folder = cache_folder() / "models" / f"{card.name}-{_build_hash(card)}"
-    path, note = folder / "model.onnx", folder / "model.json"
+    folder = model_folder(card)
+    note = folder / "model.json"
     if not note.exists():
+        if card.export:
+            raise DanqingError(
+                f"{card.name} was never exported: get {card.published} (its whole folder), then run "
+                f"`danqing models export {card.name} --from FOLDER`"
+            )
         for weights, digest in card.weights.items():
             package, _, file = weights.partition(":")
             _check(package_file(package, file), digest, f"the card {card.name}")
         _build(card, folder)
-    _check(path, json.loads(note.read_text())["onnx_sha256"], str(note))
-    return path
+    for name, digest in json.loads(note.read_text())["files"].items():
+        _check(folder / name, digest, str(note))
+    return folder / "model.onnx"
+
+
+def model_folder(card: Card) -> Path:
+    """Where the model's files are: beside a user's own card, else in the cache."""
+    if card.export:
+        return cache_folder() / "models" / card.name
+    if card.build:
+        return cache_folder() / "models" / f"{card.name}-{_build_hash(card)}"
+    return card.folder or Path()
+
+
+def is_here(card: Card) -> bool:
+    """Whether the model's files are there: nothing to build, nothing to export."""
+    return not (card.build or card.export) or (model_folder(card) / "model.json").exists()
+
+
+def model_hash(card: Card) -> str:
+    """Names the model's content: the SHA-256 of its ONNX file, or of the list of its files where there are several."""
+    path = onnx_path(card)
+    files = {path.name: sha256(path)} | {p.name: sha256(p) for p in path.parent.glob(f"{path.name}.data")}
+    if len(files) == 1:
+        return files[path.name]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _build(card: Card, folder: Path) -> None:
@@ -91,18 +123,77 @@ def _build(card: Card, folder: Path) -> None:
 
     if card.build not in BUILDERS:
         raise DanqingError(f"card {card.name}: no exporter {card.build!r}; known: {', '.join(sorted(BUILDERS))}")
-    content = BUILDERS[card.build]().SerializeToString()
-    with commit(folder / "model.onnx") as file:
-        file.write(content)
     packages = sorted({weights.partition(":")[0] for weights in card.weights})
-    write_json(
-        folder / "model.json",
-        {
-            "card": card.name,
-            "onnx_sha256": hashlib.sha256(content).hexdigest(),
-            "packages": {name: metadata.version(name) for name in packages},
-        },
-    )
+    keep(card, folder, BUILDERS[card.build](), {"packages": {name: metadata.version(name) for name in packages}})
+
+
+def export(card: Card, source: Path) -> Path:
+    """Makes the model's ONNX from a published checkpoint, and keeps it where recipes find it by the card's name.
+
+    Args:
+        source: folder with config.json, the weights and, for a text model, its vocabulary.
+
+    Returns:
+        The folder it is kept in.
+
+    Raises:
+        DanqingError: a card that does not come from a checkpoint, or a checkpoint that is not the card's.
+    """
+    from trt_models.export import ARCHITECTURES, exporter
+    from trt_models.export.checkpoint import Checkpoint
+
+    if not card.export:
+        raise DanqingError(
+            f"{card.name} comes from {'installed packages' if card.build else 'beside its card'}; nothing to export"
+        )
+    write = exporter(card.export)
+    if write is None:
+        raise DanqingError(
+            f"card {card.name}: no exporter {card.export!r}; there are those of {', '.join(ARCHITECTURES)}"
+        )
+    weights = Checkpoint(source)
+    if card.token_input:  # before the long work
+        package_file(None, card.token_input.file, source)
+    model = write(weights)
+    _check_input(card, model)
+    note = {"checkpoint": {path.name: sha256(path) for path in weights.files}}
+    also = [source / card.token_input.file] if card.token_input else []
+    keep(card, model_folder(card), model, note, also)
+    return model_folder(card)
+
+
+def _check_input(card: Card, model: onnx.ModelProto) -> None:
+    """The card's picture size or token count must be the network's."""
+    sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim]
+    wanted = card.image_input.size if card.image_input else card.token_input.max_length if card.token_input else 0
+    if sides[1] and sides[1] != wanted:
+        raise DanqingError(
+            f"card {card.name}: says {wanted}, and the checkpoint was made for {sides[1]}; is it {card.published}?"
+        )
+
+
+def keep(card: Card, folder: Path, model: onnx.ModelProto, note: dict[str, Any], also: Iterable[Path] = ()) -> None:
+    """Puts a model where `onnx_path` looks for it; model.json comes last, so what has one is whole.
+
+    Large weights are kept beside the graph, for one message of ONNX's format holds 2 GiB at most.
+    """
+    import onnx
+
+    from trt_models.export.graph import LARGE
+
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    large = sum(len(weight.raw_data) for weight in model.graph.initializer) > LARGE
+    onnx.save(model, str(aside / "model.onnx"), save_as_external_data=large, location="model.onnx.data")
+    if large:
+        onnx.checker.check_model(str(aside / "model.onnx"), full_check=True)
+    for path in also:
+        shutil.copyfile(path, aside / path.name)
+    files = {path.name: sha256(path) for path in sorted(aside.iterdir())}
+    write_json(aside / "model.json", {"card": card.name, "files": files, **note})
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.replace(folder)
 
 
 @cache
@@ -186,7 +277,9 @@ class ModelSet:
         if wanted is None:
             raise DanqingError(f"model {card.name}: its card has no token_input")
         if role not in self._tokenizers:
-            self._tokenizers[role] = open_tokenizer(wanted, package_file(wanted.package, wanted.file, card.folder))
+            self._tokenizers[role] = open_tokenizer(
+                wanted, package_file(wanted.package, wanted.file, model_folder(card))
+            )
         return self._tokenizers[role]
 
     def text_classifier(self, role: str, device: Device) -> TextClassifier:
@@ -210,5 +303,5 @@ class ModelSet:
             card = self.card(role)
             out[role] = {"name": card.name, "card": card.hash}
             if not card.lexicon:
-                out[role]["onnx"] = sha256(onnx_path(card))
+                out[role]["onnx"] = model_hash(card)
         return out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from numba.core import event
 from rich import box
@@ -14,6 +15,10 @@ from rich.table import Table
 
 from engine.funnel import Funnel
 from profiling.spans import Spans
+
+if TYPE_CHECKING:
+    from trt_models.card import Card
+    from trt_models.engines import Engine
 
 console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
@@ -99,3 +104,34 @@ def print_spans(spans: Spans) -> None:
         rate = span.rows / span.seconds if span.seconds else 0.0
         table.add_row(name, f"{span.rows:,}", f"{span.seconds:.2f}", f"{span.seconds / total:.1%}", f"{rate:,.0f}")
     console.print(table)
+
+
+def print_models(rows: Iterable[tuple[Card, bool, list[tuple[Engine, bool]]]]) -> None:
+    """The model cards: what each is for, whether it can be used at once, and its engines."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("model", "for", "comes from", "here", "engines"):
+        table.add_column(heading, overflow="fold")
+    for card, here, engines in rows:
+        source = card.published or ("packages" if card.build or card.lexicon else "its card")
+        names = "\n".join(f"{engine.name}{' (in use)' if used else ''}" for engine, used in engines)
+        ready = "yes" if here else "when first used" if card.build else ""
+        table.add_row(card.name, card.task.replace("_", " "), source, ready, names)
+    console.print(table)
+
+
+def print_parity(engine: Engine) -> None:
+    """How near an engine comes to its model."""
+    parity = engine.parity
+    assert parity is not None
+    table = Table(box=box.SIMPLE_HEAD, title=engine.name, title_justify="left")
+    for heading in ("", "found", "wanted"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_row("mean cosine of the outputs", f"{parity.cosine_mean:.6f}", f"≥ {parity.wanted['cosine_mean']}")
+    table.add_row("least cosine", f"{parity.cosine_min:.6f}", "")
+    table.add_row("verdicts that change", f"{parity.flips:.3%}", f"≤ {parity.wanted['flips']:.3%}")
+    ratio = parity.rate / parity.reference_rate if parity.reference_rate else 0
+    table.add_row("rows a second", f"{parity.rate:,.1f}", f"(fp32: {parity.reference_rate:,.1f}, {ratio:.2f} ×)")
+    console.print(table)
+    console.print(
+        f"{parity.rows} pairs, recipe {parity.recipe}: parity {'passed' if parity.passed else '[bold]failed[/]'}"
+    )

@@ -1,12 +1,15 @@
-"""Exporters: from published weights to ONNX. Each is found by the `build` name of a model card."""
+"""Exporters: from published weights to ONNX. Each is found by the `build` or `export` name of a model card."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx
+
+    from trt_models.export.checkpoint import Checkpoint
 
 
 def _efficientnet_lite0_conse() -> onnx.ModelProto:
@@ -33,3 +36,15 @@ BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {
     "use-multilingual": _use_multilingual,
     "open-nsfw": _open_nsfw,
 }
+"""From installed packages."""
+
+
+def exporter(name: str) -> Callable[[Checkpoint], onnx.ModelProto] | None:
+    """From a published checkpoint, `MODULE.FUNCTION` of this package."""
+    module, _, function = name.partition(".")
+    if module not in ARCHITECTURES:
+        return None
+    return getattr(import_module(f"trt_models.export.{module}"), function, None)
+
+
+ARCHITECTURES = ("bert", "chinese_clip", "siglip")

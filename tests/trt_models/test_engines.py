@@ -1,0 +1,256 @@
+"""From a checkpoint to an engine in use, and back; plans for GPUs that are not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from transformers import BertConfig, BertForSequenceClassification, ChineseCLIPConfig, ChineseCLIPModel
+
+import trt_models.engines
+from engine.cli import main
+from engine.curate import Settings, curate
+from engine.device import Device
+from engine.errors import DanqingError
+from engine.ledger import ENGINES, Ledger
+from engine.recipe import Recipe, load_recipe
+from engine.sources import Shard
+from engine.verify import samples, verify
+from tests.engine.test_run import GOOD
+from tests.engine.test_run import samples as pairs
+from tests.trt_models.test_checkpoints import SMALL, VISION, randomised, saved
+from trt_models.card import Card, load_card
+from trt_models.compile import compile_engine
+from trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
+from trt_models.store import onnx_path
+
+Make = Callable[..., Path]
+CHARACTERS = sorted(set(GOOD + "，第张照片0123456789"))
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *CHARACTERS]
+TEXT = SMALL | {"vocab_size": len(VOCABULARY), "max_position_embeddings": 128, "pad_token_id": 0,
+                "bos_token_id": None, "eos_token_id": None}  # fmt: skip
+LABELS = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
+RECIPE = """
+recipe: network
+models: {text_safety: text-safety-1m}
+criteria:
+  unsafe_text: {max: 0.5}
+  words: {min: 5}
+  downloaded: {column: image_bytes, min: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of its own for every test."""
+    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = saved(randomised(BertForSequenceClassification(BertConfig(**TEXT, **LABELS)), 3), tmp_path / "bert")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    path = tmp_path / "network.yaml"
+    path.write_text(RECIPE)
+    return load_recipe(path)
+
+
+@pytest.fixture
+def shards(make_shard: Make) -> list[str]:
+    return [str(make_shard(pairs(20 * i, 20), f"{i:05d}.tar")) for i in range(3)]
+
+
+def test_from_checkpoint_to_engine_by_the_commands(
+    checkpoint: Path, shards: list[str], tmp_path: Path, recipe: Recipe, capsys: Any
+) -> None:
+    asked = ["--recipe", str(tmp_path / "network.yaml"), "--data", *shards]
+    out = str(tmp_path / "out")
+    assert main(["curate", *shards, "-o", out, "--recipe", str(tmp_path / "network.yaml")]) == 2
+    assert "danqing models export text-safety-1m --from FOLDER" in capsys.readouterr().err
+    assert main(["models", "export", "text-safety-1m", "--from", str(checkpoint)]) == 0
+    assert main(["models", "compile", "text-safety-1m", "--precision", "int8", "--target", "cpu"]) == 0
+    assert main(["models", "activate", "text-safety-1m"]) == 2
+    assert "parity was never measured; run `danqing models verify text-safety-1m" in capsys.readouterr().err
+    assert main(["models", "verify", "text-safety-1m", *asked, "--min-cosine", "1"]) == 0
+    assert "failed" in capsys.readouterr().out
+    assert main(["models", "activate", "text-safety-1m"]) == 2
+    assert "parity is not enough (mean cosine 0." in capsys.readouterr().err
+    assert main(["models", "verify", "text-safety-1m", *asked, "--min-cosine", "0.9", "--max-flips", "1"]) == 0
+    assert main(["models", "activate", "text-safety-1m"]) == 0
+    assert main(["models", "list"]) == 0
+    assert "(in use)" in capsys.readouterr().out.replace("\n", "")
+    assert main(["curate", *shards, "-o", out, "--recipe", str(tmp_path / "network.yaml")]) == 0
+    used = json.loads(pq.read_schema(Path(out) / "scores" / "00000.parquet").metadata[ENGINES])
+    (engine,) = Engines(load_card("text-safety-1m")).all()
+    assert used == {"text_safety": engine.sha256}
+    assert json.loads((Path(out) / "run.json").read_text())["engines"] == used
+    assert main(["models", "activate", "text-safety-1m", "--rollback", "--target", "cpu"]) == 0
+    assert "the model itself is in use again" in capsys.readouterr().out
+    assert main(["models", "activate", "text-safety-1m", "--rollback", "--target", "cpu"]) == 2
+
+
+@pytest.fixture
+def card(checkpoint: Path) -> Card:
+    assert main(["models", "export", "text-safety-1m", "--from", str(checkpoint)]) == 0
+    return load_card("text-safety-1m")
+
+
+def passing(engine: Engine) -> Engine:
+    return replace(engine, parity=Parity(9, 1, 1, 0, 1, 1, "r", engine.target, engine.runtime_version))
+
+
+def test_an_engine_activated_in_mid_run_scores_from_the_next_shard_on(
+    card: Card, shards: list[str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = compile_engine(card, "int8", "cpu")
+    engines = Engines(card)
+    engines.note(passing(engine))
+    announce = Ledger.expect
+
+    def expect(self: Ledger, shard: Shard, rows: int, started: float) -> None:
+        announce(self, shard, rows, started)
+        if shard.number == 1:  # while the second is being read
+            engines.activate(engines.named("newest"))
+
+    monkeypatch.setattr(Ledger, "expect", expect)
+    run, _, _ = curate(shards, tmp_path / "out", recipe, Settings())
+    used = [json.loads(pq.read_schema(run.scores(n)).metadata[ENGINES])["text_safety"] for n in range(3)]
+    assert used == [engines.onnx, engines.onnx, engine.sha256]
+    monkeypatch.undo()
+    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
+    again, _, _ = curate(shards, tmp_path / "again", recipe, Settings())
+    for number in range(3):  # each shard as its engine scores it, whatever scored the others
+        left, right = (pq.read_table(r.scores(number))["unsafe_text"].to_pylist() for r in (run, again))
+        assert (left == right) == (number == 2)
+
+
+def test_a_broken_engine_falls_back_and_says_so(card: Card, device: Device, capsys: Any) -> None:
+    engines = Engines(card)
+    engine = compile_engine(card, "int8", "cpu")
+    engines.note(passing(engine))
+    engines.activate(engines.named("newest"))
+    _, digest = open_active(card, device)
+    assert digest == engine.sha256
+    engines.path(engine).write_bytes(b"junk")
+    _, digest = open_active(card, device)
+    assert digest == engines.onnx and "does not open, the one before it runs instead" in capsys.readouterr().err
+    with pytest.raises(DanqingError, match=r"not the file that engine\.json names; refusing to load it"):
+        engines.activate(engines.named("newest"))
+
+
+def test_the_engine_before_comes_back(card: Card) -> None:
+    engines = Engines(card)
+    first = passing(compile_engine(card, "int8", "cpu"))
+    second = passing(engines.add(replace(first, precision="int9"), lambda file: file.write_bytes(b"other") and None))
+    for engine in (first, second):
+        engines.note(engine)
+        engines.activate(engine)
+    assert [e.name for e in engines.active("cpu")] == [second.name, first.name]
+    assert engines.rollback("cpu") == first and engines.rollback("cpu") is None
+
+
+def test_an_engine_of_another_runtime_or_model_is_refused(card: Card, checkpoint: Path) -> None:
+    engines = Engines(card)
+    engine = passing(compile_engine(card, "int8", "cpu"))
+    old = replace(engine, runtime_version="1.0")
+    engines.path(old).parent.mkdir()
+    engines.path(old).write_bytes(engines.path(engine).read_bytes())
+    with pytest.raises(DanqingError, match=r"compiled with onnxruntime 1\.0, installed is"):
+        engines.activate(old)
+    measured = replace(engine, parity=replace(engine.parity, target="sm_90"))  # type: ignore[type-var]
+    with pytest.raises(DanqingError, match="parity was measured on sm_90"):
+        engines.activate(measured)
+
+
+def test_parity_counts_outputs_and_flips(card: Card, shards: list[str], recipe: Recipe) -> None:
+    engine = compile_engine(card, "int8", "cpu")
+    strict = {"cosine_mean": 0.9, "flips": 0.0}
+    scores = samples(card, shards, recipe, Settings(), 60)
+    assert sum(len(batch["tokens"]) for batch in scores) == 60
+    parity = verify(card, engine, shards, recipe, Settings(), 60, strict).parity
+    assert parity is not None and parity.rows == 60 and parity.flips == 0 and 0.9 < parity.cosine_min < 1
+    # A threshold in the middle of the scores makes tiny differences flip verdicts.
+    run = pq.read_table(curate(shards, Path(shards[0]).parent / "x", recipe, Settings())[0].scores(0))
+    middle = float(np.median(run["unsafe_text"].to_numpy()))
+    edge = replace(
+        recipe, criteria=(replace(recipe.criteria[0], interval=type(recipe.criteria[0].interval)(maximum=middle)),)
+    )  # type: ignore[union-attr, arg-type]
+    parity = verify(card, engine, shards, edge, Settings(), 60, strict).parity
+    assert parity is not None and parity.flips > 0 and not parity.passed
+
+
+def test_verify_refuses_what_it_cannot_measure(card: Card, shards: list[str], recipe: Recipe) -> None:
+    engine = compile_engine(card, "int8", "cpu")
+    with pytest.raises(DanqingError, match="does not use text-safety-1m"):
+        verify(card, engine, shards, replace(recipe, models={}), Settings(), 9, {})
+    with pytest.raises(DanqingError, match="is for sm_90, and this is cpu"):
+        verify(card, replace(engine, target="sm_90"), shards, recipe, Settings(), 9, {})
+
+
+def test_what_cannot_be_compiled_is_said(card: Card) -> None:
+    for arguments, words in (
+        (("fp16", "cpu"), "on a CPU the model itself runs in fp32"),
+        (("fp15", "cpu"), "did you mean 'fp16'"),
+        (("fp16", "h100"), "write `cpu`, or a GPU's architecture"),
+        (("fp16", "sm_61"), "TensorRT-RTX compiles for sm_120"),
+        (("int8", "sm_80"), "needs real inputs"),
+    ):
+        with pytest.raises(DanqingError, match=words):
+            compile_engine(card, *arguments)
+    with pytest.raises(DanqingError, match="--batch 8,4,2"):
+        compile_engine(card, "int8", "cpu", (8, 4, 2))
+    assert Engines(card).all() == []
+
+
+DEFAULTS = ("efficientnet-lite0-conse", "open-nsfw", "use-multilingual")
+
+
+@pytest.fixture
+def every_network(checkpoint: Path, card: Card, tmp_path: Path) -> list[Card]:
+    """Small ones of the exported architectures, and the default models at their full size."""
+    config = ChineseCLIPConfig(
+        text_config=TEXT, vision_config=VISION | {"image_size": 224, "patch_size": 56}, projection_dim=24
+    )
+    folder = saved(randomised(ChineseCLIPModel(config)), tmp_path / "clip")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    assert main(["models", "export", "chinese-clip-vit-l-14", "--from", str(folder)]) == 0
+    names = ("chinese-clip-vit-l-14-image", "chinese-clip-vit-l-14-text", *DEFAULTS)
+    return [card, *map(load_card, names)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_every_network_compiles_for_gpus_that_are_not_there(every_network: list[Card], precision: str) -> None:
+    for card in every_network:
+        engine = compile_engine(card, precision, "sm_80", (1, 4, 16))
+        engines = Engines(card)
+        assert engines.checked(engine).stat().st_size > 1000
+        assert (engine.runtime, engine.runtime_version) == ("tensorrt-rtx", runtime_version("tensorrt-rtx"))
+        assert engines.all() == [engine] and engine.onnx == engines.onnx
+        with pytest.raises(DanqingError, match="parity was never measured"):
+            engines.activate(engine)
+
+
+def test_int8_compiles_for_gpus_from_real_ranges(card: Card, shards: list[str], recipe: Recipe) -> None:
+    given = samples(card, shards, recipe, Settings(), 30)
+    engine = compile_engine(card, "int8", "sm_89", (1, 4, 16), samples=given)
+    assert Engines(card).checked(engine).stat().st_size > 1000
+
+
+def test_a_changed_model_is_refused(card: Card) -> None:
+    path = onnx_path(card)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(DanqingError, match="refusing to load it"):
+        onnx_path(card)
+    assert trt_models.engines.is_gpu("sm_120") and not trt_models.engines.is_gpu("sm_x")
