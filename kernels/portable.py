@@ -149,7 +149,10 @@ class Kernel:
         if rows == 0:
             return
         if device.kind == "cuda":
-            stream = getattr(device, "stream", 0)
+            from numba import cuda
+
+            handle = getattr(device, "stream", 0)
+            stream = cuda.external_stream(handle) if handle else 0
             if self.block_body:
                 self._on_cuda[rows, LANES, stream](*arguments)
             else:

@@ -1,0 +1,59 @@
+"""The picture stages on a GPU beside the CPU: decoding, statistics and resizing, pixels staying on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.device import Device
+from engine.stages.decode import open_decoder
+from engine.stages.resize import open_resizer
+from kernels.pixels import pixel_statistics
+from tests.conftest import picture
+from trt_models.card import ImageInput
+
+pytestmark = pytest.mark.gpu
+INPUTS = [ImageInput(224, 256), ImageInput(224, 224, "stretch", "linear")]
+PHOTOGRAPHS = [p.read_bytes() for p in sorted((Path(str(resources.files("engine"))) / "demo" / "photos").glob("*.jpg"))]
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[Device]:
+    cupy = pytest.importorskip("cupy")
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as problem:
+        pytest.skip(f"no CUDA device: {problem}")
+    with ThreadPoolExecutor(4) as pool, cupy.cuda.Stream(non_blocking=True) as stream:
+        yield Device("cuda", 4, pool, cupy, stream.ptr)
+
+
+def test_pictures_are_decoded_into_device_memory(gpu: Device, device: Device) -> None:
+    files = [*PHOTOGRAPHS, picture(1, form="PNG"), b"<html>", PHOTOGRAPHS[0][:3000]]
+    there, here = open_decoder(gpu).decode(files), open_decoder(device).decode(files)
+    assert [p is None for p in there] == [p is None for p in here]
+    for on_gpu, on_cpu in zip(there, here, strict=True):
+        if on_gpu is not None:
+            assert hasattr(on_gpu, "__cuda_array_interface__")
+            assert np.abs(on_gpu.get().astype(int) - on_cpu).mean() < 1
+
+
+def test_statistics_are_the_same_in_one_launch_for_a_ragged_batch(gpu: Device, device: Device) -> None:
+    chance = np.random.default_rng(0)
+    shapes = [(1, 1), (1, 9), (9, 1), (3, 257), (64, 256), (65, 513), (1080, 1920), (333, 4001)]
+    pictures = [chance.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    there = pixel_statistics(gpu, [gpu.xp.asarray(p) for p in pictures]).get()
+    np.testing.assert_allclose(there, pixel_statistics(device, pictures), rtol=1e-12, atol=1e-12)
+
+
+def test_dalis_graph_resizes_where_the_pixels_are(gpu: Device, device: Device) -> None:
+    pictures: list[Any] = [p for p in open_decoder(device).decode(PHOTOGRAPHS) if p is not None]
+    there = open_resizer(INPUTS, gpu)([gpu.xp.asarray(p) for p in pictures])
+    for on_gpu, on_cpu in zip(there, open_resizer(INPUTS, device)(pictures), strict=True):
+        assert np.abs(on_gpu.get().astype(int) - on_cpu).mean() < 1
