@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
@@ -18,13 +17,19 @@ from transformers import (
     BertForSequenceClassification,
     ChineseCLIPConfig,
     ChineseCLIPModel,
+    CLIPConfig,
+    CLIPModel,
     SiglipConfig,
     SiglipModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
 )
 
 from engine.errors import DanqingError
-from trt_models.export import bert, chinese_clip, siglip
+from profiling.bench.published import randomised, save
+from trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
 from trt_models.export.checkpoint import Checkpoint
+from trt_models.export.graph import Network
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 VISION = SMALL | {"image_size": 32, "patch_size": 8}
@@ -33,26 +38,8 @@ TEXT = SMALL | {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None,
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Every parameter random: nothing hides behind norms of one and biases of zero."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + ("norm" in name.lower() and "weight" in name))
-    return model.eval()
-
-
-def saved(model: Any, folder: Path, form: str = "safetensors") -> Path:
-    """The model as it is published."""
-    model.save_pretrained(folder)
-    if form == "bin":
-        (folder / "model.safetensors").unlink()
-        torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    return folder
-
-
-def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def run(network: Network, **inputs: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(network.model().SerializeToString(), providers=["CPUExecutionProvider"])
     (output,) = session.run(None, inputs)
     return output  # type: ignore[no-any-return]
 
@@ -94,7 +81,7 @@ def clip() -> Any:
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_chinese_clip(clip: Any, tmp_path: Path, form: str) -> None:
-    weights = Checkpoint(saved(clip, tmp_path, form))
+    weights = Checkpoint(save(clip, tmp_path, form))
     found = run(chinese_clip.image_tower(weights), pixels=PIXELS)
     values = normalised(PIXELS, chinese_clip.MEAN, chinese_clip.DEVIATION)
     assert_alike(found, unit(clip.get_image_features(pixel_values=values).pooler_output))
@@ -109,7 +96,7 @@ def test_chinese_clip(clip: Any, tmp_path: Path, form: str) -> None:
 def test_siglip(tmp_path: Path) -> None:
     config = SiglipConfig(text_config=TEXT | {"max_position_embeddings": 16}, vision_config=VISION)
     model: Any = randomised(SiglipModel(config), 1)
-    weights = Checkpoint(saved(model, tmp_path))
+    weights = Checkpoint(save(model, tmp_path))
     expected = model.get_image_features(pixel_values=normalised(PIXELS, siglip.HALF, siglip.HALF)).pooler_output
     assert_alike(run(siglip.image_tower(weights), pixels=PIXELS), unit(expected))
     tokens = np.random.default_rng(2).integers(0, WORDS, (3, 16), dtype=np.int32)
@@ -117,11 +104,63 @@ def test_siglip(tmp_path: Path) -> None:
     assert_alike(run(siglip.text_tower(weights), tokens=tokens), unit(expected))
 
 
+@pytest.mark.parametrize("names", [["neutral", "low", "medium", "high"], ["High", "neutral"], None])
+def test_eva(tmp_path: Path, names: list[str] | None) -> None:
+    config = TimmWrapperConfig(
+        architecture="eva02_base_patch14_448",
+        model_args={"embed_dim": 128, "depth": 2, "num_heads": 2, "img_size": 70},
+        id2label=dict(enumerate(names or [f"LABEL_{number}" for number in range(4)])),
+    )
+    model: Any = randomised(TimmWrapperForImageClassification(config), 3)
+    pixels = np.random.default_rng(3).integers(0, 256, (3, 70, 70, 3), dtype=np.uint8)
+    values = normalised(pixels, chinese_clip.MEAN, chinese_clip.DEVIATION)
+    shares = model(pixel_values=values).logits.softmax(-1).detach().numpy()
+    assert shares.std(axis=0).min() > 0.01  # it does answer to the picture
+    high = 0 if names and names[0] == "High" else 3
+    assert_alike(run(eva.classifier(Checkpoint(save(model, tmp_path))), pixels=pixels), shares[:, high])
+
+
+def test_another_timm_model_is_refused(tmp_path: Path) -> None:
+    config = TimmWrapperConfig(architecture="resnet18", num_labels=4)
+    folder = save(TimmWrapperForImageClassification(config), tmp_path)
+    with pytest.raises(DanqingError, match=r"config\.json: architecture is 'resnet18'"):
+        eva.classifier(Checkpoint(folder))
+
+
+class Predictor(torch.nn.Module):
+    """As published: github.com/christophschuhmann/improved-aesthetic-predictor, simple_inference.py."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        linear, dropout = torch.nn.Linear, torch.nn.Dropout
+        self.layers = torch.nn.Sequential(
+            linear(width, 1024), dropout(0.2), linear(1024, 128), dropout(0.2), linear(128, 64), dropout(0.1),
+            linear(64, 16), linear(16, 1),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_aesthetic_predictor(tmp_path: Path, legacy: bool) -> None:
+    config = CLIPConfig(text_config=TEXT, vision_config=VISION | {"projection_dim": 24}, projection_dim=24)
+    model: Any = randomised(CLIPModel(config), 4)
+    save(model, tmp_path)
+    with pytest.raises(DanqingError, match=r"linearMSE\.pth: missing"):
+        aesthetic.predictor(Checkpoint(tmp_path))
+    head = Predictor(24).eval()
+    torch.save(head.state_dict(), tmp_path / aesthetic.HEAD, _use_new_zipfile_serialization=not legacy)
+    values = normalised(PIXELS, chinese_clip.MEAN, chinese_clip.DEVIATION)
+    features = model.get_image_features(pixel_values=values).pooler_output
+    expected = head.layers(torch.nn.functional.normalize(features, dim=-1))[:, 0].detach().numpy()
+    weights = Checkpoint(tmp_path)
+    assert_alike(run(aesthetic.predictor(weights), pixels=PIXELS), expected)
+    assert tmp_path / aesthetic.HEAD in weights.files
+
+
 @pytest.mark.parametrize("labels", [{0: "safe", 1: "unsafe"}, {0: "porn", 1: "normal", 2: "abuse"}])
 def test_bert_classifier(tmp_path: Path, labels: dict[int, str]) -> None:
     config = BertConfig(**TEXT, max_position_embeddings=32, id2label=labels, label2id={v: k for k, v in labels.items()})
     model: Any = randomised(BertForSequenceClassification(config), 2)
-    found = run(bert.classifier(Checkpoint(saved(model, tmp_path))), tokens=ragged_tokens())
+    found = run(bert.classifier(Checkpoint(save(model, tmp_path))), tokens=ragged_tokens())
     ids = torch.tensor(ragged_tokens(), dtype=torch.long)
     shares = model(input_ids=ids, attention_mask=(ids != 0).long()).logits.softmax(-1).detach().numpy()
     safe = next(number for number, name in labels.items() if name in ("safe", "normal"))
@@ -130,7 +169,7 @@ def test_bert_classifier(tmp_path: Path, labels: dict[int, str]) -> None:
 
 def test_a_classifier_that_does_not_say_what_is_safe_is_refused(tmp_path: Path) -> None:
     config = BertConfig(**TEXT, id2label={0: "A", 1: "B"}, label2id={"A": 0, "B": 1})
-    folder = saved(randomised(BertForSequenceClassification(config)), tmp_path)
+    folder = save(randomised(BertForSequenceClassification(config)), tmp_path)
     with pytest.raises(DanqingError, match=r"config\.json: id2label does not say which class is harmless"):
         bert.classifier(Checkpoint(folder))
 
@@ -138,7 +177,7 @@ def test_a_classifier_that_does_not_say_what_is_safe_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_half_precision_weights_become_float32(clip: Any, tmp_path: Path, kind: torch.dtype, form: str) -> None:
-    folder = saved(clip, tmp_path, form)
+    folder = save(clip, tmp_path, form)
     tensors = {name: tensor.to(kind) for name, tensor in clip.state_dict().items()}
     if form == "bin":
         torch.save(tensors, folder / "pytorch_model.bin")
@@ -194,7 +233,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("how", BREAKS)
 def test_a_broken_checkpoint_is_named(clip: Any, tmp_path: Path, how: str) -> None:
     change, words = BREAKS[how]
-    change(saved(clip, tmp_path))
+    change(save(clip, tmp_path))
     with pytest.raises(DanqingError, match=words):
         chinese_clip.image_tower(Checkpoint(tmp_path))
 

@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from engine.errors import DanqingError
 from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.graph import Graph
+from trt_models.export.graph import Graph, Network
 from trt_models.export.transformer import Transformer, padding_mask
 
 SAFE_NAMES = ("safe", "normal", "neutral", "ok", "negative", "non-toxic", "clean", "label_0", "0")
 """What the class of harmless texts is called; the others add up to the probability of unsafe ones."""
 
 
-def classifier(weights: Checkpoint) -> onnx.ModelProto:
+def classifier(weights: Checkpoint) -> Network:
     """tokens int32 (N, T), [CLS] first and padded with the [PAD] id → probability float32 (N,) of an unsafe text."""
     weights.expect("bert")
     graph = Graph()
@@ -28,7 +27,7 @@ def classifier(weights: Checkpoint) -> onnx.ModelProto:
     shares = graph.add("Softmax", write.linear(x, "classifier", classes), axis=1)
     safe = graph.add("Gather", shares, np.int64(_safe_class(weights, classes)), axis=1)
     graph.add("Sub", np.float32(1), safe, output="probability")
-    return graph.model("classifier", {"tokens": (TensorProto.INT32, ["N", "T"])}, {"probability": ["N"]})
+    return Network(graph, "classifier", {"tokens": (TensorProto.INT32, ["N", "T"])}, {"probability": ["N"]})
 
 
 def _safe_class(weights: Checkpoint, classes: int) -> int:

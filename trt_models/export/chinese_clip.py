@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
 from onnx import TensorProto
 
 from trt_models.export.bert import encoder
 from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.graph import Graph
+from trt_models.export.graph import Graph, Network
 from trt_models.export.transformer import Transformer
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def image_tower(weights: Checkpoint) -> onnx.ModelProto:
+def image_tower(weights: Checkpoint) -> Network:
     """pixels uint8 (N, S, S, 3) RGB → embedding float32 (N, D), unit rows."""
     weights.expect("chinese_clip", "clip")
     graph = Graph()
@@ -22,7 +20,9 @@ def image_tower(weights: Checkpoint) -> onnx.ModelProto:
     graph.unit(pooled(graph, weights, projected(weights)), output="embedding")
     size = weights.setting(vision, "image_size", 224)
     dimension = projected(weights)
-    return graph.model("image", {"pixels": (TensorProto.UINT8, ["N", size, size, 3])}, {"embedding": ["N", dimension]})
+    return Network(
+        graph, "image", {"pixels": (TensorProto.UINT8, ["N", size, size, 3])}, {"embedding": ["N", dimension]}
+    )
 
 
 def projected(weights: Checkpoint) -> int:
@@ -42,12 +42,8 @@ def pooled(graph: Graph, weights: Checkpoint, dimension: int) -> str:
     patches = (weights.setting(config, "image_size", 224) // patch) ** 2
     x = write.patches(write.pixels(MEAN, DEVIATION), f"{root}.embeddings.patch_embedding", patch, bias=False)
     positions = weights(f"{root}.embeddings.position_embedding.weight", patches + 1, width)
-    # The class token is the same for every picture: with its position added, it is put before the patches.
-    first = weights(f"{root}.embeddings.class_embedding", width) + positions[0]
-    x = graph.add("Add", x, positions[None, 1:])
-    rows = graph.add("Slice", graph.add("Shape", x), np.array([0]), np.array([1]))
-    token = graph.add("Expand", first[None, None], graph.add("Concat", rows, np.array([1, width]), axis=0))
-    x = write.norm(graph.add("Concat", token, x, axis=1), f"{root}.pre_layrnorm")  # spelt so in every checkpoint
+    x = write.with_class_token(x, weights(f"{root}.embeddings.class_embedding", width), positions)
+    x = write.norm(x, f"{root}.pre_layrnorm")  # spelt so in every checkpoint
     for layer in range(weights.setting(config, "num_hidden_layers", 12)):
         at = f"{root}.encoder.layers.{layer}"
         with graph.at(at):
@@ -60,7 +56,7 @@ def pooled(graph: Graph, weights: Checkpoint, dimension: int) -> str:
     return write.linear(x, "visual_projection", dimension, bias=False)
 
 
-def text_tower(weights: Checkpoint) -> onnx.ModelProto:
+def text_tower(weights: Checkpoint) -> Network:
     """tokens int32 (N, T), [CLS] first and padded with the [PAD] id → embedding float32 (N, D), unit rows."""
     weights.expect("chinese_clip")
     graph = Graph()
@@ -68,4 +64,4 @@ def text_tower(weights: Checkpoint) -> onnx.ModelProto:
     write, x = encoder(graph, weights, config, "text_model")
     x = write.linear(write.token(x, 0), "text_projection", projected(weights), bias=False)
     graph.unit(x, output="embedding")
-    return graph.model("text", {"tokens": (TensorProto.INT32, ["N", "T"])}, {"embedding": ["N", projected(weights)]})
+    return Network(graph, "text", {"tokens": (TensorProto.INT32, ["N", "T"])}, {"embedding": ["N", projected(weights)]})

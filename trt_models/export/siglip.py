@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.graph import Graph
+from trt_models.export.graph import Graph, Network
 from trt_models.export.transformer import Transformer
 
 HALF = (0.5, 0.5, 0.5)
 
 
-def image_tower(weights: Checkpoint) -> onnx.ModelProto:
+def image_tower(weights: Checkpoint) -> Network:
     """pixels uint8 (N, S, S, 3) RGB → embedding float32 (N, D), unit rows."""
     weights.expect("siglip")
     graph, config = Graph(), weights.setting(weights.config, "vision_config")
@@ -29,12 +28,12 @@ def image_tower(weights: Checkpoint) -> onnx.ModelProto:
     x = _layers(write, graph.add("Add", x, positions[None]), config, root)
     x = write.norm(x, f"{root}.post_layernorm")
     graph.unit(_attention_pool(write, x, config, f"{root}.head"), output="embedding")
-    return graph.model(
-        "image", {"pixels": (TensorProto.UINT8, ["N", size, size, 3])}, {"embedding": ["N", write.width]}
+    return Network(
+        graph, "image", {"pixels": (TensorProto.UINT8, ["N", size, size, 3])}, {"embedding": ["N", write.width]}
     )
 
 
-def text_tower(weights: Checkpoint) -> onnx.ModelProto:
+def text_tower(weights: Checkpoint) -> Network:
     """tokens int32 (N, T), padded to the full T (the model was trained without a mask) → embedding float32 (N, D)."""
     weights.expect("siglip")
     graph, config = Graph(), weights.setting(weights.config, "text_config")
@@ -47,7 +46,7 @@ def text_tower(weights: Checkpoint) -> onnx.ModelProto:
     x = write.norm(write.token(x, length - 1), f"{root}.final_layer_norm")
     dimension = weights.setting(config, "projection_size", write.width)
     graph.unit(write.linear(x, f"{root}.head", dimension), output="embedding")
-    return graph.model("text", {"tokens": (TensorProto.INT32, ["N", length])}, {"embedding": ["N", dimension]})
+    return Network(graph, "text", {"tokens": (TensorProto.INT32, ["N", length])}, {"embedding": ["N", dimension]})
 
 
 def _writer(graph: Graph, weights: Checkpoint, config: Mapping[str, Any]) -> Transformer:

@@ -9,6 +9,7 @@ file achieves is an error.
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -27,6 +28,8 @@ BROKEN = (
     pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError, OSError, zipfile.BadZipFile,
 )  # fmt: skip
 """What a damaged file makes the readers raise."""
+_HEAD = 30
+"""Bytes of the header before a member of a ZIP archive, without its name and extra field."""
 BFLOAT16 = "bfloat16"
 """NumPy has no such type: the upper halves of float32 numbers."""
 
@@ -137,7 +140,19 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("big-endian elements")
         with archive.open(index) as file:
             tensors = _tensors(_Unpickler(file, path).load())
-        return _views(tensors, lambda key: archive.read(f"{root}data/{key}"))
+        whole = np.memmap(path, np.uint8, "r")
+        return _views(tensors, lambda key: _stored(whole, archive.getinfo(f"{root}data/{key}")))
+
+
+def _stored(whole: np.ndarray, member: zipfile.ZipInfo) -> np.ndarray:
+    """The bytes of a member where they lie in the file, for PyTorch never compresses: nothing is read yet."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
+    head = whole[member.header_offset : member.header_offset + _HEAD].tobytes()
+    start = member.header_offset + _HEAD + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    if not head.startswith(b"PK\3\4") or start + member.file_size > len(whole):
+        raise ValueError(f"{member.filename} is not where the archive says")
+    return whole[start : start + member.file_size]
 
 
 def _tensors(content: Any) -> dict[str, _Tensor]:
@@ -147,15 +162,19 @@ def _tensors(content: Any) -> dict[str, _Tensor]:
     return tensors
 
 
-def _views(tensors: dict[str, _Tensor], elements: Callable[[str], bytes]) -> dict[str, np.ndarray]:
-    """Copies every view out of its storage; numpy refuses one that reaches beyond it."""
+def _views(tensors: dict[str, _Tensor], elements: Callable[[str], Any]) -> dict[str, np.ndarray]:
+    """Every view of its storage, copied only if it is not contiguous; numpy refuses one that reaches beyond it."""
     out = {}
     for name, tensor in tensors.items():
         dtype = tensor.storage.dtype
         strides = [stride * dtype.itemsize for stride in tensor.strides]
+        if tensor.offset < 0 or math.prod(tensor.shape) > tensor.storage.size:  # strides of 0 make much of little
+            raise ValueError(f"{name} of shape {tensor.shape} in a storage of {tensor.storage.size}")
         content = elements(tensor.storage.key)
-        view = np.ndarray(tensor.shape, dtype, content, tensor.offset * dtype.itemsize, strides)
-        out[name] = upper_halves(view) if tensor.storage.kind == BFLOAT16 else view.copy(order="C")
+        view: np.ndarray = np.ndarray(tensor.shape, dtype, content, tensor.offset * dtype.itemsize, strides)
+        out[name] = (
+            upper_halves(view) if tensor.storage.kind == BFLOAT16 else np.ascontiguousarray(view).reshape(view.shape)
+        )
     return out
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from trt_models.export.checkpoint import Checkpoint
@@ -43,9 +42,11 @@ class Transformer:
         shift = self.weights(f"{path}.bias", rows) * np.float32(scale)
         return self.graph.add("Add", product, self.graph.weight(shift, f"{self.weights.prefix}{path}.bias"))
 
-    def norm(self, x: str, path: str, output: str = "") -> str:
+    def norm(self, x: str, path: str, output: str = "", width: int | None = None) -> str:
         gamma, beta = (
-            self.graph.weight(self.weights(f"{path}.{name}", self.width), f"{self.weights.prefix}{path}.{name}")
+            self.graph.weight(
+                self.weights(f"{path}.{name}", width or self.width), f"{self.weights.prefix}{path}.{name}"
+            )
             for name in ("weight", "bias")
         )
         return self.graph.add("LayerNormalization", x, gamma, beta, axis=-1, epsilon=self.epsilon, output=output)
@@ -99,6 +100,17 @@ class Transformer:
         x = self.graph.add("Reshape", x, np.array([0, self.width, -1]))
         return self.graph.add("Transpose", x, perm=[0, 2, 1])
 
+    def with_class_token(self, x: str, token: np.ndarray, positions: np.ndarray) -> str:
+        """Patches (N, P, width) → (N, 1 + P, width): the class token first, and positions (1 + P, width) added.
+
+        The token is the same for every picture: with its position added, it is put before the patches.
+        """
+        x = self.graph.add("Add", x, positions[None, 1:])
+        rows = self.graph.add("Slice", self.graph.add("Shape", x), np.array([0]), np.array([1]))
+        shape = self.graph.add("Concat", rows, np.array([1, self.width]), axis=0)
+        first = self.graph.add("Expand", (token + positions[0])[None, None], shape)
+        return self.graph.add("Concat", first, x, axis=1)
+
     def token(self, x: str, position: int) -> str:
         """x (N, T, width) → its hidden state at one position, (N, width)."""
         return self.graph.add("Gather", x, np.int64(position), axis=1)
@@ -127,6 +139,3 @@ def padding_mask(graph: Graph, tokens: str, pad: int) -> str:
     """float32 (N, 1, 1, T) to add to logits: 0 for tokens, a large negative number for padding."""
     is_pad = graph.add("Cast", graph.add("Equal", tokens, np.int32(pad)), to=TensorProto.FLOAT)
     return graph.add("Unsqueeze", graph.add("Mul", is_pad, np.float32(-10_000)), np.array([1, 2]))
-
-
-Build = Callable[[Checkpoint], onnx.ModelProto]

@@ -1,0 +1,3 @@
+from profiling.bench.published import mend_torchvision
+
+mend_torchvision()  # before any test imports transformers
