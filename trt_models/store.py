@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -21,10 +21,9 @@ from trt_models.classifier import Lexicon, TextClassifier, TextNetwork, read_ter
 from trt_models.tokenizer import AnyTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    import onnx
-
     from engine.device import Device
     from trt_models.engines import Engine
+    from trt_models.export.graph import Network
     from trt_models.session import Session
 
 
@@ -110,12 +109,8 @@ def is_here(card: Card) -> bool:
 
 
 def model_hash(card: Card) -> str:
-    """Names the model's content: the SHA-256 of its ONNX file, or of the list of its files where there are several."""
-    path = onnx_path(card)
-    files = {path.name: sha256(path)} | {p.name: sha256(p) for p in path.parent.glob(f"{path.name}.data")}
-    if len(files) == 1:
-        return files[path.name]
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    """Names the model's content: the SHA-256 of its ONNX file, which names that of weights kept beside it."""
+    return sha256(onnx_path(card))
 
 
 def _build(card: Card, folder: Path) -> None:
@@ -124,7 +119,9 @@ def _build(card: Card, folder: Path) -> None:
     if card.build not in BUILDERS:
         raise DanqingError(f"card {card.name}: no exporter {card.build!r}; known: {', '.join(sorted(BUILDERS))}")
     packages = sorted({weights.partition(":")[0] for weights in card.weights})
-    keep(card, folder, BUILDERS[card.build](), {"packages": {name: metadata.version(name) for name in packages}})
+    content = BUILDERS[card.build]().SerializeToString()
+    note = {"packages": {name: metadata.version(name) for name in packages}}
+    keep(card, folder, lambda path: path.write_bytes(content), note)
 
 
 def export(card: Card, source: Path) -> Path:
@@ -154,40 +151,32 @@ def export(card: Card, source: Path) -> Path:
     weights = Checkpoint(source)
     if card.token_input:  # before the long work
         package_file(None, card.token_input.file, source)
-    model = write(weights)
-    _check_input(card, model)
+    network = write(weights)
+    _check_input(card, network)
     note = {"checkpoint": {path.name: sha256(path) for path in weights.files}}
     also = [source / card.token_input.file] if card.token_input else []
-    keep(card, model_folder(card), model, note, also)
+    keep(card, model_folder(card), network.save, note, also)
     return model_folder(card)
 
 
-def _check_input(card: Card, model: onnx.ModelProto) -> None:
+def _check_input(card: Card, network: Network) -> None:
     """The card's picture size or token count must be the network's."""
-    sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim]
+    (_, shape), *_ = network.inputs.values()
     wanted = card.image_input.size if card.image_input else card.token_input.max_length if card.token_input else 0
-    if sides[1] and sides[1] != wanted:
+    if isinstance(shape[1], int) and shape[1] != wanted:
         raise DanqingError(
-            f"card {card.name}: says {wanted}, and the checkpoint was made for {sides[1]}; is it {card.published}?"
+            f"card {card.name}: says {wanted}, and the checkpoint was made for {shape[1]}; is it {card.published}?"
         )
 
 
-def keep(card: Card, folder: Path, model: onnx.ModelProto, note: dict[str, Any], also: Iterable[Path] = ()) -> None:
-    """Puts a model where `onnx_path` looks for it; model.json comes last, so what has one is whole.
-
-    Large weights are kept beside the graph, for one message of ONNX's format holds 2 GiB at most.
-    """
-    import onnx
-
-    from trt_models.export.graph import LARGE
-
+def keep(
+    card: Card, folder: Path, write: Callable[[Path], Any], note: dict[str, Any], also: Iterable[Path] = ()
+) -> None:
+    """Puts a model where `onnx_path` looks for it, whole or not at all. `write` makes its file, others beside it."""
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    large = sum(len(weight.raw_data) for weight in model.graph.initializer) > LARGE
-    onnx.save(model, str(aside / "model.onnx"), save_as_external_data=large, location="model.onnx.data")
-    if large:
-        onnx.checker.check_model(str(aside / "model.onnx"), full_check=True)
+    write(aside / "model.onnx")
     for path in also:
         shutil.copyfile(path, aside / path.name)
     files = {path.name: sha256(path) for path in sorted(aside.iterdir())}
