@@ -28,7 +28,7 @@ from engine.score import GIVEN, batches_of, run_stages
 from engine.sources import find_shards, open_shard
 from engine.stages import CATALOGUE
 from profiling.spans import Spans
-from trt_models.card import Card
+from trt_models.card import Card, load_card
 from trt_models.engines import Engine, Engines, Parity
 from trt_models.session import Session
 from trt_models.store import ModelSet
@@ -91,7 +91,7 @@ def samples(
 def place_of(card: Card, recipe: Recipe) -> tuple[str, Recipe]:
     """The role that the model has in the recipe, and the recipe with only the criteria that it takes part in: a pair
     that falls by another one would hide that this model's verdict has changed."""
-    role = next((role for role, name in recipe.models.items() if name == card.name), None)
+    role = next((role for role, name in recipe.models.items() if load_card(name) == card), None)
     if role is None:
         raise DanqingError(
             f"the recipe {recipe.name} does not use {card.name}; give one that does, or --set models.ROLE={card.name}"
