@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -21,10 +21,10 @@ from trt_models.classifier import Lexicon, TextClassifier, TextNetwork, read_ter
 from trt_models.tokenizer import AnyTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    import onnx
-
     from engine.device import Device
     from trt_models.engines import Engine
+    from trt_models.export.checkpoint import Checkpoint
+    from trt_models.export.graph import Network
     from trt_models.session import Session
 
 
@@ -98,7 +98,7 @@ def onnx_path(card: Card) -> Path:
 def model_folder(card: Card) -> Path:
     """Where the model's files are: beside a user's own card, else in the cache."""
     if card.export:
-        return cache_folder() / "models" / card.name
+        return cache_folder() / "models" / f"{card.name}-{card.hash[:12]}"
     if card.build:
         return cache_folder() / "models" / f"{card.name}-{_build_hash(card)}"
     return card.folder or Path()
@@ -124,7 +124,9 @@ def _build(card: Card, folder: Path) -> None:
     if card.build not in BUILDERS:
         raise DanqingError(f"card {card.name}: no exporter {card.build!r}; known: {', '.join(sorted(BUILDERS))}")
     packages = sorted({weights.partition(":")[0] for weights in card.weights})
-    keep(card, folder, BUILDERS[card.build](), {"packages": {name: metadata.version(name) for name in packages}})
+    content = BUILDERS[card.build]().SerializeToString()
+    note = {"packages": {name: metadata.version(name) for name in packages}}
+    keep(card, folder, lambda path: path.write_bytes(content), note)
 
 
 def export(card: Card, source: Path) -> Path:
@@ -154,40 +156,56 @@ def export(card: Card, source: Path) -> Path:
     weights = Checkpoint(source)
     if card.token_input:  # before the long work
         package_file(None, card.token_input.file, source)
-    model = write(weights)
-    _check_input(card, model)
+    _check_shapes(card, weights)
+    network = write(weights)
+    _check_input(card, network, weights)
     note = {"checkpoint": {path.name: sha256(path) for path in weights.files}}
     also = [source / card.token_input.file] if card.token_input else []
-    keep(card, model_folder(card), model, note, also)
+    keep(card, model_folder(card), network.save, note, also)
     return model_folder(card)
 
 
-def _check_input(card: Card, model: onnx.ModelProto) -> None:
+def _check_shapes(card: Card, weights: Checkpoint) -> None:
+    """Refuses another checkpoint of the same architecture: B/16 would make as good a graph as L/14."""
+    for name, shape in card.shapes.items():
+        found = weights(name).shape if name in weights else None
+        if found != tuple(shape):
+            what = f"its {name} has the shape {found}" if found else f"it has no {name}"
+            raise DanqingError(f"{weights.folder}: {what}, {card.name} has {tuple(shape)}; is it {card.published}?")
+
+
+def _check_input(card: Card, network: Network, weights: Checkpoint) -> None:
     """The card's picture size or token count must be the network's."""
-    sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim]
-    wanted = card.image_input.size if card.image_input else card.token_input.max_length if card.token_input else 0
-    if sides[1] and sides[1] != wanted:
-        raise DanqingError(
-            f"card {card.name}: says {wanted}, and the checkpoint was made for {sides[1]}; is it {card.published}?"
-        )
+    for _, size in network.inputs.values():
+        side, tokens = size[1], card.token_input
+        if tokens is None:
+            wanted = card.image_input.size if card.image_input else 0
+            fits = side == wanted
+        elif isinstance(side, int):
+            wanted, fits = tokens.max_length, tokens.fixed_length and side == tokens.max_length
+        else:
+            config = weights.config.get("text_config", weights.config)
+            wanted, side = tokens.max_length, weights.setting(config, "max_position_embeddings", 512)
+            fits = wanted <= side
+        if not fits:
+            raise DanqingError(
+                f"card {card.name}: says {wanted}, and the checkpoint was made for {side}; is it {card.published}?"
+            )
 
 
-def keep(card: Card, folder: Path, model: onnx.ModelProto, note: dict[str, Any], also: Iterable[Path] = ()) -> None:
+def keep(
+    card: Card, folder: Path, save: Callable[[Path], object], note: dict[str, Any], also: Iterable[Path] = ()
+) -> None:
     """Puts a model where `onnx_path` looks for it; model.json comes last, so what has one is whole.
 
-    Large weights are kept beside the graph, for one message of ONNX's format holds 2 GiB at most.
+    Args:
+        save: writes the ONNX to a path, and beside it what goes with it.
+        also: files to be copied beside it.
     """
-    import onnx
-
-    from trt_models.export.graph import LARGE
-
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    large = sum(len(weight.raw_data) for weight in model.graph.initializer) > LARGE
-    onnx.save(model, str(aside / "model.onnx"), save_as_external_data=large, location="model.onnx.data")
-    if large:
-        onnx.checker.check_model(str(aside / "model.onnx"), full_check=True)
+    save(aside / "model.onnx")
     for path in also:
         shutil.copyfile(path, aside / path.name)
     files = {path.name: sha256(path) for path in sorted(aside.iterdir())}

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import onnx
 
     from trt_models.export.checkpoint import Checkpoint
+    from trt_models.export.graph import Network
 
 
 def _efficientnet_lite0_conse() -> onnx.ModelProto:
@@ -39,7 +40,7 @@ BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {
 """From installed packages."""
 
 
-def exporter(name: str) -> Callable[[Checkpoint], onnx.ModelProto] | None:
+def exporter(name: str) -> Callable[[Checkpoint], Network] | None:
     """From a published checkpoint, `MODULE.FUNCTION` of this package."""
     module, _, function = name.partition(".")
     if module not in ARCHITECTURES:
@@ -47,4 +48,4 @@ def exporter(name: str) -> Callable[[Checkpoint], onnx.ModelProto] | None:
     return getattr(import_module(f"trt_models.export.{module}"), function, None)
 
 
-ARCHITECTURES = ("bert", "chinese_clip", "siglip")
+ARCHITECTURES = ("aesthetic", "bert", "chinese_clip", "eva", "siglip")
