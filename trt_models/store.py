@@ -295,6 +295,8 @@ class ModelSet:
         if wanted is None:
             raise DanqingError(f"model {card.name}: its card has no token_input")
         if role not in self._tokenizers:
+            if card.export and wanted.package is None:
+                onnx_path(card)  # exported, and its vocabulary unchanged
             self._tokenizers[role] = open_tokenizer(
                 wanted, package_file(wanted.package, wanted.file, model_folder(card))
             )

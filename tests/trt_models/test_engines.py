@@ -22,9 +22,10 @@ from engine.ledger import ENGINES, Ledger
 from engine.recipe import Recipe, load_recipe
 from engine.sources import Shard
 from engine.verify import samples, verify
+from profiling.bench.published import randomised, save
 from tests.engine.test_run import GOOD
 from tests.engine.test_run import samples as pairs
-from tests.trt_models.test_checkpoints import SMALL, VISION, randomised, saved
+from tests.trt_models.test_checkpoints import SMALL, VISION, own_card
 from trt_models.card import Card, load_card
 from trt_models.compile import compile_engine
 from trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
@@ -55,7 +56,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    folder = saved(randomised(BertForSequenceClassification(BertConfig(**TEXT, **LABELS)), 3), tmp_path / "bert")
+    folder = save(randomised(BertForSequenceClassification(BertConfig(**TEXT, **LABELS)), 3), tmp_path / "bert")
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
     return folder
 
@@ -223,11 +224,12 @@ def every_network(checkpoint: Path, card: Card, tmp_path: Path) -> list[Card]:
     config = ChineseCLIPConfig(
         text_config=TEXT, vision_config=VISION | {"image_size": 224, "patch_size": 56}, projection_dim=24
     )
-    folder = saved(randomised(ChineseCLIPModel(config)), tmp_path / "clip")
+    folder = save(randomised(ChineseCLIPModel(config)), tmp_path / "clip")
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    assert main(["models", "export", "chinese-clip-vit-l-14", "--from", str(folder)]) == 0
-    names = ("chinese-clip-vit-l-14-image", "chinese-clip-vit-l-14-text", *DEFAULTS)
-    return [card, *map(load_card, names)]
+    towers = [own_card(f"chinese-clip-vit-l-14-{tower}", tmp_path) for tower in ("image", "text")]
+    for name in towers:
+        assert main(["models", "export", name, "--from", str(folder)]) == 0
+    return [card, *map(load_card, (*towers, *DEFAULTS))]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
