@@ -157,7 +157,7 @@ def test_exports_are_the_models(
 
 
 def test_graphs_keep_what_lower_precision_needs(tmp_path: Path) -> None:
-    """Normalisation and softmax are single nodes, pixels are float32 before the first convolution, scales in weights."""
+    """Normalisation and softmax are single nodes, pixels float32 up to the first convolution, scales in weights."""
     from trt_models.export.checkpoint import Checkpoint
 
     family = chinese_clip()

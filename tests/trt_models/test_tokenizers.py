@@ -16,7 +16,7 @@ from trt_models.tokenizer import open_tokenizer
 
 TEXTS = [
     *NASTY, *random_texts(3000, 7),
-    "A Picture Of Zürich, HELLO WORLD", "ΟΔΟΣ Σίσυφος", "İSTANBUL Ǆ ẞ", "<eos> 的 <pad> [CLS] [SEP] [PAD]", "  two  spaces  ",
+    "A Picture Of Zürich, HELLO WORLD", "ΟΔΟΣ Σίσυφος", "İSTANBUL Ǆ ẞ", "<eos> 的 <pad> [CLS]", "  two  spaces  ",
     "the quick brown fox " * 30, "\n\n\t换行\n", "👨‍👩‍👧‍👦🏳️‍🌈🇨🇳", "\u2581meta\u2581 space", "Ⅷ ℃ ㍿ ﷺ",
 ]  # fmt: skip
 TRAINING = [text.replace("\0", "") for text in (*NASTY, *random_texts(3000, 1))] + ["the quick brown fox " * 30] * 20
