@@ -72,11 +72,17 @@ _LOWER = (
     | {code: code + 0x20 for code in range(0x10D50, 0x10D66)}
     | {code: code + 0x1B for code in range(0x16EA0, 0x16EB9)}
 )
+_SIGMA = {0x3A3: 0x3C3}
 # As the library has it: without 2B820-2B91F.
 _HAN = (
     *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF)),
     *((0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0x2F800, 0x2FA1F)),
 )
+
+
+def lower_case(text: str) -> str:
+    """Lower case letter by letter, as the `tokenizers` library makes it: no sigma of its own ends a word."""
+    return text.translate(_LOWER | _SIGMA).lower()
 
 
 def _category(code: int) -> str:

@@ -40,7 +40,8 @@ class TokenInput:
     """The tokenizer of a text model: a file of an installed package, or one beside the card.
 
     Ids left out: `wordpiece` takes those of [UNK], [CLS], [SEP] and [PAD] from its vocabulary; `sentencepiece` has 0
-    for an unknown piece, neither begin nor end, and -1 for padding.
+    for an unknown piece, neither begin nor end, and -1 for padding. `lower_case`: the text becomes lower case first
+    (`wordpiece` always does that). `fixed_length`: every text is padded to `max_length`.
     """
 
     kind: Literal["sentencepiece", "wordpiece"]
@@ -51,6 +52,8 @@ class TokenInput:
     end: int | None = None
     pad: int | None = None
     max_length: int = 128
+    lower_case: bool = False
+    fixed_length: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Card:
     """A model.
 
     Exactly one of these says where it comes from: `build`, the exporter that makes the ONNX from installed packages;
-    `export`, the one that makes it from a published checkpoint, which `published` names; `onnx`, a file beside the
-    card, with its `sha256`; `lexicon`, term lists, no network at all.
+    `export`, the one that makes it from a published checkpoint, which `published` names and the `shapes` of some of
+    its tensors tell from others; `onnx`, a file beside the card, with its `sha256`; `lexicon`, term lists, no network.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Card:
     build: str | None = None
     export: str | None = None
     published: str = ""
+    shapes: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     onnx: str | None = None
     sha256: str | None = None

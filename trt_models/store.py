@@ -23,6 +23,7 @@ from trt_models.tokenizer import AnyTokenizer, open_tokenizer
 if TYPE_CHECKING:
     from engine.device import Device
     from trt_models.engines import Engine
+    from trt_models.export.checkpoint import Checkpoint
     from trt_models.export.graph import Network
     from trt_models.session import Session
 
@@ -97,7 +98,7 @@ def onnx_path(card: Card) -> Path:
 def model_folder(card: Card) -> Path:
     """Where the model's files are: beside a user's own card, else in the cache."""
     if card.export:
-        return cache_folder() / "models" / card.name
+        return cache_folder() / "models" / f"{card.name}-{card.hash[:12]}"
     if card.build:
         return cache_folder() / "models" / f"{card.name}-{_build_hash(card)}"
     return card.folder or Path()
@@ -151,32 +152,56 @@ def export(card: Card, source: Path) -> Path:
     weights = Checkpoint(source)
     if card.token_input:  # before the long work
         package_file(None, card.token_input.file, source)
+    _check_shapes(card, weights)
     network = write(weights)
-    _check_input(card, network)
+    _check_input(card, network, weights)
     note = {"checkpoint": {path.name: sha256(path) for path in weights.files}}
     also = [source / card.token_input.file] if card.token_input else []
     keep(card, model_folder(card), network.save, note, also)
     return model_folder(card)
 
 
-def _check_input(card: Card, network: Network) -> None:
+def _check_shapes(card: Card, weights: Checkpoint) -> None:
+    """Refuses another checkpoint of the same architecture: B/16 would make as good a graph as L/14."""
+    for name, shape in card.shapes.items():
+        found = weights(name).shape if name in weights else None
+        if found != tuple(shape):
+            what = f"its {name} has the shape {found}" if found else f"it has no {name}"
+            raise DanqingError(f"{weights.folder}: {what}, {card.name} has {tuple(shape)}; is it {card.published}?")
+
+
+def _check_input(card: Card, network: Network, weights: Checkpoint) -> None:
     """The card's picture size or token count must be the network's."""
-    (_, shape), *_ = network.inputs.values()
-    wanted = card.image_input.size if card.image_input else card.token_input.max_length if card.token_input else 0
-    if isinstance(shape[1], int) and shape[1] != wanted:
-        raise DanqingError(
-            f"card {card.name}: says {wanted}, and the checkpoint was made for {shape[1]}; is it {card.published}?"
-        )
+    for _, size in network.inputs.values():
+        side, tokens = size[1], card.token_input
+        if tokens is None:
+            wanted = card.image_input.size if card.image_input else 0
+            fits = side == wanted
+        elif isinstance(side, int):
+            wanted, fits = tokens.max_length, tokens.fixed_length and side == tokens.max_length
+        else:
+            config = weights.config.get("text_config", weights.config)
+            wanted, side = tokens.max_length, weights.setting(config, "max_position_embeddings", 512)
+            fits = wanted <= side
+        if not fits:
+            raise DanqingError(
+                f"card {card.name}: says {wanted}, and the checkpoint was made for {side}; is it {card.published}?"
+            )
 
 
 def keep(
-    card: Card, folder: Path, write: Callable[[Path], Any], note: dict[str, Any], also: Iterable[Path] = ()
+    card: Card, folder: Path, save: Callable[[Path], object], note: dict[str, Any], also: Iterable[Path] = ()
 ) -> None:
-    """Puts a model where `onnx_path` looks for it, whole or not at all. `write` makes its file, others beside it."""
+    """Puts a model where `onnx_path` looks for it; model.json comes last, so what has one is whole.
+
+    Args:
+        save: writes the ONNX to a path, and beside it what goes with it.
+        also: files to be copied beside it.
+    """
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    write(aside / "model.onnx")
+    save(aside / "model.onnx")
     for path in also:
         shutil.copyfile(path, aside / path.name)
     files = {path.name: sha256(path) for path in sorted(aside.iterdir())}
@@ -266,6 +291,8 @@ class ModelSet:
         if wanted is None:
             raise DanqingError(f"model {card.name}: its card has no token_input")
         if role not in self._tokenizers:
+            if card.export and wanted.package is None:
+                onnx_path(card)  # exported, and its vocabulary unchanged
             self._tokenizers[role] = open_tokenizer(
                 wanted, package_file(wanted.package, wanted.file, model_folder(card))
             )

@@ -11,7 +11,7 @@ import sentencepiece
 
 from engine.errors import DanqingError, did_you_mean
 from kernels.strings import Strings
-from kernels.wordpiece import build_tables, token_ids
+from kernels.wordpiece import build_tables, lower_case, token_ids
 from trt_models.card import TokenInput
 
 
@@ -21,6 +21,7 @@ class Tokenizer:
     def __init__(self, card: TokenInput, model: Path) -> None:
         self.card = card
         self.unknown = 0 if card.unknown is None else card.unknown
+        self._nothing = [] if card.fixed_length else [self.unknown]  # a fixed length has its end token and padding
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
@@ -28,13 +29,15 @@ class Tokenizer:
         begin = [] if self.card.begin is None else [self.card.begin]
         end = [] if self.card.end is None else [self.card.end]
         room = self.card.max_length - len(begin) - len(end)
+        if self.card.lower_case:
+            texts = [lower_case(text) for text in texts]
         return [
-            np.array([*begin, *(ids or [self.unknown])[:room], *end], np.int32) for ids in self._processor.encode(texts)
+            np.array([*begin, *(ids or self._nothing)[:room], *end], np.int32) for ids in self._processor.encode(texts)
         ]
 
     def pad(self, ids: list[np.ndarray]) -> np.ndarray:
-        """int32 (texts, longest): one rectangle for the model, the rest filled with the card's pad id."""
-        return _rectangle(ids, -1 if self.card.pad is None else self.card.pad)
+        """int32 (texts, longest or `max_length`): one rectangle for the model, filled up with the card's pad id."""
+        return _rectangle(ids, -1 if self.card.pad is None else self.card.pad, self.card)
 
 
 class WordPiece:
@@ -64,7 +67,7 @@ class WordPiece:
 
     def pad(self, ids: list[np.ndarray]) -> np.ndarray:
         """int32 (texts, longest): one rectangle for the model, the rest filled with [PAD]."""
-        return _rectangle(ids, self._pad)
+        return _rectangle(ids, self._pad, self.card)
 
 
 AnyTokenizer = Tokenizer | WordPiece
@@ -78,8 +81,9 @@ def open_tokenizer(card: TokenInput, path: Path) -> AnyTokenizer:
     return _KINDS[card.kind](card, path)
 
 
-def _rectangle(ids: list[np.ndarray], pad: int) -> np.ndarray:
-    out = np.full((len(ids), max(map(len, ids), default=1)), pad, np.int32)
+def _rectangle(ids: list[np.ndarray], pad: int, card: TokenInput) -> np.ndarray:
+    longest = card.max_length if card.fixed_length else max(map(len, ids), default=1)
+    out = np.full((len(ids), longest), pad, np.int32)
     for row, tokens in enumerate(ids):
         out[row, : len(tokens)] = tokens
     return out

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -27,6 +28,7 @@ from transformers import (
 
 from engine.errors import DanqingError
 from profiling.bench.published import randomised, save
+from trt_models.card import CARDS
 from trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
 from trt_models.export.checkpoint import Checkpoint
 from trt_models.export.graph import Network
@@ -58,6 +60,15 @@ def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
     if found.ndim == 2:
         assert (found * expected).sum(axis=1).min() > 0.99999
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def own_card(name: str, folder: Path, **changes: Any) -> str:
+    """A built-in card without its sizes, for a small checkpoint: the path of a user's own card."""
+    content = yaml.safe_load((CARDS / f"{name}.yaml").read_text(encoding="utf-8")) | changes
+    content.pop("shapes", None)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return str(path)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

@@ -25,7 +25,7 @@ from engine.verify import samples, verify
 from profiling.bench.published import randomised, save
 from tests.engine.test_run import GOOD
 from tests.engine.test_run import samples as pairs
-from tests.trt_models.test_checkpoints import SMALL, VISION
+from tests.trt_models.test_checkpoints import SMALL, VISION, own_card
 from trt_models.card import Card, load_card
 from trt_models.compile import compile_engine
 from trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
@@ -226,9 +226,10 @@ def every_network(checkpoint: Path, card: Card, tmp_path: Path) -> list[Card]:
     )
     folder = save(randomised(ChineseCLIPModel(config)), tmp_path / "clip")
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    assert main(["models", "export", "chinese-clip-vit-l-14", "--from", str(folder)]) == 0
-    names = ("chinese-clip-vit-l-14-image", "chinese-clip-vit-l-14-text", *DEFAULTS)
-    return [card, *map(load_card, names)]
+    towers = [own_card(f"chinese-clip-vit-l-14-{tower}", tmp_path) for tower in ("image", "text")]
+    for name in towers:
+        assert main(["models", "export", name, "--from", str(folder)]) == 0
+    return [card, *map(load_card, (*towers, *DEFAULTS))]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
