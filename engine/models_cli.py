@@ -59,7 +59,7 @@ def add_models_commands(commands: Any, recipe: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER",
                         help="config.json, weights and vocabulary, as published")  # fmt: skip
     parser = named(command(compile, "compile an engine of a model", recipe))
-    parser.add_argument("--precision", default="fp16", help="fp32, fp16, bf16 or int8 (default: fp16)")
+    parser.add_argument("--precision", default="fp16", help="fp32, fp16, bf16, int8 or fp8 (default: fp16)")
     parser.add_argument("--target", metavar="ARCH", help="cpu, sm_80, sm_90 … (default: this machine's GPU, else cpu)")
     parser.add_argument("--batch", default="1,8,64", metavar="MIN,USUAL,MAX", help="rows at a time (default: 1,8,64)")
     parser.add_argument("--level", type=int, choices=range(6), help="TensorRT's optimisation level")

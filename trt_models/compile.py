@@ -21,7 +21,7 @@ from trt_models.precision import HALVES, halved
 from trt_models.quantise import is_convolutional, quantised_dynamically, quantised_statically
 from trt_models.store import cache_folder, onnx_path
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
 def compile_engine(
@@ -106,9 +106,9 @@ def _build_plan(
         if engine.precision in HALVES:
             graph = Path(folder) / "model.onnx"
             onnx.save(halved(onnx.load(str(source)), engine.precision), str(graph), save_as_external_data=True)
-        elif engine.precision == "int8":
+        elif engine.precision != "fp32":
             graph = Path(folder) / "model.onnx"
-            quantised_statically(source, graph, _needed(samples, card), symmetric=True)
+            quantised_statically(source, graph, _needed(samples, card), engine.precision)
         if not parser.parse_from_file(str(graph)):
             said = "; ".join(str(parser.get_error(number).desc()) for number in range(parser.num_errors))
             raise DanqingError(f"{card.name}: TensorRT cannot read the graph: {said}")

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx.version_converter import convert_version
 
 DYNAMIC_OPS = ("MatMul", "Gemm")
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 STATIC_OPS = (*PRODUCTS, "Add", "Clip", "Relu", "MaxPool", "GlobalAveragePool")
+
+
+FIRST_WITH_FP8 = 19
+"""The version of ONNX's operators."""
 
 
 def is_convolutional(model: onnx.ModelProto) -> bool:
@@ -32,34 +37,40 @@ def quantised_dynamically(source: Path, out: Path) -> None:
 
 
 def quantised_statically(
-    source: Path, out: Path, batches: Iterable[dict[str, np.ndarray]], symmetric: bool = False
+    source: Path, out: Path, batches: Iterable[dict[str, np.ndarray]], kind: str = "uint8"
 ) -> None:
-    """int8 weights, a scale a channel; activations within the ranges seen on the given inputs.
+    """Weights and activations in eight bits, within the ranges seen on the given inputs.
 
     The first layer keeps float32: it sees the pixels themselves, costs little, and its errors spoil all that follows.
 
     Args:
         batches: real inputs, to see ranges on.
-        symmetric: as TensorRT wants it: only products in int8; zero stays zero, which costs a bit where nothing is
-            negative; biases stay float32.
+        kind: of the activations. `uint8` for CPU cores; `int8` and `fp8` (e4m3) as TensorRT wants them: products only,
+            zero stays zero, biases stay float32.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    kind = QuantType.QInt8 if symmetric else QuantType.QUInt8
+    activations, weights, ranges = {
+        "uint8": (QuantType.QUInt8, QuantType.QInt8, CalibrationMethod.MinMax),
+        "int8": (QuantType.QInt8, QuantType.QInt8, CalibrationMethod.MinMax),
+        "fp8": (QuantType.QFLOAT8E4M3FN, QuantType.QFLOAT8E4M3FN, CalibrationMethod.Distribution),
+    }[kind]
+    on_cpu = kind == "uint8"
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         model = onnx.load(str(prepared))
+        if kind == "fp8":
+            model = convert_version(model, FIRST_WITH_FP8)
         for number, node in enumerate(model.graph.node):
             node.name = node.name or f"{node.op_type}-{number}"  # layers are left out by name
-        first = next((node.name for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")), "")
+        first = next((node.name for node in model.graph.node if node.op_type in PRODUCTS), "")
         quantize_static(
-            model, str(out), _Inputs(batches), quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(PRODUCTS if symmetric else STATIC_OPS), nodes_to_exclude=[first],
-            per_channel=True, activation_type=kind, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
+            model, str(out), _Inputs(batches), quant_format=QuantFormat.QDQ, per_channel=kind != "fp8",
+            op_types_to_quantize=list(STATIC_OPS if on_cpu else PRODUCTS), nodes_to_exclude=[first],
+            activation_type=activations, weight_type=weights, calibrate_method=ranges,
+            extra_options={"ActivationSymmetric": not on_cpu, "QuantizeBias": on_cpu},
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 from transformers import BertConfig, BertForSequenceClassification, ChineseCLIPConfig, ChineseCLIPModel
@@ -29,6 +30,7 @@ from tests.trt_models.test_checkpoints import SMALL, VISION, own_card
 from trt_models.card import Card, load_card
 from trt_models.compile import compile_engine
 from trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
+from trt_models.quantise import quantised_statically
 from trt_models.store import onnx_path
 
 Make = Callable[..., Path]
@@ -244,10 +246,19 @@ def test_every_network_compiles_for_gpus_that_are_not_there(every_network: list[
             engines.activate(engine)
 
 
-def test_int8_compiles_for_gpus_from_real_ranges(card: Card, shards: list[str], recipe: Recipe) -> None:
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_eight_bits_compile_for_gpus_from_real_ranges(
+    card: Card, shards: list[str], recipe: Recipe, precision: str, tmp_path: Path
+) -> None:
     given = samples(card, shards, recipe, Settings(), 30)
-    engine = compile_engine(card, "int8", "sm_89", (1, 4, 16), samples=given)
+    engine = compile_engine(card, precision, "sm_89", (1, 4, 16), samples=given)
     assert Engines(card).checked(engine).stat().st_size > 1000
+    quantised_statically(onnx_path(card), tmp_path / "graph.onnx", given, precision)  # what the engine was compiled of
+    (expected,), (found,) = (
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, given[0])
+        for path in (onnx_path(card), tmp_path / "graph.onnx")
+    )
+    assert 0 < np.abs(found - expected).max() < 0.1
 
 
 def test_a_changed_model_is_refused(card: Card) -> None:
