@@ -210,6 +210,13 @@ def test_sharded_weights(clip: Any, tmp_path: Path) -> None:
     assert len(weights.files) > 3
 
 
+def edited(folder: Path, section: Any = (), **changes: Any) -> None:
+    """Changes the vision tower's settings in config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] = 7 if section is None else config["vision_config"] | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json: missing"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not valid JSON"),
@@ -228,6 +235,14 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
             )
         ),
         r"patch_embedding.weight has shape \(48, 3, 8, 8\), and config.json asks for \(48, 3, 4, 4\)",
+    ),
+    "other activation": (lambda f: edited(f, hidden_act="relu"), r"config\.json: hidden_act is 'relu'; known: gelu"),
+    "odd heads": (lambda f: edited(f, num_attention_heads=5), r"num_attention_heads is 5, which does not divide 48"),
+    "no number": (lambda f: edited(f, hidden_size="48"), r"config\.json: hidden_size is '48', not a whole number"),
+    "no section": (lambda f: edited(f, None), r"config\.json: vision_config is 7"),
+    "pointer": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "fetch it with `git lfs pull`",
     ),
     "no such tensor": (
         lambda f: (f / "config.json").write_text(

@@ -13,6 +13,7 @@ from engine.errors import DanqingError, did_you_mean
 from trt_models.export.torch_file import read_checkpoint, upper_halves
 
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+POINTER = b"version https://git-lfs"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -52,9 +53,14 @@ class Checkpoint:
 
     def setting(self, section: Mapping[str, Any], name: str, default: Any = None) -> Any:
         """A value of the configuration; published files leave out what is the architecture's default."""
-        value = section.get(name, default)
+        value = default if section.get(name) is None else section[name]
         if value is None:
             raise DanqingError(f"{self.folder / 'config.json'}: has no {name!r}")
+        kind = Mapping if name.endswith("_config") else type(default)
+        if kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise DanqingError(f"{self.folder / 'config.json'}: {name} is {value!r}, not a whole number")
+        if kind in (Mapping, str, float) and not isinstance(value, (int, float) if kind is float else kind):
+            raise DanqingError(f"{self.folder / 'config.json'}: {name} is {value!r}")
         return value
 
     def __contains__(self, name: str) -> bool:
@@ -80,6 +86,9 @@ class Checkpoint:
         found = next((self.folder / name for name in WEIGHTS if (self.folder / name).exists()), None)
         if found is None:
             raise DanqingError(f"{self.folder}: no weights here; looked for {', '.join(WEIGHTS)}")
+        with found.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise DanqingError(f"{found}: a pointer to the file, not the file; fetch it with `git lfs pull`")
         if found.suffix == ".bin":
             self.files.append(found)
             tensors = read_checkpoint(found)

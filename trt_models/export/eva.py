@@ -32,7 +32,8 @@ def classifier(weights: Checkpoint) -> Network:
     Raises:
         DanqingError: another architecture of timm's, options that change it, or classes without `high`.
     """
-    weights.expect("timm_wrapper")
+    if "model_type" in weights.config:  # timm itself writes none
+        weights.expect("timm_wrapper")
     name, options = weights.setting(weights.config, "architecture"), weights.config.get("model_args") or {}
     if name not in ARCHITECTURES or options.keys() - {"embed_dim", "depth", "num_heads", "img_size"}:
         raise DanqingError(

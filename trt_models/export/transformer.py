@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
+from engine.errors import DanqingError
 from trt_models.export.checkpoint import Checkpoint
 from trt_models.export.graph import Graph
 
@@ -27,7 +28,14 @@ class Transformer:
     ) -> None:
         self.graph, self.weights = graph, weights
         self.width, self.heads, self.epsilon = width, heads, epsilon
-        self.activate: Callable[[str], str] = getattr(self, f"_{activation}")
+        known = {"gelu": self._gelu, "quick_gelu": self._quick_gelu, "gelu_pytorch_tanh": self._tanh_gelu,
+                 "gelu_new": self._tanh_gelu}  # fmt: skip
+        config = weights.folder / "config.json"
+        if activation not in known:
+            raise DanqingError(f"{config}: hidden_act is {activation!r}; known: {', '.join(known)}")
+        if heads < 1 or width % heads:
+            raise DanqingError(f"{config}: num_attention_heads is {heads}, which does not divide {width} (hidden_size)")
+        self.activate: Callable[[str], str] = known[activation]
 
     def linear(
         self, x: str, path: str, rows: int, columns: int | None = None, scale: float = 1.0, bias: bool = True
@@ -126,7 +134,7 @@ class Transformer:
             "Mul", self.graph.add("Mul", x, self.graph.add("Add", erf, np.float32(1))), np.float32(0.5)
         )
 
-    def _gelu_pytorch_tanh(self, x: str) -> str:
+    def _tanh_gelu(self, x: str) -> str:
         graph = self.graph
         cube = graph.add("Mul", graph.add("Mul", graph.add("Mul", x, x), x), np.float32(0.044715))
         inner = graph.add("Mul", graph.add("Add", x, cube), np.float32(math.sqrt(2 / math.pi)))
