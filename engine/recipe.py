@@ -16,7 +16,7 @@ import yaml
 from engine.criteria import AnyCriterion, Criterion, Interval, Redundancy
 from engine.errors import DanqingError, did_you_mean
 
-ROLES = ("image_embedding", "text_embedding", "image_safety", "text_safety", "caption_safety")
+ROLES = ("image_embedding", "text_embedding", "image_safety", "aesthetics", "text_safety", "caption_safety")
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
 CRITERION_KEYS = ("column", "group", "step", "within", *BOUNDS)

@@ -36,6 +36,7 @@ from engine.run import identity_differences
 from engine.score import run_stages
 from engine.sources.tables import Columns, Part, check_tables, find_tables, read_parts
 from engine.stages import CATALOGUE
+from engine.stages.resize import Resize
 from profiling.spans import Spans
 from trt_models.store import ModelSet
 
@@ -150,7 +151,8 @@ def before_download(recipe: Recipe) -> Recipe:
     early = decidable(recipe, CATALOGUE, GIVEN)
     if not early.criteria:
         raise DanqingError(f"recipe {recipe.name}: every criterion needs a picture; there is nothing to select by")
-    return replace(early, models={role: name for role, name in recipe.models.items() if not role.startswith("image_")})
+    looking = set(Resize.ROLES.values())
+    return replace(early, models={role: name for role, name in recipe.models.items() if role not in looking})
 
 
 class Judged:

@@ -37,6 +37,7 @@ TOUCHED = {
     "image_embedding": {FEATURES, "alignment_distance"},
     "text_embedding": {"alignment_distance"},
     "image_safety": {"unsafe_image"},
+    "aesthetics": {"aesthetic"},
     "text_safety": {"unsafe_text"},
     "caption_safety": {"unsafe_caption"},
 }

@@ -1,5 +1,6 @@
 """The stages there are. Which of them run, and when, follows from the recipe (`engine.plan`)."""
 
+from engine.stages.aesthetic import Aesthetic
 from engine.stages.base import Context, Stage
 from engine.stages.decode import Decode
 from engine.stages.embed import Alignment, ImageEmbedding, TextEmbedding, Tokens
@@ -24,6 +25,7 @@ CATALOGUE: tuple[type[Stage], ...] = (
     PerceptualHash,
     ImageEmbedding,
     ImageSafety,
+    Aesthetic,
     TextEmbedding,
     Alignment,
 )

@@ -26,8 +26,12 @@ class Resize(Stage):
 
     name = "resize"
     needs = ("pixels",)
-    produces = {"embedding_input": None, "safety_input": None, "hash_input": None}
-    ROLES = {"embedding_input": "image_embedding", "safety_input": "image_safety"}
+    produces = {"embedding_input": None, "safety_input": None, "aesthetic_input": None, "hash_input": None}
+    ROLES = {
+        "embedding_input": "image_embedding",
+        "safety_input": "image_safety",
+        "aesthetic_input": "aesthetics",
+    }
     FIXED = {"hash_input": HASHED}
 
     def __init__(self, context: Context) -> None:

@@ -15,7 +15,7 @@ from engine.stages import CATALOGUE
 def test_the_paper_needs_every_stage_and_decides_cheap_things_first() -> None:
     plan = make_plan(load_recipe("danqing"), CATALOGUE, GIVEN)
     names = [step.stage.name for step in plan.steps]
-    for_study = {"digest", "perceptual hash"}
+    for_study = {"digest", "perceptual hash", "aesthetic"}
     assert sorted(names) == sorted({stage.name for stage in CATALOGUE} - for_study)
     gates = {gate.name: step.stage.name for step in plan.steps for gate in step.gates}
     assert gates["words"] == "source" or gates["words"] == "caption"
