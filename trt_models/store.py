@@ -154,6 +154,7 @@ def export(card: Card, source: Path) -> Path:
         package_file(None, card.token_input.file, source)
     _check_shapes(card, weights)
     network = write(weights)
+    weights.expect_all_read()
     _check_input(card, network, weights)
     note = {"checkpoint": {path.name: sha256(path) for path in weights.files}}
     also = [source / card.token_input.file] if card.token_input else []
@@ -164,7 +165,7 @@ def export(card: Card, source: Path) -> Path:
 def _check_shapes(card: Card, weights: Checkpoint) -> None:
     """Refuses another checkpoint of the same architecture: B/16 would make as good a graph as L/14."""
     for name, shape in card.shapes.items():
-        found = weights(name).shape if name in weights else None
+        found = weights.shape(name)
         if found != tuple(shape):
             what = f"its {name} has the shape {found}" if found else f"it has no {name}"
             raise DanqingError(f"{weights.folder}: {what}, {card.name} has {tuple(shape)}; is it {card.published}?")

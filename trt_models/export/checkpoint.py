@@ -15,6 +15,8 @@ from trt_models.export.torch_file import read_checkpoint, upper_halves
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 POINTER = b"version https://git-lfs"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+NOT_NEEDED = ("position_ids", "token_type_ids", "text_model.pooler.dense.weight", "text_model.pooler.dense.bias")
+"""How tensors end that no network here needs: counted positions, and a pooler that Chinese-CLIP does without."""
 
 
 class Checkpoint:
@@ -31,6 +33,7 @@ class Checkpoint:
         self.config = self.json("config.json")
         self.files = [folder / "config.json"]
         self._tensors = self._open()
+        self._read: set[str] = set()
 
     def json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
@@ -66,11 +69,17 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._tensors
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """What a weight's shape is, None where there is no such weight. To look is not to read."""
+        name = self.prefix + name
+        return self._tensors[name]().shape if name in self._tensors else None
+
     def __call__(self, name: str, *shape: int) -> np.ndarray:
         """A weight as contiguous float32, of the shape given (-1: any size)."""
         name = self.prefix + name
         if name not in self._tensors:
             raise DanqingError(f"{self.folder}: the weights have no {name!r}; {did_you_mean(name, self._tensors)}")
+        self._read.add(name)
         tensor = np.ascontiguousarray(self._tensors[name](), np.float32)
         if shape and (
             tensor.ndim != len(shape) or any(w not in (-1, h) for w, h in zip(shape, tensor.shape, strict=True))
@@ -80,6 +89,23 @@ class Checkpoint:
                 f"{tuple('any' if side < 0 else side for side in shape)}"
             )
         return tensor
+
+    def expect_all_read(self) -> None:
+        """Refuses weights that a finished network left out: config.json with too few layers makes a graph all the same.
+
+        Only the parts that were read from at all count; a text tower needs nothing of the vision model's.
+        """
+        parts = {name.partition(".")[0] for name in self._read}
+        left = [
+            name
+            for name in self._tensors
+            if name not in self._read and name.partition(".")[0] in parts and not name.endswith(NOT_NEEDED)
+        ]
+        if left:
+            raise DanqingError(
+                f"{self.folder}: the network that config.json describes has no place for {len(left)} of the weights, "
+                f"{left[0]!r} for one; get config.json and the weights from the same publication"
+            )
 
     def _open(self) -> dict[str, Callable[[], np.ndarray]]:
         """Name → what reads the tensor."""

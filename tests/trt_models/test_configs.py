@@ -1,0 +1,145 @@
+"""config.json beside the weights it describes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    CLIPConfig,
+    CLIPModel,
+    SiglipConfig,
+    SiglipModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
+
+from engine.errors import DanqingError
+from profiling.bench.published import randomised, save
+from tests.trt_models.test_checkpoints import TEXT, VISION
+from trt_models.card import ImageInput, load_card
+from trt_models.export import bert, chinese_clip, eva, siglip
+from trt_models.export.checkpoint import Checkpoint
+from trt_models.export.graph import Network
+from trt_models.store import export, is_here
+
+Export = Callable[[Checkpoint], Network]
+SECTIONS = ("text_config", "vision_config")
+LABELS: dict[str, Any] = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
+EVA: dict[str, Any] = {"embed_dim": 128, "depth": 2, "num_heads": 2, "img_size": 70}
+
+
+def _clip(kind: Any, config: Any) -> Any:
+    sections = {"text_config": TEXT | {"max_position_embeddings": 64}, "vision_config": VISION | {"projection_dim": 24}}
+    return kind(config(**sections, projection_dim=24))
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "chinese_clip": lambda: _clip(ChineseCLIPModel, ChineseCLIPConfig),
+    "clip": lambda: _clip(CLIPModel, CLIPConfig),
+    "siglip": lambda: SiglipModel(
+        SiglipConfig(text_config=TEXT | {"max_position_embeddings": 16}, vision_config=VISION)
+    ),
+    "bert": lambda: BertForSequenceClassification(BertConfig(**TEXT, max_position_embeddings=32, **LABELS)),
+    "eva": lambda: TimmWrapperForImageClassification(
+        TimmWrapperConfig(architecture="eva02_base_patch14_448", model_args=EVA, num_labels=4)
+    ),
+}
+EXPORTS: dict[str, tuple[str, Export]] = {
+    "Chinese-CLIP, pictures": ("chinese_clip", chinese_clip.image_tower),
+    "Chinese-CLIP, texts": ("chinese_clip", chinese_clip.text_tower),
+    "CLIP, pictures": ("clip", chinese_clip.image_tower),
+    "SigLIP, pictures": ("siglip", siglip.image_tower),
+    "SigLIP, texts": ("siglip", siglip.text_tower),
+    "BERT": ("bert", bert.classifier),
+    "EVA-02": ("eva", eva.classifier),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    return {name: save(randomised(make()), tmp_path_factory.mktemp(name)) for name, make in MODELS.items()}
+
+
+def with_tensor(folder: Path, to: Path, name: str) -> Path:
+    """The checkpoint with one more tensor, in PyTorch's format."""
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors") | {name: torch.ones(2, 3)}, to / "pytorch_model.bin")
+    (to / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return to
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_every_weight_of_a_network_is_used(folders: Mapping[str, Path], name: str) -> None:
+    model, write = EXPORTS[name]
+    weights = Checkpoint(folders[model])
+    write(weights)
+    weights.expect_all_read()
+
+
+@pytest.mark.parametrize("name", [name for name in EXPORTS if name != "EVA-02"])
+def test_a_config_with_too_few_layers_is_refused(folders: Mapping[str, Path], tmp_path: Path, name: str) -> None:
+    model, write = EXPORTS[name]
+    folder = with_tensor(folders[model], tmp_path, "unrelated.weight")
+    config = json.loads((folder / "config.json").read_text())
+    for section in (config, *(config[key] for key in SECTIONS if key in config)):
+        if "num_hidden_layers" in section:
+            section["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = Checkpoint(folder)
+    write(weights)  # makes a graph all the same
+    with pytest.raises(DanqingError, match=r"no place for 16 of the weights, '.*\.2\..*' for one"):
+        weights.expect_all_read()
+
+
+@pytest.mark.parametrize("extra", ["text_model.embeddings.position_ids", "text_model.pooler.dense.weight", "cls.bias"])
+def test_weights_that_no_network_needs_are_left(folders: Mapping[str, Path], tmp_path: Path, extra: str) -> None:
+    weights = Checkpoint(with_tensor(folders["chinese_clip"], tmp_path, extra))
+    chinese_clip.text_tower(weights)
+    weights.expect_all_read()
+
+
+def test_an_unknown_weight_of_a_known_part_is_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    weights = Checkpoint(with_tensor(folders["chinese_clip"], tmp_path, "vision_model.encoder.gate.weight"))
+    chinese_clip.text_tower(weights)
+    weights.expect_all_read()
+    chinese_clip.image_tower(weights)
+    with pytest.raises(DanqingError, match=r"no place for 1 of the weights, 'vision_model.encoder.gate.weight'"):
+        weights.expect_all_read()
+
+
+def test_the_store_keeps_no_network_with_weights_left_out(
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "cache"))
+    card = load_card("text-safety-1m")
+    folder = with_tensor(folders["bert"], tmp_path, "bert.encoder.layer.3.output.dense.bias")
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", encoding="utf-8")
+    with pytest.raises(DanqingError, match=r"get config\.json and the weights from the same publication"):
+        export(card, folder)
+    assert not is_here(card)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_card_may_tell_its_checkpoint_by_the_other_tower(
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tower: str
+) -> None:
+    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "cache"))
+    card = load_card(f"chinese-clip-vit-l-14-{tower}")
+    assert list(card.shapes) == ["vision_model.embeddings.position_embedding.weight"]
+    size = ImageInput(VISION["image_size"], VISION["image_size"]) if card.image_input else None
+    card = replace(card, shapes={key: [17, 48] for key in card.shapes}, image_input=size)
+    folder = with_tensor(folders["chinese_clip"], tmp_path, "vision_model.embeddings.position_ids")
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", encoding="utf-8")
+    export(card, folder)
+    assert is_here(card)
