@@ -1,4 +1,4 @@
-"""config.json beside the weights it describes."""
+"""config.json beside the weights it describes, and beside the defaults that published ones leave out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers import (
     ChineseCLIPModel,
     CLIPConfig,
     CLIPModel,
+    PreTrainedConfig,
     SiglipConfig,
     SiglipModel,
     TimmWrapperConfig,
@@ -143,3 +144,35 @@ def test_a_card_may_tell_its_checkpoint_by_the_other_tower(
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", encoding="utf-8")
     export(card, folder)
     assert is_here(card)
+
+
+class Asked(Checkpoint):
+    """Notes what is asked of which part of config.json, and which default the exporter has for it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.defaults: list[tuple[str, str, Any]] = []
+
+    def setting(self, section: Mapping[str, Any], name: str, default: Any = None) -> Any:
+        where = next((key for key in SECTIONS if section is self.config.get(key)), "")
+        self.defaults.append((where, name, default))
+        return super().setting(section, name, default)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPORTS if name != "EVA-02"])
+def test_defaults_are_those_of_transformers(folders: Mapping[str, Path], name: str) -> None:
+    model, write = EXPORTS[name]
+    weights = Asked(folders[model])
+    write(weights)
+    kinds: dict[str, type[PreTrainedConfig]] = {
+        "chinese_clip": ChineseCLIPConfig, "clip": CLIPConfig, "siglip": SiglipConfig, "bert": BertConfig,
+    }  # fmt: skip
+    default = kinds[model]()
+    checked = 0
+    for where, key, ours in weights.defaults:
+        if ours is None or (key, model) == ("projection_size", "siglip"):  # required; the hidden size, whatever it is
+            continue
+        theirs = getattr(getattr(default, where) if where else default, key)
+        assert (where, key, ours) == (where, key, theirs)
+        checked += 1
+    assert checked >= 6
