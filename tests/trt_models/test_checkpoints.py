@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -40,8 +41,9 @@ TEXT = SMALL | {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None,
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def run(network: Network, **inputs: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(network.model().SerializeToString(), providers=["CPUExecutionProvider"])
+def run(network: Network | onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    model = network.model() if isinstance(network, Network) else network
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (output,) = session.run(None, inputs)
     return output  # type: ignore[no-any-return]
 

@@ -12,7 +12,8 @@ from onnx.reference import ReferenceEvaluator
 from transformers import BertConfig, BertForSequenceClassification, ChineseCLIPConfig, ChineseCLIPModel
 
 from engine.errors import DanqingError
-from tests.trt_models.test_checkpoints import PIXELS, TEXT, VISION, ragged_tokens, randomised, run, saved
+from profiling.bench.published import randomised, save
+from tests.trt_models.test_checkpoints import PIXELS, TEXT, VISION, ragged_tokens, run
 from trt_models.export import bert, chinese_clip
 from trt_models.export.checkpoint import Checkpoint
 from trt_models.precision import halved
@@ -23,14 +24,14 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[onnx.Mod
     config = ChineseCLIPConfig(
         text_config=TEXT | {"max_position_embeddings": 32}, vision_config=VISION, projection_dim=24
     )
-    clip = Checkpoint(saved(randomised(ChineseCLIPModel(config)), tmp_path_factory.mktemp("clip")))
+    clip = Checkpoint(save(randomised(ChineseCLIPModel(config)), tmp_path_factory.mktemp("clip")))
     classes = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
     model = randomised(BertForSequenceClassification(BertConfig(**TEXT, **classes)))
     return {
-        "image": (chinese_clip.image_tower(clip), {"pixels": PIXELS}),
-        "text": (chinese_clip.text_tower(clip), {"tokens": ragged_tokens()}),
+        "image": (chinese_clip.image_tower(clip).model(), {"pixels": PIXELS}),
+        "text": (chinese_clip.text_tower(clip).model(), {"tokens": ragged_tokens()}),
         "classifier": (
-            bert.classifier(Checkpoint(saved(model, tmp_path_factory.mktemp("bert")))),
+            bert.classifier(Checkpoint(save(model, tmp_path_factory.mktemp("bert")))).model(),
             {"tokens": ragged_tokens()},
         ),
     }
