@@ -96,11 +96,16 @@ class Card:
     patterns: Mapping[str, float] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     thresholds: Mapping[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
+    file: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where a user's own card lies."""
+        return self.file.parent if self.file else None
 
     @property
     def hash(self) -> str:
-        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("folder", "title")}
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("file", "title")}
         return hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()[:16]
 
 
@@ -119,7 +124,7 @@ def load_card(name_or_path: str) -> Card:
         path = Path(name_or_path)
         if not path.is_file():
             raise DanqingError(f"{path}: no such model card")
-        return _read(path.read_text(encoding="utf-8"), str(path), path.parent)
+        return _read(path.read_text(encoding="utf-8"), str(path), path)
     if name_or_path not in card_names():
         raise DanqingError(
             f"no model card {name_or_path!r}; {did_you_mean(name_or_path, card_names())}. For a model of your own, "
@@ -128,7 +133,7 @@ def load_card(name_or_path: str) -> Card:
     return _read((CARDS / f"{name_or_path}.yaml").read_text(encoding="utf-8"), f"{name_or_path}.yaml", None)
 
 
-def _read(text: str, where: str, folder: Path | None) -> Card:
+def _read(text: str, where: str, file: Path | None) -> Card:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as problem:
@@ -141,7 +146,7 @@ def _read(text: str, where: str, folder: Path | None) -> Card:
     content["lexicon"] = tuple(_build(TermList, entry, f"{where}: lexicon") for entry in content.get("lexicon", ()))
     if "patterns" in content:
         content["patterns"] = _build(Patterns, content["patterns"], f"{where}: patterns")._asdict()
-    card = _build(Card, content | {"folder": folder}, where)
+    card = _build(Card, content | {"file": file}, where)
     if card.task not in TASKS:
         raise DanqingError(f"{where}: task {card.task!r}; {did_you_mean(card.task, TASKS)}")
     if sum(map(bool, (card.build, card.export, card.onnx, card.lexicon))) != 1:

@@ -84,7 +84,7 @@ def onnx_path(card: Card) -> Path:
         if card.export:
             raise DanqingError(
                 f"{card.name} was never exported: get {card.published} (its whole folder), then run "
-                f"`danqing models export {card.name} --from FOLDER`"
+                f"`danqing models export {card.file or card.name} --from FOLDER`"
             )
         for weights, digest in card.weights.items():
             package, _, file = weights.partition(":")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -120,7 +120,8 @@ def head(width: int) -> torch.nn.Sequential:
     """The aesthetic predictor's layers at the places they have there."""
     layers: dict[int, torch.nn.Module] = {}
     for place, rows in aesthetic.LAYERS:
-        layers[place] = torch.nn.Linear(width, rows)
+        # Each layer keeps its input's size, or nothing of the picture would be left after five.
+        layers[place] = randomised(torch.nn.Linear(width, rows), place, width**-0.5)
         width = rows
     return torch.nn.Sequential(*(layers.get(place, torch.nn.Identity()) for place in range(max(layers) + 1)))
 
@@ -152,7 +153,7 @@ def measure(name: str, folder: Path, rows: int, form: str) -> None:
     checkpoint = save(model, folder / "checkpoint", form)
     predictor = None
     if name == "laion-aesthetic":
-        predictor = randomised(head(768), 2, SPREAD)
+        predictor = head(768)
         torch.save(
             {f"layers.{key}": value for key, value in predictor.state_dict().items()}, checkpoint / aesthetic.HEAD
         )
@@ -199,7 +200,9 @@ def only_export(name: str, checkpoint: Path) -> None:
     from trt_models.store import export
 
     folder = export(load_card(name), checkpoint)
-    print(folder / "model.onnx", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    # getrusage's maximum would be the parent's, if that was larger.
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(folder / "model.onnx", int(peak) / 2**20)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -40,8 +41,9 @@ TEXT = SMALL | {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None,
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def run(network: Network, **inputs: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(network.model().SerializeToString(), providers=["CPUExecutionProvider"])
+def run(network: Network | onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    model = network.model() if isinstance(network, Network) else network
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (output,) = session.run(None, inputs)
     return output  # type: ignore[no-any-return]
 
@@ -201,9 +203,20 @@ def test_half_precision_weights_become_float32(clip: Any, tmp_path: Path, kind: 
     assert found.dtype == np.float32 and (found == tensors[name].float().numpy()).all()
 
 
-def test_sharded_weights(clip: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_sharded_weights(clip: Any, tmp_path: Path, form: str) -> None:
     clip.save_pretrained(tmp_path, max_shard_size="50KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    if form == "bin":
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        for shard in shards:
+            names = [name for name, file in index["weight_map"].items() if file == shard.name]
+            torch.save({name: clip.state_dict()[name] for name in names}, shard.with_suffix(".bin"))
+            shard.unlink()
+        (tmp_path / "model.safetensors.index.json").unlink()
+        index["weight_map"] = {name: Path(f).with_suffix(".bin").name for name, f in index["weight_map"].items()}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     weights = Checkpoint(tmp_path)
     for name, tensor in clip.state_dict().items():
         assert (weights(name) == tensor.numpy()).all()

@@ -25,6 +25,7 @@ from transformers import (
 
 from engine.cli import main
 from engine.errors import DanqingError
+from engine.recipe import load_recipe
 from profiling.bench.published import randomised, save
 from tests.trt_models.test_checkpoints import SMALL, VISION, own_card
 from trt_models.card import Card, card_names, load_card
@@ -209,12 +210,19 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path, capsys: pytest.
     assert "vocab.txt: no such file" in capsys.readouterr().err
 
 
-def test_a_recipe_says_how_to_export_what_it_lacks() -> None:
+def test_a_recipe_says_how_to_export_what_it_lacks(tmp_path: Path) -> None:
+    own = own_card("freepik-nsfw", tmp_path)
+    with pytest.raises(DanqingError, match=f"danqing models export {own} --from FOLDER"):
+        ModelSet({"image_safety": own}).hashes()
     models = ModelSet({"text_embedding": "chinese-clip-vit-l-14-text"})
     with pytest.raises(DanqingError, match=r"danqing models export chinese-clip-vit-l-14-text --from FOLDER"):
         models.tokenizer("text_embedding")
     with pytest.raises(DanqingError, match=r"danqing models export chinese-clip-vit-l-14-text --from FOLDER"):
         models.hashes()
+
+
+def test_the_papers_recipe_names_cards_that_exist() -> None:
+    assert set(load_recipe("danqing").models.values()) <= set(card_names())
 
 
 def test_every_published_card_has_an_exporter() -> None:

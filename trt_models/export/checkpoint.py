@@ -14,7 +14,7 @@ from trt_models.export.torch_file import read_checkpoint, upper_halves
 
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 POINTER = b"version https://git-lfs"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 NOT_NEEDED = ("position_ids", "token_type_ids", "text_model.pooler.dense.weight", "text_model.pooler.dense.bias")
 """How tensors end that no network here needs: counted positions, and a pooler that Chinese-CLIP does without."""
 
@@ -115,10 +115,6 @@ class Checkpoint:
         with found.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise DanqingError(f"{found}: a pointer to the file, not the file; fetch it with `git lfs pull`")
-        if found.suffix == ".bin":
-            self.files.append(found)
-            tensors = read_checkpoint(found)
-            return {name: lambda tensor=tensor: tensor for name, tensor in tensors.items()}  # type: ignore[misc]
         if found.suffix == ".json":
             shards = sorted(set(self.json(found.name).get("weight_map", {}).values()))
             if not shards:
@@ -131,8 +127,14 @@ class Checkpoint:
             if Path(shard).name != shard:
                 raise DanqingError(f"{found}: names {shard!r}, which is not a file beside it")
             self.files.append(self.folder / shard)
-            lazy |= dict(_safetensors(self.folder / shard))
+            path = self.folder / shard
+            lazy |= dict(_torch(path) if path.suffix == ".bin" else _safetensors(path))
         return lazy
+
+
+def _torch(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    for name, tensor in read_checkpoint(path).items():
+        yield name, lambda tensor=tensor: tensor  # type: ignore[misc]
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
