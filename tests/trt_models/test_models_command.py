@@ -29,6 +29,8 @@ from engine.recipe import load_recipe
 from profiling.bench.published import randomised, save
 from tests.trt_models.test_checkpoints import SMALL, VISION, own_card
 from trt_models.card import Card, card_names, load_card
+from trt_models.compile import compile_engine
+from trt_models.engines import Engines
 from trt_models.export import exporter, graph
 from trt_models.store import ModelSet, model_folder, model_hash, onnx_path
 
@@ -155,6 +157,20 @@ def test_exports_are_the_models(
         np.testing.assert_allclose(alone, found[2:3], atol=1e-6)
         note = json.loads(file.with_name("model.json").read_text())
         assert {"model.onnx"} < note["files"].keys() | {"-"} and "config.json" in note["checkpoint"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_compiles_for_gpus_that_are_not_there(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]()
+    folder = save(family.model, tmp_path / "checkpoint")
+    for file in ("vocab.txt", "tokenizer.model"):
+        (folder / file).write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    for built_in, changes in family.cards.items():
+        path = own_card(built_in, tmp_path, **changes)
+        assert main(["models", "export", path, "--from", str(folder)]) == 0
+        for precision, target in (("fp16", "sm_80"), ("bf16", "sm_120")):
+            engine = compile_engine(load_card(path), precision, target, (1, 4, 16))
+            assert Engines(load_card(path)).checked(engine).stat().st_size > 1000
 
 
 def test_graphs_keep_what_lower_precision_needs(tmp_path: Path) -> None:
