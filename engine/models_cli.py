@@ -95,7 +95,7 @@ def list_(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     from trt_models.card import card_names, load_card
-    from trt_models.store import export
+    from trt_models.export.from_checkpoint import export
 
     towers = [name for tower in ("image", "text") if (name := f"{options.name}-{tower}") in card_names()]
     for name in towers or [options.name]:

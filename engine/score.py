@@ -88,6 +88,7 @@ def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger) -> Iterator[Ba
 
 
 def batches_of(shard: Shard, source: Iterable[Sample]) -> Iterator[Batch]:
+    """A shard's samples with the columns of `GIVEN`."""
     rows: list[tuple[Any, ...]] = []
     weight = 0
     for row, sample in enumerate(source):

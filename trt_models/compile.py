@@ -16,7 +16,7 @@ import onnx
 from engine.errors import DanqingError, did_you_mean
 from engine.files import commit
 from trt_models.card import Card
-from trt_models.engines import MODULES, Engine, Engines, is_gpu, runtime_version
+from trt_models.engines import FOR_GPUS, RUNTIMES, Engine, Engines, is_gpu, runtime_version
 from trt_models.precision import HALVES, halved
 from trt_models.quantise import is_convolutional, quantised_dynamically, quantised_statically
 from trt_models.store import cache_folder, onnx_path
@@ -61,11 +61,11 @@ def compile_engine(
         raise DanqingError(
             f"--target {target}: write `cpu`, or a GPU's architecture such as sm_80 (A100) or sm_90 (H100)"
         )
-    runtime = runtime or next((name for name in MODULES if runtime_version(name)), None)
-    if runtime not in MODULES or runtime_version(runtime) is None:
+    runtime = runtime or next((name for name in FOR_GPUS if runtime_version(name)), None)
+    if runtime not in FOR_GPUS or runtime_version(runtime) is None:
         raise DanqingError(
-            "compiling for a GPU needs TensorRT: pip install tensorrt-cu13 --extra-index-url https://pypi.nvidia.com, "
-            "or tensorrt-rtx-cu13, which compiles without a GPU"
+            "compiling for a GPU needs TensorRT: install tensorrt-cu13 from NVIDIA's own index, or tensorrt-rtx-cu13, "
+            "which compiles without a GPU"
         )
     draft = replace(draft, runtime=runtime, runtime_version=str(runtime_version(runtime)), options={"level": level})
     return engines.add(draft, lambda file: _build_plan(card, source, file, draft, level, list(samples)))
@@ -95,7 +95,7 @@ def _needed(samples: Iterable[dict[str, np.ndarray]], card: Card) -> list[dict[s
 def _build_plan(
     card: Card, source: Path, out: Path, engine: Engine, level: int | None, samples: Sequence[dict[str, np.ndarray]]
 ) -> None:
-    trt = importlib.import_module(MODULES[engine.runtime])
+    trt = importlib.import_module(RUNTIMES[engine.runtime].module)
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     # TensorRT 11 knows no other kind of network; 10 has to be told.

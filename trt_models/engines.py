@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.errors import DanqingError, did_you_mean
 from engine.files import write_json
@@ -31,8 +31,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("danqing")
 
-RUNTIMES = {"onnxruntime": "engine.onnx", "tensorrt": "engine.plan", "tensorrt-rtx": "engine.plan"}
-"""What runs an engine, and what its file is called."""
+
+class Runtime(NamedTuple):
+    """What runs an engine: its Python module, the packages it may come in, and what an engine's file is called."""
+
+    module: str
+    packages: tuple[str, ...]
+    file: str = "engine.plan"
+
+
+RUNTIMES = {
+    "onnxruntime": Runtime("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "engine.onnx"),
+    "tensorrt": Runtime("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")),
+    "tensorrt-rtx": Runtime("tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu13")),
+}
+FOR_GPUS = ("tensorrt", "tensorrt-rtx")
 LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
 """Parity by default: mean cosine of the outputs, share of pairs whose verdict changes."""
 
@@ -126,7 +139,7 @@ class Engines:
         return found[0]
 
     def path(self, engine: Engine) -> Path:
-        return self.folder / engine.name / RUNTIMES[engine.runtime]
+        return self.folder / engine.name / RUNTIMES[engine.runtime].file
 
     def add(self, engine: Engine, write: Callable[[Path], None]) -> Engine:
         """Keeps a new engine; `write` makes its file. Its JSON comes last, so what has one is whole.
@@ -136,7 +149,7 @@ class Engines:
         """
         aside = self.folder / f".making-{engine.target}-{engine.precision}"
         aside.mkdir(parents=True, exist_ok=True)
-        file = aside / RUNTIMES[engine.runtime]
+        file = aside / RUNTIMES[engine.runtime].file
         write(file)
         engine = replace(engine, sha256=sha256(file))
         self.path(engine).parent.mkdir(exist_ok=True)
@@ -147,7 +160,7 @@ class Engines:
 
     def note(self, engine: Engine) -> None:
         """Writes the engine's JSON, with its parity if it was measured."""
-        write_json(self.path(engine).with_suffix(".json"), asdict(engine) | {"batch": list(engine.batch)})
+        write_json(self.path(engine).with_suffix(".json"), asdict(engine))
 
     def checked(self, engine: Engine) -> Path:
         """The engine's file.
@@ -218,13 +231,12 @@ def open_model(card: Card, device: Device, engine: Engine | None) -> tuple[Sessi
     Raises:
         DanqingError: an engine that is not what its JSON says, or that its runtime cannot load.
     """
-    path = onnx_path(card)
     if engine is None:
-        return open_session(path, device), model_hash(card)
+        return open_session(onnx_path(card), device), model_hash(card)
     path = Engines(card).checked(engine)
     if engine.runtime == "onnxruntime":
         return OnnxSession(path, device, engine.batch[1]), engine.sha256
-    return TensorRtSession(path, MODULES[engine.runtime], engine.batch[2], device), engine.sha256
+    return TensorRtSession(path, RUNTIMES[engine.runtime].module, engine.batch[2], device), engine.sha256
 
 
 def open_active(card: Card, device: Device) -> tuple[Session, str]:
@@ -241,22 +253,12 @@ def open_active(card: Card, device: Device) -> tuple[Session, str]:
 
 def runtime_version(runtime: str) -> str | None:
     """The installed version of what runs an engine; None if there is none."""
-    for package in PACKAGES[runtime]:
+    for package in RUNTIMES[runtime].packages:
         try:
             return metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-PACKAGES = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13"),
-}
-
-
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 def is_gpu(target: str) -> bool:

@@ -26,21 +26,10 @@ EXACT_OPS = frozenset(
 """Computed in float32 from and to 16 bits."""
 FOLLOWING_OPS = frozenset(
     (
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Transpose",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Identity",
-        "Clip",
-        "Max",
-        "Min",
+        "Add", "Sub", "Mul", "Div", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Clip", "Max", "Min",
         "Cast",
     )
-)
+)  # fmt: skip
 """Stay in float32 where an operand has it: pixels before the first layer, lengths after the last."""
 
 

@@ -13,8 +13,6 @@ from onnx.version_converter import convert_version
 DYNAMIC_OPS = ("MatMul", "Gemm")
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 STATIC_OPS = (*PRODUCTS, "Add", "Clip", "Relu", "MaxPool", "GlobalAveragePool")
-
-
 FIRST_WITH_FP8 = 19
 """The version of ONNX's operators."""
 

@@ -28,8 +28,7 @@ class FolderShard:
 
     def __init__(self, shard: Shard, layout: Layout) -> None:
         self.folder, self.layout = shard.path, layout
-        pictures = pictures_in(shard.path, layout)
-        self.pictures = pictures[shard.first : None if shard.rows is None else shard.first + shard.rows]
+        self.pictures = pictures_in(shard.path, layout)[shard.span]
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -30,6 +30,15 @@ class Shard:
     first: int = 0
     rows: int | None = None
 
+    @property
+    def span(self) -> slice:
+        """The shard's rows, of all those in `path`."""
+        return slice(self.first, None if self.rows is None else self.first + self.rows)
+
+    def key(self, row: int) -> str:
+        """A key for a row that has none of its own, as img2dataset makes them: the shard's number, then the row's."""
+        return f"{self.number:05d}{row:04d}"
+
 
 def expand(pattern: str) -> list[str]:
     """`{00000..00041}` and `{a,b}` as the shell and webdataset write them, then globs; sorted within a glob."""

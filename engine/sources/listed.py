@@ -23,14 +23,14 @@ class ListedShard:
         self.image = choose_column(shard.path, names, layout.image_keys, "picture", "--image-key")
         self.caption = choose_column(shard.path, names, layout.caption_keys, "caption", "--caption-key")
         self.shard = shard
-        self.rows = rows[shard.first : None if shard.rows is None else shard.first + shard.rows]
+        self.rows = rows[shard.span]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[Sample]:
         for row, (record, problem) in enumerate(self.rows):
-            key = f"{self.shard.number:05d}{row:04d}"
+            key = self.shard.key(row)
             if problem is None:
                 yield from_record(record, self.image, self.caption, self.shard.path.parent, key)
             else:

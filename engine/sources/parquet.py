@@ -51,17 +51,13 @@ class ParquetShard:
                 try:
                     for batch in file.iter_batches(BATCH_ROWS, [group]):
                         for record in batch.to_pylist():
-                            key = self._key(first + read)
+                            key = self.shard.key(first + read - self.shard.first)
                             read += 1
                             yield from_record(record, self.image, self.caption, self.shard.path.parent, key)
                 except (pa.ArrowException, OSError) as problem:
                     for row in range(first + read, first + rows):
                         message = f"{self.shard.path}: row group {group} is broken: {problem}"
-                        yield Sample(self._key(row), b"", "", "", {PROBLEM: message})
-
-    def _key(self, row: int) -> str:
-        """As img2dataset makes keys: the shard's number, then the row's."""
-        return f"{self.shard.number:05d}{row - self.shard.first:04d}"
+                        yield Sample(self.shard.key(row - self.shard.first), b"", "", "", {PROBLEM: message})
 
 
 def row_groups(path: Path) -> list[tuple[int, int]]:

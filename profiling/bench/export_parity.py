@@ -197,7 +197,7 @@ def parameters(path: Path) -> float:
 
 def only_export(name: str, checkpoint: Path) -> None:
     """Prints where the ONNX is, and the most memory this process had, in GiB."""
-    from trt_models.store import export
+    from trt_models.export.from_checkpoint import export
 
     folder = export(load_card(name), checkpoint)
     # getrusage's maximum would be the parent's, if that was larger.

@@ -30,12 +30,13 @@ from engine.device import Device, open_device
 from engine.recipe import load_recipe
 from engine.stages.resize import open_resizer
 from profiling.bench import machine
-from profiling.bench.images import console, photographs
+from profiling.bench.images import DECODERS, console, photographs
 from trt_models.card import Card, load_card
 from trt_models.compile import compile_engine
 from trt_models.engines import open_model
 from trt_models.export import open_nsfw
-from trt_models.store import export, onnx_path, package_file
+from trt_models.export.from_checkpoint import export
+from trt_models.store import onnx_path, package_file
 
 Job = Callable[[], Any]
 CAPTIONS = 64
@@ -111,8 +112,6 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    from profiling.bench.images import DECODERS
-
     pictures = [DECODERS["Pillow"](data) for data in photographs(options.data, options.pictures)]
     with tempfile.TemporaryDirectory() as store, open_device() as device:
         os.environ["DANQING_CACHE"] = store

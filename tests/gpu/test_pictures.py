@@ -25,7 +25,7 @@ PHOTOGRAPHS = [p.read_bytes() for p in sorted((Path(str(resources.files("engine"
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[Device]:
-    cupy = pytest.importorskip("cupy")
+    cupy = pytest.importorskip("cupy", reason="needs a GPU and the extra: pip install danqing-engine[cuda]")
     try:
         cupy.cuda.runtime.getDeviceCount()
     except Exception as problem:

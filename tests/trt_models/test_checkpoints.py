@@ -241,12 +241,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no header": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 99), "not a safetensors file: a header of"),
     "other sizes": (
-        lambda f: (f / "config.json").write_text(
-            json.dumps(
-                (c := json.loads((f / "config.json").read_text()))
-                | {"vision_config": c["vision_config"] | {"patch_size": 4}}
-            )
-        ),
+        lambda f: edited(f, patch_size=4),
         r"patch_embedding.weight has shape \(48, 3, 8, 8\), and config.json asks for \(48, 3, 4, 4\)",
     ),
     "other activation": (lambda f: edited(f, hidden_act="relu"), r"config\.json: hidden_act is 'relu'; known: gelu"),
@@ -258,12 +253,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "fetch it with `git lfs pull`",
     ),
     "no such tensor": (
-        lambda f: (f / "config.json").write_text(
-            json.dumps(
-                (c := json.loads((f / "config.json").read_text()))
-                | {"vision_config": c["vision_config"] | {"num_hidden_layers": 4}}
-            )
-        ),
+        lambda f: edited(f, num_hidden_layers=4),
         r"the weights have no 'vision_model.encoder.layers.3.layer_norm1.weight'; did you mean",
     ),
 }

@@ -30,8 +30,9 @@ from tests.trt_models.test_checkpoints import TEXT, VISION
 from trt_models.card import ImageInput, load_card
 from trt_models.export import bert, chinese_clip, eva, siglip
 from trt_models.export.checkpoint import Checkpoint
+from trt_models.export.from_checkpoint import export
 from trt_models.export.graph import Network
-from trt_models.store import export, is_here
+from trt_models.store import is_here
 
 Export = Callable[[Checkpoint], Network]
 SECTIONS = ("text_config", "vision_config")

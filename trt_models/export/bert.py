@@ -43,11 +43,8 @@ def _safe_class(weights: Checkpoint, classes: int) -> int:
 
 def encoder(graph: Graph, weights: Checkpoint, config: Mapping[str, Any], root: str) -> tuple[Transformer, str]:
     """The hidden states (N, T, width) of the input `tokens`, and what writes more of the network."""
-    width, inner = weights.setting(config, "hidden_size", 768), weights.setting(config, "intermediate_size", 3072)
-    write = Transformer(
-        graph, weights, width, weights.setting(config, "num_attention_heads", 12),
-        weights.setting(config, "layer_norm_eps", 1e-12), weights.setting(config, "hidden_act", "gelu"),
-    )  # fmt: skip
+    write = Transformer.of(graph, weights, config, 1e-12, "gelu")
+    width, inner = write.width, weights.setting(config, "intermediate_size", 3072)
     at = f"{root}.embeddings"
     words = weights(f"{at}.word_embeddings.weight", -1, width)
     # Every token is of the first segment, so its vector goes with the positions'.

@@ -32,26 +32,15 @@ def projected(weights: Checkpoint) -> int:
 def pooled(graph: Graph, weights: Checkpoint, dimension: int) -> str:
     """CLIP's vision transformer: the class token's state, projected, (N, dimension); not of unit length yet."""
     config = weights.setting(weights.config, "vision_config")
-    width, patch = weights.setting(config, "hidden_size", 768), weights.setting(config, "patch_size", 32)
-    inner = weights.setting(config, "intermediate_size", 3072)
-    write = Transformer(
-        graph, weights, width, weights.setting(config, "num_attention_heads", 12),
-        weights.setting(config, "layer_norm_eps", 1e-5), weights.setting(config, "hidden_act", "quick_gelu"),
-    )  # fmt: skip
+    patch = weights.setting(config, "patch_size", 32)
+    write = Transformer.of(graph, weights, config, 1e-5, "quick_gelu")
     root = "vision_model"
     patches = (weights.setting(config, "image_size", 224) // patch) ** 2
     x = write.patches(write.pixels(MEAN, DEVIATION), f"{root}.embeddings.patch_embedding", patch, bias=False)
-    positions = weights(f"{root}.embeddings.position_embedding.weight", patches + 1, width)
-    x = write.with_class_token(x, weights(f"{root}.embeddings.class_embedding", width), positions)
+    positions = weights(f"{root}.embeddings.position_embedding.weight", patches + 1, write.width)
+    x = write.with_class_token(x, weights(f"{root}.embeddings.class_embedding", write.width), positions)
     x = write.norm(x, f"{root}.pre_layrnorm")  # spelt so in every checkpoint
-    for layer in range(weights.setting(config, "num_hidden_layers", 12)):
-        at = f"{root}.encoder.layers.{layer}"
-        with graph.at(at):
-            y = write.norm(x, f"{at}.layer_norm1")
-            query, key, value, out = (f"{at}.self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
-            x = write.add(x, write.attention(y, query, key, value, out))
-            y = write.norm(x, f"{at}.layer_norm2")
-            x = write.add(x, write.mlp(y, f"{at}.mlp.fc1", f"{at}.mlp.fc2", inner))
+    x = write.layers(x, config, root)
     x = write.norm(write.token(x, 0), f"{root}.post_layernorm")
     return write.linear(x, "visual_projection", dimension, bias=False)
 

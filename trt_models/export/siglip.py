@@ -14,18 +14,19 @@ from trt_models.export.graph import Graph, Network
 from trt_models.export.transformer import Transformer
 
 HALF = (0.5, 0.5, 0.5)
+EPSILON, ACTIVATION = 1e-6, "gelu_pytorch_tanh"
 
 
 def image_tower(weights: Checkpoint) -> Network:
     """pixels uint8 (N, S, S, 3) RGB → embedding float32 (N, D), unit rows."""
     weights.expect("siglip")
     graph, config = Graph(), weights.setting(weights.config, "vision_config")
-    write = _writer(graph, weights, config)
+    write = Transformer.of(graph, weights, config, EPSILON, ACTIVATION)
     root, patch = "vision_model", weights.setting(config, "patch_size", 16)
     size = weights.setting(config, "image_size", 224)
     x = write.patches(write.pixels(HALF, HALF), f"{root}.embeddings.patch_embedding", patch, bias=True)
     positions = weights(f"{root}.embeddings.position_embedding.weight", (size // patch) ** 2, write.width)
-    x = _layers(write, graph.add("Add", x, positions[None]), config, root)
+    x = write.layers(graph.add("Add", x, positions[None]), config, root)
     x = write.norm(x, f"{root}.post_layernorm")
     graph.unit(_attention_pool(write, x, config, f"{root}.head"), output="embedding")
     return Network(
@@ -37,36 +38,16 @@ def text_tower(weights: Checkpoint) -> Network:
     """tokens int32 (N, T), padded to the full T (the model was trained without a mask) → embedding float32 (N, D)."""
     weights.expect("siglip")
     graph, config = Graph(), weights.setting(weights.config, "text_config")
-    write, root = _writer(graph, weights, config), "text_model"
+    write, root = Transformer.of(graph, weights, config, EPSILON, ACTIVATION), "text_model"
     length = weights.setting(config, "max_position_embeddings", 64)
     words = weights(f"{root}.embeddings.token_embedding.weight", -1, write.width)
     positions = weights(f"{root}.embeddings.position_embedding.weight", length, write.width)
     x = graph.add("Gather", graph.weight(words, f"{root}.embeddings.token_embedding.weight"), "tokens")
-    x = _layers(write, graph.add("Add", x, positions[None]), config, root)
+    x = write.layers(graph.add("Add", x, positions[None]), config, root)
     x = write.norm(write.token(x, length - 1), f"{root}.final_layer_norm")
     dimension = weights.setting(config, "projection_size", write.width)
     graph.unit(write.linear(x, f"{root}.head", dimension), output="embedding")
     return Network(graph, "text", {"tokens": (TensorProto.INT32, ["N", length])}, {"embedding": ["N", dimension]})
-
-
-def _writer(graph: Graph, weights: Checkpoint, config: Mapping[str, Any]) -> Transformer:
-    return Transformer(
-        graph, weights, weights.setting(config, "hidden_size", 768), weights.setting(config, "num_attention_heads", 12),
-        weights.setting(config, "layer_norm_eps", 1e-6), weights.setting(config, "hidden_act", "gelu_pytorch_tanh"),
-    )  # fmt: skip
-
-
-def _layers(write: Transformer, x: str, config: Mapping[str, Any], root: str) -> str:
-    inner = write.weights.setting(config, "intermediate_size", 3072)
-    for layer in range(write.weights.setting(config, "num_hidden_layers", 12)):
-        at = f"{root}.encoder.layers.{layer}"
-        with write.graph.at(at):
-            y = write.norm(x, f"{at}.layer_norm1")
-            query, key, value, out = (f"{at}.self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
-            x = write.add(x, write.attention(y, query, key, value, out))
-            y = write.norm(x, f"{at}.layer_norm2")
-            x = write.add(x, write.mlp(y, f"{at}.mlp.fc1", f"{at}.mlp.fc2", inner))
-    return x
 
 
 def _attention_pool(write: Transformer, x: str, config: Mapping[str, Any], root: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -36,6 +37,28 @@ class Transformer:
         if heads < 1 or width % heads:
             raise DanqingError(f"{config}: num_attention_heads is {heads}, which does not divide {width} (hidden_size)")
         self.activate: Callable[[str], str] = known[activation]
+
+    @classmethod
+    def of(
+        cls, graph: Graph, weights: Checkpoint, config: Mapping[str, Any], epsilon: float, activation: str
+    ) -> Transformer:
+        """By a section of config.json; `epsilon` and `activation` are the architecture's own where it names none."""
+        width, heads = weights.setting(config, "hidden_size", 768), weights.setting(config, "num_attention_heads", 12)
+        epsilon = weights.setting(config, "layer_norm_eps", epsilon)
+        return cls(graph, weights, width, heads, epsilon, weights.setting(config, "hidden_act", activation))
+
+    def layers(self, x: str, config: Mapping[str, Any], root: str) -> str:
+        """x (N, T, width) through all layers of CLIP's kind: normalised before attention and before the network."""
+        inner = self.weights.setting(config, "intermediate_size", 3072)
+        for layer in range(self.weights.setting(config, "num_hidden_layers", 12)):
+            at = f"{root}.encoder.layers.{layer}"
+            with self.graph.at(at):
+                y = self.norm(x, f"{at}.layer_norm1")
+                query, key, value, out = (f"{at}.self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
+                x = self.add(x, self.attention(y, query, key, value, out))
+                y = self.norm(x, f"{at}.layer_norm2")
+                x = self.add(x, self.mlp(y, f"{at}.mlp.fc1", f"{at}.mlp.fc2", inner))
+        return x
 
     def linear(
         self, x: str, path: str, rows: int, columns: int | None = None, scale: float = 1.0, bias: bool = True
