@@ -17,7 +17,6 @@ from engine.stages.header import has_alpha
 
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken picture is a row's error, not a line on stderr
 os.environ.setdefault("OPENCV_LOG_LEVEL", "0")
-from nvidia import nvimgcodec
 
 FAST_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 """What nvImageCodec decodes. Not JPEG 2000: on the CPU, broken files bring the whole process down."""
@@ -80,7 +79,7 @@ class CpuDecoder:
     """nvImageCodec on the CPU, a decoder a thread: threads of its own make it no faster."""
 
     def __init__(self, device: Device) -> None:
-        self.device = device
+        self.device, nvimgcodec = device, _nvimgcodec()
         self.decoders = [
             nvimgcodec.Decoder(
                 device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
@@ -112,12 +111,19 @@ class GpuDecoder:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.decoder = nvimgcodec.Decoder(max_num_cpu_threads=device.threads, options=":fancy_upsampling=1")
+        self.decoder = _nvimgcodec().Decoder(max_num_cpu_threads=device.threads, options=":fancy_upsampling=1")
 
     def decode(self, files: list[bytes]) -> list[Any]:
         asarray, stream = self.device.xp.asarray, self.device.stream
         decoded = self.decoder.decode(files, cuda_stream=stream) if files else []
         return [None if picture is None else asarray(picture) for picture in decoded]
+
+
+def _nvimgcodec() -> Any:
+    """Imported when a decoder is opened, inside a run: it prints which GPU libraries it does not find."""
+    from nvidia import nvimgcodec
+
+    return nvimgcodec
 
 
 def open_decoder(device: Device) -> Decoder:

@@ -40,3 +40,9 @@ def test_broken_pictures_leave_no_line_on_the_terminal(
     assert funnel.kept == 5
     assert "orrupt" not in shown and "libpng" not in shown and "ERROR" not in shown and "score" in shown
     assert "Corrupt JPEG data" in (run.folder / "run.log").read_text()
+
+
+def test_commands_that_decode_nothing_do_not_load_the_codecs() -> None:
+    """Loading them prints what is missing of the GPU's libraries."""
+    code = "import sys, engine.curate; sys.exit('nvidia.nvimgcodec' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
