@@ -60,7 +60,9 @@ def add_models_commands(commands: Any, recipe: argparse.ArgumentParser) -> None:
                         help="config.json, weights and vocabulary, as published")  # fmt: skip
     parser = named(command(compile, "compile an engine of a model", recipe))
     parser.add_argument("--precision", default="fp16", help="fp32, fp16, bf16, int8 or fp8 (default: fp16)")
-    parser.add_argument("--target", metavar="ARCH", help="cpu, sm_80, sm_90 … (default: this machine's GPU, else cpu)")
+    parser.add_argument(
+        "--target", "--gpu", metavar="ARCH", help="cpu, sm_80, sm_90 … (default: this machine's GPU, else cpu)"
+    )
     parser.add_argument("--batch", default="1,8,64", metavar="MIN,USUAL,MAX", help="rows at a time (default: 1,8,64)")
     parser.add_argument("--level", type=int, choices=range(6), help="TensorRT's optimisation level")
     parser.add_argument("--runtime", choices=("tensorrt", "tensorrt-rtx"), help="default: the one that is installed")
@@ -72,6 +74,8 @@ def add_models_commands(commands: Any, recipe: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-flips", type=float, default=0.001, help="most verdicts changed, a share (default: 0.001)"
     )
+    parser.add_argument("--from", dest="checkpoint", type=Path, metavar="FOLDER",
+                        help="the checkpoint it was exported from, to time torch.compile beside")  # fmt: skip
     parser = named(command(activate, "take a verified engine into use, or the present one out of it"))
     parser.add_argument("engine", nargs="?", default="newest", help="a part of its name (default: the newest)")
     parser.add_argument("--rollback", action="store_true", help="back to the engine before")
@@ -127,7 +131,9 @@ def verify(options: argparse.Namespace) -> None:
 
     card, engine = _engine(options)
     wanted = {"cosine_mean": options.min_cosine, "flips": options.max_flips}
-    engine = verify(card, engine, options.data, _recipe(options), _settings(options), options.pairs, wanted)
+    engine = verify(
+        card, engine, options.data, _recipe(options), _settings(options), options.pairs, wanted, options.checkpoint
+    )
     print_parity(engine)
     if engine.parity is not None and engine.parity.passed:
         print(f"Next: danqing models activate {options.name} {engine.name}")

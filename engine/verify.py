@@ -28,6 +28,7 @@ from engine.score import GIVEN, batches_of, run_stages
 from engine.sources import find_shards, open_shard
 from engine.stages import CATALOGUE
 from profiling.spans import Spans
+from profiling.torch_peer import torch_rate
 from trt_models.card import Card, load_card
 from trt_models.engines import Engine, Engines, Parity
 from trt_models.session import Session
@@ -46,13 +47,14 @@ TOUCHED = {
 
 def verify(
     card: Card, engine: Engine, inputs: Iterable[str], recipe: Recipe, settings: Settings, pairs: int,
-    wanted: dict[str, float],
+    wanted: dict[str, float], checkpoint: Path | None = None,
 ) -> Engine:  # fmt: skip
     """Measures an engine's parity on the first `pairs` pairs of the inputs and keeps it in its JSON.
 
     Args:
         recipe: its criteria give the verdicts; one of its models is the engine's.
         wanted: the limits, `cosine_mean` and `flips`.
+        checkpoint: the folder that the model was exported from; PyTorch's own model of it is timed beside.
 
     Raises:
         DanqingError: the recipe does not use the model, an engine for another device, or pairs that never reach it.
@@ -67,9 +69,10 @@ def verify(
         raise DanqingError(f"no pair of these inputs ever reached {card.name}")
     likeness = np.concatenate([alike(model.outputs[name], compiled.outputs[name]) for name in model.outputs])
     flips = float((model.dropped_by() != compiled.dropped_by()).mean())
+    torch = torch_rate(card, checkpoint, model.inputs, device.threads) if checkpoint else None
     parity = Parity(
         sum(map(len, batches)), float(likeness.min()), float(likeness.mean()), flips, compiled.rate, model.rate,
-        recipe.name, engine.target, engine.runtime_version, wanted,
+        recipe.name, engine.target, engine.runtime_version, wanted, torch,
     )  # fmt: skip
     engine = replace(engine, parity=parity)
     Engines(card).note(engine)

@@ -59,6 +59,7 @@ class Parity:
         cosine_min, cosine_mean: of the outputs, row by row; for a probability 1 - |difference|.
         flips: share of the pairs whose verdict changes under the recipe's criteria that this model takes part in.
         rate, reference_rate: rows a second, of the engine and of ONNX Runtime in float32.
+        torch_rate: of PyTorch's own model under `torch.compile`, where it was timed.
         target, runtime_version: what it ran on.
         wanted: the limits it was held to, `cosine_mean` and `flips`.
     """
@@ -73,6 +74,7 @@ class Parity:
     target: str
     runtime_version: str
     wanted: Mapping[str, float] = field(default_factory=lambda: {"cosine_mean": LEAST_COSINE, "flips": MOST_FLIPS})
+    torch_rate: float | None = None
 
     @property
     def passed(self) -> bool:

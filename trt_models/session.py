@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime
@@ -76,7 +76,10 @@ class CudaOnnxSession:
 
 
 class TensorRtSession:
-    """A TensorRT plan, in our own buffers and on the device's stream."""
+    """A TensorRT plan, in our own buffers and on the device's stream.
+
+    Full batches, whose shapes repeat, are recorded as CUDA graphs: a network's hundreds of launches become one.
+    """
 
     def __init__(self, plan: Path, module: str, most: int, device: Device) -> None:
         trt = importlib.import_module(module)
@@ -85,7 +88,6 @@ class TensorRtSession:
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             raise DanqingError(f"{plan}: {module} cannot load it")
-        self._context = self._engine.create_execution_context()
         names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
         given = trt.TensorIOMode.INPUT
         self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == given]
@@ -94,27 +96,76 @@ class TensorRtSession:
             for name in names
             if name not in self._inputs
         }
+        self._context = self._engine.create_execution_context()
+        self._recorded: dict[tuple[tuple[int, ...], ...], _Recorded] = {}
 
     def run(self, **inputs: Any) -> dict[str, Any]:
         xp = self._device.xp
         rows = len(next(iter(inputs.values())))
         parts = [
-            self._some({k: a[at : at + self._most] for k, a in inputs.items()}) for at in range(0, rows, self._most)
+            self._some({name: xp.asarray(inputs[name])[at : at + self._most] for name in self._inputs})
+            for at in range(0, rows, self._most)
         ]
         return {name: xp.concatenate([part[name] for part in parts]) for name in self._outputs}
 
     def _some(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        xp, context = self._device.xp, self._context
-        held = {name: xp.ascontiguousarray(xp.asarray(inputs[name])) for name in self._inputs}
-        for name, array in held.items():
+        shapes = tuple(array.shape for array in inputs.values())
+        if shapes not in self._recorded:
+            if shapes[0][0] < self._most or len(self._recorded) == RECORDINGS:
+                held = {name: self._device.xp.ascontiguousarray(array) for name, array in inputs.items()}
+                outputs = self._bind(self._context, held)
+                self._enqueue(self._context)
+                return outputs
+            self._recorded[shapes] = self._record(inputs)
+        return self._recorded[shapes].replay(inputs)
+
+    def _bind(self, context: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Tells TensorRT where inputs lie and outputs go; returns the outputs, not yet filled."""
+        for name, array in inputs.items():
             context.set_input_shape(name, array.shape)
             context.set_tensor_address(name, array.data.ptr)
+        xp = self._device.xp
         outputs = {name: xp.empty(tuple(context.get_tensor_shape(name)), kind) for name, kind in self._outputs.items()}
         for name, array in outputs.items():
             context.set_tensor_address(name, array.data.ptr)
+        return outputs
+
+    def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self._device.stream):
             raise RuntimeError("TensorRT refused to run the engine")
-        return outputs
+
+    def _record(self, like: dict[str, Any]) -> _Recorded:
+        """Once as it comes, which settles what TensorRT does on first sight of a shape; then once for the record."""
+        xp = self._device.xp
+        context = self._engine.create_execution_context()  # a graph keeps its context: no other may use it
+        inputs = {name: xp.ascontiguousarray(array).copy() for name, array in like.items()}
+        outputs = self._bind(context, inputs)
+        self._enqueue(context)
+        stream = xp.cuda.ExternalStream(self._device.stream)
+        stream.synchronize()
+        stream.begin_capture()
+        self._enqueue(context)
+        return _Recorded(context, inputs, outputs, stream.end_capture(), stream)
+
+
+RECORDINGS = 4
+"""CUDA graphs a session holds at most, each with buffers of its own: texts come in many lengths."""
+
+
+class _Recorded(NamedTuple):
+    """A full batch as a CUDA graph, between fixed buffers."""
+
+    context: Any
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    graph: Any
+    stream: Any
+
+    def replay(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        for name, array in inputs.items():
+            self.inputs[name][...] = array
+        self.graph.launch(self.stream)
+        return {name: array.copy() for name, array in self.outputs.items()}
 
 
 def open_session(path: Path, device: Device) -> Session:

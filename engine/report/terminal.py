@@ -131,6 +131,8 @@ def print_parity(engine: Engine) -> None:
     table.add_row("verdicts that change", f"{parity.flips:.3%}", f"≤ {parity.wanted['flips']:.3%}")
     ratio = parity.rate / parity.reference_rate if parity.reference_rate else 0
     table.add_row("rows a second", f"{parity.rate:,.1f}", f"(fp32: {parity.reference_rate:,.1f}, {ratio:.2f} ×)")
+    if parity.torch_rate:
+        table.add_row("", "", f"(torch.compile: {parity.torch_rate:,.1f}, {parity.rate / parity.torch_rate:.2f} ×)")
     console.print(table)
     console.print(
         f"{parity.rows} pairs, recipe {parity.recipe}: parity {'passed' if parity.passed else '[bold]failed[/]'}"

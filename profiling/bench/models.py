@@ -31,6 +31,7 @@ from engine.recipe import load_recipe
 from engine.stages.resize import open_resizer
 from profiling.bench import machine
 from profiling.bench.images import DECODERS, console, photographs
+from profiling.torch_peer import torch_job
 from trt_models.card import Card, load_card
 from trt_models.compile import compile_engine
 from trt_models.engines import open_model
@@ -40,7 +41,6 @@ from trt_models.store import onnx_path, package_file
 
 Job = Callable[[], Any]
 CAPTIONS = 64
-BATCH = 8
 
 
 def plain(path: Path, given: str, rows: np.ndarray, layout: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Job:
@@ -84,25 +84,17 @@ def checkpoint_models(
     from profiling.bench.published import mend_torchvision
 
     mend_torchvision()
-    import torch
-    from transformers import AutoModel
-
     card = load_card(f"{family}-image")
     export(card, folder)
     rows = inputs(card, pictures, device)
     ours, _ = open_model(card, device, None)
     small, _ = open_model(card, device, compile_engine(card, "int8", "cpu"))
-    model: Any = AutoModel.from_pretrained(folder).eval()
-    torch.set_num_threads(device.threads)
-    ready = torch.tensor(((rows / 255 - 0.45) / 0.27).transpose(0, 3, 1, 2), dtype=torch.float32)
-
-    def peer() -> None:
-        with torch.inference_mode():
-            for at in range(0, len(ready), BATCH):
-                model.get_image_features(pixel_values=ready[at : at + BATCH])
-
+    peers = {
+        name: torch_job(card, folder, {"pixels": rows}, device.threads, compiled)
+        for name, compiled in (("PyTorch", False), ("PyTorch, compiled", True))
+    }
     jobs = {"ours": lambda: ours.run(pixels=rows), "ours, int8": lambda: small.run(pixels=rows)}
-    return {card.name: jobs | {"plain": plain(onnx_path(card), "pixels", rows), "PyTorch": peer}}
+    return {card.name: jobs | {"plain": plain(onnx_path(card), "pixels", rows)} | peers}
 
 
 def main() -> int:

@@ -177,13 +177,14 @@ def test_an_engine_of_another_runtime_or_model_is_refused(card: Card, checkpoint
         engines.activate(measured)
 
 
-def test_parity_counts_outputs_and_flips(card: Card, shards: list[str], recipe: Recipe) -> None:
+def test_parity_counts_outputs_and_flips(card: Card, checkpoint: Path, shards: list[str], recipe: Recipe) -> None:
     engine = compile_engine(card, "int8", "cpu")
     strict = {"cosine_mean": 0.9, "flips": 0.0}
     scores = samples(card, shards, recipe, Settings(), 60)
     assert sum(len(batch["tokens"]) for batch in scores) == 60
-    parity = verify(card, engine, shards, recipe, Settings(), 60, strict).parity
-    assert parity is not None and parity.rows == 60 and parity.flips == 0 and 0.9 < parity.cosine_min < 1
+    parity = verify(card, engine, shards, recipe, Settings(), 60, strict, checkpoint).parity
+    assert parity is not None and parity.torch_rate and parity.rate
+    assert parity.rows == 60 and parity.flips == 0 and 0.9 < parity.cosine_min < 1
     # A threshold in the middle of the scores makes tiny differences flip verdicts.
     run = pq.read_table(curate(shards, Path(shards[0]).parent / "x", recipe, Settings())[0].scores(0))
     middle = float(np.median(run["unsafe_text"].to_numpy()))

@@ -27,6 +27,7 @@ from engine.cli import main
 from engine.errors import DanqingError
 from engine.recipe import load_recipe
 from profiling.bench.published import randomised, save
+from profiling.torch_peer import torch_job
 from tests.trt_models.test_checkpoints import SMALL, VISION, own_card
 from trt_models.card import Card, card_names, load_card
 from trt_models.compile import compile_engine
@@ -171,6 +172,17 @@ def test_every_family_compiles_for_gpus_that_are_not_there(name: str, tmp_path: 
         for precision, target in (("fp16", "sm_80"), ("bf16", "sm_120")):
             engine = compile_engine(load_card(path), precision, target, (1, 4, 16))
             assert Engines(load_card(path)).checked(engine).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pytorch_runs_every_published_family_to_be_timed_beside(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]()
+    folder = save(family.model, tmp_path / "checkpoint")
+    for built_in, changes in family.cards.items():
+        card = load_card(own_card(built_in, tmp_path, **changes))
+        torch_job(card, folder, inputs(card), 1)()
+    with pytest.raises(DanqingError, match="transformers cannot read this checkpoint"):
+        torch_job(card, tmp_path / "nothing", inputs(card), 1)
 
 
 def test_graphs_keep_what_lower_precision_needs(tmp_path: Path) -> None:
