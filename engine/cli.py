@@ -68,23 +68,22 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    recipe, inputs, run = _recipe_options(), _input_options(), _run_options()
-    scoring, pictures = _scoring_options(), _picture_options()
-    output = _output_options()
+    recipe, inputs, run, device = _recipe_options(), _input_options(), _run_options(), _device_options()
+    scoring, pictures, output = _scoring_options(), _picture_options(), _output_options()
     command(
         curate, "score, decide and write, in a row",
         "An interrupted run goes on where it stopped; a finished one is left as it is.",
-        inputs, recipe, scoring, pictures, output,
+        inputs, recipe, scoring, pictures, output, device,
     )  # fmt: skip
     command(
         score, "compute the scores of every pair, once",
         "The expensive phase. Rows that an early criterion drops are spared the costly stages.",
-        inputs, recipe, scoring, pictures,
+        inputs, recipe, scoring, pictures, device,
     )  # fmt: skip
     command(
         decide, "apply a recipe's thresholds to a scored run",
         "Takes seconds and rewrites verdicts and funnel only. Without --recipe: the recipe the run was scored with.",
-        run, recipe,
+        run, recipe, device,
     )  # fmt: skip
     command(
         write, "copy the kept pairs into new shards",
@@ -94,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     tables = command(
         select, "drop rows of URL tables before anything is downloaded",
         "Applies the recipe's criteria that need no picture, a part at a time; an interrupted selection goes on.",
-        recipe, scoring,
+        recipe, scoring, device,
     )  # fmt: skip
     tables.formatter_class = argparse.RawDescriptionHelpFormatter
     tables.epilog = SELECT_EXAMPLE
@@ -106,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     out = command(
         demo, "curate a small crawl with known defects, and count what was caught",
         "Real photographs with true captions, and a planted defect for every criterion of the recipe.",
-        scoring, pictures,
+        scoring, pictures, device,
     )  # fmt: skip
     out.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="OUT", help="folder (default: demo)")
     add_models_commands(commands, recipe)
@@ -170,6 +169,12 @@ def _scoring_options() -> argparse.ArgumentParser:
         "--user-dict", type=Path, action="append", default=[], metavar="FILE",
         help="words jieba does not know, one `word [frequency] [tag]` a line; repeatable",
     )  # fmt: skip
+    return parser
+
+
+def _device_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("machine")
     group.add_argument("--device", default="cpu", help="where to run (default: cpu)")
     group.add_argument("--threads", type=int, metavar="N", help="host threads (default: all cores)")
     return parser
@@ -244,15 +249,14 @@ def score(options: argparse.Namespace) -> None:
 
 
 def decide(options: argparse.Namespace) -> None:
-    from engine.decide import decide
+    from engine.curate import decide_run
     from engine.recipe import recipe_from_dict
     from engine.report.terminal import print_funnel
     from engine.run import Run
 
     run = Run.open(options.run)
     recipe = _recipe(options) if options.recipe else recipe_from_dict(run.manifest["recipe"], "run.json", options.set)
-    with run.logged():
-        print_funnel(decide(run, recipe))
+    print_funnel(decide_run(run, recipe, options.device, options.threads))
     print(f"Next: danqing write {run.folder}")
 
 

@@ -12,6 +12,11 @@ from typing import Any
 FEATURES = "features"
 """The pseudo-column of near-duplicate features; a redundancy criterion is the only one that needs it."""
 
+HASHES = ("perceptual_hash",)
+"""Columns of 64 bits that may differ in a few."""
+MOST_BITS = 8
+"""More would join pictures that are not alike (`tests/engine/test_study.py`: others differ in 10 and more)."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -79,32 +84,72 @@ class Criterion:
     step: str = ""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    @property
     def rule(self) -> str:
         return self.interval.around(self.column)
 
 
 @dataclass(frozen=True)
 class Redundancy:
-    """Of every set of rows chained together by near-duplicate features, one row stays.
+    """Of every set of rows chained together by likeness, one row stays.
 
-    Two rows are joined when the cosine distance of their features is below `within`; sets are the connected
-    components (Union-Find); the row nearest to the set's centroid stays, the first one among equals.
+    Two rows are joined when the cosine distance of their features is below `within`, when their hashes (`column`)
+    differ in at most `within` bits, or, in any other column, when their values are equal (`within` 0). Sets are the
+    connected components (Union-Find).
+
+    `keep`: who stays, the first one among equals: the row nearest to the set's `centroid` (features only, and their
+    default), the `first`, or the one with the `highest:<column>`. `max_diameter`: members farther than this from who
+    stays leave the set and form sets among themselves.
     """
 
     name: str
     within: float
+    column: str = FEATURES
+    keep: str = ""
+    max_diameter: float | None = None
     group: str = ""
     step: str = ""
 
-    column = FEATURES
-
     def __post_init__(self) -> None:
-        if not 0 < self.within < 2:
-            raise ValueError(f"'within' is a cosine distance between 0 and 2, not {self.within:g}")
+        if not self.keep:
+            object.__setattr__(self, "keep", "centroid" if self.column == FEATURES else "first")
+        allowed = ("centroid", "first") if self.column == FEATURES else ("first",)
+        if self.keep not in allowed and not self.highest:
+            raise ValueError(f"'keep' is {', '.join(allowed)} or highest:<column>, not {self.keep!r}")
+        if self.column == FEATURES:
+            if not 0 < self.within < 2:
+                raise ValueError(f"'within' is a cosine distance between 0 and 2, not {self.within:g}")
+            if self.max_diameter is not None and not 0 < self.max_diameter < 2:
+                raise ValueError(f"'max_diameter' is a cosine distance between 0 and 2, not {self.max_diameter:g}")
+            return
+        if self.max_diameter is not None:
+            raise ValueError("'max_diameter' is a distance of features; a column of other values has none")
+        most = MOST_BITS if self.column in HASHES else 0
+        if self.within not in range(most + 1):
+            bits = f"a number of bits from 0 to {most}" if most else "0: its values are equal or not"
+            raise ValueError(f"'within' of {self.column} is {bits}, not {self.within:g}")
+
+    @property
+    def highest(self) -> str | None:
+        """The column whose highest value stays."""
+        return self.keep.partition("highest:")[2] or None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column, self.highest) if self.highest else (self.column,)
 
     @property
     def rule(self) -> str:
-        return f"one of each set, cosine distance < {self.within:g}"
+        if self.column == FEATURES:
+            like = f"cosine distance < {self.within:g}"
+        else:
+            like = f"{self.column}: ≤ {self.within:g} bits differ" if self.within else f"equal {self.column}"
+        most = f", ≤ {self.max_diameter:g} from it" if self.max_diameter is not None else ""
+        kept = "" if self.keep in ("centroid", "first") else f", {self.keep.replace(':', ' ')} stays"
+        return f"one of each set, {like}{most}{kept}"
 
 
 AnyCriterion = Criterion | Redundancy

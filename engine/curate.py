@@ -93,6 +93,12 @@ def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: 
     return run, spans
 
 
+def decide_run(run: Run, recipe: Recipe, device: str = "cpu", threads: int | None = None) -> Funnel:
+    """DECIDE, on a device opened for it."""
+    with run.logged(), open_device(device, threads) as opened, ProgressBar("decide", 0, "comparisons") as progress:
+        return decide(run, recipe, opened, progress)
+
+
 def write_run(run: Run, output_format: str = WEBDATASET) -> int:
     """WRITE, with the report, unless these verdicts are written so already; returns the number of kept pairs."""
     if "decided" not in run.manifest:
@@ -111,7 +117,6 @@ def curate(
 ) -> tuple[Run, Funnel, Spans]:
     """SCORE, DECIDE, WRITE; what is finished already is not done again."""
     run, spans = score_inputs(inputs, output, recipe, settings)
-    with run.logged():
-        funnel = decide(run, recipe)
+    funnel = decide_run(run, recipe, settings.device, settings.threads)
     write_run(run, output_format)
     return run, funnel, spans

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.criteria import FEATURES, Redundancy
-from engine.dedup.groups import group_rows
-from engine.dedup.neighbours import edges
-from engine.dedup.representatives import nearest_to_centroid
+from engine.criteria import FEATURES, Criterion, Redundancy
+from engine.dedup import fingerprints, sets
+from engine.dedup.features import Features
+from engine.device import Device
 from engine.errors import DanqingError
 from engine.files import commit, write_json
 from engine.funnel import Funnel
+from engine.progress import Progress, Silent
 from engine.recipe import Recipe
 from engine.run import Run, log
 
@@ -27,28 +28,32 @@ from engine.run import Run, log
 class Scores:
     """The columns of all shards, one after the other.
 
-    `columns`: float64, NaN where there is no score. `feature_row`: global row in `features`, -1 without.
+    `columns`: float64, NaN where there is no score. `feature_row`: row among all `features`, -1 without.
+    `compared`: columns that are only compared with themselves, as they are stored.
     """
 
     uid: np.ndarray
     error: np.ndarray
     gated_at: np.ndarray
     feature_row: np.ndarray
-    features: np.ndarray
+    features: list[np.ndarray]
     columns: dict[str, np.ndarray]
+    compared: dict[str, pa.ChunkedArray]
     shard_rows: list[int]
 
 
 @dataclass
 class Verdicts:
-    """Per row: `dropped_by` (position of the criterion, -1 = kept), its set, and who was kept instead (a row)."""
+    """Per row: `dropped_by` (position of the criterion, -1 = kept), its set (by its first row, -1 without), who was
+    kept instead (a row, -1 = none) and how far it is from that one (NaN)."""
 
     dropped_by: np.ndarray
     group: np.ndarray
     kept_instead: np.ndarray
+    distance: np.ndarray
 
 
-def decide(run: Run, recipe: Recipe) -> Funnel:
+def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None = None) -> Funnel:
     """Writes verdicts/NNNNN.parquet for every shard, then funnel.json; does nothing if they are already so.
 
     Raises:
@@ -63,7 +68,7 @@ def decide(run: Run, recipe: Recipe) -> Funnel:
             f"{run.folder}: {len(missing)} shards have no scores yet (first: {missing[0].name}); finish `danqing score`"
         )
     scores = load(run, recipe)
-    verdicts = walk(scores, recipe)
+    verdicts = walk(scores, recipe, device, progress)
     for phase in ("decided", "written"):
         run.manifest.pop(phase, None)  # until the last file is in, the run has no verdicts
     run.save()
@@ -80,9 +85,17 @@ def _decision(run: Run, recipe: Recipe) -> dict[str, object]:
     return {"recipe": recipe.to_dict(), "recipe_hash": recipe.hash, "shards": len(run.shards)}
 
 
+def columns_of(recipe: Recipe) -> tuple[set[str], set[str]]:
+    """The columns whose numbers the recipe looks at, and those that it only compares with themselves."""
+    sought = [c for c in recipe.criteria if isinstance(c, Redundancy)]
+    read = {c.column for c in recipe.criteria if isinstance(c, Criterion)} | {c.highest for c in sought if c.highest}
+    return read, {c.column for c in sought} - {FEATURES}
+
+
 def load(run: Run, recipe: Recipe) -> Scores:
     """Reads the columns that the recipe's criteria name, and maps the features."""
-    names = [c for c in dict.fromkeys(criterion.column for criterion in recipe.criteria) if c != FEATURES]
+    read, compared = columns_of(recipe)
+    names = sorted(read | compared)
     tables, blocks = [], []
     offset = 0
     for shard in run.shards:
@@ -104,38 +117,64 @@ def load(run: Run, recipe: Recipe) -> Scores:
         error=table["error"].is_valid().to_numpy(),
         gated_at=table["gated_at"].to_numpy(),
         feature_row=table["feature_row"].to_numpy(),
-        features=np.concatenate(blocks) if blocks else np.empty((0, 0), np.float16),
-        columns={name: table[name].cast(pa.float64()).to_numpy() for name in names},
+        features=blocks,
+        columns={name: table[name].cast(pa.float64()).to_numpy() for name in sorted(read)},
+        compared={name: table[name] for name in sorted(compared)},
         shard_rows=[len(t) for t in tables],
     )
 
 
-def walk(scores: Scores, recipe: Recipe) -> Verdicts:
+def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | None = None) -> Verdicts:
     """Each row kept, or dropped by the first criterion it fails."""
     rows = len(scores.uid)
-    verdicts = Verdicts(np.full(rows, -1), np.full(rows, -1), np.full(rows, -1))
+    verdicts = Verdicts(np.full(rows, -1), np.full(rows, -1), np.full(rows, -1), np.full(rows, np.nan))
     alive = np.ones(rows, bool)
     for position, criterion in enumerate(recipe.criteria):
         if isinstance(criterion, Redundancy):
-            _refuse_unscored(scores, alive & (scores.feature_row < 0), criterion.name)
-            looked_at = np.flatnonzero(alive)
-            features = scores.features[scores.feature_row[looked_at]]
-            group = group_rows(len(looked_at), edges(features, criterion.within))
-            stays = nearest_to_centroid(features, group)
-            sizes = np.bincount(group, minlength=len(group))
-            in_set = sizes[group] > 1
-            verdicts.group[looked_at[in_set]] = looked_at[group[in_set]]
-            falls = stays != np.arange(len(stays))
-            verdicts.kept_instead[looked_at[falls]] = looked_at[stays[falls]]
+            scored = _scored(scores, criterion)
             holds = np.zeros(rows, bool)
+            looked_at = np.flatnonzero(alive & scored)
+            group, stays, distance = _sets(scores, criterion, looked_at, device, progress or Silent())
+            in_set = np.bincount(group, minlength=len(group))[group] > 1
+            falls = stays != np.arange(len(stays))
+            verdicts.group[looked_at[in_set]] = looked_at[group[in_set]]
+            verdicts.kept_instead[looked_at[falls]] = looked_at[stays[falls]]
+            verdicts.distance[looked_at[falls]] = distance[falls]
             holds[looked_at[~falls]] = True
         else:
             values = scores.columns[criterion.column]
-            _refuse_unscored(scores, alive & np.isnan(values), criterion.name)
-            holds = criterion.interval.holds(values)
+            scored, holds = ~np.isnan(values), criterion.interval.holds(values)
+        _refuse_unscored(scores, alive & ~scored, criterion.name)
         verdicts.dropped_by[alive & ~holds] = position
         alive &= holds
     return verdicts
+
+
+def _scored(scores: Scores, criterion: Redundancy) -> np.ndarray:
+    if criterion.column == FEATURES:
+        return scores.feature_row >= 0
+    valid: np.ndarray = scores.compared[criterion.column].is_valid().to_numpy()
+    return valid
+
+
+def _sets(
+    scores: Scores, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the rows: the first of each one's set, who stays for it, and the distance to that one (see `sets`)."""
+    choose = sets.highest(scores.columns[criterion.highest][rows]) if criterion.highest else sets.first
+    if criterion.column == FEATURES:
+        features = Features(device, scores.features, scores.feature_row[rows])
+        choose = sets.nearest_to_centroid(features) if criterion.keep == "centroid" else choose
+        return sets.near_sets(features, criterion.within, choose, criterion.max_diameter, progress)
+    column = scores.compared[criterion.column].take(pa.array(rows)).combine_chunks()
+    if criterion.within == 0:
+        group = fingerprints.group_equal(column.dictionary_encode().indices.to_numpy())
+        stays = sets.representatives(group, np.arange(len(rows)), choose)
+        return group, stays, np.zeros(len(rows))
+    hashes = column.to_numpy()
+    group = fingerprints.group_hashes(device, hashes, int(criterion.within))
+    stays = sets.representatives(group, np.arange(len(rows)), choose)
+    return group, stays, np.bitwise_count(hashes ^ hashes[stays]).astype(float)
 
 
 def _refuse_unscored(scores: Scores, missing: np.ndarray, criterion: str) -> None:
@@ -166,6 +205,7 @@ def _write(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None
             .append_column("dropped_by", pa.array(names[verdicts.dropped_by[part]], pa.string()))
             .append_column("group", pa.array(group[part], pa.int64()))
             .append_column("kept_instead", pa.array(np.where(instead >= 0, scores.uid[instead], None), pa.string()))
+            .append_column("distance", pa.array(verdicts.distance[part], mask=instead < 0))
         )
         with commit(run.verdicts(shard.number)) as file:
             pq.write_table(table, file)

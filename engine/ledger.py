@@ -69,7 +69,8 @@ class Ledger:
             rows = part["row"].tolist()
             entry.metadata.update(zip(rows, part["metadata"], strict=True))
             if FEATURES in part:
-                entry.features.update(zip(rows, part[FEATURES], strict=True))
+                found = zip(rows, part[FEATURES], part["error"], strict=True)
+                entry.features.update({row: vector for row, vector, error in found if error is None})
             entry.entered += len(part)
             if entry.entered == entry.rows:
                 self._commit(self._open.pop(int(number)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.criteria import FEATURES, Criterion
+from engine.criteria import FEATURES, Criterion, Redundancy
 from engine.errors import DanqingError
 from engine.recipe import Recipe
 
@@ -28,7 +28,7 @@ class Plan:
     """The stages that run, in order.
 
     Stages stand in the order in which the recipe's criteria ask for them, so a gate only ever drops a row whose
-    earlier criteria are all known: `dropped_by` is the same with gates and without. `also`: columns that no criterion
+    earlier criteria are all known: `dropped_by` is the same with gates and without. `also`: columns that no gate
     asks for.
     """
 
@@ -57,7 +57,7 @@ def decidable(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         waiting = [stage for stage in waiting if stage not in ready]
     return replace(
         recipe,
-        criteria=tuple(c for c in recipe.criteria if c.column in available),
+        criteria=tuple(c for c in recipe.criteria if available.issuperset(c.columns)),
         also=tuple(column for column in recipe.also if column in available),
     )
 
@@ -93,11 +93,13 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
 
     waiting: list[Criterion] = []  # decidable before any stage has run
     for criterion in recipe.criteria:
-        schedule(criterion.column)
+        for column in criterion.columns:
+            schedule(column)
         gates = steps[-1].gates if steps else waiting
         if isinstance(criterion, Criterion):
             gates.append(criterion)
-    also = (*recipe.also, *also)
+    compared = [c for criterion in recipe.criteria if isinstance(criterion, Redundancy) for c in criterion.columns]
+    also = (*recipe.also, *also, *compared)
     for column in also:
         schedule(column, soonest)
     if steps:

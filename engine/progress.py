@@ -7,7 +7,7 @@ from typing import Protocol
 
 class Progress(Protocol):
     def expect(self, rows: int, size: int) -> None:
-        """A shard of `size` bytes turned out to hold `rows` rows."""
+        """A shard of `size` bytes turned out to hold `rows` rows; where no size was announced, any will do."""
 
     def advance(self, rows: int) -> None:
         """So many rows more are done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
-from engine.criteria import AnyCriterion, Criterion, Interval, Redundancy
+from engine.criteria import FEATURES, AnyCriterion, Criterion, Interval, Redundancy
 from engine.errors import DanqingError, did_you_mean
 
 ROLES = ("image_embedding", "text_embedding", "image_safety", "aesthetics", "text_safety", "caption_safety")
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
-CRITERION_KEYS = ("column", "group", "step", "within", *BOUNDS)
+REDUNDANCY_KEYS = ("within", "keep", "max_diameter")
+CRITERION_KEYS = ("column", "group", "step", *REDUNDANCY_KEYS, *BOUNDS)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ class Recipe:
 def _criterion_dict(criterion: AnyCriterion) -> dict[str, Any]:
     out: dict[str, Any] = {"group": criterion.group, "step": criterion.step}
     if isinstance(criterion, Redundancy):
-        return out | {"within": criterion.within}
+        default = Redundancy(criterion.name, criterion.within, criterion.column)
+        chosen = {key: getattr(criterion, key) for key in ("keep", "max_diameter")}
+        chosen = {key: value for key, value in chosen.items() if value != getattr(default, key)}
+        column = {} if criterion.column == FEATURES else {"column": criterion.column}
+        return out | column | {"within": criterion.within} | chosen
     bounds = asdict(criterion.interval)
     return out | {"column": criterion.column} | {k: bounds[v] for k, v in BOUNDS.items() if bounds[v] is not None}
 
@@ -252,24 +257,36 @@ def _read_criterion(name: str, key: yaml.Node, node: yaml.Node, where: str, colu
         if word in fields
     }
     labels = {"name": name, "group": text("group"), "step": text("step")}
-    build: Callable[[], AnyCriterion]
-    if "within" in fields:
-        mixed = [word for word in (*BOUNDS, "column") if word in fields]
-        if mixed:
-            raise DanqingError(
-                f"{_place(fields[mixed[0]][0], where)}: {name}: 'within' makes it a redundancy criterion, "
-                f"which takes no {mixed[0]!r}"
-            )
-        within = _scalar(fields["within"][1], where, f"{name}.within", float)
-        build = lambda: Redundancy(within=within, **labels)  # noqa: E731
-    else:
-        column = text("column", name)
-        if columns and column not in columns:
-            place = _place(fields["column"][1] if "column" in fields else key, where)
-            raise DanqingError(f"{place}: no stage computes a column {column!r}; {did_you_mean(column, columns)}")
-        build = lambda: Criterion(column=column, interval=Interval(**bounds), **labels)  # noqa: E731
+
+    def refuse_both(word: str, mixed: Iterable[str], what: str) -> None:
+        for other in mixed:
+            if other in fields:
+                raise DanqingError(
+                    f"{_place(fields[other][0], where)}: {name}: {word} {what}, which takes no {other!r}"
+                )
+
+    criterion: AnyCriterion
     try:
-        return build()
+        if "within" in fields:
+            refuse_both("'within' makes it", BOUNDS, "a redundancy criterion")
+            within, diameter = (
+                _scalar(fields[word][1], where, f"{name}.{word}", float) if word in fields else None
+                for word in ("within", "max_diameter")
+            )
+            assert within is not None
+            criterion = Redundancy(
+                within=within, column=text("column", FEATURES), keep=text("keep"), max_diameter=diameter, **labels
+            )
+        else:
+            refuse_both("without 'within' it is", REDUNDANCY_KEYS, "a criterion of one score")
+            criterion = Criterion(column=text("column", name), interval=Interval(**bounds), **labels)
     except ValueError as problem:
-        at = next((fields[w][0] for w in (*BOUNDS, "within") if w in fields), key)
+        at = next((fields[w][0] for w in (*BOUNDS, *REDUNDANCY_KEYS) if w in fields), key)
         raise DanqingError(f"{_place(at, where)}: {name}: {problem}") from None
+    given = (FEATURES,) if isinstance(criterion, Redundancy) else ()
+    for column in criterion.columns:
+        if columns and column not in (*columns, *given):
+            word = "column" if column == criterion.column else "keep"
+            place = _place(fields[word][1] if word in fields else key, where)
+            raise DanqingError(f"{place}: no stage computes a column {column!r}; {did_you_mean(column, columns)}")
+    return criterion

@@ -24,7 +24,7 @@ from engine.batch import Batch
 from engine.criteria import Criterion, Interval
 from engine.curate import Settings
 from engine.decide import Scores, walk
-from engine.device import open_device
+from engine.device import Device, open_device
 from engine.errors import DanqingError
 from engine.files import commit, write_json
 from engine.funnel import Funnel
@@ -137,7 +137,7 @@ def select(
                 if verdicts.exists():  # written last, so this part is finished
                     progress.advance(len(part))
                     continue
-                judged = Judged(part, plan.scores, progress)
+                judged = Judged(part, plan.scores, device, progress)
                 run_stages(judged.batches(), plan, context, judged, spans)
                 dropped_by = judged.dropped_by(criteria)
                 _write(urls, judged.kept(dropped_by < 0))
@@ -149,6 +149,8 @@ def select(
 def before_download(recipe: Recipe) -> Recipe:
     """The recipe without the criteria that need a picture, and without the models that look at one."""
     early = decidable(recipe, CATALOGUE, GIVEN)
+    # Duplicates are looked for among all rows at once, and here only a part of them is at hand.
+    early = replace(early, criteria=tuple(c for c in early.criteria if isinstance(c, Criterion)))
     if not early.criteria:
         raise DanqingError(f"recipe {recipe.name}: every criterion needs a picture; there is nothing to select by")
     looking = set(Resize.ROLES.values())
@@ -161,8 +163,8 @@ class Judged:
     `columns`, by row: the scores as float64 (NaN where there is none) or objects (None), `usable` and `error`.
     """
 
-    def __init__(self, part: Part, scores: dict[str, pa.DataType], progress: Progress) -> None:
-        self.part, self.scores, self.progress = part, scores, progress
+    def __init__(self, part: Part, scores: dict[str, pa.DataType], device: Device, progress: Progress) -> None:
+        self.part, self.scores, self.device, self.progress = part, scores, device, progress
         self.columns = {
             name: np.full(len(part), None, object) if pa.types.is_string(kind) else np.full(len(part), np.nan)
             for name, kind in scores.items()
@@ -193,8 +195,8 @@ class Judged:
         """Position of the criterion that drops each row, -1 for those that stay: DECIDE's own walk."""
         rows = len(self.part)
         nothing, error = np.full(rows, -1), self.columns["error"] != np.array(None)
-        scores = Scores(nothing, error, np.full(rows, None), nothing, np.empty((0, 0)), self.columns, [rows])
-        return walk(scores, recipe).dropped_by
+        scores = Scores(nothing, error, np.full(rows, None), nothing, [], self.columns, {}, [rows])
+        return walk(scores, recipe, self.device).dropped_by
 
     def kept(self, keep: np.ndarray) -> pa.Table:
         """The kept rows with all the columns they came with, and the clean caption."""

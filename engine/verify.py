@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from engine.batch import Batch
 from engine.criteria import FEATURES
 from engine.curate import Settings
-from engine.decide import Scores, walk
+from engine.decide import Scores, columns_of, walk
 from engine.device import Device, open_device
 from engine.errors import DanqingError
 from engine.plan import make_plan
@@ -65,10 +66,10 @@ def verify(
         if engine.target != device.target:
             raise DanqingError(f"{engine.name} is for {engine.target}, and this is {device.target}; verify it there")
         model, compiled = (Pass(recipe, role, choice, device, settings, batches) for choice in (None, engine))
-    if not model.outputs:
-        raise DanqingError(f"no pair of these inputs ever reached {card.name}")
+        if not model.outputs:
+            raise DanqingError(f"no pair of these inputs ever reached {card.name}")
+        flips = float((model.dropped_by(device) != compiled.dropped_by(device)).mean())
     likeness = np.concatenate([alike(model.outputs[name], compiled.outputs[name]) for name in model.outputs])
-    flips = float((model.dropped_by() != compiled.dropped_by()).mean())
     torch = torch_rate(card, checkpoint, model.inputs, device.threads) if checkpoint else None
     parity = Parity(
         sum(map(len, batches)), float(likeness.min()), float(likeness.mean()), flips, compiled.rate, model.rate,
@@ -152,28 +153,28 @@ class Pass:
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows out of the stream, as SCORE's ledger does."""
-        names = [name for name in (*self._columns(), FEATURES, "error") if name in batch]
+        read, compared = columns_of(self.recipe)
+        names = [name for name in (*read, *compared, FEATURES, "error") if name in batch]
         for position, identity in enumerate(zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)):
             self.rows[identity] = {name: batch[name][position] for name in names}
 
-    def _columns(self) -> list[str]:
-        return [column for column in {c.column: None for c in self.recipe.criteria} if column != FEATURES]
-
-    def dropped_by(self) -> np.ndarray:
+    def dropped_by(self, device: Device) -> np.ndarray:
         """Position of the criterion that drops each row, -1 for those that stay: DECIDE's own walk."""
+        read, compared = columns_of(self.recipe)
         rows = [self.rows[identity] for identity in sorted(self.rows)]
-        features = [row[FEATURES] for row in rows if FEATURES in row]
-        has_features = np.array([FEATURES in row for row in rows], bool)
+        has_features = np.array([FEATURES in row and row["error"] is None for row in rows], bool)
+        features = [row[FEATURES] for row, has in zip(rows, has_features, strict=True) if has]
         scores = Scores(
             uid=np.arange(len(rows)),
             error=np.array([row["error"] is not None for row in rows], bool),
             gated_at=np.full(len(rows), None),
             feature_row=np.where(has_features, np.cumsum(has_features) - 1, -1),
-            features=np.stack(features) if features else np.empty((0, 0), np.float16),
-            columns={name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in self._columns()},
+            features=[np.stack(features)] if features else [],
+            columns={name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in read},
+            compared={name: pa.chunked_array([pa.array([row.get(name) for row in rows])]) for name in compared},
             shard_rows=[len(rows)],
         )
-        return walk(scores, self.recipe).dropped_by
+        return walk(scores, self.recipe, device).dropped_by
 
 
 class _Watched(ModelSet):

@@ -1,41 +1,52 @@
-"""Union-find: the connected components of a graph given as edges, in O(rows) memory."""
+"""Union-find: the connected components of a graph, edge by edge, in O(rows) memory; many threads at a time.
+
+`parent` is int64 (rows,), `parent[i] <= i`, at first `arange(rows)`. The smaller root always wins, so that the outcome
+depends on the edges only, never on their order. Roots are hooked by compare-and-swap and paths halved in passing, as
+in ECL-CC (Jaiganesh and Burtscher, HPDC 2018): a thread may see an old parent, but never one that is no ancestor.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
+from typing import Any
+
+from kernels.portable import ArrayLauncher, compare_and_swap, inlined, kernel
 
 
-@njit(nogil=True, cache=True)
-def _root(parent: np.ndarray, node: int) -> int:
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]  # path halving
-        node = parent[node]
+@inlined
+def root(parent, node):
+    """The smallest row known to be in the set of `node`."""
+    above = parent[node]
+    while above != node:
+        parent[node] = parent[above]  # path halving
+        node = above
+        above = parent[node]
     return node
 
 
-@njit(nogil=True, cache=True)
-def join(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
-    """Unites the sets of both ends of every edge, in place.
-
-    The smaller root wins, so the result depends on the edges only, never on their order.
-
-    Args:
-        parent: int64 (rows,), `parent[i] <= i`; start with `numpy.arange(rows)`.
-        left, right: int64 (edges,), row numbers.
-    """
-    for edge in range(left.size):
-        a, b = _root(parent, left[edge]), _root(parent, right[edge])
+@inlined
+def unite(parent, a, b):
+    """Makes one set of the two that hold rows `a` and `b`."""
+    a, b = root(parent, a), root(parent, b)
+    while a != b:
         if a < b:
-            parent[b] = a
-        elif b < a:
-            parent[a] = b
+            a, b = b, a
+        if compare_and_swap(parent, a, a, b) == a:
+            return
+        a, b = root(parent, a), root(parent, b)
 
 
-@njit(nogil=True, cache=True)
-def roots(parent: np.ndarray) -> np.ndarray:
+@kernel
+def find_roots(first, last, step, parent, out):
+    """The smallest row of each row's component, once all edges are in: int64 (rows,)."""
+    for node in range(first, last, step):
+        above = parent[node]
+        while parent[above] != above:
+            above = parent[above]
+        out[node] = above
+
+
+def roots(device: ArrayLauncher, parent: Any) -> Any:
     """The smallest row of each row's component: int64 (rows,)."""
-    out = np.empty_like(parent)
-    for node in range(parent.size):
-        out[node] = _root(parent, node)
+    out = device.xp.empty_like(parent)
+    find_roots.launch(device, len(parent), parent, out)
     return out

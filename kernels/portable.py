@@ -71,9 +71,29 @@ def inlined(function: F) -> F:
     return marked
 
 
+def inlined_sum(function: F) -> F:
+    """`inlined`, for loops that add up floating-point numbers: CPU cores may do so in several lanes at once."""
+    _inlined.append(function)
+    marked: F = extending.register_jitable(_nrt=False, fastmath={"reassoc", "contract"})(function)
+    return marked
+
+
 def byte_at(address, offset):
     """The byte `offset` behind a memory address (int64): how kernels reach arrays that have only their address."""
     return ctypes.c_uint8.from_address(int(address) + int(offset)).value
+
+
+def half_at(address, index):
+    """The float16 number `index` of those at a memory address, as float32."""
+    return np.float32(np.uint16(ctypes.c_uint16.from_address(int(address) + 2 * int(index)).value).view(np.float16))
+
+
+def compare_and_swap(array, index, old, new):
+    """Puts `new` (int64) where `old` is, at once for all threads; returns what was there."""
+    found = array[index]
+    if found == old:
+        array[index] = new
+    return found
 
 
 def prefetch(address, offset):
@@ -81,14 +101,30 @@ def prefetch(address, offset):
 
 
 @cache
-def _teach_byte_at(toolkit: Any, space: int) -> None:
-    """Tells a compiler (Numba's `extending` or `cuda.extending`) what `byte_at` is, in its address space for data."""
+def _teach(toolkit: Any, space: int) -> None:
+    """Tells a compiler (Numba's `extending` or `cuda.extending`) what these are, in its address space for data."""
 
-    def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def lower_byte(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(_pointer(builder, arguments, space))
 
+    def lower_half(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, index = arguments
+        halves = builder.inttoptr(address, ir.HalfType().as_pointer(space))
+        return builder.fpext(builder.load(builder.gep(halves, [index]), align=2), ir.FloatType())
+
+    def lower_swap(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, index, old, new = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        number, *rest = (builder.sext(v, ir.IntType(64)) if v.type.width < 64 else v for v in (index, old, new))
+        place = builder.gep(data, [number])
+        return builder.extract_value(builder.cmpxchg(place, *rest, "monotonic", "monotonic"), 0)
+
     toolkit.type_callable(byte_at)(lambda context: lambda address, offset: types.uint8)
-    toolkit.lower_builtin(byte_at, types.Integer, types.Integer)(lower)
+    toolkit.lower_builtin(byte_at, types.Integer, types.Integer)(lower_byte)
+    toolkit.type_callable(half_at)(lambda context: lambda address, index: types.float32)
+    toolkit.lower_builtin(half_at, types.Integer, types.Integer)(lower_half)
+    toolkit.type_callable(compare_and_swap)(lambda context: lambda array, index, old, new: types.int64)
+    toolkit.lower_builtin(compare_and_swap, types.Array, types.Integer, types.Integer, types.Integer)(lower_swap)
 
 
 @extending.type_callable(prefetch)
@@ -111,7 +147,7 @@ def _pointer(builder: Any, arguments: Any, space: int = 0) -> Any:
     return builder.gep(builder.inttoptr(address, ir.IntType(8).as_pointer(space)), [offset])
 
 
-_teach_byte_at(extending, 0)
+_teach(extending, 0)
 
 
 class Kernel:
@@ -203,7 +239,7 @@ def _prepare_cuda() -> None:
     """Tells Numba's CUDA compiler of all that kernels call."""
     from numba.cuda import extending as toolkit
 
-    _teach_byte_at(toolkit, 1)
+    _teach(toolkit, 1)
     while _inlined:  # only now: importing numba.cuda takes half a second, and most machines have no use for it
         toolkit.register_jitable(_inlined.pop())
 

@@ -1,60 +1,89 @@
-"""Every pair of rows whose features are nearer than a cosine distance; none guessed, none missed."""
+"""Sets of rows chained together by near features: every pair found, none guessed, in memory O(rows).
+
+Blocks of rows are folded (see `folding`) and multiplied tile by tile, the lower half of the matrix left out. What lies
+above the bound is decided in float64 from the features themselves and joined at once, so that no list of pairs ever
+exists, and neither tiles nor threads can change the outcome.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-BLOCK = 2048
-"""Rows a side of one tile of the similarity matrix: 16 MB of float32 at a time, whatever the number of rows."""
+from engine.dedup.features import Features
+from engine.dedup.folding import SLACK, Folding
+from engine.progress import Progress, Silent
+from kernels.neighbours import find_nearest, join_near
 
-DOUBT = 1e-5
-"""Float32 products of unit vectors are right to about 1e-6; nearer than this to the threshold they are recomputed."""
+TILE, BLOCK = 2048, 32768
+"""Rows a side of a product, and rows that stay folded meanwhile: 16 MiB each at 128 numbers a row."""
 
 
-def edges(features: np.ndarray, within: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs (left < right) with cosine distance < `within`, tile by tile.
-
-    Brute force over the upper half of the similarity matrix: n² d / 2 multiply-adds, O(BLOCK²) memory beside the
-    features. A pair too close to the threshold for float32 is decided in float64, so the outcome does not depend
-    on how the matrix was cut into tiles.
+def join_neighbours(
+    features: Features, within: float, parent: Any, known: int = 0, progress: Progress | None = None
+) -> None:
+    """Unites the sets of all rows whose cosine distance is below `within`.
 
     Args:
-        features: float16 or float32 (rows, dimension), unit rows.
-
-    Yields:
-        Two int64 arrays of row numbers.
+        parent: int64 (rows,), changed in place; see `kernels.components`.
+        known: so many first rows have been compared with each other before.
     """
-    threshold = 1.0 - within
-    blocks = [np.arange(start, min(start + BLOCK, len(features))) for start in range(0, len(features), BLOCK)]
-    for i, rows in enumerate(blocks):
-        block = _unit(features[rows])
-        for columns in blocks[i:]:
-            cosine = block @ _unit(features[columns]).T
-            left, right = np.nonzero(cosine > threshold - DOUBT)
-            score = cosine[left, right].astype(np.float64)
-            left, right = rows[left], columns[right]
-            upper = left < right
-            left, right, score = left[upper], right[upper], score[upper]
-            doubtful = np.flatnonzero(score < threshold + DOUBT)
-            score[doubtful] = cosines(features, left[doubtful], right[doubtful])
-            near = score > threshold
-            if near.any():
-                yield left[near], right[near]
+    progress, xp, rows = progress or Silent(), features.device.xp, len(features)
+    progress.expect(rows * (rows - 1) // 2 - known * (known - 1) // 2, 1)
+    fold, tile, numbers = Folding.fit(features, 1 - within), Tile(features), xp.arange(rows)
+    for begin in range(known, rows, BLOCK):
+        end = min(begin + BLOCK, rows)
+        block = fold(features.take(slice(begin, end)).unit())
+        for start, stop in [*_spans(0, known), *_spans(begin, rows)]:
+            inside = begin <= start < end
+            right = block[start - begin : stop - begin] if inside else fold(features.take(slice(start, stop)).unit())
+            for top, bottom in _spans(begin, min(end, stop) if inside else end):
+                product = tile.product(block[top - begin : bottom - begin], right)
+                left, columns = numbers[top:bottom], numbers[start:stop]
+                arguments = (product, 1 - within - SLACK, 1 - within, left, columns, features.rows, parent)
+                join_near.launch(features.device, len(left), *arguments)
+                progress.advance(product.size)
 
 
-def cosines(features: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """float64 cosine of each pair of rows."""
-    out = np.empty(len(left))
-    for start in range(0, len(left), BLOCK):
-        part = slice(start, start + BLOCK)
-        a, b = features[left[part]].astype(np.float64), features[right[part]].astype(np.float64)
-        norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-        out[part] = (a * b).sum(1) / norms
-    return out
+def nearest_rows(
+    features: Features, others: Features, within: float, progress: Progress | None = None
+) -> tuple[Any, Any]:
+    """For each row the nearest of `others` whose cosine distance is below `within`, the first among equals.
+
+    Returns:
+        int64 (rows,), -1 where there is none, and its float64 cosine distance, NaN where there is none.
+    """
+    progress, xp = progress or Silent(), features.device.xp
+    progress.expect(len(features) * len(others), 1)
+    nearest, cosine = xp.full(len(features), -1), xp.full(len(features), np.nan)
+    fold, tile, numbers = Folding.fit(others, 1 - within), Tile(features), xp.arange(max(len(features), len(others)))
+    found = (1 - within, features.rows, others.rows, cosine, nearest)
+    for begin, end in _spans(0, len(features), BLOCK):
+        block = fold(features.take(slice(begin, end)).unit())
+        for start, stop in _spans(0, len(others)):
+            right = fold(others.take(slice(start, stop)).unit())
+            for top, bottom in _spans(begin, end):
+                product = tile.product(block[top - begin : bottom - begin], right)
+                pairs = (product, 1 - within - SLACK, numbers[top:bottom], numbers[start:stop])
+                find_nearest.launch(features.device, bottom - top, *pairs, *found)
+                progress.advance(product.size)
+    return nearest, 1 - cosine
 
 
-def _unit(block: np.ndarray) -> np.ndarray:
-    block = block.astype(np.float32)
-    return block / np.linalg.norm(block, axis=1, keepdims=True)
+def _spans(first: int, last: int, size: int = 0) -> list[tuple[int, int]]:
+    size = size or TILE
+    return [(start, min(start + size, last)) for start in range(first, last, size)]
+
+
+class Tile:
+    """Room for one product of two sides of at most `TILE` rows."""
+
+    def __init__(self, features: Features) -> None:
+        self.xp = features.device.xp
+        self.room = self.xp.empty(TILE * TILE, np.float32)
+
+    def product(self, left: Any, right: Any) -> Any:
+        out = self.room[: len(left) * len(right)].reshape(len(left), len(right))
+        self.xp.matmul(left, right.T, out=out)
+        return out

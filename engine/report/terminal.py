@@ -44,7 +44,8 @@ class ProgressBar:
         self._rows += rows
         self._bytes_left -= size
         seen = self._total_bytes - self._bytes_left
-        self._bar.update(self._task, total=round(self._rows * self._total_bytes / seen) if seen else None)
+        total = round(self._rows * max(self._total_bytes, seen) / seen) if seen else None
+        self._bar.update(self._task, total=total)
 
     def advance(self, rows: int) -> None:
         self._bar.advance(self._task, rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -26,6 +28,14 @@ class ImageEmbedding(Stage):
         outputs = self.session.run(pixels=batch["embedding_input"])
         batch["image_embedding"] = outputs["embedding"]
         batch[FEATURES] = outputs.get("features", outputs["embedding"]).astype(np.float16)
+        for row in np.flatnonzero(~has_direction(batch[FEATURES])):
+            batch["error"][row] = "the image model gave a vector of no direction: zeros, or not a number"
+
+
+def has_direction(vectors: Any) -> Any:
+    """Boolean (rows,): which vectors (rows, dimension) are finite and not zero."""
+    squares = (vectors.astype(np.float32) ** 2).sum(1)
+    return (squares > 0) & np.isfinite(squares)
 
 
 class Tokens(Stage):

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import engine.score
-from engine.curate import Settings, curate, score_inputs, write_run
-from engine.decide import decide
+from engine.curate import Settings, curate, decide_run, score_inputs, write_run
 from engine.errors import DanqingError
 from engine.ledger import Ledger, carried
 from engine.recipe import Recipe, load_recipe
@@ -180,7 +179,7 @@ def test_decide_alone_rewrites_verdicts_only(crawl: list[str], plain_recipe: Rec
     run, before, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
     scores = {s.number: run.scores(s.number).stat().st_mtime_ns for s in run.shards}
     stricter = load_recipe(tmp_path / "plain.yaml", ["words.max=10"])
-    after = decide(run, stricter)
+    after = decide_run(run, stricter)
     assert after.kept < before.kept
     assert {s.number: run.scores(s.number).stat().st_mtime_ns for s in run.shards} == scores
     assert write_run(run) == after.kept == sum(pq.read_metadata(run.table(s.number)).num_rows for s in run.shards)
@@ -192,17 +191,17 @@ def test_a_looser_recipe_is_refused_unless_everything_was_scored(
     looser = load_recipe(tmp_path / "plain.yaml", ["words.min=1"])
     gated, _ = score_inputs(crawl, tmp_path / "gated", plain_recipe, Settings())
     with pytest.raises(DanqingError, match=r"1 pairs have no score for 'nouns'.*--score-everything"):
-        decide(gated, looser)
+        decide_run(gated, looser)
     everything, _ = score_inputs(crawl, tmp_path / "all", plain_recipe, Settings(score_everything=True))
-    assert decide(everything, looser).kept == 13
-    decide(everything, plain_recipe)
-    decide(gated, plain_recipe)
+    assert decide_run(everything, looser).kept == 13
+    decide_run(everything, plain_recipe)
+    decide_run(gated, plain_recipe)
     assert rows_of(everything, "verdicts") == rows_of(gated, "verdicts")  # gates change no verdict
 
 
 def test_write_notices_an_input_that_was_changed(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     run, _ = score_inputs(crawl, tmp_path / "out", plain_recipe, Settings())
-    decide(run, plain_recipe)
+    decide_run(run, plain_recipe)
     path = Path(crawl[0])
     path.write_bytes(path.read_bytes().replace("小猫".encode(), "小狗".encode()))
     with pytest.raises(DanqingError, match="was changed since it was scored"):
@@ -217,7 +216,7 @@ def test_phases_out_of_order_say_what_to_do(crawl: list[str], plain_recipe: Reci
         write_run(run)
     run.scores(1).unlink()
     with pytest.raises(DanqingError, match="1 shards have no scores yet"):
-        decide(run, plain_recipe)
+        decide_run(run, plain_recipe)
 
 
 def test_an_empty_shard_is_a_shard(make_shard: Make, plain_recipe: Recipe, tmp_path: Path) -> None:

@@ -3,7 +3,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.dedup.groups import group_rows
+from engine.device import Device, open_device
+from kernels.components import roots, unite
+from kernels.portable import kernel
+
+
+@kernel
+def join(first, last, step, left, right, parent):
+    for edge in range(first, last, step):
+        unite(parent, left[edge], right[edge])
+
+
+def components(device: Device, rows: int, left: np.ndarray, right: np.ndarray) -> list[int]:
+    parent = np.arange(rows)
+    join.launch(device, len(left), left, right, parent)
+    found: list[int] = roots(device, parent).tolist()
+    return found
 
 
 def flood(rows: int, left: np.ndarray, right: np.ndarray) -> list[int]:
@@ -20,15 +35,23 @@ def flood(rows: int, left: np.ndarray, right: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_components_equal_a_flood_fill_in_any_edge_order(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    left, right = rng.integers(0, 200, (2, 120))
+def test_components_equal_a_flood_fill_in_any_edge_order(seed: int, device: Device) -> None:
+    left, right = np.random.default_rng(seed).integers(0, 200, (2, 120))
     expected = flood(200, left, right)
-    for order in (np.arange(120), rng.permutation(120)):
-        parts = np.array_split(order, 7)
-        edges = [(left[part], right[part]) for part in parts]
-        assert group_rows(200, edges).tolist() == expected
+    for order in (np.arange(120), np.random.default_rng(seed).permutation(120)):
+        assert components(device, 200, left[order], right[order]) == expected
 
 
-def test_rows_without_edges_are_alone() -> None:
-    assert group_rows(4, []).tolist() == [0, 1, 2, 3]
+def test_many_threads_that_join_at_once_lose_no_edge() -> None:
+    """Chains in random order: most edges meet a set that another thread is just joining."""
+    rows = 200_000
+    shuffled = np.random.default_rng(1).permutation(rows)
+    left, right = shuffled[:-1], shuffled[1:]
+    with open_device(threads=8) as device:
+        for _ in range(5):
+            assert not any(components(device, rows, left, right))
+
+
+def test_rows_without_edges_are_alone(device: Device) -> None:
+    nothing = np.empty(0, np.int64)
+    assert components(device, 4, nothing, nothing) == [0, 1, 2, 3]

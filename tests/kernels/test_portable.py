@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.dedup import fingerprints as fingerprint_sets
+from engine.dedup import sets
+from engine.dedup.features import Features
+from engine.dedup.neighbours import nearest_rows
 from engine.dictionary import character_classes, open_dictionary
-from kernels import lexicon, pixels, text
+from kernels import components, fingerprints, lexicon, neighbours, pixels, text
 from kernels.portable import Kernel
 from kernels.strings import Strings
 from kernels.trie import build
@@ -43,6 +47,16 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield pixels.sum_tiles, (pixels.Pictures(*[long] * 4), pixels.Tiles(*[long] * 5), scratch, bins, sums)
     yield pixels.gather_counts, (long, bins, histograms)
     yield pixels.finish, (long, sums, histograms, np.empty((1, 3)))
+    features, tile, reals = neighbours.Rows(long, np.zeros(2), long), np.empty((2, 2), np.float32), np.zeros((2, 2))
+    yield components.find_roots, (long, long)
+    yield neighbours.measure, (features,)
+    yield neighbours.unpack, (features, tile)
+    yield neighbours.join_near, (tile, 0.9, 0.9, long, long, features, long)
+    yield neighbours.find_nearest, (tile, 0.9, long, long, 0.9, features, features, features.scale, long)
+    yield neighbours.sum_members, (long, long, long, features, reals)
+    yield neighbours.nearest_to_sum, (long, long, long, features, reals, long)
+    yield neighbours.distances, (long, long, features, features.scale)
+    yield fingerprints.join_in_buckets, (long.astype(np.uint64), long, long.astype(np.uint64), 4, long)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
@@ -60,7 +74,7 @@ from kernels.lexicon import Patterns, weigh
 from kernels.pixels import pixel_statistics
 from kernels.strings import Strings
 from kernels.trie import build
-from tests.kernels.test_portable import PICTURES
+from tests.kernels.test_portable import PICTURES, near_sets
 from tests.kernels.texts import NASTY, random_texts
 
 class Simulated:
@@ -77,7 +91,20 @@ np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
 np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
 np.save("figures.npy", pixel_statistics(device, PICTURES))
 assert pixel_statistics(device, []).shape == (0, 3)
+np.save("sets.npy", near_sets(device))
 """
+
+
+def near_sets(device: Any) -> np.ndarray:
+    """All of near-duplicate search over a few vectors: set, who stays and distance, by row."""
+    vectors = np.random.default_rng(3).normal(size=(12, 5))[np.arange(40) % 12] + 0.02 * np.arange(40)[:, None]
+    features = Features(device, [vectors.astype(np.float16)])
+    near = sets.near_sets(features, 0.01, sets.nearest_to_centroid(features), 0.02)
+    hashes = np.uint64(2) ** np.arange(40, dtype=np.uint64) // np.uint64(7)
+    others = nearest_rows(features.take(np.arange(20)), features.take(np.arange(20, 40)), 0.1)
+    groups = fingerprint_sets.group_hashes(device, hashes, 2)
+    return np.stack([*near, groups, np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])])
+
 
 PICTURES = [
     np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -99,4 +126,5 @@ def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> N
     assert np.load(tmp_path / "cleaned.npy").tolist() == cleaned.arrow().to_pylist()
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
+    np.testing.assert_allclose(np.load(tmp_path / "sets.npy"), near_sets(device), atol=1e-9)
     assert (np.load(tmp_path / "figures.npy") == pixels.pixel_statistics(device, PICTURES)).all()

@@ -1,0 +1,72 @@
+"""Folding: a short vector for each long one, whose products are never below the long ones'.
+
+Let V have k orthonormal columns. A unit vector a has coordinates a·V and a tail r of length sqrt(1 - |a·V|²) outside
+them. By Cauchy–Schwarz a·b = (a·V)·(b·V) + r·s ≤ (a·V)·(b·V) + |r| |s|, which is the product of the two vectors of
+k + 1 numbers [a·V, |r|] and [b·V, |s|]. So a pair whose folded product lies below the threshold is refused at
+(k + 1) / d of the cost, and none that lies above it is ever lost. V are the principal directions of a sample, so
+that the tails are short; how many pay is measured on another sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.dedup.features import Features
+
+SLACK = 1e-4
+"""More than float32 products of unit vectors, and rotations by a float32 matrix, can be wrong."""
+ROUNDING = 2e-6
+"""Added to the square of a tail: no rounding of the coordinates may make it too short."""
+FEW = 8192
+"""Rows that are compared sooner than directions for them are found."""
+SAMPLE = 1024
+WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
+"""Numbers of a folded vector to choose from."""
+SCAN, CHECK = 16, 6
+"""What looking at a product costs, and what an exact check costs a dimension, in multiply-adds of a product."""
+
+
+@dataclass(frozen=True)
+class Folding:
+    """`basis`: float32 (dimension, k), orthonormal columns; None leaves vectors as they are. `xp`: its library."""
+
+    xp: Any
+    basis: Any = None
+
+    @classmethod
+    def fit(cls, features: Features, threshold: float) -> Folding:
+        """The folding with which finding all pairs of a cosine above `threshold` costs least."""
+        xp = features.device.xp
+        if len(features) < FEW:
+            return cls(xp)
+        places = np.linspace(0, len(features) - 1, 4 * SAMPLE).astype(np.int64)
+        seen = features.take(places[::2]).unit()
+        moment = (seen.T @ seen).astype(np.float64)
+        _, directions = xp.linalg.eigh(moment)  # ascending
+        directions = directions[:, ::-1].astype(np.float32)
+        unseen = features.take(places[1::4]).unit()
+        best, cost = cls(xp), float(features.dimension + SCAN)
+        for width in WIDTHS:
+            if width >= features.dimension:
+                break
+            folding = cls(xp, xp.ascontiguousarray(directions[:, : width - 1]))
+            folded = folding(unseen)
+            near = xp.count_nonzero(folded @ folded.T > threshold - SLACK) - len(unseen)
+            checks = float(near) / (len(unseen) * (len(unseen) - 1)) * CHECK * features.dimension
+            if width + SCAN + checks < cost:
+                best, cost = folding, width + SCAN + checks
+        return best
+
+    def __call__(self, unit: Any) -> Any:
+        """Folded vectors, float32 (rows, k + 1), of unit vectors, float32 (rows, dimension)."""
+        if self.basis is None:
+            return unit
+        xp, rows, width = self.xp, len(unit), self.basis.shape[1]
+        out = xp.empty((rows, width + 1), np.float32)
+        xp.matmul(unit, self.basis, out=out[:, :width])
+        square = 1 - xp.einsum("ij,ij->i", out[:, :width], out[:, :width])
+        out[:, width] = xp.sqrt(xp.maximum(square, 0) + ROUNDING)
+        return out

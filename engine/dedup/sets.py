@@ -1,0 +1,99 @@
+"""Who stays of a set of near-duplicates, and how far the others are from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from engine.dedup.features import Features
+from engine.dedup.neighbours import join_neighbours
+from engine.progress import Progress
+from kernels.components import roots
+from kernels.neighbours import distances, nearest_to_sum, sum_members
+
+SETS = 1024
+"""Sets whose centroids are in memory at a time: 6 MiB at 768 numbers."""
+
+Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Who stays: from members, int64 (members,), set by set, and begins, int64 (sets,), one row of every set."""
+
+
+def near_sets(
+    features: Features, within: float, choose: Choice, max_diameter: float | None, progress: Progress | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sets of rows chained together by a cosine distance below `within`, and who stays of each.
+
+    Args:
+        max_diameter: members farther than this from who stays leave the set and form sets among themselves.
+
+    Returns:
+        By row: the smallest row of its set and who stays for it (itself, if alone), both int64, and the cosine
+        distance to who stays, float64.
+    """
+    device, rows = features.device, np.arange(len(features))
+    group, stays, distance = rows.copy(), rows.copy(), np.zeros(len(rows))
+    while len(rows):
+        some = features.take(rows)
+        parent = device.xp.arange(len(rows))
+        join_neighbours(some, within, parent, progress=progress)
+        group[rows] = rows[roots(device, parent)]
+        stays[rows] = representatives(group[rows], rows, choose)
+        gap = device.xp.empty(len(rows))
+        distances.launch(device, len(rows), device.xp.asarray(rows), device.xp.asarray(stays[rows]), features.rows, gap)
+        distance[rows] = np.where(stays[rows] == rows, 0, gap)
+        rows = rows[distance[rows] > max_diameter] if max_diameter is not None else rows[:0]
+    return group, stays, distance
+
+
+def representatives(group: np.ndarray, rows: np.ndarray, choose: Choice) -> np.ndarray:
+    """For every row, who stays of its set: int64 (rows,).
+
+    Args:
+        group: int64 (rows,), the same number for all rows of a set.
+    """
+    order = np.argsort(group, kind="stable")
+    begins = np.flatnonzero(np.diff(group[order], prepend=-1))
+    out = np.empty_like(rows)
+    out[order] = np.repeat(choose(rows[order], begins), np.diff(begins, append=len(order)))
+    return out
+
+
+def first(members: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """The row that came first."""
+    return members[begins]
+
+
+def highest(values: np.ndarray) -> Choice:
+    """The row with the highest value (float64, by row; NaN is the lowest), the first among equals."""
+
+    def choose(members: np.ndarray, begins: np.ndarray) -> np.ndarray:
+        known = np.where(np.isnan(values[members]), -np.inf, values[members])
+        best = np.maximum.reduceat(known, begins)
+        sizes = np.diff(begins, append=len(members))
+        places = np.where(known == np.repeat(best, sizes), np.arange(len(members)), len(members))
+        return members[np.minimum.reduceat(places, begins)]
+
+    return choose
+
+
+def nearest_to_centroid(features: Features) -> Choice:
+    """The row nearest to the mean of the set's unit features, the first among equals."""
+    device, xp = features.device, features.device.xp
+
+    def choose(members: np.ndarray, begins: np.ndarray) -> np.ndarray:
+        out, ends = members[begins], np.append(begins[1:], len(members))
+        several = np.flatnonzero(ends - begins > 2)  # of two, both are equally near
+        sums = xp.empty((min(SETS, len(several)), features.dimension))
+        for start in range(0, len(several), SETS):
+            batch = several[start : start + SETS]
+            first, last = begins[batch[0]], ends[batch[-1]]
+            spans = xp.asarray(begins[batch] - first), xp.asarray(ends[batch] - first)
+            arguments = (*spans, xp.asarray(members[first:last]), features.rows, sums)
+            chosen = xp.empty(len(batch), np.int64)
+            sum_members.launch(device, len(batch), *arguments)
+            nearest_to_sum.launch(device, len(batch), *arguments, chosen)
+            out[batch] = chosen
+        return out
+
+    return choose
