@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     command(
         curate, "score, decide and write, in a row",
         "An interrupted run goes on where it stopped; a finished one is left as it is.",
-        inputs, recipe, scoring, pictures, output, device,
+        inputs, recipe, scoring, pictures, output, _reference_options(), device,
     )  # fmt: skip
     command(
         score, "compute the scores of every pair, once",
@@ -188,6 +188,25 @@ def _picture_options() -> argparse.ArgumentParser:
     return parser
 
 
+def _reference_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("other data")
+    group.add_argument(
+        "--against", type=Path, action="append", default=[], metavar="RUN",
+        help="drop pairs whose picture is a near-duplicate of one that this curated run kept; repeatable",
+    )  # fmt: skip
+    group.add_argument(
+        "--exclude-similar-to", type=Path, action="append", default=[], metavar="DIR",
+        help="drop pairs whose picture is near one of an evaluation set: a folder of pictures or shards, or a run; "
+        "repeatable",
+    )  # fmt: skip
+    group.add_argument(
+        "--exclude-within", type=float, metavar="DISTANCE",
+        help="cosine distance that is too near to evaluation data (default: the recipe's for near-duplicates)",
+    )  # fmt: skip
+    return parser
+
+
 def _output_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument_group("output").add_argument(
@@ -230,8 +249,9 @@ def curate(options: argparse.Namespace) -> None:
     from engine.report.terminal import print_funnel, print_spans
 
     run, funnel, spans = curate(
-        options.inputs, options.output, _recipe(options), _settings(options), options.output_format
-    )
+        options.inputs, options.output, _recipe(options), _settings(options), options.output_format,
+        options.against, options.exclude_similar_to, options.exclude_within,
+    )  # fmt: skip
     if not spans:
         print(f"{run.folder}: already scored; nothing was scored again")
     print_spans(spans)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any
 
 FEATURES = "features"
@@ -152,4 +153,29 @@ class Redundancy:
         return f"one of each set, {like}{most}{kept}"
 
 
-AnyCriterion = Criterion | Redundancy
+@dataclass(frozen=True)
+class Apart:
+    """A row stays unless the cosine distance of its features to those of a row of another run is below `within`.
+
+    `folder`: that run; its kept rows count, or all where it has no verdicts.
+    """
+
+    name: str
+    within: float
+    folder: str
+    group: str = ""
+    step: str = ""
+
+    column = FEATURES
+    columns = (FEATURES,)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.within < 2:
+            raise ValueError(f"'within' is a cosine distance between 0 and 2, not {self.within:g}")
+
+    @property
+    def rule(self) -> str:
+        return f"cosine distance ≥ {self.within:g} to all of {Path(self.folder).name}"
+
+
+AnyCriterion = Criterion | Redundancy | Apart

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from engine.errors import DanqingError
 from engine.funnel import Funnel
 from engine.plan import make_plan
 from engine.recipe import Recipe
+from engine.reference import held_against, only_features, place_of_reference
 from engine.report.html import write_report
 from engine.report.terminal import ProgressBar
 from engine.run import Run
@@ -113,10 +114,32 @@ def write_run(run: Run, output_format: str = WEBDATASET) -> int:
 
 
 def curate(
-    inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings, output_format: str = WEBDATASET
+    inputs: Iterable[str],
+    output: Path,
+    recipe: Recipe,
+    settings: Settings,
+    output_format: str = WEBDATASET,
+    against: Sequence[Path] = (),
+    excluded: Sequence[Path] = (),
+    exclude_within: float | None = None,
 ) -> tuple[Run, Funnel, Spans]:
-    """SCORE, DECIDE, WRITE; what is finished already is not done again."""
+    """SCORE, DECIDE, WRITE; what is finished already is not done again.
+
+    Args:
+        against: curated runs; what is near one of their kept rows is dropped.
+        excluded: folders of evaluation pictures, or runs of them; what is near one of them is dropped.
+    """
+    for folder in against:
+        Run.open(folder)
+    references = {folder: place_of_reference(folder, output) for folder in excluded}
+    for folder, place in references.items():
+        if folder != place:
+            find_shards([str(folder)], settings.layout)  # now, not when everything has been scored
+    recipe = held_against(recipe, against, references.values(), exclude_within)
     run, spans = score_inputs(inputs, output, recipe, settings)
+    for folder, place in references.items():
+        if folder != place:
+            score_inputs([str(folder)], place, only_features(recipe), settings)
     funnel = decide_run(run, recipe, settings.device, settings.threads)
     write_run(run, output_format)
     return run, funnel, spans

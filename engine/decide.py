@@ -7,20 +7,23 @@ looks at the rows that are left, and of every set of near-duplicates one stays.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.criteria import FEATURES, Criterion, Redundancy
+from engine.criteria import FEATURES, Apart, Criterion, Redundancy
 from engine.dedup import fingerprints, sets
 from engine.dedup.features import Features
+from engine.dedup.neighbours import nearest_rows
 from engine.device import Device
 from engine.errors import DanqingError
 from engine.files import commit, write_json
 from engine.funnel import Funnel
 from engine.progress import Progress, Silent
 from engine.recipe import Recipe
+from engine.reference import check_references, load_reference
 from engine.run import Run, log
 
 
@@ -44,8 +47,8 @@ class Scores:
 
 @dataclass
 class Verdicts:
-    """Per row: `dropped_by` (position of the criterion, -1 = kept), its set (by its first row, -1 without), who was
-    kept instead (a row, -1 = none) and how far it is from that one (NaN)."""
+    """Per row: `dropped_by` (position of the criterion, -1 = kept), its set (by its first row, -1 without), the uid of
+    who was kept instead (None) and how far it is from that one (NaN)."""
 
     dropped_by: np.ndarray
     group: np.ndarray
@@ -82,7 +85,9 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
 
 
 def _decision(run: Run, recipe: Recipe) -> dict[str, object]:
-    return {"recipe": recipe.to_dict(), "recipe_hash": recipe.hash, "shards": len(run.shards)}
+    decision: dict[str, object] = {"recipe": recipe.to_dict(), "recipe_hash": recipe.hash, "shards": len(run.shards)}
+    references = check_references(run, recipe)
+    return decision | {"references": references} if references else decision
 
 
 def columns_of(recipe: Recipe) -> tuple[set[str], set[str]]:
@@ -127,7 +132,7 @@ def load(run: Run, recipe: Recipe) -> Scores:
 def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | None = None) -> Verdicts:
     """Each row kept, or dropped by the first criterion it fails."""
     rows = len(scores.uid)
-    verdicts = Verdicts(np.full(rows, -1), np.full(rows, -1), np.full(rows, -1), np.full(rows, np.nan))
+    verdicts = Verdicts(np.full(rows, -1), np.full(rows, -1), np.full(rows, None), np.full(rows, np.nan))
     alive = np.ones(rows, bool)
     for position, criterion in enumerate(recipe.criteria):
         if isinstance(criterion, Redundancy):
@@ -138,9 +143,20 @@ def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | No
             in_set = np.bincount(group, minlength=len(group))[group] > 1
             falls = stays != np.arange(len(stays))
             verdicts.group[looked_at[in_set]] = looked_at[group[in_set]]
-            verdicts.kept_instead[looked_at[falls]] = looked_at[stays[falls]]
+            verdicts.kept_instead[looked_at[falls]] = scores.uid[looked_at[stays[falls]]]
             verdicts.distance[looked_at[falls]] = distance[falls]
             holds[looked_at[~falls]] = True
+        elif isinstance(criterion, Apart):
+            scored = scores.feature_row >= 0
+            holds = alive & scored
+            looked_at = np.flatnonzero(holds)
+            uid, others = load_reference(Path(criterion.folder), device)
+            features = Features(device, scores.features, scores.feature_row[looked_at])
+            nearest, distance = nearest_rows(features, others, criterion.within, progress)
+            falls = nearest >= 0
+            verdicts.kept_instead[looked_at[falls]] = uid[nearest[falls]]
+            verdicts.distance[looked_at[falls]] = distance[falls]
+            holds[looked_at[falls]] = False
         else:
             values = scores.columns[criterion.column]
             scored, holds = ~np.isnan(values), criterion.interval.holds(values)
@@ -198,14 +214,13 @@ def _write(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None
     for shard, rows in zip(run.shards, scores.shard_rows, strict=True):
         part = slice(start, start + rows)
         start += rows
-        instead = verdicts.kept_instead[part]
         identity = pq.read_table(run.scores(shard.number), columns=["shard", "row", "key", "uid"])
         table = (
             identity.append_column("keep", pa.array(verdicts.dropped_by[part] < 0))
             .append_column("dropped_by", pa.array(names[verdicts.dropped_by[part]], pa.string()))
             .append_column("group", pa.array(group[part], pa.int64()))
-            .append_column("kept_instead", pa.array(np.where(instead >= 0, scores.uid[instead], None), pa.string()))
-            .append_column("distance", pa.array(verdicts.distance[part], mask=instead < 0))
+            .append_column("kept_instead", pa.array(verdicts.kept_instead[part], pa.string()))
+            .append_column("distance", pa.array(verdicts.distance[part], mask=np.isnan(verdicts.distance[part])))
         )
         with commit(run.verdicts(shard.number)) as file:
             pq.write_table(table, file)

@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 
-from engine.criteria import FEATURES, AnyCriterion, Criterion, Interval, Redundancy
+from engine.criteria import FEATURES, AnyCriterion, Apart, Criterion, Interval, Redundancy
 from engine.errors import DanqingError, did_you_mean
 
 ROLES = ("image_embedding", "text_embedding", "image_safety", "aesthetics", "text_safety", "caption_safety")
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
-REDUNDANCY_KEYS = ("within", "keep", "max_diameter")
+REDUNDANCY_KEYS = ("within", "keep", "max_diameter", "not_near")
 CRITERION_KEYS = ("column", "group", "step", *REDUNDANCY_KEYS, *BOUNDS)
 
 
@@ -78,6 +78,8 @@ class Recipe:
 
 def _criterion_dict(criterion: AnyCriterion) -> dict[str, Any]:
     out: dict[str, Any] = {"group": criterion.group, "step": criterion.step}
+    if isinstance(criterion, Apart):
+        return out | {"within": criterion.within, "not_near": criterion.folder}
     if isinstance(criterion, Redundancy):
         default = Redundancy(criterion.name, criterion.within, criterion.column)
         chosen = {key: getattr(criterion, key) for key in ("keep", "max_diameter")}
@@ -274,6 +276,9 @@ def _read_criterion(name: str, key: yaml.Node, node: yaml.Node, where: str, colu
                 for word in ("within", "max_diameter")
             )
             assert within is not None
+            if "not_near" in fields:
+                refuse_both("'not_near' makes it", ("column", "keep", "max_diameter"), "a distance to another run")
+                return Apart(within=within, folder=text("not_near"), **labels)
             criterion = Redundancy(
                 within=within, column=text("column", FEATURES), keep=text("keep"), max_diameter=diameter, **labels
             )
@@ -283,7 +288,7 @@ def _read_criterion(name: str, key: yaml.Node, node: yaml.Node, where: str, colu
     except ValueError as problem:
         at = next((fields[w][0] for w in (*BOUNDS, *REDUNDANCY_KEYS) if w in fields), key)
         raise DanqingError(f"{_place(at, where)}: {name}: {problem}") from None
-    given = (FEATURES,) if isinstance(criterion, Redundancy) else ()
+    given = () if isinstance(criterion, Criterion) else (FEATURES,)
     for column in criterion.columns:
         if columns and column not in (*columns, *given):
             word = "column" if column == criterion.column else "keep"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from rich import box
 from rich.table import Table
 
-from engine.criteria import Criterion
+from engine.criteria import Criterion, Redundancy
 from engine.errors import DanqingError
 from engine.recipe import recipe_from_dict
 from engine.report.terminal import console
@@ -65,6 +65,7 @@ def _print(run: Run, record: dict[str, Any]) -> None:
             passed = value is not None and bool(criterion.interval.holds(value))
         else:
             shown = f"set {record['group']}" if record.get("group", -1) >= 0 else "alone"
+            shown = shown if isinstance(criterion, Redundancy) else ""
             rule, passed = criterion.rule, not dropped
         verdict = "[red]dropped here[/]" if dropped else "" if fallen else "passes" if passed else "?"
         fallen = fallen or dropped
@@ -72,7 +73,7 @@ def _print(run: Run, record: dict[str, Any]) -> None:
     console.print(table)
     others = {
         name: value for name, value in record.items()
-        if isinstance(value, (int, float)) and name not in judged | {"row", "group", "keep", "feature_row"}
+        if isinstance(value, (int, float)) and name not in judged | {"row", "group", "keep", "feature_row", "distance"}
     }  # fmt: skip
     if others:
         console.print("  also: " + ", ".join(f"{name} {_number(value)}" for name, value in others.items()))
@@ -81,7 +82,7 @@ def _print(run: Run, record: dict[str, Any]) -> None:
     if record.get("kept_instead"):
         kept = next((r for shard in run.shards for r in _find(run, shard.number, record["kept_instead"])), None)
         name = f"{kept['shard']} key {kept['key']}, uid {kept['uid']}" if kept else record["kept_instead"]
-        console.print(f"  kept instead: {name}")
+        console.print(f"  kept instead: {name}, distance {_number(record.get('distance'))}")
     if "keep" in record:
         console.print("  [green]kept[/]" if record["keep"] else f"  [red]dropped by {record['dropped_by']}[/]")
 
