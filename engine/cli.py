@@ -24,6 +24,7 @@ Turns crawled Chinese image-text pairs into a training set: the DanQing recipe, 
   danqing select 'urls/*.parquet' -o chosen      URLs and captions: what can be dropped before any download
   danqing curate 'shards/{00000..00041}.tar' -o out --recipe embedded
   danqing decide out --set words.max=40          other thresholds, in seconds, without scoring again
+  danqing merge batch1 batch2 -o all             one run of several, without what they have in common
   danqing explain out 000001234                  every score of one pair, and why it was dropped
   danqing models list                            the models there are, and the engines compiled of them
 """
@@ -90,6 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
         "Original picture bytes, clean captions, kept_uids.npy and report.html.",
         run, output,
     )  # fmt: skip
+    several = command(
+        merge, "make one run of several, without what they have in common",
+        "Redundancy among the rows that survived in each run, then writing. A run that is added later is compared with "
+        "the others; those are not compared with each other again.",
+        output, device,
+    )  # fmt: skip
+    several.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a decided run")
+    several.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the merged run")
     tables = command(
         select, "drop rows of URL tables before anything is downloaded",
         "Applies the recipe's criteria that need no picture, a part at a time; an interrupted selection goes on.",
@@ -286,6 +295,16 @@ def write(options: argparse.Namespace) -> None:
 
     kept = write_run(Run.open(options.run), options.output_format)
     print(f"{kept} pairs in {options.run / 'shards'}; pictures in {options.run / 'report.html'}")
+
+
+def merge(options: argparse.Namespace) -> None:
+    from engine.curate import merge_runs, write_run
+    from engine.report.terminal import print_funnel
+
+    run, funnel = merge_runs(options.runs, options.output, options.device, options.threads)
+    print_funnel(funnel)
+    kept = write_run(run, options.output_format)
+    print(f"\n{kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
 
 
 def select(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from engine.device import Device, open_device
 from engine.dictionary import file_hash
 from engine.errors import DanqingError
 from engine.funnel import Funnel
+from engine.merge import merge
 from engine.plan import make_plan
 from engine.recipe import Recipe
 from engine.reference import held_against, only_features, place_of_reference
@@ -98,6 +99,14 @@ def decide_run(run: Run, recipe: Recipe, device: str = "cpu", threads: int | Non
     """DECIDE, on a device opened for it."""
     with run.logged(), open_device(device, threads) as opened, ProgressBar("decide", 0, "comparisons") as progress:
         return decide(run, recipe, opened, progress)
+
+
+def merge_runs(
+    folders: Sequence[Path], output: Path, device: str = "cpu", threads: int | None = None
+) -> tuple[Run, Funnel]:
+    """MERGE, on a device opened for it."""
+    with open_device(device, threads) as opened, ProgressBar("merge", 0, "comparisons") as progress:
+        return merge(folders, output, opened, progress)
 
 
 def write_run(run: Run, output_format: str = WEBDATASET) -> int:

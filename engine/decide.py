@@ -21,10 +21,13 @@ from engine.device import Device
 from engine.errors import DanqingError
 from engine.files import commit, write_json
 from engine.funnel import Funnel
-from engine.progress import Progress, Silent
+from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.reference import check_references, load_reference
 from engine.run import Run, log
+
+MERGED = "merged"
+"""In the manifest of a run that was made by merging others: which."""
 
 
 @dataclass
@@ -55,6 +58,17 @@ class Verdicts:
     kept_instead: np.ndarray
     distance: np.ndarray
 
+    def enter_sets(
+        self, scores: Scores, rows: np.ndarray, group: np.ndarray, stays: np.ndarray, distance: np.ndarray
+    ) -> np.ndarray:
+        """Takes in the sets found among some rows (see `sets_among`); returns the rows that stay."""
+        in_set = np.bincount(group, minlength=len(group))[group] > 1
+        falls = stays != np.arange(len(stays))
+        self.group[rows[in_set]] = rows[group[in_set]]
+        self.kept_instead[rows[falls]] = scores.uid[rows[stays[falls]]]
+        self.distance[rows[falls]] = distance[falls]
+        return rows[~falls]
+
 
 def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None = None) -> Funnel:
     """Writes verdicts/NNNNN.parquet for every shard, then funnel.json; does nothing if they are already so.
@@ -63,6 +77,8 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
         DanqingError: shards without scores, or a recipe that asks for scores which were never computed.
     """
     funnel_file = run.folder / "funnel.json"
+    if MERGED in run.manifest:
+        raise DanqingError(f"{run.folder} is a merge: decide the runs it was made of, then merge them again")
     if run.manifest.get("decided") == _decision(run, recipe) and funnel_file.exists():
         return Funnel.read(funnel_file)
     missing = run.unscored()
@@ -75,7 +91,7 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
     for phase in ("decided", "written"):
         run.manifest.pop(phase, None)  # until the last file is in, the run has no verdicts
     run.save()
-    _write(run, recipe, scores, verdicts)
+    write_verdicts(run, recipe, scores, verdicts)
     funnel = Funnel.count(recipe, verdicts.dropped_by)
     write_json(funnel_file, funnel.to_dict())
     run.manifest["decided"] = _decision(run, recipe)
@@ -137,15 +153,10 @@ def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | No
     for position, criterion in enumerate(recipe.criteria):
         if isinstance(criterion, Redundancy):
             scored = _scored(scores, criterion)
-            holds = np.zeros(rows, bool)
             looked_at = np.flatnonzero(alive & scored)
-            group, stays, distance = _sets(scores, criterion, looked_at, device, progress or Silent())
-            in_set = np.bincount(group, minlength=len(group))[group] > 1
-            falls = stays != np.arange(len(stays))
-            verdicts.group[looked_at[in_set]] = looked_at[group[in_set]]
-            verdicts.kept_instead[looked_at[falls]] = scores.uid[looked_at[stays[falls]]]
-            verdicts.distance[looked_at[falls]] = distance[falls]
-            holds[looked_at[~falls]] = True
+            holds = np.zeros(rows, bool)
+            found = sets_among(scores, criterion, looked_at, device, progress)
+            holds[verdicts.enter_sets(scores, looked_at, *found)] = True
         elif isinstance(criterion, Apart):
             scored = scores.feature_row >= 0
             holds = alive & scored
@@ -173,15 +184,24 @@ def _scored(scores: Scores, criterion: Redundancy) -> np.ndarray:
     return valid
 
 
-def _sets(
-    scores: Scores, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress
+def sets_among(
+    scores: Scores,
+    criterion: Redundancy,
+    rows: np.ndarray,
+    device: Device,
+    progress: Progress | None = None,
+    chains: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the rows: the first of each one's set, who stays for it, and the distance to that one (see `sets`)."""
+    """Of the rows: the first of each one's set, who stays for it, and the distance to that one (see `sets`).
+
+    Args:
+        chains: if they have been found before, by `sets.chains`.
+    """
     choose = sets.highest(scores.columns[criterion.highest][rows]) if criterion.highest else sets.first
     if criterion.column == FEATURES:
         features = Features(device, scores.features, scores.feature_row[rows])
         choose = sets.nearest_to_centroid(features) if criterion.keep == "centroid" else choose
-        return sets.near_sets(features, criterion.within, choose, criterion.max_diameter, progress)
+        return sets.near_sets(features, criterion.within, choose, criterion.max_diameter, progress, chains)
     column = scores.compared[criterion.column].take(pa.array(rows)).combine_chunks()
     if criterion.within == 0:
         group = fingerprints.group_equal(column.dictionary_encode().indices.to_numpy())
@@ -206,7 +226,8 @@ def _refuse_unscored(scores: Scores, missing: np.ndarray, criterion: str) -> Non
         )
 
 
-def _write(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None:
+def write_verdicts(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None:
+    """verdicts/NNNNN.parquet of every shard."""
     names = np.array([criterion.name for criterion in recipe.criteria] + [None], object)
     _, group = np.unique(verdicts.group, return_inverse=True)  # sets numbered 0, 1, …; -1 for rows that are alone
     group = group - 1 if (verdicts.group < 0).any() else group

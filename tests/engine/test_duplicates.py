@@ -15,9 +15,11 @@ from PIL import Image
 from engine.batch import Batch
 from engine.cli import main
 from engine.criteria import Apart, Redundancy
-from engine.curate import Settings, curate, decide_run, known_columns
+from engine.curate import Settings, curate, decide_run, known_columns, merge_runs
+from engine.dedup import sets
 from engine.device import Device
 from engine.errors import DanqingError
+from engine.funnel import Funnel
 from engine.recipe import Recipe, load_recipe, recipe_from_dict
 from engine.reference import held_against
 from engine.run import Run
@@ -126,6 +128,79 @@ def test_runs_of_other_models_are_not_compared(make_shard: Any, recipe: Recipe, 
     first.note("models", image_embedding="another")
     with pytest.raises(DanqingError, match="same image_embedding"):
         decide_run(second, held_against(recipe, [tmp_path / "first"]))
+
+
+@pytest.fixture
+def batches(make_shard: Any, recipe: Recipe, tmp_path: Path) -> list[Path]:
+    """Three decided runs with photographs in common: 1 in the first two, 2 and 3 in the last as well."""
+    contents = [
+        {"a0": photo(0), "a0_again": photo(0), "a1": photo(1), "a2": photo(2)},
+        {"b1": photo(1, 0.7), "b3": photo(3)},
+        {"c2": photo(2, 0.9), "c3": photo(3, 0.9), "c4": photo(4), "c5": b"<html>"},
+    ]
+    folders = [tmp_path / f"run{number}" for number in range(3)]
+    for folder, pictures in zip(folders, contents, strict=True):
+        curate([str(make_shard(members(pictures), f"{folder.name}.tar"))], folder, recipe, Settings())
+    return folders
+
+
+def test_merging_drops_what_runs_have_in_common(
+    batches: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", *map(str, batches), "-o", str(tmp_path / "all")]) == 0
+    run = Run.open(tmp_path / "all")
+    found = verdicts(run)
+    dropped = {key: row["dropped_by"] for key, row in found.items() if not row["keep"]}
+    assert dropped == {
+        "a0_again": "same_bytes", "b1": "redundancy", "c2": "redundancy", "c3": "redundancy", "c5": "decodable",
+    }  # fmt: skip
+    assert found["b1"]["kept_instead"] == found["a1"]["uid"] and 0 < found["b1"]["distance"] < 0.05
+    assert found["a0_again"]["kept_instead"] == found["a0"]["uid"]
+    assert found["c3"]["group"] == found["b3"]["group"] and len({r["group"] for r in found.values()}) == 5
+    line = Funnel.read(run.folder / "funnel.json").lines[-1]
+    assert (line.dropped, line.left) == (3, 5)
+    written = [pq.read_table(run.table(shard.number))["key"].to_pylist() for shard in run.shards]
+    assert written == [["a0", "a1", "a2"], ["b3"], ["c4"]] and len(np.load(run.folder / "kept_uids.npy")) == 5
+    assert (run.folder / "report.html").exists()
+    assert main(["explain", str(run.folder), "c3"]) == 0 and "kept instead: run1" in capsys.readouterr().out
+    assert main(["decide", str(run.folder)]) == 2 and "is a merge" in capsys.readouterr().err
+
+
+def test_a_run_added_later_is_compared_with_all_and_they_not_again(
+    batches: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = merge_runs(batches, tmp_path / "whole")
+    merge_runs(batches[:2], tmp_path / "grown")
+    compared = []
+    join = sets.join_neighbours
+
+    def watched(features: Any, within: float, parent: Any, known: int = 0, progress: Any = None) -> None:
+        compared.append((known, len(features)))
+        join(features, within, parent, known, progress)
+
+    monkeypatch.setattr(sets, "join_neighbours", watched)
+    grown, funnel = merge_runs(batches, tmp_path / "grown")
+    assert compared[0] == (5, 8) and all(known == rows for known, rows in compared[1:])
+    assert verdicts(grown) == verdicts(whole)
+    compared.clear()
+    assert merge_runs(batches, tmp_path / "grown")[1] == funnel and compared == []  # nothing changed, nothing is done
+    merge_runs(batches[1:], tmp_path / "grown")
+    assert compared[0] == (0, 5)  # not the runs from before: all anew
+
+
+def test_only_like_runs_are_merged(batches: list[Path], recipe: Recipe, tmp_path: Path) -> None:
+    other = load_recipe(tmp_path / "near.yaml", ["redundancy.within=0.2"])
+    decide_run(Run.open(batches[1]), other)
+    with pytest.raises(DanqingError, match=r"redundancy.within: 0.05 there, 0.2 here"):
+        merge_runs(batches, tmp_path / "all")
+    with pytest.raises(DanqingError, match="a run that is no merge"):
+        merge_runs(batches[:1], batches[0])
+    run = Run.open(batches[2])
+    del run.manifest["decided"]
+    run.save()
+    with pytest.raises(DanqingError, match="run `danqing decide"):
+        merge_runs([batches[0], batches[2]], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
 
 
 @pytest.mark.parametrize(
