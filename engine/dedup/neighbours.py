@@ -35,15 +35,15 @@ def join_neighbours(
     for begin in range(known, rows, BLOCK):
         end = min(begin + BLOCK, rows)
         block = fold(features.take(slice(begin, end)).unit())
-        for start, stop in [*_spans(0, known), *_spans(begin, rows)]:
+        for start, stop in [*_spans(0, known, TILE), *_spans(begin, end, TILE), *_spans(end, rows, TILE)]:
             inside = begin <= start < end
             right = block[start - begin : stop - begin] if inside else fold(features.take(slice(start, stop)).unit())
-            for top, bottom in _spans(begin, min(end, stop) if inside else end):
+            for top, bottom in _spans(begin, stop if inside else end, TILE):
                 product = tile.product(block[top - begin : bottom - begin], right)
                 left, columns = numbers[top:bottom], numbers[start:stop]
                 arguments = (product, 1 - within - SLACK, 1 - within, left, columns, features.rows, parent)
                 join_near.launch(features.device, len(left), *arguments)
-                progress.advance(product.size)
+                progress.advance(len(left) * (len(left) - 1) // 2 if top == start else product.size)
 
 
 def nearest_rows(
@@ -61,9 +61,9 @@ def nearest_rows(
     found = (1 - within, features.rows, others.rows, cosine, nearest)
     for begin, end in _spans(0, len(features), BLOCK):
         block = fold(features.take(slice(begin, end)).unit())
-        for start, stop in _spans(0, len(others)):
+        for start, stop in _spans(0, len(others), TILE):
             right = fold(others.take(slice(start, stop)).unit())
-            for top, bottom in _spans(begin, end):
+            for top, bottom in _spans(begin, end, TILE):
                 product = tile.product(block[top - begin : bottom - begin], right)
                 pairs = (product, 1 - within - SLACK, numbers[top:bottom], numbers[start:stop])
                 find_nearest.launch(features.device, bottom - top, *pairs, *found)
@@ -71,8 +71,7 @@ def nearest_rows(
     return nearest, 1 - cosine
 
 
-def _spans(first: int, last: int, size: int = 0) -> list[tuple[int, int]]:
-    size = size or TILE
+def _spans(first: int, last: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, last)) for start in range(first, last, size)]
 
 

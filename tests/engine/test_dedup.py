@@ -54,7 +54,8 @@ def joined(device: Device, vectors: np.ndarray, within: float) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("tile", "block", "threads", "folded"), [(7, 13, 1, True), (64, 128, 3, True), (2048, 4096, 2, False)]
+    ("tile", "block", "threads", "folded"),
+    [(7, 13, 1, True), (7, 10, 2, True), (64, 128, 3, True), (2048, 4096, 2, False)],
 )
 def test_sets_are_those_of_the_definition_whatever_the_tiles_and_threads(
     monkeypatch: pytest.MonkeyPatch, tile: int, block: int, threads: int, folded: bool
