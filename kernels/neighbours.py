@@ -39,19 +39,26 @@ def _product(one, other, dimension):
 
 
 @inlined
-def _cosine(features, a, b):
-    return _product(features.address[a], features.address[b], features.dimension[0]) * (
-        features.scale[a] * features.scale[b]
-    )
+def _cosine(features, a, others, b):
+    product = _product(features.address[a], others.address[b], features.dimension[0])
+    return product * (features.scale[a] * others.scale[b])
 
 
 @inlined
-def _reaches(values, bound):
-    """Whether one of them lies above the bound; one width and no branch, so that it runs in lanes."""
-    bound, found = np.float32(bound), np.uint32(0)
-    for i in range(values.size):
-        found |= np.uint32(values[i] > bound)
-    return found != 0
+def _next_above(values, place, bound):
+    """The first place from `place` on whose number lies above the bound; the length if there is none."""
+    bound = np.float32(bound)
+    while place < values.size:
+        some = values[place : min(place + STRIDE, values.size)]
+        found = np.uint32(0)  # one width and no branch, so that it runs in lanes
+        for i in range(some.size):
+            found |= np.uint32(some[i] > bound)
+        if found:
+            while not values[place] > bound:
+                place += 1
+            return place
+        place += some.size
+    return place
 
 
 @kernel
@@ -82,12 +89,10 @@ def join_near(first, last, step, tile, bound, least, left, right, features, pare
     """
     for i in range(first, last, step):
         a = left[i]
-        for start in range(0, right.size, STRIDE):
-            end = min(start + STRIDE, right.size)
-            if _reaches(tile[i, start:end], bound):
-                for j in range(start, end):
-                    if tile[i, j] > bound:
-                        _join(a, right[j], least, features, parent)
+        column = _next_above(tile[i], 0, bound)
+        while column < right.size:
+            _join(a, right[column], least, features, parent)
+            column = _next_above(tile[i], column + 1, bound)
 
 
 @join_near.on_cuda
@@ -102,7 +107,7 @@ def _join_near(tile, bound, least, left, right, features, parent):
 @inlined
 def _join(a, b, least, features, parent):
     # Rows of one set already need no look at their features: a crowd of copies costs little.
-    if a != b and root(parent, a) != root(parent, b) and _cosine(features, a, b) > least:
+    if a != b and root(parent, a) != root(parent, b) and _cosine(features, a, features, b) > least:
         unite(parent, a, b)
 
 
@@ -115,16 +120,13 @@ def find_nearest(first, last, step, tile, bound, left, right, least, features, o
     """
     for i in range(first, last, step):
         a = left[i]
-        for start in range(0, right.size, STRIDE):
-            end = min(start + STRIDE, right.size)
-            if _reaches(tile[i, start:end], bound):
-                for j in range(start, end):
-                    if tile[i, j] > bound:
-                        b = right[j]
-                        one, other = features.address[a], others.address[b]
-                        found = _product(one, other, features.dimension[0]) * (features.scale[a] * others.scale[b])
-                        if found > least and (nearest[a] < 0 or found > cosine[a]):
-                            cosine[a], nearest[a] = found, b
+        column = _next_above(tile[i], 0, bound)
+        while column < right.size:
+            b = right[column]
+            found = _cosine(features, a, others, b)
+            if found > least and (nearest[a] < 0 or found > cosine[a]):
+                cosine[a], nearest[a] = found, b
+            column = _next_above(tile[i], column + 1, bound)
 
 
 @heavy_kernel
@@ -167,4 +169,4 @@ def nearest_to_sum(first, last, step, begins, ends, members, features, sums, out
 def distances(first, last, step, left, right, features, out):
     """Cosine distance of each pair: float64 (pairs,)."""
     for pair in range(first, last, step):
-        out[pair] = 1.0 - _cosine(features, left[pair], right[pair])
+        out[pair] = 1.0 - _cosine(features, left[pair], features, right[pair])
