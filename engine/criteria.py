@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FEATURES = "features"
-"""The pseudo-column of near-duplicate features; a redundancy criterion is the only one that needs it."""
+"""The pseudo-column of near-duplicate features; no score, so that only criteria of likeness look at it."""
 
 HASHES = ("perceptual_hash",)
 """Columns of 64 bits that may differ in a few."""
@@ -121,10 +121,9 @@ class Redundancy:
         if self.keep not in allowed and not self.highest:
             raise ValueError(f"'keep' is {', '.join(allowed)} or highest:<column>, not {self.keep!r}")
         if self.column == FEATURES:
-            if not 0 < self.within < 2:
-                raise ValueError(f"'within' is a cosine distance between 0 and 2, not {self.within:g}")
-            if self.max_diameter is not None and not 0 < self.max_diameter < 2:
-                raise ValueError(f"'max_diameter' is a cosine distance between 0 and 2, not {self.max_diameter:g}")
+            _check_distance("within", self.within)
+            if self.max_diameter is not None:
+                _check_distance("max_diameter", self.max_diameter)
             return
         if self.max_diameter is not None:
             raise ValueError("'max_diameter' is a distance of features; a column of other values has none")
@@ -170,12 +169,16 @@ class Apart:
     columns = (FEATURES,)
 
     def __post_init__(self) -> None:
-        if not 0 < self.within < 2:
-            raise ValueError(f"'within' is a cosine distance between 0 and 2, not {self.within:g}")
+        _check_distance("within", self.within)
 
     @property
     def rule(self) -> str:
         return f"cosine distance ≥ {self.within:g} to all of {Path(self.folder).name}"
+
+
+def _check_distance(key: str, value: float) -> None:
+    if not 0 < value < 2:
+        raise ValueError(f"'{key}' is a cosine distance between 0 and 2, not {value:g}")
 
 
 AnyCriterion = Criterion | Redundancy | Apart

@@ -1,19 +1,20 @@
 """DECIDE: over the whole run, columns only. Scores and a recipe in, verdicts and a funnel out; seconds.
 
 Walk the criteria in order. A score criterion drops the rows whose score lies outside; a redundancy criterion
-looks at the rows that are left, and of every set of near-duplicates one stays.
+looks at the rows that are left, and of every set of near-duplicates one stays; where rows are held against another
+run, what is near one of its rows falls.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.criteria import FEATURES, Apart, Criterion, Redundancy
+from engine.criteria import FEATURES, AnyCriterion, Criterion, Redundancy
 from engine.dedup import fingerprints, sets
 from engine.dedup.features import Features
 from engine.dedup.neighbours import nearest_rows
@@ -23,7 +24,7 @@ from engine.files import commit, write_json
 from engine.funnel import Funnel
 from engine.progress import Progress
 from engine.recipe import Recipe
-from engine.reference import check_references, load_reference
+from engine.reference import check_references
 from engine.run import Run, log
 
 MERGED = "merged"
@@ -66,6 +67,13 @@ class Verdicts:
         falls = stays != np.arange(len(stays))
         self.group[rows[in_set]] = rows[group[in_set]]
         self.kept_instead[rows[falls]] = scores.uid[rows[stays[falls]]]
+        self.distance[rows[falls]] = distance[falls]
+        return rows[~falls]
+
+    def enter_nearest(self, uid: np.ndarray, rows: np.ndarray, nearest: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        """Takes in which of other rows, known by their uids, is near each (-1: none); returns the rows that stay."""
+        falls = nearest >= 0
+        self.kept_instead[rows[falls]] = uid[nearest[falls]]
         self.distance[rows[falls]] = distance[falls]
         return rows[~falls]
 
@@ -145,41 +153,47 @@ def load(run: Run, recipe: Recipe) -> Scores:
     )
 
 
+def load_reference(folder: Path, device: Device) -> tuple[np.ndarray, Features]:
+    """A run's kept rows, or all of them where it has no verdicts: their uids, object (rows,), and features."""
+    run = Run.open(folder)
+    scores = load(run, replace(run.recipe, criteria=()))
+    counts = scores.feature_row >= 0
+    if "decided" in run.manifest:
+        kept = [pq.read_table(run.verdicts(shard.number), columns=["keep"]) for shard in run.shards]
+        counts &= pa.concat_tables(kept)["keep"].to_numpy()
+    return scores.uid[counts], Features(device, scores.features, scores.feature_row[counts])
+
+
 def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | None = None) -> Verdicts:
     """Each row kept, or dropped by the first criterion it fails."""
     rows = len(scores.uid)
     verdicts = Verdicts(np.full(rows, -1), np.full(rows, -1), np.full(rows, None), np.full(rows, np.nan))
     alive = np.ones(rows, bool)
     for position, criterion in enumerate(recipe.criteria):
-        if isinstance(criterion, Redundancy):
-            scored = _scored(scores, criterion)
-            looked_at = np.flatnonzero(alive & scored)
-            holds = np.zeros(rows, bool)
-            found = sets_among(scores, criterion, looked_at, device, progress)
-            holds[verdicts.enter_sets(scores, looked_at, *found)] = True
-        elif isinstance(criterion, Apart):
-            scored = scores.feature_row >= 0
-            holds = alive & scored
-            looked_at = np.flatnonzero(holds)
+        scored = _scored(scores, criterion)
+        _refuse_unscored(scores, alive & ~scored, criterion.name)
+        looked_at = np.flatnonzero(alive & scored)
+        if isinstance(criterion, Criterion):
+            stay = looked_at[criterion.interval.holds(scores.columns[criterion.column][looked_at])]
+        elif isinstance(criterion, Redundancy):
+            stay = verdicts.enter_sets(scores, looked_at, *sets_among(scores, criterion, looked_at, device, progress))
+        else:
             uid, others = load_reference(Path(criterion.folder), device)
             features = Features(device, scores.features, scores.feature_row[looked_at])
-            nearest, distance = nearest_rows(features, others, criterion.within, progress)
-            falls = nearest >= 0
-            verdicts.kept_instead[looked_at[falls]] = uid[nearest[falls]]
-            verdicts.distance[looked_at[falls]] = distance[falls]
-            holds[looked_at[falls]] = False
-        else:
-            values = scores.columns[criterion.column]
-            scored, holds = ~np.isnan(values), criterion.interval.holds(values)
-        _refuse_unscored(scores, alive & ~scored, criterion.name)
+            stay = verdicts.enter_nearest(uid, looked_at, *nearest_rows(features, others, criterion.within, progress))
+        holds = np.zeros(rows, bool)
+        holds[stay] = True
         verdicts.dropped_by[alive & ~holds] = position
-        alive &= holds
+        alive = holds
     return verdicts
 
 
-def _scored(scores: Scores, criterion: Redundancy) -> np.ndarray:
+def _scored(scores: Scores, criterion: AnyCriterion) -> np.ndarray:
+    """Boolean (rows,): which rows the criterion can judge."""
     if criterion.column == FEATURES:
         return scores.feature_row >= 0
+    if isinstance(criterion, Criterion):
+        return ~np.isnan(scores.columns[criterion.column])
     valid: np.ndarray = scores.compared[criterion.column].is_valid().to_numpy()
     return valid
 
@@ -203,14 +217,14 @@ def sets_among(
         choose = sets.nearest_to_centroid(features) if criterion.keep == "centroid" else choose
         return sets.near_sets(features, criterion.within, choose, criterion.max_diameter, progress, chains)
     column = scores.compared[criterion.column].take(pa.array(rows)).combine_chunks()
-    if criterion.within == 0:
-        group = fingerprints.group_equal(column.dictionary_encode().indices.to_numpy())
-        stays = sets.representatives(group, np.arange(len(rows)), choose)
-        return group, stays, np.zeros(len(rows))
-    hashes = column.to_numpy()
-    group = fingerprints.group_hashes(device, hashes, int(criterion.within))
+    if criterion.within:
+        values = column.to_numpy()
+        group = fingerprints.group_hashes(device, values, int(criterion.within))
+    else:
+        values = column.dictionary_encode().indices.to_numpy()
+        group = fingerprints.group_equal(values)
     stays = sets.representatives(group, np.arange(len(rows)), choose)
-    return group, stays, np.bitwise_count(hashes ^ hashes[stays]).astype(float)
+    return group, stays, np.bitwise_count(values ^ values[stays]).astype(float)
 
 
 def _refuse_unscored(scores: Scores, missing: np.ndarray, criterion: str) -> None:

@@ -253,11 +253,10 @@ def _read_criterion(name: str, key: yaml.Node, node: yaml.Node, where: str, colu
     def text(field: str, default: str = "") -> str:
         return _scalar(fields[field][1], where, f"{name}.{field}", str) if field in fields else default
 
-    bounds = {
-        attribute: _scalar(fields[word][1], where, f"{name}.{word}", float)
-        for word, attribute in BOUNDS.items()
-        if word in fields
-    }
+    def number(field: str) -> float | None:
+        return _scalar(fields[field][1], where, f"{name}.{field}", float) if field in fields else None
+
+    within, bounds = number("within"), {attribute: number(word) for word, attribute in BOUNDS.items()}
     labels = {"name": name, "group": text("group"), "step": text("step")}
 
     def refuse_both(word: str, mixed: Iterable[str], what: str) -> None:
@@ -269,18 +268,17 @@ def _read_criterion(name: str, key: yaml.Node, node: yaml.Node, where: str, colu
 
     criterion: AnyCriterion
     try:
-        if "within" in fields:
+        if within is not None:
             refuse_both("'within' makes it", BOUNDS, "a redundancy criterion")
-            within, diameter = (
-                _scalar(fields[word][1], where, f"{name}.{word}", float) if word in fields else None
-                for word in ("within", "max_diameter")
-            )
-            assert within is not None
             if "not_near" in fields:
                 refuse_both("'not_near' makes it", ("column", "keep", "max_diameter"), "a distance to another run")
                 return Apart(within=within, folder=text("not_near"), **labels)
             criterion = Redundancy(
-                within=within, column=text("column", FEATURES), keep=text("keep"), max_diameter=diameter, **labels
+                within=within,
+                column=text("column", FEATURES),
+                keep=text("keep"),
+                max_diameter=number("max_diameter"),
+                **labels,
             )
         else:
             refuse_both("without 'within' it is", REDUNDANCY_KEYS, "a criterion of one score")

@@ -7,12 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
-
 from engine.criteria import FEATURES, Apart, Redundancy
-from engine.dedup.features import Features
-from engine.device import Device
 from engine.errors import DanqingError
 from engine.recipe import Recipe
 from engine.run import Run
@@ -88,19 +83,3 @@ def check_references(run: Run, recipe: Recipe) -> dict[str, object]:
             )
         states[criterion.folder] = [len(other.shards), other.manifest.get("decided", {}).get("recipe_hash")]
     return states
-
-
-def load_reference(folder: Path, device: Device) -> tuple[np.ndarray, Features]:
-    """A run's kept rows, or all of them where it has no verdicts: their uids, object (rows,), and features."""
-    run = Run.open(folder)
-    uids, blocks, rows, offset = [np.empty(0, object)], [], [np.empty(0, np.int64)], 0
-    for shard in run.shards:
-        table = pq.read_table(run.scores(shard.number), columns=["uid", "feature_row"])
-        if "decided" in run.manifest:
-            table = table.filter(pq.read_table(run.verdicts(shard.number), columns=["keep"])["keep"])
-        row = table["feature_row"].to_numpy().astype(np.int64)
-        uids.append(table["uid"].to_numpy()[row >= 0])
-        rows.append(row[row >= 0] + offset)
-        blocks.append(np.load(run.features(shard.number), mmap_mode="r"))
-        offset += len(blocks[-1])
-    return np.concatenate(uids), Features(device, blocks, np.concatenate(rows))

@@ -1,1 +1,1 @@
-"""Near-duplicates: pairs (neighbours) → sets (groups) → who stays (representatives)."""
+"""Near-duplicates: who is like whom (neighbours, fingerprints) → sets, and who stays of each (sets)."""

@@ -25,34 +25,40 @@ def near_sets(
     choose: Choice,
     max_diameter: float | None,
     progress: Progress | None = None,
-    earlier: np.ndarray | None = None,
+    found: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sets of rows chained together by a cosine distance below `within`, and who stays of each.
 
     Args:
         max_diameter: members farther than this from who stays leave the set and form sets among themselves.
-        earlier: int64, the smallest row of each one's chain for so many first rows, which are not compared again.
+        found: the rows' `chains`, if they are known already.
 
     Returns:
         By row: the smallest row of its set and who stays for it (itself, if alone), both int64, and the cosine
         distance to who stays, float64.
     """
     device, rows = features.device, np.arange(len(features))
-    group, stays, distance = chains(features, within, progress, earlier), rows.copy(), np.zeros(len(rows))
+    group = chains(features, within, progress) if found is None else found.copy()
+    stays, distance = rows.copy(), np.zeros(len(rows))
     while len(rows):
         stays[rows] = representatives(group[rows], rows, choose)
         gap = device.xp.empty(len(rows))
         distances.launch(device, len(rows), device.xp.asarray(rows), device.xp.asarray(stays[rows]), features.rows, gap)
         distance[rows] = np.where(stays[rows] == rows, 0, gap)
-        rows = rows[distance[rows] > max_diameter] if max_diameter is not None else rows[:0]
-        group[rows] = rows[chains(features.take(rows), within, progress)]
+        rows = rows[distance[rows] > (np.inf if max_diameter is None else max_diameter)]
+        if len(rows):
+            group[rows] = rows[chains(features.take(rows), within, progress)]
     return group, stays, distance
 
 
 def chains(
     features: Features, within: float, progress: Progress | None = None, earlier: np.ndarray | None = None
 ) -> np.ndarray:
-    """The smallest row of each row's chain of neighbours: int64 (rows,); see `near_sets`."""
+    """The smallest row of each row's chain of neighbours: int64 (rows,).
+
+    Args:
+        earlier: the same for so many first rows, which are not compared with each other again.
+    """
     device, known = features.device, 0 if earlier is None else len(earlier)
     parent = device.xp.arange(len(features))
     if earlier is not None:

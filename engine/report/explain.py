@@ -64,9 +64,9 @@ def _print(run: Run, record: dict[str, Any]) -> None:
             shown, rule = _number(value), criterion.rule
             passed = value is not None and bool(criterion.interval.holds(value))
         else:
-            shown = f"set {record['group']}" if record.get("group", -1) >= 0 else "alone"
-            shown = shown if isinstance(criterion, Redundancy) else ""
-            rule, passed = criterion.rule, not dropped
+            shown, rule, passed = "", criterion.rule, not dropped
+            if isinstance(criterion, Redundancy):
+                shown = f"set {record['group']}" if record.get("group", -1) >= 0 else "alone"
         verdict = "[red]dropped here[/]" if dropped else "" if fallen else "passes" if passed else "?"
         fallen = fallen or dropped
         table.add_row(criterion.name, shown, rule, verdict)
