@@ -141,14 +141,13 @@ def curate(
     for folder in against:
         Run.open(folder)
     references = {folder: place_of_reference(folder, output) for folder in excluded}
-    for folder, place in references.items():
-        if folder != place:
-            find_shards([str(folder)], settings.layout)  # now, not when everything has been scored
+    pictures = {folder: place for folder, place in references.items() if folder != place}
+    for folder in pictures:
+        find_shards([str(folder)], settings.layout)  # now, not when everything has been scored
     recipe = held_against(recipe, against, references.values(), exclude_within)
     run, spans = score_inputs(inputs, output, recipe, settings)
-    for folder, place in references.items():
-        if folder != place:
-            score_inputs([str(folder)], place, only_features(recipe), settings)
+    for folder, place in pictures.items():
+        score_inputs([str(folder)], place, only_features(recipe), settings)
     funnel = decide_run(run, recipe, settings.device, settings.threads)
     write_run(run, output_format)
     return run, funnel, spans

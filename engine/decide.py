@@ -96,14 +96,7 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
         )
     scores = load(run, recipe)
     verdicts = walk(scores, recipe, device, progress)
-    for phase in ("decided", "written"):
-        run.manifest.pop(phase, None)  # until the last file is in, the run has no verdicts
-    run.save()
-    write_verdicts(run, recipe, scores, verdicts)
-    funnel = Funnel.count(recipe, verdicts.dropped_by)
-    write_json(funnel_file, funnel.to_dict())
-    run.manifest["decided"] = _decision(run, recipe)
-    run.save()
+    funnel = record(run, recipe, scores, verdicts, _decision(run, recipe))
     log.info("decided with recipe %s (%s): %d of %d kept", recipe.name, recipe.hash, funnel.kept, funnel.collected)
     return funnel
 
@@ -240,8 +233,19 @@ def _refuse_unscored(scores: Scores, missing: np.ndarray, criterion: str) -> Non
         )
 
 
-def write_verdicts(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None:
-    """verdicts/NNNNN.parquet of every shard."""
+def record(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts, decision: dict[str, object]) -> Funnel:
+    """Writes the verdicts, the funnel, and last of all, in the manifest, what was decided."""
+    for phase in ("decided", "written"):
+        run.manifest.pop(phase, None)  # until the last file is in, the run has no verdicts
+    run.save()
+    _write(run, recipe, scores, verdicts)
+    funnel = Funnel.count(recipe, verdicts.dropped_by)
+    write_json(run.folder / "funnel.json", funnel.to_dict())
+    run.note("decided", **decision)
+    return funnel
+
+
+def _write(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None:
     names = np.array([criterion.name for criterion in recipe.criteria] + [None], object)
     _, group = np.unique(verdicts.group, return_inverse=True)  # sets numbered 0, 1, …; -1 for rows that are alone
     group = group - 1 if (verdicts.group < 0).any() else group

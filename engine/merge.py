@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,18 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine import __version__
 from engine.criteria import FEATURES, Redundancy
-from engine.decide import MERGED, Scores, Verdicts, load, sets_among, write_verdicts
+from engine.decide import MERGED, Scores, Verdicts, load, record, sets_among
 from engine.dedup import sets
 from engine.dedup.features import Features
 from engine.device import Device
 from engine.errors import DanqingError
-from engine.files import commit, write_json
+from engine.files import commit
 from engine.funnel import Funnel
 from engine.progress import Progress
 from engine.recipe import Recipe, recipe_from_dict
-from engine.run import Run, log
+from engine.run import Run, is_run
 
 NAME, STEP = "cross_batch_redundancy", "cross-batch redundancy"
 
@@ -49,9 +47,6 @@ def merge(
     run, before = _open(output, runs, recipe, merged)
     if run.manifest.get("decided") and before == merged:
         return run, Funnel.read(output / "funnel.json")
-    for phase in ("decided", "written"):
-        run.manifest.pop(phase, None)  # until the last file is in, the run has no verdicts
-    run.save()
     criterion = recipe.criteria[-1]
     assert isinstance(criterion, Redundancy)
     scores = load(run, replace(recipe, criteria=(criterion,)))
@@ -60,24 +55,23 @@ def merge(
     rows = np.flatnonzero(((verdicts.dropped_by < 0) | (verdicts.dropped_by == last)) & (scores.feature_row >= 0))
     again = verdicts.dropped_by == last
     verdicts.group[again], verdicts.kept_instead[again], verdicts.distance[again] = -1, None, np.nan
-    known = output / "chains.npy"
-    earlier = np.load(known) if before and before == merged[: len(before)] and known.exists() else None
-    known.unlink(missing_ok=True)
     features = Features(device, scores.features, scores.feature_row[rows])
+    earlier = np.load(output / "chains.npy") if before and before == merged[: len(before)] else None
     chains = sets.chains(features, criterion.within, progress, earlier)
+    with commit(output / "chains.npy") as file:
+        np.save(file, chains)
+    run.manifest[MERGED] = merged
+    run.save()
     verdicts.dropped_by[rows] = last
     stay = verdicts.enter_sets(scores, rows, *sets_among(scores, criterion, rows, device, progress, chains))
     verdicts.dropped_by[stay] = -1
-    write_verdicts(run, recipe, scores, verdicts)
-    with commit(known) as file:
-        np.save(file, chains)
-    funnel = Funnel.count(recipe, verdicts.dropped_by)
-    write_json(output / "funnel.json", funnel.to_dict())
-    run.manifest[MERGED] = merged
-    run.note("decided", recipe=recipe.to_dict(), recipe_hash=recipe.hash, shards=len(run.shards), runs=_hash(merged))
-    compared = len(rows) - (0 if earlier is None else len(earlier))
-    log.info("merged %d runs: %d of %d rows compared anew, %d kept", len(runs), compared, len(rows), funnel.kept)
-    return run, funnel
+    decision = {
+        "recipe": recipe.to_dict(),
+        "recipe_hash": recipe.hash,
+        "shards": len(run.shards),
+        "runs": _hash(merged),
+    }
+    return run, record(run, recipe, scores, verdicts, decision)
 
 
 def common_recipe(runs: Sequence[Run]) -> Recipe:
@@ -115,57 +109,40 @@ def _hash(content: Any) -> str:
 def _open(
     output: Path, runs: Sequence[Run], recipe: Recipe, merged: list[dict[str, str]]
 ) -> tuple[Run, list[dict[str, str]]]:
-    """The merged run, all its shards linked, and which runs its chains were found among."""
+    """The merged run, all its shards linked, and the runs that chains.npy was found among."""
     before: list[dict[str, str]] = []
-    if (output / "run.json").exists():
+    if is_run(output):
         there = Run.open(output)
         if MERGED not in there.manifest:
             raise DanqingError(f"{output} holds a run that is no merge; choose another --output")
-        before = there.manifest[MERGED] if there.manifest.get("recipe_hash") == recipe.hash else []
+        before = there.manifest[MERGED] if there.manifest["recipe_hash"] == recipe.hash else []
         if before == merged:
             return there, before
-    elif output.exists() and any(output.iterdir()):
-        raise DanqingError(f"{output}: not empty and not a run (no run.json); choose another folder")
     shards = [(run, shard) for run in runs for shard in run.shards]
     listed = [
         asdict(replace(shard, number=number)) | {"path": str(shard.path)} for number, (_, shard) in enumerate(shards)
     ]
-    manifest = {
-        "engine": __version__,
-        "recipe": recipe.to_dict(),
-        "recipe_hash": recipe.hash,
-        "shards": listed,
-        **{part: runs[0].manifest[part] for part in ("layout", "models", "versions")},
-        MERGED: before,
-        "times": {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
-    }
-    run = Run(output, manifest)
+    same = {part: runs[0].manifest[part] for part in ("layout", "models")}
+    run = Run.create(output, recipe, {"shards": listed, **same, MERGED: []})  # none until chains.npy is in
     for number, (part, shard) in enumerate(shards):
-        for link, file in (
-            (run.scores(number), part.scores(shard.number)),
-            (run.features(number), part.features(shard.number)),
-        ):
+        for kind in (Run.scores, Run.features):
+            link = kind(run, number)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(file.resolve())
-    run.save()
+            link.symlink_to(kind(part, shard.number).resolve())
     return run, before
 
 
 def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdicts:
-    """What the runs decided, one after the other; their sets keep apart."""
-    tables, rows = [], len(scores.uid)
+    """What the runs decided, one after the other."""
+    tables, first = [], len(scores.uid)
     for run in runs:
-        for shard in run.shards:
-            table = pq.read_table(run.verdicts(shard.number))
-            group = table["group"].to_numpy()
-            # A set's number becomes one that no other run's set can have, nor one that is found now.
-            tables.append(
-                table.set_column(
-                    table.schema.get_field_index("group"), "group", pa.array(np.where(group >= 0, group + rows, -1))
-                )
-            )
-        rows += sum(pq.read_metadata(run.verdicts(shard.number)).num_rows for shard in run.shards)
+        table = pa.concat_tables([pq.read_table(run.verdicts(shard.number)) for shard in run.shards])
+        group = table["group"].to_numpy()
+        # A set's number becomes one that no other run's set can have, nor one that is found now.
+        apart = pa.array(np.where(group >= 0, group + first, -1))
+        tables.append(table.set_column(table.column_names.index("group"), "group", apart))
+        first += len(table)
     table = pa.concat_tables(tables)
     positions = {criterion.name: position for position, criterion in enumerate(recipe.criteria)} | {None: -1}
     return Verdicts(

@@ -63,22 +63,8 @@ class Run:
             "layout": asdict(layout),
             **identity,
         }
-        path = folder / "run.json"
-        if not path.exists():
-            if folder.exists() and any(folder.iterdir()):
-                raise DanqingError(f"{folder}: not empty and not a run (no run.json); choose another folder")
-            manifest = {
-                "engine": __version__,
-                "recipe": recipe.to_dict(),
-                "recipe_hash": recipe.hash,
-                **wanted,
-                "versions": {"python": platform.python_version()} | {n: metadata.version(n) for n in VERSIONED},
-                "counts": {},
-                "times": {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
-            }
-            run = cls(folder, manifest)
-            run.save()
-            return run
+        if not is_run(folder):
+            return cls.create(folder, recipe, wanted)
         run = cls.open(folder)
         differences = recipe.differences(run.recipe) + identity_differences(run.manifest, wanted)
         if differences:
@@ -87,6 +73,16 @@ class Run:
                 + "\n  ".join(differences)
                 + "\nChoose another --output, or use `danqing decide` to change thresholds only."
             )
+        return run
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe, content: Mapping[str, Any]) -> Run:
+        """Starts a run; what `content` holds beside shards and layout is its identity."""
+        versions = {"python": platform.python_version()} | {n: metadata.version(n) for n in VERSIONED}
+        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        manifest = {"engine": __version__, "recipe": recipe.to_dict(), "recipe_hash": recipe.hash, **content}
+        run = cls(folder, manifest | {"versions": versions, "counts": {}, "times": {"started": started}})
+        run.save()
         return run
 
     @classmethod
@@ -154,6 +150,19 @@ class Run:
         finally:
             log.removeHandler(handler)
             handler.close()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run is there; False means that one can be started.
+
+    Raises:
+        DanqingError: the folder holds something else.
+    """
+    if (folder / "run.json").exists():
+        return True
+    if folder.exists() and any(folder.iterdir()):
+        raise DanqingError(f"{folder}: not empty and not a run (no run.json); choose another folder")
+    return False
 
 
 def identity_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -177,13 +178,13 @@ def true_pairs(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return left[keep], right[keep]
 
 
-def measure(rows: int, real: np.ndarray | None, folder: Path, methods: list[str]) -> list[dict[str, object]]:
+def measure(rows: int, real: np.ndarray | None, folder: Path, methods: list[str]) -> list[dict[str, Any]]:
     features = planted(rows, rows, real)
     np.save(folder / "features.npy", features)
     left, right = true_pairs(features)
     sets = len(np.unique(linked(rows, left, right)))
     kind = "noise" if real is None else "real"
-    results: list[dict[str, object]] = []
+    results: list[dict[str, Any]] = []
     for method in methods:
         if rows > SLOW.get(method, rows):
             continue
@@ -196,18 +197,18 @@ def measure(rows: int, real: np.ndarray | None, folder: Path, methods: list[str]
     return results
 
 
-def show(results: list[dict[str, object]]) -> None:
+def show(results: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("data", "rows", "method", "seconds", "product / it", "MB beside", "edges", "sets - true"):
         table.add_column(heading, justify="left" if heading in ("data", "method") else "right")
-    base = {(r["data"], r["rows"]): float(str(r["seconds"])) for r in results if r["method"] == "blocked product"}
+    base = {(r["data"], r["rows"]): r["seconds"] for r in results if r["method"] == "blocked product"}
     for r in results:
-        seconds, peer = float(str(r["seconds"])), base.get((r["data"], r["rows"]))
+        seconds, peer = r["seconds"], base.get((r["data"], r["rows"]))
         ratio = f"{peer / seconds:.2f}" if peer else ""
-        more = int(str(r["sets"])) - int(str(r["true_sets"]))
-        beside = f"{int(str(r['bytes'])) / 1e6:.0f}"
-        figures = (f"{r['rows']:,}", str(r["method"]), f"{seconds:.2f}", ratio, beside, f"{r['edges']:.5f}", str(more))
-        table.add_row(str(r["data"]), *figures)
+        more = r["sets"] - r["true_sets"]
+        beside = f"{r['bytes'] / 1e6:.0f}"
+        figures = (f"{r['rows']:,}", r["method"], f"{seconds:.2f}", ratio, beside, f"{r['edges']:.5f}", str(more))
+        table.add_row(r["data"], *figures)
     console.print(table)
 
 
@@ -224,7 +225,7 @@ def main() -> None:
         return
     real = np.load(options.features, mmap_mode="r") if options.features else None
     methods = [name.strip() for name in options.methods.split(";")] if options.methods else list(METHODS)
-    results: list[dict[str, object]] = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for rows in map(int, options.rows.split(",")):
             results += measure(rows, None, Path(folder), methods)
