@@ -111,6 +111,7 @@ def _open(
 ) -> tuple[Run, list[dict[str, str]]]:
     """The merged run, all its shards linked, and the runs that chains.npy was found among."""
     before: list[dict[str, str]] = []
+    shards = [(run, shard) for run in runs for shard in run.shards]
     if is_run(output):
         there = Run.open(output)
         if MERGED not in there.manifest:
@@ -118,7 +119,9 @@ def _open(
         before = there.manifest[MERGED] if there.manifest["recipe_hash"] == recipe.hash else []
         if before == merged:
             return there, before
-    shards = [(run, shard) for run in runs for shard in run.shards]
+        for left_over in there.shards[len(shards) :]:  # a smaller merge must leave no shards of the larger one
+            for kind in (Run.scores, Run.features, Run.verdicts, Run.tar, Run.table):
+                kind(there, left_over.number).unlink(missing_ok=True)
     listed = [
         asdict(replace(shard, number=number)) | {"path": str(shard.path)} for number, (_, shard) in enumerate(shards)
     ]

@@ -25,10 +25,15 @@ def held_against(
         kept: runs that have been curated; looked at last, when near-duplicates among the new rows are gone.
         excluded: runs of evaluation pictures; looked at first, so that no set is represented by one of them.
         within: their cosine distance; default: that of the recipe's first redundancy criterion.
+
+    Raises:
+        DanqingError: a distance that is none.
     """
     sought = [c for c in recipe.criteria if isinstance(c, Redundancy) and c.column == FEATURES]
     usual = sought[0].within if sought else USUAL
     place = recipe.criteria.index(sought[0]) if sought else len(recipe.criteria)
+    if within is not None and not 0 < within < 2:
+        raise DanqingError(f"--exclude-within {within:g}: a cosine distance between 0 and 2, for example {USUAL}")
     exclude = [
         Apart(
             f"excluded{_number(i)}", usual if within is None else within, str(folder.resolve()), step="evaluation data"

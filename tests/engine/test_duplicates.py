@@ -15,7 +15,7 @@ from PIL import Image
 from engine.batch import Batch
 from engine.cli import main
 from engine.criteria import Apart, Redundancy
-from engine.curate import Settings, curate, decide_run, known_columns, merge_runs
+from engine.curate import Settings, curate, decide_run, known_columns, merge_runs, write_run
 from engine.dedup import sets
 from engine.device import Device
 from engine.errors import DanqingError
@@ -120,6 +120,8 @@ def test_references_stand_around_the_redundancy_criterion(recipe: Recipe) -> Non
     assert names == ["decodable", "same_bytes", "same_look", "excluded", "excluded_2", "redundancy", "already_kept"]
     assert {c.within for c in held.criteria if isinstance(c, Apart)} == {0.05}
     assert recipe_from_dict(held.to_dict(), "run.json") == held
+    with pytest.raises(DanqingError, match="--exclude-within 5: a cosine distance between 0 and 2"):
+        held_against(recipe, [], [Path("x")], 5)
 
 
 def test_runs_of_other_models_are_not_compared(make_shard: Any, recipe: Recipe, tmp_path: Path) -> None:
@@ -184,8 +186,12 @@ def test_a_run_added_later_is_compared_with_all_and_they_not_again(
     assert verdicts(grown) == verdicts(whole)
     compared.clear()
     assert merge_runs(batches, tmp_path / "grown")[1] == funnel and compared == []  # nothing changed, nothing is done
-    merge_runs(batches[1:], tmp_path / "grown")
+    write_run(grown)
+    fewer, _ = merge_runs(batches[1:], tmp_path / "grown")
     assert compared[0] == (0, 5)  # not the runs from before: all anew
+    write_run(fewer)
+    for kind in ("scores", "features", "verdicts", "shards"):  # and none of their shards is left
+        assert {path.stem for path in (fewer.folder / kind).iterdir()} == {"00000", "00001"}
 
 
 def test_only_like_runs_are_merged(batches: list[Path], recipe: Recipe, tmp_path: Path) -> None:
