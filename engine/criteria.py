@@ -103,7 +103,8 @@ class Redundancy:
 
     `keep`: who stays, the first one among equals: the row nearest to the set's `centroid` (features only, and their
     default), the `first`, or the one with the `highest:<column>`. `max_diameter`: members farther than this from who
-    stays leave the set and form sets among themselves.
+    stays leave the set and form sets among themselves. `recall`: the share of near pairs that must be found; below 1,
+    the search is quicker, and the share is measured.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Redundancy:
     column: str = FEATURES
     keep: str = ""
     max_diameter: float | None = None
+    recall: float = 1.0
     group: str = ""
     step: str = ""
 
@@ -124,9 +126,13 @@ class Redundancy:
             _check_distance("within", self.within)
             if self.max_diameter is not None:
                 _check_distance("max_diameter", self.max_diameter)
+            if not 0 < self.recall <= 1:
+                raise ValueError(f"'recall' is a share above 0, at most 1, not {self.recall:g}")
             return
         if self.max_diameter is not None:
             raise ValueError("'max_diameter' is a distance of features; a column of other values has none")
+        if self.recall != 1:
+            raise ValueError("'recall' is of features; a column of other values is always searched through")
         most = MOST_BITS if self.column in HASHES else 0
         if self.within not in range(most + 1):
             bits = f"a number of bits from 0 to {most}" if most else "0: its values are equal or not"
@@ -149,7 +155,8 @@ class Redundancy:
             like = f"{self.column}: ≤ {self.within:g} bits differ" if self.within else f"equal {self.column}"
         most = f", ≤ {self.max_diameter:g} from it" if self.max_diameter is not None else ""
         kept = "" if self.keep in ("centroid", "first") else f", {self.keep.replace(':', ' ')} stays"
-        return f"one of each set, {like}{most}{kept}"
+        found = "" if self.recall == 1 else f", recall ≥ {self.recall:g}"
+        return f"one of each set, {like}{most}{kept}{found}"
 
 
 @dataclass(frozen=True)

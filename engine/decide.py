@@ -7,7 +7,7 @@ run, what is near one of its rows falls.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from engine.criteria import FEATURES, AnyCriterion, Criterion, Redundancy
 from engine.dedup import fingerprints, sets
 from engine.dedup.features import Features
 from engine.dedup.neighbours import nearest_rows
+from engine.dedup.sample import Recall
 from engine.device import Device
 from engine.errors import DanqingError
 from engine.files import commit, write_json
@@ -52,12 +53,16 @@ class Scores:
 @dataclass
 class Verdicts:
     """Per row: `dropped_by` (position of the criterion, -1 = kept), its set (by its first row, -1 without), the uid of
-    who was kept instead (None) and how far it is from that one (NaN)."""
+    who was kept instead (None) and how far it is from that one (NaN).
+
+    `recall`: by position, of criteria that need not find all near pairs, what they found.
+    """
 
     dropped_by: np.ndarray
     group: np.ndarray
     kept_instead: np.ndarray
     distance: np.ndarray
+    recall: dict[int, Recall] = field(default_factory=dict)
 
     def enter_sets(
         self, scores: Scores, rows: np.ndarray, group: np.ndarray, stays: np.ndarray, distance: np.ndarray
@@ -169,7 +174,12 @@ def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | No
         if isinstance(criterion, Criterion):
             stay = looked_at[criterion.interval.holds(scores.columns[criterion.column][looked_at])]
         elif isinstance(criterion, Redundancy):
-            stay = verdicts.enter_sets(scores, looked_at, *sets_among(scores, criterion, looked_at, device, progress))
+            chains = None
+            if criterion.column == FEATURES:
+                chains, measured = find_chains(scores, criterion, looked_at, device, progress)
+                verdicts.recall |= {position: measured} if measured else {}
+            found = sets_among(scores, criterion, looked_at, device, progress, chains)
+            stay = verdicts.enter_sets(scores, looked_at, *found)
         else:
             uid, others = load_reference(Path(criterion.folder), device)
             features = Features(device, scores.features, scores.feature_row[looked_at])
@@ -189,6 +199,21 @@ def _scored(scores: Scores, criterion: AnyCriterion) -> np.ndarray:
         return ~np.isnan(scores.columns[criterion.column])
     valid: np.ndarray = scores.compared[criterion.column].is_valid().to_numpy()
     return valid
+
+
+def find_chains(
+    scores: Scores,
+    criterion: Redundancy,
+    rows: np.ndarray,
+    device: Device,
+    progress: Progress | None = None,
+    earlier: np.ndarray | None = None,
+) -> tuple[np.ndarray, Recall | None]:
+    """The rows' `sets.chains`, and, if not all near pairs need be found, what share of them was."""
+    features = Features(device, scores.features, scores.feature_row[rows])
+    if criterion.recall == 1:
+        return sets.chains(features, criterion.within, progress, earlier), None
+    return sets.likely_chains(features, criterion.within, criterion.recall, progress, earlier)
 
 
 def sets_among(
@@ -239,7 +264,7 @@ def record(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts, decisio
         run.manifest.pop(phase, None)  # until the last file is in, the run has no verdicts
     run.save()
     _write(run, recipe, scores, verdicts)
-    funnel = Funnel.count(recipe, verdicts.dropped_by)
+    funnel = Funnel.count(recipe, verdicts.dropped_by, verdicts.recall)
     write_json(run.folder / "funnel.json", funnel.to_dict())
     run.note("decided", **decision)
     return funnel

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine.dedup.sample import Recall
 from engine.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Line:
-    """One step: `dropped` rows fell here, `left` stayed; `share` = dropped ÷ the rows that came in."""
+    """One step: `dropped` rows fell here, `left` stayed; `share` = dropped ÷ the rows that came in.
+
+    `recall`: of a search that need not find all, what it found.
+    """
 
     criterion: str
     group: str
@@ -22,6 +27,12 @@ class Line:
     rule: str
     left: int
     dropped: int
+    recall: Recall | None = None
+
+    @property
+    def told(self) -> str:
+        """The rule, and how well it was kept to."""
+        return f"{self.rule} (measured: {self.recall})" if self.recall else self.rule
 
     @property
     def share(self) -> float:
@@ -39,14 +50,15 @@ class Funnel:
         return self.lines[-1].left if self.lines else self.collected
 
     @classmethod
-    def count(cls, recipe: Recipe, dropped_by: np.ndarray) -> Funnel:
-        """From each row's criterion position (-1 = kept)."""
+    def count(cls, recipe: Recipe, dropped_by: np.ndarray, recall: Mapping[int, Recall] | None = None) -> Funnel:
+        """From each row's criterion position (-1 = kept), and the recall that was measured at some positions."""
         left, lines = len(dropped_by), []
         for position, criterion in enumerate(recipe.criteria):
             dropped = int((dropped_by == position).sum())
             left -= dropped
             step = criterion.step or criterion.name
-            lines.append(Line(criterion.name, criterion.group, step, criterion.rule, left, dropped))
+            measured = (recall or {}).get(position)
+            lines.append(Line(criterion.name, criterion.group, step, criterion.rule, left, dropped, measured))
         return cls(recipe.name, len(dropped_by), tuple(lines))
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,5 +68,7 @@ class Funnel:
     @classmethod
     def read(cls, path: Path) -> Funnel:
         content = json.loads(path.read_text(encoding="utf-8"))
-        lines = ({k: v for k, v in step.items() if k != "share"} for step in content["steps"])
-        return cls(content["recipe"], content["collected"], tuple(Line(**line) for line in lines))
+        lines = ({k: v for k, v in step.items() if k not in ("share", "recall")} for step in content["steps"])
+        recalls = (Recall(**found) if (found := step.get("recall")) else None for step in content["steps"])
+        told = (Line(**line, recall=recall) for line, recall in zip(lines, recalls, strict=True))
+        return cls(content["recipe"], content["collected"], tuple(told))

@@ -19,9 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.criteria import FEATURES, Redundancy
-from engine.decide import MERGED, Scores, Verdicts, load, record, sets_among
-from engine.dedup import sets
-from engine.dedup.features import Features
+from engine.decide import MERGED, Scores, Verdicts, find_chains, load, record, sets_among
 from engine.device import Device
 from engine.errors import DanqingError
 from engine.files import commit
@@ -55,13 +53,13 @@ def merge(
     rows = np.flatnonzero(((verdicts.dropped_by < 0) | (verdicts.dropped_by == last)) & (scores.feature_row >= 0))
     again = verdicts.dropped_by == last
     verdicts.group[again], verdicts.kept_instead[again], verdicts.distance[again] = -1, None, np.nan
-    features = Features(device, scores.features, scores.feature_row[rows])
     earlier = np.load(output / "chains.npy") if before and before == merged[: len(before)] else None
-    chains = sets.chains(features, criterion.within, progress, earlier)
+    chains, measured = find_chains(scores, criterion, rows, device, progress, earlier)
     with commit(output / "chains.npy") as file:
         np.save(file, chains)
     run.manifest[MERGED] = merged
     run.save()
+    verdicts.recall |= {last: measured} if measured else {}
     verdicts.dropped_by[rows] = last
     stay = verdicts.enter_sets(scores, rows, *sets_among(scores, criterion, rows, device, progress, chains))
     verdicts.dropped_by[stay] = -1

@@ -19,7 +19,7 @@ from engine.errors import DanqingError, did_you_mean
 ROLES = ("image_embedding", "text_embedding", "image_safety", "aesthetics", "text_safety", "caption_safety")
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
-REDUNDANCY_KEYS = ("within", "keep", "max_diameter", "not_near")
+REDUNDANCY_KEYS = ("within", "keep", "max_diameter", "recall", "not_near")
 CRITERION_KEYS = ("column", "group", "step", *REDUNDANCY_KEYS, *BOUNDS)
 
 
@@ -82,7 +82,7 @@ def _criterion_dict(criterion: AnyCriterion) -> dict[str, Any]:
         return out | {"within": criterion.within, "not_near": criterion.folder}
     if isinstance(criterion, Redundancy):
         default = Redundancy(criterion.name, criterion.within, criterion.column)
-        chosen = {key: getattr(criterion, key) for key in ("keep", "max_diameter")}
+        chosen = {key: getattr(criterion, key) for key in ("keep", "max_diameter", "recall")}
         chosen = {key: value for key, value in chosen.items() if value != getattr(default, key)}
         column = {} if criterion.column == FEATURES else {"column": criterion.column}
         return out | column | {"within": criterion.within} | chosen
@@ -271,13 +271,16 @@ def _read_criterion(name: str, key: yaml.Node, node: yaml.Node, where: str, colu
         if within is not None:
             refuse_both("'within' makes it", BOUNDS, "a redundancy criterion")
             if "not_near" in fields:
-                refuse_both("'not_near' makes it", ("column", "keep", "max_diameter"), "a distance to another run")
+                refuse_both(
+                    "'not_near' makes it", ("column", "keep", "max_diameter", "recall"), "a distance to another run"
+                )
                 return Apart(within=within, folder=text("not_near"), **labels)
             criterion = Redundancy(
                 within=within,
                 column=text("column", FEATURES),
                 keep=text("keep"),
                 max_diameter=number("max_diameter"),
+                recall=1.0 if (recall := number("recall")) is None else recall,
                 **labels,
             )
         else:

@@ -48,6 +48,8 @@ def _cosine(features, a, others, b):
 def _next_above(values, place, bound):
     """The first place from `place` on whose number lies above the bound; the length if there is none."""
     bound = np.float32(bound)
+    if place < values.size and values[place] > bound:  # one seldom comes alone
+        return place
     while place < values.size:
         some = values[place : min(place + STRIDE, values.size)]
         found = np.uint32(0)  # one width and no branch, so that it runs in lanes
@@ -127,6 +129,33 @@ def find_nearest(first, last, step, tile, bound, left, right, least, features, o
             if found > least and (nearest[a] < 0 or found > cosine[a]):
                 cosine[a], nearest[a] = found, b
             column = _next_above(tile[i], column + 1, bound)
+
+
+@kernel
+def list_near(first, last, step, tile, bound, left, right, least, features, counts, near):
+    """Of each of some rows, the neighbours whose cosine is above `least`, while there is room for them.
+
+    Args:
+        tile, bound, left, right, least: see `join_near`.
+        counts: int64 (left,), neighbours so far; near: int64 (left, room), the rows that they are.
+    """
+    for i in range(first, last, step):
+        column = _next_above(tile[i], 0, bound)
+        while column < right.size and counts[i] < near.shape[1]:
+            b = right[column]
+            if left[i] != b and _cosine(features, left[i], features, b) > least:
+                near[i, counts[i]] = b
+                counts[i] += 1
+            column = _next_above(tile[i], column + 1, bound)
+
+
+@kernel
+def count_joined(first, last, step, some, counts, near, parent, out):
+    """How many of each row's neighbours (see `list_near`) are in its set: int64 (some,)."""
+    for i in range(first, last, step):
+        out[i] = 0
+        for place in range(counts[i]):
+            out[i] += np.int64(root(parent, some[i]) == root(parent, near[i, place]))
 
 
 @heavy_kernel

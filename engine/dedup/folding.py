@@ -23,6 +23,8 @@ ROUNDING = 2e-6
 FEW = 8192
 """Rows that are compared sooner than directions for them are found."""
 SAMPLE = 1024
+ROWS = 2048
+"""Rows that are unpacked at a time."""
 WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 """Numbers of a folded vector to choose from."""
 SCAN, CHECK = 16, 6
@@ -31,42 +33,54 @@ SCAN, CHECK = 16, 6
 
 @dataclass(frozen=True)
 class Folding:
-    """`basis`: float32 (dimension, k), orthonormal columns; None leaves vectors as they are. `xp`: its library."""
+    """`basis`: float32 (dimension, k), orthonormal columns; None leaves vectors as they are."""
 
-    xp: Any
     basis: Any = None
 
     @classmethod
-    def fit(cls, features: Features, threshold: float) -> Folding:
-        """The folding with which finding all pairs of a cosine above `threshold` costs least."""
+    def fit(cls, features: Features, threshold: float, crowding: int = 1) -> Folding:
+        """The folding with which finding pairs of a cosine above `threshold` costs least.
+
+        Args:
+            crowding: how many times likelier than in pairs by chance that is where it will be looked for.
+        """
         xp = features.device.xp
         if len(features) < FEW:
-            return cls(xp)
+            return cls()
         places = np.linspace(0, len(features) - 1, 4 * SAMPLE).astype(np.int64)
         seen = features.take(places[::2]).unit()
         moment = (seen.T @ seen).astype(np.float64)
         _, directions = xp.linalg.eigh(moment)  # ascending
         directions = directions[:, ::-1].astype(np.float32)
-        unseen = features.take(places[1::4]).unit()
-        best, cost = cls(xp), float(features.dimension + SCAN)
+        unseen = features.take(places[1::4])
+        best, cost = cls(), float(features.dimension + SCAN)
         for width in WIDTHS:
             if width >= features.dimension:
                 break
-            folding = cls(xp, xp.ascontiguousarray(directions[:, : width - 1]))
+            folding = cls(xp.ascontiguousarray(directions[:, : width - 1]))
             folded = folding(unseen)
             near = xp.count_nonzero(folded @ folded.T > threshold - SLACK) - len(unseen)
-            checks = float(near) / (len(unseen) * (len(unseen) - 1)) * CHECK * features.dimension
+            checks = float(near) / (len(unseen) * (len(unseen) - 1)) * crowding * CHECK * features.dimension
             if width + SCAN + checks < cost:
                 best, cost = folding, width + SCAN + checks
         return best
 
-    def __call__(self, unit: Any) -> Any:
-        """Folded vectors, float32 (rows, k + 1), of unit vectors, float32 (rows, dimension)."""
-        if self.basis is None:
-            return unit
-        xp, rows, width = self.xp, len(unit), self.basis.shape[1]
-        out = xp.empty((rows, width + 1), np.float32)
-        xp.matmul(unit, self.basis, out=out[:, :width])
-        square = 1 - xp.einsum("ij,ij->i", out[:, :width], out[:, :width])
-        out[:, width] = xp.sqrt(xp.maximum(square, 0) + ROUNDING)
+    def __call__(self, features: Features) -> Any:
+        """Folded vectors: float32 (rows, k + 1)."""
+        xp = features.device.xp
+        out = xp.empty(
+            (len(features), features.dimension if self.basis is None else self.basis.shape[1] + 1), np.float32
+        )
+        for start in range(0, len(features), ROWS):
+            unit, part = features.take(slice(start, start + ROWS)).unit(), out[start : start + ROWS]
+            if self.basis is None:
+                part[:] = unit
+                continue
+            xp.matmul(unit, self.basis, out=part[:, :-1])
+            square = 1 - xp.einsum("ij,ij->i", part[:, :-1], part[:, :-1])
+            part[:, -1] = xp.sqrt(xp.maximum(square, 0) + ROUNDING)
         return out
+
+    def coordinates(self, folded: Any) -> Any:
+        """What the vectors have in the basis: float32 (rows, k), a view."""
+        return folded if self.basis is None else folded[:, :-1]

@@ -31,19 +31,16 @@ def join_neighbours(
     """
     progress, xp, rows = progress or Silent(), features.device.xp, len(features)
     progress.expect(rows * (rows - 1) // 2 - known * (known - 1) // 2, 1)
-    fold, tile, numbers = Folding.fit(features, 1 - within), Tile(features), xp.arange(rows)
-    for begin in range(known, rows, BLOCK):
-        end = min(begin + BLOCK, rows)
-        block = fold(features.take(slice(begin, end)).unit())
-        for start, stop in [*_spans(0, known, TILE), *_spans(begin, end, TILE), *_spans(end, rows, TILE)]:
+    fold, join = Folding.fit(features, 1 - within), Joining(features, within, parent)
+    for begin, end in spans(known, rows, BLOCK):
+        block = fold(features.take(slice(begin, end)))
+        for start, stop in [*spans(0, known, TILE), *spans(begin, end, TILE), *spans(end, rows, TILE)]:
             inside = begin <= start < end
-            right = block[start - begin : stop - begin] if inside else fold(features.take(slice(start, stop)).unit())
-            for top, bottom in _spans(begin, stop if inside else end, TILE):
-                product = tile.product(block[top - begin : bottom - begin], right)
-                left, columns = numbers[top:bottom], numbers[start:stop]
-                arguments = (product, 1 - within - SLACK, 1 - within, left, columns, features.rows, parent)
-                join_near.launch(features.device, len(left), *arguments)
-                progress.advance(len(left) * (len(left) - 1) // 2 if top == start else product.size)
+            right = block[start - begin : stop - begin] if inside else fold(features.take(slice(start, stop)))
+            for top, bottom in spans(begin, stop if inside else end, TILE):
+                join(block[top - begin : bottom - begin], right, xp.arange(top, bottom), xp.arange(start, stop))
+                count = bottom - top
+                progress.advance(count * (count - 1) // 2 if top == start else count * (stop - start))
 
 
 def nearest_rows(
@@ -57,21 +54,22 @@ def nearest_rows(
     progress, xp = progress or Silent(), features.device.xp
     progress.expect(len(features) * len(others), 1)
     nearest, cosine = xp.full(len(features), -1), xp.full(len(features), np.nan)
-    fold, tile, numbers = Folding.fit(others, 1 - within), Tile(features), xp.arange(max(len(features), len(others)))
+    fold, tile = Folding.fit(others, 1 - within), Tile(features)
     found = (1 - within, features.rows, others.rows, cosine, nearest)
-    for begin, end in _spans(0, len(features), BLOCK):
-        block = fold(features.take(slice(begin, end)).unit())
-        for start, stop in _spans(0, len(others), TILE):
-            right = fold(others.take(slice(start, stop)).unit())
-            for top, bottom in _spans(begin, end, TILE):
+    for begin, end in spans(0, len(features), BLOCK):
+        block = fold(features.take(slice(begin, end)))
+        for start, stop in spans(0, len(others), TILE):
+            right = fold(others.take(slice(start, stop)))
+            for top, bottom in spans(begin, end, TILE):
                 product = tile.product(block[top - begin : bottom - begin], right)
-                pairs = (product, 1 - within - SLACK, numbers[top:bottom], numbers[start:stop])
+                pairs = (product, 1 - within - SLACK, xp.arange(top, bottom), xp.arange(start, stop))
                 find_nearest.launch(features.device, bottom - top, *pairs, *found)
                 progress.advance(product.size)
     return nearest, 1 - cosine
 
 
-def _spans(first: int, last: int, size: int) -> list[tuple[int, int]]:
+def spans(first: int, last: int, size: int) -> list[tuple[int, int]]:
+    """The range in pieces of at most `size`."""
     return [(start, min(start + size, last)) for start in range(first, last, size)]
 
 
@@ -86,3 +84,16 @@ class Tile:
         out = self.room[: len(left) * len(right)].reshape(len(left), len(right))
         self.xp.matmul(left, right.T, out=out)
         return out
+
+
+class Joining:
+    """Unites the rows of two sides wherever their cosine distance is below `within`."""
+
+    def __init__(self, features: Features, within: float, parent: Any) -> None:
+        self.features, self.within, self.parent, self.tile = features, within, parent, Tile(features)
+
+    def __call__(self, left: Any, right: Any, left_rows: Any, right_rows: Any) -> None:
+        """Two sides of at most `TILE` folded vectors, float32, and the rows that they are, int64."""
+        least = 1 - self.within
+        arguments = (least - SLACK, least, left_rows, right_rows, self.features.rows, self.parent)
+        join_near.launch(self.features.device, len(left), self.tile.product(left, right), *arguments)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from engine.dedup.features import Features
+from engine.dedup.lists import join_likely
 from engine.dedup.neighbours import join_neighbours
+from engine.dedup.sample import Recall
 from engine.progress import Progress
 from kernels.components import roots
 from kernels.neighbours import distances, nearest_to_sum, sum_members
@@ -59,13 +62,31 @@ def chains(
     Args:
         earlier: the same for so many first rows, which are not compared with each other again.
     """
-    device, known = features.device, 0 if earlier is None else len(earlier)
-    parent = device.xp.arange(len(features))
-    if earlier is not None:
-        parent[:known] = device.xp.asarray(earlier)
+    parent, known = _parents(features, earlier)
     join_neighbours(features, within, parent, known, progress)
-    found: np.ndarray = roots(device, parent)
+    found: np.ndarray = roots(features.device, parent)
     return found
+
+
+def likely_chains(
+    features: Features,
+    within: float,
+    recall: float,
+    progress: Progress | None = None,
+    earlier: np.ndarray | None = None,
+) -> tuple[np.ndarray, Recall]:
+    """`chains`, sooner, of which a share of near pairs below 1, but at least `recall`, need be found; and what was."""
+    parent, known = _parents(features, earlier)
+    measured = join_likely(features, within, recall, parent, known, progress)
+    return roots(features.device, parent), measured
+
+
+def _parents(features: Features, earlier: np.ndarray | None) -> tuple[Any, int]:
+    xp, known = features.device.xp, 0 if earlier is None else len(earlier)
+    parent = xp.arange(len(features))
+    if earlier is not None:
+        parent[:known] = xp.asarray(earlier)
+    return parent, known
 
 
 def representatives(group: np.ndarray, rows: np.ndarray, choose: Choice) -> np.ndarray:

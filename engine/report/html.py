@@ -55,7 +55,7 @@ def write_report(run: Run) -> None:
 
 def _funnel(funnel: Funnel) -> str:
     rows = [
-        f"<tr><td>{html.escape(line.group)}<td>{html.escape(line.step)}<td>{html.escape(line.rule)}"
+        f"<tr><td>{html.escape(line.group)}<td>{html.escape(line.step)}<td>{html.escape(line.told)}"
         f"<td class=n>{line.left:,}<td class=n>{line.dropped:,}<td class=n>{line.share:.2%}"
         f"<td style='width:20%'><div class=bar style='width:{100 * line.left / max(funnel.collected, 1):.1f}%'></div>"
         for line in funnel.lines

@@ -89,7 +89,7 @@ def print_funnel(funnel: Funnel) -> None:
     for line in funnel.lines:
         group = line.group if line.group != before else ""
         before = line.group
-        table.add_row(group, line.step, line.rule, f"{line.left:,}", f"{line.dropped:,}", f"{line.share:.2%}")
+        table.add_row(group, line.step, line.told, f"{line.left:,}", f"{line.dropped:,}", f"{line.share:.2%}")
     console.print(table)
 
 

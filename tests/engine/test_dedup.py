@@ -78,7 +78,7 @@ def test_sets_are_those_of_the_definition_whatever_the_tiles_and_threads(
 def test_a_folded_product_is_never_below_the_cosine(device: Device, width: int) -> None:
     features = Features(device, [crowd(1)])
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(24, width)))[0].astype(np.float32)
-    short = Folding(np, basis)(features.unit())
+    short = Folding(basis)(features)
     assert short.shape == (300, width + 1)
     assert (short @ short.T >= 1 - gaps(crowd(1)) - folding.SLACK).all()
 

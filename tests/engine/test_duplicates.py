@@ -221,6 +221,8 @@ def test_only_like_runs_are_merged(batches: list[Path], recipe: Recipe, tmp_path
         ({"within": 0.1, "max_diameter": 3}, "'max_diameter' is a cosine distance between 0 and 2"),
         ({"within": 0, "column": "sha256", "max_diameter": 0.1}, "a column of other values has none"),
         ({"max": 1, "column": "width", "keep": "first"}, "without 'within' it is a criterion of one score"),
+        ({"within": 0.1, "recall": 1.5}, "'recall' is a share above 0, at most 1, not 1.5"),
+        ({"within": 0, "column": "sha256", "recall": 0.9}, "'recall' is of features"),
         ({"within": 0.1, "not_near": "x", "keep": "first"}, "which takes no 'keep'"),
         ({"within": 0.1, "max": 1}, "'within' makes it a redundancy criterion, which takes no 'max'"),
     ],

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 
 from engine.dedup import fingerprints as fingerprint_sets
-from engine.dedup import sets
+from engine.dedup import lists, sets
 from engine.dedup.features import Features
 from engine.dedup.neighbours import nearest_rows
+from engine.dedup.sample import Sample
 from engine.dictionary import character_classes, open_dictionary
+from engine.progress import Silent
 from kernels import components, fingerprints, lexicon, neighbours, pixels, text
+from kernels import lists as list_kernels
 from kernels.portable import Kernel
 from kernels.strings import Strings
 from kernels.trie import build
@@ -53,6 +56,10 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield neighbours.unpack, (features, tile)
     yield neighbours.join_near, (tile, 0.9, 0.9, long, long, features, long)
     yield neighbours.find_nearest, (tile, 0.9, long, long, 0.9, features, features, features.scale, long)
+    yield neighbours.list_near, (tile, 0.9, long, long, 0.9, features, long, np.zeros((2, 2), np.int64))
+    yield neighbours.count_joined, (long, long, np.zeros((2, 2), np.int64), long, long)
+    yield list_kernels.rank_lists, (tile, tile, np.zeros((2, 2), np.uint16))
+    yield list_kernels.mean_rows, (long, long, long, tile, tile)
     yield neighbours.sum_members, (long, long, long, features, reals)
     yield neighbours.nearest_to_sum, (long, long, long, features, reals, long)
     yield neighbours.distances, (long, long, features, features.scale)
@@ -68,7 +75,9 @@ def test_every_kernel_compiles_for_gpus(capability: tuple[int, int]) -> None:
 
 SIMULATED = """
 import numpy as np
+from engine.dedup.sample import Sample
 from engine.dictionary import character_classes, open_dictionary
+from engine.progress import Silent
 from kernels import text
 from kernels.lexicon import Patterns, weigh
 from kernels.pixels import pixel_statistics
@@ -103,7 +112,14 @@ def near_sets(device: Any) -> np.ndarray:
     hashes = np.uint64(2) ** np.arange(40, dtype=np.uint64) // np.uint64(7)
     others = nearest_rows(features.take(np.arange(20)), features.take(np.arange(20, 40)), 0.1)
     groups = fingerprint_sets.group_hashes(device, hashes, 2)
-    return np.stack([*near, groups, np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])])
+    likely = np.arange(20)
+    inverted = lists.Lists(features.take(likely), 0.01, 3)
+    for rank in range(2):
+        inverted.join(rank, likely, Silent())
+    found = Sample(features.take(slice(0, 20)), 0.01).recall(likely)
+    assert 0 < found.joined <= found.pairs
+    nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
+    return np.stack([*near, groups, nearest, np.r_[likely, np.full(20, found.share)]])
 
 
 PICTURES = [
