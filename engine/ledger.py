@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,9 +39,22 @@ class _Open:
     metadata: dict[int, dict[str, Any]] = field(default_factory=dict)
     features: dict[int, np.ndarray] = field(default_factory=dict)
 
+    def take(self, part: Batch, table: pa.Table) -> bool:
+        """Rows of this shard, and what Arrow holds of them; returns whether these were the last."""
+        rows = part["row"].tolist()
+        self.tables.append(table)
+        self.metadata.update(zip(rows, part["metadata"], strict=True))
+        if FEATURES in part:
+            found = zip(rows, part[FEATURES], part["error"], strict=True)
+            self.features.update({row: vector for row, vector, error in found if error is None})
+        self.entered += len(part)
+        return self.entered == self.rows
+
 
 class Ledger:
     """Collects finished rows; commits a shard's features, then its scores, when the last row has come in.
+
+    Rows may come from several threads at once; whoever brings a shard's last row writes its files.
 
     `running`: role → SHA-256 of the model or engine file that scores at present; kept with every shard.
     """
@@ -51,6 +65,7 @@ class Ledger:
         self.run, self.progress, self.running = run, progress, {} if running is None else running
         self.schema = IDENTITY | GIVEN | scores | OUTCOME
         self._open: dict[int, _Open] = {}
+        self._lock = threading.Lock()
 
     def expect(self, shard: Shard, rows: int, started: float) -> None:
         """Announces a shard and how many rows it has."""
@@ -65,14 +80,10 @@ class Ledger:
         for number in np.unique(batch["shard"]):
             entry = self._open[int(number)]
             part = batch.take(batch["shard"] == number)
-            entry.tables.append(pa.table({name: _column(part, name, kind) for name, kind in self.schema.items()}))
-            rows = part["row"].tolist()
-            entry.metadata.update(zip(rows, part["metadata"], strict=True))
-            if FEATURES in part:
-                found = zip(rows, part[FEATURES], part["error"], strict=True)
-                entry.features.update({row: vector for row, vector, error in found if error is None})
-            entry.entered += len(part)
-            if entry.entered == entry.rows:
+            table = pa.table({name: _column(part, name, kind) for name, kind in self.schema.items()})
+            with self._lock:
+                whole = entry.take(part, table)
+            if whole:
                 self._commit(self._open.pop(int(number)))
         self.progress.advance(len(batch))
 
@@ -91,8 +102,9 @@ class Ledger:
         with commit(self.run.scores(entry.shard.number)) as file:
             pq.write_table(table, file)
         errors, seconds = entry.rows - table["error"].null_count, time.monotonic() - entry.started
-        if self.run.manifest.get("engines") != self.running:
-            self.run.note("engines", **self.running)
+        with self._lock:
+            if self.run.manifest.get("engines") != self.running:
+                self.run.note("engines", **self.running)
         log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds)
 
     def _assemble(self, entry: _Open, with_features: list[int]) -> pa.Table:

@@ -3,7 +3,9 @@
 read → stage → gate → stage → gate → … → scores/NNNNN.parquet + features/NNNNN.npy
 
 The stages are a chain of streams of batches. A gate takes the rows out that a criterion has already dropped, so
-that no costlier stage sees them; what passes is packed with the rows that follow, across shard borders.
+that no costlier stage sees them; what passes is packed with the rows that follow, across shard borders. A
+stage that packs begins a thread of its own, so that reading, text, decoding and each of the models work at the same
+time, a batch ahead of one another.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import pyarrow as pa
 
 from engine.batch import Batch, pack
 from engine.ledger import Ledger
+from engine.overlap import Overlap
 from engine.plan import Plan, Step
 from engine.progress import Progress
 from engine.run import Run, log
 from engine.sources import Layout, Sample, Shard, open_shard
-from engine.stages import Context
+from engine.stages import Context, Stage
 from profiling.spans import Spans
 
 GIVEN = ("shard", "row", "key", "uid", "url", "caption", "image", "image_bytes", "metadata", "error")
@@ -32,24 +35,25 @@ READ_ROWS, READ_BYTES = 256, 64 << 20
 
 
 class Exit(Protocol):
-    """Where rows leave the stream."""
+    """Where rows leave the stream, from any stage's thread."""
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None: ...
 
 
-def score(run: Run, plan: Plan, context: Context, progress: Progress, gated: bool = True) -> Spans:
+def score(run: Run, plan: Plan, context: Context, progress: Progress, gated: bool = True, room: int = 1) -> Spans:
     """Scores every shard that has no scores yet; each shard's files appear when its last row is in.
 
     Args:
         progress: hears of every shard opened and every row finished.
         gated: False computes every score of every row (`--score-everything`).
+        room: see `run_stages`.
     """
     spans = Spans()
     ledger = Ledger(run, plan.scores, progress, context.models.running)
     shards = deque(run.unscored())
     while shards:
         batches = spans.timed("read", read(until_swapped(shards, context), run.layout, ledger))
-        run_stages(batches, plan, context, ledger, spans, gated)
+        run_stages(batches, plan, context, ledger, spans, gated, room)
         context.models.reopen(context.device)
     ledger.close()
     return spans
@@ -66,14 +70,30 @@ def until_swapped(shards: deque[Shard], context: Context) -> Iterator[Shard]:
 
 
 def run_stages(
-    batches: Iterable[Batch], plan: Plan, context: Context, ledger: Exit, spans: Spans, gated: bool = True
+    batches: Iterator[Batch],
+    plan: Plan,
+    context: Context,
+    ledger: Exit,
+    spans: Spans,
+    gated: bool = True,
+    room: int = 1,
 ) -> None:
-    """A stream of batches through all stages and gates of a plan; every row is entered in the ledger once."""
-    for position, step in enumerate(plan.steps):
-        following = plan.steps[position + 1].stage.name if position + 1 < len(plan.steps) else None
-        batches = through(batches, step, context, ledger, spans, following if gated else None)
-    for batch in batches:
-        ledger.enter(batch)
+    """A stream of batches through all stages and gates of a plan; every row is entered in the ledger once.
+
+    Args:
+        room: batches that wait between two threads; with 0 there are none, and stages take turns.
+    """
+    stages = [step.stage(context) for step in plan.steps]
+    spans.open(["read", *(stage.name for stage in stages)])
+    with Overlap(spans, room) as overlap:
+        thread = "read"
+        for position, (step, stage) in enumerate(zip(plan.steps, stages, strict=True)):
+            if stage.capacity is not None or thread == "read":
+                batches, thread = overlap.ahead(batches, thread), stage.name
+            following = plan.steps[position + 1].stage.name if position + 1 < len(plan.steps) else None
+            batches = through(batches, stage, step, ledger, spans, following if gated else None)
+        for batch in overlap.ahead(batches, thread):
+            ledger.enter(batch)
 
 
 def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger) -> Iterator[Batch]:
@@ -111,10 +131,9 @@ def _batch(rows: list[tuple[Any, ...]]) -> Batch:
 
 
 def through(
-    batches: Iterable[Batch], step: Step, context: Context, ledger: Exit, spans: Spans, following: str | None
+    batches: Iterable[Batch], stage: Stage, step: Step, ledger: Exit, spans: Spans, following: str | None
 ) -> Iterator[Batch]:
     """One stage and the gate behind it. Rows that go no further are entered in the ledger here."""
-    stage = step.stage(context)
     if stage.capacity is not None:
         batches = pack(batches, stage.capacity, stage.weights)
     for batch in batches:

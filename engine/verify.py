@@ -146,7 +146,8 @@ class Pass:
         plan = make_plan(recipe, CATALOGUE, GIVEN)
         context = settings.context(device, models, plan.wanted)
         with native_stderr_to(Path(os.devnull)):
-            run_stages((Batch(dict(batch.columns)) for batch in batches), plan, context, self, Spans(), gated=False)
+            copies = (Batch(dict(batch.columns)) for batch in batches)
+            run_stages(copies, plan, context, self, Spans(), gated=False, room=0)
         self.inputs = models.inputs
         self.outputs = {name: np.concatenate(parts) for name, parts in models.outputs.items()}
         self.rate = models.seen / models.seconds if models.seconds else 0.0

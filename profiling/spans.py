@@ -1,4 +1,4 @@
-"""Time and rows per stage."""
+"""Rows per stage, and what its time went to."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ T = TypeVar("T", bound=Sized)
 
 @dataclass
 class Span:
+    """`seconds` at work, `starved` for rows from the stage before, `blocked` for room before the stage behind."""
+
     rows: int = 0
     seconds: float = 0.0
+    starved: float = 0.0
+    blocked: float = 0.0
 
 
 class Spans(dict[str, Span]):
-    """Stage → rows seen and busy seconds, in order of first use."""
+    """Stage → rows and seconds, in order of first use."""
+
+    def open(self, names: Iterable[str]) -> None:
+        """Gives stages their places, for they may begin in any order."""
+        for name in names:
+            self.setdefault(name, Span())
 
     @contextmanager
     def __call__(self, name: str, rows: int) -> Iterator[None]:

@@ -25,22 +25,24 @@ class Session(Protocol):
 
 
 class OnnxSession:
-    """ONNX Runtime on CPU cores."""
+    """ONNX Runtime on CPU cores, a batch each: cores that share a batch wait for one another after every layer."""
 
     def __init__(self, path: Path, device: Device, batch: int = BATCH) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = device.threads
-        options.inter_op_num_threads = 1
-        self.batch = batch
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.batch, self._device = batch, device
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         rows = len(next(iter(inputs.values())))
-        parts = [
-            self._session.run(self._outputs, {name: self._full(a[at : at + self.batch]) for name, a in inputs.items()})
-            for at in range(0, rows, self.batch)
-        ]
+
+        def run_from(at: int) -> list[np.ndarray]:
+            some = {name: self._full(array[at : at + self.batch]) for name, array in inputs.items()}
+            found: list[np.ndarray] = self._session.run(self._outputs, some)
+            return found
+
+        parts = self._device.map(run_from, range(0, rows, self.batch))
         return {
             name: np.concatenate([part[position] for part in parts])[:rows]
             for position, name in enumerate(self._outputs)

@@ -94,16 +94,17 @@ def print_funnel(funnel: Funnel) -> None:
 
 
 def print_spans(spans: Spans) -> None:
-    """Pairs seen and rate of every stage while it was busy."""
+    """Of every stage: pairs seen, time at work and rate meanwhile, time spent waiting."""
     if not spans:
         return
     total = sum(span.seconds for span in spans.values())
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("stage", "pairs in", "seconds", "share", "pairs/s"):
+    table = Table(box=box.SIMPLE_HEAD, caption="seconds; waits: for the stage before, for the stage behind")
+    for name in ("stage", "pairs in", "at work", "share", "pairs/s", "waits", "waits behind"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for name, span in spans.items():
         rate = span.rows / span.seconds if span.seconds else 0.0
-        table.add_row(name, f"{span.rows:,}", f"{span.seconds:.2f}", f"{span.seconds / total:.1%}", f"{rate:,.0f}")
+        shares = (f"{span.seconds:.2f}", f"{span.seconds / total:.1%}", f"{rate:,.0f}")
+        table.add_row(name, f"{span.rows:,}", *shares, f"{span.starved:.2f}", f"{span.blocked:.2f}")
     console.print(table)
 
 
