@@ -26,6 +26,7 @@ Turns crawled Chinese image-text pairs into a training set: the DanQing recipe, 
   danqing decide out --set words.max=40          other thresholds, in seconds, without scoring again
   danqing merge batch1 batch2 -o all             one run of several, without what they have in common
   danqing explain out 000001234                  every score of one pair, and why it was dropped
+  danqing profile 'shards/00000.tar' -o profile  which stage limits, and what would lift it
   danqing models list                            the models there are, and the engines compiled of them
 """
 
@@ -111,6 +112,12 @@ def build_parser() -> argparse.ArgumentParser:
         explain, "show every score of one pair, and why it was kept or dropped", "Takes the pair's key or its uid.", run
     )
     key.add_argument("key", metavar="KEY", help="the pair's key, or its uid (32 hex digits)")
+    command(
+        profile, "show where the time of scoring goes",
+        "Scores the pairs twice, stages in turn and at once, and keeps neither. Writes profile.json, profile.html and "
+        "trace.json (for ui.perfetto.dev).",
+        inputs, recipe, scoring, pictures, device,
+    )  # fmt: skip
     out = command(
         demo, "curate a small crawl with known defects, and count what was caught",
         "Real photographs with true captions, and a planted defect for every criterion of the recipe.",
@@ -330,6 +337,14 @@ def explain(options: argparse.Namespace) -> None:
     from engine.run import Run
 
     explain_pair(Run.open(options.run), options.key)
+
+
+def profile(options: argparse.Namespace) -> None:
+    from engine.profiled import profile
+    from engine.report.profile import print_profile
+
+    print_profile(profile(options.inputs, options.output, _recipe(options), _settings(options)))
+    print(f"Timeline: {options.output / 'profile.html'}; trace for ui.perfetto.dev: {options.output / 'trace.json'}")
 
 
 def demo(options: argparse.Namespace) -> None:

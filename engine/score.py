@@ -40,15 +40,24 @@ class Exit(Protocol):
     def enter(self, batch: Batch, gated_at: str | None = None) -> None: ...
 
 
-def score(run: Run, plan: Plan, context: Context, progress: Progress, gated: bool = True, room: int = 1) -> Spans:
+def score(
+    run: Run,
+    plan: Plan,
+    context: Context,
+    progress: Progress,
+    gated: bool = True,
+    room: int = 1,
+    spans: Spans | None = None,
+) -> Spans:
     """Scores every shard that has no scores yet; each shard's files appear when its last row is in.
 
     Args:
         progress: hears of every shard opened and every row finished.
         gated: False computes every score of every row (`--score-everything`).
         room: see `run_stages`.
+        spans: told of every batch; returned.
     """
-    spans = Spans()
+    spans = Spans() if spans is None else spans
     ledger = Ledger(run, plan.scores, progress, context.models.running)
     shards = deque(run.unscored())
     while shards:
@@ -155,5 +164,6 @@ def through(
             if not passes.all():
                 ledger.enter(batch.take(~passes), gated_at=following)
                 batch = batch.take(passes)
+        spans[stage.name].passed += len(batch)
         if len(batch):
             yield batch

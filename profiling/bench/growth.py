@@ -77,14 +77,14 @@ def search(features: Features, recall: float) -> str:
     return str(likely_chains(features, WITHIN, recall)[1])
 
 
-def measure(rows: int, folder: Path) -> list[dict[str, Any]]:
+def measure(rows: int, searches: list[str], folder: Path) -> list[dict[str, Any]]:
     path = folder / "features.npy"
     out = np.lib.format.open_memmap(path, "w+", np.float16, (rows, 768))
     planted(rows, rows, None, out)
     out.flush()
     results = []
-    for name, recall in SEARCHES.items():
-        command = [sys.executable, "-m", "profiling.bench.growth", "--one", str(path), str(recall)]
+    for name in searches:
+        command = [sys.executable, "-m", "profiling.bench.growth", "--one", str(path), str(SEARCHES[name])]
         done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         results.append({"rows": rows, "search": name, **done})
     return results
@@ -144,6 +144,7 @@ def plot(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="10000,30000,100000", metavar="N,…", help="(default: 10000,30000,100000)")
+    parser.add_argument("--exact-up-to", type=int, default=300_000, metavar="N", help="rows (default: 300000)")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="a picture of the seconds")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="results, beside the table")
     parser.add_argument("--one", nargs=2, metavar=("FILE", "RECALL"), help=argparse.SUPPRESS)
@@ -154,7 +155,8 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for rows in map(int, options.rows.split(",")):
-            results += measure(rows, Path(folder))
+            within = [name for name, recall in SEARCHES.items() if recall < 1 or rows <= options.exact_up_to]
+            results += measure(rows, within, Path(folder))
     show(results)
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,63 @@
+"""What the machine does meanwhile: looked at a few times a second, from a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import NamedTuple
+
+import psutil
+
+EVERY = 0.1
+"""Seconds between two looks."""
+
+
+class Look(NamedTuple):
+    """`at`: `time.perf_counter`. `cores`: how many this process kept busy since the last look. `resident`: bytes."""
+
+    at: float
+    cores: float
+    resident: int
+
+
+class Sampler:
+    """Looks while its `with` block runs."""
+
+    def __init__(self) -> None:
+        self.looks: list[Look] = []
+        self._process = psutil.Process()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="danqing sampler", daemon=True)
+
+    def __enter__(self) -> Sampler:
+        self.started = self._before = time.perf_counter()
+        self._cpu_started = self._cpu_before = self._cpu()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._look()
+        self.seconds = self._before - self.started
+        self.cpu_seconds = self._cpu_before - self._cpu_started
+
+    @property
+    def peak(self) -> int:
+        """Most bytes that were resident at a look."""
+        return max(look.resident for look in self.looks)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(EVERY):
+            self._look()
+
+    def _look(self) -> None:
+        now, cpu = time.perf_counter(), self._cpu()
+        cores = (cpu - self._cpu_before) / max(now - self._before, 1e-9)
+        self.looks.append(Look(now, cores, self._process.memory_info().rss))
+        self._before, self._cpu_before = now, cpu
+
+    def _cpu(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)

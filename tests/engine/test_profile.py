@@ -1,0 +1,85 @@
+"""Where the time goes: figures that add up, a trace that opens, a sentence that names the stage."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.cli import main
+from engine.curate import Settings
+from engine.profiled import profile
+from engine.recipe import Recipe
+from profiling.profile import Profile, StageFigures
+from profiling.sampler import Sampler
+from tests.engine.test_run import crawl
+
+__all__ = ["crawl"]
+
+
+def test_a_profile_tells_of_every_stage(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    found = profile(crawl, tmp_path / "profile", plain_recipe, Settings(threads=2))
+    stages = {figures.stage: figures for figures in found.stages}
+    assert list(stages) == ["read", "caption", "refine", "header", "decode", "pixels"]
+    assert found.pairs == stages["read"].pairs == stages["caption"].pairs == 17 and found.threads == 2
+    assert stages["decode"].pairs == stages["header"].passed == 13 and stages["pixels"].passed == 12
+    assert all(figures.alone > 0 and figures.together > 0 for figures in found.stages)
+    assert max(f.together + f.starved + f.blocked for f in found.stages) <= found.seconds
+    assert 0 < found.efficiency <= 1 and 0 < found.cores_busy < 1.1 and found.peak > 50e6
+    written = json.loads((tmp_path / "profile" / "profile.json").read_text())
+    assert written["verdict"] == found.verdict and len(written["stages"]) == 6
+    page = (tmp_path / "profile" / "profile.html").read_text()
+    assert page.count("<rect") >= 6 and found.verdict.split(":")[0] in page
+    assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == [
+        "profile.html", "profile.json", "trace.json",
+    ]  # fmt: skip
+
+
+def test_the_trace_shows_threads_side_by_side(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    assert main(["profile", *crawl, "-o", str(tmp_path / "p"), "--recipe", str(tmp_path / "plain.yaml")]) == 0
+    trace = json.loads((tmp_path / "p" / "trace.json").read_text())["traceEvents"]
+    threads = {event["tid"]: event["args"]["name"] for event in trace if event["name"] == "thread_name"}
+    batches = [event for event in trace if event["ph"] == "X"]
+    made_by = {event["name"]: threads[event["tid"]] for event in batches}
+    assert made_by["read"] == "danqing read" and made_by["refine"] == made_by["header"] == "danqing refine"
+    assert made_by["pixels"] == made_by["decode"] == "danqing decode"
+    assert min(event["ts"] for event in batches) == 0 and all(event["dur"] > 0 for event in batches)
+    assert sum(event["args"]["pairs"] for event in batches if event["name"] == "decode") == 13
+    assert {event["name"] for event in trace if event["ph"] == "C"} == {"busy cores", "resident MB"}
+
+
+def of(*alone: float, seconds: float, cpu: float) -> Profile:
+    stages = tuple(StageFigures(f"s{n}", 100, 100, each, each, 0, 0) for n, each in enumerate(alone))
+    return Profile(100, 2, seconds, sum(alone), cpu, 0, stages)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (of(1, 6, 3, seconds=10, cpu=19), "The cores limit (95% busy): s1 takes 60% of the work"),
+        (of(1, 9.5, 1, seconds=10, cpu=11), "s1 limits"),
+        (of(2, 3, 2, seconds=10, cpu=7), "Waiting limits (cores 35% busy)"),
+    ],
+)
+def test_the_verdict_names_what_limits(found: Profile, said: str) -> None:
+    assert found.verdict.startswith(said)
+    assert found.efficiency == found.slowest.alone / 10 and found.slowest.stage == "s1"
+
+
+def test_the_sampler_sees_cores_at_work() -> None:
+    def work() -> None:
+        until = time.thread_time() + 0.5
+        while time.thread_time() < until:
+            sum(range(1000))
+
+    with Sampler() as busy:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    with Sampler() as idle:
+        time.sleep(0.5)
+    assert 0.45 < busy.cpu_seconds < 0.8 and idle.cpu_seconds < 0.2
+    assert len(idle.looks) >= 3 and idle.seconds >= 0.5
