@@ -48,8 +48,6 @@ def _cosine(features, a, others, b):
 def _next_above(values, place, bound):
     """The first place from `place` on whose number lies above the bound; the length if there is none."""
     bound = np.float32(bound)
-    if place < values.size and values[place] > bound:  # one seldom comes alone
-        return place
     while place < values.size:
         some = values[place : min(place + STRIDE, values.size)]
         found = np.uint32(0)  # one width and no branch, so that it runs in lanes

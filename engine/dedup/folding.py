@@ -27,7 +27,7 @@ ROWS = 2048
 """Rows that are unpacked at a time."""
 WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 """Numbers of a folded vector to choose from."""
-SCAN, CHECK = 16, 6
+SCAN, CHECK = 16, 16
 """What looking at a product costs, and what an exact check costs a dimension, in multiply-adds of a product."""
 
 
@@ -53,14 +53,16 @@ class Folding:
         _, directions = xp.linalg.eigh(moment)  # ascending
         directions = directions[:, ::-1].astype(np.float32)
         unseen = features.take(places[1::4])
+        unit = unseen.unit()
+        truly = xp.count_nonzero(unit @ unit.T > threshold - SLACK)  # whose rows are soon in one set, and not checked
         best, cost = cls(), float(features.dimension + SCAN)
         for width in WIDTHS:
             if width >= features.dimension:
                 break
             folding = cls(xp.ascontiguousarray(directions[:, : width - 1]))
             folded = folding(unseen)
-            near = xp.count_nonzero(folded @ folded.T > threshold - SLACK) - len(unseen)
-            checks = float(near) / (len(unseen) * (len(unseen) - 1)) * crowding * CHECK * features.dimension
+            falsely = xp.count_nonzero(folded @ folded.T > threshold - SLACK) - truly
+            checks = float(falsely) / (len(unseen) * (len(unseen) - 1)) * crowding * CHECK * features.dimension
             if width + SCAN + checks < cost:
                 best, cost = folding, width + SCAN + checks
         return best

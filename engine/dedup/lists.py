@@ -24,7 +24,7 @@ from kernels.lists import mean_rows, rank_lists
 DEPTH = 8
 """Lists that a row looks through at most; if these are not enough, all pairs are compared."""
 MOST_LISTS = 1 << 16
-TRAINING, ROUNDS = 16, 4
+TRAINING, ROUNDS = 32, 6
 """Rows a list that centres are made from, and how often they are made better."""
 
 
@@ -34,25 +34,29 @@ def join_likely(
     """Unites the sets of nearly all rows whose cosine distance is below `within`; see `join_neighbours`.
 
     Args:
-        recall: the share of neighbours that must be in one set. Of those by which this is judged only half as many may
-            be missed, so that others keep to it as well.
+        recall: the share of neighbours that must be in one set. Those by which this is judged must keep to it with two
+            standard deviations to spare, so that others keep to it as well.
 
     Returns:
         What was found of others.
     """
     progress = progress or Silent()
     sample = Sample(features, within, progress)
-    if len(features) >= FEW:
-        lists = Lists(features, within, known)
-        for rank in range(DEPTH):
-            lists.join(rank, parent, progress)
-            seen = sample.recall(parent, JUDGED)
-            if seen.pairs and seen.share >= (1 + recall) / 2:
-                return sample.recall(parent, UNSEEN)
-        if not seen.pairs:
-            return sample.recall(parent, UNSEEN)
-    join_neighbours(features, within, parent, known, progress)
+    if len(features) < FEW or not _joined_by_lists(features, within, recall, parent, known, sample, progress):
+        join_neighbours(features, within, parent, known, progress)
     return sample.recall(parent, UNSEEN)
+
+
+def _joined_by_lists(
+    features: Features, within: float, recall: float, parent: Any, known: int, sample: Sample, progress: Progress
+) -> bool:
+    """Goes through lists until enough is found; returns whether it was."""
+    lists = Lists(features, within, known)
+    for rank in range(DEPTH):
+        lists.join(rank, parent, progress)
+        if sample.recall(parent, JUDGED).pairs and sample.assures(recall, parent, JUDGED):
+            return True
+    return not sample.recall(parent, JUDGED).pairs
 
 
 Piece = tuple[bool, int, int]
@@ -79,8 +83,8 @@ class Lists:
     def __init__(self, features: Features, within: float, known: int) -> None:
         self.features, self.within, self.known = features, within, known
         self.count = min(1 << round(np.log2(16 * len(features)) / 2), MOST_LISTS)
-        # Nearly all near pairs are of one list, and so are one in `count` of all pairs.
-        self.fold = Folding.fit(features, 1 - within, self.count)
+        # Nearly all near pairs are of one list, and so are one in `count` of all pairs. To choose a list, less will do.
+        self.fold, self.coarsely = (Folding.fit(features, 1 - within, crowding) for crowding in (self.count, 1))
         self.room = features.device.xp.empty(max(TILE * TILE, self.count), np.float32)
         centres = self._centres()
         self.ranks = features.device.xp.empty((DEPTH, len(features)), np.uint16)
@@ -118,7 +122,7 @@ class Lists:
         return centres
 
     def _vectors(self, rows: Any) -> Any:
-        return self.fold.coordinates(self.fold(self.features.take(rows)))
+        return self.coarsely.coordinates(self.coarsely(self.features.take(rows)))
 
     def _rank(self, vectors: Any, centres: Any, depth: int) -> Any:
         xp = self.features.device.xp

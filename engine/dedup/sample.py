@@ -60,6 +60,18 @@ class Sample:
         Args:
             parent: int64 (rows,), see `kernels.components`.
         """
+        return Recall(int(self._joined(parent)[part].sum()), int(self.counts[part].sum()))
+
+    def assures(self, recall: float, parent: Any, part: slice = slice(None)) -> bool:
+        """Whether at least such a share is, with two standard deviations to spare.
+
+        One row's misses come together (its set was split), so it is rows that are drawn, not pairs.
+        """
+        missed = (self.counts - self._joined(parent))[part].astype(np.float64)
+        allowed = (1 - recall) * float(self.counts[part].sum())
+        return float(missed.sum()) + 2 * float((missed**2).sum()) ** 0.5 <= allowed
+
+    def _joined(self, parent: Any) -> Any:
         joined = self.device.xp.empty_like(self.counts)
         count_joined.launch(self.device, len(joined), self.rows, self.counts, self.near, parent, joined)
-        return Recall(int(joined[part].sum()), int(self.counts[part].sum()))
+        return joined

@@ -225,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="10000,50000", metavar="N,…", help="(default: 10000,50000)")
     parser.add_argument("--features", type=Path, metavar="FILE.npy", help="real features: float16 (rows, dimension)")
+    parser.add_argument("--no-noise", action="store_true", help="real features only")
     parser.add_argument("--methods", metavar="NAME;…", help=f"of {', '.join(METHODS)} (default: all)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="results, beside the table")
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "FOLDER"), help=argparse.SUPPRESS)
@@ -237,7 +238,8 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for rows in map(int, options.rows.split(",")):
-            results += measure(rows, None, Path(folder), methods)
+            if not options.no_noise:
+                results += measure(rows, None, Path(folder), methods)
             if real is not None and len(real) >= 0.75 * rows:
                 results += measure(rows, real, Path(folder), methods)
     show(results)
