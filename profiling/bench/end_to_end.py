@@ -185,7 +185,7 @@ def stages(run: Measured) -> dict[str, tuple[int, float]]:
     timing = run.folder / "timing.json"
     if timing.exists():
         return {name: (part["rows"], part["seconds"]) for name, part in json.loads(timing.read_text()).items()}
-    line = re.compile(r"^ +([a-z ]+?) +([\d,]+) +([\d,.]+) +[\d.]+% +[\d,]+ *$", re.M)
+    line = re.compile(r"^ +([a-z ]+?) +([\d,]+) +([\d,.]+) +[\d.]+% +[\d,]+ +[\d.]+ +[\d.]+ *$", re.M)
     printed = line.findall(run.folder.with_suffix(".log").read_text(encoding="utf-8"))
     return {name: (int(rows.replace(",", "")), float(seconds.replace(",", ""))) for name, rows, seconds in printed}
 
@@ -263,11 +263,9 @@ def compare(bench: Bench, pairs: list[Sample], rounds: int, shards: int) -> None
     for name in sides:
         wall, cpu = median(m.wall for m in whole[name]), median(m.cpu for m in whole[name])
         begin, begin_cpu = median(m.wall for m in start[name]), median(m.cpu for m in start[name])
-        parts = [sum(seconds for _, seconds in stages(m).values()) for m in whole[name]]
         figures[name] = {
             "pairs/s, end to end": len(pairs) / wall,
             "pairs/s, without start-up": (len(pairs) - FEW) / (wall - begin),
-            "pairs/s, sum of the parts below": len(pairs) / median(parts),
             "wall, s": wall,
             f"wall for {FEW} pairs (start-up), s": begin,
             "CPU, s": cpu,
