@@ -54,6 +54,11 @@ class OnnxSession:
         return np.concatenate([array, np.repeat(array[:1], missing, axis=0)]) if missing else array
 
 
+def rows_at_once(device: Device, most: int) -> int:
+    """A batch for every core: to wait for more rows than that would only keep the stage behind waiting."""
+    return min(most, BATCH * device.threads) if device.kind == "cpu" else most
+
+
 class CudaOnnxSession:
     """ONNX Runtime on a GPU, on the device's stream; inputs and outputs stay in its memory."""
 

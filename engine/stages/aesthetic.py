@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from engine.batch import Batch
 from engine.stages.base import Context, Stage
+from trt_models.session import rows_at_once
 
 
 class Aesthetic(Stage):
@@ -19,6 +20,7 @@ class Aesthetic(Stage):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.session = context.models.session("aesthetics", context.device)
+        self.capacity = rows_at_once(context.device, self.capacity)
 
     def __call__(self, batch: Batch) -> None:
         batch["aesthetic"] = self.session.run(pixels=batch["aesthetic_input"])["aesthetic"]

@@ -38,7 +38,7 @@ class Stage:
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     produces: ClassVar[Mapping[str, pa.DataType | None]]
-    capacity: ClassVar[float | None] = None
+    capacity: float | None = None
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -10,6 +10,7 @@ import pyarrow as pa
 from engine.batch import Batch
 from engine.criteria import FEATURES
 from engine.stages.base import Context, Stage
+from trt_models.session import rows_at_once
 
 
 class ImageEmbedding(Stage):
@@ -23,6 +24,7 @@ class ImageEmbedding(Stage):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.session = context.models.session("image_embedding", context.device)
+        self.capacity = rows_at_once(context.device, self.capacity)
 
     def __call__(self, batch: Batch) -> None:
         outputs = self.session.run(pixels=batch["embedding_input"])
@@ -67,6 +69,7 @@ class TextEmbedding(Stage):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.session = context.models.session("text_embedding", context.device)
+        self.capacity = rows_at_once(context.device, self.capacity)
         self.tokenizer = context.models.tokenizer("text_embedding")
 
     def __call__(self, batch: Batch) -> None:
