@@ -67,7 +67,7 @@ class Verdicts:
     def enter_sets(
         self, scores: Scores, rows: np.ndarray, group: np.ndarray, stays: np.ndarray, distance: np.ndarray
     ) -> np.ndarray:
-        """Takes in the sets found among some rows (see `sets_among`); returns the rows that stay."""
+        """Takes in the sets found among some rows (see `Sets`); returns the rows that stay."""
         in_set = np.bincount(group, minlength=len(group))[group] > 1
         falls = stays != np.arange(len(stays))
         self.group[rows[in_set]] = rows[group[in_set]]
@@ -174,11 +174,13 @@ def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | No
         if isinstance(criterion, Criterion):
             stay = looked_at[criterion.interval.holds(scores.columns[criterion.column][looked_at])]
         elif isinstance(criterion, Redundancy):
-            chains = None
             if criterion.column == FEATURES:
-                chains, measured = find_chains(scores, criterion, looked_at, device, progress)
+                features = Features(device, scores.features, scores.feature_row[looked_at])
+                chains, measured = find_chains(features, criterion, progress)
                 verdicts.recall |= {position: measured} if measured else {}
-            found = sets_among(scores, criterion, looked_at, device, progress, chains)
+                found = near_sets_among(scores, criterion, looked_at, features, chains, progress)
+            else:
+                found = equal_sets_among(scores, criterion, looked_at, device)
             stay = verdicts.enter_sets(scores, looked_at, *found)
         else:
             uid, others = load_reference(Path(criterion.folder), device)
@@ -202,38 +204,37 @@ def _scored(scores: Scores, criterion: AnyCriterion) -> np.ndarray:
 
 
 def find_chains(
-    scores: Scores,
-    criterion: Redundancy,
-    rows: np.ndarray,
-    device: Device,
-    progress: Progress | None = None,
-    earlier: np.ndarray | None = None,
+    features: Features, criterion: Redundancy, progress: Progress | None = None, earlier: np.ndarray | None = None
 ) -> tuple[np.ndarray, Recall | None]:
     """The rows' `sets.chains`, and, if not all near pairs need be found, what share of them was."""
-    features = Features(device, scores.features, scores.feature_row[rows])
     if criterion.recall == 1:
         return sets.chains(features, criterion.within, progress, earlier), None
     return sets.likely_chains(features, criterion.within, criterion.recall, progress, earlier)
 
 
-def sets_among(
+Sets = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of some rows: the first of each one's set, who stays for it, and the distance to that one."""
+
+
+def near_sets_among(
     scores: Scores,
     criterion: Redundancy,
     rows: np.ndarray,
-    device: Device,
+    features: Features,
+    chains: np.ndarray,
     progress: Progress | None = None,
-    chains: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the rows: the first of each one's set, who stays for it, and the distance to that one (see `sets`).
+) -> Sets:
+    """Sets of near features.
 
     Args:
-        chains: if they have been found before, by `sets.chains`.
+        features: of the rows. chains: see `find_chains`.
     """
-    choose = sets.highest(scores.columns[criterion.highest][rows]) if criterion.highest else sets.first
-    if criterion.column == FEATURES:
-        features = Features(device, scores.features, scores.feature_row[rows])
-        choose = sets.nearest_to_centroid(features) if criterion.keep == "centroid" else choose
-        return sets.near_sets(features, criterion.within, choose, criterion.max_diameter, progress, chains)
+    choose = sets.nearest_to_centroid(features) if criterion.keep == "centroid" else _choice(scores, criterion, rows)
+    return sets.near_sets(features, criterion.within, choose, criterion.max_diameter, progress, chains)
+
+
+def equal_sets_among(scores: Scores, criterion: Redundancy, rows: np.ndarray, device: Device) -> Sets:
+    """Sets of equal values, or of hashes that differ in a few bits."""
     column = scores.compared[criterion.column].take(pa.array(rows)).combine_chunks()
     if criterion.within:
         values = column.to_numpy()
@@ -241,8 +242,12 @@ def sets_among(
     else:
         values = column.dictionary_encode().indices.to_numpy()
         group = fingerprints.group_equal(values)
-    stays = sets.representatives(group, np.arange(len(rows)), choose)
+    stays = sets.representatives(group, np.arange(len(rows)), _choice(scores, criterion, rows))
     return group, stays, np.bitwise_count(values ^ values[stays]).astype(float)
+
+
+def _choice(scores: Scores, criterion: Redundancy, rows: np.ndarray) -> sets.Choice:
+    return sets.highest(scores.columns[criterion.highest][rows]) if criterion.highest else sets.first
 
 
 def _refuse_unscored(scores: Scores, missing: np.ndarray, criterion: str) -> None:

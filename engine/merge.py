@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.criteria import FEATURES, Redundancy
-from engine.decide import MERGED, Scores, Verdicts, find_chains, load, record, sets_among
+from engine.decide import MERGED, Scores, Verdicts, find_chains, load, near_sets_among, record
+from engine.dedup.features import Features
 from engine.device import Device
 from engine.errors import DanqingError
 from engine.files import commit
@@ -54,14 +55,15 @@ def merge(
     again = verdicts.dropped_by == last
     verdicts.group[again], verdicts.kept_instead[again], verdicts.distance[again] = -1, None, np.nan
     earlier = np.load(output / "chains.npy") if before and before == merged[: len(before)] else None
-    chains, measured = find_chains(scores, criterion, rows, device, progress, earlier)
+    features = Features(device, scores.features, scores.feature_row[rows])
+    chains, measured = find_chains(features, criterion, progress, earlier)
     with commit(output / "chains.npy") as file:
         np.save(file, chains)
     run.manifest[MERGED] = merged
     run.save()
     verdicts.recall |= {last: measured} if measured else {}
     verdicts.dropped_by[rows] = last
-    stay = verdicts.enter_sets(scores, rows, *sets_among(scores, criterion, rows, device, progress, chains))
+    stay = verdicts.enter_sets(scores, rows, *near_sets_among(scores, criterion, rows, features, chains, progress))
     verdicts.dropped_by[stay] = -1
     decision = {
         "recipe": recipe.to_dict(),

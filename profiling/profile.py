@@ -15,10 +15,7 @@ BUSY = 0.9
 
 @dataclass(frozen=True)
 class StageFigures:
-    """Seconds at work `alone`, while no other stage was, and `together`; `starved` and `blocked` as in `Span`.
-
-    `fill`: mean share of a full batch, for stages that wait for one.
-    """
+    """Seconds at work `alone`, while no other stage was, and `together`; `starved` and `blocked` as in `Span`."""
 
     stage: str
     pairs: int

@@ -14,11 +14,10 @@ T = TypeVar("T", bound=Sized)
 
 @dataclass
 class Span:
-    """`seconds` at work on `rows` in `batches`, of which `passed` the gate behind; `starved` for rows from the stage
+    """`seconds` at work on `rows`, of which `passed` the gate behind; `starved` for rows from the stage
     before, `blocked` for room before the stage behind."""
 
     rows: int = 0
-    batches: int = 0
     passed: int = 0
     seconds: float = 0.0
     starved: float = 0.0
@@ -74,7 +73,6 @@ class Spans(dict[str, Span]):
         seconds = time.perf_counter() - started
         span = self.setdefault(name, Span())
         span.rows += rows
-        span.batches += 1
         span.seconds += seconds
         if self.events is not None:
             self.events.append(Event(name, threading.current_thread().name, started, seconds, rows))

@@ -157,7 +157,7 @@ METHODS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def resident(kind: str) -> int:
-    """Bytes of this process: `VmRSS` now, `VmHWM` at most."""
+    """Bytes of this process: `VmRSS` now, `VmHWM` at most; `RssAnon`: those that are no file's."""
     found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found[1])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,32 +25,25 @@ from rich.table import Table
 from engine.dedup.features import Features
 from engine.dedup.sets import chains, likely_chains
 from engine.device import open_device
-from profiling.bench.duplicates import RECALL, WITHIN, console, planted
+from profiling.bench.duplicates import RECALL, WITHIN, console, planted, resident
 
 SEARCHES = {"exact": 1.0, f"recall {RECALL}": RECALL}
 WIDTH, HEIGHT, MARGIN = 640, 400, 60
 COLOURS = ("#1b6ca8", "#c8553d")
 
 
-def allocated() -> int:
-    """Bytes of this process that are no file's."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
-
-
 class Peak:
     """The most that is allocated while it is open, beyond what was before; looked at every 5 ms."""
 
     def __enter__(self) -> Peak:
-        self.before, self.bytes, self._stop = allocated(), 0, threading.Event()
+        self.before, self.bytes, self._stop = resident("RssAnon"), 0, threading.Event()
         self._watch = threading.Thread(target=self._look)
         self._watch.start()
         return self
 
     def _look(self) -> None:
         while not self._stop.wait(0.005):
-            self.bytes = max(self.bytes, allocated() - self.before)
+            self.bytes = max(self.bytes, resident("RssAnon") - self.before)
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
