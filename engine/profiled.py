@@ -13,7 +13,7 @@ from engine.device import open_device
 from engine.files import write_json
 from engine.plan import Plan, make_plan
 from engine.recipe import Recipe
-from engine.report.profile import write_page
+from engine.report.profile import write_profile
 from engine.report.terminal import ProgressBar
 from engine.run import Run
 from engine.score import GIVEN, batches_of, run_stages, score
@@ -53,7 +53,7 @@ def profile(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Setti
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "profile.json", found.to_dict())
     write_json(output / "trace.json", to_trace(events, at_once.looks))
-    write_page(output / "profile.html", found, events, at_once.looks)
+    write_profile(output / "profile.html", found, events, at_once.looks)
     return found
 
 

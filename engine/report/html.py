@@ -7,6 +7,7 @@ import html
 import io
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,13 @@ def write_report(run: Run) -> None:
         "<div class=row>" + "".join(_histograms(run, recipe)) + "</div>",
         *(_gallery(name, pictures, positions) for name, positions in shown.items()),
     ]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>DanQing report</title><style>{STYLE}</style>"
-    with commit(run.folder / "report.html", "w") as file:
+    write_page(run.folder / "report.html", "DanQing report", parts)
+
+
+def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
+    """A page of one file, in the style of all reports."""
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    with commit(path, "w") as file:
         file.write(page + "\n".join(parts) + "</html>\n")
 
 

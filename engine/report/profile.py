@@ -9,8 +9,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from engine.files import commit
-from engine.report.html import STYLE
+from engine.report.html import write_page
 from engine.report.terminal import console
 from profiling.profile import Profile
 from profiling.sampler import Look
@@ -55,7 +54,7 @@ def _summary(profile: Profile) -> list[str]:
     ]
 
 
-def write_page(path: Path, profile: Profile, events: Sequence[Event], looks: Sequence[Look]) -> None:
+def write_profile(path: Path, profile: Profile, events: Sequence[Event], looks: Sequence[Look]) -> None:
     head = "".join(f"<th>{name}" for name in COLUMNS)
     body = "".join(
         f"<tr><td>{html.escape(row[0])}" + "".join(f"<td class=n>{cell}" for cell in row[1:]) for row in _rows(profile)
@@ -69,9 +68,7 @@ def write_page(path: Path, profile: Profile, events: Sequence[Event], looks: Seq
         "<h2>Cores</h2><p>How many this process kept busy.</p>",
         _cores(profile, looks),
     ]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>DanQing profile</title><style>{STYLE}</style>"
-    with commit(path, "w") as file:
-        file.write(page + "\n".join(parts) + "</html>\n")
+    write_page(path, "DanQing profile", parts)
 
 
 def _timeline(profile: Profile, events: Sequence[Event]) -> str:
