@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from engine.batch import Batch
-from engine.stages.base import Context, Stage
-from trt_models.session import rows_at_once
+from engine.stages.network import Network
 
 
-class Aesthetic(Stage):
+class Aesthetic(Network):
     """`aesthetic`: the rating, 1 to 10, that the predictor expects people to give."""
 
     name = "aesthetic"
+    role = "aesthetics"
     needs = ("aesthetic_input",)
     produces = {"aesthetic": pa.float32()}
-    capacity = 64
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.session = context.models.session("aesthetics", context.device)
-        self.capacity = rows_at_once(context.device, self.capacity)
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        return {"pixels": batch["aesthetic_input"]}
 
     def __call__(self, batch: Batch) -> None:
-        batch["aesthetic"] = self.session.run(pixels=batch["aesthetic_input"])["aesthetic"]
+        batch["aesthetic"] = self.run(batch)["aesthetic"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -50,3 +50,8 @@ class Stage:
 
     def __call__(self, batch: Batch) -> None:
         raise NotImplementedError
+
+    def alone(self, batch: Batch) -> Callable[[], int] | None:
+        """What cannot be spared of this stage's work (the codec, the network), ready to run on these rows; it returns
+        the pairs it has done. None: the stage is all our own, and only memory sets it a limit."""
+        return None

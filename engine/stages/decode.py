@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,6 +68,16 @@ class Decode(Stage):
         batch["pixels"] = pictures
         batch["error"] = errors
         batch["decodable"] = np.array([picture is not None for picture in pictures], np.int8)
+
+    def alone(self, batch: Batch) -> Callable[[], int]:
+        """The codec."""
+        files = batch["image"]
+
+        def run() -> int:
+            self.decoder.decode(files)
+            return len(files)
+
+        return run
 
 
 class Decoder(Protocol):

@@ -10,24 +10,22 @@ import pyarrow as pa
 from engine.batch import Batch
 from engine.criteria import FEATURES
 from engine.stages.base import Context, Stage
-from trt_models.session import rows_at_once
+from engine.stages.network import Network
 
 
-class ImageEmbedding(Stage):
+class ImageEmbedding(Network):
     """`image_embedding`, and `features` for near-duplicate search: unit rows."""
 
     name = "image embedding"
+    role = "image_embedding"
     needs = ("embedding_input",)
     produces = {"image_embedding": None, FEATURES: pa.list_(pa.float16())}
-    capacity = 64
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.session = context.models.session("image_embedding", context.device)
-        self.capacity = rows_at_once(context.device, self.capacity)
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        return {"pixels": batch["embedding_input"]}
 
     def __call__(self, batch: Batch) -> None:
-        outputs = self.session.run(pixels=batch["embedding_input"])
+        outputs = self.run(batch)
         batch["image_embedding"] = outputs["embedding"]
         batch[FEATURES] = outputs.get("features", outputs["embedding"]).astype(np.float16)
         for row in np.flatnonzero(~has_direction(batch[FEATURES])):
@@ -58,22 +56,23 @@ class Tokens(Stage):
         batch["unknown_tokens"] = np.add.reduceat(np.concatenate(ids) == self.tokenizer.unknown, begins, dtype=np.int32)
 
 
-class TextEmbedding(Stage):
+class TextEmbedding(Network):
     """`text_embedding` of the clean caption: unit rows."""
 
     name = "text embedding"
+    role = "text_embedding"
     needs = ("token_ids",)
     produces = {"text_embedding": None}
-    capacity = 64
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.session = context.models.session("text_embedding", context.device)
-        self.capacity = rows_at_once(context.device, self.capacity)
-        self.tokenizer = context.models.tokenizer("text_embedding")
+        self.tokenizer = context.models.tokenizer(self.role)
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        return {"tokens": self.tokenizer.pad(batch["token_ids"])}
 
     def __call__(self, batch: Batch) -> None:
-        batch["text_embedding"] = self.session.run(tokens=self.tokenizer.pad(batch["token_ids"]))["embedding"]
+        batch["text_embedding"] = self.run(batch)["embedding"]
 
 
 class Alignment(Stage):

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from engine.batch import Batch
-from engine.stages.base import Context, Stage
-from trt_models.session import rows_at_once
+from engine.stages.network import Network
 
 
-class ImageSafety(Stage):
+class ImageSafety(Network):
     """`unsafe_image`: the classifier's probability of unsafe content."""
 
     name = "image safety"
+    role = "image_safety"
     needs = ("safety_input",)
     produces = {"unsafe_image": pa.float32()}
-    capacity = 64
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.session = context.models.session("image_safety", context.device)
-        self.capacity = rows_at_once(context.device, self.capacity)
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        return {"pixels": batch["safety_input"]}
 
     def __call__(self, batch: Batch) -> None:
-        batch["unsafe_image"] = self.session.run(pixels=batch["safety_input"])["probability"]
+        batch["unsafe_image"] = self.run(batch)["probability"]

@@ -1,0 +1,43 @@
+"""Stages that are one network: rows in, its outputs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from engine.batch import Batch
+from engine.stages.base import Context, Stage
+from trt_models.session import rows_at_once
+
+
+class Network(Stage):
+    """Opens the model that the recipe names for `role`."""
+
+    role: ClassVar[str]
+    capacity = 64
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.session = context.models.session(self.role, context.device)
+        self.capacity = rows_at_once(context.device, self.capacity)
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The network's inputs by name, rows first."""
+        raise NotImplementedError
+
+    def run(self, batch: Batch) -> dict[str, Any]:
+        """Its outputs by name, rows first."""
+        return self.session.run(**self.inputs(batch))
+
+    def alone(self, batch: Batch) -> Callable[[], int]:
+        """The network on a full batch, made of the given rows."""
+        rows = np.arange(self.capacity) % len(batch)
+        inputs = {name: array[rows] for name, array in self.inputs(batch).items()}
+
+        def run() -> int:
+            self.session.run(**inputs)
+            return len(rows)
+
+        return run
