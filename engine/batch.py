@@ -36,6 +36,10 @@ class Batch:
     def __contains__(self, name: str) -> bool:
         return name in self.columns
 
+    def bytes(self, names: Iterable[str]) -> int:
+        """What those of the columns that are there hold."""
+        return sum(_bytes(self.columns[name]) for name in names if name in self.columns)
+
     def drop(self, names: Iterable[str]) -> None:
         for name in names:
             self.columns.pop(name, None)
@@ -53,6 +57,14 @@ class Batch:
         if len(batches) == 1:
             return batches[0]
         return Batch({name: _concat([b[name] for b in batches]) for name in batches[0].columns})
+
+
+def _bytes(column: Column) -> int:
+    if hasattr(column, "nbytes"):
+        return int(column.nbytes)
+    if isinstance(column, str):
+        return len(column.encode("utf-8", "surrogatepass"))
+    return sum(map(_bytes, column)) if isinstance(column, list) else len(column) if isinstance(column, bytes) else 0
 
 
 def _take(column: Column, positions: np.ndarray) -> Column:

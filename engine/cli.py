@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from engine import __version__
 from engine.errors import DanqingError
+from engine.memory import read_size
 from engine.models_cli import add_models_commands
 from engine.recipe import Recipe, builtin_names, load_recipe
 
 if TYPE_CHECKING:
     from engine.curate import Settings
+    from profiling.spans import Spans
 
 DESCRIPTION = """\
 Turns crawled Chinese image-text pairs into a training set: the DanQing recipe, score → decide → write.
@@ -71,16 +74,16 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     recipe, inputs, run, device = _recipe_options(), _input_options(), _run_options(), _device_options()
-    scoring, pictures, output = _scoring_options(), _picture_options(), _output_options()
+    scoring, pictures, output, watching = _scoring_options(), _picture_options(), _output_options(), _watching_options()
     command(
         curate, "score, decide and write, in a row",
         "An interrupted run goes on where it stopped; a finished one is left as it is.",
-        inputs, recipe, scoring, pictures, output, _reference_options(), device,
+        inputs, recipe, scoring, pictures, output, _reference_options(), device, watching,
     )  # fmt: skip
     command(
         score, "compute the scores of every pair, once",
         "The expensive phase. Rows that an early criterion drops are spared the costly stages.",
-        inputs, recipe, scoring, pictures, device,
+        inputs, recipe, scoring, pictures, device, watching,
     )  # fmt: skip
     command(
         decide, "apply a recipe's thresholds to a scored run",
@@ -196,11 +199,30 @@ def _device_options() -> argparse.ArgumentParser:
     return parser
 
 
+def _watching_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("watching")
+    group.add_argument("--profile", action="store_true", help="say where the time of scoring went: OUT/profile/")
+    group.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve rates, queues, errors and drops to Prometheus meanwhile"
+    )
+    group.add_argument(
+        "--metrics-address",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where (default: 127.0.0.1, this machine only)",
+    )
+    return parser
+
+
 def _picture_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("pictures")
     group.add_argument("--score-everything", action="store_true", help="no gates: all scores of all pairs")
     group.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger pictures (default: Pillow's limit)")
+    group.add_argument(
+        "--memory-limit", type=read_size, metavar="SIZE", help="host memory that scoring keeps to, as 4G or 900M"
+    )
     return parser
 
 
@@ -251,6 +273,10 @@ def _settings(options: argparse.Namespace) -> Settings:
         max_pixels=getattr(options, "max_pixels", None) or DEFAULT_MAX_PIXELS,
         device=options.device,
         threads=options.threads,
+        memory_limit=getattr(options, "memory_limit", None),
+        profile=getattr(options, "profile", False),
+        metrics_port=getattr(options, "metrics_port", None),
+        metrics_address=getattr(options, "metrics_address", Settings.metrics_address),
     )
 
 
@@ -271,6 +297,7 @@ def curate(options: argparse.Namespace) -> None:
     if not spans:
         print(f"{run.folder}: already scored; nothing was scored again")
     print_spans(spans)
+    _tell_profile(run.folder, spans)
     print_funnel(funnel)
     print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
 
@@ -281,7 +308,14 @@ def score(options: argparse.Namespace) -> None:
 
     run, spans = score_inputs(options.inputs, options.output, _recipe(options), _settings(options))
     print_spans(spans)
+    _tell_profile(run.folder, spans)
     print(f"{run.folder}: scored{'' if spans else ' already; nothing to do'}. Next: danqing decide {run.folder}")
+
+
+def _tell_profile(folder: Path, spans: Spans) -> None:
+    if spans.profiled:
+        found = json.loads((folder / "profile" / "profile.json").read_text(encoding="utf-8"))
+        print(f"{found['verdict']} More in {folder / 'profile' / 'profile.html'}")
 
 
 def decide(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,10 @@ from engine.device import Device, open_device
 from engine.dictionary import file_hash
 from engine.errors import DanqingError
 from engine.funnel import Funnel
+from engine.limits import measure_limits
+from engine.memory import Memory
 from engine.merge import merge
+from engine.metrics import served
 from engine.plan import make_plan
 from engine.recipe import Recipe
 from engine.reference import held_against, only_features, place_of_reference
@@ -26,6 +30,7 @@ from engine.score import GIVEN, score
 from engine.sources import Layout, find_shards
 from engine.stages import CATALOGUE, Context
 from engine.stages.source import read_blocklist
+from engine.watch import Watch
 from engine.write import WEBDATASET, write
 from profiling.spans import Spans
 from trt_models.store import ModelSet
@@ -48,6 +53,10 @@ class Settings:
     max_pixels: int = DEFAULT_MAX_PIXELS
     device: str = "cpu"
     threads: int | None = None
+    memory_limit: int | None = None
+    profile: bool = False
+    metrics_port: int | None = None
+    metrics_address: str = "127.0.0.1"
 
     @cached_property
     def blocked_domains(self) -> frozenset[str]:
@@ -62,7 +71,10 @@ class Settings:
         }
 
     def context(self, device: Device, models: ModelSet, wanted: Iterable[str]) -> Context:
-        return Context(device, models, frozenset(wanted), self.blocked_domains, self.max_pixels, self.user_dictionaries)
+        memory = Memory(self.memory_limit, self.max_pixels)
+        return Context(
+            device, models, frozenset(wanted), self.blocked_domains, self.max_pixels, self.user_dictionaries, memory
+        )
 
 
 def known_columns() -> list[str]:
@@ -82,14 +94,24 @@ def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: 
         "max_pixels": settings.max_pixels,
     }
     run = Run.create_or_resume(output, shards, recipe, settings.layout, identity)
-    spans = Spans()
-    waiting = run.unscored()
+    spans, waiting = Spans(), run.unscored()
     if waiting:
         started = time.monotonic()
         with run.logged(), open_device(settings.device, settings.threads) as device:
             context = settings.context(device, models, plan.wanted)
-            with ProgressBar("score", sum(shard.bytes for shard in waiting)) as progress:
-                spans = score(run, plan, context, progress, gated=not settings.score_everything)
+            watch = None
+            if settings.profile:
+                watch = Watch(device, measure_limits(waiting, settings.layout, plan, context))
+                spans = watch.spans
+            metrics = served(spans, settings.metrics_port, settings.metrics_address)
+            with (
+                metrics,
+                ProgressBar("score", sum(shard.bytes for shard in waiting)) as progress,
+                watch or nullcontext(),
+            ):
+                score(run, plan, context, progress, not settings.score_everything, spans=spans)
+            if watch:
+                watch.write(run.folder / "profile")
         run.note("counts", scored_shards=len(run.shards))
         run.note("times", score_seconds=round(time.monotonic() - started, 3))
     return run, spans

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy
 
 from engine.errors import DanqingError
+from profiling.copies import copied
 
 T = TypeVar("T")
 
@@ -42,6 +43,31 @@ class Device:
     def target(self) -> str:
         """What engines are compiled for to run here: `cpu`, or the GPU's architecture (`sm_90`)."""
         return "cpu" if self.kind == "cpu" else f"sm_{self.xp.cuda.Device().compute_capability}"
+
+    def up(self, array: Any) -> Any:
+        """The array in the device's memory; what is copied there from the host is counted."""
+        if self.kind == "cpu":
+            return numpy.asarray(array)
+        if not hasattr(array, "__cuda_array_interface__"):
+            array = numpy.asarray(array)
+            self.sent(array.nbytes)
+        return self.xp.asarray(array)
+
+    def down(self, array: Any) -> numpy.ndarray:
+        """The array in the host's memory; what is copied there from the device is counted."""
+        if not hasattr(array, "__cuda_array_interface__"):
+            return numpy.asarray(array)
+        copied.down += array.nbytes
+        found: numpy.ndarray = array.get()
+        return found
+
+    def sent(self, size: int) -> None:
+        """Counts bytes that a vendor's part copies to the device by itself."""
+        copied.up += size
+
+    def held(self) -> int:
+        """Bytes of the device's own memory that arrays take at present."""
+        return 0 if self.kind == "cpu" else int(self.xp.get_default_memory_pool().used_bytes())
 
     def map(self, function: Callable[..., T], items: Iterable[Any]) -> list[T]:
         """`function` over `items`, in order, on all threads; worth it for functions that release the GIL."""

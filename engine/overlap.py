@@ -57,6 +57,7 @@ class Overlap:
             return stream
         queue: Queue[Any] = Queue(self.room)
         span = self.spans.setdefault(name, Span())
+        span.waiting = queue.qsize
         thread = threading.Thread(target=self._make, args=(stream, queue, span), name=f"danqing {name}")
         self._threads.append(thread)
         thread.start()

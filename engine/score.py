@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,18 +21,19 @@ import pyarrow as pa
 
 from engine.batch import Batch, pack
 from engine.ledger import Ledger
+from engine.memory import Memory
 from engine.overlap import Overlap
-from engine.plan import Plan, Step
+from engine.plan import ENCODED, Plan, Step
 from engine.progress import Progress
 from engine.run import Run, log
 from engine.sources import Layout, Sample, Shard, open_shard
 from engine.stages import Context, Stage
-from profiling.spans import Spans
+from profiling.spans import Span, Spans
 
 GIVEN = ("shard", "row", "key", "uid", "url", "caption", "image", "image_bytes", "metadata", "error")
 """The columns that reading provides."""
 
-READ_ROWS, READ_BYTES = 256, 64 << 20
+READ_ROWS = 256
 
 
 class Exit(Protocol):
@@ -61,7 +63,8 @@ def score(
     ledger = Ledger(run, plan.scores, progress, context.models.running)
     shards = deque(run.unscored())
     while shards:
-        batches = spans.timed("read", read(until_swapped(shards, context), run.layout, ledger))
+        batches = read(until_swapped(shards, context), run.layout, ledger, context.memory)
+        batches = spans.timed("read", batches, lambda batch: batch.bytes((ENCODED, "caption")))
         run_stages(batches, plan, context, ledger, spans, gated, room)
         context.models.reopen(context.device)
     ledger.close()
@@ -93,6 +96,9 @@ def run_stages(
         room: batches that wait between two threads; with 0 there are none, and stages take turns.
     """
     stages = [step.stage(context) for step in plan.steps]
+    if context.memory.limit:
+        context.models.warm()
+        context.memory.settle()
     spans.open(["read", *(stage.name for stage in stages)])
     with Overlap(spans, room) as overlap:
         thread = "read"
@@ -105,7 +111,7 @@ def run_stages(
             ledger.enter(batch)
 
 
-def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger) -> Iterator[Batch]:
+def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger, memory: Memory) -> Iterator[Batch]:
     """The rows of the shards, in order, a few megabytes at a time."""
     for shard in shards:
         started = time.monotonic()
@@ -113,21 +119,21 @@ def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger) -> Iterator[Ba
         if source.damage:
             log.warning("shard %s: %s; its %d whole samples are used", shard.name, source.damage, len(source))
         ledger.expect(shard, len(source), started)
-        yield from batches_of(shard, source)
+        yield from batches_of(shard, source, memory)
 
 
-def batches_of(shard: Shard, source: Iterable[Sample]) -> Iterator[Batch]:
+def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterator[Batch]:
     """A shard's samples with the columns of `GIVEN`."""
     rows: list[tuple[Any, ...]] = []
-    weight = 0
+    size = 0
     for row, sample in enumerate(source):
         url = sample.metadata.get("url")
+        if rows and (len(rows) == READ_ROWS or size + len(sample.image) > memory.encoded):
+            yield _batch(rows)
+            rows, size = [], 0
         identity = (shard.number, row, sample.key, sample.uid, url if isinstance(url, str) else None)
         rows.append((*identity, sample.caption, sample.image, len(sample.image), sample.metadata, None))
-        weight += len(sample.image)
-        if len(rows) == READ_ROWS or weight > READ_BYTES:
-            yield _batch(rows)
-            rows, weight = [], 0
+        size += len(sample.image)
     if rows:
         yield _batch(rows)
 
@@ -144,26 +150,56 @@ def through(
 ) -> Iterator[Batch]:
     """One stage and the gate behind it. Rows that go no further are entered in the ledger here."""
     if stage.capacity is not None:
-        batches = pack(batches, stage.capacity, stage.weights)
+        batches = pack(batches, 1.0, partial(load, stage))
+    span = spans.setdefault(stage.name, Span())
     for batch in batches:
         with spans(stage.name, len(batch)):
             stage(batch)
-        for name, kind in stage.produces.items():
-            # A gate must see what DECIDE will read: the score as it is stored, compared as float64.
-            if kind is not None and pa.types.is_floating(kind):
-                batch[name] = batch[name].astype(kind.to_pandas_dtype()).astype(np.float64)
+            _fetch_scores(batch, stage)
+        if spans.profiled:
+            _weigh(batch, stage, span)
         batch.drop(step.spent)
         failed = np.array([error is not None for error in batch["error"]])
         if failed.any():
+            span.failed += int(failed.sum())
             ledger.enter(batch.take(failed))
             batch = batch.take(~failed)
         if following is not None:
             passes = np.ones(len(batch), bool)
             for gate in step.gates:
-                passes &= gate.interval.holds(batch[gate.column])
+                falls = passes & ~gate.interval.holds(batch[gate.column])
+                span.dropped[gate.name] += int(falls.sum())
+                passes &= ~falls
             if not passes.all():
                 ledger.enter(batch.take(~passes), gated_at=following)
                 batch = batch.take(passes)
-        spans[stage.name].passed += len(batch)
+        span.passed += len(batch)
         if len(batch):
             yield batch
+
+
+def load(stage: Stage, batch: Batch) -> np.ndarray:
+    """The share of a full batch that each row is: of the stage's capacity, or of what encoded pictures may take."""
+    assert stage.capacity is not None
+    load = stage.weights(batch) / stage.capacity
+    return np.maximum(load, batch["image_bytes"] / stage.context.memory.encoded) if ENCODED in batch else load
+
+
+def _fetch_scores(batch: Batch, stage: Stage) -> None:
+    """What is stored, from the device to the host; what only travels stays where it is."""
+    for name, kind in stage.produces.items():
+        if kind is None or name not in batch or isinstance(batch[name], list):
+            continue
+        batch[name] = stage.context.device.down(batch[name])
+        # A gate must see what DECIDE will read: the score as it is stored, compared as float64.
+        if pa.types.is_floating(kind):
+            batch[name] = batch[name].astype(kind.to_pandas_dtype()).astype(np.float64)
+
+
+def _weigh(batch: Batch, stage: Stage, span: Span) -> None:
+    span.taken += batch.bytes(stage.needs)
+    span.made += batch.bytes(stage.produces)
+    span.held = max(span.held, stage.context.device.held())
+    if stage.capacity is not None:
+        span.load += float(load(stage, batch).sum())
+        span.batches += 1

@@ -22,6 +22,7 @@ from engine.curate import Settings
 from engine.decide import Scores, columns_of, walk
 from engine.device import Device, open_device
 from engine.errors import DanqingError
+from engine.memory import Memory
 from engine.plan import make_plan
 from engine.quiet import native_stderr_to
 from engine.recipe import Recipe
@@ -112,7 +113,7 @@ def sampled(inputs: Iterable[str], settings: Settings, pairs: int) -> list[Batch
     batches: list[Batch] = []
     missing = pairs
     for shard in find_shards(inputs, settings.layout):
-        for batch in batches_of(shard, open_shard(shard, settings.layout)):
+        for batch in batches_of(shard, open_shard(shard, settings.layout), Memory()):
             batches.append(batch.slice(0, missing))
             missing -= len(batches[-1])
             if not missing:
@@ -190,24 +191,20 @@ class _Watched(ModelSet):
 
     def session(self, role: str, device: Device) -> Session:
         session = super().session(role, device)
-        return _WatchedSession(session, self) if role == self.role else session
+        return _WatchedSession(session, self, device) if role == self.role else session
 
 
 class _WatchedSession:
-    def __init__(self, session: Session, watch: _Watched) -> None:
-        self.inner, self.watch = session, watch
+    def __init__(self, session: Session, watch: _Watched, device: Device) -> None:
+        self.inner, self.watch, self.device = session, watch, device
 
     def run(self, **inputs: Any) -> dict[str, Any]:
         started = time.perf_counter()
         outputs = self.inner.run(**inputs)
-        answers = {name: _on_host(array) for name, array in outputs.items()}
+        answers = {name: self.device.down(array) for name, array in outputs.items()}
         self.watch.seconds += time.perf_counter() - started
         self.watch.seen += len(next(iter(answers.values())))
-        self.watch.inputs.append({name: _on_host(array) for name, array in inputs.items()})
+        self.watch.inputs.append({name: self.device.down(array) for name, array in inputs.items()})
         for name, array in answers.items():
             self.watch.outputs[name].append(array)
         return outputs
-
-
-def _on_host(array: Any) -> np.ndarray:
-    return array.get() if hasattr(array, "get") else np.asarray(array)

@@ -99,8 +99,8 @@ def pixel_statistics(device: ArrayLauncher, pictures: Sequence[Any]) -> Any:
     counted, tiles = _cut(table[:, 2], table[:, 3], *TILE[device.kind])
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counted)])
 
-    given = Pictures(*(xp.asarray(np.ascontiguousarray(column)) for column in table.T))
-    cut, starts = Tiles(*map(xp.asarray, tiles)), xp.asarray(starts)
+    given = Pictures(*(device.up(np.ascontiguousarray(column)) for column in table.T))
+    cut, starts = Tiles(*map(device.up, tiles)), device.up(starts)
     count = len(tiles.picture)
     slots, columns = (0, 0) if device.kind == "cuda" else (count, TILE["cpu"][1] + 64)
     scratch = Scratch(

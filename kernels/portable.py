@@ -60,6 +60,8 @@ class ArrayLauncher(Launcher, Protocol):
     @property
     def xp(self) -> Any: ...
 
+    def up(self, array: Any) -> Any: ...
+
 
 _inlined: list[Callable[..., Any]] = []
 

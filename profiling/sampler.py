@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
 import psutil
+
+from profiling.nvml import GpuLook
 
 EVERY = 0.1
 """Seconds between two looks."""
@@ -19,12 +22,14 @@ class Look(NamedTuple):
     at: float
     cores: float
     resident: int
+    gpu: GpuLook | None = None
 
 
 class Sampler:
-    """Looks while its `with` block runs."""
+    """Looks while its `with` block runs; through `meter` at a GPU, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Callable[[], GpuLook] | None = None) -> None:
+        self._meter = meter
         self.looks: list[Look] = []
         self._process = psutil.Process()
         self._stopped = threading.Event()
@@ -55,7 +60,8 @@ class Sampler:
     def _look(self) -> None:
         now, cpu = time.perf_counter(), self._cpu()
         cores = (cpu - self._cpu_before) / max(now - self._before, 1e-9)
-        self.looks.append(Look(now, cores, self._process.memory_info().rss))
+        gpu = self._meter() if self._meter else None
+        self.looks.append(Look(now, cores, self._process.memory_info().rss, gpu))
         self._before, self._cpu_before = now, cpu
 
     def _cpu(self) -> float:

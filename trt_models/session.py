@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BATCH = 8
 """Rows a model sees at once. Always exactly so many: a row's result must not depend on its company."""
+LONG = 128
+"""Tokens of a long caption."""
 
 
 class Session(Protocol):
@@ -33,6 +35,19 @@ class OnnxSession:
         self.batch, self._device = batch, device
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def warm(self) -> None:
+        """Takes the memory that running takes: a batch a core, of zeros."""
+        rows = self.batch * self._device.threads
+        self.run(
+            **{
+                given.name: np.zeros(
+                    (rows, *(side if isinstance(side, int) else LONG for side in given.shape[1:])),
+                    {"tensor(float)": "float32"}.get(given.type, given.type[7:-1]),
+                )
+                for given in self._session.get_inputs()
+            }
+        )
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         rows = len(next(iter(inputs.values())))
@@ -67,12 +82,12 @@ class CudaOnnxSession:
         providers = [("CUDAExecutionProvider", options)]
         self._session = onnxruntime.InferenceSession(str(path), providers=providers)
         self._outputs = {output.name: output.shape[1:] for output in self._session.get_outputs()}
-        self._xp = device.xp
+        self._device = device
 
     def run(self, **inputs: Any) -> dict[str, Any]:
-        xp, binding = self._xp, self._session.io_binding()
+        xp, binding = self._device.xp, self._session.io_binding()
         rows = len(next(iter(inputs.values())))
-        held = {name: xp.ascontiguousarray(xp.asarray(array)) for name, array in inputs.items()}
+        held = {name: xp.ascontiguousarray(self._device.up(array)) for name, array in inputs.items()}
         outputs = {name: xp.empty((rows, *rest), np.float32) for name, rest in self._outputs.items()}
         for name, array in held.items():
             binding.bind_input(name, "cuda", 0, array.dtype, array.shape, array.data.ptr)
@@ -110,7 +125,7 @@ class TensorRtSession:
         xp = self._device.xp
         rows = len(next(iter(inputs.values())))
         parts = [
-            self._some({name: xp.asarray(inputs[name])[at : at + self._most] for name in self._inputs})
+            self._some({name: self._device.up(inputs[name])[at : at + self._most] for name in self._inputs})
             for at in range(0, rows, self._most)
         ]
         return {name: xp.concatenate([part[name] for part in parts]) for name in self._outputs}

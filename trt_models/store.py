@@ -202,6 +202,14 @@ class ModelSet:
             self._sessions[role], self.running[role] = opened
         return self._sessions[role]
 
+    def warm(self) -> None:
+        """Lets what runs on this machine's cores take the memory it needs."""
+        from trt_models.session import OnnxSession
+
+        for session in self._sessions.values():
+            if isinstance(session, OnnxSession):
+                session.warm()
+
     def outdated(self, device: Device) -> list[str]:
         """The roles for which another engine was activated since their sessions were opened."""
         from trt_models.engines import Engines

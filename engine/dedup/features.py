@@ -23,16 +23,16 @@ class Features:
 
     def __init__(self, device: Device, blocks: Sequence[np.ndarray], rows: np.ndarray | None = None) -> None:
         self.device = device
-        self.blocks = [device.xp.asarray(block) for block in blocks if len(block)]
+        self.blocks = [device.up(block) for block in blocks if len(block)]
         dimensions = {block.shape[1] for block in self.blocks} or {0}
         if len(dimensions) > 1:
             raise ValueError(f"features of different dimensions: {sorted(dimensions)}")
         self.dimension: int = dimensions.pop()
         addresses = [_address(block) + np.arange(len(block)) * block.strides[0] for block in self.blocks]
         address = np.concatenate([np.empty(0, np.int64), *addresses])
-        address = device.xp.asarray(address if rows is None else address[rows])
+        address = device.up(address if rows is None else address[rows])
         scale = device.xp.empty(len(address))
-        self.rows = Rows(address, scale, device.xp.asarray([self.dimension]))
+        self.rows = Rows(address, scale, device.up([self.dimension]))
         measure.launch(device, len(self), self.rows)
 
     def __len__(self) -> int:

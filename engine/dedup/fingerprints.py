@@ -33,10 +33,10 @@ def group_hashes(device: Device, hashes: np.ndarray, within: int) -> np.ndarray:
     rank = np.empty_like(by_row)
     rank[by_row] = np.arange(len(by_row))
     values, xp = values[by_row], device.xp
-    parent, unique = xp.arange(len(values)), xp.asarray(values)
+    parent, unique = xp.arange(len(values)), device.up(values)
     edges = np.linspace(0, BITS, within + 2).astype(int)
     for low, high in pairwise(edges):
         mask = np.uint64(((1 << int(high)) - 1) ^ ((1 << int(low)) - 1))
-        order = xp.asarray(np.argsort(values & mask, kind="stable"))
-        join_in_buckets.launch(device, len(values), unique, order, xp.asarray([mask]), within, parent)
+        order = device.up(np.argsort(values & mask, kind="stable"))
+        join_in_buckets.launch(device, len(values), unique, order, device.up([mask]), within, parent)
     return firsts[by_row][roots(device, parent)[rank[which]]]

@@ -112,7 +112,7 @@ class Lists:
         """float32 (lists, k), of length 1: spherical k-means of some rows."""
         features, xp = self.features, self.features.device.xp
         places = np.linspace(0, len(features) - 1, min(TRAINING * self.count, len(features))).astype(np.int64)
-        vectors = self._vectors(xp.asarray(places))
+        vectors = self._vectors(features.device.up(places))
         centres = xp.ascontiguousarray(vectors[:: len(vectors) // self.count][: self.count])
         for _ in range(ROUNDS):
             nearest = self._rank(vectors, centres, 1)[:, 0]

@@ -41,7 +41,7 @@ class Sample:
         xp, progress, count = features.device.xp, progress or Silent(), min(SAMPLE, len(features))
         progress.expect(count * len(features), 1)
         self.device = features.device
-        self.rows = xp.asarray(np.linspace(0, len(features), count, endpoint=False).astype(np.int64))
+        self.rows = self.device.up(np.linspace(0, len(features), count, endpoint=False).astype(np.int64))
         self.counts, self.near = xp.zeros(count, np.int64), xp.empty((count, NEAR), np.int64)
         fold, tile = Folding.fit(features, 1 - within), Tile(features)
         left = fold(features.take(self.rows))

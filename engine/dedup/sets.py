@@ -46,8 +46,8 @@ def near_sets(
     while len(rows):
         stays[rows] = representatives(group[rows], rows, choose)
         gap = device.xp.empty(len(rows))
-        distances.launch(device, len(rows), device.xp.asarray(rows), device.xp.asarray(stays[rows]), features.rows, gap)
-        distance[rows] = np.where(stays[rows] == rows, 0, gap)
+        distances.launch(device, len(rows), device.up(rows), device.up(stays[rows]), features.rows, gap)
+        distance[rows] = np.where(stays[rows] == rows, 0, device.down(gap))
         rows = rows[distance[rows] > (np.inf if max_diameter is None else max_diameter)]
         if len(rows):
             group[rows] = rows[chains(features.take(rows), within, progress)]
@@ -85,7 +85,7 @@ def _parents(features: Features, earlier: np.ndarray | None) -> tuple[Any, int]:
     xp, known = features.device.xp, 0 if earlier is None else len(earlier)
     parent = xp.arange(len(features))
     if earlier is not None:
-        parent[:known] = xp.asarray(earlier)
+        parent[:known] = features.device.up(earlier)
     return parent, known
 
 
@@ -131,12 +131,12 @@ def nearest_to_centroid(features: Features) -> Choice:
         for start in range(0, len(several), SETS):
             batch = several[start : start + SETS]
             first, last = begins[batch[0]], ends[batch[-1]]
-            spans = xp.asarray(begins[batch] - first), xp.asarray(ends[batch] - first)
-            arguments = (*spans, xp.asarray(members[first:last]), features.rows, sums)
+            spans = device.up(begins[batch] - first), device.up(ends[batch] - first)
+            arguments = (*spans, device.up(members[first:last]), features.rows, sums)
             chosen = xp.empty(len(batch), np.int64)
             sum_members.launch(device, len(batch), *arguments)
             nearest_to_sum.launch(device, len(batch), *arguments, chosen)
-            out[batch] = chosen
+            out[batch] = device.down(chosen)
         return out
 
     return choose

@@ -17,27 +17,35 @@ from profiling.spans import Event
 
 WIDTH, LANE = 1000, 18
 COLOURS = ("#2f6fde", "#c8553d", "#3a8f5c", "#b8860b", "#7b5ea7", "#3b8ea5", "#a05a7d", "#6b7280")
-COLUMNS = ("stage", "pairs in", "passed on", "pairs/s alone", "share of work", "at work", "waits", "waits behind")
+COLUMNS = (
+    "stage", "pairs in", "passed on", "errors", "pairs/s", "limit/s", "of limit", "of work", "fill", "MB in", "MB out",
+    "at work", "waits", "waits behind",
+)  # fmt: skip
+LEGEND = """\
+pairs/s: with the machine to itself. limit/s: its codec or network alone, batches full; a stage without it is measured
+against copying memory as fast as this machine can. fill: of its batches. at work, waits (for the stage before, for the
+one behind): seconds, all at once."""
 
 
 def print_profile(profile: Profile) -> None:
-    table = Table(
-        box=box.SIMPLE_HEAD, caption="at work, waits (for the stage before, for the one behind): seconds, all at once"
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "stage" else "right")
     for row in _rows(profile):
         table.add_row(*row)
     console.print(table)
+    console.print(LEGEND, style="dim")
     for line in _summary(profile):
         console.print(line)
 
 
 def _rows(profile: Profile) -> list[tuple[str, ...]]:
-    work = sum(figures.alone for figures in profile.stages)
+    work = sum(figures.work for figures in profile.stages)
     return [
         (
-            f.stage, f"{f.pairs:,}", f"{f.passed:,}", f"{f.rate:,.0f}", f"{f.alone / work:.1%}",
+            f.stage, f"{f.pairs:,}", f"{f.passed:,}", f"{f.failed:,}", f"{f.rate:,.0f}",
+            f"{f.limit:,.0f}" if f.limit else "", f"{f.share(profile.copy):.0%}", f"{f.work / work:.1%}",
+            "" if f.fill is None else f"{f.fill:.0%}", f"{f.taken / 1e6:,.1f}", f"{f.made / 1e6:,.1f}",
             f"{f.together:.2f}", f"{f.starved:.2f}", f"{f.blocked:.2f}",
         )
         for f in profile.stages
@@ -45,13 +53,21 @@ def _rows(profile: Profile) -> list[tuple[str, ...]]:
 
 
 def _summary(profile: Profile) -> list[str]:
-    rate, in_turn = profile.pairs / profile.seconds, profile.pairs / profile.in_turn
-    return [
-        f"{rate:,.1f} pairs/s end to end; {in_turn:,.1f} with the stages in turn ({rate / in_turn:.2f} times)",
-        f"{profile.efficiency:.2f} of the rate of {profile.slowest.stage} alone; {profile.threads} cores "
-        f"{profile.cores_busy:.0%} busy; at most {profile.peak / 1e6:,.0f} MB",
-        profile.verdict,
-    ]
+    found = [f"{profile.pairs / profile.seconds:,.1f} pairs/s end to end"]
+    if profile.in_turn:
+        found[0] += f", {profile.in_turn / profile.seconds:.2f} times that of the stages in turn"
+        found[0] += f", {profile.efficiency:.2f} times that of {profile.slowest.stage} alone"
+    found.append(
+        f"{profile.threads} cores {profile.cores_busy:.0%} busy; at most {profile.peak / 1e6:,.0f} MB; "
+        f"memory copied at {profile.copy / 1e9:.1f} GB/s"
+    )
+    if gpu := profile.gpu:
+        up, down = (size / profile.pairs for size in profile.copied)
+        found.append(
+            f"GPU {gpu.busy:.0%} busy, its JPEG decoder {gpu.jpeg:.0%}; at most {gpu.memory / 1e6:,.0f} MB of its "
+            f"memory; {gpu.power:.0f} W; {up:,.0f} bytes a pair copied up, {down:,.0f} down"
+        )
+    return [*found, profile.verdict]
 
 
 def write_profile(path: Path, profile: Profile, events: Sequence[Event], looks: Sequence[Look]) -> None:
@@ -62,12 +78,17 @@ def write_profile(path: Path, profile: Profile, events: Sequence[Event], looks: 
     parts = [
         "<h1>Where the time goes</h1>",
         *(f"<p>{html.escape(line)}</p>" for line in _summary(profile)),
-        f"<table><tr>{head}{body}</table>",
+        f"<table><tr>{head}{body}</table><p>{LEGEND}</p>",
+        "<h2>Work</h2><p>Seconds a stage had to itself, and its codec or network alone (light).</p>",
+        _bars(profile),
         "<h2>Threads</h2><p>A box a batch; gaps are waits.</p>",
         _timeline(profile, events),
         "<h2>Cores</h2><p>How many this process kept busy.</p>",
-        _cores(profile, looks),
+        _curve(looks, [look.cores for look in looks], profile.threads),
     ]
+    if any(look.gpu for look in looks):
+        parts += ["<h2>GPU</h2><p>Share of the time it was busy.</p>"]
+        parts += [_curve(looks, [look.gpu.busy if look.gpu else 0.0 for look in looks], 1)]
     write_page(path, "DanQing profile", parts)
 
 
@@ -85,11 +106,25 @@ def _timeline(profile: Profile, events: Sequence[Event]) -> str:
     return f"<svg viewBox='0 0 {WIDTH} {len(threads) * LANE}' width=100%>{''.join(boxes)}</svg><p>{key}</p>"
 
 
-def _cores(profile: Profile, looks: Sequence[Look]) -> str:
-    height, start = 80, looks[0].at
+def _bars(profile: Profile) -> str:
+    unit = (WIDTH - 220) / (profile.slowest.work or 1.0)
+    bars = []
+    for row, f in enumerate(profile.stages):
+        top, wide, least = row * LANE, f.work * unit, (f.pairs / f.limit if f.limit else 0.0) * unit
+        bars += [
+            f"<text x=0 y={top + 13} font-size=12>{html.escape(f.stage)}</text>"
+            f"<rect x=140 y={top} width={wide:.1f} height={LANE - 4} fill='{COLOURS[0]}'/>"
+            f"<rect x=140 y={top + 4} width={least:.1f} height={LANE - 12} fill='#cfe0ff'/>"
+            f"<text x={150 + wide:.1f} y={top + 13} font-size=12>{f.work:.2f}</text>"
+        ]
+    return f"<svg viewBox='0 0 {WIDTH} {len(profile.stages) * LANE}' width=100%>{''.join(bars)}</svg>"
+
+
+def _curve(looks: Sequence[Look], values: Sequence[float], most: float) -> str:
+    height, start, seconds = 80, looks[0].at, looks[-1].at - looks[0].at or 1.0
     points = " ".join(
-        f"{(look.at - start) / profile.seconds * WIDTH:.1f},{height * (1 - min(look.cores / profile.threads, 1)):.1f}"
-        for look in looks
+        f"{(look.at - start) / seconds * WIDTH:.1f},{height * (1 - min(value / most, 1)):.1f}"
+        for look, value in zip(looks, values, strict=True)
     )
     line = f"<polyline points='{points}' fill=none stroke='{COLOURS[0]}'/>"
     return f"<svg viewBox='0 0 {WIDTH} {height}' width=100%>{line}</svg>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from engine.batch import Batch
 from engine.device import Device
+from engine.memory import Memory
 from trt_models.store import ModelSet
 
 
@@ -25,6 +26,7 @@ class Context:
     blocked_domains: frozenset[str] = frozenset()
     max_pixels: int = 2**31 - 1
     user_dictionaries: tuple[Path, ...] = ()
+    memory: Memory = field(default_factory=Memory)
 
 
 class Stage:
@@ -32,16 +34,19 @@ class Stage:
 
     A row that cannot go on gets its reason, in words, in the batch's `error` column; it leaves the stream after
     the stage, alone. `produces` maps a column to its Arrow type, or to None if it only travels to later stages.
-    `capacity` is the weight of a full batch (None: take batches as they come).
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     produces: ClassVar[Mapping[str, pa.DataType | None]]
-    capacity: float | None = None
 
     def __init__(self, context: Context) -> None:
         self.context = context
+
+    @property
+    def capacity(self) -> float | None:
+        """The weight of a full batch; None: batches are taken as they come."""
+        return None
 
     @staticmethod
     def weights(batch: Batch) -> np.ndarray:

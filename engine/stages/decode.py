@@ -25,6 +25,10 @@ FAST_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "I;16", "I;16B")
 """What nvImageCodec shows in the right colours: not Lab nor floating point, and no alpha, which it would drop."""
 
 
+SMALL = 100_000
+"""Pixels a picture counts for at least: so many have the models' inputs that are made of it."""
+
+
 class Decode(Stage):
     """`pixels`: one uint8 (height, width, 3) RGB array of the device a row, turned by EXIF, alpha laid on white.
 
@@ -36,15 +40,18 @@ class Decode(Stage):
     name = "decode"
     needs = ("image", "width", "height", "decode_format", "pixel_mode", "has_alpha")
     produces = {"pixels": None, "decodable": pa.int8()}
-    capacity = 32e6  # decoded pixels at a time: 96 MB
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.decoder = open_decoder(context.device)
 
+    @property
+    def capacity(self) -> float:
+        return self.context.memory.pixels
+
     @staticmethod
     def weights(batch: Batch) -> np.ndarray:
-        return batch["width"].astype(np.int64) * batch["height"]
+        return np.maximum(batch["width"].astype(np.int64) * batch["height"], SMALL)
 
     def __call__(self, batch: Batch) -> None:
         pictures: list[Any] = [None] * len(batch)
@@ -64,7 +71,7 @@ class Decode(Stage):
             if isinstance(outcome, str):
                 errors[row] = outcome
             else:
-                pictures[row] = self.context.device.xp.asarray(outcome)
+                pictures[row] = self.context.device.up(outcome)
         batch["pixels"] = pictures
         batch["error"] = errors
         batch["decodable"] = np.array([picture is not None for picture in pictures], np.int8)
@@ -126,6 +133,7 @@ class GpuDecoder:
 
     def decode(self, files: list[bytes]) -> list[Any]:
         asarray, stream = self.device.xp.asarray, self.device.stream
+        self.device.sent(sum(map(len, files)))
         decoded = self.decoder.decode(files, cuda_stream=stream) if files else []
         return [None if picture is None else asarray(picture) for picture in decoded]
 

@@ -36,12 +36,12 @@ class PerceptualHash(Stage):
     produces = {"perceptual_hash": pa.uint64()}
 
     def __call__(self, batch: Batch) -> None:
-        xp = self.context.device.xp
-        grey = batch["hash_input"].astype(xp.float64) @ xp.asarray((0.299, 0.587, 0.114))  # ITU-R BT.601
-        cosines = xp.asarray(COSINES)
+        xp, up = self.context.device.xp, self.context.device.up
+        grey = batch["hash_input"].astype(xp.float64) @ up((0.299, 0.587, 0.114))  # ITU-R BT.601
+        cosines = up(COSINES)
         low = (cosines @ grey @ cosines.T).reshape(-1, 64)
         above = low > xp.median(low, axis=1, keepdims=True)
-        batch["perceptual_hash"] = above.astype(xp.uint64) @ xp.asarray(BITS)
+        batch["perceptual_hash"] = above.astype(xp.uint64) @ up(BITS)
 
 
 SIDE = np.arange(HASHED.size)

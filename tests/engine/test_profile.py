@@ -11,13 +11,21 @@ import pytest
 
 from engine.cli import main
 from engine.curate import Settings
+from engine.memory import Memory
 from engine.profiled import profile
 from engine.recipe import Recipe
+from engine.sources import Layout, find_shards, open_shard
+from engine.stages.decode import SMALL
 from profiling.profile import Profile, StageFigures
 from profiling.sampler import Sampler
+from profiling.spans import Span
 from tests.engine.test_run import crawl
 
 __all__ = ["crawl"]
+
+
+def pictures_in(tar: str) -> list[bytes]:
+    return [sample.image for sample in open_shard(find_shards([tar])[0], Layout())]
 
 
 def test_a_profile_tells_of_every_stage(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
@@ -28,7 +36,15 @@ def test_a_profile_tells_of_every_stage(crawl: list[str], plain_recipe: Recipe, 
     assert stages["decode"].pairs == stages["header"].passed == 13 and stages["pixels"].passed == 12
     assert all(figures.alone > 0 and figures.together > 0 for figures in found.stages)
     assert max(f.together + f.starved + f.blocked for f in found.stages) <= found.seconds
-    assert 0 < found.efficiency <= 1 and 0 < found.cores_busy < 1.1 and found.peak > 50e6
+    assert found.efficiency is not None and 0 < found.efficiency <= 1
+    assert 0 < found.cores_busy < 1.1 and found.peak > 50e6
+    assert [name for name, figures in stages.items() if figures.failed] == ["header", "decode"]
+    assert stages["decode"].limit and 0.2 < stages["decode"].share(found.copy) < 1.5 and 1e9 < found.copy < 1e12
+    assert stages["header"].limit is None and 0 < stages["header"].share(found.copy) < 1
+    encoded = sum(len(picture) for tar in crawl for picture in pictures_in(tar))
+    assert encoded < stages["read"].made < encoded + 17 * 100 and stages["decode"].made == 12 * (160 * 120 * 3) + 13
+    assert stages["decode"].fill == pytest.approx(13 * SMALL / Memory().pixels) and stages["header"].fill is None
+    assert found.copied == (0, 0)  # on a CPU nothing is copied
     written = json.loads((tmp_path / "profile" / "profile.json").read_text())
     assert written["verdict"] == found.verdict and len(written["stages"]) == 6
     page = (tmp_path / "profile" / "profile.html").read_text()
@@ -52,8 +68,9 @@ def test_the_trace_shows_threads_side_by_side(crawl: list[str], plain_recipe: Re
 
 
 def of(*alone: float, seconds: float, cpu: float) -> Profile:
-    stages = tuple(StageFigures(f"s{n}", 100, 100, each, each, 0, 0) for n, each in enumerate(alone))
-    return Profile(100, 2, seconds, sum(alone), cpu, 0, stages)
+    spans = [Span(rows=100, passed=100, seconds=each) for each in alone]
+    stages = tuple(StageFigures.of(f"s{n}", span, span, None) for n, span in enumerate(spans))
+    return Profile(100, 2, seconds, sum(alone), cpu, 0, 1e9, stages)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""What a run at work tells Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.errors import DanqingError
+from profiling.spans import Spans
+
+
+class Stages(Collector):
+    """Reads the spans when it is asked; stages at work do not hear of it."""
+
+    def __init__(self, spans: Spans) -> None:
+        self.spans = spans
+
+    def collect(self) -> Iterator[Metric]:
+        pairs = CounterMetricFamily("danqing_pairs", "Pairs a stage has taken in.", labels=["stage"])
+        passed = CounterMetricFamily("danqing_passed", "Pairs it has passed on.", labels=["stage"])
+        errors = CounterMetricFamily("danqing_errors", "Pairs that could not go on.", labels=["stage"])
+        dropped = CounterMetricFamily("danqing_dropped", "Pairs dropped on the way.", labels=["criterion"])
+        seconds = CounterMetricFamily(
+            "danqing_stage_seconds",
+            "At work; starved by the stage before, blocked by the next.",
+            labels=["stage", "state"],
+        )
+        copied = CounterMetricFamily("danqing_copied_bytes", "Between host and device.", labels=["stage", "direction"])
+        waiting = GaugeMetricFamily("danqing_queue_batches", "Batches that wait behind a stage.", labels=["stage"])
+        for stage, span in list(self.spans.items()):
+            pairs.add_metric([stage], span.rows)
+            passed.add_metric([stage], span.passed)
+            errors.add_metric([stage], span.failed)
+            for criterion, rows in list(span.dropped.items()):
+                dropped.add_metric([criterion], rows)
+            for state, value in (("work", span.seconds), ("starved", span.starved), ("blocked", span.blocked)):
+                seconds.add_metric([stage, state], value)
+            for direction, size in (("up", span.up), ("down", span.down)):
+                copied.add_metric([stage, direction], size)
+            if span.waiting:
+                waiting.add_metric([stage], span.waiting())
+        yield from (pairs, passed, errors, dropped, seconds, copied, waiting)
+
+
+@contextmanager
+def served(spans: Spans, port: int | None, address: str) -> Iterator[None]:
+    """http://ADDRESS:PORT/metrics for the length of a `with` block; nothing without a port.
+
+    Raises:
+        DanqingError: the port cannot be had.
+    """
+    if port is None:
+        yield
+        return
+    registry = CollectorRegistry()
+    registry.register(Stages(spans))
+    ProcessCollector(registry=registry)
+    try:
+        server, thread = start_http_server(port, address, registry)
+    except (OSError, OverflowError) as problem:
+        raise DanqingError(f"--metrics-port {port}: cannot serve at {address}: {problem}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,62 @@
+"""Profiling a scoring: what to hand to it, who looks at the machine meanwhile, and what is written of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from engine.device import Device
+from engine.errors import DanqingError
+from engine.files import write_json
+from engine.report.profile import write_profile
+from profiling.nvml import open_meter
+from profiling.profile import Limits, Profile, to_trace
+from profiling.sampler import Sampler
+from profiling.spans import Spans
+
+
+class Watch:
+    """Its `spans` are handed to a scoring that runs within the `with` block; then there is a profile.
+
+    On a GPU every stage is also an NVTX range of its name, so that Nsight Systems tells the same story.
+
+    Raises:
+        DanqingError: a GPU, and a package is missing that looks at it.
+    """
+
+    def __init__(self, device: Device, limits: Limits) -> None:
+        self.device, self.limits = device, limits
+        if device.kind == "cpu":
+            self.spans, self.sampler = Spans(profiled=True), Sampler()
+            return
+        try:
+            import nvtx
+
+            meter = open_meter(device.xp.cuda.Device().pci_bus_id)
+        except ImportError as problem:
+            raise DanqingError(f"profiling a GPU: {problem}; pip install 'danqing-engine[cuda]'") from None
+        self.spans = Spans(profiled=True, named=partial(nvtx.annotate, domain="danqing"))
+        self.sampler = Sampler(meter)
+
+    def __enter__(self) -> Watch:
+        self.sampler.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sampler.__exit__(kind, error, trace)
+
+    def write(self, folder: Path, alone: Spans | None = None, in_turn: Sampler | None = None) -> Profile:
+        """profile.json, profile.html and trace.json.
+
+        Args:
+            alone, in_turn: of a scoring of the same pairs with the stages in turn.
+        """
+        found = Profile.of(self.device.threads, self.limits, self.spans, self.sampler, alone or Spans(), in_turn)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "profile.json", found.to_dict())
+        write_json(folder / "trace.json", to_trace(self.spans.events, self.sampler.looks))
+        write_profile(folder / "profile.html", found, self.spans.events, self.sampler.looks)
+        return found
