@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.cli import main
-from engine.curate import Settings
+from engine.curate import Settings, curate
 from engine.memory import Memory
 from engine.profiled import profile
 from engine.recipe import Recipe
@@ -19,7 +19,7 @@ from engine.stages.decode import SMALL
 from profiling.profile import Profile, StageFigures
 from profiling.sampler import Sampler
 from profiling.spans import Span
-from tests.engine.test_run import crawl
+from tests.engine.test_run import crawl, tree
 
 __all__ = ["crawl"]
 
@@ -100,3 +100,19 @@ def test_the_sampler_sees_cores_at_work() -> None:
         time.sleep(0.5)
     assert 0.45 < busy.cpu_seconds < 0.8 and idle.cpu_seconds < 0.2
     assert len(idle.looks) >= 3 and idle.seconds >= 0.5
+
+
+def test_a_run_can_be_profiled_while_it_is_made(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curate(crawl, tmp_path / "plain", plain_recipe, Settings())
+    command = ["curate", *crawl, "-o", str(tmp_path / "out"), "--recipe", str(tmp_path / "plain.yaml"), "--profile"]
+    assert main(command) == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "plain")
+    found = json.loads((tmp_path / "out" / "profile" / "profile.json").read_text())
+    assert found["verdict"] in capsys.readouterr().out
+    assert found["in_turn"] is found["efficiency"] is None and found["pairs"] == 17
+    decode = next(stage for stage in found["stages"] if stage["stage"] == "decode")
+    assert decode["pairs"] == 13 and decode["alone"] is None and decode["together"] > 0 and decode["limit"] > 0
+    assert (tmp_path / "out" / "profile" / "trace.json").exists()
+    assert main(command) == 0 and "already scored" in capsys.readouterr().out

@@ -1,0 +1,114 @@
+"""What goes between host and device is counted, by stage; a stand-in takes the GPU's place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.device import Device
+from profiling.copies import copied
+from profiling.nvml import GpuLook, open_meter
+from profiling.spans import Spans
+
+
+class OnGpu:
+    """An array that says it lies in a GPU's memory."""
+
+    __cuda_array_interface__: dict[str, Any] = {}
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.nbytes = array, array.nbytes
+
+    def get(self) -> np.ndarray:
+        return self.array
+
+
+@pytest.fixture
+def gpu() -> Iterator[Device]:
+    library = SimpleNamespace(asarray=lambda array: array if isinstance(array, OnGpu) else OnGpu(array))
+    with ThreadPoolExecutor(1) as pool:
+        yield Device("cuda", 1, pool, library)
+
+
+def test_copies_are_booked_on_the_stage_that_makes_them(gpu: Device) -> None:
+    spans, host = Spans(), np.arange(100, dtype=np.int32)
+    with spans("first", 1):
+        there = gpu.up(host)
+        assert isinstance(there, OnGpu) and gpu.up(there) is there
+        gpu.up([1.0, 2.0])
+        gpu.sent(1000)
+    with spans("second", 1):
+        assert gpu.down(there) is host and gpu.down(host) is host
+    assert (spans["first"].up, spans["first"].down) == (400 + 16 + 1000, 0)
+    assert (spans["second"].up, spans["second"].down) == (0, 400)
+
+
+def test_threads_do_not_see_each_others_copies(gpu: Device) -> None:
+    before = copied.up
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(lambda: (gpu.sent(5), copied.up)[1]).result() == 5
+    assert copied.up == before
+
+
+def test_on_a_cpu_nothing_is_copied(device: Device) -> None:
+    spans, host = Spans(), np.arange(9)
+    with spans("stage", 1):
+        assert device.up(host) is host and device.down(host) is host and device.held() == 0
+    assert spans["stage"].up == spans["stage"].down == 0
+
+
+def test_a_stages_work_is_a_range_of_its_name() -> None:
+    opened: list[str] = []
+
+    @contextmanager
+    def named(name: str) -> Iterator[None]:
+        opened.append(name)
+        yield
+
+    spans = Spans(named=named)
+    with spans("decode", 1):
+        pass
+    assert [len(batch) for batch in spans.timed("read", [[1, 2], [3]])] == [2, 1]
+    assert opened == ["decode", "read", "read", "read"]  # the last finds the end
+
+
+def test_nvtx_and_nvml_are_called_as_their_packages_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nvtx
+    import pynvml
+
+    with Spans(named=lambda name: nvtx.annotate(name, domain="danqing"))("decode", 1):
+        pass
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetHandleByPciBusId": lambda pciBusId: pciBusId,  # noqa: N803
+        "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=87),
+        "nvmlDeviceGetMemoryInfo": lambda handle, version=None: SimpleNamespace(used=3 << 30),
+        "nvmlDeviceGetJpgUtilization": lambda handle: [40, 1000],
+        "nvmlDeviceGetDecoderUtilization": lambda handle: pynvml._nvmlCheckReturn(pynvml.NVML_ERROR_NOT_SUPPORTED),
+        "nvmlDeviceGetPowerUsage": lambda handle: 350_000,
+        "nvmlDeviceGetPcieThroughput": lambda device, counter: 2000 if counter == pynvml.NVML_PCIE_UTIL_RX_BYTES else 7,
+    }
+    for name, answer in answers.items():
+        real = getattr(pynvml, name)
+        count = real.__code__.co_argcount
+        assert answer.__code__.co_varnames[:count] == real.__code__.co_varnames[:count]
+        monkeypatch.setattr(pynvml, name, answer)
+    look = open_meter("0000:4E:00.0")()
+    np.testing.assert_array_equal(look, GpuLook(0.87, 0.4, np.nan, 3 << 30, 350.0, 2000 * 1024, 7 * 1024))
+
+
+def test_profiling_a_gpu_without_its_packages_names_the_extra(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.errors import DanqingError
+    from engine.watch import Watch
+    from profiling.profile import Limits
+
+    monkeypatch.setitem(sys.modules, "nvtx", None)
+    with pytest.raises(DanqingError, match=r"danqing-engine\[cuda\]"):
+        Watch(gpu, Limits({}, 1.0))
