@@ -30,6 +30,7 @@ Turns crawled Chinese image-text pairs into a training set: the DanQing recipe, 
   danqing merge batch1 batch2 -o all             one run of several, without what they have in common
   danqing explain out 000001234                  every score of one pair, and why it was dropped
   danqing profile 'shards/00000.tar' -o profile  which stage limits, and what would lift it
+  danqing diff run-on-cpu run-on-gpu             do two runs agree? score by score
   danqing models list                            the models there are, and the engines compiled of them
 """
 
@@ -44,10 +45,10 @@ example:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0 done, 2 bad input, 130 interrupted."""
+    """Runs one command; returns its exit status: 0 done, 1 `diff` found a difference, 2 bad input, 130 interrupted."""
     options = build_parser().parse_args(arguments)
     try:
-        options.function(options)
+        return options.function(options) or 0
     except DanqingError as problem:
         print(f"danqing: {problem}", file=sys.stderr)
         return 2
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
-        function: Callable[[argparse.Namespace], None], text: str, more: str, *parents: argparse.ArgumentParser
+        function: Callable[[argparse.Namespace], int | None], text: str, more: str, *parents: argparse.ArgumentParser
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(function.__name__, help=text, description=f"{text}. {more}", parents=list(parents))
         sub.set_defaults(function=function)
@@ -121,6 +122,17 @@ def build_parser() -> argparse.ArgumentParser:
         "trace.json (for ui.perfetto.dev).",
         inputs, recipe, scoring, pictures, device,
     )  # fmt: skip
+    runs = command(
+        diff, "say whether two runs over the same input agree",
+        "For runs made on another device, with other engines or another version. Exit status 1 if they do not.",
+    )  # fmt: skip
+    runs.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="folder of a decided run")
+    for name, value, text in (
+        ("within", 1e-4, "largest relative difference of a measured number"),
+        ("cosine", 0.999, "least cosine of a pair's features"),
+        ("flips", 0.001, "largest share of pairs with another verdict or set"),
+    ):
+        runs.add_argument(f"--{name}", type=float, default=value, metavar="X", help=f"{text} (default: {value})")
     out = command(
         demo, "curate a small crawl with known defects, and count what was caught",
         "Real photographs with true captions, and a planted defect for every criterion of the recipe.",
@@ -371,6 +383,17 @@ def explain(options: argparse.Namespace) -> None:
     from engine.run import Run
 
     explain_pair(Run.open(options.run), options.key)
+
+
+def diff(options: argparse.Namespace) -> int:
+    from engine.diff import Tolerance, diff
+    from engine.report.terminal import print_difference
+    from engine.run import Run
+
+    ours, theirs = map(Run.open, options.runs)
+    found = diff(ours, theirs, Tolerance(options.within, options.cosine, options.flips))
+    print_difference(found)
+    return 1 if found.objections else 0
 
 
 def profile(options: argparse.Namespace) -> None:

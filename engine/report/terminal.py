@@ -17,6 +17,7 @@ from engine.funnel import Funnel
 from profiling.spans import Spans
 
 if TYPE_CHECKING:
+    from engine.diff import Difference
     from trt_models.card import Card
     from trt_models.engines import Engine
 
@@ -106,6 +107,35 @@ def print_spans(spans: Spans) -> None:
         shares = (f"{span.seconds:.2f}", f"{span.seconds / total:.1%}", f"{rate:,.0f}")
         table.add_row(name, f"{span.rows:,}", *shares, f"{span.starved:.2f}", f"{span.blocked:.2f}")
     console.print(table)
+
+
+def print_difference(found: Difference) -> None:
+    """Two runs beside each other: score by score, then features, verdicts and what is objected to."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("score", "on both sides", "on one", "unequal", "largest difference", "at"):
+        table.add_column(heading, justify="left" if heading in ("score", "at") else "right")
+    for c in found.columns.values():
+        largest = "" if c.exact else f"{c.largest:.2g}"
+        name = c.name if c.judged else f"{c.name} (a model's)"
+        table.add_row(name, f"{c.rows:,}", f"{c.one_sided:,}", f"{c.unequal:,}", largest, c.worst)
+    console.print(table)
+    if found.compared:
+        mean = found.cosines / found.compared
+        console.print(f"features: {found.compared:,} pairs, cosine {mean:.6f} on average, {found.cosine:.6f} at least")
+    for key, ours, theirs in found.flips[:FLIPS]:
+        console.print(f"  {key}: {ours or 'kept'} there, {theirs or 'kept'} here", markup=False)
+    console.print(
+        f"verdicts: {len(found.flips):,} of {found.rows:,} differ; "
+        f"{found.regrouped:,} pairs in other sets of near-duplicates"
+    )
+    for objection in found.objections:
+        console.print(f"not alike: {objection}", markup=False)
+    if not found.objections:
+        console.print("alike")
+
+
+FLIPS = 20
+"""Verdicts that differ, shown at most."""
 
 
 def print_models(rows: Iterable[tuple[Card, bool, list[tuple[Engine, bool]]]]) -> None:

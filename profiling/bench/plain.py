@@ -1,9 +1,9 @@
 """The opponent: what a competent engineer writes in a good day, without the engine, with the usual libraries.
 
 tarfile, Pillow, OpenCV, jieba, OpenCC, fastText, SentencePiece, ONNX Runtime with its defaults, NumPy. The same
-models, figures and thresholds as `danqing curate --recipe embedded`; pictures on a pool of threads, models in
-batches of 32, and a pair that fails goes no further, unless `--everything`. From the project it takes the recipe,
-the model cards and the files they name, and the stopwatch; every figure is computed here.
+models, figures and thresholds as `danqing curate --recipe embedded`; a process a core, shards dealt out among them,
+models in batches of `--batch`, and a pair that fails goes no further, unless `--everything`. From the project it takes
+the recipe, the model cards and the files they name, and the stopwatch; every figure is computed here.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from PIL import Image, ImageOps
 from engine.criteria import Criterion, Redundancy
 from engine.recipe import Recipe, load_recipe
 from profiling.bench.plain_text import Texts
-from profiling.spans import Spans
+from profiling.spans import Span, Spans
 from trt_models.card import ImageInput, load_card
 
-CHUNK, BATCH = 256, 32
+CHUNK = 256
 FILTERS = {"cubic": Image.Resampling.BICUBIC, "linear": Image.Resampling.BILINEAR}
 
 Pair = dict[str, Any]
@@ -96,11 +97,11 @@ def resized(image: Image.Image, wanted: ImageInput) -> np.ndarray:
 
 
 class Models:
-    """The three networks, in ONNX Runtime's default configuration on so many threads."""
+    """The three networks, in ONNX Runtime's default configuration on one core."""
 
-    def __init__(self, paths: list[str], threads: int) -> None:
+    def __init__(self, paths: Sequence[str]) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         cpu = ["CPUExecutionProvider"]
         self.image, self.safety, self.text = (onnxruntime.InferenceSession(p, options, providers=cpu) for p in paths)
 
@@ -165,51 +166,78 @@ def write(shards: list[Path], pairs: list[Pair], output: Path) -> None:
     pq.write_table(pa.table({name: [pair.get(name) for pair in pairs] for name in names}), output / "scores.parquet")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", nargs="+", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--models", nargs=3, required=True, metavar=("IMAGE", "SAFETY", "TEXT"), help="ONNX files")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--everything", action="store_true", help="all figures of all pairs")
-    options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    cv2.setNumThreads(1)  # the pool is what makes it parallel
-    spans = Spans()
-    with spans("open models", 0):
-        recipe = load_recipe("embedded")
-        cards = {role: load_card(recipe.models[role]) for role in ("image_embedding", "image_safety", "text_embedding")}
-        inputs = {role: card.image_input for role, card in cards.items() if card.image_input}
-        texts, models = Texts(recipe, cards["text_embedding"]), Models(options.models, options.threads)
-    simple = [criterion for criterion in recipe.criteria if isinstance(criterion, Criterion)]
+@dataclass(frozen=True)
+class Script:
+    """What one process does with its shards. `models`: three ONNX files; none: no figure that needs a network."""
 
-    def passes(pair: Pair) -> bool:
+    recipe: Recipe
+    models: tuple[str, ...]
+    batch: int
+    everything: bool
+
+    @property
+    def criteria(self) -> list[Criterion]:
+        return [criterion for criterion in self.recipe.criteria if isinstance(criterion, Criterion)]
+
+    def passes(self, pair: Pair) -> bool:
         """No figure that is known so far fails its criterion."""
-        return options.everything or all(holds(criterion, pair) for criterion in simple if criterion.column in pair)
+        return self.everything or all(holds(c, pair) for c in self.criteria if c.column in pair)
 
-    pairs: list[Pair] = []
-    waiting: list[Pair] = []
-    stream = read(options.shards)
-    with ThreadPoolExecutor(options.threads) as pool:
+    def __call__(self, shards: list[Path]) -> tuple[list[Pair], Spans]:
+        spans = Spans()
+        cv2.setNumThreads(1)
+        with spans("open models", 0):
+            cards = {role: load_card(self.recipe.models[role]) for role in ROLES}
+            inputs = {role: card.image_input for role, card in cards.items() if card.image_input and self.models}
+            texts, models = Texts(self.recipe, cards["text_embedding"]), Models(self.models) if self.models else None
+        pairs: list[Pair] = []
+        waiting: list[Pair] = []
+        stream = read(shards)
         while (chunk := list(islice(stream, CHUNK))) or waiting:
             with spans("text", len(chunk)):
                 for pair in chunk:
                     texts.raw(pair)
-                    if passes(pair):
+                    if self.passes(pair):
                         texts.refined(pair)
-            good = [pair for pair in chunk if passes(pair)]
+            good = [pair for pair in chunk if self.passes(pair)]
             with spans("pictures", len(good)):
-                list(pool.map(lambda pair: picture(pair, inputs, passes), good))
+                for pair in good:
+                    picture(pair, inputs, self.passes)
             waiting += [pair for pair in good if "image_safety" in pair]
-            while len(waiting) >= BATCH or (waiting and not chunk):
-                with spans("models", len(waiting[:BATCH])):
-                    models(waiting[:BATCH])
-                del waiting[:BATCH]
+            while models and (len(waiting) >= self.batch or (waiting and not chunk)):
+                with spans("models", len(waiting[: self.batch])):
+                    models(waiting[: self.batch])
+                del waiting[: self.batch]
             for pair in chunk:
                 del pair["image"], pair["extension"]
             pairs += chunk
+        return pairs, spans
+
+
+ROLES = ("image_embedding", "image_safety", "text_embedding")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", nargs="+", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--recipe", default="embedded")
+    parser.add_argument("--models", nargs=3, default=(), metavar=("IMAGE", "SAFETY", "TEXT"), help="ONNX files")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32, help="pairs a model sees at once")
+    parser.add_argument("--everything", action="store_true", help="all figures of all pairs")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    script = Script(load_recipe(options.recipe), tuple(options.models), options.batch, options.everything)
+    dealt = [options.shards[number :: options.processes] for number in range(options.processes)]
+    with get_context("spawn").Pool(options.processes) as pool:
+        parts = pool.map(script, dealt, chunksize=1)
+    pairs, spans = [pair for part, _ in parts for pair in part], Spans()
+    for name, span in (item for _, part in parts for item in part.items()):
+        total = spans.setdefault(name, Span())
+        total.rows, total.seconds = total.rows + span.rows, total.seconds + span.seconds
     with spans("decide", len(pairs)):
-        decide(pairs, recipe)
+        decide(pairs, script.recipe)
     with spans("write", len(pairs)):
         write(options.shards, pairs, options.output)
     timing = {name: {"rows": span.rows, "seconds": round(span.seconds, 3)} for name, span in spans.items()}
