@@ -13,19 +13,16 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import resources
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
@@ -43,6 +40,7 @@ from engine.errors import DanqingError
 from engine.recipe import load_recipe
 from engine.sources import Layout, Sample, find_shards, open_shard
 from profiling.bench import machine
+from profiling.bench.measured import Measured, first_cores, measured
 from profiling.bench.plain_text import is_word
 from trt_models.card import load_card
 from trt_models.store import onnx_path
@@ -94,6 +92,12 @@ def chinese_lines(captions: Path | None, wanted: int) -> list[str]:
     return out[:wanted]
 
 
+def repeated(pairs: Sequence[Sample], captions: Path | None, wanted: int) -> list[Sample]:
+    """So many pairs: pictures over and over, each time with another caption."""
+    lines = chinese_lines(captions, wanted)
+    return [replace(pair, caption=line) for pair, line in zip(cycle(pairs), lines, strict=False)]
+
+
 def write_shards(pairs: Sequence[Sample], folder: Path, shards: int, copies: int = 1) -> list[Path]:
     """Tars of equal size; each copy's pairs have keys of their own."""
     folder.mkdir()
@@ -120,28 +124,12 @@ def write_shards(pairs: Sequence[Sample], folder: Path, shards: int, copies: int
 # ── runs ──
 
 
-@dataclass
-class Measured:
-    """One child process: seconds on the clock and on the cores, and its peak of resident memory.
-
-    `others`: how many cores other processes of this machine kept busy meanwhile.
-    """
-
-    wall: float
-    cpu: float
-    others: float
-    peak_mib: float
-    folder: Path
-
-
 class Bench:
     """Runs either side over shards, on so many cores."""
 
     def __init__(self, folder: Path, cores: int, everything: bool) -> None:
         self.folder, self.everything = folder, everything
-        self.cores = sorted(os.sched_getaffinity(0))[:cores]
-        if len(self.cores) < cores:
-            raise DanqingError(f"--cores {cores}: only {len(self.cores)} here")
+        self.cores = first_cores(cores)
         models = load_recipe("embedded").models
         self.models = [str(onnx_path(load_card(models[role])))
                        for role in ("image_embedding", "image_safety", "text_embedding")]  # fmt: skip
@@ -158,26 +146,7 @@ class Bench:
     def _run(self, command: list[str]) -> Measured:
         self._runs += 1
         output = self.folder / f"run{self._runs:03d}"
-        log = output.with_suffix(".log")
-        with log.open("wb") as file:
-            started, busy = time.perf_counter(), busy_seconds()
-            child = subprocess.Popen(
-                [*command, "-o", str(output)], stdout=file, stderr=file,
-                preexec_fn=lambda: os.sched_setaffinity(0, self.cores),
-            )  # fmt: skip
-            _, status, usage = os.wait4(child.pid, 0)
-            wall, busy = time.perf_counter() - started, busy_seconds() - busy
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise DanqingError(f"{' '.join(command[:4])} … ended with {child.returncode}:\n{log.read_text()[-3000:]}")
-        cpu = usage.ru_utime + usage.ru_stime
-        return Measured(wall, cpu, max(busy - cpu, 0.0) / wall, usage.ru_maxrss / 1024, output)
-
-
-def busy_seconds() -> float:
-    """What all cores of the machine have worked so far, this process and all others together."""
-    user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
+        return measured([*command, "-o", output], self.cores, output)
 
 
 def stages(run: Measured) -> dict[str, tuple[int, float]]:
