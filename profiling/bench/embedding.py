@@ -31,7 +31,7 @@ from rich.console import Console
 from engine.errors import DanqingError
 from engine.recipe import load_recipe
 from profiling.bench import machine
-from profiling.bench.end_to_end import collect, repeated, write_shards
+from profiling.bench.crawl import collect, repeated, write_shards
 from profiling.bench.environments import TORCH, Environment
 from profiling.bench.filters import danqing, write_recipe
 from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table

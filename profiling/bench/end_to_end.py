@@ -1,51 +1,54 @@
 """The engine beside the plain script: same crawl, same models, same figures, same cores, in turn.
 
-    python -m profiling.bench.end_to_end --data "photos/*.tar" --captions captions.parquet
-    python -m profiling.bench.end_to_end --data DIR --everything      # no gates: every figure of every pair
-    python -m profiling.bench.end_to_end --data DIR --memory          # peak memory, and with ten times the shards
+    python -m profiling.bench.end_to_end --data 'photos/*.tar' --captions captions.parquet
 
-Every run is a process of its own, held to --cores cores, with a fresh output folder. Start-up is measured, too: the
-same command over the crawl's first 16 pairs; rates "without start-up" are those of the pairs beyond them.
+Four comparisons, of which none alone would be fair (`--mode`, default: all):
+
+shipped         `danqing curate` as it comes, beside the script as one would first write it: a process a core, a row at
+                a time, every figure of every pair.
+gated           both drop a pair at the first criterion it fails, and the script's models see 32 rows at once.
+everything      every figure of every pair on both sides; models, precision and batch size are the same.
+without-models  every figure that needs no network: text, headers, decoding, statistics.
+
+Every run is a process of its own, held to --cores cores, with a fresh output folder. Pictures come again, with other
+captions, until there are enough.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import random
 import re
 import shutil
 import sys
-import tarfile
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
-from importlib import resources
-from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
+from typing import Any, NamedTuple
 
-import jieba
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from engine.criteria import Criterion
 from engine.errors import DanqingError
+from engine.plan import decidable
 from engine.recipe import load_recipe
-from engine.sources import Layout, Sample, find_shards, open_shard
+from engine.score import GIVEN
+from engine.stages import CATALOGUE
+from engine.stages.network import Network
 from profiling.bench import machine
-from profiling.bench.measured import Measured, first_cores, measured
-from profiling.bench.plain_text import is_word
+from profiling.bench.crawl import collect, repeated, write_shards
+from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
 from trt_models.card import load_card
+from trt_models.session import BATCH
 from trt_models.store import onnx_path
 
-FEW, SEED = 16, 20260122
+PICTURES, SHARDS = 1000, 8
 PACKAGES = ("onnxruntime", "numpy", "nvidia-nvimgcodec-cu13", "numba", "pillow",
             "opencv-python-headless", "jieba", "opencc", "pyarrow")  # fmt: skip
 IDENTITY = ("shard", "row", "key", "uid", "url", "caption", "error", "feature_row", "gated_at")
@@ -53,100 +56,60 @@ IDENTITY = ("shard", "row", "key", "uid", "url", "caption", "error", "feature_ro
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
-# ── the crawl ──
+class Mode(NamedTuple):
+    """What is compared, and either side's options. `networks`: False leaves out what needs one."""
+
+    says: str
+    engine: tuple[str, ...]
+    plain: tuple[str, ...]
+    networks: bool = True
 
 
-def collect(data: Sequence[str], wanted: int, captions: Path | None) -> list[Sample]:
-    """The first pairs of the data that have a picture; those without a caption get one."""
-    pairs = [sample for shard in find_shards(data) for sample in islice(open_shard(shard, Layout()), wanted)]
-    pairs = [sample for sample in pairs if sample.image][:wanted]
-    without = [sample for sample in pairs if not sample.caption.strip()]
-    if without:
-        lines = chinese_lines(captions, len(without))
-        for sample, line in zip(without, lines, strict=True):
-            sample.caption = line
-    return pairs
-
-
-def chinese_lines(captions: Path | None, wanted: int) -> list[str]:
-    """Lines drawn by a fixed seed: of the given Parquet, else of the demo's captions.
-
-    Of the Parquet only lines of 8 to 40 words are taken, as long as real captions are.
-    """
-    chance = random.Random(SEED)
-    demo = resources.files("engine.demo") / "photos.yaml"
-    if captions is None:
-        if not demo.is_file():
-            raise DanqingError("pictures without captions: give --captions PARQUET with a column 'text'")
-        lines = [line for record in yaml.safe_load(demo.read_text(encoding="utf-8")) for line in record["captions"]]
-        return [chance.choice(lines) for _ in range(wanted)]
-    table = pq.read_table(captions)
-    if "language" in table.column_names:
-        chinese = [str(language).startswith("zh") for language in table["language"].to_pylist()]
-        table = table.filter(pa.array(chinese))
-    lines = table["text"].to_pylist()
-    chance.shuffle(lines)
-    out = [line for line in islice(lines, 50 * wanted) if 8 <= sum(map(is_word, jieba.lcut(line))) <= 40]
-    if len(out) < wanted:
-        raise DanqingError(f"{captions}: fewer than {wanted} Chinese lines of 8 to 40 words")
-    return out[:wanted]
-
-
-def repeated(pairs: Sequence[Sample], captions: Path | None, wanted: int) -> list[Sample]:
-    """So many pairs: pictures over and over, each time with another caption."""
-    lines = chinese_lines(captions, wanted)
-    return [replace(pair, caption=line) for pair, line in zip(cycle(pairs), lines, strict=False)]
-
-
-def write_shards(pairs: Sequence[Sample], folder: Path, shards: int, copies: int = 1) -> list[Path]:
-    """Tars of equal size; each copy's pairs have keys of their own."""
-    folder.mkdir()
-    size = -(-len(pairs) // shards)
-    paths = []
-    for number in range(shards * copies):
-        paths.append(folder / f"{number:05d}.tar")
-        with tarfile.open(paths[-1], "w") as tar:
-            start = number % shards * size
-            for row, pair in enumerate(pairs[start : start + size]):
-                own = {name: value for name, value in pair.metadata.items() if name in ("url", "license", "source")}
-                members = {
-                    pair.image_extension: pair.image,
-                    "txt": pair.caption.encode(),
-                    "json": json.dumps(own, ensure_ascii=False).encode(),
-                }
-                for extension, content in members.items():
-                    member = tarfile.TarInfo(f"{number:05d}{row:04d}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    return paths
-
-
-# ── runs ──
+MODES = {
+    "shipped": Mode("as shipped, beside every figure and a row at a time", (), ("--everything", "--batch", "1")),
+    "gated": Mode("both gated", (), ("--batch", "32")),
+    "everything": Mode(
+        "every figure of every pair, same batches", ("--score-everything",), ("--everything", "--batch", str(BATCH))
+    ),
+    "without-models": Mode("every figure but the networks'", ("--score-everything",), ("--everything",), False),
+}
 
 
 class Bench:
-    """Runs either side over shards, on so many cores."""
+    """Runs either side over the first pairs, or all."""
 
-    def __init__(self, folder: Path, cores: int, everything: bool) -> None:
-        self.folder, self.everything = folder, everything
-        self.cores = first_cores(cores)
-        models = load_recipe("embedded").models
-        self.models = [str(onnx_path(load_card(models[role])))
-                       for role in ("image_embedding", "image_safety", "text_embedding")]  # fmt: skip
+    def __init__(self, folder: Path, cores: int, mode: Mode, shards: dict[str, list[Path]]) -> None:
+        self.folder, self.cores, self.mode, self.shards = folder, first_cores(cores), mode, shards
+        models, self.recipe = load_recipe("embedded").models, "embedded"
+        roles = ("image_embedding", "image_safety", "text_embedding")
+        self.models = ["--models", *(str(onnx_path(load_card(models[role]))) for role in roles)]
+        if not mode.networks:
+            self.recipe, self.models = str(write_recipe_without_networks(folder / "without-models.yaml")), []
         self._runs = 0
 
-    def engine(self, shards: Sequence[Path]) -> Measured:
-        command = [sys.executable, "-m", "engine.cli", "curate", *map(str, shards), "--recipe", "embedded"]
-        return self._run(command + ["--score-everything"] * self.everything)
+    def engine(self, name: str) -> Measured:
+        return self._run(["engine.cli", "curate", *self.shards[name], *self.mode.engine])
 
-    def plain(self, shards: Sequence[Path]) -> Measured:
-        command = [sys.executable, "-m", "profiling.bench.plain", *map(str, shards), "--models", *self.models]
-        return self._run([*command, "--threads", str(len(self.cores)), *["--everything"] * self.everything])
+    def plain(self, name: str) -> Measured:
+        processes = ["--processes", str(len(self.cores))]
+        return self._run(["profiling.bench.plain", *self.shards[name], *self.models, *processes, *self.mode.plain])
 
-    def _run(self, command: list[str]) -> Measured:
+    def _run(self, program: Sequence[str | Path]) -> Measured:
         self._runs += 1
         output = self.folder / f"run{self._runs:03d}"
-        return measured([*command, "-o", output], self.cores, output)
+        return measured([sys.executable, "-m", *program, "--recipe", self.recipe, "-o", output], self.cores, output)
+
+
+def write_recipe_without_networks(path: Path) -> Path:
+    """The default recipe, less the criteria that a network decides."""
+    recipe = load_recipe("embedded")
+    stages = [stage for stage in CATALOGUE if not issubclass(stage, Network)]
+    kept = [c.name for c in decidable(recipe, stages, GIVEN).criteria if isinstance(c, Criterion)]
+    whole: dict[str, Any] = recipe.to_dict()
+    content = {"recipe": "without-models", "models": whole["models"]}
+    content["criteria"] = {name: rule for name, rule in whole["criteria"].items() if name in kept}
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
 
 
 def stages(run: Measured) -> dict[str, tuple[int, float]]:
@@ -206,53 +169,18 @@ def print_agreement(engine: pd.DataFrame, plain: pd.DataFrame) -> None:
         console.print(f"  {key}: engine {mine[key]}, plain {theirs[key]}")
 
 
-# ── the two benchmarks ──
+# ── the benchmark ──
 
 
-def compare(bench: Bench, pairs: list[Sample], rounds: int, shards: int) -> None:
-    """Both sides in turn; prints the table of medians, the parts and the agreement."""
-    crawl = write_shards(pairs, bench.folder / "crawl", shards)
-    few = write_shards(pairs[:FEW], bench.folder / "few", 1)
-    sides = {"engine": bench.engine, "plain": bench.plain}
-    for run in sides.values():
-        run(few)  # untimed: file cache, jieba's and numba's own caches
-    whole: dict[str, list[Measured]] = {name: [] for name in sides}
-    start: dict[str, list[Measured]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name, run in list(sides.items())[:: 1 if number % 2 == 0 else -1]:
-            start[name].append(run(few))
-            whole[name].append(run(crawl))
-            last = whole[name][-1]
-            line = (
-                f"round {number + 1}, {name}: {last.wall:.2f} s, {last.cpu:.2f} s CPU, others {last.others:.2f} cores"
-            )
-            console.print(line, style="dim")
-
-    figures: dict[str, dict[str, float]] = {}
-    for name in sides:
-        wall, cpu = median(m.wall for m in whole[name]), median(m.cpu for m in whole[name])
-        begin, begin_cpu = median(m.wall for m in start[name]), median(m.cpu for m in start[name])
-        figures[name] = {
-            "pairs/s, end to end": len(pairs) / wall,
-            "pairs/s, without start-up": (len(pairs) - FEW) / (wall - begin),
-            "wall, s": wall,
-            f"wall for {FEW} pairs (start-up), s": begin,
-            "CPU, s": cpu,
-            "CPU without start-up, ms a pair": 1000 * (cpu - begin_cpu) / (len(pairs) - FEW),
-            "cores busy with other processes": median(m.others for m in whole[name]),
-            "peak memory, MiB": max(m.peak_mib for m in whole[name]),
-        }
-    mode = "every figure of every pair" if bench.everything else "gated"
-    table = Table(
-        box=box.SIMPLE_HEAD, title_justify="left",
-        title=f"{len(pairs)} pairs, {len(bench.cores)} cores, medians of {rounds} rounds, {mode}",
-    )  # fmt: skip
-    for name in ("", "engine", "plain", "engine / plain"):
-        table.add_column(name, justify="right" if name else "left")
-    for name, value in figures["engine"].items():
-        other = figures["plain"][name]
-        table.add_row(name, f"{value:,.2f}", f"{other:,.2f}", f"{value / other:.2f}" if other else "")
-    console.print(table)
+def compare(bench: Bench, pairs: int, rounds: int) -> None:
+    """Both sides in turn; prints the ratios, the parts and the agreement."""
+    sides = [Side("engine", bench.engine), Side("plain", bench.plain)]
+    take_turns(sides, rounds, console)
+    title = f"{bench.mode.says}: {pairs} pairs, {len(bench.cores)} cores, medians of {rounds} rounds"
+    console.print(turns_table(title, sides, pairs, "pairs"))
+    peaks = (f"{side.name} {max(whole.peak_mib for _, whole in side.runs):,.0f}" for side in sides)
+    console.print(f"peak memory, MiB (of the largest process): {', '.join(peaks)}")
+    whole = {side.name: [run for _, run in side.runs] for side in sides}
     print_parts(whole)
     print_agreement(scores_of(whole["engine"][-1]), scores_of(whole["plain"][-1]))
 
@@ -275,39 +203,31 @@ def print_parts(whole: dict[str, list[Measured]]) -> None:
         console.print(table)
 
 
-def memory(bench: Bench, pairs: list[Sample], shards: int) -> None:
-    """Peak memory of `danqing curate` over the crawl, and over ten times as many shards."""
-    once = bench.engine(write_shards(pairs, bench.folder / "once", shards))
-    console.print(f"{shards} shards, {len(pairs)} pairs: peak {once.peak_mib:,.0f} MiB, {once.wall:.1f} s")
-    many = bench.engine(write_shards(pairs, bench.folder / "many", shards, copies=10))
-    console.print(f"{10 * shards} shards, {10 * len(pairs)} pairs: peak {many.peak_mib:,.0f} MiB, {many.wall:.1f} s")
-    console.print(f"10 × the data: {many.peak_mib / once.peak_mib:.2f} × the peak")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, metavar="INPUT", help="tars, folders, globs")
-    parser.add_argument("--captions", type=Path, metavar="PARQUET", help="column 'text': lines for bare pictures")
-    parser.add_argument("--pairs", type=int, default=240)
-    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--captions", type=Path, metavar="PARQUET", help="column 'text'; without: the demo's captions")
+    parser.add_argument("--mode", choices=list(MODES), nargs="+", default=list(MODES))
+    parser.add_argument("--pairs", type=int, default=720)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--everything", action="store_true", help="no gates on either side")
-    parser.add_argument("--memory", action="store_true", help="peak memory of the engine, and with ten times the data")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep crawl, runs and logs in this new folder")
     options = parser.parse_args()
     folder = options.keep or Path(tempfile.mkdtemp(prefix="danqing-bench-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        bench = Bench(folder, options.cores, options.everything)
-        pairs = collect(options.data, options.pairs, options.captions)
+        pictures = collect(options.data, PICTURES, options.captions)
+        pairs = repeated(pictures, options.captions, options.pairs)
         if len(pairs) <= FEW:
             raise DanqingError(f"{len(pairs)} pairs with pictures; the benchmark needs more than {FEW}")
         console.print(f"{machine(PACKAGES)}; {options.cores} cores", style="dim", soft_wrap=True)
-        if options.memory:
-            memory(bench, pairs, options.shards)
-        else:
-            compare(bench, pairs, options.rounds, options.shards)
+        shards = {
+            "few": write_shards(pairs[:FEW], folder / "few", options.cores),
+            "whole": write_shards(pairs, folder / "whole", SHARDS),
+        }
+        for mode in options.mode:
+            (folder / mode).mkdir()
+            compare(Bench(folder / mode, options.cores, MODES[mode], shards), len(pairs), options.rounds)
     except DanqingError as problem:
         print(f"end_to_end: {problem}", file=sys.stderr)
         return 2

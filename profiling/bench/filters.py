@@ -38,7 +38,7 @@ from engine.errors import DanqingError
 from engine.recipe import load_recipe
 from engine.sources import Sample
 from profiling.bench import curator, juicer, machine
-from profiling.bench.end_to_end import chinese_lines, collect, repeated, write_shards
+from profiling.bench.crawl import chinese_lines, collect, repeated, write_shards
 from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
 
 PACKAGES = ("numpy", "numba", "pillow", "nvidia-nvimgcodec-cu13", "opencc", "pyarrow")
