@@ -206,7 +206,9 @@ def _scoring_options() -> argparse.ArgumentParser:
 def _device_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="cpu", help="where to run (default: cpu)")
+    group.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:N, or auto: a GPU if there is one (default: cpu)"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="host threads (default: all cores)")
     return parser
 

@@ -1,16 +1,18 @@
 """The one place that knows what hardware there is.
 
-Our own code is written against `device.xp` (arrays) and kernels; vendors' parts (decoder,
-resizer, model session) ask the device how to open. This version opens CPUs.
+Our own code is written against `device.xp` (arrays) and kernels; vendors' parts (decoder, resizer, model session) ask
+the device how to open. Every thread that works on a GPU has a stream of its own there, and a stage is over when its
+work is done: so what the next thread is handed can be used on any stream, and what is let go is read by none.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy
@@ -30,19 +32,38 @@ def available_threads() -> int:
 class Device:
     """Where arrays live and how many host threads may work on them.
 
-    `stream`: the CUDA stream that work is queued on, as its handle; 0 on a CPU.
+    `kind`: `cpu` or `cuda`. `xp`: NumPy or CuPy. `number`: which of the GPUs.
     """
 
     kind: str
     threads: int
     pool: ThreadPoolExecutor
     xp: Any = numpy
-    stream: int = 0
+    number: int = 0
+    _own: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @property
     def target(self) -> str:
         """What engines are compiled for to run here: `cpu`, or the GPU's architecture (`sm_90`)."""
-        return "cpu" if self.kind == "cpu" else f"sm_{self.xp.cuda.Device().compute_capability}"
+        return "cpu" if self.kind == "cpu" else f"sm_{self.xp.cuda.Device(self.number).compute_capability}"
+
+    @property
+    def stream(self) -> int:
+        """The CUDA stream that this thread's work is queued on, as its handle; 0 on a CPU."""
+        stream = getattr(self._own, "stream", None)
+        return int(stream.ptr) if stream else 0
+
+    def enter(self) -> None:
+        """Gives this thread its stream; to be called before it works on the device."""
+        if self.kind == "cuda" and not self.stream:
+            self.xp.cuda.Device(self.number).use()
+            self._own.stream = self.xp.cuda.Stream(non_blocking=True)
+            self._own.stream.use()
+
+    def wait(self) -> None:
+        """Until everything that this thread has queued is done."""
+        if self.stream:
+            self._own.stream.synchronize()
 
     def up(self, array: Any) -> Any:
         """The array in the device's memory; what is copied there from the host is counted."""
@@ -70,19 +91,53 @@ class Device:
         return 0 if self.kind == "cpu" else int(self.xp.get_default_memory_pool().used_bytes())
 
     def map(self, function: Callable[..., T], items: Iterable[Any]) -> list[T]:
-        """`function` over `items`, in order, on all threads; worth it for functions that release the GIL."""
+        """`function` over `items`, in order, on all host threads; worth it for functions that release the GIL."""
         return list(self.pool.map(function, items))
 
 
 @contextmanager
-def open_device(kind: str = "cpu", threads: int | None = None) -> Iterator[Device]:
+def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Device]:
     """Opens a device for the length of a `with` block.
 
+    Args:
+        name: `cpu`, `cuda`, `cuda:N`, or `auto`: the first GPU if there is one.
+
     Raises:
-        DanqingError: for a device this version cannot open.
+        DanqingError: a device that there is not; says what is missing.
     """
-    if kind != "cpu":
-        raise DanqingError(f"--device {kind}: this version runs on 'cpu'")
+    if name == "auto":
+        name = "cuda" if _counted_gpus() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdecimal())):
+        raise DanqingError(f"--device {name}: neither cpu, nor cuda, cuda:0, cuda:1, …, nor auto")
+    xp = numpy if kind == "cpu" else _open_gpu(name, int(number or 0))
     threads = threads or available_threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="danqing") as pool:
-        yield Device(kind, threads, pool)
+        device = Device(kind, threads, pool, xp, int(number or 0))
+        device.enter()
+        yield device
+
+
+def _open_gpu(name: str, number: int) -> Any:
+    """CuPy, if it can use that GPU."""
+    try:
+        import cupy
+    except ImportError as problem:
+        raise DanqingError(f"--device {name}: {problem}; pip install 'danqing-engine[cuda]'") from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as problem:  # no driver, or one that is too old, in CuPy's words
+        raise DanqingError(f"--device {name}: no GPU that CUDA can use: {problem}; see nvidia-smi") from None
+    if number >= count:
+        there = ", ".join(f"cuda:{n}" for n in range(count)) or "none"
+        raise DanqingError(f"--device {name}: there is no such GPU; of those there are: {there}")
+    return cupy
+
+
+def _counted_gpus() -> int:
+    try:
+        import cupy
+
+        return int(cupy.cuda.runtime.getDeviceCount())
+    except Exception:  # no CuPy, no driver, no GPU: then there is none to use
+        return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from types import TracebackType
@@ -35,10 +35,11 @@ class Overlap:
     Args:
         spans: told, by the streams' names, how long each waited for the one before and for the one behind.
         room: items that wait between two threads; with 0 there are no threads, and items are made when asked for.
+        enter: what each thread does first.
     """
 
-    def __init__(self, spans: Spans, room: int = 1) -> None:
-        self.spans, self.room = spans, room
+    def __init__(self, spans: Spans, room: int = 1, enter: Callable[[], None] | None = None) -> None:
+        self.spans, self.room, self._enter = spans, room, enter
         self._stopped = threading.Event()
         self._stream = threading.local()
         self._threads: list[threading.Thread] = []
@@ -67,6 +68,8 @@ class Overlap:
         self._stream.span = span
         with suppress(StoppedError):
             try:
+                if self._enter:
+                    self._enter()
                 for item in stream:
                     self._put(queue, item)
             except StoppedError:

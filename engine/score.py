@@ -100,7 +100,7 @@ def run_stages(
         context.models.warm()
         context.memory.settle()
     spans.open(["read", *(stage.name for stage in stages)])
-    with Overlap(spans, room) as overlap:
+    with Overlap(spans, room, context.device.enter) as overlap:
         thread = "read"
         for position, (step, stage) in enumerate(zip(plan.steps, stages, strict=True)):
             if stage.capacity is not None or thread == "read":
@@ -156,6 +156,7 @@ def through(
         with spans(stage.name, len(batch)):
             stage(batch)
             _fetch_scores(batch, stage)
+            stage.context.device.wait()  # for whoever uses it next, and before anything it has read is let go
         if spans.profiled:
             _weigh(batch, stage, span)
         batch.drop(step.spent)

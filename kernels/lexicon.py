@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.portable import Launcher, inlined, kernel, workspace
+from kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from kernels.segment import is_ascii_alphanumeric
 from kernels.strings import Strings, decode
 from kernels.trie import EMPTY, VALUE, Trie, build, child
@@ -41,12 +41,13 @@ class Patterns(NamedTuple):
     price: float = 0.0
 
 
-def weigh(device: Launcher, text: Strings, terms: Trie, patterns: Patterns) -> np.ndarray:
+def weigh(device: ArrayLauncher, text: Strings, terms: Trie, patterns: Patterns) -> Any:
     """float32 (rows,): the weights of the different terms in each row, and of every pattern each time it occurs."""
-    size = int(text.offsets[-1] - text.offsets[0]) + text.rows
-    out = np.empty(text.rows, np.float32)
-    chars, found = workspace("chars", size, np.int32), workspace("found", size, np.int64)
-    weigh_rows.launch(device, text.rows, text, terms, marks(), patterns, chars, found, out)
+    size = text.size + text.rows
+    out = device.xp.empty(text.rows, np.float32)
+    chars, found = workspace(device, "chars", size, np.int32), workspace(device, "found", size, np.int64)
+    tables = resident(device, terms), resident(device, marks())
+    weigh_rows.launch(device, text.rows, text, *tables, patterns, chars, found, out)
     return out
 
 

@@ -60,7 +60,12 @@ class ArrayLauncher(Launcher, Protocol):
     @property
     def xp(self) -> Any: ...
 
+    @property
+    def number(self) -> int: ...
+
     def up(self, array: Any) -> Any: ...
+
+    def down(self, array: Any) -> np.ndarray: ...
 
 
 _inlined: list[Callable[..., Any]] = []
@@ -264,13 +269,27 @@ def heavy_kernel(body: Callable[..., None]) -> Kernel:
 
 
 _kept = threading.local()
+_resident: dict[tuple[int, int], tuple[Any, Any]] = {}
 
 
-def workspace(name: str, size: int, kind: Any) -> np.ndarray:
-    """Scratch memory of at least `size` entries, the same for this name and thread from launch to launch.
+def resident(device: ArrayLauncher, tables: Any) -> Any:
+    """An array, or a named tuple of them, that kernels look things up in: in the device's memory, copied there once."""
+    if device.kind == "cpu":
+        return tables
+    key = device.number, id(tables)
+    if key not in _resident:
+        there = device.up(tables) if isinstance(tables, np.ndarray) else type(tables)(*map(device.up, tables))
+        _resident[key] = tables, there  # the tables are held, too, so no others take their id
+    return _resident[key][1]
 
-    Fresh pages from the system cost more than the kernels that would use them.
+
+def workspace(device: ArrayLauncher, name: str, size: int, kind: Any) -> Any:
+    """Scratch memory of at least `size` entries, on a CPU the same for this name and thread from launch to launch.
+
+    Fresh pages from the system cost more than the kernels that would use them; CuPy's pool keeps a GPU's by itself.
     """
+    if device.kind == "cuda":
+        return device.xp.empty(size, kind)
     arrays = _kept.__dict__
     if name not in arrays or arrays[name].size < size:
         arrays[name] = np.empty(max(size, 1 << int(size).bit_length()), kind)

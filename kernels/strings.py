@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from kernels.portable import inlined
+from kernels.portable import ArrayLauncher, inlined
 
 REPLACEMENT = 0xFFFD
 """What stands for bytes that are not UTF-8."""
@@ -26,6 +26,19 @@ class Strings(NamedTuple):
     @property
     def rows(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def size(self) -> int:
+        """Bytes of all rows."""
+        return int(self.offsets[-1]) - int(self.offsets[0])
+
+    def on(self, device: ArrayLauncher) -> Strings:
+        """The rows in the device's memory."""
+        return Strings(device.up(self.offsets), device.up(self.data))
+
+    def on_host(self, device: ArrayLauncher) -> Strings:
+        """The rows in the host's memory."""
+        return Strings(device.down(self.offsets), device.down(self.data))
 
     @staticmethod
     def of(texts: Sequence[str | None] | pa.Array) -> Strings:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from kernels.portable import Launcher, inlined, kernel, workspace
+from kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from kernels.segment import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, Scratch, segment
 from kernels.strings import Strings, decode, encode
 from kernels.trie import EMPTY, GOLDEN
@@ -36,24 +37,25 @@ of one to four characters.
 """
 
 
-def scratch(text: Strings) -> Scratch:
+def scratch(device: ArrayLauncher, text: Strings) -> Scratch:
     """Working memory for `segment` over these rows."""
-    size = int(text.offsets[-1] - text.offsets[0]) + text.rows
+    size = text.size + text.rows
     kinds = (np.int32, np.float64, np.int32, np.uint8, np.uint8, np.uint8)
-    return Scratch(*(workspace(name, size, kind) for name, kind in zip(Scratch._fields, kinds, strict=True)))
+    return Scratch(*(workspace(device, name, size, kind) for name, kind in zip(Scratch._fields, kinds, strict=True)))
 
 
-def measure(device: Launcher, text: Strings, words: Dictionary, classes: np.ndarray) -> np.ndarray:
-    """All measures of all rows: float32 (rows, measures)."""
-    out = np.empty((text.rows, len(MEASURES)), np.float32)
-    table = workspace("table", 2 * (int(text.offsets[-1] - text.offsets[0]) + text.rows), np.int32)
-    measure_rows.launch(device, text.rows, text, words, classes, scratch(text), table, out)
+def measure(device: ArrayLauncher, text: Strings, words: Dictionary, classes: np.ndarray) -> Any:
+    """All measures of all rows: float32 (rows, measures), of the device, as the text is."""
+    out = device.xp.empty((text.rows, len(MEASURES)), np.float32)
+    table = workspace(device, "table", 2 * (text.size + text.rows), np.int32)
+    tables = resident(device, words), resident(device, classes)
+    measure_rows.launch(device, text.rows, text, *tables, scratch(device, text), table, out)
     return out
 
 
-def tokens(device: Launcher, text: Strings, words: Dictionary, hmm: bool = True) -> list[list[str]]:
+def tokens(device: ArrayLauncher, text: Strings, words: Dictionary, hmm: bool = True) -> list[list[str]]:
     """Each row's tokens, as `jieba.lcut` gives them (on the host: to look at, and to test with)."""
-    work = scratch(text)
+    work = scratch(device, text)
     counts = np.empty(text.rows, np.int32)
     segment_rows.launch(device, text.rows, text, words, hmm, work, counts)
     out = []
@@ -242,13 +244,14 @@ def gather_rows(first, last, step, data, begins, offsets, out):
             out[at] = data[begin + at - offsets[row]]
 
 
-def clean(device: Launcher, text: Strings, classes: np.ndarray) -> Strings:
-    """The cleaned rows."""
-    size = int(text.offsets[-1] - text.offsets[0])
-    data, lengths = workspace("data", size, np.uint8), np.empty(text.rows, np.int32)
-    chars = workspace("chars", size + text.rows, np.int32)
-    clean_rows.launch(device, text.rows, text, classes, chars, data, lengths)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-    out = np.empty(int(offsets[-1]), np.uint8)
+def clean(device: ArrayLauncher, text: Strings, classes: np.ndarray) -> Strings:
+    """The cleaned rows, on the device, as the text is."""
+    xp = device.xp
+    data, lengths = workspace(device, "data", text.size, np.uint8), xp.empty(text.rows, np.int32)
+    chars = workspace(device, "chars", text.size + text.rows, np.int32)
+    clean_rows.launch(device, text.rows, text, resident(device, classes), chars, data, lengths)
+    offsets = xp.zeros(text.rows + 1, np.int64)
+    xp.cumsum(lengths, out=offsets[1:])
+    out = xp.empty(int(offsets[-1]), np.uint8)
     gather_rows.launch(device, text.rows, data, text.offsets, offsets, out)
     return Strings(offsets, out)

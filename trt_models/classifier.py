@@ -5,12 +5,12 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from kernels.lexicon import UNIT, Patterns, weigh
-from kernels.portable import Launcher
+from kernels.portable import ArrayLauncher
 from kernels.strings import Strings
 from kernels.trie import build
 from trt_models.card import TermList
@@ -19,30 +19,31 @@ from trt_models.tokenizer import AnyTokenizer
 
 
 class TextClassifier(Protocol):
-    def __call__(self, texts: Strings) -> np.ndarray:
-        """float32 (texts,): how unsafe each is."""
+    def __call__(self, texts: Strings) -> Any:
+        """Rows of text on the device → float32 (texts,) there: how unsafe each is."""
         ...
 
 
 class TextNetwork:
     """Any ONNX text model whose card names a tokenizer and an output `probability`."""
 
-    def __init__(self, session: Session, tokenizer: AnyTokenizer) -> None:
-        self.session, self.tokenizer = session, tokenizer
+    def __init__(self, session: Session, tokenizer: AnyTokenizer, device: ArrayLauncher) -> None:
+        self.session, self.tokenizer, self.device = session, tokenizer, device
 
-    def __call__(self, texts: Strings) -> np.ndarray:
-        tokens = self.tokenizer.pad(self.tokenizer.encode(texts.arrow().to_pylist()))
+    def __call__(self, texts: Strings) -> Any:
+        lines = texts.on_host(self.device).arrow().to_pylist()
+        tokens = self.tokenizer.pad(self.tokenizer.encode(lines))
         return self.session.run(tokens=tokens)["probability"].astype(np.float32)
 
 
 class Lexicon:
     """Scores texts by the different terms they contain, and by patterns of advertisements."""
 
-    def __init__(self, weights: Mapping[str, float], patterns: Patterns, device: Launcher) -> None:
+    def __init__(self, weights: Mapping[str, float], patterns: Patterns, device: ArrayLauncher) -> None:
         self.patterns, self.device = patterns, device
         self._terms = build({term: round(UNIT * weight) for term, weight in sorted(weights.items())})
 
-    def __call__(self, texts: Strings) -> np.ndarray:
+    def __call__(self, texts: Strings) -> Any:
         return weigh(self.device, texts, self._terms, self.patterns)
 
 

@@ -75,11 +75,19 @@ def rows_at_once(device: Device, most: int) -> int:
 
 
 class CudaOnnxSession:
-    """ONNX Runtime on a GPU, on the device's stream; inputs and outputs stay in its memory."""
+    """ONNX Runtime on a GPU, on a stream of its own; inputs and outputs stay in the GPU's memory.
+
+    Raises:
+        DanqingError: this ONNX Runtime knows no GPU.
+    """
 
     def __init__(self, path: Path, device: Device) -> None:
-        options = {"device_id": "0", "user_compute_stream": str(device.stream)}
-        providers = [("CUDAExecutionProvider", options)]
+        if CUDA not in onnxruntime.get_available_providers():
+            raise DanqingError(
+                f"{path.name}: the installed onnxruntime runs on CPUs only; "
+                "pip uninstall onnxruntime, then pip install onnxruntime-gpu, or compile an engine of TensorRT"
+            )
+        providers = [(CUDA, {"device_id": str(device.number)})]
         self._session = onnxruntime.InferenceSession(str(path), providers=providers)
         self._outputs = {output.name: output.shape[1:] for output in self._session.get_outputs()}
         self._device = device
@@ -89,12 +97,17 @@ class CudaOnnxSession:
         rows = len(next(iter(inputs.values())))
         held = {name: xp.ascontiguousarray(self._device.up(array)) for name, array in inputs.items()}
         outputs = {name: xp.empty((rows, *rest), np.float32) for name, rest in self._outputs.items()}
+        number = self._device.number
         for name, array in held.items():
-            binding.bind_input(name, "cuda", 0, array.dtype, array.shape, array.data.ptr)
+            binding.bind_input(name, "cuda", number, array.dtype, array.shape, array.data.ptr)
         for name, array in outputs.items():
-            binding.bind_output(name, "cuda", 0, array.dtype, array.shape, array.data.ptr)
-        self._session.run_with_iobinding(binding)
+            binding.bind_output(name, "cuda", number, array.dtype, array.shape, array.data.ptr)
+        self._device.wait()  # the inputs were made on another stream
+        self._session.run_with_iobinding(binding)  # returns when the outputs are there
         return outputs
+
+
+CUDA = "CUDAExecutionProvider"
 
 
 class TensorRtSession:
@@ -167,7 +180,7 @@ class TensorRtSession:
         stream.synchronize()
         stream.begin_capture()
         self._enqueue(context)
-        return _Recorded(context, inputs, outputs, stream.end_capture(), stream)
+        return _Recorded(context, inputs, outputs, stream.end_capture())
 
 
 RECORDINGS = 4
@@ -181,12 +194,11 @@ class _Recorded(NamedTuple):
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     graph: Any
-    stream: Any
 
     def replay(self, inputs: dict[str, Any]) -> dict[str, Any]:
         for name, array in inputs.items():
             self.inputs[name][...] = array
-        self.graph.launch(self.stream)
+        self.graph.launch()  # on this thread's stream
         return {name: array.copy() for name, array in self.outputs.items()}
 
 

@@ -246,7 +246,7 @@ class ModelSet:
         if card.task != "text_classifier":
             raise DanqingError(f"models.{role}: {card.name} is a model for {card.task}, not a text_classifier")
         if not card.lexicon:
-            return TextNetwork(self.session(role, device), self.tokenizer(role))
+            return TextNetwork(self.session(role, device), self.tokenizer(role), device)
         return Lexicon(self.terms(role), Patterns(**card.patterns), device)
 
     def terms(self, role: str) -> dict[str, float]:

@@ -129,7 +129,9 @@ class GpuDecoder:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.decoder = _nvimgcodec().Decoder(max_num_cpu_threads=device.threads, options=":fancy_upsampling=1")
+        self.decoder = _nvimgcodec().Decoder(
+            device_id=device.number, max_num_cpu_threads=device.threads, options=":fancy_upsampling=1"
+        )
 
     def decode(self, files: list[bytes]) -> list[Any]:
         asarray, stream = self.device.xp.asarray, self.device.stream

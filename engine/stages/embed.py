@@ -28,7 +28,7 @@ class ImageEmbedding(Network):
         outputs = self.run(batch)
         batch["image_embedding"] = outputs["embedding"]
         batch[FEATURES] = outputs.get("features", outputs["embedding"]).astype(np.float16)
-        for row in np.flatnonzero(~has_direction(batch[FEATURES])):
+        for row in np.flatnonzero(~self.context.device.down(has_direction(batch[FEATURES]))):
             batch["error"][row] = "the image model gave a vector of no direction: zeros, or not a number"
 
 

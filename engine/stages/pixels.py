@@ -17,6 +17,6 @@ class PixelStatistics(Stage):
     produces = dict.fromkeys(FIGURES, pa.float64())
 
     def __call__(self, batch: Batch) -> None:
-        figures = pixel_statistics(self.context.device, batch["pixels"])
+        figures = self.context.device.down(pixel_statistics(self.context.device, batch["pixels"]))
         for position, name in enumerate(FIGURES):
             batch[name] = figures[:, position]

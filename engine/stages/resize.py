@@ -126,7 +126,12 @@ def _graph(inputs: Sequence[ImageInput], device: Device) -> Any:
 
     on_gpu = device.kind == "cuda"
 
-    @pipeline_def(batch_size=SLICE, num_threads=device.threads, device_id=0 if on_gpu else None, prefetch_queue_depth=1)
+    @pipeline_def(
+        batch_size=SLICE,
+        num_threads=device.threads,
+        device_id=device.number if on_gpu else None,
+        prefetch_queue_depth=1,
+    )
     def graph() -> tuple[Any, ...]:
         place = "gpu" if on_gpu else "cpu"
         pictures = fn.external_source(name="pictures", device=place, layout="HWC", batch=True, no_copy=True)

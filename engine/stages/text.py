@@ -53,7 +53,7 @@ class Caption(CaptionStage):
         self.unsafe = context.models.text_classifier("text_safety", context.device)
 
     def __call__(self, batch: Batch) -> None:
-        captions = Strings.of(batch["caption"])
+        captions = Strings.of(batch["caption"]).on(self.context.device)
         measures = measured(self.context, captions)
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
@@ -95,22 +95,24 @@ class Refine(CaptionStage):
         changed = [
             row for row, (text, caption) in enumerate(zip(texts, batch["caption"], strict=True)) if text != caption
         ]
-        measures[changed] = measured(self.context, Strings.of([texts[row] for row in changed]))
+        measures[changed] = measured(self.context, Strings.of([texts[row] for row in changed]).on(self.context.device))
         columns = dict(zip(MEASURES, measures.T, strict=True))
         batch["text_clean"] = texts
         batch["language"], batch["chinese_confidence"] = languages(texts, columns)
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]
-        batch["unsafe_caption"] = self.unsafe(Strings.of(texts))
+        batch["unsafe_caption"] = self.unsafe(Strings.of(texts).on(self.context.device))
 
 
 def measured(context: Context, captions: Strings) -> np.ndarray:
-    return kernels.measure(context.device, captions, open_dictionary(context.user_dictionaries), character_classes())
+    device, words = context.device, open_dictionary(context.user_dictionaries)
+    return device.down(kernels.measure(device, captions, words, character_classes()))
 
 
 def clean(context: Context, captions: list[str]) -> list[str]:
     """Simplified Chinese (OpenCC t2s) without emoji, special characters and surplus space."""
-    cleaned = kernels.clean(context.device, Strings.of(captions), character_classes())
+    device = context.device
+    cleaned = kernels.clean(device, Strings.of(captions).on(device), character_classes()).on_host(device)
     # One call for all, which no text can disturb: cleaning has made every line end a space. No row is spared it, since
     # some characters change only within certain words (沈醉 to 沉醉).
     return _converter().convert("\n".join(cleaned.arrow().to_pylist())).split("\n") if captions else []

@@ -41,7 +41,16 @@ class Bench:
     def score(self, cores: Sequence[int], options: Sequence[str], name: str) -> Measured:
         self._runs += 1
         output = self.scratch / f"run{self._runs:03d}"
-        command: list[str | Path] = [sys.executable, "-m", "engine.cli", "score", *self.shards[name], *options, "-o", output]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "engine.cli",
+            "score",
+            *self.shards[name],
+            *options,
+            "-o",
+            output,
+        ]
         took = measured(command, cores, output)
         shutil.rmtree(output)
         return took

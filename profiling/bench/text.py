@@ -97,7 +97,9 @@ def our_cuts(hmm: bool) -> Work:
     def cut(captions: list[str]) -> None:
         for start in range(0, len(captions), BATCH):
             part = Strings.of(captions[start : start + BATCH])
-            segment_rows.launch(device, part.rows, part, words, hmm, scratch(part), np.empty(part.rows, np.int32))
+            segment_rows.launch(
+                device, part.rows, part, words, hmm, scratch(device, part), np.empty(part.rows, np.int32)
+            )
 
     return cut
 

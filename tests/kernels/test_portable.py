@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine.dedup import lists, sets
 from engine.dedup.features import Features
 from engine.dedup.neighbours import nearest_rows
 from engine.dedup.sample import Sample
+from engine.device import Device
 from engine.dictionary import character_classes, open_dictionary
 from engine.progress import Silent
 from kernels import components, fingerprints, lexicon, neighbours, pixels, text
@@ -27,12 +29,14 @@ from kernels.trie import build
 
 pytest.importorskip("numba.cuda")
 
+HOST = Device("cpu", 1, ThreadPoolExecutor(1))
+
 
 def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     """Every kernel with arguments as its launcher passes them."""
     rows = Strings.of(["一只橘猫", "iPhone 15 Pro"])
     size = len(rows.data) + rows.rows
-    words, classes, work = open_dictionary(), character_classes(), text.scratch(rows)
+    words, classes, work = open_dictionary(), character_classes(), text.scratch(HOST, rows)
     integers = np.empty(size, np.int32)
     yield text.segment_rows, (rows, words, True, work, integers)
     table, out = np.empty(2 * size, np.int32), np.empty((rows.rows, len(text.MEASURES)), np.float32)
@@ -76,6 +80,8 @@ def test_every_kernel_compiles_for_gpus(capability: tuple[int, int]) -> None:
 SIMULATED = """
 import numpy as np
 from engine.dedup.sample import Sample
+from engine.device import Device
+from engine.device import Device
 from engine.dictionary import character_classes, open_dictionary
 from engine.progress import Silent
 from kernels import text
@@ -86,14 +92,13 @@ from kernels.trie import build
 from tests.kernels.test_portable import PICTURES, near_sets
 from tests.kernels.texts import NASTY, random_texts
 
-class Simulated:
-    kind, threads, xp = "cuda", 1, np
+class Simulated(Device):
     def map(self, function, items):
         raise AssertionError("the kernels did not go to the GPU")
 
 np.seterr(over="ignore")
 texts = [t for t in NASTY if len(t) < 60] + random_texts(20)
-rows, device = Strings.of(texts), Simulated()
+rows, device = Strings.of(texts), Simulated('cuda', 1, None)
 np.save("measures.npy", text.measure(device, rows, open_dictionary(), character_classes()))
 cleaned = text.clean(device, rows, character_classes())
 np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
