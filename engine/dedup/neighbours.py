@@ -45,7 +45,7 @@ def join_neighbours(
 
 def nearest_rows(
     features: Features, others: Features, within: float, progress: Progress | None = None
-) -> tuple[Any, Any]:
+) -> tuple[np.ndarray, np.ndarray]:
     """For each row the nearest of `others` whose cosine distance is below `within`, the first among equals.
 
     Returns:
@@ -65,7 +65,7 @@ def nearest_rows(
                 pairs = (product, 1 - within - SLACK, xp.arange(top, bottom), xp.arange(start, stop))
                 find_nearest.launch(features.device, bottom - top, *pairs, *found)
                 progress.advance(product.size)
-    return nearest, 1 - cosine
+    return features.device.down(nearest), features.device.down(1 - cosine)
 
 
 def spans(first: int, last: int, size: int) -> list[tuple[int, int]]:

@@ -64,8 +64,7 @@ def chains(
     """
     parent, known = _parents(features, earlier)
     join_neighbours(features, within, parent, known, progress)
-    found: np.ndarray = roots(features.device, parent)
-    return found
+    return features.device.down(roots(features.device, parent))
 
 
 def likely_chains(
@@ -78,7 +77,7 @@ def likely_chains(
     """`chains`, sooner, of which a share of near pairs below 1, but at least `recall`, need be found; and what was."""
     parent, known = _parents(features, earlier)
     measured = join_likely(features, within, recall, parent, known, progress)
-    return roots(features.device, parent), measured
+    return features.device.down(roots(features.device, parent)), measured
 
 
 def _parents(features: Features, earlier: np.ndarray | None) -> tuple[Any, int]:
