@@ -1,8 +1,7 @@
 """NeMo Curator's text filters over the same captions, in an environment of its own.
 
 Six of its filters have a counterpart here; they run as one stage between its reader and its writer of Parquet, under
-Ray Data. Its default executor, Xenna, refuses a pipeline that has more stages than the machine has cores, or else runs
-one stage after another, which is slower.
+Ray Data. Its default executor, Xenna, wants a core for every stage: on two cores it refuses to stream.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from profiling.bench.measured import Measured, measured
 from trt_models.store import package_file
 
 # fasttext: the one that its extra `text_cpu` names, without what else that brings; pip compiles it.
-ENVIRONMENT = Environment("nemo-curator", (TORCH, "nemo-curator", "fasttext==0.9.3"), "profiling.bench.filters")
+ENVIRONMENT = Environment("nemo-curator", (TORCH, "nemo-curator", "fasttext==0.9.3"))
 PROGRAM = Path(__file__).with_name("peers") / "curator.py"
 
 

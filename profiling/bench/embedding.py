@@ -4,9 +4,8 @@
     python -m profiling.bench.embedding --data 'photos/*.tar' --captions captions.parquet --peers DIR
 
 Theirs is its `clip_inference` on WebDataset shards, from reader to writer; only the networks and their preprocessing
-are ours (`profiling.bench.peers.retrieval`). It has a worker for each core, as PyTorch advises, and batches of 16; its
-defaults, four and 256, are slower on two cores. Its package is installed without web server, index and CLIP, which
-spares it their start-up.
+are ours (`profiling.bench.peers.retrieval`). It runs with its defaults, four workers and batches of 256; try others by
+`--workers` and `--batch`. Its package is installed without web server, index and CLIP, which spares it their start-up.
 
 Ours is `danqing score` with one criterion, alignment, and no gates. Beside what the peer does it measures every caption
 and makes it Simplified Chinese, keeps features for near-duplicates and compares the two embeddings; the peer stores
@@ -30,6 +29,7 @@ from rich.console import Console
 
 from engine.errors import DanqingError
 from engine.recipe import load_recipe
+from engine.sources import Sample
 from profiling.bench import machine
 from profiling.bench.crawl import collect, repeated, write_shards
 from profiling.bench.environments import TORCH, Environment
@@ -44,11 +44,10 @@ ENVIRONMENT = Environment(
     "clip-retrieval",
     (TORCH, "webdataset<0.3", "fsspec", "numpy<2", "pandas<3", "pyarrow<16", "pillow", "wandb",
      f"onnxruntime=={metadata.version('onnxruntime')}", "sentencepiece"),
-    "profiling.bench.embedding",
     alone=("clip-retrieval",),
 )  # fmt: skip
 PROGRAM = Path(__file__).with_name("peers") / "retrieval.py"
-BATCH, SHARDS = 16, 8
+SHARDS = 8
 TOWERS = ("image_embedding", "text_embedding")
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -71,9 +70,14 @@ def towers() -> dict[str, dict[str, Any]]:
 class Bench:
     """Runs either side over the first pairs, or all."""
 
-    def __init__(self, pairs: int, shards: dict[str, list[Path]], peers: Path, scratch: Path, cores: list[int]) -> None:
-        self.rows, self.shards = {"few": FEW, "whole": pairs}, shards
-        self.scratch, self.cores = scratch, cores
+    def __init__(self, pairs: list[Sample], peers: Path, scratch: Path, options: argparse.Namespace) -> None:
+        self.rows = {"few": FEW, "whole": len(pairs)}
+        self.shards = {  # each of the peer's workers wants one of its own
+            "few": write_shards(pairs[:FEW], scratch / "few", options.workers),
+            "whole": write_shards(pairs, scratch / "whole", max(SHARDS, options.workers)),
+        }
+        self.scratch, self.cores = scratch, first_cores(options.cores)
+        self.settings = {"threads": len(self.cores), "workers": options.workers, "batch": options.batch}
         self.python = ENVIRONMENT.program(peers, "python")
         self.recipe = write_recipe(scratch / "alignment.yaml", ["alignment_distance"], [], TOWERS)
         self.towers = towers()
@@ -85,8 +89,8 @@ class Bench:
     def theirs(self, name: str) -> Measured:
         output, job = self.scratch / f"theirs-{name}", self.scratch / f"{name}.json"
         shutil.rmtree(output, ignore_errors=True)
-        settings = {"threads": len(self.cores), "workers": len(self.cores), "batch": BATCH, "output": str(output)}
-        job.write_text(json.dumps({**self.towers, **settings, "shards": list(map(str, self.shards[name]))}))
+        files = {"output": str(output), "shards": list(map(str, self.shards[name]))}
+        job.write_text(json.dumps({**self.towers, **self.settings, **files}))
         took = measured([self.python, "-P", PROGRAM, job], self.cores, output, {"PYTHONPATH": ""})
         if len(distances(output)) != self.rows[name]:
             raise DanqingError(f"clip-retrieval wrote {len(distances(output))} of {self.rows[name]} pairs")
@@ -117,6 +121,8 @@ def main() -> int:
     parser.add_argument("--captions", type=Path, metavar="PARQUET", help="column 'text'; without: the demo's captions")
     parser.add_argument("--pairs", type=int, default=960)
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=4, help="clip-retrieval's processes that read and prepare")
+    parser.add_argument("--batch", type=int, default=256, help="clip-retrieval's pairs at once")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--setup-peers", type=Path, metavar="DIR", help="make clip-retrieval's environment in this folder"
@@ -141,23 +147,18 @@ def main() -> int:
 
 
 def compare(options: argparse.Namespace, peers: Path, scratch: Path) -> None:
-    cores = first_cores(options.cores)
     pictures = [
         pair for pair in collect(options.data, options.pairs, options.captions) if pair.image_extension == "jpg"
     ]
     pairs = repeated(pictures, options.captions, options.pairs)
     if len(pairs) <= FEW:
         raise DanqingError(f"{len(pairs)} pairs with JPEG pictures (.jpg); the benchmark needs more than {FEW}")
-    shards = {
-        "few": write_shards(pairs[:FEW], scratch / "few", len(cores)),  # each of its workers wants one
-        "whole": write_shards(pairs, scratch / "whole", SHARDS),
-    }
-    bench = Bench(len(pairs), shards, peers, scratch, cores)
+    bench = Bench(pairs, peers, scratch, options)
     version = f"clip-retrieval {ENVIRONMENT.version(peers)}"
-    console.print(f"{machine(PACKAGES)}, {version}; {len(cores)} cores", style="dim", soft_wrap=True)
+    console.print(f"{machine(PACKAGES)}, {version}; {options.cores} cores", style="dim", soft_wrap=True)
     sides = [Side("ours", bench.ours), Side("clip-retrieval", bench.theirs)]
     take_turns(sides, options.rounds, console)
-    title = f"{len(pairs):,} pairs, {len(cores)} cores, medians of {options.rounds} rounds"
+    title = f"{len(pairs):,} pairs, {options.cores} cores, medians of {options.rounds} rounds"
     console.print(turns_table(title, sides, len(pairs), "pairs"))
     console.print(f"  {bench.agreement()}")
 

@@ -22,12 +22,10 @@ class Environment:
         name: of its package, and of its folder.
         packages: what pip installs, in the order that it is asked.
         alone: what is installed then without anything it asks for.
-        setup: the module whose `--setup-peers` makes this environment.
     """
 
     name: str
     packages: tuple[str, ...]
-    setup: str
     alone: tuple[str, ...] = ()
 
     def make(self, peers: Path) -> None:
@@ -54,7 +52,8 @@ class Environment:
         """
         path = (peers / self.name / "bin" / name).absolute()
         if not path.exists():
-            raise DanqingError(f"{peers}: no {self.name} here; first run python -m {self.setup} --setup-peers {peers}")
+            benchmark = getattr(sys.modules["__main__"].__spec__, "name", Path(sys.argv[0]).stem)
+            raise DanqingError(f"{peers}: no {self.name} here; first run python -m {benchmark} --setup-peers {peers}")
         return path
 
     def version(self, peers: Path) -> str:

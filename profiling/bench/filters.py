@@ -181,6 +181,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--setup-peers", type=Path, metavar="DIR", help="make both peers' environments in this folder")
     parser.add_argument("--peers", type=Path, metavar="DIR", help="where they are")
+    parser.add_argument("--only", choices=("data-juicer", "nemo-curator"), help="one of the two benchmarks")
     options = parser.parse_args()
     if not options.setup_peers and not (options.data and options.peers):
         parser.error("--data and --peers are missing, or --setup-peers")
@@ -192,10 +193,13 @@ def main() -> int:
         if options.data:
             peers, cores = options.peers or options.setup_peers, first_cores(options.cores)
             console.print(f"{machine(PACKAGES)}; {len(cores)} cores", style="dim", soft_wrap=True)
-            pictures = collect(options.data, PICTURES, options.captions)
-            pairs = repeated(pictures, options.captions, options.pairs)
-            beside_juicer(pairs, peers, scratch, cores, options.rounds)
-            beside_curator(chinese_lines(options.captions, options.lines), peers, scratch, cores, options.rounds)
+            if options.only != "nemo-curator":
+                pairs = collect(options.data, PICTURES, options.captions)
+                pairs = repeated(pairs, options.captions, options.pairs)
+                beside_juicer(pairs, peers, scratch, cores, options.rounds)
+            if options.only != "data-juicer":
+                lines = chinese_lines(options.captions, options.lines)
+                beside_curator(lines, peers, scratch, cores, options.rounds)
     except DanqingError as problem:
         print(f"filters: {problem}", file=sys.stderr)
         return 2

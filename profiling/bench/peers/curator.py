@@ -1,4 +1,8 @@
-"""NeMo Curator's text filters over Parquet with a column `text`, as its quickstart chains them; bounds let all pass."""
+"""NeMo Curator's text filters over Parquet with a column `text`, chained in one stage; their bounds let all pass.
+
+That stage gets a worker for each core. They ask Ray for half a core each, though they use a whole one, so that it still
+has room for the stages before and after.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import os
 import ray
 from nemo_curator.backends.ray_data import RayDataExecutor
 from nemo_curator.pipeline import Pipeline
+from nemo_curator.stages.resources import Resources
 from nemo_curator.stages.text.filters import ScoreFilter
 from nemo_curator.stages.text.filters.fasttext import FastTextLangId
 from nemo_curator.stages.text.filters.heuristic import NonAlphaNumericFilter, NumbersFilter, UrlsFilter, WordCountFilter
@@ -19,7 +24,7 @@ ANY = 10**9
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", help="folder of Parquet files, each of which is one task")
     parser.add_argument("output")
     parser.add_argument("--languages", required=True, help="fastText's model of languages")
@@ -32,15 +37,17 @@ def main() -> None:
         "repetition": RepeatingDuplicateNGramsFilter(2, ANY, lang="zh"),
         "language": FastTextLangId(options.languages, 0.0),
     }
+    cores = len(os.sched_getaffinity(0))
+    scores = ScoreFilter(list(filters.values()), text_field="text", score_field=list(filters))
     pipeline = Pipeline(
         name="captions",
         stages=[
             ParquetReader(options.input, fields=["text"]),
-            ScoreFilter(list(filters.values()), text_field="text", score_field=list(filters)),
+            scores.with_(num_workers=cores, resources=Resources(cpus=0.5)),
             ParquetWriter(options.output),
         ],
     )
-    ray.init(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False)
     pipeline.run(RayDataExecutor())
 
 
