@@ -22,7 +22,7 @@ FIRST = 64
 """Pairs that are measured on, at most."""
 SECONDS = 0.5
 """How long something is repeated, at least."""
-COPIED = 256 << 20
+COPIED = 128 << 20
 """Bytes copied at a time, by all threads together: more than caches hold."""
 
 

@@ -3,9 +3,8 @@
     python -m profiling.bench.scaling --data 'photos/*.tar' --captions captions.parquet
 
 *Cores*: pairs a second of `danqing score --score-everything` on one core and on two, start-up taken off. *Shards*: peak
-memory over one shard and over fifty times as many of the same size. *Profiling*: the same command with `--profile` and
-without, in turn; what a profile measures beforehand (limits) is taken off with the start-up, as both do it over few
-pairs, too.
+memory over one shard and over fifty times as many of the same size. *Profiling*: seconds on the cores of the same scoring
+with a watch and without, in turn, in one process; what is measured once beforehand (limits) is not in it.
 """
 
 from __future__ import annotations
@@ -14,17 +13,31 @@ import argparse
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 
+from engine.curate import Settings
+from engine.device import open_device
 from engine.errors import DanqingError
+from engine.limits import measure_limits
+from engine.plan import make_plan
+from engine.progress import Silent
+from engine.recipe import load_recipe
+from engine.run import Run
+from engine.score import GIVEN, score
+from engine.sources import find_shards
+from engine.stages import CATALOGUE
+from engine.watch import Watch
 from profiling.bench import machine
 from profiling.bench.crawl import collect, repeated, write_shards
 from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
+from trt_models.store import ModelSet
 
 PICTURES, SHARDS, MANY = 1000, 8, 50
 PACKAGES = ("onnxruntime", "numpy", "numba", "nvidia-nvimgcodec-cu13", "pyarrow")
@@ -66,20 +79,34 @@ def compare_cores(bench: Bench, pairs: int, most: int, rounds: int) -> None:
     )
 
 
-def compare_profiled(bench: Bench, pairs: int, cores: Sequence[int], rounds: int) -> None:
-    sides = [
-        Side("profiled", partial(bench.score, cores, ["--score-everything", "--profile"])),
-        Side("not profiled", partial(bench.score, cores, ["--score-everything"])),
-    ]
-    take_turns(sides, rounds, console)
-    console.print(turns_table(f"{pairs} pairs, medians of {rounds} rounds", sides, pairs, "pairs"))
+def compare_profiled(shards: list[Path], scratch: Path, threads: int, rounds: int) -> None:
+    """The same scoring with a watch and without, in turn, in this process, which is warm by then."""
+    recipe, settings = load_recipe("embedded"), Settings(score_everything=True, threads=threads)
+    plan, found = make_plan(recipe, CATALOGUE, GIVEN), find_shards(map(str, shards))
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    with open_device(threads=threads) as device:
+        context = settings.context(device, ModelSet(recipe.models), plan.wanted)
+        limits = measure_limits(found, settings.layout, plan, context)
+        for number in range(1 + 2 * rounds):
+            for watched in (False, True) if number % 2 else (True, False):
+                watch = Watch(device, limits) if watched else None
+                run = Run.create_or_resume(
+                    scratch / f"in-process-{number}-{watched}", found, recipe, settings.layout, {}
+                )
+                started = time.process_time()
+                with watch or nullcontext():
+                    score(run, plan, context, Silent(), gated=False, spans=watch.spans if watch else None)
+                if number:
+                    seconds[watched].append(time.process_time() - started)
+    ratios = [watched / alone for watched, alone in zip(seconds[True], seconds[False], strict=True)]
+    console.print(
+        f"profiled, in one warm process: {median(seconds[True]):.2f} s CPU beside {median(seconds[False]):.2f}, medians of "
+        f"{len(ratios)} rounds; {median(ratios):.3f} times as much ({min(ratios):.3f} … {max(ratios):.3f})"
+    )
 
 
 def compare_shards(bench: Bench, cores: Sequence[int], rounds: int) -> None:
-    peaks = {
-        name: median(bench.score(cores, ["--score-everything"], name).peak_mib for _ in range(rounds))
-        for name in ("one", "many")
-    }
+    peaks = {name: median(bench.score(cores, [], name).peak_mib for _ in range(rounds)) for name in ("one", "many")}
     console.print(
         f"peak memory: {peaks['one']:,.0f} MiB over one shard, {peaks['many']:,.0f} over {MANY}, "
         f"{peaks['many'] / peaks['one']:.2f} times as much"
@@ -91,7 +118,7 @@ def main() -> int:
     parser.add_argument("--data", nargs="+", required=True, metavar="INPUT", help="tars, folders, globs: pictures")
     parser.add_argument("--captions", type=Path, metavar="PARQUET", help="column 'text'; without: the demo's captions")
     parser.add_argument("--pairs", type=int, default=480)
-    parser.add_argument("--shard-pairs", type=int, default=60, help="pairs of a shard where memory is measured")
+    parser.add_argument("--shard-pairs", type=int, default=480, help="pairs of a shard where memory is measured")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -108,7 +135,7 @@ def main() -> int:
         }
         bench = Bench(scratch, shards)
         compare_cores(bench, len(pairs), options.cores, options.rounds)
-        compare_profiled(bench, len(pairs), cores, options.rounds)
+        compare_profiled(shards["whole"], scratch, options.cores, options.rounds)
         compare_shards(bench, cores, options.rounds)
     except DanqingError as problem:
         print(f"scaling: {problem}", file=sys.stderr)

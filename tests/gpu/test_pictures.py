@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,6 @@ from trt_models.card import ImageInput
 pytestmark = pytest.mark.gpu
 INPUTS = [ImageInput(224, 256), ImageInput(224, 224, "stretch", "linear")]
 PHOTOGRAPHS = [p.read_bytes() for p in sorted((Path(str(resources.files("engine"))) / "demo" / "photos").glob("*.jpg"))]
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Iterator[Device]:
-    cupy = pytest.importorskip("cupy", reason="needs a GPU and the extra: pip install danqing-engine[cuda]")
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except Exception as problem:
-        pytest.skip(f"no CUDA device: {problem}")
-    with ThreadPoolExecutor(4) as pool, cupy.cuda.Stream(non_blocking=True) as stream:
-        yield Device("cuda", 4, pool, cupy, stream.ptr)
 
 
 def test_pictures_are_decoded_into_device_memory(gpu: Device, device: Device) -> None:
