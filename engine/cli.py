@@ -75,16 +75,16 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     recipe, inputs, run, device = _recipe_options(), _input_options(), _run_options(), _device_options()
-    scoring, pictures, output, watching = _scoring_options(), _picture_options(), _output_options(), _watching_options()
+    scoring, pictures, output, long_run = _scoring_options(), _picture_options(), _output_options(), _long_run_options()
     command(
         curate, "score, decide and write, in a row",
         "An interrupted run goes on where it stopped; a finished one is left as it is.",
-        inputs, recipe, scoring, pictures, output, _reference_options(), device, watching,
+        inputs, recipe, scoring, pictures, output, _reference_options(), device, long_run,
     )  # fmt: skip
     command(
         score, "compute the scores of every pair, once",
         "The expensive phase. Rows that an early criterion drops are spared the costly stages.",
-        inputs, recipe, scoring, pictures, device, watching,
+        inputs, recipe, scoring, pictures, device, long_run,
     )  # fmt: skip
     command(
         decide, "apply a recipe's thresholds to a scored run",
@@ -213,8 +213,12 @@ def _device_options() -> argparse.ArgumentParser:
     return parser
 
 
-def _watching_options() -> argparse.ArgumentParser:
+def _long_run_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("several GPUs")
+    group.add_argument(
+        "--devices", metavar="N,…", help="score on these GPUs, a process each; shards go to whoever is free"
+    )
     group = parser.add_argument_group("watching")
     group.add_argument("--profile", action="store_true", help="say where the time of scoring went: OUT/profile/")
     group.add_argument(
@@ -276,6 +280,8 @@ def _settings(options: argparse.Namespace) -> Settings:
     def keys(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(k.strip().lstrip(".") for k in text.replace(";", ",").split(",")) if text else default
 
+    names = (getattr(options, "devices", None) or "").split(",")
+    devices = tuple(f"cuda:{name}" if name.isdecimal() else name for name in map(str.strip, names) if name)
     return Settings(
         layout=Layout(
             keys(getattr(options, "image_key", None), Layout.image_keys),
@@ -285,7 +291,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         user_dictionaries=tuple(options.user_dict),
         score_everything=getattr(options, "score_everything", False),
         max_pixels=getattr(options, "max_pixels", None) or DEFAULT_MAX_PIXELS,
-        device=options.device,
+        device=devices[0] if devices else options.device,
+        devices=devices if len(devices) > 1 else (),
         threads=options.threads,
         memory_limit=getattr(options, "memory_limit", None),
         profile=getattr(options, "profile", False),

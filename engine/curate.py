@@ -21,6 +21,7 @@ from engine.memory import Memory
 from engine.merge import merge
 from engine.metrics import served
 from engine.plan import make_plan
+from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.reference import held_against, only_features, place_of_reference
 from engine.report.html import write_report
@@ -31,6 +32,7 @@ from engine.sources import Layout, find_shards
 from engine.stages import CATALOGUE, Context
 from engine.stages.source import read_blocklist
 from engine.watch import Watch
+from engine.workers import score_on_several
 from engine.write import WEBDATASET, write
 from profiling.spans import Spans
 from trt_models.store import ModelSet
@@ -43,7 +45,7 @@ DEFAULT_MAX_PIXELS = 178_956_970
 class Settings:
     """How to score, beside the recipe. What can change a score is part of the run's identity.
 
-    `user_dictionaries`: words that jieba does not know, in its format.
+    `user_dictionaries`: words that jieba does not know, in its format. `devices`: those that score, if more than one.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -52,6 +54,7 @@ class Settings:
     score_everything: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
     device: str = "cpu"
+    devices: tuple[str, ...] = ()
     threads: int | None = None
     memory_limit: int | None = None
     profile: bool = False
@@ -85,36 +88,37 @@ def known_columns() -> list[str]:
 def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings) -> tuple[Run, Spans]:
     """SCORE: creates the run, or goes on with it. Returns no spans if there was nothing left to do."""
     shards = find_shards(inputs, settings.layout)
-    plan = make_plan(recipe, CATALOGUE, GIVEN)
-    models = ModelSet(recipe.models)
     identity = {
-        "models": models.hashes(),
+        "models": ModelSet(recipe.models).hashes(),
         **settings.rules(),
         "score_everything": settings.score_everything,
         "max_pixels": settings.max_pixels,
     }
     run = Run.create_or_resume(output, shards, recipe, settings.layout, identity)
-    spans, waiting = Spans(), run.unscored()
-    if waiting:
-        started = time.monotonic()
-        with run.logged(), open_device(settings.device, settings.threads) as device:
-            context = settings.context(device, models, plan.wanted)
-            watch = None
-            if settings.profile:
-                watch = Watch(device, measure_limits(waiting, settings.layout, plan, context))
-                spans = watch.spans
-            metrics = served(spans, settings.metrics_port, settings.metrics_address)
-            with (
-                metrics,
-                ProgressBar("score", sum(shard.bytes for shard in waiting)) as progress,
-                watch or nullcontext(),
-            ):
-                score(run, plan, context, progress, not settings.score_everything, spans=spans)
-            if watch:
-                watch.write(run.folder / "profile")
-        run.note("counts", scored_shards=len(run.shards))
-        run.note("times", score_seconds=round(time.monotonic() - started, 3))
+    waiting = run.unscored()
+    if not waiting:
+        return run, Spans()
+    started = time.monotonic()
+    with run.logged(), ProgressBar("score", sum(shard.bytes for shard in waiting)) as progress:
+        spans = (score_on_several if settings.devices else _score_on_one)(run, settings, progress)
+    run.note("counts", scored_shards=len(run.shards))
+    run.note("times", score_seconds=round(time.monotonic() - started, 3))
     return run, spans
+
+
+def _score_on_one(run: Run, settings: Settings, progress: Progress) -> Spans:
+    recipe, watch = run.recipe, None
+    plan, spans = make_plan(recipe, CATALOGUE, GIVEN), Spans()
+    with open_device(settings.device, settings.threads) as device:
+        context = settings.context(device, ModelSet(recipe.models), plan.wanted)
+        if settings.profile:
+            watch = Watch(device, measure_limits(run.unscored(), settings.layout, plan, context))
+            spans = watch.spans
+        with served(spans, settings.metrics_port, settings.metrics_address), watch or nullcontext():
+            score(run, plan, context, progress, not settings.score_everything, spans=spans)
+    if watch:
+        watch.write(run.folder / "profile")
+    return spans
 
 
 def decide_run(run: Run, recipe: Recipe, device: str = "cpu", threads: int | None = None) -> Funnel:

@@ -11,9 +11,9 @@ time, a batch ahead of one another.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +50,7 @@ def score(
     gated: bool = True,
     room: int = 1,
     spans: Spans | None = None,
+    shards: Iterator[Shard] | None = None,
 ) -> Spans:
     """Scores every shard that has no scores yet; each shard's files appear when its last row is in.
 
@@ -58,12 +59,13 @@ def score(
         gated: False computes every score of every row (`--score-everything`).
         room: see `run_stages`.
         spans: told of every batch; returned.
+        shards: those to score (default: all that have no scores yet); the next is asked for when there is room.
     """
     spans = Spans() if spans is None else spans
     ledger = Ledger(run, plan.scores, progress, context.models.running)
-    shards = deque(run.unscored())
-    while shards:
-        batches = read(until_swapped(shards, context), run.layout, ledger, context.memory)
+    shards = iter(run.unscored()) if shards is None else shards
+    for shard in shards:
+        batches = read(until_swapped(chain([shard], shards), context), run.layout, ledger, context.memory)
         batches = spans.timed("read", batches, lambda batch: batch.bytes((ENCODED, "caption")))
         run_stages(batches, plan, context, ledger, spans, gated, room)
         context.models.reopen(context.device)
@@ -71,11 +73,11 @@ def score(
     return spans
 
 
-def until_swapped(shards: deque[Shard], context: Context) -> Iterator[Shard]:
+def until_swapped(shards: Iterable[Shard], context: Context) -> Iterator[Shard]:
     """Takes shards one by one, until another engine is in use than the open sessions have: the stream then runs out,
     and the next begins with new sessions. So no shard is scored by two engines of a model."""
-    while shards:
-        yield shards.popleft()
+    for shard in shards:
+        yield shard
         if swapped := context.models.outdated(context.device):
             log.info("another engine was activated for %s; it scores from the next shard on", ", ".join(swapped))
             return

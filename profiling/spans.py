@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
 from profiling.copies import copied
@@ -42,6 +42,12 @@ class Span:
     taken: int = 0
     made: int = 0
     held: int = 0
+
+    def __add__(self, other: Span) -> Span:
+        """Both together, as of two devices."""
+        names = [field.name for field in fields(self) if field.name != "waiting"]
+        sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Span(**sums)
 
     @property
     def fill(self) -> float | None:

@@ -38,8 +38,7 @@ class TarShard:
                     self.damage = str(problem)
                     break
                 if member is None:
-                    if tar.offset >= size:
-                        self.damage = "the file ends before its end-of-archive mark"
+                    self.damage = self._what_ends_it(tar.offset, size)
                     break
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isfile():
@@ -51,6 +50,14 @@ class TarShard:
                 stem, _, extension = base.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 self.members.setdefault(key, {})[extension.lower()] = (member.offset_data, member.size)
+
+    def _what_ends_it(self, at: int, size: int) -> str | None:
+        """What is wrong with the end that tarfile has come to: broken headers are an end to it, too."""
+        if at >= size:
+            return "the file ends before its end-of-archive mark"
+        with self.path.open("rb") as file:
+            file.seek(at)
+            return f"no tar header at byte {at}" if any(file.read(tarfile.BLOCKSIZE)) else None
 
     def __len__(self) -> int:
         return len(self.members)

@@ -2,9 +2,9 @@
 
     python -m profiling.bench.scaling --data 'photos/*.tar' --captions captions.parquet
 
-*Cores*: pairs a second of `danqing score --score-everything` on one core and on two, start-up taken off. *Shards*: peak
-memory over one shard and over fifty times as many of the same size. *Profiling*: seconds on the cores of the same scoring
-with a watch and without, in turn, in one process; what is measured once beforehand (limits) is not in it.
+*Cores*: pairs a second of `danqing score --score-everything` on one core and on two, start-up taken off. *Profiling*:
+seconds on the cores of the same scoring with a watch and without, in turn, in one process; what is measured once
+beforehand (limits) is not in it. *Shards*: peak memory over one shard, ten and fifty of the same size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from profiling.bench.crawl import collect, repeated, write_shards
 from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
 from trt_models.store import ModelSet
 
-PICTURES, SHARDS, MANY = 1000, 8, 50
+PICTURES, SHARDS = 1000, 8
+COUNTS = (1, 10, 50)
+"""Shards over which memory is measured."""
 PACKAGES = ("onnxruntime", "numpy", "numba", "nvidia-nvimgcodec-cu13", "pyarrow")
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -100,17 +102,15 @@ def compare_profiled(shards: list[Path], scratch: Path, threads: int, rounds: in
                     seconds[watched].append(time.process_time() - started)
     ratios = [watched / alone for watched, alone in zip(seconds[True], seconds[False], strict=True)]
     console.print(
-        f"profiled, in one warm process: {median(seconds[True]):.2f} s CPU beside {median(seconds[False]):.2f}, medians of "
-        f"{len(ratios)} rounds; {median(ratios):.3f} times as much ({min(ratios):.3f} … {max(ratios):.3f})"
+        f"profiled, in one warm process: {median(seconds[True]):.2f} s CPU beside {median(seconds[False]):.2f}, "
+        f"medians of {len(ratios)} rounds; {median(ratios):.3f} times as much ({min(ratios):.3f} … {max(ratios):.3f})"
     )
 
 
 def compare_shards(bench: Bench, cores: Sequence[int], rounds: int) -> None:
-    peaks = {name: median(bench.score(cores, [], name).peak_mib for _ in range(rounds)) for name in ("one", "many")}
-    console.print(
-        f"peak memory: {peaks['one']:,.0f} MiB over one shard, {peaks['many']:,.0f} over {MANY}, "
-        f"{peaks['many'] / peaks['one']:.2f} times as much"
-    )
+    for count in COUNTS:
+        peak = median(bench.score(cores, [], f"{count} shards").peak_mib for _ in range(rounds))
+        console.print(f"peak memory over {count} shards: {peak:,.0f} MiB")
 
 
 def main() -> int:
@@ -130,9 +130,9 @@ def main() -> int:
         shards = {
             "few": write_shards(pairs[:FEW], scratch / "few", 1),
             "whole": write_shards(pairs, scratch / "whole", SHARDS),
-            "one": write_shards(pairs[:size], scratch / "one", 1),
-            "many": write_shards(pairs[:size], scratch / "many", 1, copies=MANY),
         }
+        for count in COUNTS:
+            shards[f"{count} shards"] = write_shards(pairs[:size], scratch / f"{count}-shards", 1, copies=count)
         bench = Bench(scratch, shards)
         compare_cores(bench, len(pairs), options.cores, options.rounds)
         compare_profiled(shards["whole"], scratch, options.cores, options.rounds)

@@ -86,6 +86,16 @@ def test_a_tar_cut_short_keeps_its_whole_members(make_shard: Make) -> None:
     assert all(s.image == picture(int(s.key)) for s in shard)
 
 
+def test_a_broken_header_is_no_end(make_shard: Make) -> None:
+    path = make_shard({f"{n}.{e}": b"x" * 600 for n in range(5) for e in ("jpg", "txt")})
+    raw = bytearray(path.read_bytes())
+    third = raw.index(b"2.jpg")
+    raw[third + 130] ^= 1
+    path.write_bytes(raw)
+    shard = open_shard(find_shards([str(path)])[0], Layout())
+    assert shard.damage == f"no tar header at byte {third}" and [sample.key for sample in shard] == ["0", "1"]
+
+
 def test_a_file_that_is_no_tar_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(b"no tar at all" * 100)

@@ -1,0 +1,139 @@
+"""Several devices on one node: a process each, and shards for whoever is free."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.device import available_threads, open_device
+from engine.errors import DanqingError
+from engine.metrics import served
+from engine.plan import make_plan
+from engine.progress import Progress
+from engine.run import Run
+from engine.score import GIVEN, score
+from engine.sources import Shard
+from engine.stages import CATALOGUE
+from profiling.spans import Span, Spans
+from trt_models.store import ModelSet
+
+if TYPE_CHECKING:
+    from engine.curate import Settings
+
+LOOK = 0.2
+"""Seconds after which the workers are looked at, whether they say something or not."""
+
+
+def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
+    """SCORE of the shards that are waiting, on `settings.devices`; returns what all workers' stages did together.
+
+    Each worker's threads are its share of the cores, and its metrics stand at a port of its own, counted up.
+
+    Raises:
+        DanqingError: a worker could not go on; with its words. The others are stopped.
+    """
+    if settings.profile:
+        raise DanqingError("--profile looks at one device at a time; leave --devices out")
+    context = get_context("spawn")
+    shards, taken, told = run.unscored(), context.Value("q", 0), context.SimpleQueue()
+    threads = settings.threads or max(available_threads() // len(settings.devices), 1)
+    workers = []
+    for number, device in enumerate(settings.devices):
+        port = None if settings.metrics_port is None else settings.metrics_port + number
+        own = replace(settings, device=device, devices=(), threads=threads, metrics_port=port)
+        workers.append(
+            context.Process(target=_work, args=(run.folder, own, shards, taken, told), name=f"danqing {device}")
+        )
+    total = Spans()
+    with _running(workers):
+        left = len(workers)
+        while left:
+            if not told.empty():
+                kind, *what = told.get()
+                if kind == "done":
+                    _add(total, what[0])
+                    left -= 1
+                elif kind == "failed":
+                    raise DanqingError(what[0])
+                else:
+                    getattr(progress, kind)(*what)
+                continue
+            wait([worker.sentinel for worker in workers if worker.is_alive()], LOOK)
+            fallen = [w for w in workers if w.exitcode not in (None, 0)]
+            if fallen and told.empty():
+                raise DanqingError(f"the process of {fallen[0].name} ended with {fallen[0].exitcode}; see run.log")
+    run.manifest = Run.open(run.folder).manifest  # they have noted what scored the shards
+    return total
+
+
+@contextmanager
+def _running(workers: Sequence[Any]) -> Iterator[None]:
+    """Processes that are gone when the `with` block ends: on their own, or else as after Ctrl-C."""
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    except BaseException:
+        for worker in workers:
+            if worker.is_alive():
+                os.kill(worker.pid, signal.SIGINT)
+        raise
+    finally:
+        for worker in workers:
+            worker.join()
+
+
+class _Told:
+    """Progress that is told to the parent."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+
+    def expect(self, rows: int, size: int) -> None:
+        self.queue.put(("expect", rows, size))
+
+    def advance(self, rows: int) -> None:
+        self.queue.put(("advance", rows))
+
+
+def _whoever_is_free(shards: list[Shard], taken: Any) -> Iterator[Shard]:
+    """The next shard that no worker has taken yet, until there are no more."""
+    while True:
+        with taken.get_lock():
+            number = taken.value
+            taken.value += 1
+        if number >= len(shards):
+            return
+        yield shards[number]
+
+
+def _work(folder: Path, settings: Settings, shards: list[Shard], taken: Any, told: Any) -> None:
+    """What a worker does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run, spans = Run.open(folder), Spans()
+    recipe = run.recipe
+    plan, waiting = make_plan(recipe, CATALOGUE, GIVEN), _whoever_is_free(shards, taken)
+    try:
+        with run.logged(), open_device(settings.device, settings.threads) as device:
+            context = settings.context(device, ModelSet(recipe.models), plan.wanted)
+            with served(spans, settings.metrics_port, settings.metrics_address):
+                score(run, plan, context, _Told(told), not settings.score_everything, spans=spans, shards=waiting)
+        for span in spans.values():
+            span.waiting = None  # a queue of this process
+        told.put(("done", dict(spans)))
+    except DanqingError as problem:
+        told.put(("failed", f"{settings.device}: {problem}"))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _add(total: Spans, spans: dict[str, Span]) -> None:
+    for name, span in spans.items():
+        total[name] = total[name] + span if name in total else span
