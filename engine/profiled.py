@@ -22,12 +22,18 @@ from profiling.sampler import Sampler
 from trt_models.store import ModelSet
 
 
-def profile(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings) -> Profile:
-    """Writes profile.json, profile.html and trace.json into the folder."""
+def profile(
+    inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings, models: ModelSet | None = None
+) -> Profile:
+    """Writes profile.json, profile.html and trace.json into the folder.
+
+    Args:
+        models: to score with, if not those that the recipe names as they are in use.
+    """
     shards, plan = find_shards(inputs, settings.layout), make_plan(recipe, CATALOGUE, GIVEN)
     size, gated = sum(shard.bytes for shard in shards), not settings.score_everything
     with TemporaryDirectory() as scratch, open_device(settings.device, settings.threads) as device:
-        context = settings.context(device, ModelSet(recipe.models), plan.wanted)
+        context = settings.context(device, models or ModelSet(recipe.models), plan.wanted)
         run = Run.create_or_resume(Path(scratch) / "in_turn", shards, recipe, settings.layout, {})
         with run.logged():
             limits = measure_limits(shards, settings.layout, plan, context)
