@@ -44,7 +44,7 @@ from profiling.bench import machine
 from profiling.bench.crawl import chinese_lines, write_shards
 from profiling.bench.duplicates import planted
 from profiling.bench.export_parity import MODELS, SPREAD
-from profiling.bench.published import randomised, save
+from profiling.bench.published import mend_torchvision, randomised, save
 from profiling.profile import Profile
 from trt_models.card import load_card
 from trt_models.compile import compile_engine
@@ -92,6 +92,7 @@ def open_tower(tower: str, device: str, folder: Path) -> Engine | None:
     """Makes the tower of random weights known by its card's name; returns its fp16 engine, None if the ONNX runs."""
     import torch
 
+    mend_torchvision()
     torch.manual_seed(SEED)
     card = load_card(f"{tower}-image")
     export(card, save(randomised(MODELS[tower](), spread=SPREAD), folder / "checkpoint"))
