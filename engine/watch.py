@@ -33,7 +33,7 @@ class Watch:
         try:
             import nvtx
 
-            meter = open_meter(device.xp.cuda.Device().pci_bus_id)
+            meter = open_meter(device.xp.cuda.Device(device.number).pci_bus_id)
         except ImportError as problem:
             raise DanqingError(f"profiling a GPU: {problem}; pip install 'danqing-engine[cuda]'") from None
         self.spans = Spans(profiled=True, named=partial(nvtx.annotate, domain="danqing"))

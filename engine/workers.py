@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,14 +28,14 @@ from trt_models.store import ModelSet
 if TYPE_CHECKING:
     from engine.curate import Settings
 
-LOOK = 0.2
-"""Seconds after which the workers are looked at, whether they say something or not."""
+LOOK, GRACE = 0.2, 5.0
+"""Seconds after which the workers are looked at, whether they say something or not; and what they get to stop in."""
 
 
 def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
     """SCORE of the shards that are waiting, on `settings.devices`; returns what all workers' stages did together.
 
-    Each worker's threads are its share of the cores, and its metrics stand at a port of its own, counted up.
+    Each worker has its share of the cores and of a memory limit, and a port of its own for its metrics, counted up.
 
     Raises:
         DanqingError: a worker could not go on; with its words. The others are stopped.
@@ -44,15 +45,16 @@ def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
     context = get_context("spawn")
     shards, taken, told = run.unscored(), context.Value("q", 0), context.SimpleQueue()
     threads = settings.threads or max(available_threads() // len(settings.devices), 1)
+    memory = settings.memory_limit and settings.memory_limit // len(settings.devices)
     workers = []
     for number, device in enumerate(settings.devices):
         port = None if settings.metrics_port is None else settings.metrics_port + number
-        own = replace(settings, device=device, devices=(), threads=threads, metrics_port=port)
+        own = replace(settings, device=device, devices=(), threads=threads, memory_limit=memory, metrics_port=port)
         workers.append(
             context.Process(target=_work, args=(run.folder, own, shards, taken, told), name=f"danqing {device}")
         )
     total = Spans()
-    with _running(workers):
+    with _running(workers, told):
         left = len(workers)
         while left:
             if not told.empty():
@@ -74,20 +76,25 @@ def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
 
 
 @contextmanager
-def _running(workers: Sequence[Any]) -> Iterator[None]:
+def _running(workers: Sequence[Any], told: Any) -> Iterator[None]:
     """Processes that are gone when the `with` block ends: on their own, or else as after Ctrl-C."""
     for worker in workers:
         worker.start()
     try:
         yield
-    except BaseException:
+        for worker in workers:
+            worker.join()
+    finally:
+        stopped = time.monotonic()
         for worker in workers:
             if worker.is_alive():
                 os.kill(worker.pid, signal.SIGINT)
-        raise
-    finally:
-        for worker in workers:
-            worker.join()
+        while alive := [worker for worker in workers if worker.is_alive()]:
+            if not told.empty():
+                told.get()  # who waits for room to tell something could not stop
+            elif not wait([worker.sentinel for worker in alive], LOOK) and time.monotonic() - stopped > GRACE:
+                for worker in alive:
+                    worker.kill()
 
 
 class _Told:
@@ -114,9 +121,15 @@ def _whoever_is_free(shards: list[Shard], taken: Any) -> Iterator[Shard]:
         yield shards[number]
 
 
+def _stop_once(number: int, frame: Any) -> None:
+    """Ctrl-C comes from the terminal and from the parent; the second must not disturb what the first has begun."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _work(folder: Path, settings: Settings, shards: list[Shard], taken: Any, told: Any) -> None:
     """What a worker does."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _stop_once)
     run, spans = Run.open(folder), Spans()
     recipe = run.recipe
     plan, waiting = make_plan(recipe, CATALOGUE, GIVEN), _whoever_is_free(shards, taken)

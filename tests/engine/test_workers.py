@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -50,26 +52,53 @@ def test_what_stops_one_worker_stops_all_and_is_said(
     assert "one device at a time" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_all_workers(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> None:
+def workers_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    children = psutil.Process(run.pid).children()
+    workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    assert len(workers) == 2
+    return workers
+
+
+def at_work(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # of which nobody has heard yet that it ended
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def long_run(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run of two workers in the midst of its work: far more shards than can be done before the test is over."""
     shard = make_shard(samples(0, 40))
     paths = [tmp_path / f"copy{number:03d}.tar" for number in range(400)]
     for path in paths:
         os.link(shard, path)
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "engine.cli", "score", *map(str, paths), "-o", str(out)]
+    command = [sys.executable, "-m", "engine.cli", "score", *map(str, paths), "-o", str(tmp_path / "out")]
     command += ["--recipe", str(tmp_path / "plain.yaml"), "--devices", "cpu,cpu"]
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("scores/*.parquet"))) < 2:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    pressed = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert time.monotonic() - pressed < 4 and process.returncode == 130
-    assert b"the same command goes on from there" in said and b"Traceback" not in said
-    finished = sorted(out.glob("scores/*.parquet"))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds) as process:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("out/scores/*.parquet"))) < 2:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        yield process
+    finished = sorted(tmp_path.glob("out/scores/*.parquet"))
     assert 0 < len(finished) < len(paths) and all(pq.read_metadata(path).num_rows == 40 for path in finished)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    assert not children.stdout.strip()
+
+
+def test_ctrl_c_ends_all_workers(long_run: subprocess.Popen[bytes]) -> None:
+    workers = workers_of(long_run)
+    pressed = time.monotonic()
+    long_run.send_signal(signal.SIGINT)
+    _, said = long_run.communicate(timeout=30)
+    assert time.monotonic() - pressed < 4 and long_run.returncode == 130
+    assert b"the same command goes on from there" in said and b"Traceback" not in said
+    assert not any(map(at_work, workers))
+
+
+def test_a_worker_that_is_killed_is_said(long_run: subprocess.Popen[bytes]) -> None:
+    workers = workers_of(long_run)
+    workers[1].kill()
+    _, said = long_run.communicate(timeout=30)
+    assert long_run.returncode == 2 and b"the process of danqing cpu ended with -9" in said
+    assert not any(map(at_work, workers))
