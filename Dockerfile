@@ -18,8 +18,9 @@ RUN apt-get update \
 FROM python AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/danqing
+# --no-deps: everything is in the list but onnxruntime, in whose place stands onnxruntime-gpu.
 COPY requirements/cuda13.txt /src/requirements/
-RUN /opt/danqing/bin/pip install --require-hashes --requirement /src/requirements/cuda13.txt
+RUN /opt/danqing/bin/pip install --no-deps --require-hashes --requirement /src/requirements/cuda13.txt
 ARG TENSORRT
 ARG TENSORRT_INDEX
 RUN if [ -n "${TENSORRT}" ]; then \
@@ -30,7 +31,6 @@ COPY engine /src/engine
 COPY kernels /src/kernels
 COPY trt_models /src/trt_models
 COPY profiling /src/profiling
-# onnxruntime-gpu stands in for onnxruntime, which pip would ask for: hence --no-deps.
 RUN /opt/danqing/bin/pip wheel --no-deps --wheel-dir /wheels /src \
     && /opt/danqing/bin/pip install --no-deps /wheels/*.whl
 

@@ -7,7 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,8 @@ log = logging.getLogger("danqing")
 VERSIONED = (
     "nvidia-nvimgcodec-cu13",
     "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
     "numpy",
     "numba",
     "pillow",
@@ -78,7 +80,10 @@ class Run:
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, content: Mapping[str, Any]) -> Run:
         """Starts a run; what `content` holds beside shards and layout is its identity."""
-        versions = {"python": platform.python_version()} | {n: metadata.version(n) for n in VERSIONED}
+        versions = {"python": platform.python_version()}
+        for name in VERSIONED:
+            with suppress(metadata.PackageNotFoundError):
+                versions[name] = metadata.version(name)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         manifest = {"engine": __version__, "recipe": recipe.to_dict(), "recipe_hash": recipe.hash, **content}
         run = cls(folder, manifest | {"versions": versions, "counts": {}, "times": {"started": started}})
