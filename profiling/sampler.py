@@ -12,8 +12,8 @@ import psutil
 
 from profiling.nvml import GpuLook
 
-EVERY = 0.1
-"""Seconds between two looks."""
+EVERY, MOST = 0.1, 10_000
+"""Seconds between two looks, to begin with; and looks that are kept: beyond so many, every second one."""
 
 
 class Look(NamedTuple):
@@ -30,7 +30,10 @@ class Sampler:
 
     def __init__(self, meter: Callable[[], GpuLook] | None = None) -> None:
         self._meter = meter
+        self._every = EVERY
         self.looks: list[Look] = []
+        self.peak = 0
+        """Most bytes that were resident at a look."""
         self._process = psutil.Process()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="danqing sampler", daemon=True)
@@ -48,13 +51,8 @@ class Sampler:
         self.seconds = self._before - self.started
         self.cpu_seconds = self._cpu_before - self._cpu_started
 
-    @property
-    def peak(self) -> int:
-        """Most bytes that were resident at a look."""
-        return max(look.resident for look in self.looks)
-
     def _watch(self) -> None:
-        while not self._stopped.wait(EVERY):
+        while not self._stopped.wait(self._every):
             self._look()
 
     def _look(self) -> None:
@@ -62,6 +60,9 @@ class Sampler:
         cores = (cpu - self._cpu_before) / max(now - self._before, 1e-9)
         gpu = self._meter() if self._meter else None
         self.looks.append(Look(now, cores, self._process.memory_info().rss, gpu))
+        self.peak = max(self.peak, self.looks[-1].resident)
+        if len(self.looks) > MOST:
+            self.looks, self._every = self.looks[::2], 2 * self._every
         self._before, self._cpu_before = now, cpu
 
     def _cpu(self) -> float:

@@ -65,6 +65,10 @@ class Event(NamedTuple):
     rows: int
 
 
+MOST = 100_000
+"""Batches that are noted one by one; of a long run, the first."""
+
+
 class Spans(dict[str, Span]):
     """Stage → rows and seconds, in order of first use.
 
@@ -116,6 +120,6 @@ class Spans(dict[str, Span]):
         span = self.setdefault(name, Span())
         span.rows += rows
         span.seconds += seconds
-        if self.profiled:
+        if self.profiled and len(self.events) < MOST:
             self.events.append(Event(name, threading.current_thread().name, started, seconds, rows))
         return span

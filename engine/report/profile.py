@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -15,8 +16,14 @@ from profiling.profile import Profile
 from profiling.sampler import Look
 from profiling.spans import Event
 
-WIDTH, LANE = 1000, 18
-COLOURS = ("#2f6fde", "#c8553d", "#3a8f5c", "#b8860b", "#7b5ea7", "#3b8ea5", "#a05a7d", "#6b7280")
+WIDTH, LANE, LEFT = 1000, 18, 140
+"""Of a picture: its width, the height of a row, and where what is drawn begins, right of the names."""
+BOXES = 5000
+"""Batches that are drawn, at most; the trace has more of them."""
+COLOURS = (
+    "#2f6fde", "#c8553d", "#3a8f5c", "#b8860b", "#7b5ea7", "#3b8ea5", "#a05a7d", "#6b7280", "#8fb339", "#e07b39",
+    "#5b5fc7", "#2a9d8f", "#d1495b", "#9c6644", "#457b9d",
+)  # fmt: skip
 COLUMNS = (
     "stage", "pairs in", "passed on", "errors", "pairs/s", "limit/s", "of limit", "of work", "fill", "MB in", "MB out",
     "at work", "waits", "waits behind",
@@ -75,56 +82,75 @@ def write_profile(path: Path, profile: Profile, events: Sequence[Event], looks: 
     body = "".join(
         f"<tr><td>{html.escape(row[0])}" + "".join(f"<td class=n>{cell}" for cell in row[1:]) for row in _rows(profile)
     )
+    whole = _Axis(min(event.started for event in events), profile.seconds)
     parts = [
         "<h1>Where the time goes</h1>",
         *(f"<p>{html.escape(line)}</p>" for line in _summary(profile)),
         f"<table><tr>{head}{body}</table><p>{LEGEND}</p>",
         "<h2>Work</h2><p>Seconds a stage had to itself, and its codec or network alone (light).</p>",
         _bars(profile),
-        "<h2>Threads</h2><p>A box a batch; gaps are waits.</p>",
+        f"<h2>Threads</h2><p>A box a batch, of the first {BOXES:,}; gaps are waits.</p>",
         _timeline(profile, events),
         "<h2>Cores</h2><p>How many this process kept busy.</p>",
-        _curve(looks, [look.cores for look in looks], profile.threads),
+        _curve(whole, [(look.at, look.cores / profile.threads) for look in looks]),
     ]
     if any(look.gpu for look in looks):
         parts += ["<h2>GPU</h2><p>Share of the time it was busy.</p>"]
-        parts += [_curve(looks, [look.gpu.busy if look.gpu else 0.0 for look in looks], 1)]
+        parts += [_curve(whole, [(look.at, look.gpu.busy) for look in looks if look.gpu])]
     write_page(path, "DanQing profile", parts)
 
 
+class _Axis(NamedTuple):
+    """Time, from left to right."""
+
+    start: float
+    seconds: float
+
+    def place(self, moment: float) -> float:
+        return LEFT + self.wide(moment - self.start)
+
+    def wide(self, seconds: float) -> float:
+        return seconds / self.seconds * (WIDTH - LEFT)
+
+
 def _timeline(profile: Profile, events: Sequence[Event]) -> str:
+    events = events[:BOXES]
     start = min(event.started for event in events)
+    axis = _Axis(start, max(event.started + event.seconds for event in events) - start)
     threads = list(dict.fromkeys(event.thread for event in events))
     colours = {f.stage: COLOURS[number % len(COLOURS)] for number, f in enumerate(profile.stages)}
+    names = [
+        f"<text x=0 y={row * LANE + 13} font-size=12>{html.escape(thread.removeprefix('danqing '))}</text>"
+        for row, thread in enumerate(threads)
+    ]
     boxes = [
-        f"<rect x={(e.started - start) / profile.seconds * WIDTH:.1f} y={threads.index(e.thread) * LANE} "
-        f"width={max(e.seconds / profile.seconds * WIDTH, 0.3):.1f} height={LANE - 4} fill='{colours[e.stage]}'>"
+        f"<rect x={axis.place(e.started):.1f} y={threads.index(e.thread) * LANE} "
+        f"width={max(axis.wide(e.seconds), 0.3):.1f} height={LANE - 4} fill='{colours[e.stage]}'>"
         f"<title>{html.escape(e.stage)}: {e.rows} pairs, {e.seconds * 1e3:.1f} ms</title></rect>"
         for e in events
     ]
     key = " ".join(f"<span style='color:{colour}'>■</span> {html.escape(name)}" for name, colour in colours.items())
-    return f"<svg viewBox='0 0 {WIDTH} {len(threads) * LANE}' width=100%>{''.join(boxes)}</svg><p>{key}</p>"
+    drawn = "".join(names + boxes)
+    return f"<svg viewBox='0 0 {WIDTH} {len(threads) * LANE}' width=100%>{drawn}</svg><p>{key}</p>"
 
 
 def _bars(profile: Profile) -> str:
-    unit = (WIDTH - 220) / (profile.slowest.work or 1.0)
+    unit = (WIDTH - LEFT - 80) / (profile.slowest.work or 1.0)
     bars = []
     for row, f in enumerate(profile.stages):
         top, wide, least = row * LANE, f.work * unit, (f.pairs / f.limit if f.limit else 0.0) * unit
         bars += [
             f"<text x=0 y={top + 13} font-size=12>{html.escape(f.stage)}</text>"
-            f"<rect x=140 y={top} width={wide:.1f} height={LANE - 4} fill='{COLOURS[0]}'/>"
-            f"<rect x=140 y={top + 4} width={least:.1f} height={LANE - 12} fill='#cfe0ff'/>"
-            f"<text x={150 + wide:.1f} y={top + 13} font-size=12>{f.work:.2f}</text>"
+            f"<rect x={LEFT} y={top} width={wide:.1f} height={LANE - 4} fill='{COLOURS[0]}'/>"
+            f"<rect x={LEFT} y={top + 4} width={least:.1f} height={LANE - 12} fill='#cfe0ff'/>"
+            f"<text x={LEFT + 10 + wide:.1f} y={top + 13} font-size=12>{f.work:.2f}</text>"
         ]
     return f"<svg viewBox='0 0 {WIDTH} {len(profile.stages) * LANE}' width=100%>{''.join(bars)}</svg>"
 
 
-def _curve(looks: Sequence[Look], values: Sequence[float], most: float) -> str:
-    height, start, seconds = 80, looks[0].at, looks[-1].at - looks[0].at or 1.0
-    points = " ".join(
-        f"{(look.at - start) / seconds * WIDTH:.1f},{height * (1 - min(value / most, 1)):.1f}"
-        for look, value in zip(looks, values, strict=True)
-    )
+def _curve(axis: _Axis, shares: Sequence[tuple[float, float]]) -> str:
+    """Shares (0 to 1) at moments."""
+    height = 80
+    points = " ".join(f"{axis.place(moment):.1f},{height * (1 - min(share, 1)):.1f}" for moment, share in shares)
     line = f"<polyline points='{points}' fill=none stroke='{COLOURS[0]}'/>"
     return f"<svg viewBox='0 0 {WIDTH} {height}' width=100%>{line}</svg>"

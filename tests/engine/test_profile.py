@@ -7,8 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import profiling.sampler
+import profiling.spans
 from engine.cli import main
 from engine.curate import Settings, curate
 from engine.memory import Memory
@@ -18,7 +21,7 @@ from engine.sources import Layout, find_shards, open_shard
 from engine.stages.decode import SMALL
 from profiling.profile import Profile, StageFigures
 from profiling.sampler import Sampler
-from profiling.spans import Span
+from profiling.spans import Span, Spans
 from tests.engine.test_run import crawl, tree
 
 __all__ = ["crawl"]
@@ -84,6 +87,22 @@ def of(*alone: float, seconds: float, cpu: float) -> Profile:
 def test_the_verdict_names_what_limits(found: Profile, said: str) -> None:
     assert found.verdict.startswith(said)
     assert found.efficiency == found.slowest.alone / 10 and found.slowest.stage == "s1"
+
+
+def test_a_long_run_is_remembered_in_outline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling.sampler, "EVERY", 0.001)
+    monkeypatch.setattr(profiling.sampler, "MOST", 20)
+    with Sampler() as watched:
+        time.sleep(0.5)
+    gaps = np.diff([look.at for look in watched.looks[:-1]])
+    assert 5 < len(watched.looks) <= 21 and watched.looks[-1].at - watched.looks[0].at > 0.3
+    assert gaps.max() < 0.4 and watched.peak >= max(look.resident for look in watched.looks)
+    monkeypatch.setattr(profiling.spans, "MOST", 3)
+    spans = Spans(profiled=True)
+    for _ in range(5):
+        with spans("stage", 2):
+            pass
+    assert len(spans.events) == 3 and spans["stage"].rows == 10
 
 
 def test_the_sampler_sees_cores_at_work() -> None:
