@@ -153,29 +153,30 @@ def through(
     """One stage and the gate behind it. Rows that go no further are entered in the ledger here."""
     if stage.capacity is not None:
         batches = pack(batches, 1.0, partial(load, stage))
-    span = spans.setdefault(stage.name, Span())
+    span, wait = spans.setdefault(stage.name, Span()), stage.context.device.wait
     for batch in batches:
         with spans(stage.name, len(batch)):
             stage(batch)
             _fetch_scores(batch, stage)
-            stage.context.device.wait()  # for whoever uses it next, and before anything it has read is let go
+            wait()  # for whoever uses it next, and before anything it has read is let go
         if spans.profiled:
             _weigh(batch, stage, span)
         batch.drop(step.spent)
-        failed = np.array([error is not None for error in batch["error"]])
-        if failed.any():
-            span.failed += int(failed.sum())
-            ledger.enter(batch.take(failed))
-            batch = batch.take(~failed)
-        if following is not None:
-            passes = np.ones(len(batch), bool)
-            for gate in step.gates:
-                falls = passes & ~gate.interval.holds(batch[gate.column])
-                span.dropped[gate.name] += int(falls.sum())
-                passes &= ~falls
-            if not passes.all():
-                ledger.enter(batch.take(~passes), gated_at=following)
-                batch = batch.take(passes)
+        sound = np.array([error is None for error in batch["error"]])
+        if not sound.all():
+            span.failed += int((~sound).sum())
+            ledger.enter(batch.take(~sound))
+        passes = sound.copy()
+        for gate in step.gates if following is not None else ():
+            falls = passes & ~gate.interval.holds(batch[gate.column])
+            span.dropped[gate.name] += int(falls.sum())
+            passes &= ~falls
+        if (sound & ~passes).any():
+            ledger.enter(batch.take(sound & ~passes), gated_at=following)
+        if not passes.all():
+            rest = batch.take(passes)
+            wait()
+            batch = rest
         span.passed += len(batch)
         if len(batch):
             yield batch
