@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from engine.errors import DanqingError
+
+
+def in_scratch(name: str, work: Callable[[Path], object]) -> int:
+    """Does the work with a folder that is gone afterwards; returns the exit status: 2 if it raised a DanqingError,
+    which is then printed."""
+    with TemporaryDirectory(prefix="danqing-bench-") as scratch:
+        try:
+            work(Path(scratch))
+        except DanqingError as problem:
+            print(f"{name}: {problem}", file=sys.stderr)
+            return 2
+    return 0
 
 
 def machine(packages: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from rich.console import Console
 from engine.errors import DanqingError
 from engine.recipe import load_recipe
 from engine.sources import Sample
-from profiling.bench import machine
+from profiling.bench import in_scratch, machine
 from profiling.bench.crawl import collect, repeated, write_shards
 from profiling.bench.environments import TORCH, Environment
 from profiling.bench.filters import danqing, write_recipe
@@ -131,19 +131,15 @@ def main() -> int:
     options = parser.parse_args()
     if not options.setup_peers and not (options.data and options.peers):
         parser.error("--data and --peers are missing, or --setup-peers")
-    scratch = Path(tempfile.mkdtemp(prefix="danqing-bench-"))
-    try:
-        if options.setup_peers:
-            ENVIRONMENT.make(options.setup_peers)
-            console.print(f"{ENVIRONMENT.name} stands in {options.setup_peers}")
-        if options.data:
-            compare(options, options.peers or options.setup_peers, scratch)
-    except DanqingError as problem:
-        print(f"embedding: {problem}", file=sys.stderr)
-        return 2
-    finally:
-        shutil.rmtree(scratch)
-    return 0
+    return in_scratch("embedding", partial(run, options))
+
+
+def run(options: argparse.Namespace, scratch: Path) -> None:
+    if options.setup_peers:
+        ENVIRONMENT.make(options.setup_peers)
+        console.print(f"{ENVIRONMENT.name} stands in {options.setup_peers}")
+    if options.data:
+        compare(options, options.peers or options.setup_peers, scratch)
 
 
 def compare(options: argparse.Namespace, peers: Path, scratch: Path) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from rich.console import Console
 from engine.errors import DanqingError
 from engine.recipe import load_recipe
 from engine.sources import Sample
-from profiling.bench import curator, juicer, machine
+from profiling.bench import curator, in_scratch, juicer, machine
 from profiling.bench.crawl import chinese_lines, collect, repeated, write_shards
 from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
 
@@ -185,27 +184,23 @@ def main() -> int:
     options = parser.parse_args()
     if not options.setup_peers and not (options.data and options.peers):
         parser.error("--data and --peers are missing, or --setup-peers")
-    scratch = Path(tempfile.mkdtemp(prefix="danqing-bench-"))
-    try:
-        for environment in (juicer.ENVIRONMENT, curator.ENVIRONMENT) if options.setup_peers else ():
-            environment.make(options.setup_peers)
-            console.print(f"{environment.name} stands in {options.setup_peers}")
-        if options.data:
-            peers, cores = options.peers or options.setup_peers, first_cores(options.cores)
-            console.print(f"{machine(PACKAGES)}; {len(cores)} cores", style="dim", soft_wrap=True)
-            if options.only != "nemo-curator":
-                pairs = collect(options.data, PICTURES, options.captions)
-                pairs = repeated(pairs, options.captions, options.pairs)
-                beside_juicer(pairs, peers, scratch, cores, options.rounds)
-            if options.only != "data-juicer":
-                lines = chinese_lines(options.captions, options.lines)
-                beside_curator(lines, peers, scratch, cores, options.rounds)
-    except DanqingError as problem:
-        print(f"filters: {problem}", file=sys.stderr)
-        return 2
-    finally:
-        shutil.rmtree(scratch)
-    return 0
+    return in_scratch("filters", partial(run, options))
+
+
+def run(options: argparse.Namespace, scratch: Path) -> None:
+    for environment in (juicer.ENVIRONMENT, curator.ENVIRONMENT) if options.setup_peers else ():
+        environment.make(options.setup_peers)
+        console.print(f"{environment.name} stands in {options.setup_peers}")
+    if options.data:
+        peers, cores = options.peers or options.setup_peers, first_cores(options.cores)
+        console.print(f"{machine(PACKAGES)}; {len(cores)} cores", style="dim", soft_wrap=True)
+        if options.only != "nemo-curator":
+            pairs = collect(options.data, PICTURES, options.captions)
+            pairs = repeated(pairs, options.captions, options.pairs)
+            beside_juicer(pairs, peers, scratch, cores, options.rounds)
+        if options.only != "data-juicer":
+            lines = chinese_lines(options.captions, options.lines)
+            beside_curator(lines, peers, scratch, cores, options.rounds)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -24,7 +23,6 @@ from rich.console import Console
 
 from engine.curate import Settings
 from engine.device import open_device
-from engine.errors import DanqingError
 from engine.limits import measure_limits
 from engine.plan import make_plan
 from engine.progress import Silent
@@ -34,7 +32,7 @@ from engine.score import GIVEN, score
 from engine.sources import find_shards
 from engine.stages import CATALOGUE
 from engine.watch import Watch
-from profiling.bench import machine
+from profiling.bench import in_scratch, machine
 from profiling.bench.crawl import collect, repeated, write_shards
 from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
 from trt_models.store import ModelSet
@@ -122,27 +120,23 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    scratch = Path(tempfile.mkdtemp(prefix="danqing-bench-"))
-    try:
-        cores, size = first_cores(options.cores), options.shard_pairs
-        console.print(f"{machine(PACKAGES)}; {options.cores} cores", style="dim", soft_wrap=True)
-        pairs = repeated(collect(options.data, PICTURES, options.captions), options.captions, options.pairs)
-        shards = {
-            "few": write_shards(pairs[:FEW], scratch / "few", 1),
-            "whole": write_shards(pairs, scratch / "whole", SHARDS),
-        }
-        for count in COUNTS:
-            shards[f"{count} shards"] = write_shards(pairs[:size], scratch / f"{count}-shards", 1, copies=count)
-        bench = Bench(scratch, shards)
-        compare_cores(bench, len(pairs), options.cores, options.rounds)
-        compare_profiled(shards["whole"], scratch, options.cores, options.rounds)
-        compare_shards(bench, cores, options.rounds)
-    except DanqingError as problem:
-        print(f"scaling: {problem}", file=sys.stderr)
-        return 2
-    finally:
-        shutil.rmtree(scratch)
-    return 0
+    return in_scratch("scaling", partial(run, options))
+
+
+def run(options: argparse.Namespace, scratch: Path) -> None:
+    cores, size = first_cores(options.cores), options.shard_pairs
+    console.print(f"{machine(PACKAGES)}; {options.cores} cores", style="dim", soft_wrap=True)
+    pairs = repeated(collect(options.data, PICTURES, options.captions), options.captions, options.pairs)
+    shards = {
+        "few": write_shards(pairs[:FEW], scratch / "few", 1),
+        "whole": write_shards(pairs, scratch / "whole", SHARDS),
+    }
+    for count in COUNTS:
+        shards[f"{count} shards"] = write_shards(pairs[:size], scratch / f"{count}-shards", 1, copies=count)
+    bench = Bench(scratch, shards)
+    compare_cores(bench, len(pairs), options.cores, options.rounds)
+    compare_profiled(shards["whole"], scratch, options.cores, options.rounds)
+    compare_shards(bench, cores, options.rounds)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ import argparse
 import os
 import random
 import re
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import DanqingError
-from profiling.bench import juicer, machine
+from profiling.bench import in_scratch, juicer, machine
 from profiling.bench.measured import Measured
 from profiling.bench.text_peers import (
     COLUMNS,
@@ -387,26 +385,22 @@ def main() -> int:
     options = parser.parse_args()
     if not options.captions and not options.setup_peers:
         parser.error("--captions is missing")
-    scratch = Path(tempfile.mkdtemp(prefix="danqing-bench-"))
-    try:
-        if options.setup_peers:
-            juicer.ENVIRONMENT.make(options.setup_peers)
-            console.print(f"Data-Juicer stands in {options.setup_peers}")
-        if options.captions:
-            captions = chinese_lines(options.captions, options.rows + WARM)
-            cores = sorted(os.sched_getaffinity(0), reverse=True)
-            folder = options.peers or options.setup_peers
-            outside = Outside(folder, scratch, captions[WARM:], cores[0]) if folder else None
-            peer = f", Data-Juicer {juicer.ENVIRONMENT.version(folder)}" if folder else ""
-            console.print(f"{machine(PACKAGES)}{peer}", style="dim", soft_wrap=True)
-            segmentation(captions, options.rounds, cores[0])
-            whole_stage(captions, options.rounds, cores, outside)
-    except DanqingError as problem:
-        print(f"text: {problem}", file=sys.stderr)
-        return 2
-    finally:
-        shutil.rmtree(scratch)
-    return 0
+    return in_scratch("text", partial(run, options))
+
+
+def run(options: argparse.Namespace, scratch: Path) -> None:
+    if options.setup_peers:
+        juicer.ENVIRONMENT.make(options.setup_peers)
+        console.print(f"Data-Juicer stands in {options.setup_peers}")
+    if options.captions:
+        captions = chinese_lines(options.captions, options.rows + WARM)
+        cores = sorted(os.sched_getaffinity(0), reverse=True)
+        folder = options.peers or options.setup_peers
+        outside = Outside(folder, scratch, captions[WARM:], cores[0]) if folder else None
+        peer = f", Data-Juicer {juicer.ENVIRONMENT.version(folder)}" if folder else ""
+        console.print(f"{machine(PACKAGES)}{peer}", style="dim", soft_wrap=True)
+        segmentation(captions, options.rounds, cores[0])
+        whole_stage(captions, options.rounds, cores, outside)
 
 
 if __name__ == "__main__":
