@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,25 +13,18 @@ from typing import Any
 from engine.decide import decide
 from engine.device import Device, open_device
 from engine.dictionary import file_hash
-from engine.errors import DanqingError
 from engine.funnel import Funnel
-from engine.limits import measure_limits
 from engine.memory import Memory
 from engine.merge import merge
-from engine.metrics import served
-from engine.plan import make_plan
-from engine.progress import Progress
 from engine.recipe import Recipe
 from engine.reference import held_against, only_features, place_of_reference
 from engine.report.html import write_report
 from engine.report.terminal import ProgressBar
 from engine.run import Run
-from engine.score import GIVEN, score
 from engine.sources import Layout, find_shards
-from engine.stages import CATALOGUE, Context
+from engine.stages import Context, stored_columns
 from engine.stages.source import read_blocklist
-from engine.watch import Watch
-from engine.workers import score_on_several
+from engine.workers import score_on_one, score_on_several
 from engine.write import WEBDATASET, write
 from profiling.spans import Spans
 from trt_models.store import ModelSet
@@ -82,7 +74,7 @@ class Settings:
 
 def known_columns() -> list[str]:
     """Every column a criterion may name."""
-    return [*(name for stage in CATALOGUE for name, kind in stage.produces.items() if kind is not None), "image_bytes"]
+    return [*stored_columns(), "image_bytes"]
 
 
 def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings) -> tuple[Run, Spans]:
@@ -100,25 +92,10 @@ def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: 
         return run, Spans()
     started = time.monotonic()
     with run.logged(), ProgressBar("score", sum(shard.bytes for shard in waiting)) as progress:
-        spans = (score_on_several if settings.devices else _score_on_one)(run, settings, progress)
+        spans = (score_on_several if settings.devices else score_on_one)(run, settings, progress)
     run.note("counts", scored_shards=len(run.shards))
     run.note("times", score_seconds=round(time.monotonic() - started, 3))
     return run, spans
-
-
-def _score_on_one(run: Run, settings: Settings, progress: Progress) -> Spans:
-    recipe, watch = run.recipe, None
-    plan, spans = make_plan(recipe, CATALOGUE, GIVEN), Spans()
-    with open_device(settings.device, settings.threads) as device:
-        context = settings.context(device, ModelSet(recipe.models), plan.wanted)
-        if settings.profile:
-            watch = Watch(device, measure_limits(run.unscored(), settings.layout, plan, context))
-            spans = watch.spans
-        with served(spans, settings.metrics_port, settings.metrics_address), watch or nullcontext():
-            score(run, plan, context, progress, not settings.score_everything, spans=spans)
-    if watch:
-        watch.write(run.folder / "profile")
-    return spans
 
 
 def decide_run(run: Run, recipe: Recipe, device: str = "cpu", threads: int | None = None) -> Funnel:
@@ -137,8 +114,7 @@ def merge_runs(
 
 def write_run(run: Run, output_format: str = WEBDATASET) -> int:
     """WRITE, with the report, unless these verdicts are written so already; returns the number of kept pairs."""
-    if "decided" not in run.manifest:
-        raise DanqingError(f"{run.folder}: no verdicts yet; run `danqing decide {run.folder}` first")
+    run.check_decided()
     wanted = {"recipe_hash": run.manifest["decided"]["recipe_hash"], "output_format": output_format}
     if wanted.items() - run.manifest.get("written", {}).items():
         with run.logged(), ProgressBar("write", sum(shard.bytes for shard in run.shards)) as progress:

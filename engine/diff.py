@@ -6,7 +6,6 @@ must point the same way; what models say may move as long as hardly a verdict do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from engine.errors import DanqingError
 from engine.run import Run
-from engine.stages import CATALOGUE
+from engine.stages import CATALOGUE, stored_columns
 from engine.stages.network import Network
 
 
@@ -70,7 +69,6 @@ class Difference:
     cosine: float = 1.0
     cosines: float = 0.0
     compared: int = 0
-    one_sided: int = 0
     flips: list[tuple[str, str | None, str | None]] = field(default_factory=list)
     regrouped: int = 0
 
@@ -99,8 +97,7 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
     """
     found = Difference(tolerance or Tolerance())
     for run in (ours, theirs):
-        if "decided" not in run.manifest:
-            raise DanqingError(f"{run.folder}: no verdicts yet; run `danqing decide {run.folder}` first")
+        run.check_decided()
     names = [[shard.name for shard in run.shards] for run in (ours, theirs)]
     if names[0] != names[1]:
         raise DanqingError(f"{ours.folder} and {theirs.folder} have different shards: {_first_apart(*names)}")
@@ -115,7 +112,7 @@ def _compare_shard(found: Difference, ours: Run, theirs: Run, number: int, name:
     if uids[0] != uids[1]:
         raise DanqingError(f"shard {name} holds other pairs in {theirs.folder}: {_first_apart(*uids)}")
     found.rows += len(a)
-    for column, kind in _scores():
+    for column, kind in stored_columns().items():
         if column in a.column_names and column in b.column_names:
             exact = not pa.types.is_floating(kind)
             entry = found.columns.setdefault(column, Column(column, column not in _SAID_BY_MODELS, exact))
@@ -132,7 +129,6 @@ def _compare_features(
     found: Difference, rows_a: np.ndarray, rows_b: np.ndarray, ours: Run, theirs: Run, number: int
 ) -> None:
     both = (rows_a >= 0) & (rows_b >= 0)
-    found.one_sided += int(((rows_a >= 0) ^ (rows_b >= 0)).sum())
     if not both.any():
         return
     blocks = (np.load(run.features(number), mmap_mode="r") for run in (ours, theirs))
@@ -143,11 +139,6 @@ def _compare_features(
     found.cosine = min(found.cosine, float(cosines.min()))
     found.cosines += float(cosines.sum())
     found.compared += len(cosines)
-
-
-def _scores() -> Iterator[tuple[str, pa.DataType]]:
-    for stage in CATALOGUE:
-        yield from ((name, kind) for name, kind in stage.produces.items() if kind is not None)
 
 
 def _first_apart(ours: list[str], theirs: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from engine.batch import Batch, pack
 from engine.device import Device
 from engine.memory import Memory
 from engine.plan import Plan
-from engine.score import batches_of, load
+from engine.score import batches_of, load, work
 from engine.sources import Layout, Shard, open_shard
 from engine.stages import Context
 from profiling.profile import Limits
@@ -36,29 +36,29 @@ def measure_limits(shards: Iterable[Shard], layout: Layout, plan: Plan, context:
             break
         if stage.capacity is not None:
             batch = next(pack([batch], 1.0, partial(load, stage)))
-        stage(batch)
+        work(stage, batch)
         sound = batch.take(np.array([error is None for error in batch["error"]]))
         batch = sound if len(sound) else None
         if batch is not None:
             if alone := stage.alone(batch):
-                found[stage.name] = _rate(alone)
+                found[stage.name] = _rate(alone, context.device)
             batch.drop(step.spent)
     return Limits(found, _copy_bandwidth(context.device))
 
 
 def _first(shards: Iterable[Shard], layout: Layout, memory: Memory) -> Batch | None:
-    for shard in shards:
-        for batch in batches_of(shard, islice(open_shard(shard, layout), FIRST), memory):
-            return batch
-    return None
+    firsts = (batches_of(shard, islice(open_shard(shard, layout), FIRST), memory) for shard in shards)
+    return next(chain.from_iterable(firsts), None)
 
 
-def _rate(function: Callable[[], int]) -> float:
-    """What it counts, a second."""
+def _rate(function: Callable[[], int], device: Device) -> float:
+    """What it counts, a second of the device's."""
     function()
+    device.wait()
     done, started = 0, time.perf_counter()
     while (seconds := time.perf_counter() - started) < SECONDS or not done:
         done += function()
+        device.wait()
     return done / seconds
 
 
@@ -71,4 +71,4 @@ def _copy_bandwidth(device: Device) -> float:
         device.map(lambda pair: np.copyto(*pair), sides)
         return 2 * size * len(sides)
 
-    return _rate(copy)
+    return _rate(copy, device)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
-
 from engine.errors import DanqingError
 
 FLOWING = 11
@@ -41,6 +39,8 @@ class Memory:
         """
         if self.limit is None:
             return
+        import psutil  # only here: every command reads this module for its options
+
         taken = psutil.Process().memory_info().rss + RESERVE
         free = self.limit - taken - FLOWING * LEAST
         if free < DECODING * self.max_pixels:

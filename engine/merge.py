@@ -78,8 +78,7 @@ def common_recipe(runs: Sequence[Run]) -> Recipe:
     """The recipe all runs were decided with, its last criterion a redundancy of features (added if it has none)."""
     first = runs[0]
     for run in runs:
-        if "decided" not in run.manifest:
-            raise DanqingError(f"{run.folder}: no verdicts yet; run `danqing decide {run.folder}` first")
+        run.check_decided()
         differences = _recipe(run).differences(_recipe(first))
         for part in ("models", "layout"):
             if run.manifest[part] != first.manifest[part]:

@@ -138,6 +138,11 @@ class Run:
     def table(self, number: int) -> Path:
         return self._file("shards", number, ".parquet")
 
+    def check_decided(self) -> None:
+        """Raises DanqingError: there are no verdicts yet; says how to come to some."""
+        if "decided" not in self.manifest:
+            raise DanqingError(f"{self.folder}: no verdicts yet; run `danqing decide {self.folder}` first")
+
     def unscored(self) -> list[Shard]:
         return [s for s in self.shards if not self.scores(s.number).exists()]
 

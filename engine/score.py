@@ -153,12 +153,10 @@ def through(
     """One stage and the gate behind it. Rows that go no further are entered in the ledger here."""
     if stage.capacity is not None:
         batches = pack(batches, 1.0, partial(load, stage))
-    span, wait = spans.setdefault(stage.name, Span()), stage.context.device.wait
+    span = spans.setdefault(stage.name, Span())
     for batch in batches:
         with spans(stage.name, len(batch)):
-            stage(batch)
-            _fetch_scores(batch, stage)
-            wait()  # for whoever uses it next, and before anything it has read is let go
+            work(stage, batch)
         if spans.profiled:
             _weigh(batch, stage, span)
         batch.drop(step.spent)
@@ -175,7 +173,7 @@ def through(
             ledger.enter(batch.take(sound & ~passes), gated_at=following)
         if not passes.all():
             rest = batch.take(passes)
-            wait()
+            stage.context.device.wait()
             batch = rest
         span.passed += len(batch)
         if len(batch):
@@ -189,8 +187,10 @@ def load(stage: Stage, batch: Batch) -> np.ndarray:
     return np.maximum(load, batch["image_bytes"] / stage.context.memory.encoded) if ENCODED in batch else load
 
 
-def _fetch_scores(batch: Batch, stage: Stage) -> None:
-    """What is stored, from the device to the host; what only travels stays where it is."""
+def work(stage: Stage, batch: Batch) -> None:
+    """The stage on the batch, until the device is done: for whoever uses it next, and before anything it has read is
+    let go. What is stored comes to the host; what only travels stays where it is."""
+    stage(batch)
     for name, kind in stage.produces.items():
         if kind is None or name not in batch or isinstance(batch[name], list):
             continue
@@ -198,6 +198,7 @@ def _fetch_scores(batch: Batch, stage: Stage) -> None:
         # A gate must see what DECIDE will read: the score as it is stored, compared as float64.
         if pa.types.is_floating(kind):
             batch[name] = batch[name].astype(kind.to_pandas_dtype()).astype(np.float64)
+    stage.context.device.wait()
 
 
 def _weigh(batch: Batch, stage: Stage, span: Span) -> None:

@@ -1,4 +1,4 @@
-"""Several devices on one node: a process each, and shards for whoever is free."""
+"""Who scores: one device, in this process; or several of a node, a process each, and shards for whoever is free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import wait
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.device import available_threads, open_device
 from engine.errors import DanqingError
+from engine.limits import measure_limits
 from engine.metrics import served
 from engine.plan import make_plan
 from engine.progress import Progress
@@ -22,6 +23,7 @@ from engine.run import Run
 from engine.score import GIVEN, score
 from engine.sources import Shard
 from engine.stages import CATALOGUE
+from engine.watch import Watch
 from profiling.spans import Span, Spans
 from trt_models.store import ModelSet
 
@@ -30,6 +32,26 @@ if TYPE_CHECKING:
 
 LOOK, GRACE = 0.2, 5.0
 """Seconds after which the workers are looked at, whether they say something or not; and what they get to stop in."""
+
+
+def score_on_one(run: Run, settings: Settings, progress: Progress, shards: Iterator[Shard] | None = None) -> Spans:
+    """SCORE on `settings.device`, watched and profiled as the settings say.
+
+    Args:
+        shards: see `score`.
+    """
+    recipe, watch = run.recipe, None
+    plan, spans = make_plan(recipe, CATALOGUE, GIVEN), Spans()
+    with open_device(settings.device, settings.threads) as device:
+        context = settings.context(device, ModelSet(recipe.models), plan.wanted)
+        if settings.profile:
+            watch = Watch(device, measure_limits(run.unscored(), settings.layout, plan, context))
+            spans = watch.spans
+        with served(spans, settings.metrics_port, settings.metrics_address), watch or nullcontext():
+            score(run, plan, context, progress, not settings.score_everything, spans=spans, shards=shards)
+    if watch:
+        watch.write(run.folder / "profile")
+    return spans
 
 
 def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
@@ -130,14 +152,10 @@ def _stop_once(number: int, frame: Any) -> None:
 def _work(folder: Path, settings: Settings, shards: list[Shard], taken: Any, told: Any) -> None:
     """What a worker does."""
     signal.signal(signal.SIGINT, _stop_once)
-    run, spans = Run.open(folder), Spans()
-    recipe = run.recipe
-    plan, waiting = make_plan(recipe, CATALOGUE, GIVEN), _whoever_is_free(shards, taken)
+    run = Run.open(folder)
     try:
-        with run.logged(), open_device(settings.device, settings.threads) as device:
-            context = settings.context(device, ModelSet(recipe.models), plan.wanted)
-            with served(spans, settings.metrics_port, settings.metrics_address):
-                score(run, plan, context, _Told(told), not settings.score_everything, spans=spans, shards=waiting)
+        with run.logged():
+            spans = score_on_one(run, settings, _Told(told), _whoever_is_free(shards, taken))
         for span in spans.values():
             span.waiting = None  # a queue of this process
         told.put(("done", dict(spans)))

@@ -120,9 +120,10 @@ class Profile:
         return self.cpu_seconds / (self.threads * self.seconds)
 
     @property
-    def copied(self) -> tuple[int, int]:
-        """Bytes up to the device and down from it."""
-        return sum(figures.up for figures in self.stages), sum(figures.down for figures in self.stages)
+    def copied(self) -> tuple[float, float]:
+        """Bytes a pair up to the device, and down from it."""
+        ways = (sum(figures.up for figures in self.stages), sum(figures.down for figures in self.stages))
+        return ways[0] / max(self.pairs, 1), ways[1] / max(self.pairs, 1)
 
     @property
     def verdict(self) -> str:
@@ -142,8 +143,8 @@ class Profile:
         derived = {
             "pairs_per_second": round(self.pairs / self.seconds, 2),
             "pairs_per_second_in_turn": round(self.pairs / self.in_turn, 2) if self.in_turn else None,
-            "bytes_up_per_pair": round(self.copied[0] / self.pairs, 1),
-            "bytes_down_per_pair": round(self.copied[1] / self.pairs, 1),
+            "bytes_up_per_pair": round(self.copied[0], 1),
+            "bytes_down_per_pair": round(self.copied[1], 1),
             "efficiency": self.efficiency and round(self.efficiency, 4),
             "cores_busy": round(self.cores_busy, 4),
             "verdict": self.verdict,

@@ -69,7 +69,7 @@ def _summary(profile: Profile) -> list[str]:
         f"memory copied at {profile.copy / 1e9:.1f} GB/s"
     )
     if gpu := profile.gpu:
-        up, down = (size / profile.pairs for size in profile.copied)
+        up, down = profile.copied
         found.append(
             f"GPU {gpu.busy:.0%} busy, its JPEG decoder {gpu.jpeg:.0%}; at most {gpu.memory / 1e6:,.0f} MB of its "
             f"memory; {gpu.power:.0f} W; {up:,.0f} bytes a pair copied up, {down:,.0f} down"

@@ -1,5 +1,7 @@
 """The stages there are. Which of them run, and when, follows from the recipe (`engine.plan`)."""
 
+import pyarrow as pa
+
 from engine.stages.aesthetic import Aesthetic
 from engine.stages.base import Context, Stage
 from engine.stages.decode import Decode
@@ -30,4 +32,11 @@ CATALOGUE: tuple[type[Stage], ...] = (
     Alignment,
 )
 
-__all__ = ["CATALOGUE", "Context", "Stage"]
+
+def stored_columns() -> dict[str, pa.DataType]:
+    """Every column that some stage stores, and its type."""
+    produced = {name: kind for stage in CATALOGUE for name, kind in stage.produces.items()}
+    return {name: kind for name, kind in produced.items() if kind is not None}
+
+
+__all__ = ["CATALOGUE", "Context", "Stage", "stored_columns"]

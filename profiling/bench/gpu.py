@@ -16,11 +16,10 @@ import argparse
 import io
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from engine.profiled import profile
 from engine.recipe import Recipe, load_recipe
 from engine.report.profile import print_profile
 from engine.sources import Sample
-from profiling.bench import machine
+from profiling.bench import in_scratch, machine
 from profiling.bench.crawl import chinese_lines, write_shards
 from profiling.bench.duplicates import planted
 from profiling.bench.export_parity import MODELS, SPREAD
@@ -133,7 +132,7 @@ def print_figures(found: Profile, rows: float, given: argparse.Namespace) -> Non
         table.add_column(name, justify="right" if name else "left")
     limits = {figures.stage: figures.limit for figures in found.stages if figures.limit}
     text = sum(figures.work for figures in found.stages if figures.stage in TEXT_STAGES)
-    up, down = (size / found.pairs for size in found.copied)
+    up, down = found.copied
     efficiency = found.efficiency or 0.0
     lines = [
         ("pictures a second, end to end", f"{found.pairs / found.seconds:,.0f}", f"≥ {BARS['pictures']:,.0f}"),
@@ -157,21 +156,17 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=8000)
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="danqing-bench-"))
+    return in_scratch("gpu", partial(run, options))
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
     os.environ["DANQING_CACHE"] = str(folder / "cache")
-    try:
-        with open_device(options.device) as device:
-            rows = measure_duplicates(device, options.rows, folder)
-        found = measure_scoring(options, folder)
-        print_profile(found)
-        print_figures(found, rows, options)
-        console.print(machine(("onnxruntime-gpu", "onnxruntime", "tensorrt", "nvidia-nvimgcodec-cu13", "cupy-cuda13x")))
-    except DanqingError as problem:
-        print(f"gpu: {problem}", file=sys.stderr)
-        return 2
-    finally:
-        shutil.rmtree(folder)
-    return 0
+    with open_device(options.device) as device:
+        rows = measure_duplicates(device, options.rows, folder)
+    found = measure_scoring(options, folder)
+    print_profile(found)
+    print_figures(found, rows, options)
+    console.print(machine(("onnxruntime-gpu", "onnxruntime", "tensorrt", "nvidia-nvimgcodec-cu13", "cupy-cuda13x")))
 
 
 if __name__ == "__main__":
