@@ -121,7 +121,7 @@ def test_overlap_changes_no_byte(
     monkeypatch.setattr(engine.score, "READ_ROWS", 2)
     curate(crawl, tmp_path / "overlapped", plain_recipe, Settings())
     score = engine.score.score
-    monkeypatch.setattr("engine.curate.score", lambda *given, **named: score(*given, **named, room=0))
+    monkeypatch.setattr("engine.workers.score", lambda *given, **named: score(*given, **named, room=0))
     curate(crawl, tmp_path / "in_turn", plain_recipe, Settings())
     assert tree(tmp_path / "overlapped") == tree(tmp_path / "in_turn")
     assert not workers()

@@ -50,6 +50,6 @@ def test_threads_at_once_change_no_byte(
     """Buffers that a decoder or resizer took back too soon would show here."""
     recipe, score = load_recipe("embedded"), engine.score.score
     curate(crawl, tmp_path / "at_once", recipe, ON_GPU)
-    monkeypatch.setattr("engine.curate.score", lambda *given, **named: score(*given, **named, room=0))
+    monkeypatch.setattr("engine.workers.score", lambda *given, **named: score(*given, **named, room=0))
     curate(crawl, tmp_path / "in_turn", recipe, ON_GPU)
     assert tree(tmp_path / "at_once") == tree(tmp_path / "in_turn")
