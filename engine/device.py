@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy
@@ -21,6 +22,9 @@ from engine.errors import DanqingError
 from profiling.copies import copied
 
 T = TypeVar("T")
+
+DISALLOW_REDUCED_PRECISION_REDUCTION = 16
+"""cuBLAS's math mode of that name, which CuPy has no name for."""
 
 
 def available_threads() -> int:
@@ -32,7 +36,8 @@ def available_threads() -> int:
 class Device:
     """Where arrays live and how many host threads may work on them.
 
-    `kind`: `cpu` or `cuda`. `xp`: NumPy or CuPy. `number`: which of the GPUs.
+    `kind`: `cpu` or `cuda`. `xp`: NumPy or CuPy. `number`: which of the GPUs. `held`: says how many bytes of the
+    device's own memory arrays take at present.
     """
 
     kind: str
@@ -40,6 +45,7 @@ class Device:
     pool: ThreadPoolExecutor
     xp: Any = numpy
     number: int = 0
+    held: Callable[[], int] = int
     _own: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @property
@@ -59,6 +65,9 @@ class Device:
             self.xp.cuda.Device(self.number).use()
             self._own.stream = self.xp.cuda.Stream(non_blocking=True)
             self._own.stream.use()
+            # Sums of products in half precision stay in 32 bits until they are whole.
+            cublas = self.xp.cuda.cublas
+            cublas.setMathMode(self.xp.cuda.device.get_cublas_handle(), DISALLOW_REDUCED_PRECISION_REDUCTION)
 
     def wait(self) -> None:
         """Until everything that this thread has queued is done."""
@@ -74,6 +83,20 @@ class Device:
             self.sent(array.nbytes)
         return self.xp.asarray(array)
 
+    def within_reach(self, array: numpy.ndarray) -> Any:
+        """The array where kernels can read it by its address: in the device's memory while more than a quarter of that
+        is free, beyond that in page-locked memory of the host, read over the bus."""
+        if self.kind == "cpu":
+            return array
+        free, whole = self.xp.cuda.runtime.memGetInfo()
+        if array.nbytes <= free - whole // 4:
+            return self.up(array)
+        import cupyx
+
+        there = cupyx.empty_pinned(array.shape, array.dtype)
+        there[:] = array
+        return there
+
     def down(self, array: Any) -> numpy.ndarray:
         """The array in the host's memory; what is copied there from the device is counted."""
         if not hasattr(array, "__cuda_array_interface__"):
@@ -85,10 +108,6 @@ class Device:
     def sent(self, size: int) -> None:
         """Counts bytes that a vendor's part copies to the device by itself."""
         copied.up += size
-
-    def held(self) -> int:
-        """Bytes of the device's own memory that arrays take at present."""
-        return 0 if self.kind == "cpu" else int(self.xp.get_default_memory_pool().used_bytes())
 
     def map(self, function: Callable[..., T], items: Iterable[Any]) -> list[T]:
         """`function` over `items`, in order, on all host threads; worth it for functions that release the GIL."""
@@ -107,13 +126,14 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
     """
     if name == "auto":
         name = "cuda" if _counted_gpus() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdecimal())):
+    kind, _, which = name.partition(":")
+    if kind not in ("cpu", "cuda") or (which and (kind == "cpu" or not which.isdecimal())):
         raise DanqingError(f"--device {name}: neither cpu, nor cuda, cuda:0, cuda:1, …, nor auto")
-    xp = numpy if kind == "cpu" else _open_gpu(name, int(number or 0))
+    number = int(which or 0)
+    xp, held = (numpy, int) if kind == "cpu" else (_open_gpu(name, number), _open_memory(number))
     threads = threads or available_threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="danqing") as pool:
-        device = Device(kind, threads, pool, xp, int(number or 0))
+        device = Device(kind, threads, pool, xp, number, held)
         device.enter()
         yield device
 
@@ -132,6 +152,27 @@ def _open_gpu(name: str, number: int) -> Any:
         there = ", ".join(f"cuda:{n}" for n in range(count)) or "none"
         raise DanqingError(f"--device {name}: there is no such GPU; of those there are: {there}")
     return cupy
+
+
+@cache
+def _open_memory(number: int) -> Callable[[], int]:
+    """Makes CuPy and RMM (and so cuDF and cuML) share one pool of the GPU's memory, in which what a stream lets go is
+    used again only when that stream has come so far; returns what tells the bytes in use.
+
+    Once a process, since what kernels look things up in stays in the pool.
+    """
+    import cupy
+
+    try:
+        import rmm
+        from rmm.allocators.cupy import rmm_cupy_allocator
+    except ImportError:  # then there is nobody to share with
+        return lambda: int(cupy.get_default_memory_pool().used_bytes())
+    with cupy.cuda.Device(number):
+        pool = rmm.mr.StatisticsResourceAdaptor(rmm.mr.CudaAsyncMemoryResource())
+        rmm.mr.set_current_device_resource(pool)
+    cupy.cuda.set_allocator(rmm_cupy_allocator)
+    return lambda: int(pool.allocation_counts.current_bytes)
 
 
 def _counted_gpus() -> int:

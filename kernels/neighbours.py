@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kernels.components import root, unite
-from kernels.portable import half_at, heavy_kernel, inlined, inlined_sum, kernel
+from kernels.portable import LANES, half_at, heavy_kernel, inlined, inlined_sum, kernel
 
 if TYPE_CHECKING:  # bound by `Kernel.on_cuda`
     from numba import cuda
@@ -83,7 +83,7 @@ def join_near(first, last, step, tile, bound, least, left, right, features, pare
     """Unites the sets of rows whose cosine is above `least`, one row of a tile at a time.
 
     Args:
-        tile: float32 (left, right), no entry below the pair's cosine by more than `least - bound`.
+        tile: float32 or float16 (left, right), no entry below the pair's cosine by more than `least - bound`.
         left, right: int64, the rows that the tile's rows and columns stand for.
         parent: see `kernels.components`.
     """
@@ -127,6 +127,31 @@ def find_nearest(first, last, step, tile, bound, left, right, least, features, o
             if found > least and (nearest[a] < 0 or found > cosine[a]):
                 cosine[a], nearest[a] = found, b
             column = _next_above(tile[i], column + 1, bound)
+
+
+@find_nearest.on_cuda
+def _find_nearest(tile, bound, left, right, least, features, others, cosine, nearest):
+    best = cuda.shared.array(LANES, np.float64)
+    whose = cuda.shared.array(LANES, np.int64)  # the simulator knows arrays by their lines
+    i, lane = cuda.blockIdx.x, cuda.threadIdx.x
+    a = left[i]
+    best[lane], whose[lane] = least, -1
+    for j in range(lane, right.size, cuda.blockDim.x):
+        if tile[i, j] > bound:
+            found = _cosine(features, a, others, right[j])
+            if found > best[lane]:
+                best[lane], whose[lane] = found, right[j]
+    half = LANES // 2
+    while half > 0:
+        cuda.syncthreads()
+        other = lane + half
+        if lane < half and whose[other] >= 0:
+            equal = best[other] == best[lane] and whose[other] < whose[lane]
+            if whose[lane] < 0 or best[other] > best[lane] or equal:
+                best[lane], whose[lane] = best[other], whose[other]
+        half //= 2
+    if lane == 0 and whose[0] >= 0 and (nearest[a] < 0 or best[0] > cosine[a]):
+        cosine[a], nearest[a] = best[0], whose[0]
 
 
 @kernel

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.dedup.products import PRODUCTS, Products
 from engine.device import Device
 from kernels.neighbours import Rows, measure, unpack
 
@@ -23,7 +24,7 @@ class Features:
 
     def __init__(self, device: Device, blocks: Sequence[np.ndarray], rows: np.ndarray | None = None) -> None:
         self.device = device
-        self.blocks = [device.up(block) for block in blocks if len(block)]
+        self.blocks = [device.within_reach(block) for block in blocks if len(block)]
         dimensions = {block.shape[1] for block in self.blocks} or {0}
         if len(dimensions) > 1:
             raise ValueError(f"features of different dimensions: {sorted(dimensions)}")
@@ -37,6 +38,11 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.rows.address)
+
+    @property
+    def products(self) -> Products:
+        """How their folded vectors are multiplied."""
+        return PRODUCTS[self.device.kind]
 
     def take(self, rows: np.ndarray | slice) -> Features:
         """Some of the rows, in that order; their numbers are not copied."""

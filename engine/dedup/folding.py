@@ -16,15 +16,11 @@ import numpy as np
 
 from engine.dedup.features import Features
 
-SLACK = 1e-4
-"""More than float32 products of unit vectors, and rotations by a float32 matrix, can be wrong."""
 ROUNDING = 2e-6
 """Added to the square of a tail: no rounding of the coordinates may make it too short."""
 FEW = 8192
 """Rows that are compared sooner than directions for them are found."""
 SAMPLE = 1024
-ROWS = 2048
-"""Rows that are unpacked at a time."""
 WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 """Numbers of a folded vector to choose from."""
 SCAN, CHECK = 16, 16
@@ -44,7 +40,7 @@ class Folding:
         Args:
             crowding: how many times likelier than in pairs by chance that is where it will be looked for.
         """
-        xp = features.device.xp
+        xp, slack = features.device.xp, features.products.slack
         if len(features) < FEW:
             return cls()
         places = np.linspace(0, len(features) - 1, 4 * SAMPLE).astype(np.int64)
@@ -54,35 +50,35 @@ class Folding:
         directions = directions[:, ::-1].astype(np.float32)
         unseen = features.take(places[1::4])
         unit = unseen.unit()
-        truly = xp.count_nonzero(unit @ unit.T > threshold - SLACK)  # whose rows are soon in one set, and not checked
+        truly = xp.count_nonzero(unit @ unit.T > threshold - slack)  # whose rows are soon in one set, and not checked
         best, cost = cls(), float(features.dimension + SCAN)
         for width in WIDTHS:
             if width >= features.dimension:
                 break
             folding = cls(xp.ascontiguousarray(directions[:, : width - 1]))
             folded = folding(unseen)
-            falsely = xp.count_nonzero(folded @ folded.T > threshold - SLACK) - truly
+            falsely = xp.count_nonzero(folded @ folded.T > threshold - slack) - truly
             checks = float(falsely) / (len(unseen) * (len(unseen) - 1)) * crowding * CHECK * features.dimension
             if width + SCAN + checks < cost:
                 best, cost = folding, width + SCAN + checks
         return best
 
     def __call__(self, features: Features) -> Any:
-        """Folded vectors: float32 (rows, k + 1)."""
-        xp = features.device.xp
-        out = xp.empty(
-            (len(features), features.dimension if self.basis is None else self.basis.shape[1] + 1), np.float32
-        )
-        for start in range(0, len(features), ROWS):
-            unit, part = features.take(slice(start, start + ROWS)).unit(), out[start : start + ROWS]
+        """Folded vectors, ready to be multiplied: (rows, k + 1)."""
+        xp, products = features.device.xp, features.products
+        width = features.dimension if self.basis is None else self.basis.shape[1] + 1
+        out = xp.empty((len(features), width), products.kind)
+        for start in range(0, len(features), products.tile):
+            some = slice(start, start + products.tile)
+            unit, part = features.take(some).unit(), out[some]
             if self.basis is None:
                 part[:] = unit
                 continue
-            xp.matmul(unit, self.basis, out=part[:, :-1])
-            square = 1 - xp.einsum("ij,ij->i", part[:, :-1], part[:, :-1])
-            part[:, -1] = xp.sqrt(xp.maximum(square, 0) + ROUNDING)
+            inside = unit @ self.basis
+            part[:, :-1] = inside
+            part[:, -1] = xp.sqrt(xp.maximum(1 - xp.einsum("ij,ij->i", inside, inside), 0) + ROUNDING)
         return out
 
     def coordinates(self, folded: Any) -> Any:
-        """What the vectors have in the basis: float32 (rows, k), a view."""
-        return folded if self.basis is None else folded[:, :-1]
+        """What the vectors have in the basis: float32 (rows, k)."""
+        return (folded if self.basis is None else folded[:, :-1]).astype(np.float32, copy=False)

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.dedup.features import Features
 from engine.dedup.folding import FEW, Folding
-from engine.dedup.neighbours import BLOCK, TILE, Joining, join_neighbours, spans
+from engine.dedup.neighbours import Joining, join_neighbours, spans
 from engine.dedup.sample import JUDGED, UNSEEN, Recall, Sample
 from engine.progress import Progress, Silent
 from kernels.lists import mean_rows, rank_lists
@@ -85,19 +85,20 @@ class Lists:
         self.count = min(1 << round(np.log2(16 * len(features)) / 2), MOST_LISTS)
         # Nearly all near pairs are of one list, and so are one in `count` of all pairs. To choose a list, less will do.
         self.fold, self.coarsely = (Folding.fit(features, 1 - within, crowding) for crowding in (self.count, 1))
-        self.room = features.device.xp.empty(max(TILE * TILE, self.count), np.float32)
+        self.products = features.products
+        self.room = features.device.xp.empty(max(self.products.tile**2, self.count), np.float32)
         centres = self._centres()
         self.ranks = features.device.xp.empty((DEPTH, len(features)), np.uint16)
-        for start, stop in spans(0, len(features), BLOCK):
+        for start, stop in spans(0, len(features), self.products.block):
             self.ranks[:, start:stop] = self._rank(self._vectors(slice(start, stop)), centres, DEPTH).T
         self.members = self._file(0)
 
     def join(self, rank: int, parent: Any, progress: Progress) -> None:
         """Compares the rows of every list with those that have it at `rank`."""
         join, visitors = Joining(self.features, self.within, parent), self._file(rank) if rank else self.members
-        pairs = list(_to_compare(self.members, visitors))
+        pairs = list(_to_compare(self.members, visitors, self.products.tile))
         progress.expect(sum(_size(ours) * _size(theirs) for ours, theirs in pairs), 1)
-        for batch in _batches(pairs):
+        for batch in _batches(pairs, self.products.block):
             pieces = list(dict.fromkeys(piece for pair in batch for piece in pair))
             parts = [(self.members if member else visitors).rows[start:stop] for member, start, stop in pieces]
             rows = self.features.device.xp.concatenate(parts)
@@ -140,14 +141,14 @@ class Lists:
         return Filed(xp.argsort(lists, kind="stable"), begins, begins + known, begins + counts)
 
 
-def _to_compare(members: Filed, visitors: Filed) -> Iterator[Pair]:
+def _to_compare(members: Filed, visitors: Filed, tile: int) -> Iterator[Pair]:
     """Pieces of every list and of its visitors, one of the two new."""
     same = visitors is members
     for (begin, new, end), (first, later, last) in zip(members.lists(), visitors.lists(), strict=True):
         apart = ((begin, end), (later, last)), ((new, end), (first, later))
         among = ((begin, new), (new, end)), ((new, end), (new, end))
         for ours, theirs in among if same else apart:
-            for one, other in product(spans(*ours, TILE), spans(*theirs, TILE)):
+            for one, other in product(spans(*ours, tile), spans(*theirs, tile)):
                 if not same or one <= other:  # each pair once
                     yield (True, *one), (same, *other)
 
@@ -156,14 +157,14 @@ def _size(piece: Piece) -> int:
     return piece[2] - piece[1]
 
 
-def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    """As many at a time as there is room for their rows in a folded block."""
+def _batches(pairs: Iterable[Pair], room: int) -> Iterator[list[Pair]]:
+    """As many at a time as there is room for their rows."""
     batch: list[Pair] = []
     pieces: set[Piece] = set()
     size = 0
     for pair in pairs:
         more = sum(map(_size, set(pair) - pieces))
-        if batch and size + more > BLOCK:
+        if batch and size + more > room:
             yield batch
             batch, pieces, size = [], set(), 0
             more = sum(map(_size, set(pair)))

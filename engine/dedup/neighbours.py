@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 
 from engine.dedup.features import Features
-from engine.dedup.folding import SLACK, Folding
+from engine.dedup.folding import Folding
 from engine.progress import Progress, Silent
 from kernels.neighbours import find_nearest, join_near
-
-TILE, BLOCK = 2048, 32768
-"""Rows a side of a product, and rows that stay folded meanwhile: 16 MiB each at 128 numbers a row."""
 
 
 def join_neighbours(
@@ -32,12 +29,13 @@ def join_neighbours(
     progress, xp, rows = progress or Silent(), features.device.xp, len(features)
     progress.expect(rows * (rows - 1) // 2 - known * (known - 1) // 2, 1)
     fold, join = Folding.fit(features, 1 - within), Joining(features, within, parent)
-    for begin, end in spans(known, rows, BLOCK):
+    tile = features.products.tile
+    for begin, end in spans(known, rows, features.products.block):
         block = fold(features.take(slice(begin, end)))
-        for start, stop in [*spans(0, known, TILE), *spans(begin, end, TILE), *spans(end, rows, TILE)]:
+        for start, stop in [*spans(0, known, tile), *spans(begin, end, tile), *spans(end, rows, tile)]:
             inside = begin <= start < end
             right = block[start - begin : stop - begin] if inside else fold(features.take(slice(start, stop)))
-            for top, bottom in spans(begin, stop if inside else end, TILE):
+            for top, bottom in spans(begin, stop if inside else end, tile):
                 join(block[top - begin : bottom - begin], right, xp.arange(top, bottom), xp.arange(start, stop))
                 count = bottom - top
                 progress.advance(count * (count - 1) // 2 if top == start else count * (stop - start))
@@ -54,15 +52,15 @@ def nearest_rows(
     progress, xp = progress or Silent(), features.device.xp
     progress.expect(len(features) * len(others), 1)
     nearest, cosine = xp.full(len(features), -1), xp.full(len(features), np.nan)
-    fold, tile = Folding.fit(others, 1 - within), Tile(features)
+    products, fold, tile = features.products, Folding.fit(others, 1 - within), Tile(features)
     found = (1 - within, features.rows, others.rows, cosine, nearest)
-    for begin, end in spans(0, len(features), BLOCK):
+    for begin, end in spans(0, len(features), products.block):
         block = fold(features.take(slice(begin, end)))
-        for start, stop in spans(0, len(others), TILE):
+        for start, stop in spans(0, len(others), products.tile):
             right = fold(others.take(slice(start, stop)))
-            for top, bottom in spans(begin, end, TILE):
+            for top, bottom in spans(begin, end, products.tile):
                 product = tile.product(block[top - begin : bottom - begin], right)
-                pairs = (product, 1 - within - SLACK, xp.arange(top, bottom), xp.arange(start, stop))
+                pairs = (product, 1 - within - products.slack, xp.arange(top, bottom), xp.arange(start, stop))
                 find_nearest.launch(features.device, bottom - top, *pairs, *found)
                 progress.advance(product.size)
     return features.device.down(nearest), features.device.down(1 - cosine)
@@ -74,11 +72,11 @@ def spans(first: int, last: int, size: int) -> list[tuple[int, int]]:
 
 
 class Tile:
-    """Room for one product of two sides of at most `TILE` rows."""
+    """Room for one product of two sides."""
 
     def __init__(self, features: Features) -> None:
-        self.xp = features.device.xp
-        self.room = self.xp.empty(TILE * TILE, np.float32)
+        self.xp, products = features.device.xp, features.products
+        self.room = self.xp.empty(products.tile**2, products.kind)
 
     def product(self, left: Any, right: Any) -> Any:
         out = self.room[: len(left) * len(right)].reshape(len(left), len(right))
@@ -93,7 +91,14 @@ class Joining:
         self.features, self.within, self.parent, self.tile = features, within, parent, Tile(features)
 
     def __call__(self, left: Any, right: Any, left_rows: Any, right_rows: Any) -> None:
-        """Two sides of at most `TILE` folded vectors, float32, and the rows that they are, int64."""
+        """Two sides of folded vectors, at most a tile, and the rows that they are, int64."""
         least = 1 - self.within
-        arguments = (least - SLACK, least, left_rows, right_rows, self.features.rows, self.parent)
+        arguments = (
+            least - self.features.products.slack,
+            least,
+            left_rows,
+            right_rows,
+            self.features.rows,
+            self.parent,
+        )
         join_near.launch(self.features.device, len(left), self.tile.product(left, right), *arguments)

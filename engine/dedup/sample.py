@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from engine.dedup.features import Features
-from engine.dedup.folding import SLACK, Folding
-from engine.dedup.neighbours import TILE, Tile, spans
+from engine.dedup.folding import Folding
+from engine.dedup.neighbours import Tile, spans
 from engine.progress import Progress, Silent
 from kernels.neighbours import count_joined, list_near
 
@@ -40,16 +40,17 @@ class Sample:
     def __init__(self, features: Features, within: float, progress: Progress | None = None) -> None:
         xp, progress, count = features.device.xp, progress or Silent(), min(SAMPLE, len(features))
         progress.expect(count * len(features), 1)
-        self.device = features.device
+        self.device, products = features.device, features.products
         self.rows = self.device.up(np.linspace(0, len(features), count, endpoint=False).astype(np.int64))
         self.counts, self.near = xp.zeros(count, np.int64), xp.empty((count, NEAR), np.int64)
         fold, tile = Folding.fit(features, 1 - within), Tile(features)
         left = fold(features.take(self.rows))
-        for start, stop in spans(0, len(features), TILE):
+        for start, stop in spans(0, len(features), products.tile):
             right = fold(features.take(slice(start, stop)))
-            for top, bottom in spans(0, count, TILE):
+            for top, bottom in spans(0, count, products.tile):
                 some = slice(top, bottom)
-                pairs = (tile.product(left[some], right), 1 - within - SLACK, self.rows[some], xp.arange(start, stop))
+                bound = 1 - within - products.slack
+                pairs = (tile.product(left[some], right), bound, self.rows[some], xp.arange(start, stop))
                 found = (1 - within, features.rows, self.counts[some], self.near[some])
                 list_near.launch(self.device, bottom - top, *pairs, *found)
             progress.advance(count * (stop - start))

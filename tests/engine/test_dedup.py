@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.dedup import folding, neighbours, sets
+from engine.dedup import folding, sets
 from engine.dedup.features import Features
 from engine.dedup.fingerprints import group_equal, group_hashes
 from engine.dedup.folding import Folding
 from engine.dedup.neighbours import join_neighbours, nearest_rows
+from engine.dedup.products import PRODUCTS
 from engine.device import Device, open_device
 from kernels.components import roots
 
@@ -60,8 +61,7 @@ def joined(device: Device, vectors: np.ndarray, within: float) -> list[int]:
 def test_sets_are_those_of_the_definition_whatever_the_tiles_and_threads(
     monkeypatch: pytest.MonkeyPatch, tile: int, block: int, threads: int, folded: bool
 ) -> None:
-    monkeypatch.setattr(neighbours, "TILE", tile)
-    monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=tile, block=block))
     if folded:
         monkeypatch.setattr(folding, "FEW", 1)
         monkeypatch.setattr(folding, "WIDTHS", (5,))
@@ -74,13 +74,22 @@ def test_sets_are_those_of_the_definition_whatever_the_tiles_and_threads(
             assert joined(device, crowd(seed), within) == expected
 
 
-@pytest.mark.parametrize("width", [2, 5, 17])
-def test_a_folded_product_is_never_below_the_cosine(device: Device, width: int) -> None:
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("width", [2, 5, 17, None])
+def test_a_folded_product_is_never_below_the_cosine(
+    device: Device, width: int | None, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded as the kind of device rounds it: factors and product to its type, sums in float32."""
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS[kind])
     features = Features(device, [crowd(1)])
-    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(24, width)))[0].astype(np.float32)
-    short = Folding(basis)(features)
-    assert short.shape == (300, width + 1)
-    assert (short @ short.T >= 1 - gaps(crowd(1)) - folding.SLACK).all()
+    directions = np.linalg.qr(np.random.default_rng(0).normal(size=(24, width or 24)))[0].astype(np.float32)
+    short = Folding(directions if width else None)(features)
+    assert short.shape == (300, width + 1 if width else 24) and short.dtype == PRODUCTS[kind].kind
+    wide = short.astype(np.float32)
+    product = (wide @ wide.T).astype(short.dtype).astype(np.float64)
+    short_of = (1 - gaps(crowd(1)) - product).max()
+    assert short_of <= PRODUCTS[kind].slack
+    assert width or short_of > PRODUCTS[kind].slack / 1e4  # and it is what products are wrong by
 
 
 def test_a_pair_at_the_threshold_is_decided_exactly(device: Device) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.device import open_device
+from engine.device import _open_memory, open_device
 from engine.errors import DanqingError
 
 
@@ -45,8 +48,18 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, gpus: int | Exception) -> list[int
 
     Stream.made = []
     runtime = SimpleNamespace(getDeviceCount=count)
-    library = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=gpu, Stream=Stream))
+    pool = SimpleNamespace(used_bytes=lambda: 7)
+    gpu.get_cublas_handle = lambda: "handle"
+    cublas = SimpleNamespace(setMathMode=lambda *given: modes.append(given))
+    modes: list[Any] = []
+    library = SimpleNamespace(
+        modes=modes,
+        cuda=SimpleNamespace(runtime=runtime, Device=gpu, Stream=Stream, device=gpu, cublas=cublas),
+        get_default_memory_pool=lambda: pool,
+    )
     monkeypatch.setitem(sys.modules, "cupy", library)
+    monkeypatch.setitem(sys.modules, "rmm", None)
+    _open_memory.cache_clear()
     return used
 
 
@@ -85,6 +98,7 @@ def test_every_thread_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -
     with open_device("cuda:1", threads=3) as device:
         assert (device.kind, device.number, device.threads, device.target) == ("cuda", 1, 3, "sm_90")
         assert device.stream == 1 and used == [1]
+        assert device.xp.modes == [("handle", 16)]  # cuBLAS sums in 32 bits
         device.enter()  # a second time changes nothing
         assert len(Stream.made) == 1
         seen: list[int] = []
@@ -99,6 +113,55 @@ def test_every_thread_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         thread.join()
         assert seen == [2] and used == [1, 1] and [s.used for s in Stream.made] == [1, 1]
         assert [s.waited for s in Stream.made] == [0, 1]
+
+
+def test_cupy_takes_its_memory_from_the_pool_of_rmm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called as rmm 26.10 has it: an asynchronous resource, counted, made current for the GPU it is made on."""
+    stand_in(monkeypatch, 2)
+    with open_device("cuda:1") as device:
+        assert device.held() == 7  # without RMM, CuPy's own pool
+    done: list[Any] = []
+    cupy = sys.modules["cupy"]
+    cupy.cuda.Device = partial(recorded, done)
+    cupy.cuda.set_allocator = lambda allocator: done.append(("allocator", allocator))
+    counted = SimpleNamespace(allocation_counts=SimpleNamespace(current_bytes=1 << 20))
+    resources = SimpleNamespace(
+        CudaAsyncMemoryResource=lambda: "asynchronous",
+        StatisticsResourceAdaptor=lambda upstream: counted if upstream == "asynchronous" else None,
+        set_current_device_resource=lambda resource: done.append(("resource", resource)),
+    )
+    monkeypatch.setitem(sys.modules, "rmm", SimpleNamespace(mr=resources))
+    monkeypatch.setitem(sys.modules, "rmm.allocators.cupy", SimpleNamespace(rmm_cupy_allocator="rmm's"))
+    _open_memory.cache_clear()
+    for _ in range(2):  # the second time the same pool
+        assert _open_memory(1)() == 1 << 20
+    assert done == ["enter cuda:1", ("resource", counted), "leave cuda:1", ("allocator", "rmm's")]
+
+
+def test_features_that_do_not_fit_wait_in_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, 1)
+    pinned: list[tuple[Any, ...]] = []
+
+    def empty_pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        pinned.append(shape)
+        return np.empty(shape, dtype)
+
+    monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace(empty_pinned=empty_pinned))
+    block = np.arange(50, dtype=np.float16).reshape(25, 2)
+    with open_device("cuda") as device:
+        device.xp.asarray = lambda array: ("there", array)
+        device.xp.cuda.runtime.memGetInfo = lambda: (200, 400)
+        assert device.within_reach(block) == ("there", block)
+        device.xp.cuda.runtime.memGetInfo = lambda: (199, 400)
+        here = device.within_reach(block)
+        assert pinned == [(25, 2)] and (here == block).all() and here.dtype == np.float16
+
+
+@contextmanager
+def recorded(done: list[Any], number: int) -> Iterator[None]:
+    done.append(f"enter cuda:{number}")
+    yield
+    done.append(f"leave cuda:{number}")
 
 
 def test_auto_takes_the_gpu_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from engine.criteria import Redundancy
 from engine.decide import Scores, walk
-from engine.dedup import lists, neighbours, sample
+from engine.dedup import lists, sample
 from engine.dedup.features import Features
+from engine.dedup.products import PRODUCTS
 from engine.dedup.sample import UNSEEN, Recall, Sample
 from engine.dedup.sets import chains, likely_chains
 from engine.device import Device, open_device
@@ -76,9 +77,7 @@ def test_neither_threads_nor_tiles_change_the_outcome(
 ) -> None:
     with open_device() as device:
         expected, _ = likely_chains(Features(device, [vectors]), WITHIN, 0.99)
-    monkeypatch.setattr(lists, "BLOCK", block)
-    for module in (lists, sample, neighbours):
-        monkeypatch.setattr(module, "TILE", tile)
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=tile, block=block))
     with open_device(threads=threads) as device:
         assert (likely_chains(Features(device, [vectors]), WITHIN, 0.99)[0] == expected).all()
 
@@ -87,7 +86,7 @@ def test_neither_threads_nor_tiles_change_the_outcome(
 def test_rows_known_before_are_not_compared_with_each_other(
     device: Device, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, tile: int
 ) -> None:
-    monkeypatch.setattr(lists, "TILE", tile)
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=tile))
     features, known = Features(device, [vectors]), 9000
     alone, _ = likely_chains(features, WITHIN, 0.99, earlier=np.arange(known))
     fresh = np.flatnonzero(alone != np.arange(ROWS))
@@ -98,7 +97,7 @@ def test_rows_known_before_are_not_compared_with_each_other(
     grown, measured = likely_chains(features, WITHIN, 0.99, earlier=before)
     assert (grown[:known][before] == grown[:known]).all() and measured.share > 0.99
     if tile < 2048:
-        monkeypatch.setattr(lists, "TILE", 2048)
+        monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=2048))
         assert (likely_chains(features, WITHIN, 0.99, earlier=before)[0] == grown).all()
 
 

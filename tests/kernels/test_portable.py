@@ -17,6 +17,7 @@ from engine.dedup import fingerprints as fingerprint_sets
 from engine.dedup import lists, sets
 from engine.dedup.features import Features
 from engine.dedup.neighbours import nearest_rows
+from engine.dedup.products import PRODUCTS
 from engine.dedup.sample import Sample
 from engine.device import Device
 from engine.dictionary import character_classes, open_dictionary
@@ -54,16 +55,17 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield pixels.sum_tiles, (pixels.Pictures(*[long] * 4), pixels.Tiles(*[long] * 5), scratch, bins, sums)
     yield pixels.gather_counts, (long, bins, histograms)
     yield pixels.finish, (long, sums, histograms, np.empty((1, 3)))
-    features, tile, reals = neighbours.Rows(long, np.zeros(2), long), np.empty((2, 2), np.float32), np.zeros((2, 2))
+    features, vectors, reals = neighbours.Rows(long, np.zeros(2), long), np.zeros((2, 2), np.float32), np.zeros((2, 2))
+    tile = vectors.astype(PRODUCTS["cuda"].kind)
     yield components.find_roots, (long, long)
     yield neighbours.measure, (features,)
-    yield neighbours.unpack, (features, tile)
+    yield neighbours.unpack, (features, vectors)
     yield neighbours.join_near, (tile, 0.9, 0.9, long, long, features, long)
     yield neighbours.find_nearest, (tile, 0.9, long, long, 0.9, features, features, features.scale, long)
     yield neighbours.list_near, (tile, 0.9, long, long, 0.9, features, long, np.zeros((2, 2), np.int64))
     yield neighbours.count_joined, (long, long, np.zeros((2, 2), np.int64), long, long)
-    yield list_kernels.rank_lists, (tile, tile, np.zeros((2, 2), np.uint16))
-    yield list_kernels.mean_rows, (long, long, long, tile, tile)
+    yield list_kernels.rank_lists, (vectors, vectors, np.zeros((2, 2), np.uint16))
+    yield list_kernels.mean_rows, (long, long, long, vectors, vectors)
     yield neighbours.sum_members, (long, long, long, features, reals)
     yield neighbours.nearest_to_sum, (long, long, long, features, reals, long)
     yield neighbours.distances, (long, long, features, features.scale)
@@ -93,6 +95,9 @@ from tests.kernels.test_portable import PICTURES, near_sets
 from tests.kernels.texts import NASTY, random_texts
 
 class Simulated(Device):
+    def within_reach(self, array):
+        return array
+
     def map(self, function, items):
         raise AssertionError("the kernels did not go to the GPU")
 

@@ -1,0 +1,33 @@
+"""How folded vectors are multiplied: what is fastest on each kind of device, and how far it can be from the truth.
+
+A product only says which pairs are looked at; what lies above the bound is decided in float64 from the features. So a
+GPU may multiply in half precision, on its tensor cores, at sixteen times the rate of float32, if the bound makes room
+for what that can be wrong. Both factors are rounded by at most 2^-11 of each number, which by Cauchy–Schwarz moves the
+product of two vectors of length 1 by at most 2 · 2^-11; the product itself, at most 1, is rounded by 2^-12, and so is
+the length of a folded vector. Sums are made in float32 (`Device.enter` sees to it).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Products(NamedTuple):
+    """Of one kind of device.
+
+    `kind`: type of the numbers that are multiplied, and of their products. `tile`: rows a side of a product. `block`:
+    rows that stay folded meanwhile. `slack`: more than a product of two folded vectors can be wrong.
+    """
+
+    kind: Any
+    tile: int
+    block: int
+    slack: float
+
+
+PRODUCTS = {
+    "cpu": Products(np.float32, 2048, 1 << 15, 1e-4),  # what the caches hold: 16 MiB a tile
+    "cuda": Products(np.float16, 8192, 1 << 18, 2e-3),  # work beside which a launch is short: 128 MiB
+}
