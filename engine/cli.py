@@ -112,6 +112,18 @@ def build_parser() -> argparse.ArgumentParser:
     tables.formatter_class = argparse.RawDescriptionHelpFormatter
     tables.epilog = SELECT_EXAMPLE
     _add_table_options(tables)
+    about = command(
+        topics, "say what the kept captions are about",
+        "The captions' embeddings under the run's text model, UMAP and HDBSCAN; the words that tell each topic. Writes "
+        "topics.json and topics.parquet, and report.html with a map and pictures.",
+        run, device,
+    )  # fmt: skip
+    about.add_argument(
+        "--sample", type=int, default=100_000, metavar="N", help="about so many captions (default: 100000)"
+    )
+    about.add_argument(
+        "--smallest", type=int, metavar="N", help="captions that make a topic (default: sample / 1000, ≥ 10)"
+    )
     key = command(
         explain, "show every score of one pair, and why it was kept or dropped", "Takes the pair's key or its uid.", run
     )
@@ -385,6 +397,16 @@ def select(options: argparse.Namespace) -> None:
         print(f"Judged after the download: {', '.join(chosen.later)}")
     print(f"Next:\n  {chosen.download_command()}")
     print(f"  danqing curate {chosen.folder / 'images'} -o curated")
+
+
+def topics(options: argparse.Namespace) -> None:
+    from engine.curate import topics_of
+    from engine.report.terminal import print_topics
+    from engine.run import Run
+
+    run = Run.open(options.run)
+    print_topics(topics_of(run, options.sample, options.smallest, options.device, options.threads))
+    print(f"A map and pictures: {run.folder / 'report.html'}")
 
 
 def explain(options: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from engine.run import Run
 from engine.sources import Layout, find_shards
 from engine.stages import Context, stored_columns
 from engine.stages.source import read_blocklist
+from engine.topics import Topics, find_topics
 from engine.workers import score_on_one, score_on_several
 from engine.write import WEBDATASET, write
 from profiling.spans import Spans
@@ -122,6 +123,15 @@ def write_run(run: Run, output_format: str = WEBDATASET) -> int:
             write_report(run)
         run.note("written", **wanted, kept=kept)
     return int(run.manifest["written"]["kept"])
+
+
+def topics_of(run: Run, sample: int, smallest: int | None, device: str = "cpu", threads: int | None = None) -> Topics:
+    """TOPICS, on a device opened for it, and the report with them."""
+    with run.logged(), open_device(device, threads) as opened, ProgressBar("topics", 0, "captions") as progress:
+        context = Settings().context(opened, ModelSet(run.recipe.models), ())
+        found = find_topics(run, context, progress, sample, smallest)
+    write_report(run)
+    return found
 
 
 def curate(

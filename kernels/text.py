@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -54,17 +55,31 @@ def measure(device: ArrayLauncher, text: Strings, words: Dictionary, classes: np
 
 
 def tokens(device: ArrayLauncher, text: Strings, words: Dictionary, hmm: bool = True) -> list[list[str]]:
-    """Each row's tokens, as `jieba.lcut` gives them (on the host: to look at, and to test with)."""
+    """Each row's tokens, as `jieba.lcut` gives them (on the host)."""
+    return [[line[a:b] for a, b in pairwise(bounds)] for line, bounds, _ in _cut(device, text, words, hmm)]
+
+
+def content_words(device: ArrayLauncher, text: Strings, words: Dictionary) -> list[list[str]]:
+    """Each row's nouns, verbs and adjectives that are no stop words, in order (on the host)."""
+    out = []
+    for line, bounds, kinds in _cut(device, text, words, True):
+        telling = (kinds & (NOUN | VERB | ADJECTIVE) != 0) & (kinds & STOP_WORD == 0)
+        out.append([line[a:b] for (a, b), tells in zip(pairwise(bounds), telling.tolist(), strict=True) if tells])
+    return out
+
+
+def _cut(
+    device: ArrayLauncher, text: Strings, words: Dictionary, hmm: bool
+) -> Iterator[tuple[str, list[int], np.ndarray]]:
+    """Of each row: its characters, where its tokens begin and the last ends, and what the dictionary knows of each."""
     work = scratch(device, text)
     counts = np.empty(text.rows, np.int32)
     segment_rows.launch(device, text.rows, text, words, hmm, work, counts)
-    out = []
     for row, count in enumerate(counts.tolist()):
         at = int(text.offsets[row] - text.offsets[0]) + row
         line = work.chars[at : at + count].tobytes().decode("utf-32-le")
-        begins = [*np.flatnonzero(work.cut[at : at + count]).tolist(), count]
-        out.append([line[a:b] for a, b in pairwise(begins)])
-    return out
+        begins = np.flatnonzero(work.cut[at : at + count])
+        yield line, [*begins.tolist(), count], work.kind[at + begins]
 
 
 @inlined

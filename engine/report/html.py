@@ -19,8 +19,10 @@ from engine.criteria import Criterion
 from engine.files import commit
 from engine.funnel import Funnel
 from engine.recipe import Recipe, recipe_from_dict
+from engine.report.topics import topic_galleries, topic_section
 from engine.run import Run
 from engine.sources import open_shard
+from engine.topics import Topics
 
 KEPT, DROPPED, THUMBNAIL = 48, 8, 160
 """Pictures shown: so many kept ones, so many a criterion; longest side in pixels."""
@@ -39,7 +41,8 @@ def write_report(run: Run) -> None:
     recipe = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
     funnel = Funnel.read(run.folder / "funnel.json")
     verdicts = pa.concat_tables([pq.read_table(run.verdicts(s.number)) for s in run.shards])
-    shown = _sample(verdicts)
+    topics = Topics.of(run)
+    shown = topic_galleries(topics, verdicts) | _sample(verdicts)
     pictures = _pictures(run, {position for positions in shown.values() for position in positions}, verdicts)
     parts = [
         f"<h1>{html.escape(run.folder.resolve().name)}</h1>",
@@ -47,6 +50,7 @@ def write_report(run: Run) -> None:
         _funnel(funnel),
         "<h2>Scores and thresholds</h2><p>All pairs that have the score; the kept interval is shaded.</p>",
         "<div class=row>" + "".join(_histograms(run, recipe)) + "</div>",
+        *topic_section(run, topics),
         *(_gallery(name, pictures, positions) for name, positions in shown.items()),
     ]
     write_page(run.folder / "report.html", "DanQing report", parts)

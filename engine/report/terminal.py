@@ -18,6 +18,7 @@ from profiling.spans import Spans
 
 if TYPE_CHECKING:
     from engine.diff import Difference
+    from engine.topics import Topics
     from trt_models.card import Card
     from trt_models.engines import Engine
 
@@ -109,6 +110,20 @@ def print_spans(spans: Spans) -> None:
     console.print(table)
 
 
+def print_topics(found: Topics) -> None:
+    """Every topic's share and words, the largest first."""
+    title = f"{len(found.topics):,} topics among {found.sample:,} of {found.kept:,} kept captions"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for heading in ("topic", "captions", "share", "words"):
+        table.add_column(heading, justify="left" if heading == "words" else "right")
+    for number, topic in enumerate(found.topics[:TOPICS]):
+        share = f"{topic.captions / found.sample:.2%}"
+        table.add_row(str(number), f"{topic.captions:,}", share, " ".join(topic.words))
+    for label, captions in (("smaller", sum(t.captions for t in found.topics[TOPICS:])), ("none", found.loose)):
+        table.add_row(label, f"{captions:,}", f"{captions / found.sample:.2%}", "")
+    console.print(table)
+
+
 def print_difference(found: Difference) -> None:
     """Two runs beside each other: score by score, then features, verdicts and what is objected to."""
     table = Table(box=box.SIMPLE_HEAD)
@@ -134,8 +149,8 @@ def print_difference(found: Difference) -> None:
         console.print("alike")
 
 
-FLIPS = 20
-"""Verdicts that differ, shown at most."""
+FLIPS, TOPICS = 20, 25
+"""Verdicts that differ, and topics, shown at most."""
 
 
 def print_models(rows: Iterable[tuple[Card, bool, list[tuple[Engine, bool]]]]) -> None:
