@@ -56,18 +56,25 @@ class Strings(NamedTuple):
 
     @staticmethod
     def of_cudf(series: Any) -> Strings:
-        """From a cuDF series of strings, without a copy: CuPy arrays over the column's own memory on the GPU."""
+        """From a cuDF series of strings, without a copy: CuPy arrays over the column's own memory on the GPU.
+
+        Waits for whatever is under way there, since cuDF works on a stream of its own.
+        """
         import cupy
         import pylibcudf
 
-        column, _ = series.to_pylibcudf()
-        offsets = column.child(0)
-        kind = np.dtype(np.int64 if offsets.type().id() == pylibcudf.TypeId.INT64 else np.int32)
-
         def view(span: Any, kind: np.dtype) -> Any:  # `series` owns the memory, and lives as long as the view
+            if span is None or not span.size:
+                return cupy.empty(0, kind)
             memory = cupy.cuda.UnownedMemory(span.ptr, span.size, series)
             return cupy.ndarray(span.size // kind.itemsize, kind, cupy.cuda.MemoryPointer(memory, 0))
 
+        column, _ = series.to_pylibcudf()
+        if not column.size():
+            return Strings(cupy.zeros(1, np.int64), view(None, np.dtype(np.uint8)))
+        cupy.cuda.runtime.deviceSynchronize()
+        offsets = column.child(0)
+        kind = np.dtype(np.int64 if offsets.type().id() == pylibcudf.TypeId.INT64 else np.int32)
         first = column.offset()
         begins = view(offsets.data(), kind)[offsets.offset() + first : offsets.offset() + first + column.size() + 1]
         return Strings(begins, view(column.data(), np.dtype(np.uint8)))

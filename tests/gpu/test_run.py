@@ -1,18 +1,27 @@
-"""Whole runs on a GPU: like those on the CPU, nothing copied that need not be, no buffer used again too soon."""
+"""Whole runs and their parts on a GPU: like those on the CPU, no copy that need not be, no buffer used too soon."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import engine.score
 from engine.curate import Settings, curate, score_inputs
+from engine.dedup.features import Features
+from engine.dedup.neighbours import nearest_rows
+from engine.dedup.sets import chains
 from engine.demo.crawl import build_crawl
 from engine.device import Device
 from engine.diff import diff
+from engine.frames import measure_captions
 from engine.recipe import load_recipe
+from engine.topics import cluster
+from profiling.bench.duplicates import planted
+from profiling.copies import copied
 from tests.engine.test_run import tree
+from tests.kernels.texts import random_texts
 
 pytestmark = pytest.mark.gpu
 
@@ -53,3 +62,40 @@ def test_threads_at_once_change_no_byte(
     monkeypatch.setattr("engine.workers.score", lambda *given, **named: score(*given, **named, room=0))
     curate(crawl, tmp_path / "in_turn", recipe, ON_GPU)
     assert tree(tmp_path / "at_once") == tree(tmp_path / "in_turn")
+
+
+def test_a_cudf_column_is_measured_where_it_lies(gpu: Device, device: Device) -> None:
+    cudf = pytest.importorskip("cudf")
+    texts = ["一只橘猫趴在窗台上", None, "", *random_texts(500)]
+    column = cudf.Series(texts)[1:]
+    copied_before = copied.up
+    found = measure_captions(column, gpu)
+    tables = 64 << 20  # dictionaries, once
+    assert copied.up - copied_before < tables
+    for name, values in measure_captions(texts[1:], device).items():
+        np.testing.assert_allclose(found[name].get(), values, rtol=1e-6, err_msg=name)
+    assert column.to_frame("caption").assign(**found)["words"].dtype == np.float32
+
+
+def test_topics_are_cumls(gpu: Device) -> None:
+    pytest.importorskip("cuml")
+    chance = np.random.default_rng(0)
+    theme = np.arange(600) % 4
+    vectors = (chance.normal(size=(4, 64))[theme] + 0.2 * chance.normal(size=(600, 64))).astype(np.float32)
+    _, labels = cluster(vectors, 50, gpu)
+    assert [set(labels[theme == number]) for number in range(4)] == [{labels[number]} for number in range(4)]
+    assert set(labels) == {0, 1, 2, 3}
+
+
+def test_near_duplicates_are_those_of_the_cpu(gpu: Device, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision, large tiles and page-locked memory change no set, at the threshold either."""
+    block = np.empty((30_000, 256), np.float16)
+    planted(len(block), 1, None, block)
+    expected = chains(Features(device, [block]), 0.1)
+    assert (chains(Features(gpu, [block]), 0.1) == expected).all()
+    nearest = nearest_rows(Features(device, [block[:9000]]), Features(device, [block[9000:]]), 0.1)
+    there = nearest_rows(Features(gpu, [block[:9000]]), Features(gpu, [block[9000:]]), 0.1)
+    assert (there[0] == nearest[0]).all()
+    monkeypatch.setattr(gpu.xp.cuda.runtime, "memGetInfo", lambda: (0, 1))
+    features = Features(gpu, [block])
+    assert isinstance(features.blocks[0], np.ndarray) and (chains(features, 0.1) == expected).all()

@@ -1,0 +1,57 @@
+"""The text measures of a column that lies in a frame already: cuDF's on a GPU, pandas' or Arrow's on a CPU.
+
+    import cudf
+    from engine.device import open_device
+    from engine.frames import measure_captions
+
+    with open_device("cuda") as device:
+        frame = cudf.read_parquet("captions.parquet")
+        frame = frame.assign(**measure_captions(frame["caption"], device))
+
+The kernels read the column where it lies and leave the measures there: nothing is copied either way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from engine.device import Device
+from engine.dictionary import character_classes, open_dictionary
+from kernels.strings import Strings
+from kernels.text import MEASURES, measure
+
+ROWS = {"cpu": 1 << 12, "cuda": 1 << 20}
+"""Captions at a time: the kernels' working memory is some thirty bytes for every byte of text."""
+
+
+def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Every measure of `kernels.text.MEASURES` of every caption, as it came; a missing one counts as empty.
+
+    Args:
+        captions: a column of strings: a cuDF series (with a `cuda` device), or a pandas series, Arrow array or
+            sequence of str.
+        user_dictionaries: see `engine.dictionary.open_dictionary`.
+
+    Returns:
+        Measure → float32 (rows,), of the device.
+    """
+    text, words, xp = strings_of(captions).on(device), open_dictionary(user_dictionaries), device.xp
+    out = xp.empty((text.rows, len(MEASURES)), "float32")
+    for start in range(0, text.rows, ROWS[device.kind]):
+        some = slice(start, min(start + ROWS[device.kind], text.rows))
+        part = Strings(text.offsets[some.start : some.stop + 1], text.data)
+        out[some] = measure(device, part, words, character_classes())
+    device.wait()
+    return {name: xp.ascontiguousarray(out[:, column]) for column, name in enumerate(MEASURES)}
+
+
+def strings_of(captions: Any) -> Strings:
+    """The column's own memory, whosever it is."""
+    if type(captions).__module__.partition(".")[0] == "cudf":
+        return Strings.of_cudf(captions)
+    array = pa.array(captions, from_pandas=True) if not isinstance(captions, pa.Array | pa.ChunkedArray) else captions
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return Strings.of(array.cast(pa.large_string()))
