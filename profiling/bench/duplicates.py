@@ -109,7 +109,7 @@ def ours_likely(features: np.ndarray) -> np.ndarray:
 
 
 def faiss_range(features: np.ndarray) -> np.ndarray:
-    import faiss  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import faiss
 
     vectors = unit(features)
     index = faiss.IndexFlatIP(vectors.shape[1])
