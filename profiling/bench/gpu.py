@@ -7,9 +7,9 @@
 *Scoring*: pictures of 512 × 512 as JPEG, captions, text and picture figures, and an image tower of ViT-L/14's size with
 random weights, fp16 where TensorRT is there to compile it; all stages at once, beside the codec and the network alone.
 *Captions*: all measures of a column, which lies on the GPU as cuDF's where that is installed. *Near-duplicates*: exact,
-over vectors of 768 with planted neighbours; FAISS, where it is installed, finds the 50 nearest of each row, not all that
-are near. The bars: ten times the floor that NeMo Curator's nightly benchmark sets a GPU, and its near-duplicate search on
-eight H100s, by GPU.
+over vectors of 768 with planted neighbours; FAISS, where it is installed, finds the 50 nearest of each row, not all
+that are near. The bars: ten times the floor that NeMo Curator's nightly benchmark sets a GPU, and its near-duplicate
+search on eight H100s, by GPU.
 """
 
 from __future__ import annotations
