@@ -114,7 +114,8 @@ class DaliResizer:
                 sizes = np.array([scaled(picture.shape, wanted) for picture in some], np.float32)
                 self.graph.feed_input(f"size{number}", sizes)
             for part, resized in zip(parts, self.graph.run(), strict=True):
-                part.append(xp.array(resized.as_tensor()))  # DALI writes into the same buffer next time
+                part.append(xp.array(resized.as_tensor()))
+            self.device.wait()  # for the copies: DALI writes into the same buffers next time
         return [xp.concatenate(part) for part in parts]
 
 
