@@ -87,9 +87,10 @@ def find_topics(
     kept, captions = draw(run, sample)
     if len(captions) < FEWEST:
         raise DanqingError(f"{run.folder}: {len(captions)} captions are too few to have topics; {FEWEST} are needed")
+    libraries = open_libraries(context.device)
     texts = captions["caption"].to_pylist()
     vectors = embed(texts, context, progress)
-    reduced, labels = cluster(vectors, smallest or max(10, len(texts) // 1000), context.device)
+    reduced, labels = cluster(vectors, smallest or max(10, len(texts) // 1000), libraries)
     uids = captions["uid"].to_pylist()
     topics = []
     for number, words in enumerate(telling_words(texts, labels)):
@@ -102,6 +103,25 @@ def find_topics(
         pq.write_table(table, file)
     write_json(run.folder / "topics.json", {**asdict(found), "decided": run.manifest["decided"]})
     return found
+
+
+def open_libraries(device: Device) -> tuple[Any, Any]:
+    """UMAP and HDBSCAN for the device: classes, called alike.
+
+    Raises:
+        DanqingError: they are not installed; names the extra.
+    """
+    try:
+        if device.kind == "cuda":
+            from cuml.cluster import HDBSCAN
+            from cuml.manifold import UMAP
+        else:
+            from sklearn.cluster import HDBSCAN
+            from umap import UMAP
+    except ImportError as problem:
+        extra = "cuda" if device.kind == "cuda" else "topics"
+        raise DanqingError(f"topics need another package: {problem}; pip install 'danqing-engine[{extra}]'") from None
+    return UMAP, HDBSCAN
 
 
 def draw(run: Run, sample: int) -> tuple[int, pa.Table]:
@@ -139,12 +159,13 @@ def embed(texts: list[str], context: Context, progress: Progress) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def cluster(vectors: np.ndarray, smallest: int, device: Device) -> tuple[np.ndarray, np.ndarray]:
+def cluster(vectors: np.ndarray, smallest: int, libraries: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of `DIMENSIONS` numbers, float32, and each one's topic, int64: 0 the largest, -1 none.
 
-    cuML is handed host memory: it works on streams of its own, and waits for these copies.
+    Args:
+        libraries: see `open_libraries`. cuML, too, is handed host memory: it works on streams of its own.
     """
-    UMAP, HDBSCAN = _libraries(device)  # noqa: N806
+    UMAP, HDBSCAN = libraries  # noqa: N806
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both tell of defaults to come
         reduced = UMAP(
@@ -155,21 +176,6 @@ def cluster(vectors: np.ndarray, smallest: int, device: Device) -> tuple[np.ndar
     rank = np.full(found.max() + 2, -1)  # the last, where -1 looks, stays -1
     rank[numbers[np.lexsort((firsts, -sizes))]] = np.arange(len(numbers))
     return np.asarray(reduced, np.float32), rank[found]
-
-
-def _libraries(device: Device) -> tuple[Any, Any]:
-    """UMAP and HDBSCAN for the device, called alike."""
-    try:
-        if device.kind == "cuda":
-            from cuml.cluster import HDBSCAN
-            from cuml.manifold import UMAP
-        else:
-            from sklearn.cluster import HDBSCAN
-            from umap import UMAP
-    except ImportError as problem:
-        extra = "cuda" if device.kind == "cuda" else "topics"
-        raise DanqingError(f"topics need another package: {problem}; pip install 'danqing-engine[{extra}]'") from None
-    return UMAP, HDBSCAN
 
 
 def telling_words(texts: list[str], labels: np.ndarray) -> list[tuple[str, ...]]:

@@ -244,8 +244,13 @@ class Kernel:
 
 def _prepare_cuda() -> None:
     """Tells Numba's CUDA compiler of all that kernels call."""
+    from numba import config
     from numba.cuda import extending as toolkit
 
+    config.CUDA_ARRAY_INTERFACE_SYNC = (
+        0  # a thread's arrays and launches share one stream, so are in order unwaited for
+    )
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # the last rows of a run are few
     _teach(toolkit, 1)
     while _inlined:  # only now: importing numba.cuda takes half a second, and most machines have no use for it
         toolkit.register_jitable(_inlined.pop())

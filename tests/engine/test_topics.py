@@ -22,7 +22,7 @@ from engine.errors import DanqingError
 from engine.recipe import load_recipe
 from engine.report.html import write_report
 from engine.run import Run
-from engine.topics import Topics, cluster, draw, telling_words
+from engine.topics import Topics, cluster, draw, open_libraries, telling_words
 from tests.conftest import picture
 
 RECIPE = """
@@ -164,9 +164,9 @@ def test_on_a_gpu_they_are_cumls(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Device("cuda", 1, None)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "cuml.manifold", None)
     with pytest.raises(DanqingError, match=r"danqing-engine\[cuda\]"):
-        cluster(vectors, 2, gpu)
+        open_libraries(gpu)
     monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cuml.manifold", SimpleNamespace(UMAP=Umap))
     monkeypatch.setitem(sys.modules, "cuml.cluster", SimpleNamespace(HDBSCAN=Hdbscan))
-    reduced, labels = cluster(vectors, 2, gpu)
+    reduced, labels = cluster(vectors, 2, open_libraries(gpu))
     assert (reduced == vectors[:, :5]).all() and labels.tolist() == [1, 0, -1, 0, 0, 1]

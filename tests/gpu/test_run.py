@@ -17,7 +17,7 @@ from engine.device import Device
 from engine.diff import diff
 from engine.frames import measure_captions
 from engine.recipe import load_recipe
-from engine.topics import cluster
+from engine.topics import cluster, open_libraries
 from profiling.bench.duplicates import planted
 from profiling.copies import copied
 from tests.engine.test_run import tree
@@ -82,7 +82,7 @@ def test_topics_are_cumls(gpu: Device) -> None:
     chance = np.random.default_rng(0)
     theme = np.arange(600) % 4
     vectors = (chance.normal(size=(4, 64))[theme] + 0.2 * chance.normal(size=(600, 64))).astype(np.float32)
-    _, labels = cluster(vectors, 50, gpu)
+    _, labels = cluster(vectors, 50, open_libraries(gpu))
     assert [set(labels[theme == number]) for number in range(4)] == [{labels[number]} for number in range(4)]
     assert set(labels) == {0, 1, 2, 3}
 
