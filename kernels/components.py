@@ -30,9 +30,11 @@ def unite(parent, a, b):
     while a != b:
         if a < b:
             a, b = b, a
-        if compare_and_swap(parent, a, a, b) == a:
+        found = compare_and_swap(parent, a, a, b)
+        if found == a:
             return
-        a, b = root(parent, a), root(parent, b)
+        # On from what the swap saw: a GPU's caches may still show the old parent to a load, over and over.
+        a, b = root(parent, found), root(parent, b)
 
 
 @kernel

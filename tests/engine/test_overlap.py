@@ -13,13 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import engine.score
 from engine.curate import Settings, curate
 from engine.overlap import Overlap
-from engine.recipe import Recipe
+from engine.recipe import Recipe, load_recipe
+from engine.stages.decode import SMALL, Decode
+from engine.stages.resize import KernelResizer
 from profiling.spans import Spans
 from tests.engine.test_run import crawl, samples, tree
 
@@ -125,6 +128,33 @@ def test_overlap_changes_no_byte(
     curate(crawl, tmp_path / "in_turn", plain_recipe, Settings())
     assert tree(tmp_path / "overlapped") == tree(tmp_path / "in_turn")
     assert not workers()
+
+
+def test_a_buffer_that_is_used_again_too_soon_shows(
+    crawl: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would if a vendor's part did so on a GPU: the features of a run are those of a sound one no more."""
+    path = tmp_path / "features.yaml"
+    path.write_text(
+        "recipe: features\nmodels: {image_embedding: efficientnet-lite0-conse}\n"
+        "criteria: {readable: {min: 1}, redundancy: {within: 0.1}}\n"
+    )
+    recipe, settings = load_recipe(path), Settings(threads=1)
+    monkeypatch.setattr(Decode, "capacity", 6 * SMALL)
+    curate(crawl, tmp_path / "sound", recipe, settings)
+    curate(crawl, tmp_path / "again", recipe, settings)
+    assert tree(tmp_path / "again") == tree(tmp_path / "sound")
+    resize, buffers = KernelResizer.__call__, [np.empty((64, 224, 224, 3), np.uint8)]
+
+    def into_the_same(self: KernelResizer, pictures: list[np.ndarray]) -> list[np.ndarray]:
+        found = [buffer[: len(pictures)] for buffer in buffers]
+        for buffer, resized in zip(found, resize(self, pictures), strict=True):
+            buffer[:] = resized
+        return found
+
+    monkeypatch.setattr(KernelResizer, "__call__", into_the_same)
+    curate(crawl, tmp_path / "reused", recipe, settings)
+    assert tree(tmp_path / "reused") != tree(tmp_path / "sound")
 
 
 def test_ctrl_c_stops_soon_and_leaves_whole_shards_only(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> None:
