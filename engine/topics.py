@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.batch import Batch
@@ -129,6 +128,8 @@ def draw(run: Run, sample: int) -> tuple[int, pa.Table]:
 
     They are those with the smallest uids, which are hashes: so nothing need be known of all pairs at once.
     """
+    import pyarrow.compute as pc  # only here: the other commands have no use for its memory
+
     kept = sum(
         pc.sum(pq.read_table(run.verdicts(shard.number), columns=["keep"])["keep"]).as_py() or 0 for shard in run.shards
     )
