@@ -33,6 +33,8 @@ SAMPLE, FEWEST, SEED = 100_000, 50, 20260122
 NEIGHBOURS, DIMENSIONS = 15, 5
 """Of UMAP: captions that shape a caption's surroundings, and numbers that are left of its embedding."""
 WORDS, EXAMPLES = 10, 8
+AT_ONCE = 10_000
+"""Captions that are cut into words at a time."""
 EVERY_UID = 1 << 128
 
 
@@ -182,10 +184,14 @@ def cluster(vectors: np.ndarray, smallest: int, libraries: tuple[Any, Any]) -> t
 def telling_words(texts: list[str], labels: np.ndarray) -> list[tuple[str, ...]]:
     """Of every topic, its words by class-based TF-IDF: tf · log(1 + A / f), where f is how often all topics have the
     word and A how many words a topic has on average. Nouns, verbs and adjectives only, and no stop words."""
+    words: list[list[str]] = []
     with open_device() as host:
-        words = content_words(host, Strings.of(texts), open_dictionary())
+        for start in range(0, len(texts), AT_ONCE):
+            words += content_words(host, Strings.of(texts[start : start + AT_ONCE]), open_dictionary())
     topic = np.repeat(labels, [len(some) for some in words])
-    known, word = np.unique(np.array([w for some in words for w in some], str), return_inverse=True)
+    numbers: dict[str, int] = {}
+    word = np.array([numbers.setdefault(w, len(numbers)) for some in words for w in some], np.int64)
+    known = list(numbers)
     cells, counts = np.unique(topic * len(known) + word, return_counts=True)
     of, which = np.divmod(cells, max(len(known), 1))
     average = len(word) / len(np.unique(labels))
@@ -194,7 +200,7 @@ def telling_words(texts: list[str], labels: np.ndarray) -> list[tuple[str, ...]]
     for number in range(labels.max() + 1):
         here = np.flatnonzero(of == number)
         best = here[np.argsort(-weights[here], kind="stable")[:WORDS]]
-        out.append(tuple(known[which[best]].tolist()))
+        out.append(tuple(known[place] for place in which[best]))
     return out
 
 

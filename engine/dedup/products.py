@@ -29,5 +29,5 @@ class Products(NamedTuple):
 
 PRODUCTS = {
     "cpu": Products(np.float32, 2048, 1 << 15, 1e-4),  # what the caches hold: 16 MiB a tile
-    "cuda": Products(np.float16, 8192, 1 << 18, 2e-3),  # work beside which a launch is short: 128 MiB
+    "cuda": Products(np.float16, 1 << 14, 1 << 18, 2e-3),  # work beside which a launch is short: 512 MiB
 }
