@@ -8,14 +8,11 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.batch import Batch
-from engine.criteria import FEATURES
 from engine.dedup import fingerprints as fingerprint_sets
 from engine.dedup import lists, sets
 from engine.dedup.features import Features
@@ -25,19 +22,12 @@ from engine.dedup.sample import Sample
 from engine.device import Device
 from engine.dictionary import character_classes, open_dictionary
 from engine.progress import Silent
-from engine.recipe import load_recipe
-from engine.score import work
-from engine.stages import Context
-from engine.stages.embed import Alignment, ImageEmbedding
-from engine.stages.fingerprint import PerceptualHash
-from engine.stages.text import Caption, Refine
 from kernels import components, fingerprints, lexicon, neighbours, pixels, text
 from kernels import lists as list_kernels
 from kernels.portable import Kernel
 from kernels.strings import Strings
 from kernels.trie import build
 from tests.kernels.texts import NASTY, random_texts
-from trt_models.store import ModelSet
 
 pytest.importorskip("numba.cuda")
 
@@ -92,47 +82,27 @@ def test_every_kernel_compiles_for_gpus(capability: tuple[int, int]) -> None:
 
 SIMULATED = """
 import numpy as np
-from engine.dedup.sample import Sample
-from engine.device import Device
+from engine.device import open_device
 from engine.dictionary import character_classes, open_dictionary
-from engine.progress import Silent
 from kernels import text
 from kernels.lexicon import Patterns, weigh
 from kernels.pixels import pixel_statistics
-from kernels.portable import Kernel
 from kernels.strings import Strings
 from kernels.trie import build
-from tests.kernels.strict import Library, refuse_host_arrays
-from tests.kernels.test_portable import PICTURES, near_sets, stage_columns
+from tests.kernels.test_portable import PICTURES, near_sets
 from tests.kernels.texts import NASTY, random_texts
+from tests.simulated import play
 
-class Simulated(Device):
-    def within_reach(self, array):
-        return self.up(array)
-
-    def map(self, function, items):
-        raise AssertionError("the kernels did not go to the GPU")
-
-launch = Kernel.launch
-
-def launch_strictly(self, device, rows, *arguments):
-    refuse_host_arrays(arguments, self.name)  # Numba would copy them there and back
-    launch(self, device, rows, *arguments)
-
-Kernel.launch = launch_strictly
-np.seterr(over="ignore")
-texts = [t for t in NASTY if len(t) < 60] + random_texts(20)
-device = Simulated('cuda', 1, None, Library(np))
-rows = Strings.of(texts).on(device)
-np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
-cleaned = text.clean(device, rows, character_classes()).on_host(device)
-np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
-np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
-np.save("figures.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
-assert pixel_statistics(device, []).shape == (0, 3)
-np.save("sets.npy", near_sets(device))
-for name, values in stage_columns(device).items():
-    np.save(f"stage-{name}.npy", values.astype(str) if values.dtype == object else values)
+play()
+with open_device("cuda") as device:
+    rows = Strings.of([t for t in NASTY if len(t) < 60] + random_texts(20)).on(device)
+    np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
+    cleaned = text.clean(device, rows, character_classes()).on_host(device)
+    np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
+    np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
+    np.save("figures.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
+    assert pixel_statistics(device, []).shape == (0, 3)
+    np.save("sets.npy", near_sets(device))
 """
 
 
@@ -151,25 +121,6 @@ def near_sets(device: Any) -> np.ndarray:
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
     return np.stack([*near, groups, nearest, np.r_[device.down(likely), np.full(20, found.share)]])
-
-
-def stage_columns(device: Any) -> dict[str, np.ndarray]:
-    """What stages make of some rows that are on the device, as it is stored."""
-    chance = np.random.default_rng(5)
-    context = Context(device, ModelSet(load_recipe("embedded").models), frozenset())
-    captions = [text for text in NASTY if len(text) < 20][:12]
-    left, right = (device.up(chance.normal(size=(len(captions), 8)).astype(np.float32)) for _ in range(2))
-    right[3] *= 0
-    embed = object.__new__(ImageEmbedding)
-    embed.context, embed.session = context, SimpleNamespace(run=lambda pixels: {"embedding": right})
-    small = device.up(chance.integers(0, 256, (len(captions), 32, 32, 3), dtype=np.uint8))
-    given = {"caption": captions, "hash_input": small, "text_embedding": left, "embedding_input": small}
-    batch = Batch({"row": np.arange(len(captions)), "error": [None] * len(captions), **given})
-    stages = [Caption(context), Refine(context), PerceptualHash(context), embed, Alignment(context)]
-    for stage in stages:
-        work(stage, batch)
-    stored = {name for stage in stages for name, kind in stage.produces.items() if kind is not None}
-    return {name: np.asarray(batch[name]) for name in sorted({*stored, "error"} - {FEATURES})}
 
 
 PICTURES = [
@@ -192,10 +143,4 @@ def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> N
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
     np.testing.assert_allclose(np.load(tmp_path / "sets.npy"), near_sets(device), atol=1e-9)
-    for name, values in stage_columns(device).items():
-        there = np.load(tmp_path / f"stage-{name}.npy")
-        if values.dtype.kind == "f":
-            np.testing.assert_allclose(there, values, rtol=1e-6, err_msg=name)
-        else:
-            assert (there == values.astype(there.dtype)).all(), name
     assert (np.load(tmp_path / "figures.npy") == pixels.pixel_statistics(device, PICTURES)).all()

@@ -1,0 +1,103 @@
+"""A whole run on a GPU that is played, in a process of its own:
+
+    NUMBA_ENABLE_CUDASIM=1 python -m tests.simulated OUT SHARD…
+
+Our kernels run in CUDA's simulator; arrays are NumPy's with CuPy's manners; what vendors' parts would do on a GPU those
+of the CPU do, and their results are put on the device. All between them is the engine as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+import engine.score
+import engine.stages.decode
+import engine.stages.resize
+import engine.workers
+import trt_models.engines
+from engine.curate import Settings, curate
+from engine.device import Device
+from engine.recipe import load_recipe
+from engine.stages.decode import CpuDecoder
+from engine.stages.resize import KernelResizer
+from kernels.portable import Kernel
+from tests.strict import Library, refuse_host_arrays
+from trt_models.session import OnnxSession
+
+RECIPE = replace(load_recipe("embedded"), also=("perceptual_hash",))
+HOST = Device("cpu", 1, ThreadPoolExecutor(1))
+
+
+class Cupy(Library):
+    """What the engine asks of CuPy."""
+
+    def __init__(self) -> None:
+        super().__init__(np)
+        gpu = SimpleNamespace(use=lambda: None, compute_capability="90")
+        stream = SimpleNamespace(ptr=7, use=lambda: None, synchronize=lambda: None)
+        self.cuda = SimpleNamespace(
+            Device=lambda number: gpu,
+            Stream=lambda non_blocking: stream,
+            cublas=SimpleNamespace(setMathMode=lambda handle, mode: None),
+            device=SimpleNamespace(get_cublas_handle=lambda: None),
+            runtime=SimpleNamespace(getDeviceCount=lambda: 1, memGetInfo=lambda: (1 << 40, 1 << 40)),
+        )
+        self.get_default_memory_pool = lambda: SimpleNamespace(used_bytes=lambda: 0)
+
+
+class Decoder:
+    def __init__(self, device: Device) -> None:
+        self.device, self.decoder = device, CpuDecoder(HOST)
+
+    def decode(self, files: list[bytes]) -> list[Any]:
+        return [None if picture is None else self.device.up(picture) for picture in self.decoder.decode(files)]
+
+
+class Resizer:
+    def __init__(self, inputs: Any, device: Device) -> None:
+        self.device, self.resize = device, KernelResizer(inputs, HOST)
+
+    def __call__(self, pictures: list[Any]) -> list[Any]:
+        return [self.device.up(resized) for resized in self.resize(list(map(self.device.down, pictures)))]
+
+
+class Session:
+    def __init__(self, path: Path, device: Device) -> None:
+        self.device, self.session = device, OnnxSession(path, HOST)
+
+    def run(self, **inputs: Any) -> dict[str, Any]:
+        outputs = self.session.run(**{name: self.device.down(array) for name, array in inputs.items()})
+        return {name: self.device.up(array) for name, array in outputs.items()}
+
+
+def play() -> None:
+    """From here on there is a GPU. Stages take turns, for the simulator knows one kernel at a time."""
+    sys.modules["cupy"] = Cupy()  # type: ignore[assignment]
+    engine.stages.decode.GpuDecoder = Decoder  # type: ignore[misc, assignment]
+    engine.stages.resize.DaliResizer = Resizer  # type: ignore[misc, assignment]
+    trt_models.session.CudaOnnxSession = Session  # type: ignore[misc, assignment]
+    engine.workers.score = partial(engine.score.score, room=0)
+    cuda.external_stream = lambda handle: handle  # the simulator has none
+    launch = Kernel.launch
+
+    def launch_strictly(self: Kernel, device: Any, rows: int, *arguments: Any) -> None:
+        if device.kind == "cuda":
+            refuse_host_arrays(arguments, self.name)  # Numba would copy them there and back
+        launch(self, device, rows, *arguments)
+
+    Kernel.launch = launch_strictly  # type: ignore[method-assign]
+    np.seterr(over="ignore")
+
+
+if __name__ == "__main__":
+    play()
+    curate(sys.argv[2:], Path(sys.argv[1]), RECIPE, Settings(device="cuda", score_everything=True))
