@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
-import engine.score
 import engine.stages.decode
 import engine.stages.resize
-import engine.workers
 import trt_models.engines
 from engine.curate import Settings, curate
 from engine.device import Device
@@ -80,19 +79,19 @@ class Session:
 
 
 def play() -> None:
-    """From here on there is a GPU. Stages take turns, for the simulator knows one kernel at a time."""
+    """From here on there is a GPU."""
     sys.modules["cupy"] = Cupy()  # type: ignore[assignment]
     engine.stages.decode.GpuDecoder = Decoder  # type: ignore[misc, assignment]
     engine.stages.resize.DaliResizer = Resizer  # type: ignore[misc, assignment]
     trt_models.session.CudaOnnxSession = Session  # type: ignore[misc, assignment]
-    engine.workers.score = partial(engine.score.score, room=0)
     cuda.external_stream = lambda handle: handle  # the simulator has none
-    launch = Kernel.launch
+    launch, at_a_time = Kernel.launch, Lock()  # the simulator knows one kernel at a time
 
     def launch_strictly(self: Kernel, device: Any, rows: int, *arguments: Any) -> None:
         if device.kind == "cuda":
             refuse_host_arrays(arguments, self.name)  # Numba would copy them there and back
-        launch(self, device, rows, *arguments)
+        with at_a_time if device.kind == "cuda" else nullcontext():
+            launch(self, device, rows, *arguments)
 
     Kernel.launch = launch_strictly  # type: ignore[method-assign]
     np.seterr(over="ignore")
