@@ -29,7 +29,7 @@ from engine.stages.embed import TextEmbedding, Tokens
 from kernels.strings import Strings
 from kernels.text import content_words
 
-SAMPLE, FEWEST, SEED = 100_000, 50, 20260122
+FEWEST, SEED = 50, 20260122
 NEIGHBOURS, DIMENSIONS = 15, 5
 """Of UMAP: captions that shape a caption's surroundings, and numbers that are left of its embedding."""
 WORDS, EXAMPLES = 10, 8
@@ -72,9 +72,7 @@ class Topics:
         return cls(found["kept"], found["sample"], tuple(topics))
 
 
-def find_topics(
-    run: Run, context: Context, progress: Progress, sample: int = SAMPLE, smallest: int | None = None
-) -> Topics:
+def find_topics(run: Run, context: Context, progress: Progress, sample: int, smallest: int | None = None) -> Topics:
     """Writes topics.parquet (uid, topic, its place on a map) and topics.json for a decided run.
 
     Args:
