@@ -119,7 +119,8 @@ def print_topics(found: Topics) -> None:
     for number, topic in enumerate(found.topics[:TOPICS]):
         share = f"{topic.captions / found.sample:.2%}"
         table.add_row(str(number), f"{topic.captions:,}", share, " ".join(topic.words))
-    for label, captions in (("smaller", sum(t.captions for t in found.topics[TOPICS:])), ("none", found.loose)):
+    smaller = {"smaller": sum(topic.captions for topic in found.topics[TOPICS:])} if found.topics[TOPICS:] else {}
+    for label, captions in {**smaller, "none": found.loose}.items():
         table.add_row(label, f"{captions:,}", f"{captions / found.sample:.2%}", "")
     console.print(table)
 
