@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda.bindings import nvjitlink
 
 from engine.dedup import fingerprints as fingerprint_sets
 from engine.dedup import lists, sets
@@ -28,8 +29,6 @@ from kernels.portable import Kernel
 from kernels.strings import Strings
 from kernels.trie import build
 from tests.kernels.texts import NASTY, random_texts
-
-pytest.importorskip("numba.cuda")
 
 HOST = Device("cpu", 1, ThreadPoolExecutor(1))
 
@@ -78,6 +77,23 @@ def test_every_kernel_compiles_for_gpus(capability: tuple[int, int]) -> None:
     for kernel, arguments in launches():
         text = kernel.ptx(capability, *arguments)
         assert f".target sm_{capability[0]}{capability[1]}" in text and f"{kernel.name}" in text
+        code, said = assembled(text, capability)
+        assert code.startswith(b"\x7fELF") and " 0 stack" in said and " 0 bytes lmem" in said  # no register is spilled
+
+
+def assembled(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
+    """Machine code, and what the assembler says of it; by the library that a driver's own is made from."""
+    handle = nvjitlink.create(2, [f"-arch=sm_{capability[0]}{capability[1]}", "-verbose"])
+    try:
+        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, ptx.encode(), len(ptx.encode()), "kernel")
+        nvjitlink.complete(handle)
+        code = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        said = bytearray(nvjitlink.get_info_log_size(handle))
+        nvjitlink.get_linked_cubin(handle, code)
+        nvjitlink.get_info_log(handle, said)
+        return bytes(code), said.decode()
+    finally:
+        nvjitlink.destroy(handle)
 
 
 SIMULATED = """
