@@ -82,7 +82,7 @@ def test_every_kernel_compiles_for_gpus(capability: tuple[int, int]) -> None:
 
 
 def assembled(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
-    """Machine code, and what the assembler says of it; by the library that a driver's own is made from."""
+    """Machine code, and what the assembler says of it."""
     handle = nvjitlink.create(2, [f"-arch=sm_{capability[0]}{capability[1]}", "-verbose"])
     try:
         nvjitlink.add_data(handle, nvjitlink.InputType.PTX, ptx.encode(), len(ptx.encode()), "kernel")
