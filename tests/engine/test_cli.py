@@ -59,7 +59,10 @@ from engine.cli import main
 
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name in ("nvidia.dali", "pandas", "cv2", "torch", "transformers", "tokenizers", "numba.cuda", "cupy"):
+        if name in (
+            "nvidia.dali", "pandas", "cv2", "torch", "transformers", "tokenizers", "numba.cuda", "cupy", "rmm", "scipy",
+            "sklearn", "umap",
+        ):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Hidden())
