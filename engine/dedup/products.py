@@ -1,10 +1,10 @@
 """How folded vectors are multiplied: what is fastest on each kind of device, and how far it can be from the truth.
 
 A product only says which pairs are looked at; what lies above the bound is decided in float64 from the features. So a
-GPU may multiply in half precision, on its tensor cores, at sixteen times the rate of float32, if the bound makes room
-for what that can be wrong. Both factors are rounded by at most 2^-11 of each number, which by Cauchy–Schwarz moves the
-product of two vectors of length 1 by at most 2 · 2^-11; the product itself, at most 1, is rounded by 2^-12, and so is
-the length of a folded vector. Sums are made in float32 (`Device.enter` sees to it).
+GPU may multiply in half precision, on its tensor cores, at some fifteen times the rate of float32, if the bound makes
+room for what that can be wrong. Both factors are rounded by at most 2^-11 of each number, which by Cauchy–Schwarz moves
+the product of two vectors of length 1 by at most 2 · 2^-11; the product itself is rounded by at most 2^-11 once more.
+Sums are made in float32 (`Device.enter` sees to it).
 """
 
 from __future__ import annotations
