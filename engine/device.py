@@ -65,14 +65,17 @@ class Device:
             self.xp.cuda.Device(self.number).use()
             self._own.stream = self.xp.cuda.Stream(non_blocking=True)
             self._own.stream.use()
-            # Sums of products in half precision stay in 32 bits until they are whole.
-            cublas = self.xp.cuda.cublas
-            cublas.setMathMode(self.xp.cuda.device.get_cublas_handle(), DISALLOW_REDUCED_PRECISION_REDUCTION)
 
     def wait(self) -> None:
         """Until everything that this thread has queued is done."""
         if self.stream:
             self._own.stream.synchronize()
+
+    def sum_in_float32(self) -> None:
+        """Matrix products in half precision that this thread makes keep their sums in 32 bits until they are whole."""
+        if self.kind == "cuda":
+            cublas = self.xp.cuda.cublas
+            cublas.setMathMode(self.xp.cuda.device.get_cublas_handle(), DISALLOW_REDUCED_PRECISION_REDUCTION)
 
     def up(self, array: Any) -> Any:
         """The array in the device's memory; what is copied there from the host is counted."""

@@ -75,6 +75,7 @@ class Tile:
     """Room for one product of two sides."""
 
     def __init__(self, features: Features) -> None:
+        features.device.sum_in_float32()
         self.xp, products = features.device.xp, features.products
         self.room = self.xp.empty(products.tile**2, products.kind)
 
@@ -88,17 +89,11 @@ class Joining:
     """Unites the rows of two sides wherever their cosine distance is below `within`."""
 
     def __init__(self, features: Features, within: float, parent: Any) -> None:
-        self.features, self.within, self.parent, self.tile = features, within, parent, Tile(features)
+        self.features, self.parent, self.tile = features, parent, Tile(features)
+        self.least = 1 - within
+        self.bound = self.least - features.products.slack
 
     def __call__(self, left: Any, right: Any, left_rows: Any, right_rows: Any) -> None:
         """Two sides of folded vectors, at most a tile, and the rows that they are, int64."""
-        least = 1 - self.within
-        arguments = (
-            least - self.features.products.slack,
-            least,
-            left_rows,
-            right_rows,
-            self.features.rows,
-            self.parent,
-        )
+        arguments = (self.bound, self.least, left_rows, right_rows, self.features.rows, self.parent)
         join_near.launch(self.features.device, len(left), self.tile.product(left, right), *arguments)

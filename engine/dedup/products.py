@@ -4,7 +4,7 @@ A product only says which pairs are looked at; what lies above the bound is deci
 GPU may multiply in half precision, on its tensor cores, at some fifteen times the rate of float32, if the bound makes
 room for what that can be wrong. Both factors are rounded by at most 2^-11 of each number, which by Cauchy–Schwarz moves
 the product of two vectors of length 1 by at most 2 · 2^-11; the product itself is rounded by at most 2^-11 once more.
-Sums are made in float32 (`Device.enter` sees to it).
+Sums are made in float32 (`Device.sum_in_float32`).
 """
 
 from __future__ import annotations

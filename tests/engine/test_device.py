@@ -98,6 +98,7 @@ def test_every_thread_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -
     with open_device("cuda:1", threads=3) as device:
         assert (device.kind, device.number, device.threads, device.target) == ("cuda", 1, 3, "sm_90")
         assert device.stream == 1 and used == [1]
+        device.sum_in_float32()
         assert device.xp.modes == [("handle", 16)]  # cuBLAS sums in 32 bits
         device.enter()  # a second time changes nothing
         assert len(Stream.made) == 1
