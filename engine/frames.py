@@ -40,10 +40,10 @@ def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Pat
     """
     text, words, xp = strings_of(captions).on(device), open_dictionary(user_dictionaries), device.xp
     out = xp.empty((text.rows, len(MEASURES)), "float32")
-    for start in range(0, text.rows, ROWS[device.kind]):
-        some = slice(start, min(start + ROWS[device.kind], text.rows))
-        part = Strings(text.offsets[some.start : some.stop + 1], text.data)
-        out[some] = measure(device, part, words, character_classes())
+    size = ROWS[device.kind]
+    for start in range(0, text.rows, size):
+        part = Strings(text.offsets[start : start + size + 1], text.data)
+        out[start : start + size] = measure(device, part, words, character_classes())
     device.wait()
     return {name: xp.ascontiguousarray(out[:, column]) for column, name in enumerate(MEASURES)}
 
@@ -52,6 +52,8 @@ def strings_of(captions: Any) -> Strings:
     """The column's own memory, whosever it is."""
     if type(captions).__module__.partition(".")[0] == "cudf":
         return Strings.of_cudf(captions)
-    array = pa.array(captions, from_pandas=True) if not isinstance(captions, pa.Array | pa.ChunkedArray) else captions
-    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    return Strings.of(array.cast(pa.large_string()))
+    if not isinstance(captions, pa.Array | pa.ChunkedArray):
+        captions = pa.array(captions, from_pandas=True)
+    if isinstance(captions, pa.ChunkedArray):
+        captions = captions.combine_chunks()
+    return Strings.of(captions.cast(pa.large_string()))

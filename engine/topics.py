@@ -22,6 +22,7 @@ from engine.device import Device, open_device
 from engine.dictionary import open_dictionary
 from engine.errors import DanqingError
 from engine.files import commit, write_json
+from engine.funnel import Funnel
 from engine.progress import Progress
 from engine.run import Run
 from engine.stages import Context
@@ -130,9 +131,7 @@ def draw(run: Run, sample: int) -> tuple[int, pa.Table]:
     """
     import pyarrow.compute as pc  # only here: the other commands have no use for its memory
 
-    kept = sum(
-        pc.sum(pq.read_table(run.verdicts(shard.number), columns=["keep"])["keep"]).as_py() or 0 for shard in run.shards
-    )
+    kept = Funnel.read(run.folder / "funnel.json").kept
     below = f"{min(sample * EVERY_UID // max(kept, 1), EVERY_UID - 1):032x}"
     tables = []
     for shard in run.shards:

@@ -1,4 +1,4 @@
-"""A whole run on a GPU that is played, in a process of its own:
+"""A whole run on a GPU that is played, in a process of its own (`simulate`):
 
     NUMBA_ENABLE_CUDASIM=1 python -m tests.simulated OUT SHARD…
 
@@ -8,6 +8,8 @@ of the CPU do, and their results are put on the device. All between them is the 
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -76,6 +78,13 @@ class Session:
     def run(self, **inputs: Any) -> dict[str, Any]:
         outputs = self.session.run(**{name: self.device.down(array) for name, array in inputs.items()})
         return {name: self.device.up(array) for name, array in outputs.items()}
+
+
+def simulate(*arguments: str, folder: Path | None = None) -> None:
+    """Runs Python with these arguments, CUDA's simulator in CUDA's place; it must end well."""
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
 
 
 def play() -> None:

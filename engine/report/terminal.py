@@ -116,12 +116,11 @@ def print_topics(found: Topics) -> None:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for heading in ("topic", "captions", "share", "words"):
         table.add_column(heading, justify="left" if heading == "words" else "right")
-    for number, topic in enumerate(found.topics[:TOPICS]):
-        share = f"{topic.captions / found.sample:.2%}"
-        table.add_row(str(number), f"{topic.captions:,}", share, " ".join(topic.words))
-    smaller = {"smaller": sum(topic.captions for topic in found.topics[TOPICS:])} if found.topics[TOPICS:] else {}
-    for label, captions in {**smaller, "none": found.loose}.items():
-        table.add_row(label, f"{captions:,}", f"{captions / found.sample:.2%}", "")
+    rows = [(str(number), topic.captions, topic.words) for number, topic in enumerate(found.topics[:TOPICS])]
+    if smaller := found.topics[TOPICS:]:
+        rows.append(("smaller", sum(topic.captions for topic in smaller), ()))
+    for label, captions, words in (*rows, ("none", found.loose, ())):
+        table.add_row(label, f"{captions:,}", f"{captions / found.sample:.2%}", " ".join(words))
     console.print(table)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +10,7 @@ from engine.diff import Tolerance, diff
 from engine.run import Run
 from tests.conftest import picture
 from tests.engine.test_run import GOOD
-from tests.simulated import RECIPE
+from tests.simulated import RECIPE, simulate
 
 
 def test_nothing_leaves_the_device_unasked_and_nothing_changes(make_shard: Callable[..., Path], tmp_path: Path) -> None:
@@ -26,10 +23,7 @@ def test_nothing_leaves_the_device_unasked_and_nothing_changes(make_shard: Calla
         "html.jpg": b"<html>", "html.txt": GOOD,
     }  # fmt: skip
     shards = [str(make_shard(members)), str(make_shard({"x.jpg": picture(9, small), "x.txt": GOOD}, "00001.tar"))]
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, "-m", "tests.simulated", str(tmp_path / "there"), *shards]
-    done = subprocess.run(command, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    simulate("-m", "tests.simulated", str(tmp_path / "there"), *shards)
     here, _, _ = curate(shards, tmp_path / "here", RECIPE, Settings(score_everything=True))
     found = diff(here, Run.open(tmp_path / "there"), Tolerance(within=1e-6, cosine=1 - 1e-6, flips=0))
     assert found.rows == 9 and found.compared == 7 and found.objections == []

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +15,6 @@ from engine.dedup.features import Features
 from engine.dedup.neighbours import nearest_rows
 from engine.dedup.products import PRODUCTS
 from engine.dedup.sample import Sample
-from engine.device import Device
 from engine.dictionary import character_classes, open_dictionary
 from engine.progress import Silent
 from kernels import components, fingerprints, lexicon, neighbours, pixels, text
@@ -29,8 +23,7 @@ from kernels.portable import Kernel
 from kernels.strings import Strings
 from kernels.trie import build
 from tests.kernels.texts import NASTY, random_texts
-
-HOST = Device("cpu", 1, ThreadPoolExecutor(1))
+from tests.simulated import HOST, simulate
 
 
 def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
@@ -148,9 +141,7 @@ PICTURES = [
 def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> None:
     from kernels.lexicon import Patterns, weigh
 
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(Path.cwd())}
-    run = subprocess.run([sys.executable, "-c", SIMULATED], cwd=tmp_path, env=environment, capture_output=True)
-    assert run.returncode == 0, run.stderr.decode()[-3000:]
+    simulate("-c", SIMULATED, folder=tmp_path)
     rows = Strings.of([text for text in NASTY if len(text) < 60] + random_texts(20))
     measures = text.measure(device, rows, open_dictionary(), character_classes())
     np.testing.assert_allclose(np.load(tmp_path / "measures.npy"), measures, rtol=1e-6)
