@@ -46,11 +46,8 @@ def planted(rows: int, seed: int, real: np.ndarray | None, out: np.ndarray) -> N
             return unit(rng.normal(size=(count, out.shape[1])))
         return unit(real[sorted(itertools.islice(order, count))])
 
-    sizes: list[int] = []
-    while sum(sizes) < 0.3 * rows:
-        sizes.append(int(rng.integers(2, 51)))
-    centres = others(len(sizes))
-    centre_of = rng.permutation(np.r_[np.repeat(np.arange(len(sizes)), sizes), np.full(rows - sum(sizes), -1)])
+    centre_of, groups = grouped(rows, rng)
+    centres = others(groups)
     for start in range(0, rows, 10_000):
         part = centre_of[start : start + 10_000]
         member, vectors = part >= 0, np.empty((len(part), out.shape[1]), np.float32)
@@ -58,6 +55,14 @@ def planted(rows: int, seed: int, real: np.ndarray | None, out: np.ndarray) -> N
         shift = unit(rng.normal(size=(int(member.sum()), out.shape[1]))) * rng.uniform(0.05, 0.2, (member.sum(), 1))
         vectors[member] = unit(centres[part[member]] + shift)
         out[start : start + 10_000] = vectors
+
+
+def grouped(rows: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """For each row the group it belongs to, -1 for the 70 % that belong to none: int64 (rows,); and how many groups."""
+    sizes = rng.integers(2, 51, rows // 2 + 1)
+    sizes = sizes[: np.searchsorted(np.cumsum(sizes), 0.3 * rows) + 1]
+    groups = np.repeat(np.arange(len(sizes)), sizes)[:rows]
+    return rng.permutation(np.r_[groups, np.full(rows - len(groups), -1)]), len(sizes)
 
 
 def unit(features: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that needs a GPU: the tests, then the figures. Arguments go to the latter, e.g. --pairs 2000.
+# Everything that needs a GPU: the tests, then the steps that fit. Arguments go to the latter, e.g. --minutes 8.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 python=${PYTHON:-python}

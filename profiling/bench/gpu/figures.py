@@ -1,0 +1,92 @@
+"""What a step measures: named figures, as JSON and as rows of a table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from rich import box
+from rich.table import Table
+
+from engine.device import Device
+from engine.files import write_json
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value.
+
+    Attributes:
+        name: what was measured, for people.
+        value: the figure; a string says why there is none.
+        unit: of the value, `1/s` for instance.
+        bar: what the value is compared with: a peer's published figure or a goal of ours, in words.
+    """
+
+    name: str
+    value: float | str
+    unit: str = ""
+    bar: str = ""
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.value, str):
+            return self.value
+        digits = 0 if abs(self.value) >= 100 or self.value == int(self.value) else 3 if abs(self.value) >= 0.1 else 6
+        return f"{self.value:,.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A step that ended: its figures, or in `error` why it has none."""
+
+    step: str
+    seconds: float
+    figures: tuple[Figure, ...] = ()
+    error: str = ""
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / f"{self.step}.json", asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path, step: str) -> Result:
+        found = json.loads((folder / f"{step}.json").read_text(encoding="utf-8"))
+        return cls(**found | {"figures": tuple(Figure(**figure) for figure in found["figures"])})
+
+
+def to_table(results: Iterable[Result]) -> Table:
+    """All steps, a row a figure."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("step", "figure", "value", "unit", "beside"):
+        table.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
+    for result in results:
+        name = f"{result.step} ({result.seconds:.0f} s)"
+        for figure in result.figures:
+            table.add_row(name, figure.name, figure.text, figure.unit, figure.bar)
+            name = ""
+        if result.error:
+            table.add_row(name, result.error, "failed", "", "", style="red")
+        table.add_section()
+    return table
+
+
+def rate(work: Callable[[], object], count: int, device: Device, seconds: float = 0.5, repeats: int = 3) -> float:
+    """`count` a second of `work`: the median of at least `repeats` runs over `seconds`, after one that warms up."""
+    work()
+    device.wait()
+    taken: list[float] = []
+    while len(taken) < repeats or sum(taken) < seconds:
+        started = time.perf_counter()
+        work()
+        device.wait()
+        taken.append(time.perf_counter() - started)
+    return count / median(taken)
+
+
+def apart(ours: Sequence[object], theirs: Sequence[object]) -> int:
+    """How many of the pairs of values are not equal."""
+    return sum(a != b for a, b in zip(ours, theirs, strict=True))

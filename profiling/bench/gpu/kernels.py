@@ -1,0 +1,94 @@
+"""Our kernels: the device's results beside the CPU's, and their rates."""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.dedup.features import Features
+from engine.dedup.sets import chains
+from engine.device import Device, open_device
+from engine.frames import measure_captions
+from engine.recipe import load_recipe
+from engine.stages.base import Context
+from engine.stages.decode import open_decoder
+from engine.stages.text import clean
+from kernels.pixels import pixel_statistics
+from kernels.strings import Strings
+from profiling.bench.gpu.figures import Figure, rate
+from profiling.bench.gpu.material import Job, captions, planted_on
+from trt_models.store import ModelSet
+
+WITHIN = 0.1
+CPU_CORE = "about 100,000 a core of a CPU"
+
+
+def measure(job: Job) -> list[Figure]:
+    lines = captions(job.captions, min(job.rows, 20_000))
+    photos = [
+        path.read_bytes() for path in sorted((Path(str(resources.files("engine"))) / "demo/photos").glob("*.jpg"))
+    ]
+    with open_device(job.device) as device, open_device() as host:
+        started = time.perf_counter()
+        measure_captions(lines[:64], device)
+        first = time.perf_counter() - started
+        pixels = [picture for picture in open_decoder(host).decode(photos) if picture is not None]
+        there = [device.up(picture) for picture in pixels]
+        column = pa.array(captions(job.captions, job.rows), pa.large_string())
+        figures = [
+            Figure("first launch of the text kernels", first, "s"),
+            Figure("captions measured otherwise than on the CPU", float(_measures_apart(lines, device, host)), "rows"),
+            Figure("captions cleaned otherwise", float(_cleaned_apart(lines, device, host)), "rows"),
+            Figure("captions classified otherwise", float(_classified_apart(lines, device, host)), "rows"),
+            Figure("pixel statistics, largest relative difference", _pixels_apart(there, pixels, device, host)),
+            Figure("near-duplicate sets otherwise", float(_sets_apart(job, device, host)), "rows"),
+            Figure(
+                f"captions, column of {job.rows:,} with its upload",
+                rate(lambda: measure_captions(column, device), job.rows, device),
+                "1/s",
+                CPU_CORE,
+            ),
+            Figure("pixel statistics", rate(lambda: pixel_statistics(device, there), len(there), device), "1/s"),
+        ]
+    return figures
+
+
+def _measures_apart(lines: list[str], device: Device, host: Device) -> int:
+    """Rows of which a measure differs by more than 1e-5 of its value."""
+    wrong = np.zeros(len(lines), bool)
+    expected = measure_captions(lines, host)
+    for name, column in measure_captions(lines, device).items():
+        wrong |= ~np.isclose(device.down(column), expected[name], rtol=1e-5, atol=1e-6, equal_nan=True)
+    return int(wrong.sum())
+
+
+def _context(device: Device) -> Context:
+    return Context(device, ModelSet(load_recipe("embedded").models), frozenset())
+
+
+def _cleaned_apart(lines: list[str], device: Device, host: Device) -> int:
+    return sum(a != b for a, b in zip(clean(_context(device), lines), clean(_context(host), lines), strict=True))
+
+
+def _classified_apart(lines: list[str], device: Device, host: Device) -> int:
+    found = []
+    for there in (device, host):
+        classify = _context(there).models.text_classifier("caption_safety", there)
+        found.append(there.down(classify(Strings.of(lines).on(there))))
+    return int((found[0] != found[1]).sum())
+
+
+def _pixels_apart(there: list[Any], pixels: list[Any], device: Device, host: Device) -> float:
+    found, expected = device.down(pixel_statistics(device, there)), pixel_statistics(host, pixels)
+    return float(np.max(np.abs(found - expected) / np.maximum(np.abs(expected), 1e-12)))
+
+
+def _sets_apart(job: Job, device: Device, host: Device) -> int:
+    vectors = planted_on(device, min(job.rows, 30_000), 256)
+    found = chains(Features(device, [vectors]), WITHIN)
+    return int((found != chains(Features(host, [device.down(vectors)]), WITHIN)).sum())

@@ -1,0 +1,161 @@
+"""What the steps measure with: pictures, captions, vectors with planted neighbours, a tower of random weights."""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import resources
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from engine.device import Device
+from engine.errors import DanqingError
+from engine.files import write_json
+from profiling.bench.crawl import chinese_lines
+from profiling.bench.duplicates import grouped
+from trt_models.card import Card, load_card
+from trt_models.store import cache_folder
+
+SEED, SIDE, QUALITY = 20260122, 512, 90
+DISTINCT_CAPTIONS = 4096
+SMALL = "small"
+"""A tower of two layers, to try the steps on a CPU."""
+SMALL_CARD = {
+    "name": "small-image", "task": "image_embedding", "licence": "none: random weights",
+    "title": "a vision transformer of two layers", "export": "chinese_clip.image_tower", "published": "random weights",
+    "image_input": {"size": 224, "resize": 224, "fit": "stretch", "interpolation": "cubic"},
+    "outputs": {"embedding": "64 numbers, unit length"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a step is given.
+
+    Attributes:
+        device: `cuda`, `cuda:N` or `cpu`.
+        scratch: folder that all steps of a run share.
+        tower: name of an image tower of `profiling.bench.export_parity`, or `small`.
+        captions: Parquet with a column `text`; None: the demo's captions.
+        rows: captions and vectors in the measured columns.
+        pairs: pairs of the end-to-end run.
+    """
+
+    device: str
+    scratch: Path
+    tower: str
+    captions: Path | None
+    rows: int
+    pairs: int
+
+    @property
+    def card(self) -> Card:
+        return load_card(str(self.card_name))
+
+    @property
+    def card_name(self) -> str:
+        return str(self.scratch / "small-image.yaml") if self.tower == SMALL else f"{self.tower}-image"
+
+
+def jpegs(count: int) -> list[bytes]:
+    """Distinct JPEG files of 512 × 512, each another part of one of the demo's photographs."""
+    folder = Path(str(resources.files("engine"))) / "demo" / "photos"
+    photographs = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.jpg"))]
+
+    def crop(number: int) -> bytes:
+        chance = random.Random(SEED + number)
+        picture = photographs[number % len(photographs)]
+        side = chance.randint(min(picture.size) // 2, min(picture.size))
+        left, top = chance.randint(0, picture.width - side), chance.randint(0, picture.height - side)
+        buffer = io.BytesIO()
+        picture.resize((SIDE, SIDE), box=(left, top, left + side, top + side)).save(buffer, "JPEG", quality=QUALITY)
+        return buffer.getvalue()
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(crop, range(count)))
+
+
+def captions(path: Path | None, count: int) -> list[str]:
+    """Chinese captions of 8 to 40 words, in a cycle of at most 4,096 distinct ones."""
+    return list(islice(cycle(chinese_lines(path, min(count, DISTINCT_CAPTIONS))), count))
+
+
+def planted_on(device: Device, rows: int, dimension: int) -> Any:
+    """Unit vectors, made on the device: 30 % of the rows in groups within a cosine distance of 0.1, the rest noise.
+
+    Returns:
+        float16 (rows, dimension), of the device.
+    """
+    xp = device.xp
+    centre_of, groups = grouped(rows, np.random.default_rng(SEED))
+    chance = xp.random.default_rng(SEED)
+    centres = _unit(xp, chance.standard_normal((groups, dimension), dtype=np.float32))
+    out = xp.empty((rows, dimension), np.float16)
+    for start in range(0, rows, 1 << 17):
+        part = device.up(centre_of[start : start + (1 << 17)])
+        noise = _unit(xp, chance.standard_normal((len(part), dimension), dtype=np.float32))
+        reach = 0.05 + 0.15 * chance.random((len(part), 1), dtype=np.float32)
+        near = _unit(xp, centres[part] + reach * noise)
+        out[start : start + (1 << 17)] = xp.where(part[:, None] >= 0, near, noise)
+    device.wait()
+    return out
+
+
+def _unit(xp: Any, vectors: Any) -> Any:
+    return vectors / xp.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def link_cache(scratch: Path) -> Path:
+    """A cache of its own for this run, in which the tables and models already made are linked.
+
+    The tower of random weights must never stand in the user's cache under a published model's name.
+    """
+    theirs, ours = cache_folder(), scratch / "cache"
+    for kind in ("tables", "models"):
+        (ours / kind).mkdir(parents=True, exist_ok=True)
+        for path in sorted((theirs / kind).glob("[!.]*")):
+            (ours / kind / path.name).symlink_to(path.resolve())
+    return ours
+
+
+def export_tower(job: Job) -> None:
+    """Exports the tower with random weights; `tower.json` appears in the scratch folder when it is there."""
+    import torch
+
+    from profiling.bench.export_parity import MODELS, SPREAD, build_chinese_clip, vision
+    from profiling.bench.published import mend_torchvision, randomised, save
+    from trt_models.export.from_checkpoint import export
+
+    started = time.monotonic()
+    mend_torchvision()
+    torch.manual_seed(SEED)
+    if job.tower == SMALL:
+        Path(job.card_name).write_text(yaml.safe_dump(SMALL_CARD), encoding="utf-8")
+        text = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "intermediate_size": 64, "pad_token_id": 0}  # fmt: skip
+        model = build_chinese_clip(text, vision(128, 2, 2, 224, 32), 64)
+    else:
+        model = MODELS[job.tower]()
+    export(job.card, save(randomised(model, spread=SPREAD), job.scratch / "checkpoint"))
+    write_json(job.scratch / "tower.json", {"seconds": round(time.monotonic() - started, 1)})
+
+
+def wait_for_tower(job: Job) -> None:
+    """Returns when the tower is exported.
+
+    Raises:
+        DanqingError: the export failed; `tower.log` says why.
+    """
+    while not (job.scratch / "tower.json").exists():
+        if (job.scratch / "tower.failed").exists():
+            said = (job.scratch / "tower.log").read_text(encoding="utf-8", errors="replace")
+            raise DanqingError(f"the tower {job.tower} was not exported: {said[-1500:]}")
+        time.sleep(0.2)

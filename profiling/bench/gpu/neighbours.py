@@ -1,0 +1,67 @@
+"""Near-duplicate search over vectors that are on the device already, beside FAISS."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from engine.dedup.features import Features
+from engine.dedup.sets import chains
+from engine.device import Device, open_device
+from profiling.bench.gpu.figures import Figure
+from profiling.bench.gpu.kernels import WITHIN
+from profiling.bench.gpu.material import Job, planted_on
+
+DIMENSION, NEAREST, ASKED = 768, 64, 16_384
+BAR = "≥ 90,000: NeMo Curator's semantic deduplication, a GPU of eight H100s"
+
+
+def measure(job: Job) -> list[Figure]:
+    with open_device(job.device) as device:
+        vectors = planted_on(device, job.rows, DIMENSION)
+        chains(Features(device, [vectors[:9000]]), WITHIN)  # compiles the kernels
+        started = time.perf_counter()
+        labels = chains(Features(device, [vectors]), WITHIN)
+        seconds = time.perf_counter() - started
+        groups = len(np.unique(labels))
+        started = time.perf_counter()
+        device.up(np.zeros((min(job.rows, 100_000), DIMENSION), np.float16))
+        device.wait()
+        upload = time.perf_counter() - started
+        figures = [
+            Figure(f"exact sets of {job.rows:,} × {DIMENSION}, tiles", job.rows / seconds, "rows/s", BAR),
+            Figure("sets found", float(groups)),
+            Figure("upload of the vectors", min(job.rows, 100_000) / upload, "rows/s"),
+        ]
+        with suppress(ImportError):
+            asked = min(ASKED, job.rows)
+            figures.append(
+                Figure(
+                    f"FAISS flat, the {NEAREST} nearest of {asked:,} rows", _faiss_rate(device, vectors), "rows/s", BAR
+                )
+            )
+        return figures
+
+
+def _faiss_rate(device: Device, vectors: Any) -> float:
+    """Rows a second whose nearest neighbours FAISS finds among all; its index stores halves on a GPU."""
+    import faiss
+
+    rows = vectors.astype(np.float32)
+    if device.kind == "cuda":
+        resources, config = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
+        config.useFloat16, config.device = True, device.number
+        index = faiss.GpuIndexFlatIP(resources, DIMENSION, config)
+        device.wait()
+        index.add_ex(len(rows), faiss.cast_integer_to_void_ptr(rows.data.ptr), faiss.Float32)
+        asked = device.down(rows[:ASKED])
+    else:
+        index, asked = faiss.IndexFlatIP(DIMENSION), rows[:ASKED]
+        index.add(rows)
+    index.search(asked[:256], NEAREST)
+    started = time.perf_counter()
+    index.search(asked, NEAREST)
+    return len(asked) / (time.perf_counter() - started)

@@ -1,0 +1,118 @@
+"""The image tower in every runtime that is installed: pictures a second, parity, share of the chip's peak."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from engine.device import Device, open_device
+from engine.errors import DanqingError
+from profiling.bench.gpu.figures import Figure, rate
+from profiling.bench.gpu.material import SEED, Job, wait_for_tower
+from trt_models.card import Card
+from trt_models.compile import compile_engine
+from trt_models.engines import RUNTIMES, Engine, open_model
+from trt_models.store import onnx_path
+
+BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 256}, 0.999
+HALF = {"cpu": "int8", "cuda": "fp16"}
+BAR = "≥ 1,125: ten times NeMo Curator's nightly floor for a GPU"
+
+
+def measure(job: Job) -> list[Figure]:
+    wait_for_tower(job)
+    card = job.card
+    with open_device(job.device) as device:
+        rows = BATCH[device.kind]
+        pixels = np.random.default_rng(SEED).integers(0, 256, (rows, 224, 224, 3), np.uint8)
+        given, work = {"pixels": device.up(pixels)}, flops(onnx_path(card))
+        peak = _peak(device)
+        figures = [
+            Figure("matrix product of 16-bit numbers (32-bit on a CPU)", peak / 1e12, "TFLOP/s"),
+            Figure(f"{job.tower}, arithmetic of a picture", work / 1e9, "GFLOP"),
+        ]
+        reference = None
+        for name, engine in _engines(card, device):
+            if isinstance(engine, str):
+                figures.append(Figure(name, engine))
+                continue
+            try:
+                started = time.perf_counter()
+                session, _ = open_model(card, device, engine)
+                found = device.down(session.run(**given)["embedding"])
+                opened = time.perf_counter() - started
+                speed = rate(lambda: session.run(**given), rows, device)  # noqa: B023
+            except Exception as problem:  # a runtime that fails must not cost the others
+                figures.append(Figure(name, f"{type(problem).__name__}: {str(problem)[:300]}"))
+                continue
+            reference = found if reference is None else reference
+            figures += [
+                Figure(f"{name}, batch {rows}", speed, "pictures/s", BAR),
+                Figure(f"{name}, share of the peak", speed * work / peak),
+                Figure(f"{name}, smallest cosine to fp32", _cosine(found, reference), "", f"≥ {LEAST_COSINE}"),
+                Figure(f"{name}, seconds to open and run once", opened, "s"),
+            ]
+        return figures
+
+
+def _engines(card: Card, device: Device) -> Iterator[tuple[str, Engine | str | None]]:
+    """The model itself (None), then an engine of every runtime, or why there is none."""
+    yield "onnxruntime fp32", None
+    rows = BATCH[device.kind]
+    for runtime in RUNTIMES:
+        name = f"{runtime} {HALF[device.kind]}"
+        try:
+            yield name, engine_for(card, device, runtime, rows)
+        except DanqingError as problem:
+            yield name, f"none: {problem}"
+
+
+def engine_for(card: Card, device: Device, runtime: str, rows: int) -> Engine:
+    """The card's engine in half precision for the device, compiled now.
+
+    Raises:
+        DanqingError: the runtime is not installed, or compiles nothing for this device.
+    """
+    samples = [{"pixels": np.random.default_rng(SEED).integers(0, 256, (8, 224, 224, 3), np.uint8)}]
+    engine = compile_engine(card, HALF[device.kind], device.target, (1, rows, rows), runtime=runtime, samples=samples)
+    if engine.runtime != runtime:
+        raise DanqingError(f"{runtime} compiles nothing for {device.target}")
+    return engine
+
+
+def _cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
+
+
+def _peak(device: Device) -> float:
+    """Multiplications and additions a second of a large matrix product of random numbers."""
+    xp, side, kind = (device.xp, 8192, np.float16) if device.kind == "cuda" else (device.xp, 1024, np.float32)
+    left, right = (xp.random.standard_normal((side, side)).astype(kind) for _ in range(2))
+    return rate(lambda: xp.matmul(left, right), 2 * side**3, device)
+
+
+def flops(path: Path) -> float:
+    """Multiplications and additions of one row through an ONNX graph: those of MatMul, Gemm and Conv."""
+    model = onnx.load(str(path), load_external_data=False)
+    for given in model.graph.input:
+        given.type.tensor_type.shape.dim[0].dim_value = 1
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    infos = (*inferred.value_info, *inferred.input, *inferred.output)
+    shapes = {info.name: [side.dim_value for side in info.type.tensor_type.shape.dim] for info in infos}
+    shapes |= {weight.name: list(weight.dims) for weight in inferred.initializer}
+    return float(sum(_operations(node, shapes) for node in inferred.node))
+
+
+def _operations(node: Any, shapes: Mapping[str, list[int]]) -> int:
+    if node.op_type in ("MatMul", "Gemm"):
+        return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+    if node.op_type == "Conv":
+        return 2 * prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
+    return 0

@@ -1,0 +1,50 @@
+"""Tables: captions of a cuDF column measured where it lies, and SELECT from file to file."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.curate import Settings
+from engine.device import open_device
+from engine.frames import measure_captions
+from engine.recipe import load_recipe
+from engine.select import select
+from profiling.bench.gpu.figures import Figure, rate
+from profiling.bench.gpu.material import Job, captions
+
+FEW = 64
+"""Rows of a selection that only warms up."""
+BLOCK_LIST = ("blocked_source",)
+"""Criteria left out: they need a list that the user gives."""
+
+
+def measure(job: Job) -> list[Figure]:
+    lines = captions(job.captions, job.rows)
+    figures = []
+    with open_device(job.device) as device:
+        if device.kind == "cuda":
+            try:
+                import cudf
+
+                column = cudf.Series(pa.array(lines, pa.large_string()))
+                figure = rate(lambda: measure_captions(column, device), job.rows, device)
+                figures.append(Figure(f"captions, cuDF column of {job.rows:,}", figure, "1/s"))
+            except ImportError as problem:
+                figures.append(Figure("captions, cuDF column", f"not here: {problem}"))
+    urls = np.char.add("https://example.com/", np.arange(job.rows).astype(str))
+    table = pa.table({"url": urls, "caption": lines})
+    recipe = load_recipe("embedded")
+    recipe = replace(recipe, criteria=tuple(c for c in recipe.criteria if c.name not in BLOCK_LIST))
+    settings = Settings(device=job.device)
+    for rows in (min(FEW, job.rows), job.rows):
+        path = job.scratch / f"urls-{rows}.parquet"
+        pq.write_table(table.slice(0, rows), path)
+        started = time.perf_counter()
+        select([str(path)], job.scratch / f"selected-{rows}", recipe, settings=settings)
+        seconds = time.perf_counter() - started
+    return [*figures, Figure(f"SELECT of {job.rows:,} rows, Parquet to Parquet", job.rows / seconds, "rows/s")]

@@ -1,0 +1,76 @@
+"""The benchmark for GPUs, on a CPU at a tiny size: every step runs, is right, and keeps to its time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from profiling.bench.gpu.__main__ import STEPS
+from profiling.bench.gpu.figures import Figure
+from profiling.bench.gpu.material import SMALL, Job, export_tower
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    made = Job("cpu", tmp_path_factory.mktemp("gpu"), SMALL, None, rows=2_000, pairs=8)
+    export_tower(made)
+    return made
+
+
+def measured(step: str, job: Job) -> dict[str, float | str]:
+    figures: list[Figure] = STEPS[step].measure(job)
+    assert all(figure.text for figure in figures)
+    return {figure.name: figure.value for figure in figures}
+
+
+def rates(found: dict[str, float | str]) -> list[float]:
+    return [value for value in found.values() if isinstance(value, float)]
+
+
+def test_kernels_agree_with_themselves(job: Job) -> None:
+    found = measured("kernels", job)
+    assert [value for name, value in found.items() if "otherwise" in name] == [0.0] * 4
+    assert found["pixel statistics, largest relative difference"] == 0
+
+
+def test_neighbours_are_found(job: Job) -> None:
+    found = measured("neighbours", job)
+    assert 1_400 < float(found["sets found"]) < 1_500  # 30 % of 2,000 rows in groups of 26 rows on average
+    assert min(rates(found)) > 0
+
+
+@pytest.mark.parametrize("step", ["pictures", "tables"])
+def test_a_step_gives_rates(step: str, job: Job) -> None:
+    assert min(rates(measured(step, job))) > 0
+
+
+def test_networks_are_held_against_float32(job: Job) -> None:
+    found = measured("networks", job)
+    assert found["onnxruntime fp32, smallest cosine to fp32"] == pytest.approx(1)
+    assert 0.98 < float(found["onnxruntime int8, smallest cosine to fp32"]) < 1
+    assert "none: tensorrt compiles nothing for cpu" in found["tensorrt int8"]  # type: ignore[operator]
+    # 50 tokens of 128 numbers, two layers of 12 · 128² weights each, and the patches' 3 · 32² · 128 a patch
+    assert float(found["small, arithmetic of a picture"]) == pytest.approx(0.0615, rel=0.05)
+
+
+def test_shards_are_scored_end_to_end(job: Job) -> None:
+    found = measured("end-to-end", job)
+    assert float(found[f"8 pairs of 512 × 512, {SMALL} in onnxruntime fp32"]) > 0
+    assert "image embedding, stage alone" in found
+
+
+def test_a_step_without_time_costs_only_its_own_figures(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "profiling.bench.gpu", "tables", "--device", "cpu", "--minutes", "0.01"]
+    done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "stopped after" in done.stdout
+    assert "stopped after" in json.loads((tmp_path / "tables.json").read_text())["error"]
+
+
+def test_an_unknown_step_is_named() -> None:
+    command = [sys.executable, "-m", "profiling.bench.gpu", "network"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "there are kernels, neighbours" in done.stderr
