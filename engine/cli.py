@@ -422,7 +422,7 @@ def diff(options: argparse.Namespace) -> int:
     from engine.run import Run
 
     ours, theirs = map(Run.open, options.runs)
-    found = diff(ours, theirs, Tolerance(options.within, options.cosine, options.flips))
+    found = diff(ours, theirs, Tolerance(within=options.within, cosine=options.cosine, flips=options.flips))
     print_difference(found)
     return 1 if found.objections else 0
 

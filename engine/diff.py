@@ -6,6 +6,7 @@ must point the same way; what models say may move as long as hardly a verdict do
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,10 +22,17 @@ from engine.stages.network import Network
 
 @dataclass(frozen=True)
 class Tolerance:
-    """`within`: largest |a − b| ÷ max(1, |a|, |b|) of a measured number. `cosine`: least of two feature vectors of a
-    pair. `flips`: largest share of pairs with another verdict, or in another set of near-duplicates."""
+    """What two runs may differ by and still agree.
+
+    Attributes:
+        within: largest |a − b| ÷ max(1, |a|, |b|) of a measured number.
+        columns: the same for single columns.
+        cosine: least cosine of two feature vectors of a pair.
+        flips: largest share of pairs with another verdict, or in another group of near-duplicates.
+    """
 
     within: float = 1e-4
+    columns: Mapping[str, float] = field(default_factory=dict)
     cosine: float = 0.999
     flips: float = 0.001
 
@@ -79,7 +87,7 @@ class Difference:
         out = [
             f"{c.name}: {c.unequal:,} of {c.rows:,} differ, {c.worst} most"
             for c in self.columns.values()
-            if c.judged and c.largest > (0 if c.exact else allowed.within)
+            if c.judged and c.largest > (0 if c.exact else allowed.columns.get(c.name, allowed.within))
         ]
         if self.cosine < allowed.cosine:
             out.append(f"features: least cosine {self.cosine:.6f}, below {allowed.cosine}")

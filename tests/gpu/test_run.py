@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from engine.dedup.neighbours import nearest_rows
 from engine.dedup.sets import chains
 from engine.demo.crawl import build_crawl
 from engine.device import Device
-from engine.diff import diff
+from engine.diff import Tolerance, diff
 from engine.frames import measure_captions
-from engine.recipe import load_recipe
+from engine.recipe import Recipe, load_recipe
 from engine.topics import cluster, open_libraries
 from profiling.bench.duplicates import planted
 from profiling.copies import copied
@@ -28,24 +29,37 @@ pytestmark = pytest.mark.gpu
 ON_GPU = Settings(device="cuda")
 
 
+CODEC = {"laplacian_variance": 0.2, "image_entropy": 0.01, "pixel_std": 0.01}
+"""What nvJPEG's rounding may change of the picture figures: one grey level in 1 % of the pixels moves the variance of
+the Laplacian of a photograph by up to 0.15 of its value. On equal pixels they agree to 1e-12 (test_pictures)."""
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    """The embedded recipe without the text tower."""
+    whole = load_recipe("embedded")
+    criteria = tuple(c for c in whole.criteria if c.name not in ("unknown_tokens", "alignment_distance"))
+    models = {role: name for role, name in whole.models.items() if role != "text_embedding"}
+    return replace(whole, criteria=criteria, models=models)
+
+
 @pytest.fixture(scope="module")
 def crawl(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return build_crawl(tmp_path_factory.mktemp("demo"))
 
 
-def test_both_devices_come_to_the_same_verdicts(gpu: Device, crawl: list[str], tmp_path: Path) -> None:
-    recipe = load_recipe("embedded")
+def test_both_devices_come_to_the_same_verdicts(
+    gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path
+) -> None:
     here, _, _ = curate(crawl, tmp_path / "cpu", recipe, Settings(score_everything=True))
     there, _, _ = curate(crawl, tmp_path / "gpu", recipe, Settings(score_everything=True, device="cuda"))
-    assert diff(here, there).objections == []
+    assert diff(here, there, Tolerance(columns=CODEC, cosine=0.995, flips=0.005)).objections == []
 
 
 def test_only_encoded_bytes_and_captions_go_up_only_scores_come_down(
-    gpu: Device, crawl: list[str], tmp_path: Path
+    gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path
 ) -> None:
-    _, spans = score_inputs(
-        crawl, tmp_path / "out", load_recipe("embedded"), Settings(score_everything=True, device="cuda")
-    )
+    _, spans = score_inputs(crawl, tmp_path / "out", recipe, Settings(score_everything=True, device="cuda"))
     pairs = spans["read"].rows
     encoded = sum(Path(shard).stat().st_size for shard in crawl)
     tables = 64 << 20  # dictionaries, once
@@ -54,10 +68,10 @@ def test_only_encoded_bytes_and_captions_go_up_only_scores_come_down(
 
 
 def test_threads_at_once_change_no_byte(
-    gpu: Device, crawl: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Buffers that a decoder or resizer took back too soon would show here."""
-    recipe, score = load_recipe("embedded"), engine.score.score
+    score = engine.score.score
     curate(crawl, tmp_path / "at_once", recipe, ON_GPU)
     monkeypatch.setattr("engine.workers.score", lambda *given, **named: score(*given, **named, room=0))
     curate(crawl, tmp_path / "in_turn", recipe, ON_GPU)
