@@ -48,9 +48,7 @@ def crawl(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return build_crawl(tmp_path_factory.mktemp("demo"))
 
 
-def test_both_devices_come_to_the_same_verdicts(
-    gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path
-) -> None:
+def test_both_devices_come_to_the_same_verdicts(gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path) -> None:
     here, _, _ = curate(crawl, tmp_path / "cpu", recipe, Settings(score_everything=True))
     there, _, _ = curate(crawl, tmp_path / "gpu", recipe, Settings(score_everything=True, device="cuda"))
     assert diff(here, there, Tolerance(columns=CODEC, cosine=0.995, flips=0.005)).objections == []

@@ -16,7 +16,8 @@ from profiling.bench.gpu.material import SMALL, Job, export_tower
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    made = Job("cpu", tmp_path_factory.mktemp("gpu"), SMALL, None, rows=2_000, pairs=8)
+    folder = tmp_path_factory.mktemp("gpu")
+    made = Job("cpu", folder, folder, SMALL, None, rows=2_000, pairs=8)
     export_tower(made)
     return made
 

@@ -77,6 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="captions and vectors (default: 1,000,000; on a CPU 10,000)")
     parser.add_argument("--pairs", type=int, help="pairs end to end (default: 8,000; on a CPU 32)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="keeps STEP.json of every step there")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keeps tower and engines there for the next call")
     parser.add_argument("--one", nargs=2, metavar=("STEP", "SCRATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := [step for step in options.steps if step not in STEPS]:
@@ -90,15 +91,20 @@ def _options() -> argparse.Namespace:
 
 
 def _job(options: argparse.Namespace, scratch: Path) -> Job:
-    return Job(options.device, scratch, options.tower, options.captions, options.rows, options.pairs)
+    return Job(
+        options.device, scratch, options.work or scratch, options.tower, options.captions, options.rows, options.pairs
+    )
 
 
 def _run(options: argparse.Namespace, scratch: Path) -> None:
     """Every step in a process of its own, the tower's export beside the first of them."""
     output, deadline = options.output or scratch / "results", time.monotonic() + 60 * options.minutes
-    output.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"DANQING_CACHE": str(link_cache(scratch))}
-    with (scratch / "tower.log").open("wb") as log:
+    job = _job(options, scratch)
+    for folder in (output, job.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"DANQING_CACHE": str(link_cache(job.work))}
+    (job.work / "tower.failed").unlink(missing_ok=True)
+    with (job.work / "tower.log").open("wb") as log:
         tower = subprocess.Popen(_command(TOWER, scratch), stdout=log, stderr=log, env=environment)
         results = []
         for name in options.steps or STEPS:
@@ -150,7 +156,7 @@ def _run_one(options: argparse.Namespace) -> int:
     try:
         export_tower(job)
     except BaseException:
-        (scratch / "tower.failed").touch()
+        (job.work / "tower.failed").touch()
         raise
     return 0
 

@@ -42,7 +42,8 @@ class Job:
 
     Attributes:
         device: `cuda`, `cuda:N` or `cpu`.
-        scratch: folder that all steps of a run share.
+        scratch: folder that the steps of this run share.
+        work: folder of the tower and its engines, which later runs may use again.
         tower: name of an image tower of `profiling.bench.export_parity`, or `small`.
         captions: Parquet with a column `text`; None: the demo's captions.
         rows: captions and vectors in the measured columns.
@@ -51,6 +52,7 @@ class Job:
 
     device: str
     scratch: Path
+    work: Path
     tower: str
     captions: Path | None
     rows: int
@@ -62,7 +64,7 @@ class Job:
 
     @property
     def card_name(self) -> str:
-        return str(self.scratch / "small-image.yaml") if self.tower == SMALL else f"{self.tower}-image"
+        return str(self.work / "small-image.yaml") if self.tower == SMALL else f"{self.tower}-image"
 
 
 def jpegs(count: int) -> list[bytes]:
@@ -113,27 +115,30 @@ def _unit(xp: Any, vectors: Any) -> Any:
     return vectors / xp.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def link_cache(scratch: Path) -> Path:
+def link_cache(work: Path) -> Path:
     """A cache of its own for this run, in which the tables and models already made are linked.
 
     The tower of random weights must never stand in the user's cache under a published model's name.
     """
-    theirs, ours = cache_folder(), scratch / "cache"
+    theirs, ours = cache_folder(), work / "cache"
     for kind in ("tables", "models"):
         (ours / kind).mkdir(parents=True, exist_ok=True)
         for path in sorted((theirs / kind).glob("[!.]*")):
-            (ours / kind / path.name).symlink_to(path.resolve())
+            if not (ours / kind / path.name).exists():
+                (ours / kind / path.name).symlink_to(path.resolve())
     return ours
 
 
 def export_tower(job: Job) -> None:
-    """Exports the tower with random weights; `tower.json` appears in the scratch folder when it is there."""
+    """Exports the tower with random weights, unless it is there; `tower.json` in the work folder says that it is."""
     import torch
 
     from profiling.bench.export_parity import MODELS, SPREAD, build_chinese_clip, vision
     from profiling.bench.published import mend_torchvision, randomised, save
     from trt_models.export.from_checkpoint import export
 
+    if (job.work / "tower.json").exists():
+        return
     started = time.monotonic()
     mend_torchvision()
     torch.manual_seed(SEED)
@@ -144,8 +149,8 @@ def export_tower(job: Job) -> None:
         model = build_chinese_clip(text, vision(128, 2, 2, 224, 32), 64)
     else:
         model = MODELS[job.tower]()
-    export(job.card, save(randomised(model, spread=SPREAD), job.scratch / "checkpoint"))
-    write_json(job.scratch / "tower.json", {"seconds": round(time.monotonic() - started, 1)})
+    export(job.card, save(randomised(model, spread=SPREAD), job.work / "checkpoint"))
+    write_json(job.work / "tower.json", {"seconds": round(time.monotonic() - started, 1)})
 
 
 def wait_for_tower(job: Job) -> None:
@@ -154,8 +159,8 @@ def wait_for_tower(job: Job) -> None:
     Raises:
         DanqingError: the export failed; `tower.log` says why.
     """
-    while not (job.scratch / "tower.json").exists():
-        if (job.scratch / "tower.failed").exists():
-            said = (job.scratch / "tower.log").read_text(encoding="utf-8", errors="replace")
+    while not (job.work / "tower.json").exists():
+        if (job.work / "tower.failed").exists():
+            said = (job.work / "tower.log").read_text(encoding="utf-8", errors="replace")
             raise DanqingError(f"the tower {job.tower} was not exported: {said[-1500:]}")
         time.sleep(0.2)

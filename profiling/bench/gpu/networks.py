@@ -17,7 +17,7 @@ from profiling.bench.gpu.figures import Figure, rate
 from profiling.bench.gpu.material import SEED, Job, wait_for_tower
 from trt_models.card import Card
 from trt_models.compile import compile_engine
-from trt_models.engines import RUNTIMES, Engine, open_model
+from trt_models.engines import RUNTIMES, Engine, Engines, open_model
 from trt_models.store import onnx_path
 
 BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 256}, 0.999
@@ -74,11 +74,14 @@ def _engines(card: Card, device: Device) -> Iterator[tuple[str, Engine | str | N
 
 
 def engine_for(card: Card, device: Device, runtime: str, rows: int) -> Engine:
-    """The card's engine in half precision for the device, compiled now.
+    """The card's engine in half precision for the device, compiled now unless there is one.
 
     Raises:
         DanqingError: the runtime is not installed, or compiles nothing for this device.
     """
+    for engine in Engines(card).all():
+        if (engine.runtime, engine.precision, engine.target) == (runtime, HALF[device.kind], device.target):
+            return engine
     samples = [{"pixels": np.random.default_rng(SEED).integers(0, 256, (8, 224, 224, 3), np.uint8)}]
     engine = compile_engine(card, HALF[device.kind], device.target, (1, rows, rows), runtime=runtime, samples=samples)
     if engine.runtime != runtime:
