@@ -267,7 +267,8 @@ class _Rewriting:
             found = self._found(node, pattern)
             if found is None:
                 continue
-            inputs, attributes = [found["x"]], {} if alpha is None else {"alpha": alpha}
+            inputs = [found["x"]]
+            attributes: dict[str, Any] = {} if alpha is None else {"alpha": alpha}
             layer = None if alpha else self._linear(found["x"])
             if layer:
                 inputs = [layer["product"], layer["bias"]]
