@@ -18,6 +18,7 @@ from engine.recipe import Recipe, builtin_names, load_recipe
 
 if TYPE_CHECKING:
     from engine.curate import Settings
+    from engine.run import Run
     from profiling.spans import Spans
 
 DESCRIPTION = """\
@@ -45,7 +46,8 @@ example:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0 done, 1 `diff` found a difference, 2 bad input, 130 interrupted."""
+    """Runs one command; returns its exit status: 0 done, 1 `diff` found a difference or `models verify` that parity
+    fails, 2 bad input, 130 interrupted."""
     options = build_parser().parse_args(arguments)
     try:
         return options.function(options) or 0
@@ -76,15 +78,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     recipe, inputs, run, device = _recipe_options(), _input_options(), _run_options(), _device_options()
     scoring, pictures, output, long_run = _scoring_options(), _picture_options(), _output_options(), _long_run_options()
+    models = _model_options()
     command(
         curate, "score, decide and write, in a row",
         "An interrupted run goes on where it stopped; a finished one is left as it is.",
-        inputs, recipe, scoring, pictures, output, _reference_options(), device, long_run,
+        inputs, recipe, scoring, pictures, models, output, _reference_options(), device, long_run,
     )  # fmt: skip
     command(
         score, "compute the scores of every pair, once",
         "The expensive phase. Rows that an early criterion drops are spared the costly stages.",
-        inputs, recipe, scoring, pictures, device, long_run,
+        inputs, recipe, scoring, pictures, models, device, long_run,
     )  # fmt: skip
     command(
         decide, "apply a recipe's thresholds to a scored run",
@@ -132,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         profile, "show where the time of scoring goes",
         "Scores the pairs twice, stages in turn and at once, and keeps neither. Writes profile.json, profile.html and "
         "trace.json (for ui.perfetto.dev).",
-        inputs, recipe, scoring, pictures, device,
+        inputs, recipe, scoring, pictures, models, device,
     )  # fmt: skip
     runs = command(
         diff, "say whether two runs over the same input agree",
@@ -256,6 +259,15 @@ def _picture_options() -> argparse.ArgumentParser:
     return parser
 
 
+def _model_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument_group("models").add_argument(
+        "--strict-engines", action="store_true",
+        help="stop if an engine in use does not open, instead of running the one before it or the model itself",
+    )  # fmt: skip
+    return parser
+
+
 def _reference_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("other data")
@@ -307,6 +319,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         devices=devices if len(devices) > 1 else (),
         threads=options.threads,
         memory_limit=getattr(options, "memory_limit", None),
+        strict_engines=getattr(options, "strict_engines", False),
         profile=getattr(options, "profile", False),
         metrics_port=getattr(options, "metrics_port", None),
         metrics_address=getattr(options, "metrics_address", Settings.metrics_address),
@@ -331,6 +344,7 @@ def curate(options: argparse.Namespace) -> None:
         print(f"{run.folder}: already scored; nothing was scored again")
     print_spans(spans)
     _tell_profile(run.folder, spans)
+    _tell_refused(run)
     print_funnel(funnel)
     print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
 
@@ -342,6 +356,7 @@ def score(options: argparse.Namespace) -> None:
     run, spans = score_inputs(options.inputs, options.output, _recipe(options), _settings(options))
     print_spans(spans)
     _tell_profile(run.folder, spans)
+    _tell_refused(run)
     print(f"{run.folder}: scored{'' if spans else ' already; nothing to do'}. Next: danqing decide {run.folder}")
 
 
@@ -349,6 +364,11 @@ def _tell_profile(folder: Path, spans: Spans) -> None:
     if spans.profiled:
         found = json.loads((folder / "profile" / "profile.json").read_text(encoding="utf-8"))
         print(f"{found['verdict']} More in {folder / 'profile' / 'profile.html'}")
+
+
+def _tell_refused(run: Run) -> None:
+    for said in run.manifest.get("refused_engines", {}).values():
+        print(f"Scored without an engine that is in use: {said}")
 
 
 def decide(options: argparse.Namespace) -> None:

@@ -39,6 +39,7 @@ class Settings:
     """How to score, beside the recipe. What can change a score is part of the run's identity.
 
     `user_dictionaries`: words that jieba does not know, in its format. `devices`: those that score, if more than one.
+    `strict_engines`: an engine in use that does not open is an error.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -50,6 +51,7 @@ class Settings:
     devices: tuple[str, ...] = ()
     threads: int | None = None
     memory_limit: int | None = None
+    strict_engines: bool = False
     profile: bool = False
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"

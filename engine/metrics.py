@@ -11,6 +11,24 @@ from prometheus_client.registry import Collector
 
 from engine.errors import DanqingError
 from profiling.spans import Spans
+from trt_models.store import ModelSet
+
+
+class Engines(Collector):
+    """Reads which models run, and in whose place, when it is asked."""
+
+    def __init__(self, models: ModelSet) -> None:
+        self.models = models
+
+    def collect(self) -> Iterator[Metric]:
+        refused = GaugeMetricFamily(
+            "danqing_engine_refused",
+            "1 where the engine in use does not open and an older one or the model itself runs in its place.",
+            labels=["role"],
+        )
+        for role in list(self.models.running):
+            refused.add_metric([role], role in self.models.refused)
+        yield refused
 
 
 class Stages(Collector):
@@ -47,8 +65,11 @@ class Stages(Collector):
 
 
 @contextmanager
-def served(spans: Spans, port: int | None, address: str) -> Iterator[None]:
+def served(spans: Spans, port: int | None, address: str, models: ModelSet | None = None) -> Iterator[None]:
     """http://ADDRESS:PORT/metrics for the length of a `with` block; nothing without a port.
+
+    Args:
+        models: those that score.
 
     Raises:
         DanqingError: the port cannot be had.
@@ -58,6 +79,8 @@ def served(spans: Spans, port: int | None, address: str) -> Iterator[None]:
         return
     registry = CollectorRegistry()
     registry.register(Stages(spans))
+    if models:
+        registry.register(Engines(models))
     ProcessCollector(registry=registry)
     try:
         server, thread = start_http_server(port, address, registry)

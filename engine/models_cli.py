@@ -18,7 +18,7 @@ DESCRIPTION = """\
 The models that score, and their compiled engines.
 
   danqing models export chinese-clip-vit-l-14 --from FOLDER     a published checkpoint, ready for recipes
-  danqing models compile chinese-clip-vit-l-14-image --precision fp16
+  danqing models compile chinese-clip-vit-l-14-image --precision fp16 --target sm_90
   danqing models verify chinese-clip-vit-l-14-image --data 'shards/*.tar' --recipe danqing
   danqing models activate chinese-clip-vit-l-14-image           from the next shard on, wherever a run is under way
   danqing models activate chinese-clip-vit-l-14-image --rollback
@@ -65,12 +65,18 @@ def add_models_commands(commands: Any, recipe: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", default="1,8,64", metavar="MIN,USUAL,MAX", help="rows at a time (default: 1,8,64)")
     parser.add_argument("--level", type=int, choices=range(6), help="TensorRT's optimisation level")
-    parser.add_argument("--runtime", choices=("tensorrt", "tensorrt-rtx"), help="default: the one that is installed")
+    parser.add_argument(
+        "--runtime", metavar="NAME", help="tensorrt, tensorrt-rtx or onnxruntime (default: the first that is installed)"
+    )
     data(parser, 128, required=False)
     parser = named(command(verify, "measure how near an engine comes to its model, on real pairs", recipe))
+    parser.epilog = "Exit status 1 if parity fails."
     parser.add_argument("engine", nargs="?", default="newest", help="a part of its name (default: the newest)")
     data(parser, 512, required=True)
-    parser.add_argument("--min-cosine", type=float, default=0.999, help="least mean cosine (default: 0.999)")
+    parser.add_argument(
+        "--min-cosine", type=float, default=0.999, metavar="X",
+        help="least mean cosine of embeddings, or 1 - |difference| of a classifier's probability (default: 0.999)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-flips", type=float, default=0.001, help="most verdicts changed, a share (default: 0.001)"
     )
@@ -108,6 +114,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def compile(options: argparse.Namespace) -> None:
+    from engine.report.terminal import print_fusion
     from engine.verify import samples
     from trt_models.card import load_card
     from trt_models.compile import compile_engine, this_gpu
@@ -122,10 +129,12 @@ def compile(options: argparse.Namespace) -> None:
     engine = compile_engine(
         card, options.precision, target, (fewest, usual, most), options.level, options.runtime, given
     )
+    if "fused" in engine.options:
+        print_fusion(engine.options)
     print(f"{engine.name}: compiled\nNext: danqing models verify {options.name} {engine.name} --data INPUT")
 
 
-def verify(options: argparse.Namespace) -> None:
+def verify(options: argparse.Namespace) -> int:
     from engine.report.terminal import print_parity
     from engine.verify import verify
 
@@ -135,8 +144,10 @@ def verify(options: argparse.Namespace) -> None:
         card, engine, options.data, _recipe(options), _settings(options), options.pairs, wanted, options.checkpoint
     )
     print_parity(engine)
-    if engine.parity is not None and engine.parity.passed:
-        print(f"Next: danqing models activate {options.name} {engine.name}")
+    if engine.parity is None or not engine.parity.passed:
+        return 1
+    print(f"Next: danqing models activate {options.name} {engine.name}")
+    return 0
 
 
 def activate(options: argparse.Namespace) -> None:

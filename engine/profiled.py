@@ -33,7 +33,8 @@ def profile(
     shards, plan = find_shards(inputs, settings.layout), make_plan(recipe, CATALOGUE, GIVEN)
     size, gated = sum(shard.bytes for shard in shards), not settings.score_everything
     with TemporaryDirectory() as scratch, open_device(settings.device, settings.threads) as device:
-        context = settings.context(device, models or ModelSet(recipe.models), plan.wanted)
+        models = models or ModelSet(recipe.models, strict=settings.strict_engines)
+        context = settings.context(device, models, plan.wanted)
         run = Run.create_or_resume(Path(scratch) / "in_turn", shards, recipe, settings.layout, {})
         with run.logged():
             limits = measure_limits(shards, settings.layout, plan, context)

@@ -68,6 +68,8 @@ def score(
         batches = read(until_swapped(chain([shard], shards), context), run.layout, ledger, context.memory)
         batches = spans.timed("read", batches, lambda batch: batch.bytes((ENCODED, "caption")))
         run_stages(batches, plan, context, ledger, spans, gated, room)
+        if context.models.refused:
+            run.note("refused_engines", **context.models.refused)
         context.models.reopen(context.device)
     ledger.close()
     return spans

@@ -32,7 +32,7 @@ from engine.stages import CATALOGUE
 from profiling.spans import Spans
 from profiling.torch_peer import torch_rate
 from trt_models.card import Card, load_card
-from trt_models.engines import Engine, Engines, Parity
+from trt_models.engines import COSINE, PROBABILITY, Engine, Engines, Parity, runtime_version
 from trt_models.session import Session
 from trt_models.store import ModelSet
 
@@ -70,11 +70,14 @@ def verify(
         if not model.outputs:
             raise DanqingError(f"no pair of these inputs ever reached {card.name}")
         flips = float((model.dropped_by(device) != compiled.dropped_by(device)).mean())
-    likeness = np.concatenate([alike(model.outputs[name], compiled.outputs[name]) for name in model.outputs])
+    classifies = card.task.endswith("_classifier")
+    pairs_of_outputs = [(model.outputs[name], compiled.outputs[name]) for name in model.outputs]
+    likeness = np.concatenate([(agreement if classifies else alike)(*pair) for pair in pairs_of_outputs])
     torch = torch_rate(card, checkpoint, model.inputs, device.threads) if checkpoint else None
     parity = Parity(
         sum(map(len, batches)), float(likeness.min()), float(likeness.mean()), flips, compiled.rate, model.rate,
-        recipe.name, engine.target, engine.runtime_version, wanted, torch,
+        recipe.name, engine.target, str(runtime_version(engine.runtime)), wanted, torch,
+        PROBABILITY if classifies else COSINE,
     )  # fmt: skip
     engine = replace(engine, parity=parity)
     Engines(card).note(engine)
@@ -122,11 +125,25 @@ def sampled(inputs: Iterable[str], settings: Settings, pairs: int) -> list[Batch
 
 
 def alike(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Row by row, float64: the cosine of vectors, 1 - |difference| of probabilities."""
+    """Row by row, float64: the cosine of vectors (rows, dimension), 1 - |difference| of numbers (rows,)."""
     a, b = expected.astype(np.float64), found.astype(np.float64)
     if a.ndim == 1:
         return 1 - np.abs(a - b)
     return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def agreement(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Row by row, float64: 1 - the largest |difference| of a classifier's probabilities, however it says them:
+    (rows,) or (rows, 1) probabilities, (rows, classes) probabilities or logits."""
+    a, b = (_probabilities(answers.astype(np.float64).reshape(len(answers), -1)) for answers in (expected, found))
+    return 1 - np.abs(a - b).max(axis=1)
+
+
+def _probabilities(answers: np.ndarray) -> np.ndarray:
+    if answers.shape[1] == 1 or (answers.min() >= 0 and np.allclose(answers.sum(axis=1), 1, atol=1e-2)):
+        return answers
+    powers = np.exp(answers - answers.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 class Pass:

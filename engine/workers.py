@@ -43,11 +43,12 @@ def score_on_one(run: Run, settings: Settings, progress: Progress, shards: Itera
     recipe, watch = run.recipe, None
     plan, spans = make_plan(recipe, CATALOGUE, GIVEN), Spans()
     with open_device(settings.device, settings.threads) as device:
-        context = settings.context(device, ModelSet(recipe.models), plan.wanted)
+        models = ModelSet(recipe.models, strict=settings.strict_engines)
+        context = settings.context(device, models, plan.wanted)
         if settings.profile:
             watch = Watch(device, measure_limits(run.unscored(), settings.layout, plan, context))
             spans = watch.spans
-        with served(spans, settings.metrics_port, settings.metrics_address), watch or nullcontext():
+        with served(spans, settings.metrics_port, settings.metrics_address, models), watch or nullcontext():
             score(run, plan, context, progress, not settings.score_everything, spans=spans, shards=shards)
     if watch:
         watch.write(run.folder / "profile")

@@ -72,7 +72,7 @@ class Resizer:
 
 
 class Session:
-    def __init__(self, path: Path, device: Device) -> None:
+    def __init__(self, path: Path, device: Device, batch: int, tf32: bool) -> None:
         self.device, self.session = device, OnnxSession(path, HOST)
 
     def run(self, **inputs: Any) -> dict[str, Any]:

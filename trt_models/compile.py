@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,15 @@ import onnx
 from engine.errors import DanqingError, did_you_mean
 from engine.files import commit
 from trt_models.card import Card
-from trt_models.engines import FOR_GPUS, RUNTIMES, Engine, Engines, is_gpu, runtime_version
-from trt_models.precision import HALVES, halved
+from trt_models.engines import RUNTIMES, Engine, Engines, is_gpu, runtime_version
+from trt_models.fuse import fuse
+from trt_models.precision import FUSED_EXACT_OPS, HALVES, halved
 from trt_models.quantise import is_convolutional, quantised_dynamically, quantised_statically
 from trt_models.store import cache_folder, onnx_path
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+LARGEST_ONNX = 1 << 31
+"""Bytes that one ONNX file may have (a protobuf message)."""
 
 
 def compile_engine(
@@ -38,10 +41,10 @@ def compile_engine(
     Args:
         precision: one of `PRECISIONS`; on `cpu` int8 only, for the model itself runs in fp32 there.
         target: `cpu` or a GPU architecture, `sm_90`. TensorRT compiles for the GPU of this machine, TensorRT-RTX for
-            any that it knows, without one.
+            any that it knows and ONNX Runtime for any, without one.
         batch: fewest, usual and most rows the engine takes at once.
         level: TensorRT's optimisation level, 0 to 5; None is TensorRT's own choice.
-        runtime: `tensorrt` or `tensorrt-rtx`; None takes the one that is installed.
+        runtime: on a GPU, one of `GPU_COMPILERS`; None takes the first that is installed.
         samples: real inputs, for the ranges of fixed eight-bit activations.
 
     Raises:
@@ -61,14 +64,60 @@ def compile_engine(
         raise DanqingError(
             f"--target {target}: write `cpu`, or a GPU's architecture such as sm_80 (A100) or sm_90 (H100)"
         )
-    runtime = runtime or next((name for name in FOR_GPUS if runtime_version(name)), None)
-    if runtime not in FOR_GPUS or runtime_version(runtime) is None:
+    if runtime is not None and runtime not in GPU_COMPILERS:
+        raise DanqingError(f"--runtime {runtime}; {did_you_mean(runtime, GPU_COMPILERS)}")
+    runtime = runtime or next(name for name in GPU_COMPILERS if runtime_version(name))
+    version = runtime_version(runtime)
+    if version is None:
         raise DanqingError(
-            "compiling for a GPU needs TensorRT: install tensorrt-cu13 from NVIDIA's own index, or tensorrt-rtx-cu13, "
-            "which compiles without a GPU"
+            f"--runtime {runtime}: not installed; tensorrt-cu13 is on NVIDIA's own index, tensorrt-rtx-cu13 compiles "
+            "without a GPU, and onnxruntime needs neither"
         )
-    draft = replace(draft, runtime=runtime, runtime_version=str(runtime_version(runtime)), options={"level": level})
-    return engines.add(draft, lambda file: _build_plan(card, source, file, draft, level, list(samples)))
+    draft = replace(draft, runtime=runtime, runtime_version=version)
+    return GPU_COMPILERS[runtime](engines, source, draft, level, list(samples))
+
+
+def _for_tensorrt(
+    engines: Engines, source: Path, draft: Engine, level: int | None, samples: list[dict[str, np.ndarray]]
+) -> Engine:
+    draft = replace(draft, options={"level": level})
+    return engines.add(draft, lambda file: _build_plan(engines.card, source, file, draft, level, samples))
+
+
+def _for_onnxruntime(
+    engines: Engines, source: Path, draft: Engine, level: int | None, samples: list[dict[str, np.ndarray]]
+) -> Engine:
+    """The graph in ONNX Runtime's fused operators, then in 16 bits: casts between the plain nodes would hide them."""
+    precision = draft.precision
+    if precision not in ("fp32", *HALVES):
+        raise DanqingError(f"--precision {precision}: on a GPU, ONNX Runtime computes in fp32, fp16 or bf16")
+    model = onnx.load(str(source))
+    if precision == "bf16" and is_convolutional(model):
+        raise DanqingError(
+            f"--precision bf16: {engines.card.name} is convolutional; ONNX Runtime has no bf16 convolution, use fp16"
+        )
+    fusion = fuse(model)
+    if precision in HALVES:
+        model = halved(model, precision, FUSED_EXACT_OPS[precision])
+    if sum(len(weight.raw_data) for weight in model.graph.initializer) >= LARGEST_ONNX:
+        raise DanqingError(
+            f"--precision {precision}: {engines.card.name} would have more than 2 GiB, which no ONNX file can; use fp16"
+        )
+
+    def write(path: Path) -> None:
+        with commit(path) as file:
+            file.write(model.SerializeToString())
+
+    return engines.add(replace(draft, options=fusion.to_dict()), write)
+
+
+Compiler = Callable[[Engines, Path, Engine, int | None, list[dict[str, np.ndarray]]], Engine]
+GPU_COMPILERS: dict[str, Compiler] = {
+    "tensorrt": _for_tensorrt,
+    "tensorrt-rtx": _for_tensorrt,
+    "onnxruntime": _for_onnxruntime,
+}
+"""Runtime → what compiles for it, in the order of preference."""
 
 
 def _for_cpu(engines: Engines, source: Path, draft: Engine, samples: Iterable[dict[str, np.ndarray]]) -> Engine:
@@ -145,14 +194,18 @@ def _aim(trt: Any, config: Any, target: str) -> None:
         here = this_gpu()
         if here != target:
             raise DanqingError(
-                f"--target {target}: TensorRT compiles for the GPU of this machine, {here or 'which has none'}"
+                f"--target {target}: TensorRT compiles for the GPU of this machine, {here or 'which has none'}; "
+                "--runtime onnxruntime compiles for any"
             )
         return
     name = target.replace("sm_", "SM")
     known = [kind for kind in dir(trt.ComputeCapability) if kind.startswith("SM")]
     if name not in known:
         names = [kind.replace("SM", "sm_") for kind in known]
-        raise DanqingError(f"--target {target}: TensorRT-RTX compiles for {', '.join(sorted(names))}")
+        raise DanqingError(
+            f"--target {target}: TensorRT-RTX compiles for {', '.join(sorted(names))}; "
+            "--runtime onnxruntime compiles for any"
+        )
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
 

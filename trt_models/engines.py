@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from engine.errors import DanqingError, did_you_mean
 from engine.files import write_json
 from trt_models.card import Card
-from trt_models.session import OnnxSession, Session, TensorRtSession, open_session
+from trt_models.session import Session, TensorRtSession, open_session
 from trt_models.store import cache_folder, model_hash, onnx_path, sha256
 
 if TYPE_CHECKING:
@@ -33,21 +33,40 @@ log = logging.getLogger("danqing")
 
 
 class Runtime(NamedTuple):
-    """What runs an engine: its Python module, the packages it may come in, and what an engine's file is called."""
+    """What runs an engine.
+
+    Attributes:
+        module: its Python module.
+        packages: the distributions it may come in.
+        open: an engine's file and the engine → a session on the device.
+        file: what an engine's file is called.
+        portable: the file runs on every version of it; a plan runs on the version that compiled it.
+    """
 
     module: str
     packages: tuple[str, ...]
+    open: Callable[[Path, Engine, Device], Session]
     file: str = "engine.plan"
+    portable: bool = False
+
+
+def _open_onnx(path: Path, engine: Engine, device: Device) -> Session:
+    return open_session(path, device, engine.batch[2 if is_gpu(engine.target) else 1], tf32=True)
+
+
+def _open_plan(path: Path, engine: Engine, device: Device) -> Session:
+    return TensorRtSession(path, RUNTIMES[engine.runtime].module, engine.batch[2], device)
 
 
 RUNTIMES = {
-    "onnxruntime": Runtime("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "engine.onnx"),
-    "tensorrt": Runtime("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")),
-    "tensorrt-rtx": Runtime("tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu13")),
+    "onnxruntime": Runtime("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), _open_onnx, "engine.onnx", portable=True),
+    "tensorrt": Runtime("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), _open_plan),
+    "tensorrt-rtx": Runtime("tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu13"), _open_plan),
 }
-FOR_GPUS = ("tensorrt", "tensorrt-rtx")
 LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
 """Parity by default: mean cosine of the outputs, share of pairs whose verdict changes."""
+COSINE, PROBABILITY = "cosine", "1 - |difference of the probability|"
+"""Likeness of embeddings, and of classifiers' answers: two numbers always have a cosine near 1."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +75,13 @@ class Parity:
 
     Attributes:
         rows: pairs looked at.
-        cosine_min, cosine_mean: of the outputs, row by row; for a probability 1 - |difference|.
+        cosine_min, cosine_mean: of the outputs, row by row; of a classifier 1 - |difference of the probability|.
         flips: share of the pairs whose verdict changes under the recipe's criteria that this model takes part in.
         rate, reference_rate: rows a second, of the engine and of ONNX Runtime in float32.
         torch_rate: of PyTorch's own model under `torch.compile`, where it was timed.
         target, runtime_version: what it ran on.
         wanted: the limits it was held to, `cosine_mean` and `flips`.
+        measure: what `cosine_min` and `cosine_mean` are of: `COSINE` or `PROBABILITY`.
     """
 
     rows: int
@@ -75,6 +95,13 @@ class Parity:
     runtime_version: str
     wanted: Mapping[str, float] = field(default_factory=lambda: {"cosine_mean": LEAST_COSINE, "flips": MOST_FLIPS})
     torch_rate: float | None = None
+    measure: str = COSINE
+
+    def __str__(self) -> str:
+        return (
+            f"mean {self.measure} {self.cosine_mean:.5f}, wanted {self.wanted['cosine_mean']}; "
+            f"flips {self.flips:.2%}, allowed {self.wanted['flips']:.2%}"
+        )
 
     @property
     def passed(self) -> bool:
@@ -87,7 +114,7 @@ class Engine:
 
     Attributes:
         card, onnx: the model: its card's name and the SHA-256 of the ONNX file.
-        runtime, runtime_version: what runs it; a plan runs on this version only.
+        runtime, runtime_version: what runs it and the version that compiled it; a plan runs on this version only.
         target: `cpu`, or the GPU architecture, `sm_90`.
         precision: fp32, fp16, bf16, int8 or fp8.
         batch: fewest, usual and most rows it takes at once.
@@ -175,10 +202,30 @@ class Engines:
             raise DanqingError(f"{path}: not the file that engine.json names; refusing to load it, compile it again")
         if engine.onnx != self.onnx:
             raise DanqingError(f"{path}: made from another version of {self.card.name}; compile it again")
-        if engine.runtime_version != runtime_version(engine.runtime):
+        installed = runtime_version(engine.runtime)
+        if installed is None or not (RUNTIMES[engine.runtime].portable or engine.runtime_version == installed):
             raise DanqingError(
                 f"{path}: compiled with {engine.runtime} {engine.runtime_version}, installed is "
-                f"{runtime_version(engine.runtime) or 'none'}; compile it again"
+                f"{installed or 'none'}; compile it again"
+            )
+        return path
+
+    def proven(self, engine: Engine) -> Path:
+        """The engine's file, checked.
+
+        Raises:
+            DanqingError: as `checked`; or no parity was measured on such a device with the installed runtime.
+        """
+        path, parity, installed = self.checked(engine), engine.parity, runtime_version(engine.runtime)
+        verify = f"danqing models verify {self.card.name} {engine.name}"
+        if parity is None:
+            raise DanqingError(f"{engine.name}: parity was never measured; run `{verify}` first")
+        if parity.target != engine.target:
+            raise DanqingError(f"{engine.name}: parity was measured on {parity.target}; run `{verify}` there")
+        if parity.runtime_version != installed:
+            raise DanqingError(
+                f"{engine.name}: parity was measured with {engine.runtime} {parity.runtime_version}, installed is "
+                f"{installed}; run `{verify}` again"
             )
         return path
 
@@ -197,18 +244,10 @@ class Engines:
         Raises:
             DanqingError: no parity was measured on such a device with this runtime, or it was not enough.
         """
-        self.checked(engine)
+        self.proven(engine)
         parity = engine.parity
-        verify = f"danqing models verify {self.card.name} {engine.name}"
-        if parity is None:
-            raise DanqingError(f"{engine.name}: parity was never measured; run `{verify}` first")
-        if (parity.target, parity.runtime_version) != (engine.target, engine.runtime_version):
-            raise DanqingError(f"{engine.name}: parity was measured on {parity.target}; run `{verify}` there")
-        if not parity.passed:
-            raise DanqingError(
-                f"{engine.name}: parity is not enough (mean cosine {parity.cosine_mean:.5f}, wanted "
-                f"{parity.wanted['cosine_mean']}; flips {parity.flips:.2%}, allowed {parity.wanted['flips']:.2%})"
-            )
+        if parity is None or not parity.passed:
+            raise DanqingError(f"{engine.name}: parity is not enough ({parity})")
         names = self._names()
         names[engine.target] = [name for name in names.get(engine.target, []) if name != engine.name] + [engine.name]
         write_json(self.folder / "active.json", names)
@@ -227,30 +266,50 @@ class Engines:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def open_model(card: Card, device: Device, engine: Engine | None) -> tuple[Session, str]:
-    """A model, or an engine of it, ready to run; and the SHA-256 of the file that does.
+class Opened(NamedTuple):
+    """A model that is ready to run.
+
+    Attributes:
+        sha256: of the file that runs.
+        refused: what was said of the engine in use, if it does not open and something else runs in its place.
+    """
+
+    session: Session
+    sha256: str
+    refused: str | None = None
+
+
+def open_model(card: Card, device: Device, engine: Engine | None) -> Opened:
+    """A model, or an engine of it.
 
     Raises:
         DanqingError: an engine that is not what its JSON says, or that its runtime cannot load.
     """
     if engine is None:
-        return open_session(onnx_path(card), device), model_hash(card)
+        return Opened(open_session(onnx_path(card), device), model_hash(card))
     path = Engines(card).checked(engine)
-    if engine.runtime == "onnxruntime":
-        return OnnxSession(path, device, engine.batch[1]), engine.sha256
-    return TensorRtSession(path, RUNTIMES[engine.runtime].module, engine.batch[2], device), engine.sha256
+    return Opened(RUNTIMES[engine.runtime].open(path, engine, device), engine.sha256)
 
 
-def open_active(card: Card, device: Device) -> tuple[Session, str]:
-    """The engine in use on such devices; if it does not open, the one before it, and at last the model itself."""
-    for engine in Engines(card).active(device.target):
+def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
+    """The engine in use on such devices; if it does not open, the one before it, and at last the model itself.
+
+    Args:
+        strict: an engine that does not open is an error.
+    """
+    engines, refused = Engines(card), None
+    for engine in engines.active(device.target):
         try:
-            return open_model(card, device, engine)
+            engines.proven(engine)
+            return open_model(card, device, engine)._replace(refused=refused)
         except Exception as problem:  # whatever a runtime raises over a broken plan
-            said = f"{card.name}: the engine {engine.name} does not open, the one before it runs instead: {problem}"
-            log.warning(said)
-            print(f"danqing: {said}", file=sys.stderr)
-    return open_model(card, device, None)
+            said = f"{card.name}: the engine {engine.name} does not open: {problem}"
+            if strict:
+                raise DanqingError(f"{said}; without --strict-engines the one before it would run") from problem
+            log.warning("%s; the one before it runs instead", said)
+            print(f"danqing: {said}; the one before it runs instead", file=sys.stderr)
+            refused = refused or said
+    return open_model(card, device, None)._replace(refused=refused)
 
 
 def runtime_version(runtime: str) -> str | None:

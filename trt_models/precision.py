@@ -24,31 +24,41 @@ EXACT_OPS = frozenset(
     )
 )  # fmt: skip
 """Computed in float32 from and to 16 bits."""
+FUSED_EXACT_OPS = {
+    "fp16": EXACT_OPS - {"LayerNormalization"},
+    "bf16": (EXACT_OPS - {"LayerNormalization"}) | {"Conv", "Pad"},
+}
+"""The same for ONNX Runtime's CUDA provider, after `trt_models.fuse`. Its LayerNormalization and fused operators take
+16 bits and sum in float32 (SkipLayerNormalization since github.com/microsoft/onnxruntime/pull/28682). At our operator
+version (17) it has neither convolution nor padding in bf16."""
 FOLLOWING_OPS = frozenset(
     (
         "Add", "Sub", "Mul", "Div", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Clip", "Max", "Min",
-        "Cast",
+        "Cast", "Gather",
     )
 )  # fmt: skip
-"""Stay in float32 where an operand has it: pixels before the first layer, lengths after the last."""
+"""Stay in float32 where an operand has it: pixels before the first layer, lengths and probabilities after the last."""
 
 
-def halved(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def halved(model: onnx.ModelProto, precision: str, exact: frozenset[str] = EXACT_OPS) -> onnx.ModelProto:
     """The same network computing in `fp16` or `bf16`; inputs and outputs keep their types.
+
+    Args:
+        exact: the operators that compute in float32.
 
     Raises:
         DanqingError: an unknown precision, or a weight that 16 bits cannot hold.
     """
     if precision not in HALVES:
         raise DanqingError(f"precision {precision!r}; {did_you_mean(precision, HALVES)}")
-    return _Lowering(model, HALVES[precision]).result()
+    return _Lowering(model, HALVES[precision], exact).result()
 
 
 class _Lowering:
     """Rewrites the nodes in order. `self.half` and `self.single` hold, by name, which tensors exist in either type."""
 
-    def __init__(self, model: onnx.ModelProto, half: int) -> None:
-        self.model, self.type = _without_weights(model), half
+    def __init__(self, model: onnx.ModelProto, half: int, exact: frozenset[str]) -> None:
+        self.model, self.type, self.exact = _without_weights(model), half, exact
         self.graph = self.model.graph
         self.weights = {w.name: w for w in model.graph.initializer if w.data_type == TensorProto.FLOAT}
         self.others = [w for w in model.graph.initializer if w.data_type != TensorProto.FLOAT]
@@ -65,7 +75,7 @@ class _Lowering:
             if output.name in self.half:
                 self._rename_output(output.name)
         used = {name for node in self.nodes for name in node.input}
-        del self.graph.node[:]
+        del self.graph.node[:], self.graph.value_info[:]
         self.graph.node.extend(self.nodes)
         weights = (*self.others, *self.weights.values(), *self.made.values())
         self.graph.initializer.extend(w for w in weights if w.name in used)
@@ -73,18 +83,18 @@ class _Lowering:
 
     def _rewrite(self, node: onnx.NodeProto) -> None:
         operands = [name for name in node.input if name in self.half or name in self.single]
-        exact = node.op_type in EXACT_OPS
+        exact = node.op_type in self.exact
         follows = node.op_type in FOLLOWING_OPS and any(name in self.single for name in operands)
         to_float = node.op_type == "Cast" and _attribute(node, "to") == TensorProto.FLOAT
         if to_float and not operands:  # pixels or counts enter
             self.single.update(node.output)
         elif exact or follows:
             self._inputs(node, self._as_single)
-            normal = node.op_type in ("LayerNormalization", "Softmax")
+            normal = node.op_type == "LayerNormalization"
             for output in node.output:
                 if output in self.floats:
                     (self.half if normal else self.single).add(output)
-            if normal:  # back to 16 bits at once, for what comes next is a product
+            if normal:  # back to 16 bits at once, so that the residuals after it do not follow it in float32
                 output = node.output[0]
                 node.output[0] = f"{output}.single"
                 self.nodes.append(node)
@@ -158,6 +168,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
     return bare
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import io
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -15,7 +19,9 @@ if TYPE_CHECKING:
     from engine.device import Device
 
 BATCH = 8
-"""Rows a model sees at once. Always exactly so many: a row's result must not depend on its company."""
+"""Rows a model sees at once on a CPU core. Always exactly so many: a row must not depend on the others."""
+GPU_BATCH = 64
+"""The same on a GPU."""
 LONG = 128
 """Tokens of a long caption."""
 
@@ -43,7 +49,7 @@ class OnnxSession:
             **{
                 given.name: np.zeros(
                     (rows, *(side if isinstance(side, int) else LONG for side in given.shape[1:])),
-                    {"tensor(float)": "float32"}.get(given.type, given.type[7:-1]),
+                    numpy_type(given.type),
                 )
                 for given in self._session.get_inputs()
             }
@@ -53,7 +59,7 @@ class OnnxSession:
         rows = len(next(iter(inputs.values())))
 
         def run_from(at: int) -> list[np.ndarray]:
-            some = {name: self._full(array[at : at + self.batch]) for name, array in inputs.items()}
+            some = {name: full(np, array[at : at + self.batch], self.batch) for name, array in inputs.items()}
             found: list[np.ndarray] = self._session.run(self._outputs, some)
             return found
 
@@ -63,10 +69,20 @@ class OnnxSession:
             for position, name in enumerate(self._outputs)
         }
 
-    def _full(self, array: np.ndarray) -> np.ndarray:
-        """The last batch, filled up with its first row (kernels may sum in another order for other shapes)."""
-        missing = self.batch - len(array)
-        return np.concatenate([array, np.repeat(array[:1], missing, axis=0)]) if missing else array
+
+def full(xp: Any, array: Any, batch: int) -> Any:
+    """`array` (rows ≤ batch, …) with `batch` rows: filled up with its first one.
+
+    Kernels may sum in another order for other shapes, so a row's output would depend on how many there are.
+    """
+    missing = batch - len(array)
+    return xp.concatenate([array, xp.repeat(array[:1], missing, axis=0)]) if missing else array
+
+
+def numpy_type(name: str) -> np.dtype:
+    """ONNX Runtime's name of a tensor's type (`tensor(float16)`) as NumPy's."""
+    kind = name.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
 
 
 def rows_at_once(device: Device, most: int) -> int:
@@ -77,37 +93,86 @@ def rows_at_once(device: Device, most: int) -> int:
 class CudaOnnxSession:
     """ONNX Runtime on a GPU, on a stream of its own; inputs and outputs stay in the GPU's memory.
 
+    Args:
+        batch: rows the network sees at once, always.
+        tf32: products of float32 round their operands to TF32 (10 bits), as an engine may and a reference may not.
+
     Raises:
-        DanqingError: this ONNX Runtime knows no GPU.
+        DanqingError: this ONNX Runtime knows no GPU, or a library that it needs there is missing; says which.
     """
 
-    def __init__(self, path: Path, device: Device) -> None:
+    def __init__(self, path: Path, device: Device, batch: int = GPU_BATCH, tf32: bool = False) -> None:
         if CUDA not in onnxruntime.get_available_providers():
             raise DanqingError(
                 f"{path.name}: the installed onnxruntime runs on CPUs only; "
                 "pip uninstall onnxruntime, then pip install onnxruntime-gpu, or compile an engine of TensorRT"
             )
-        providers = [(CUDA, {"device_id": str(device.number)})]
-        self._session = onnxruntime.InferenceSession(str(path), providers=providers)
-        self._outputs = {output.name: output.shape[1:] for output in self._session.get_outputs()}
-        self._device = device
+        preload_libraries()
+        options = {
+            "device_id": str(device.number),
+            # The default, EXHAUSTIVE, times every convolution anew for each shape and chooses by what it measured.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "arena_extend_strategy": "kSameAsRequested",  # not the next power of two: the GPU is shared with others
+            "use_tf32": str(int(tf32)),
+        }
+        self._session = onnxruntime.InferenceSession(str(path), providers=[(CUDA, options)])
+        if self._session.get_providers()[0] != CUDA:  # the CPU's instead, without an exception
+            raise DanqingError(
+                f"{path.name}: onnxruntime-gpu cannot use the GPU: {missing_library()}; "
+                "pip install 'danqing-engine[cuda]' brings CUDA's libraries and cuDNN"
+            )
+        self._outputs = {
+            output.name: (output.shape[1:], numpy_type(output.type)) for output in self._session.get_outputs()
+        }
+        self._device, self._batch = device, batch
 
     def run(self, **inputs: Any) -> dict[str, Any]:
-        xp, binding = self._device.xp, self._session.io_binding()
+        xp, batch = self._device.xp, self._batch
         rows = len(next(iter(inputs.values())))
-        held = {name: xp.ascontiguousarray(self._device.up(array)) for name, array in inputs.items()}
-        outputs = {name: xp.empty((rows, *rest), np.float32) for name, rest in self._outputs.items()}
-        number = self._device.number
-        for name, array in held.items():
+        given = {name: self._device.up(array) for name, array in inputs.items()}
+        parts = [
+            {name: xp.ascontiguousarray(full(xp, array[at : at + batch], batch)) for name, array in given.items()}
+            for at in range(0, rows, batch)
+        ]
+        outputs = {name: xp.empty((len(parts) * batch, *rest), kind) for name, (rest, kind) in self._outputs.items()}
+        self._device.wait()  # the inputs were made on another stream
+        for number, part in enumerate(parts):
+            start = number * batch
+            self._run_batch(part, {name: array[start : start + batch] for name, array in outputs.items()})
+        return {name: array[:rows] for name, array in outputs.items()}
+
+    def _run_batch(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+        """Fills the outputs and returns when they are there."""
+        binding, number = self._session.io_binding(), self._device.number
+        for name, array in inputs.items():
             binding.bind_input(name, "cuda", number, array.dtype, array.shape, array.data.ptr)
         for name, array in outputs.items():
             binding.bind_output(name, "cuda", number, array.dtype, array.shape, array.data.ptr)
-        self._device.wait()  # the inputs were made on another stream
-        self._session.run_with_iobinding(binding)  # returns when the outputs are there
-        return outputs
+        self._session.run_with_iobinding(binding)
 
 
 CUDA = "CUDAExecutionProvider"
+
+
+@cache
+def preload_libraries() -> None:
+    """Loads CUDA's libraries and cuDNN from where pip puts them (site-packages/nvidia), which the loader does not
+    search. Once a process; what is missing is said by `missing_library` when a session needs it."""
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+
+
+def missing_library() -> str:
+    """What the dynamic loader says when it loads ONNX Runtime's CUDA provider and cuDNN."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+        ctypes.CDLL("libcudnn.so.9")
+    except OSError as problem:
+        return str(problem)
+    return "all of its libraries are there, see its lines above and nvidia-smi"
 
 
 class TensorRtSession:
@@ -202,6 +267,13 @@ class _Recorded(NamedTuple):
         return {name: array.copy() for name, array in self.outputs.items()}
 
 
-def open_session(path: Path, device: Device) -> Session:
-    """The session that runs a model's ONNX on the device."""
-    return CudaOnnxSession(path, device) if device.kind == "cuda" else OnnxSession(path, device)
+def open_session(path: Path, device: Device, batch: int | None = None, tf32: bool = False) -> Session:
+    """The session that runs an ONNX file on the device.
+
+    Args:
+        batch: rows the network sees at once; None for the device's usual number.
+        tf32: see `CudaOnnxSession`.
+    """
+    if device.kind == "cuda":
+        return CudaOnnxSession(path, device, batch or GPU_BATCH, tf32)
+    return OnnxSession(path, device, batch or BATCH)

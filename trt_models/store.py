@@ -173,13 +173,19 @@ class ModelSet:
     Args:
         names: role → card.
         engines: role → the engine to run, None for the model itself. Other roles run the engine in use on the device.
+        strict: an engine in use that does not open is an error, and nothing runs in its place.
     """
 
-    def __init__(self, names: Mapping[str, str], engines: Mapping[str, Engine | None] | None = None) -> None:
+    def __init__(
+        self, names: Mapping[str, str], engines: Mapping[str, Engine | None] | None = None, strict: bool = False
+    ) -> None:
         self.names = names
         self.engines = engines or {}
+        self.strict = strict
         self.running: dict[str, str] = {}
         """Role → SHA-256 of the ONNX or engine file that runs, of every open session."""
+        self.refused: dict[str, str] = {}
+        """Role → what was said of the engine in use, where it does not open and something else runs."""
         self._sessions: dict[str, Session] = {}
         self._in_use: dict[str, list[Engine]] = {}
         self._tokenizers: dict[str, AnyTokenizer] = {}
@@ -198,8 +204,10 @@ class ModelSet:
                 opened = open_model(card, device, self.engines[role])
             else:
                 self._in_use[role] = Engines(card).active(device.target)
-                opened = open_active(card, device)
-            self._sessions[role], self.running[role] = opened
+                opened = open_active(card, device, self.strict)
+            self._sessions[role], self.running[role] = opened.session, opened.sha256
+            if opened.refused:
+                self.refused[role] = opened.refused
         return self._sessions[role]
 
     def warm(self) -> None:
@@ -220,6 +228,7 @@ class ModelSet:
         """Lets go of the sessions that are outdated; they are opened anew when asked for."""
         for role in self.outdated(device):
             del self._sessions[role], self.running[role], self._in_use[role]
+            self.refused.pop(role, None)
 
     def image_input(self, role: str) -> ImageInput:
         card = self.card(role)

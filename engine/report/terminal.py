@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from numba.core import event
 from rich import box
@@ -166,6 +166,19 @@ def print_models(rows: Iterable[tuple[Card, bool, list[tuple[Engine, bool]]]]) -
     console.print(table)
 
 
+def print_fusion(options: Mapping[str, Any]) -> None:
+    """Which nodes of an engine's graph were fused, and which that could have been are left plain."""
+    before, after = options["nodes"]
+    table = Table(box=box.SIMPLE_HEAD, title=f"{before} nodes, {after} after fusing", title_justify="left")
+    table.add_column("operator")
+    table.add_column("nodes", justify="right")
+    table.add_column("")
+    for state in ("fused", "left"):
+        for operator, count in options[state].items():
+            table.add_row(operator, str(count), state)
+    console.print(table)
+
+
 def print_parity(engine: Engine) -> None:
     """How near an engine comes to its model."""
     parity = engine.parity
@@ -173,8 +186,8 @@ def print_parity(engine: Engine) -> None:
     table = Table(box=box.SIMPLE_HEAD, title=engine.name, title_justify="left")
     for heading in ("", "found", "wanted"):
         table.add_column(heading, justify="left" if not heading else "right")
-    table.add_row("mean cosine of the outputs", f"{parity.cosine_mean:.6f}", f"≥ {parity.wanted['cosine_mean']}")
-    table.add_row("least cosine", f"{parity.cosine_min:.6f}", "")
+    table.add_row(f"mean {parity.measure}", f"{parity.cosine_mean:.6f}", f"≥ {parity.wanted['cosine_mean']}")
+    table.add_row(f"least {parity.measure}", f"{parity.cosine_min:.6f}", "")
     table.add_row("verdicts that change", f"{parity.flips:.3%}", f"≤ {parity.wanted['flips']:.3%}")
     ratio = parity.rate / parity.reference_rate if parity.reference_rate else 0
     table.add_row("rows a second", f"{parity.rate:,.1f}", f"(fp32: {parity.reference_rate:,.1f}, {ratio:.2f} ×)")

@@ -56,7 +56,7 @@ def default_models(pictures: list[np.ndarray], device: Device) -> dict[str, dict
     for role in ("image_embedding", "image_safety"):
         card = load_card(models[role])
         rows = inputs(card, pictures, device)
-        ours, _ = open_model(card, device, None)
+        ours = open_model(card, device, None).session
         given, path = "pixels", onnx_path(card)
         jobs[card.name] = {"ours": lambda ours=ours, rows=rows: ours.run(pixels=rows)}  # type: ignore[misc]
         if card.name == "open-nsfw":  # the package's own file takes prepared pixels
@@ -67,7 +67,7 @@ def default_models(pictures: list[np.ndarray], device: Device) -> dict[str, dict
             jobs[card.name]["plain"] = plain(path, given, rows)
     card = load_card(models["text_embedding"])
     tokens = np.random.default_rng(0).integers(5, 9000, (CAPTIONS, 16), dtype=np.int32)
-    text, _ = open_model(card, device, None)
+    text = open_model(card, device, None).session
     jobs[card.name] = {"ours": lambda: text.run(tokens=tokens), "plain": plain(onnx_path(card), "tokens", tokens)}
     return jobs
 
@@ -87,8 +87,8 @@ def checkpoint_models(
     card = load_card(f"{family}-image")
     export(card, folder)
     rows = inputs(card, pictures, device)
-    ours, _ = open_model(card, device, None)
-    small, _ = open_model(card, device, compile_engine(card, "int8", "cpu"))
+    ours = open_model(card, device, None).session
+    small = open_model(card, device, compile_engine(card, "int8", "cpu")).session
     peers = {
         name: torch_job(card, folder, {"pixels": rows}, device.threads, compiled)
         for name, compiled in (("PyTorch", False), ("PyTorch, compiled", True))

@@ -134,13 +134,11 @@ class Transformer:
     def with_class_token(self, x: str, token: np.ndarray, positions: np.ndarray) -> str:
         """Patches (N, P, width) → (N, 1 + P, width): the class token first, and positions (1 + P, width) added.
 
-        The token is the same for every picture: with its position added, it is put before the patches.
+        A row of zeros is put before the patches, and the token is added to it with its position: repeating the token
+        for every picture would compute a shape on the host, which a CUDA graph cannot hold.
         """
-        x = self.graph.add("Add", x, positions[None, 1:])
-        rows = self.graph.add("Slice", self.graph.add("Shape", x), np.array([0]), np.array([1]))
-        shape = self.graph.add("Concat", rows, np.array([1, self.width]), axis=0)
-        first = self.graph.add("Expand", (token + positions[0])[None, None], shape)
-        return self.graph.add("Concat", first, x, axis=1)
+        x = self.graph.add("Pad", x, np.array([0, 1, 0, 0, 0, 0]))
+        return self.graph.add("Add", x, np.concatenate([(token + positions[0])[None], positions[1:]])[None])
 
     def token(self, x: str, position: int) -> str:
         """x (N, T, width) → its hidden state at one position, (N, width)."""
