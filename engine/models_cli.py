@@ -65,7 +65,8 @@ def add_models_commands(commands: Any, recipe: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", default="1,8,64", metavar="MIN,USUAL,MAX", help="rows at a time (default: 1,8,64)")
     parser.add_argument("--level", type=int, choices=range(6), help="TensorRT's optimisation level")
-    parser.add_argument("--runtime", choices=("tensorrt", "tensorrt-rtx"), help="default: the one that is installed")
+    parser.add_argument("--runtime", choices=("tensorrt", "tensorrt-rtx", "torch"),
+                        help="default: the TensorRT that is installed")  # fmt: skip
     data(parser, 128, required=False)
     parser = named(command(verify, "measure how near an engine comes to its model, on real pairs", recipe))
     parser.add_argument("engine", nargs="?", default="newest", help="a part of its name (default: the newest)")

@@ -22,6 +22,8 @@ from trt_models.quantise import is_convolutional, quantised_dynamically, quantis
 from trt_models.store import cache_folder, onnx_path
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+TORCH_ON_CPU, TORCH_ON_GPU = ("fp32", "bf16"), ("fp16", "bf16")
+"""Precisions of engines that torch runs."""
 
 
 def compile_engine(
@@ -36,12 +38,12 @@ def compile_engine(
     """Compiles a model and keeps the engine; it is not in use before it is verified and activated.
 
     Args:
-        precision: one of `PRECISIONS`; on `cpu` int8 only, for the model itself runs in fp32 there.
+        precision: one of `PRECISIONS`; on `cpu` int8 only (torch: `TORCH_ON_CPU`), for the model itself runs in fp32.
         target: `cpu` or a GPU architecture, `sm_90`. TensorRT compiles for the GPU of this machine, TensorRT-RTX for
             any that it knows, without one.
         batch: fewest, usual and most rows the engine takes at once.
         level: TensorRT's optimisation level, 0 to 5; None is TensorRT's own choice.
-        runtime: `tensorrt` or `tensorrt-rtx`; None takes the one that is installed.
+        runtime: `tensorrt`, `tensorrt-rtx` or `torch`; None takes the TensorRT that is installed.
         samples: real inputs, for the ranges of fixed eight-bit activations.
 
     Raises:
@@ -55,12 +57,14 @@ def compile_engine(
         )
     engines, source = Engines(card), onnx_path(card)
     draft = Engine(card.name, engines.onnx, "onnxruntime", "", target, precision, batch, "")
-    if target == "cpu":
-        return _for_cpu(engines, source, draft, samples)
-    if not is_gpu(target):
+    if target != "cpu" and not is_gpu(target):
         raise DanqingError(
             f"--target {target}: write `cpu`, or a GPU's architecture such as sm_80 (A100) or sm_90 (H100)"
         )
+    if runtime == "torch":
+        return _for_torch(engines, source, draft)
+    if target == "cpu":
+        return _for_cpu(engines, source, draft, samples)
     runtime = runtime or next((name for name in FOR_GPUS if runtime_version(name)), None)
     if runtime not in FOR_GPUS or runtime_version(runtime) is None:
         raise DanqingError(
@@ -83,6 +87,19 @@ def _for_cpu(engines: Engines, source: Path, draft: Engine, samples: Iterable[di
     # A range taken from all rows at once would make each row's result depend on its company.
     draft = replace(draft, batch=(1, 1, 1), options={"ranges": "taken anew each time"})
     return engines.add(draft, lambda file: quantised_dynamically(source, file))
+
+
+def _for_torch(engines: Engines, source: Path, draft: Engine) -> Engine:
+    precisions = TORCH_ON_CPU if draft.target == "cpu" else TORCH_ON_GPU
+    if draft.precision not in precisions:
+        raise DanqingError(f"--precision {draft.precision}: on {draft.target} torch runs {' or '.join(precisions)}")
+    version = runtime_version("torch")
+    if version is None:
+        raise DanqingError("--runtime torch needs PyTorch: pip install 'danqing-engine[torch]'")
+    from trt_models.torch_session import write_graph
+
+    draft = replace(draft, runtime="torch", runtime_version=version)
+    return engines.add(draft, lambda file: write_graph(source, file, draft.precision))
 
 
 def _needed(samples: Iterable[dict[str, np.ndarray]], card: Card) -> list[dict[str, np.ndarray]]:

@@ -44,6 +44,7 @@ RUNTIMES = {
     "onnxruntime": Runtime("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "engine.onnx"),
     "tensorrt": Runtime("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")),
     "tensorrt-rtx": Runtime("tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu13")),
+    "torch": Runtime("torch", ("torch",), "engine.onnx"),
 }
 FOR_GPUS = ("tensorrt", "tensorrt-rtx")
 LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
@@ -238,6 +239,10 @@ def open_model(card: Card, device: Device, engine: Engine | None) -> tuple[Sessi
     path = Engines(card).checked(engine)
     if engine.runtime == "onnxruntime":
         return OnnxSession(path, device, engine.batch[1]), engine.sha256
+    if engine.runtime == "torch":
+        from trt_models.torch_session import open_torch_session
+
+        return open_torch_session(path, device, engine.batch), engine.sha256
     return TensorRtSession(path, RUNTIMES[engine.runtime].module, engine.batch[2], device), engine.sha256
 
 
