@@ -66,8 +66,9 @@ def add_models_commands(commands: Any, recipe: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="1,8,64", metavar="MIN,USUAL,MAX", help="rows at a time (default: 1,8,64)")
     parser.add_argument("--level", type=int, choices=range(6), help="TensorRT's optimisation level")
     parser.add_argument(
-        "--runtime", metavar="NAME", help="tensorrt, tensorrt-rtx or onnxruntime (default: the first that is installed)"
-    )
+        "--runtime", metavar="NAME",
+        help="tensorrt, tensorrt-rtx, onnxruntime or torch (default: the first of them that is installed)",
+    )  # fmt: skip
     data(parser, 128, required=False)
     parser = named(command(verify, "measure how near an engine comes to its model, on real pairs", recipe))
     parser.epilog = "Exit status 1 if parity fails."

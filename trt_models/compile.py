@@ -25,6 +25,8 @@ from trt_models.store import cache_folder, onnx_path
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 LARGEST_ONNX = 1 << 31
 """Bytes that one ONNX file may have (a protobuf message)."""
+TORCH_ON_CPU, TORCH_ON_GPU = ("fp32", "bf16"), ("fp16", "bf16")
+"""Precisions of engines that torch runs."""
 
 
 def compile_engine(
@@ -39,12 +41,12 @@ def compile_engine(
     """Compiles a model and keeps the engine; it is not in use before it is verified and activated.
 
     Args:
-        precision: one of `PRECISIONS`; on `cpu` int8 only, for the model itself runs in fp32 there.
+        precision: one of `PRECISIONS`; on `cpu` int8 only (torch: `TORCH_ON_CPU`), for the model itself runs in fp32.
         target: `cpu` or a GPU architecture, `sm_90`. TensorRT compiles for the GPU of this machine, TensorRT-RTX for
             any that it knows and ONNX Runtime for any, without one.
         batch: fewest, usual and most rows the engine takes at once.
         level: TensorRT's optimisation level, 0 to 5; None is TensorRT's own choice.
-        runtime: on a GPU, one of `GPU_COMPILERS`; None takes the first that is installed.
+        runtime: one of `CPU_COMPILERS` or `GPU_COMPILERS`; None takes the first that is installed.
         samples: real inputs, for the ranges of fixed eight-bit activations.
 
     Raises:
@@ -58,23 +60,22 @@ def compile_engine(
         )
     engines, source = Engines(card), onnx_path(card)
     draft = Engine(card.name, engines.onnx, "onnxruntime", "", target, precision, batch, "")
-    if target == "cpu":
-        return _for_cpu(engines, source, draft, samples)
-    if not is_gpu(target):
+    if target != "cpu" and not is_gpu(target):
         raise DanqingError(
             f"--target {target}: write `cpu`, or a GPU's architecture such as sm_80 (A100) or sm_90 (H100)"
         )
-    if runtime is not None and runtime not in GPU_COMPILERS:
-        raise DanqingError(f"--runtime {runtime}; {did_you_mean(runtime, GPU_COMPILERS)}")
-    runtime = runtime or next(name for name in GPU_COMPILERS if runtime_version(name))
+    compilers = CPU_COMPILERS if target == "cpu" else GPU_COMPILERS
+    if runtime is not None and runtime not in compilers:
+        raise DanqingError(f"--runtime {runtime}: for {target}, {did_you_mean(runtime, compilers)}")
+    runtime = runtime or next(name for name in compilers if runtime_version(name))
     version = runtime_version(runtime)
     if version is None:
         raise DanqingError(
             f"--runtime {runtime}: not installed; tensorrt-cu13 is on NVIDIA's own index, tensorrt-rtx-cu13 compiles "
-            "without a GPU, and onnxruntime needs neither"
+            "without a GPU, torch is pip install 'danqing-engine[torch]', and onnxruntime needs none of them"
         )
     draft = replace(draft, runtime=runtime, runtime_version=version)
-    return GPU_COMPILERS[runtime](engines, source, draft, level, list(samples))
+    return compilers[runtime](engines, source, draft, level, list(samples))
 
 
 def _for_tensorrt(
@@ -111,21 +112,13 @@ def _for_onnxruntime(
     return engines.add(replace(draft, options=fusion.to_dict()), write)
 
 
-Compiler = Callable[[Engines, Path, Engine, int | None, list[dict[str, np.ndarray]]], Engine]
-GPU_COMPILERS: dict[str, Compiler] = {
-    "tensorrt": _for_tensorrt,
-    "tensorrt-rtx": _for_tensorrt,
-    "onnxruntime": _for_onnxruntime,
-}
-"""Runtime → what compiles for it, in the order of preference."""
-
-
-def _for_cpu(engines: Engines, source: Path, draft: Engine, samples: Iterable[dict[str, np.ndarray]]) -> Engine:
+def _for_cpu(
+    engines: Engines, source: Path, draft: Engine, level: int | None, samples: list[dict[str, np.ndarray]]
+) -> Engine:
     if draft.precision != "int8":
         raise DanqingError(
             f"--precision {draft.precision}: on a CPU the model itself runs in fp32; only int8 is compiled"
         )
-    draft = replace(draft, runtime_version=str(runtime_version("onnxruntime")))
     if is_convolutional(onnx.load(str(source), load_external_data=False)):
         draft = replace(draft, options={"ranges": "fixed"})
         return engines.add(draft, lambda file: quantised_statically(source, file, _needed(samples, engines.card)))
@@ -134,11 +127,32 @@ def _for_cpu(engines: Engines, source: Path, draft: Engine, samples: Iterable[di
     return engines.add(draft, lambda file: quantised_dynamically(source, file))
 
 
-def _needed(samples: Iterable[dict[str, np.ndarray]], card: Card) -> list[dict[str, np.ndarray]]:
-    found = list(samples)
-    if not found:
+def _for_torch(
+    engines: Engines, source: Path, draft: Engine, level: int | None, samples: list[dict[str, np.ndarray]]
+) -> Engine:
+    precisions = TORCH_ON_CPU if draft.target == "cpu" else TORCH_ON_GPU
+    if draft.precision not in precisions:
+        raise DanqingError(f"--precision {draft.precision}: on {draft.target} torch runs {' or '.join(precisions)}")
+    from trt_models.torch_session import write_graph
+
+    return engines.add(draft, lambda file: write_graph(source, file, draft.precision))
+
+
+Compiler = Callable[[Engines, Path, Engine, int | None, list[dict[str, np.ndarray]]], Engine]
+CPU_COMPILERS: dict[str, Compiler] = {"onnxruntime": _for_cpu, "torch": _for_torch}
+GPU_COMPILERS: dict[str, Compiler] = {
+    "tensorrt": _for_tensorrt,
+    "tensorrt-rtx": _for_tensorrt,
+    "onnxruntime": _for_onnxruntime,
+    "torch": _for_torch,
+}
+"""Runtime → what compiles for it, in the order of preference."""
+
+
+def _needed(samples: Sequence[dict[str, np.ndarray]], card: Card) -> Sequence[dict[str, np.ndarray]]:
+    if not samples:
         raise DanqingError(f"int8 of {card.name} needs real inputs to take ranges from: give shards with --data")
-    return found
+    return samples
 
 
 def _build_plan(

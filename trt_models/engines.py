@@ -58,10 +58,17 @@ def _open_plan(path: Path, engine: Engine, device: Device) -> Session:
     return TensorRtSession(path, RUNTIMES[engine.runtime].module, engine.batch[2], device)
 
 
+def _open_torch(path: Path, engine: Engine, device: Device) -> Session:
+    from trt_models.torch_session import open_torch_session  # imports torch
+
+    return open_torch_session(path, device, engine.batch)
+
+
 RUNTIMES = {
     "onnxruntime": Runtime("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), _open_onnx, "engine.onnx", portable=True),
     "tensorrt": Runtime("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), _open_plan),
     "tensorrt-rtx": Runtime("tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu13"), _open_plan),
+    "torch": Runtime("torch", ("torch",), _open_torch, "engine.onnx", portable=True),
 }
 LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
 """Parity by default: mean cosine of the outputs, share of pairs whose verdict changes."""

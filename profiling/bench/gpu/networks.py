@@ -21,7 +21,8 @@ from trt_models.engines import RUNTIMES, Engine, Engines, open_model
 from trt_models.store import onnx_path
 
 BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 256}, 0.999
-HALF = {"cpu": "int8", "cuda": "fp16"}
+ON_CPU = {"onnxruntime": "int8", "torch": "bf16"}
+"""Precision of the engines that a CPU runs; a GPU's is fp16."""
 BAR = "≥ 1,125: ten times NeMo Curator's nightly floor for a GPU"
 
 
@@ -44,7 +45,7 @@ def measure(job: Job) -> list[Figure]:
                 continue
             try:
                 started = time.perf_counter()
-                session, _ = open_model(card, device, engine)
+                session = open_model(card, device, engine).session
                 found = device.down(session.run(**given)["embedding"])
                 opened = time.perf_counter() - started
                 speed = rate(lambda: session.run(**given), rows, device)  # noqa: B023
@@ -66,7 +67,7 @@ def _engines(card: Card, device: Device) -> Iterator[tuple[str, Engine | str | N
     yield "onnxruntime fp32", None
     rows = BATCH[device.kind]
     for runtime in RUNTIMES:
-        name = f"{runtime} {HALF[device.kind]}"
+        name = f"{runtime} {_precision(runtime, device)}"
         try:
             yield name, engine_for(card, device, runtime, rows)
         except DanqingError as problem:
@@ -79,14 +80,16 @@ def engine_for(card: Card, device: Device, runtime: str, rows: int) -> Engine:
     Raises:
         DanqingError: the runtime is not installed, or compiles nothing for this device.
     """
+    precision = _precision(runtime, device)
     for engine in Engines(card).all():
-        if (engine.runtime, engine.precision, engine.target) == (runtime, HALF[device.kind], device.target):
+        if (engine.runtime, engine.precision, engine.target) == (runtime, precision, device.target):
             return engine
     samples = [{"pixels": np.random.default_rng(SEED).integers(0, 256, (8, 224, 224, 3), np.uint8)}]
-    engine = compile_engine(card, HALF[device.kind], device.target, (1, rows, rows), runtime=runtime, samples=samples)
-    if engine.runtime != runtime:
-        raise DanqingError(f"{runtime} compiles nothing for {device.target}")
-    return engine
+    return compile_engine(card, precision, device.target, (1, rows, rows), runtime=runtime, samples=samples)
+
+
+def _precision(runtime: str, device: Device) -> str:
+    return "fp16" if device.kind == "cuda" else ON_CPU.get(runtime, "fp32")
 
 
 def _cosine(found: np.ndarray, expected: np.ndarray) -> float:

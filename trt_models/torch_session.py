@@ -1,0 +1,145 @@
+"""A model in torch: needs the extra `torch`, and is imported only where an engine of that runtime is made or run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from trt_models.precision import HALVES, halved
+from trt_models.session import RECORDINGS, Session
+from trt_models.torch_graph import TorchGraph
+
+if TYPE_CHECKING:
+    from engine.device import Device
+
+Tensors = dict[str, torch.Tensor]
+
+
+def write_graph(source: Path, out: Path, precision: str) -> None:
+    """Writes a model's ONNX in another precision, once it is certain that torch can run it.
+
+    Args:
+        source: the model in float32.
+        out: one file, weights included.
+        precision: `fp32`, `fp16` or `bf16`.
+
+    Raises:
+        DanqingError: an operator that is not supported, or a weight that 16 bits cannot hold.
+    """
+    model = onnx.load(str(source))
+    if precision in HALVES:
+        model = halved(model, precision)
+    TorchGraph(model, torch.device("cpu"))
+    onnx.save(model, str(out))
+
+
+def open_torch_session(path: Path, device: Device, batch: tuple[int, int, int]) -> Session:
+    """The session that runs what `write_graph` wrote; its batch is the usual one on a CPU, the largest on a GPU."""
+    if device.kind == "cuda":
+        return CudaTorchSession(path, device, batch[2])
+    return TorchSession(path, device, batch[1])
+
+
+class TorchSession:
+    """Torch on CPU cores, a batch each, as `OnnxSession`."""
+
+    def __init__(self, path: Path, device: Device, batch: int) -> None:
+        self._device, self._batch = device, batch
+        self._graph = TorchGraph(onnx.load(str(path)), torch.device("cpu"))
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        rows = len(next(iter(inputs.values())))
+        given = {name: torch.from_numpy(np.require(array, requirements=("C", "W"))) for name, array in inputs.items()}
+
+        def run_from(at: int) -> Tensors:
+            torch.set_num_threads(1)  # of each of our threads; sums must not depend on the number of cores
+            with torch.inference_mode():
+                return self._graph(**_full(given, at, self._batch))
+
+        parts = self._device.map(run_from, range(0, rows, self._batch))
+        return {name: np.concatenate([part[name].numpy() for part in parts])[:rows] for name in self._graph.outputs}
+
+
+class CudaTorchSession:
+    """Torch on a GPU, on the stream of the calling thread; inputs and outputs stay in the GPU's memory.
+
+    The first `RECORDINGS` shapes that batches come in are captured as CUDA graphs, as in `TensorRtSession`.
+    """
+
+    def __init__(self, path: Path, device: Device, batch: int) -> None:
+        # Torch has these settings for the whole process only. By default it may add up partial sums in 16 bits.
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        self._device, self._batch = device, batch
+        self._place = torch.device("cuda", device.number)
+        self._graph = TorchGraph(onnx.load(str(path)), self._place)
+        self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
+        self._pool = torch.cuda.graph_pool_handle()  # shared: the graphs of a session never run at the same time
+
+    def run(self, **inputs: Any) -> dict[str, Any]:
+        xp = self._device.xp
+        rows = len(next(iter(inputs.values())))
+        held = {name: xp.ascontiguousarray(self._device.up(array)) for name, array in inputs.items()}
+        stream = torch.cuda.ExternalStream(self._device.stream, self._place)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream), torch.inference_mode():
+            given = {name: from_dlpack(array) for name, array in held.items()}
+            parts = [self._run_batch(_full(given, at, self._batch)) for at in range(0, rows, self._batch)]
+            return {
+                name: xp.concatenate([xp.from_dlpack(part[name]) for part in parts])[:rows]
+                for name in self._graph.outputs
+            }
+
+    def _run_batch(self, inputs: Tensors) -> Tensors:
+        shapes = tuple(tensor.shape for tensor in inputs.values())
+        if shapes not in self._recorded:
+            if len(self._recorded) == RECORDINGS:
+                return self._graph(**inputs)
+            self._recorded[shapes] = self._record(inputs)
+        return self._recorded[shapes].replay(inputs)
+
+    def _record(self, like: Tensors) -> _Recorded:
+        """Runs once, so that libraries load and choose their kernels for these shapes; then once for the capture."""
+        inputs = {name: tensor.clone() for name, tensor in like.items()}
+        self._graph(**inputs)
+        self._device.wait()
+        graph = torch.cuda.CUDAGraph()
+        with _CAPTURING:
+            # Other threads may allocate or wait meanwhile. `torch.cuda.graph` would wait for the whole device.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            outputs = self._graph(**inputs)
+            graph.capture_end()
+        return _Recorded(inputs, outputs, graph)
+
+
+_CAPTURING = Lock()
+"""Torch's random generator takes part in one capture at a time."""
+
+
+class _Recorded(NamedTuple):
+    """A full batch as a CUDA graph, between fixed tensors."""
+
+    inputs: Tensors
+    outputs: Tensors
+    graph: torch.cuda.CUDAGraph
+
+    def replay(self, inputs: Tensors) -> Tensors:
+        for name, tensor in inputs.items():
+            self.inputs[name].copy_(tensor)
+        self.graph.replay()  # on this thread's stream
+        return {name: tensor.clone() for name, tensor in self.outputs.items()}
+
+
+def _full(inputs: Tensors, at: int, batch: int) -> Tensors:
+    """The rows from `at` on, the last batch filled up with its first row: kernels sum in another order for other
+    shapes, and a row's output must not depend on how many others there are."""
+    some = {name: tensor[at : at + batch] for name, tensor in inputs.items()}
+    missing = batch - len(next(iter(some.values())))
+    if not missing:
+        return some
+    return {name: torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]) for name, tensor in some.items()}
