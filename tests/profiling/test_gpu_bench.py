@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from profiling.bench.gpu.__main__ import STEPS
-from profiling.bench.gpu.figures import Figure
 from profiling.bench.gpu.material import SMALL, Job, export_tower
 
 
@@ -23,7 +22,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def measured(step: str, job: Job) -> dict[str, float | str]:
-    figures: list[Figure] = STEPS[step].measure(job)
+    figures = list(STEPS[step].measure(job))
     assert all(figure.text for figure in figures)
     return {figure.name: figure.value for figure in figures}
 

@@ -17,8 +17,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +43,7 @@ class Step(NamedTuple):
     limit_seconds: float
 
     @property
-    def measure(self) -> Callable[[Job], list[Figure]]:
+    def measure(self) -> Callable[[Job], Iterator[Figure]]:
         return import_module(f"profiling.bench.gpu.{self.module}").measure
 
 
@@ -138,11 +139,12 @@ def _run_step(name: str, scratch: Path, limit: float, environment: dict[str, str
     except subprocess.TimeoutExpired:
         status = None
     seconds = time.monotonic() - started
+    found = Result.read(scratch, name)
     if status == 0:
-        return Result.read(scratch, name)
+        return found
     last_words = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-600:]
     ended = f"ended with {status}" if status is not None else f"stopped after {limit:.0f} s"
-    return Result(name, seconds, error=f"{ended}: {last_words}")
+    return replace(found, seconds=seconds, error=f"{ended}: {last_words}")
 
 
 def _run_one(options: argparse.Namespace) -> int:
@@ -150,8 +152,11 @@ def _run_one(options: argparse.Namespace) -> int:
     step, scratch = options.one[0], Path(options.one[1])
     job, started = _job(options, scratch), time.monotonic()
     if step != TOWER:
-        figures = STEPS[step].measure(job)
-        Result(step, round(time.monotonic() - started, 1), tuple(figures)).write(scratch)
+        result = Result(step, 0.0)
+        for figure in STEPS[step].measure(job):  # each is kept at once: what fails later costs only what comes later
+            seconds = round(time.monotonic() - started, 1)
+            result = Result(step, seconds, (*result.figures, figure))
+            result.write(scratch)
         return 0
     try:
         export_tower(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -27,7 +28,7 @@ ORDER = ("tensorrt", "onnxruntime", "torch")
 """The first of these that compiles scores the run."""
 
 
-def measure(job: Job) -> list[Figure]:
+def measure(job: Job) -> Iterator[Figure]:
     files = jpegs(min(DISTINCT, job.pairs))
     lines = captions(job.captions, job.pairs)
     pairs = [Sample("", image, "jpg", line) for image, line in zip(islice(cycle(files), job.pairs), lines, strict=True)]
@@ -39,23 +40,17 @@ def measure(job: Job) -> list[Figure]:
     found = profile(map(str, shards), job.scratch / "profile", recipe, settings, ModelSet(recipe.models, models))
     up, down = found.copied
     runtime = f"{engine.runtime} {engine.precision}" if engine else "onnxruntime fp32"
-    limits = [
-        Figure(f"{stage.stage}: codec or network alone", stage.limit, "pairs/s")
-        for stage in found.stages
-        if stage.limit
-    ]
-    stages = [Figure(f"{stage.stage}, stage alone", stage.rate, "pairs/s") for stage in found.stages if stage.work]
-    return [
-        Figure(f"{job.pairs:,} pairs of 512 × 512, {job.tower} in {runtime}", found.pairs / found.seconds, "pairs/s",
-               "≥ 1,125"),
-        Figure("pipeline efficiency: end to end ÷ slowest stage alone", found.efficiency or 0.0, "", "≥ 0.95"),
-        Figure("bytes up", up, "B/pair"),
-        Figure("bytes down", down, "B/pair", "≤ 4,096"),
-        Figure("cores busy", found.cores_busy),
-        *limits,
-        *stages,
-        Figure("verdict", found.verdict),
-    ]  # fmt: skip
+    name = f"{job.pairs:,} pairs of 512 × 512, {job.tower} in {runtime}"
+    yield Figure(name, found.pairs / found.seconds, "pairs/s", "≥ 1,125")
+    yield Figure("pipeline efficiency: end to end ÷ slowest stage alone", found.efficiency or 0.0, "", "≥ 0.95")
+    yield Figure("bytes up", up, "B/pair")
+    yield Figure("bytes down", down, "B/pair", "≤ 4,096")
+    yield Figure("cores busy", found.cores_busy)
+    for stage in found.stages:
+        if stage.limit:
+            yield Figure(f"{stage.stage}, its codec or network alone", stage.limit, "pairs/s")
+        yield Figure(f"{stage.stage}, stage alone", stage.rate, "pairs/s")
+    yield Figure("verdict", found.verdict)
 
 
 def _engine(job: Job) -> Engine | None:

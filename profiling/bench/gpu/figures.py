@@ -54,7 +54,11 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path, step: str) -> Result:
-        found = json.loads((folder / f"{step}.json").read_text(encoding="utf-8"))
+        """What the step has written so far."""
+        path = folder / f"{step}.json"
+        if not path.exists():
+            return cls(step, 0.0)
+        found = json.loads(path.read_text(encoding="utf-8"))
         return cls(**found | {"figures": tuple(Figure(**figure) for figure in found["figures"])})
 
 

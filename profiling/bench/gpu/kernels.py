@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from importlib import resources
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,18 +20,16 @@ from engine.stages.text import clean
 from kernels.pixels import pixel_statistics
 from kernels.strings import Strings
 from profiling.bench.gpu.figures import Figure, rate
-from profiling.bench.gpu.material import Job, captions, planted_on
+from profiling.bench.gpu.material import Job, captions, demo_photographs, planted_on
 from trt_models.store import ModelSet
 
 WITHIN = 0.1
 CPU_CORE = "about 100,000 a core of a CPU"
 
 
-def measure(job: Job) -> list[Figure]:
+def measure(job: Job) -> Iterator[Figure]:
     lines = captions(job.captions, min(job.rows, 20_000))
-    photos = [
-        path.read_bytes() for path in sorted((Path(str(resources.files("engine"))) / "demo/photos").glob("*.jpg"))
-    ]
+    photos = [path.read_bytes() for path in demo_photographs()]
     with open_device(job.device) as device, open_device() as host:
         started = time.perf_counter()
         measure_captions(lines[:64], device)
@@ -40,22 +37,15 @@ def measure(job: Job) -> list[Figure]:
         pixels = [picture for picture in open_decoder(host).decode(photos) if picture is not None]
         there = [device.up(picture) for picture in pixels]
         column = pa.array(captions(job.captions, job.rows), pa.large_string())
-        figures = [
-            Figure("first launch of the text kernels", first, "s"),
-            Figure("captions measured otherwise than on the CPU", float(_measures_apart(lines, device, host)), "rows"),
-            Figure("captions cleaned otherwise", float(_cleaned_apart(lines, device, host)), "rows"),
-            Figure("captions classified otherwise", float(_classified_apart(lines, device, host)), "rows"),
-            Figure("pixel statistics, largest relative difference", _pixels_apart(there, pixels, device, host)),
-            Figure("near-duplicate sets otherwise", float(_sets_apart(job, device, host)), "rows"),
-            Figure(
-                f"captions, column of {job.rows:,} with its upload",
-                rate(lambda: measure_captions(column, device), job.rows, device),
-                "1/s",
-                CPU_CORE,
-            ),
-            Figure("pixel statistics", rate(lambda: pixel_statistics(device, there), len(there), device), "1/s"),
-        ]
-    return figures
+        yield Figure("first launch of the text kernels", first, "s")
+        yield Figure("captions measured otherwise than on the CPU", _measures_apart(lines, device, host), "rows")
+        yield Figure("captions cleaned otherwise", _cleaned_apart(lines, device, host), "rows")
+        yield Figure("captions classified otherwise", _classified_apart(lines, device, host), "rows")
+        yield Figure("pixel statistics, largest relative difference", _pixels_apart(there, pixels, device, host))
+        yield Figure("near-duplicate sets otherwise", _sets_apart(job, device, host), "rows")
+        speed = rate(lambda: measure_captions(column, device), job.rows, device)
+        yield Figure(f"captions, column of {job.rows:,} with its upload", speed, "1/s", CPU_CORE)
+        yield Figure("pixel statistics", rate(lambda: pixel_statistics(device, there), len(there), device), "1/s")
 
 
 def _measures_apart(lines: list[str], device: Device, host: Device) -> int:

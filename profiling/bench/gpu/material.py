@@ -67,10 +67,14 @@ class Job:
         return str(self.work / "small-image.yaml") if self.tower == SMALL else f"{self.tower}-image"
 
 
+def demo_photographs() -> list[Path]:
+    """The JPEG files that the demo ships."""
+    return sorted((Path(str(resources.files("engine"))) / "demo" / "photos").glob("*.jpg"))
+
+
 def jpegs(count: int) -> list[bytes]:
     """Distinct JPEG files of 512 × 512, each another part of one of the demo's photographs."""
-    folder = Path(str(resources.files("engine"))) / "demo" / "photos"
-    photographs = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.jpg"))]
+    photographs = [Image.open(path).convert("RGB") for path in demo_photographs()]
 
     def crop(number: int) -> bytes:
         chance = random.Random(SEED + number)

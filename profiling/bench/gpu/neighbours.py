@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +20,7 @@ DIMENSION, NEAREST, ASKED = 768, 64, 16_384
 BAR = "≥ 90,000: NeMo Curator's semantic deduplication, a GPU of eight H100s"
 
 
-def measure(job: Job) -> list[Figure]:
+def measure(job: Job) -> Iterator[Figure]:
     with open_device(job.device) as device:
         vectors = planted_on(device, job.rows, DIMENSION)
         chains(Features(device, [vectors[:9000]]), WITHIN)  # compiles the kernels
@@ -31,19 +32,12 @@ def measure(job: Job) -> list[Figure]:
         device.up(np.zeros((min(job.rows, 100_000), DIMENSION), np.float16))
         device.wait()
         upload = time.perf_counter() - started
-        figures = [
-            Figure(f"exact sets of {job.rows:,} × {DIMENSION}, tiles", job.rows / seconds, "rows/s", BAR),
-            Figure("sets found", float(groups)),
-            Figure("upload of the vectors", min(job.rows, 100_000) / upload, "rows/s"),
-        ]
+        yield Figure(f"exact sets of {job.rows:,} × {DIMENSION}, tiles", job.rows / seconds, "rows/s", BAR)
+        yield Figure("sets found", groups)
+        yield Figure("upload of the vectors", min(job.rows, 100_000) / upload, "rows/s")
         with suppress(ImportError):
-            asked = min(ASKED, job.rows)
-            figures.append(
-                Figure(
-                    f"FAISS flat, the {NEAREST} nearest of {asked:,} rows", _faiss_rate(device, vectors), "rows/s", BAR
-                )
-            )
-        return figures
+            name = f"FAISS flat, the {NEAREST} nearest of {min(ASKED, job.rows):,} rows"
+            yield Figure(name, _faiss_rate(device, vectors), "rows/s", BAR)
 
 
 def _faiss_rate(device: Device, vectors: Any) -> float:

@@ -26,7 +26,7 @@ ON_CPU = {"onnxruntime": "int8", "torch": "bf16"}
 BAR = "≥ 1,125: ten times NeMo Curator's nightly floor for a GPU"
 
 
-def measure(job: Job) -> list[Figure]:
+def measure(job: Job) -> Iterator[Figure]:
     wait_for_tower(job)
     card = job.card
     with open_device(job.device) as device:
@@ -34,14 +34,12 @@ def measure(job: Job) -> list[Figure]:
         pixels = np.random.default_rng(SEED).integers(0, 256, (rows, 224, 224, 3), np.uint8)
         given, work = {"pixels": device.up(pixels)}, flops(onnx_path(card))
         peak = _peak(device)
-        figures = [
-            Figure("matrix product of 16-bit numbers (32-bit on a CPU)", peak / 1e12, "TFLOP/s"),
-            Figure(f"{job.tower}, arithmetic of a picture", work / 1e9, "GFLOP"),
-        ]
+        yield Figure("matrix product of 16-bit numbers (32-bit on a CPU)", peak / 1e12, "TFLOP/s")
+        yield Figure(f"{job.tower}, arithmetic of a picture", work / 1e9, "GFLOP")
         reference = None
         for name, engine in _engines(card, device):
             if isinstance(engine, str):
-                figures.append(Figure(name, engine))
+                yield Figure(name, engine)
                 continue
             try:
                 started = time.perf_counter()
@@ -50,16 +48,13 @@ def measure(job: Job) -> list[Figure]:
                 opened = time.perf_counter() - started
                 speed = rate(lambda: session.run(**given), rows, device)  # noqa: B023
             except Exception as problem:  # a runtime that fails must not cost the others
-                figures.append(Figure(name, f"{type(problem).__name__}: {str(problem)[:300]}"))
+                yield Figure(name, f"{type(problem).__name__}: {str(problem)[:300]}")
                 continue
             reference = found if reference is None else reference
-            figures += [
-                Figure(f"{name}, batch {rows}", speed, "pictures/s", BAR),
-                Figure(f"{name}, share of the peak", speed * work / peak),
-                Figure(f"{name}, smallest cosine to fp32", _cosine(found, reference), "", f"≥ {LEAST_COSINE}"),
-                Figure(f"{name}, seconds to open and run once", opened, "s"),
-            ]
-        return figures
+            yield Figure(f"{name}, batch {rows}", speed, "pictures/s", BAR)
+            yield Figure(f"{name}, share of the peak", speed * work / peak)
+            yield Figure(f"{name}, smallest cosine to fp32", _cosine(found, reference), "", f"≥ {LEAST_COSINE}")
+            yield Figure(f"{name}, seconds to open and run once", opened, "s")
 
 
 def _engines(card: Card, device: Device) -> Iterator[tuple[str, Engine | str | None]]:

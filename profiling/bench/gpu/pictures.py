@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from engine.batch import Batch
@@ -21,7 +23,7 @@ INPUTS = [ImageInput(224, 224, "stretch", "cubic"), ImageInput(224, 256)]
 """Chinese-CLIP's input and a classifier's."""
 
 
-def measure(job: Job) -> list[Figure]:
+def measure(job: Job) -> Iterator[Figure]:
     files = jpegs(min(DISTINCT, job.pairs))
     with open_device(job.device) as device:
         context = Context(device, ModelSet({}), frozenset())
@@ -45,9 +47,7 @@ def measure(job: Job) -> list[Figure]:
                 device.wait()
 
         kilobytes = sum(map(len, files)) / len(files) / 1000
-        return [
-            Figure(f"JPEG {SIDE} × {SIDE}, mean size", kilobytes, "kB"),
-            Figure("pictures decoded, codec alone", rate(decode, count, device), "1/s"),
-            Figure("pictures resized to two inputs", rate(lambda: resize(decoded), size, device), "1/s"),
-            Figure("header, decode, statistics, resize in turn", rate(in_turn, count, device), "1/s"),
-        ]
+        yield Figure(f"JPEG {SIDE} × {SIDE}, mean size", kilobytes, "kB")
+        yield Figure("pictures decoded, codec alone", rate(decode, count, device), "1/s")
+        yield Figure("pictures resized to two inputs", rate(lambda: resize(decoded), size, device), "1/s")
+        yield Figure("header, decode, statistics, resize in turn", rate(in_turn, count, device), "1/s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -23,9 +24,8 @@ BLOCK_LIST = ("blocked_source",)
 """Criteria left out: they need a list that the user gives."""
 
 
-def measure(job: Job) -> list[Figure]:
+def measure(job: Job) -> Iterator[Figure]:
     lines = captions(job.captions, job.rows)
-    figures = []
     with open_device(job.device) as device:
         if device.kind == "cuda":
             try:
@@ -33,9 +33,9 @@ def measure(job: Job) -> list[Figure]:
 
                 column = cudf.Series(pa.array(lines, pa.large_string()))
                 figure = rate(lambda: measure_captions(column, device), job.rows, device)
-                figures.append(Figure(f"captions, cuDF column of {job.rows:,}", figure, "1/s"))
+                yield Figure(f"captions, cuDF column of {job.rows:,}", figure, "1/s")
             except ImportError as problem:
-                figures.append(Figure("captions, cuDF column", f"not here: {problem}"))
+                yield Figure("captions, cuDF column", f"not here: {problem}")
     urls = np.char.add("https://example.com/", np.arange(job.rows).astype(str))
     table = pa.table({"url": urls, "caption": lines})
     recipe = load_recipe("embedded")
@@ -47,4 +47,4 @@ def measure(job: Job) -> list[Figure]:
         started = time.perf_counter()
         select([str(path)], job.scratch / f"selected-{rows}", recipe, settings=settings)
         seconds = time.perf_counter() - started
-    return [*figures, Figure(f"SELECT of {job.rows:,} rows, Parquet to Parquet", job.rows / seconds, "rows/s")]
+    yield Figure(f"SELECT of {job.rows:,} rows, Parquet to Parquet", job.rows / seconds, "rows/s")
