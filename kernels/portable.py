@@ -23,14 +23,15 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cache
 from types import FunctionType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from llvmlite import ir
 from numba import extending, njit, types
+
+from kernels.compiled import keep
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +41,9 @@ LANES = 256
 """Threads of a CUDA block that shares a row."""
 RUN = 64
 """Fewest rows worth handing to a thread, unless a kernel says otherwise."""
+
+_preparing = threading.RLock()
+"""Held while a kernel's CUDA side is made, so that threads that launch it at once compile it once."""
 
 
 class Launcher(Protocol):
@@ -167,13 +171,10 @@ class Kernel:
     def __init__(self, body: Callable[..., None], run: int = RUN) -> None:
         self.body, self.name, self.run = body, body.__name__, run
         self.block_body: Callable[..., None] | None = None
+        self._on_cuda: Any = None
         self.__doc__ = body.__doc__
         # Kernels work on memory they are lent, so nothing counts references (_nrt): that alone makes them faster.
-        self._on_cpu = njit(nogil=True, cache=True, _nrt=False)(body)  # type: ignore[call-overload]
-        # Numba would recompile when the kernel's own file changes; what it calls stands in others of this package.
-        kept = getattr(self._on_cpu._cache, "_cache_file", None)
-        if kept is not None:
-            kept._source_stamp = _sources()
+        self._on_cpu = keep(njit(nogil=True, cache=True, _nrt=False)(body))  # type: ignore[call-overload]
 
     def on_cuda(self, body: Callable[..., None]) -> Callable[..., None]:
         """Makes `body(*arguments)` this kernel's CUDA side: `LANES` threads work on each row, cuda.blockIdx.x.
@@ -197,9 +198,9 @@ class Kernel:
             handle = getattr(device, "stream", 0)
             stream = cuda.external_stream(handle) if handle else 0
             if self.block_body:
-                self._on_cuda[rows, LANES, stream](*arguments)
+                self.on_gpu[rows, LANES, stream](*arguments)
             else:
-                self._on_cuda[-(-rows // BLOCK), BLOCK, stream](rows, *arguments)
+                self.on_gpu[-(-rows // BLOCK), BLOCK, stream](rows, *arguments)
             return
         size = max(self.run, -(-rows // (4 * device.threads)))  # four runs a thread, for rows differ in length
         if device.threads == 1 or rows <= size:
@@ -214,31 +215,37 @@ class Kernel:
 
         kinds = tuple(typeof(argument) for argument in arguments)
         with _pretended(capability):
-            text, _ = cuda.compile_ptx(self._threaded, kinds if self.block_body else (int64, *kinds), cc=capability)
+            text, _ = cuda.compile_ptx(self._threaded(), kinds if self.block_body else (int64, *kinds), cc=capability)
         return text
 
-    @cached_property
-    def _on_cuda(self) -> Any:
-        from numba import cuda
+    @property
+    def on_gpu(self) -> Any:
+        """Numba's dispatcher for CUDA, whose compiled code is kept on disk as that for CPU cores is."""
+        with _preparing:
+            if self._on_cuda is None:
+                from numba import cuda
 
-        return cuda.jit(self._threaded)
+                self._on_cuda = keep(cuda.jit(self._threaded(), cache=True))
+        return self._on_cuda
 
-    @cached_property
     def _threaded(self) -> Callable[..., None]:
         """What one CUDA thread does."""
         from numba import cuda
         from numba.cuda.extending import register_jitable
 
-        _prepare_cuda()
+        with _preparing:
+            _prepare_cuda()
         if self.block_body:
             bound = FunctionType(self.block_body.__code__, self.block_body.__globals__ | {"cuda": cuda})
             bound.__qualname__ = self.name
             return bound
-        # The body with this thread's rows. Numba wants the parameters by name, hence made from text.
+        # The body with this thread's rows. Numba wants the parameters by name, hence made from text; and a file where
+        # the function stands, to keep its code and to show in errors: that of the body, at the body's line.
         names = ", ".join(list(inspect.signature(self.body).parameters)[3:])
         text = f"def {self.name}(rows, {names}):\n    body(cuda.grid(1), rows, cuda.gridsize(1), {names})\n"
+        code = self.body.__code__
         scope: dict[str, Any] = {"body": register_jitable(self.body), "cuda": cuda}
-        exec(text, scope)
+        exec(compile("\n" * (code.co_firstlineno - 1) + text, code.co_filename, "exec"), scope)
         return scope[self.name]
 
 
@@ -247,6 +254,8 @@ def _prepare_cuda() -> None:
     from numba import config
     from numba.cuda import extending as toolkit
 
+    if not hasattr(np, "row_stack"):  # NumPy 2.5 removed it; numba-cuda, 0.30.4 at least, compiles nothing without it
+        np.row_stack = np.vstack
     config.CUDA_ARRAY_INTERFACE_SYNC = (
         0  # a thread's arrays and launches share one stream, so are in order unwaited for
     )
@@ -254,13 +263,6 @@ def _prepare_cuda() -> None:
     _teach(toolkit, 1)
     while _inlined:  # only now: importing numba.cuda takes half a second, and most machines have no use for it
         toolkit.register_jitable(_inlined.pop())
-
-
-@cache
-def _sources() -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of every file of this package."""
-    states = ((path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
-    return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
 
 
 def kernel(body: Callable[..., None]) -> Kernel:
