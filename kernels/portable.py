@@ -35,8 +35,12 @@ from kernels.compiled import keep
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-BLOCK = 128
+BLOCK, SMALL_BLOCK = 128, 32
 """Threads of a CUDA block: rows are ragged, so small blocks that end early."""
+ROWS_FOR_BLOCKS = 1 << 17
+"""Rows from which on blocks are the larger ones. A multiprocessor of compute capability 8.0 or 9.0 holds 32 blocks: an
+A100's 108 take 110,592 rows in small blocks, an H100's 132 take 135,168. With fewer rows, large blocks leave
+multiprocessors without work: 512 captions are 4 blocks of 128."""
 LANES = 256
 """Threads of a CUDA block that shares a row."""
 RUN = 64
@@ -70,6 +74,8 @@ class ArrayLauncher(Launcher, Protocol):
     def up(self, array: Any) -> Any: ...
 
     def down(self, array: Any) -> np.ndarray: ...
+
+    def wait(self) -> None: ...
 
 
 _inlined: list[Callable[..., Any]] = []
@@ -200,7 +206,8 @@ class Kernel:
             if self.block_body:
                 self.on_gpu[rows, LANES, stream](*arguments)
             else:
-                self.on_gpu[-(-rows // BLOCK), BLOCK, stream](rows, *arguments)
+                block = BLOCK if rows >= ROWS_FOR_BLOCKS else SMALL_BLOCK
+                self.on_gpu[-(-rows // block), block, stream](rows, *arguments)
             return
         size = max(self.run, -(-rows // (4 * device.threads)))  # four runs a thread, for rows differ in length
         if device.threads == 1 or rows <= size:
@@ -277,6 +284,7 @@ def heavy_kernel(body: Callable[..., None]) -> Kernel:
 
 _kept = threading.local()
 _resident: dict[tuple[int, int], tuple[Any, Any]] = {}
+_residing = threading.Lock()
 
 
 def resident(device: ArrayLauncher, tables: Any) -> Any:
@@ -284,10 +292,12 @@ def resident(device: ArrayLauncher, tables: Any) -> Any:
     if device.kind == "cpu":
         return tables
     key = device.number, id(tables)
-    if key not in _resident:
-        there = device.up(tables) if isinstance(tables, np.ndarray) else type(tables)(*map(device.up, tables))
-        _resident[key] = tables, there  # the tables are held, too, so no others take their id
-    return _resident[key][1]
+    with _residing:
+        if key not in _resident:
+            there = device.up(tables) if isinstance(tables, np.ndarray) else type(tables)(*map(device.up, tables))
+            device.wait()  # other threads' launches do not wait for this thread's stream
+            _resident[key] = tables, there  # the tables are held, too, so no others take their id
+        return _resident[key][1]
 
 
 def workspace(device: ArrayLauncher, name: str, size: int, kind: Any) -> Any:

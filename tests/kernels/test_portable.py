@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from engine.dedup.products import PRODUCTS
 from engine.dedup.sample import Sample
 from engine.dictionary import character_classes, open_dictionary
 from engine.progress import Silent
-from kernels import components, fingerprints, lexicon, neighbours, pixels, text
+from kernels import components, fingerprints, lexicon, neighbours, pixels, portable, text, wordpiece
 from kernels import lists as list_kernels
 from kernels.portable import Kernel
 from kernels.strings import Strings
@@ -63,6 +66,11 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield neighbours.sum_members, (LONG, LONG, LONG, features, reals)
     yield neighbours.nearest_to_sum, (LONG, LONG, LONG, features, reals, LONG)
     yield neighbours.distances, (LONG, LONG, features, features.scale)
+    tables, tokens = (
+        wordpiece.build_tables(["[CLS]", "[SEP]", "[PAD]", "[UNK]", "猫"], range(4)),
+        np.empty((2, 8), np.int32),
+    )
+    yield wordpiece.tokenize, (rows.offsets, rows.data, *tables, tokens, tokens, tokens[0], tokens[0])
     yield fingerprints.join_in_buckets, (LONG.astype(np.uint64), LONG, LONG.astype(np.uint64), 4, LONG)
 
 
@@ -131,6 +139,21 @@ def near_sets(device: Any) -> np.ndarray:
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
     return np.stack([*near, groups, nearest, np.r_[device.down(likely), np.full(20, found.share)]])
+
+
+def test_tables_are_copied_once_and_used_when_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    published: dict[Any, Any] = {}
+    monkeypatch.setattr(portable, "_resident", published)
+    copied: list[Any] = []
+
+    def wait() -> None:
+        time.sleep(0.05)
+        assert not published
+
+    device: Any = SimpleNamespace(kind="cuda", number=0, up=lambda array: copied.append(array) or [array], wait=wait)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: portable.resident(device, LONG), range(4)))
+    assert len(copied) == 1 and all(there is found[0] for there in found)
 
 
 PICTURES = [
