@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -10,13 +11,35 @@ from typing import Any
 
 import numba
 
+from engine.errors import DanqingError
+from engine.files import cache_path
 
-def keep(compiled: Any) -> Any:
-    """Makes a Numba dispatcher that was made with `cache=True`, of either target, use `KernelFiles`; returns it."""
-    found: Any = getattr(compiled, "_cache", None)
-    if hasattr(found, "_cache_file"):  # the CUDA simulator compiles nothing and has none
-        found._cache_file = KernelFiles(found._cache_file)
-    return compiled
+
+def kept(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Makes a decorator that compiles a function by Numba and keeps the compiled code in `KernelFiles`.
+
+    Args:
+        jit: `numba.njit` or `numba.cuda.jit`. options: its own.
+
+    Raises:
+        DanqingError: compiled code can be written to no folder (when the decorator is used).
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            compiled = jit(cache=True, **options)(function)
+        except RuntimeError as problem:
+            if "cannot cache" not in str(problem):
+                raise
+            raise DanqingError(
+                f"{cache_path()}: cannot be written; set DANQING_CACHE to a folder that can ({problem})"
+            ) from None
+        found: Any = getattr(compiled, "_cache", None)
+        if hasattr(found, "_cache_file"):  # the CUDA simulator compiles nothing and has none
+            found._cache_file = KernelFiles(found._cache_file)
+        return compiled
+
+    return decorate
 
 
 class KernelFiles:

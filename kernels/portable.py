@@ -23,7 +23,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from types import FunctionType
 from typing import Any, Protocol, TypeVar
 
@@ -31,7 +31,7 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, njit, types
 
-from kernels.compiled import keep
+from kernels.compiled import kept
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -180,7 +180,7 @@ class Kernel:
         self._on_cuda: Any = None
         self.__doc__ = body.__doc__
         # Kernels work on memory they are lent, so nothing counts references (_nrt): that alone makes them faster.
-        self._on_cpu = keep(njit(nogil=True, cache=True, _nrt=False)(body))  # type: ignore[call-overload]
+        self._on_cpu = kept(njit, nogil=True, _nrt=False)(body)
 
     def on_cuda(self, body: Callable[..., None]) -> Callable[..., None]:
         """Makes `body(*arguments)` this kernel's CUDA side: `LANES` threads work on each row, cuda.blockIdx.x.
@@ -222,7 +222,7 @@ class Kernel:
 
         kinds = tuple(typeof(argument) for argument in arguments)
         with _pretended(capability):
-            text, _ = cuda.compile_ptx(self._threaded(), kinds if self.block_body else (int64, *kinds), cc=capability)
+            text, _ = cuda.compile_ptx(self._threaded, kinds if self.block_body else (int64, *kinds), cc=capability)
         return text
 
     @property
@@ -232,9 +232,10 @@ class Kernel:
             if self._on_cuda is None:
                 from numba import cuda
 
-                self._on_cuda = keep(cuda.jit(self._threaded(), cache=True))
+                self._on_cuda = kept(cuda.jit)(self._threaded)
         return self._on_cuda
 
+    @cached_property
     def _threaded(self) -> Callable[..., None]:
         """What one CUDA thread does."""
         from numba import cuda

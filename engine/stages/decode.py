@@ -144,8 +144,7 @@ class GpuDecoder:
 
 
 def _bytes_sent(file: bytes, picture: Any) -> int:
-    """What a decoder on a GPU copies there of a file: as it is, if nvJPEG decodes it; otherwise the host does, and the
-    pixels are copied."""
+    """Bytes that decoding a file copies to the GPU: the file, if nvJPEG decodes it; the pixels, if the host does."""
     return len(file) if file.startswith(JPEG) or picture is None else int(picture.nbytes)
 
 

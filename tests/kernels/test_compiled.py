@@ -11,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
+from engine.errors import DanqingError
 from kernels import compiled, components, fingerprints, neighbours
 from kernels.portable import Kernel
 from tests.kernels.test_portable import LONG, TILE
@@ -98,6 +100,15 @@ print(json.dumps([os.environ["CUPY_CACHE_DIR"], os.environ["NUMBA_CACHE_DIR"], n
 """
     there = str(tmp_path / "numba")
     assert outcome(start(tmp_path, script=script)) == ["mine", there, there]
+
+
+def test_without_any_folder_to_write_the_variable_to_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core.caching import CompileResultCacheImpl
+
+    monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
+    monkeypatch.setenv("DANQING_CACHE", "/nowhere")
+    with pytest.raises(DanqingError, match=r"^/nowhere: cannot be written; set DANQING_CACHE to a folder"):
+        compiled.kept(numba.njit)(outcome)
 
 
 @pytest.fixture
