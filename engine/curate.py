@@ -69,7 +69,7 @@ class Settings:
         }
 
     def context(self, device: Device, models: ModelSet, wanted: Iterable[str]) -> Context:
-        memory = Memory(self.memory_limit, self.max_pixels)
+        memory = Memory.of(device.kind, self.memory_limit, self.max_pixels)
         return Context(
             device, models, frozenset(wanted), self.blocked_domains, self.max_pixels, self.user_dictionaries, memory
         )

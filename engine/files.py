@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and the folder for what can be made again."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def cache_path() -> Path:
+    """`DANQING_CACHE`, else `danqing` in the user's cache folder. It need not exist yet."""
+    if folder := os.environ.get("DANQING_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "danqing"
 
 
 def write_json(path: Path, content: Any) -> None:

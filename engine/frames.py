@@ -18,13 +18,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from engine.batch_sizes import BATCH_SIZES
 from engine.device import Device
 from engine.dictionary import character_classes, open_dictionary
 from kernels.strings import Strings
 from kernels.text import MEASURES, measure
-
-ROWS = {"cpu": 1 << 12, "cuda": 1 << 20}
-"""Captions at a time: the kernels' working memory is some thirty bytes for every byte of text."""
 
 
 def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -40,10 +38,8 @@ def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Pat
     """
     text, words, xp = strings_of(captions).on(device), open_dictionary(user_dictionaries), device.xp
     out = xp.empty((text.rows, len(MEASURES)), "float32")
-    size = ROWS[device.kind]
-    for start in range(0, text.rows, size):
-        part = Strings(text.offsets[start : start + size + 1], text.data)
-        out[start : start + size] = measure(device, part, words, character_classes())
+    for start, part in text.parts(device, BATCH_SIZES[device.kind].frame_rows):
+        out[start : start + part.rows] = measure(device, part, words, character_classes())
     device.wait()
     return {name: xp.ascontiguousarray(out[:, column]) for column, name in enumerate(MEASURES)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.batch_sizes import BATCH_SIZES
 from engine.errors import DanqingError
 
 FLOWING = 11
@@ -21,6 +22,8 @@ LEAST = 4 << 20
 class Memory:
     """What a batch may hold: `encoded` bytes as read, decoded `pixels`. A row heavier than that travels alone.
 
+    By default what suits a CPU; for other devices `Memory.of`.
+
     Args:
         limit: bytes of resident memory that the process is to keep to; None: no limit.
         max_pixels: of the largest picture there can be.
@@ -28,8 +31,14 @@ class Memory:
 
     limit: int | None = None
     max_pixels: int = 0
-    encoded: int = 32 << 20
-    pixels: int = 32_000_000
+    encoded: int = BATCH_SIZES["cpu"].encoded_bytes
+    pixels: int = BATCH_SIZES["cpu"].pixels
+
+    @classmethod
+    def of(cls, kind: str, limit: int | None, max_pixels: int) -> Memory:
+        """What suits a kind of device, `cpu` or `cuda`."""
+        sizes = BATCH_SIZES[kind]
+        return cls(limit, max_pixels, sizes.encoded_bytes, sizes.pixels)
 
     def settle(self) -> None:
         """Shares out what is left of the limit; to be called when all models are open.

@@ -24,7 +24,6 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import cache, cached_property
-from pathlib import Path
 from types import FunctionType
 from typing import Any, Protocol, TypeVar
 
@@ -32,14 +31,23 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, njit, types
 
+from kernels.compiled import kept
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-BLOCK = 128
+BLOCK, SMALL_BLOCK = 128, 32
 """Threads of a CUDA block: rows are ragged, so small blocks that end early."""
+ROWS_FOR_BLOCKS = 1 << 17
+"""Rows from which on blocks are the larger ones. A multiprocessor of compute capability 8.0 or 9.0 holds 32 blocks: an
+A100's 108 take 110,592 rows in small blocks, an H100's 132 take 135,168. With fewer rows, large blocks leave
+multiprocessors without work: 512 captions are 4 blocks of 128."""
 LANES = 256
 """Threads of a CUDA block that shares a row."""
 RUN = 64
 """Fewest rows worth handing to a thread, unless a kernel says otherwise."""
+
+_preparing = threading.RLock()
+"""Held while a kernel's CUDA side is made, so that threads that launch it at once compile it once."""
 
 
 class Launcher(Protocol):
@@ -66,6 +74,8 @@ class ArrayLauncher(Launcher, Protocol):
     def up(self, array: Any) -> Any: ...
 
     def down(self, array: Any) -> np.ndarray: ...
+
+    def wait(self) -> None: ...
 
 
 _inlined: list[Callable[..., Any]] = []
@@ -167,13 +177,10 @@ class Kernel:
     def __init__(self, body: Callable[..., None], run: int = RUN) -> None:
         self.body, self.name, self.run = body, body.__name__, run
         self.block_body: Callable[..., None] | None = None
+        self._on_cuda: Any = None
         self.__doc__ = body.__doc__
         # Kernels work on memory they are lent, so nothing counts references (_nrt): that alone makes them faster.
-        self._on_cpu = njit(nogil=True, cache=True, _nrt=False)(body)  # type: ignore[call-overload]
-        # Numba would recompile when the kernel's own file changes; what it calls stands in others of this package.
-        kept = getattr(self._on_cpu._cache, "_cache_file", None)
-        if kept is not None:
-            kept._source_stamp = _sources()
+        self._on_cpu = kept(njit, nogil=True, _nrt=False)(body)
 
     def on_cuda(self, body: Callable[..., None]) -> Callable[..., None]:
         """Makes `body(*arguments)` this kernel's CUDA side: `LANES` threads work on each row, cuda.blockIdx.x.
@@ -197,9 +204,10 @@ class Kernel:
             handle = getattr(device, "stream", 0)
             stream = cuda.external_stream(handle) if handle else 0
             if self.block_body:
-                self._on_cuda[rows, LANES, stream](*arguments)
+                self.on_gpu[rows, LANES, stream](*arguments)
             else:
-                self._on_cuda[-(-rows // BLOCK), BLOCK, stream](rows, *arguments)
+                block = BLOCK if rows >= ROWS_FOR_BLOCKS else SMALL_BLOCK
+                self.on_gpu[-(-rows // block), block, stream](rows, *arguments)
             return
         size = max(self.run, -(-rows // (4 * device.threads)))  # four runs a thread, for rows differ in length
         if device.threads == 1 or rows <= size:
@@ -217,11 +225,15 @@ class Kernel:
             text, _ = cuda.compile_ptx(self._threaded, kinds if self.block_body else (int64, *kinds), cc=capability)
         return text
 
-    @cached_property
-    def _on_cuda(self) -> Any:
-        from numba import cuda
+    @property
+    def on_gpu(self) -> Any:
+        """Numba's dispatcher for CUDA, whose compiled code is kept on disk as that for CPU cores is."""
+        with _preparing:
+            if self._on_cuda is None:
+                from numba import cuda
 
-        return cuda.jit(self._threaded)
+                self._on_cuda = kept(cuda.jit)(self._threaded)
+        return self._on_cuda
 
     @cached_property
     def _threaded(self) -> Callable[..., None]:
@@ -229,16 +241,19 @@ class Kernel:
         from numba import cuda
         from numba.cuda.extending import register_jitable
 
-        _prepare_cuda()
+        with _preparing:
+            _prepare_cuda()
         if self.block_body:
             bound = FunctionType(self.block_body.__code__, self.block_body.__globals__ | {"cuda": cuda})
             bound.__qualname__ = self.name
             return bound
-        # The body with this thread's rows. Numba wants the parameters by name, hence made from text.
+        # The body with this thread's rows. Numba wants the parameters by name, hence made from text; and a file where
+        # the function stands, to keep its code and to show in errors: that of the body, at the body's line.
         names = ", ".join(list(inspect.signature(self.body).parameters)[3:])
         text = f"def {self.name}(rows, {names}):\n    body(cuda.grid(1), rows, cuda.gridsize(1), {names})\n"
+        code = self.body.__code__
         scope: dict[str, Any] = {"body": register_jitable(self.body), "cuda": cuda}
-        exec(text, scope)
+        exec(compile("\n" * (code.co_firstlineno - 1) + text, code.co_filename, "exec"), scope)
         return scope[self.name]
 
 
@@ -247,6 +262,8 @@ def _prepare_cuda() -> None:
     from numba import config
     from numba.cuda import extending as toolkit
 
+    if not hasattr(np, "row_stack"):  # NumPy 2.5 removed it; numba-cuda, 0.30.4 at least, compiles nothing without it
+        np.row_stack = np.vstack
     config.CUDA_ARRAY_INTERFACE_SYNC = (
         0  # a thread's arrays and launches share one stream, so are in order unwaited for
     )
@@ -254,13 +271,6 @@ def _prepare_cuda() -> None:
     _teach(toolkit, 1)
     while _inlined:  # only now: importing numba.cuda takes half a second, and most machines have no use for it
         toolkit.register_jitable(_inlined.pop())
-
-
-@cache
-def _sources() -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of every file of this package."""
-    states = ((path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
-    return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
 
 
 def kernel(body: Callable[..., None]) -> Kernel:
@@ -275,6 +285,7 @@ def heavy_kernel(body: Callable[..., None]) -> Kernel:
 
 _kept = threading.local()
 _resident: dict[tuple[int, int], tuple[Any, Any]] = {}
+_residing = threading.Lock()
 
 
 def resident(device: ArrayLauncher, tables: Any) -> Any:
@@ -282,10 +293,12 @@ def resident(device: ArrayLauncher, tables: Any) -> Any:
     if device.kind == "cpu":
         return tables
     key = device.number, id(tables)
-    if key not in _resident:
-        there = device.up(tables) if isinstance(tables, np.ndarray) else type(tables)(*map(device.up, tables))
-        _resident[key] = tables, there  # the tables are held, too, so no others take their id
-    return _resident[key][1]
+    with _residing:
+        if key not in _resident:
+            there = device.up(tables) if isinstance(tables, np.ndarray) else type(tables)(*map(device.up, tables))
+            device.wait()  # other threads' launches do not wait for this thread's stream
+            _resident[key] = tables, there  # the tables are held, too, so no others take their id
+        return _resident[key][1]
 
 
 def workspace(device: ArrayLauncher, name: str, size: int, kind: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,28 +18,32 @@ REPLACEMENT = 0xFFFD
 class Strings(NamedTuple):
     """Rows of text on a device.
 
-    `offsets`: int32 or int64 (rows + 1,); `data`: uint8 (bytes,). Row i is data[offsets[i]:offsets[i + 1]].
+    `offsets`: int32 or int64 (rows + 1,); `data`: uint8 (bytes,). Row i is data[offsets[i]:offsets[i + 1]]. `size`:
+    bytes of all rows, a number of the host, so that memory for a launch is set aside without waiting for the device.
     """
 
     offsets: Any
     data: Any
+    size: int
 
     @property
     def rows(self) -> int:
         return len(self.offsets) - 1
 
-    @property
-    def size(self) -> int:
-        """Bytes of all rows."""
-        return int(self.offsets[-1]) - int(self.offsets[0])
-
     def on(self, device: ArrayLauncher) -> Strings:
         """The rows in the device's memory."""
-        return Strings(device.up(self.offsets), device.up(self.data))
+        return Strings(device.up(self.offsets), device.up(self.data), self.size)
 
     def on_host(self, device: ArrayLauncher) -> Strings:
         """The rows in the host's memory."""
-        return Strings(device.down(self.offsets), device.down(self.data))
+        return Strings(device.down(self.offsets), device.down(self.data), self.size)
+
+    def parts(self, device: ArrayLauncher, rows: int) -> Iterator[tuple[int, Strings]]:
+        """At most `rows` rows at a time, without a copy: the number of the first, and the rows. Waits once."""
+        edges = np.append(np.arange(0, self.rows, rows), self.rows)
+        bounds = device.down(self.offsets[device.up(edges)])
+        for (start, stop), (first, last) in zip(pairwise(edges.tolist()), pairwise(bounds.tolist()), strict=True):
+            yield start, Strings(self.offsets[start : stop + 1], self.data, last - first)
 
     @staticmethod
     def of(texts: Sequence[str | None] | pa.Array) -> Strings:
@@ -52,7 +57,7 @@ class Strings(NamedTuple):
         _, offsets, data = texts.buffers()
         kind = np.int64 if pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type) else np.int32
         begins = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1]
-        return Strings(begins, np.frombuffer(data or b"", np.uint8))
+        return Strings(begins, np.frombuffer(data or b"", np.uint8), int(begins[-1]) - int(begins[0]))
 
     @staticmethod
     def of_cudf(series: Any) -> Strings:
@@ -71,13 +76,13 @@ class Strings(NamedTuple):
 
         column, _ = series.to_pylibcudf()
         if not column.size():
-            return Strings(cupy.zeros(1, np.int64), view(None, np.dtype(np.uint8)))
+            return Strings(cupy.zeros(1, np.int64), view(None, np.dtype(np.uint8)), 0)
         cupy.cuda.runtime.deviceSynchronize()
         offsets = column.child(0)
         kind = np.dtype(np.int64 if offsets.type().id() == pylibcudf.TypeId.INT64 else np.int32)
         first = column.offset()
         begins = view(offsets.data(), kind)[offsets.offset() + first : offsets.offset() + first + column.size() + 1]
-        return Strings(begins, view(column.data(), np.dtype(np.uint8)))
+        return Strings(begins, view(column.data(), np.dtype(np.uint8)), int(begins[-1]) - int(begins[0]))
 
     def arrow(self) -> pa.Array:
         """The rows as an Arrow array over the same (host) memory."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import DanqingError
-from engine.files import write_json
+from engine.files import cache_path, write_json
 from kernels.lexicon import Patterns
 from trt_models.card import Card, ImageInput, load_card
 from trt_models.classifier import Lexicon, TextClassifier, TextNetwork, read_terms
@@ -27,9 +26,8 @@ if TYPE_CHECKING:
 
 
 def cache_folder() -> Path:
-    """`DANQING_CACHE`, else `danqing` under the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "danqing"
-    folder = Path(os.environ.get("DANQING_CACHE") or default)
+    """`engine.files.cache_path`, made if it is not there."""
+    folder = cache_path()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

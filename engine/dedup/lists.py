@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.dedup.features import Features
-from engine.dedup.folding import FEW, Folding
+from engine.dedup.folding import Folding
 from engine.dedup.neighbours import Joining, join_neighbours, spans
 from engine.dedup.sample import JUDGED, UNSEEN, Recall, Sample
 from engine.progress import Progress, Silent
@@ -42,7 +42,8 @@ def join_likely(
     """
     progress = progress or Silent()
     sample = Sample(features, within, progress)
-    if len(features) < FEW or not _joined_by_lists(features, within, recall, parent, known, sample, progress):
+    exact = len(features) < features.products.exact_rows
+    if exact or not _joined_by_lists(features, within, recall, parent, known, sample, progress):
         join_neighbours(features, within, parent, known, progress)
     return sample.recall(parent, UNSEEN)
 

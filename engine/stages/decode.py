@@ -25,6 +25,8 @@ FAST_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "I;16", "I;16B")
 """What nvImageCodec shows in the right colours: not Lab nor floating point, and no alpha, which it would drop."""
 
 
+JPEG = b"\xff\xd8"
+"""What JPEG files begin with."""
 SMALL = 100_000
 """Pixels a picture counts for at least: so many have the models' inputs that are made of it."""
 
@@ -135,9 +137,15 @@ class GpuDecoder:
 
     def decode(self, files: list[bytes]) -> list[Any]:
         asarray, stream = self.device.xp.asarray, self.device.stream
-        self.device.sent(sum(map(len, files)))
         decoded = self.decoder.decode(files, cuda_stream=stream) if files else []
-        return [None if picture is None else asarray(picture) for picture in decoded]
+        pictures = [None if picture is None else asarray(picture) for picture in decoded]
+        self.device.sent(sum(map(_bytes_sent, files, pictures)))
+        return pictures
+
+
+def _bytes_sent(file: bytes, picture: Any) -> int:
+    """Bytes that decoding a file copies to the GPU: the file, if nvJPEG decodes it; the pixels, if the host does."""
+    return len(file) if file.startswith(JPEG) or picture is None else int(picture.nbytes)
 
 
 def _nvimgcodec() -> Any:

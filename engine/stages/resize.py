@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from engine.batch import Batch
+from engine.batch_sizes import BATCH_SIZES
 from engine.device import Device
 from engine.stages.base import Context, Stage
 from kernels.resample import CUBIC, LANCZOS, LINEAR, resample
@@ -18,7 +19,6 @@ from trt_models.card import ImageInput
 INTERPOLATIONS = {"lanczos": LANCZOS, "cubic": CUBIC, "linear": LINEAR}
 HASHED = ImageInput(32, 32, "stretch", "lanczos")
 """The small picture that a perceptual hash is made of, scaled as imagehash does it."""
-SLICE = 32  # pictures in one pass of the graph
 
 
 class Resize(Stage):
@@ -102,13 +102,14 @@ class DaliResizer:
 
     def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
         self.inputs, self.device = inputs, device
-        self.graph = _graph(inputs, device)
+        self.at_a_time = BATCH_SIZES[device.kind].resized_pictures
+        self.graph = _graph(inputs, device, self.at_a_time)
 
     def __call__(self, pictures: Sequence[Any]) -> list[Any]:
         xp = self.device.xp
         parts: list[list[Any]] = [[] for _ in self.inputs]
-        for start in range(0, len(pictures), SLICE):
-            some = pictures[start : start + SLICE]
+        for start in range(0, len(pictures), self.at_a_time):
+            some = pictures[start : start + self.at_a_time]
             self.graph.feed_input("pictures", some)
             for number, wanted in enumerate(self.inputs):
                 sizes = np.array([scaled(picture.shape, wanted) for picture in some], np.float32)
@@ -119,7 +120,7 @@ class DaliResizer:
         return [xp.concatenate(part) for part in parts]
 
 
-def _graph(inputs: Sequence[ImageInput], device: Device) -> Any:
+def _graph(inputs: Sequence[ImageInput], device: Device, at_a_time: int) -> Any:
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
 
@@ -128,7 +129,7 @@ def _graph(inputs: Sequence[ImageInput], device: Device) -> Any:
     on_gpu = device.kind == "cuda"
 
     @pipeline_def(
-        batch_size=SLICE,
+        batch_size=at_a_time,
         num_threads=device.threads,
         device_id=device.number if on_gpu else None,
         prefetch_queue_depth=1,

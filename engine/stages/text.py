@@ -14,6 +14,7 @@ import opencc
 import pyarrow as pa
 
 from engine.batch import Batch
+from engine.batch_sizes import BATCH_SIZES
 from engine.dictionary import character_classes, open_dictionary
 from engine.stages.base import Context, Stage
 from kernels import text as kernels
@@ -26,12 +27,11 @@ SURELY_HAN = 0.5
 
 
 class CaptionStage(Stage):
-    """Batches by length: the kernels' working memory is some thirty bytes for every byte of text.
+    """Batches by length: the kernels' working memory is some thirty bytes for every byte of text."""
 
-    Some 500 captions as they mostly are, for with them wait their pictures.
-    """
-
-    capacity = 2**15
+    @property
+    def capacity(self) -> float:
+        return BATCH_SIZES[self.context.device.kind].caption_characters
 
     @staticmethod
     def weights(batch: Batch) -> np.ndarray:

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from engine.device import Device
+from engine.stages import decode
 from profiling.copies import copied
 from profiling.nvml import GpuLook, open_meter
 from profiling.spans import Spans
+from tests.conftest import picture
 
 
 class OnGpu:
@@ -62,6 +64,16 @@ def test_on_a_cpu_nothing_is_copied(device: Device) -> None:
     with spans("stage", 1):
         assert device.up(host) is host and device.down(host) is host and device.held() == 0
     assert spans["stage"].up == spans["stage"].down == 0
+
+
+def test_pictures_that_the_host_decodes_are_copied_as_pixels(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [np.zeros((30, 20, 3), np.uint8), np.zeros((7, 5, 3), np.uint8), None, np.zeros((2, 2, 3), np.uint8)]
+    nvimgcodec = SimpleNamespace(Decoder=lambda **options: SimpleNamespace(decode=lambda files, cuda_stream: pictures))
+    monkeypatch.setattr(decode, "_nvimgcodec", lambda: nvimgcodec)
+    files = [picture(1, form="JPEG"), picture(1, form="PNG"), b"<html>", picture(1, form="TIFF")]
+    before = copied.up
+    assert [None if found is None else found.array for found in decode.GpuDecoder(gpu).decode(files)] == pictures
+    assert copied.up - before == len(files[0]) + 7 * 5 * 3 + len(files[2]) + 2 * 2 * 3
 
 
 def test_a_stages_work_is_a_range_of_its_name() -> None:

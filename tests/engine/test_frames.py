@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import replace
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from engine import frames
+from engine.batch_sizes import BATCH_SIZES
 from engine.device import Device
 from engine.dictionary import character_classes, open_dictionary
 from engine.frames import measure_captions, strings_of
@@ -32,7 +33,7 @@ def expected(device: Device, texts: list[str | None]) -> np.ndarray:
 def test_pandas_and_arrow_columns_are_measured_like_the_engines_captions(
     device: Device, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(frames.ROWS, "cpu", rows)
+    monkeypatch.setitem(BATCH_SIZES, "cpu", replace(BATCH_SIZES["cpu"], frame_rows=rows))
     array = pa.array(TEXTS, pa.string())
     columns: list[Any] = [
         pd.Series(TEXTS), pd.Series(array.to_pandas(types_mapper=pd.ArrowDtype)), array, TEXTS,

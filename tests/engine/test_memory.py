@@ -13,6 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from engine.batch_sizes import BATCH_SIZES
 from engine.cli import main
 from engine.curate import Settings, curate
 from engine.errors import DanqingError
@@ -56,6 +57,17 @@ def test_what_is_left_of_the_limit_is_shared_out(monkeypatch: pytest.MonkeyPatch
         assert LEAST <= memory.encoded <= usual.encoded and largest <= memory.pixels <= usual.pixels
     with pytest.raises(DanqingError, match=r"models and libraries take 756M.*use --memory-limit 972M$"):
         Memory(800 << 20, 10_000_000).settle()
+
+
+def test_a_gpu_is_given_more_at_a_time_where_the_limit_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 500 << 20
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: type("Info", (), {"rss": taken}))
+    sizes = BATCH_SIZES["cuda"]
+    for limit, enough in ((None, True), (64 << 30, True), (2 << 30, False)):
+        memory = Memory.of("cuda", limit, 10_000_000)
+        memory.settle()
+        assert ((memory.encoded, memory.pixels) == (sizes.encoded_bytes, sizes.pixels)) == enough
+    assert Memory.of("cpu", None, 0) == Memory()
 
 
 def test_a_limit_changes_no_byte(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:

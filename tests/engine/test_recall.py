@@ -71,6 +71,16 @@ def test_where_lists_are_not_enough_all_pairs_are_compared(
     assert share(near, likely_chains(features, WITHIN, 0.9999)[0]) < 0.99
 
 
+def test_a_device_compares_all_pairs_of_as_many_rows_as_it_is_faster_for(
+    device: Device, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(exact_rows=ROWS + 1))
+    monkeypatch.delattr(lists, "Lists")
+    features = Features(device, [vectors])
+    group, measured = likely_chains(features, WITHIN, 0.9)
+    assert (group == chains(features, WITHIN)).all() and measured.share == 1
+
+
 @pytest.mark.parametrize(("threads", "tile", "block"), [(1, 2048, 32768), (3, 64, 500), (2, 1000, 3000)])
 def test_neither_threads_nor_tiles_change_the_outcome(
     vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, threads: int, tile: int, block: int

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +20,15 @@ from engine.dedup.products import PRODUCTS
 from engine.dedup.sample import Sample
 from engine.dictionary import character_classes, open_dictionary
 from engine.progress import Silent
-from kernels import components, fingerprints, lexicon, neighbours, pixels, text
+from kernels import components, fingerprints, lexicon, neighbours, pixels, portable, text, wordpiece
 from kernels import lists as list_kernels
 from kernels.portable import Kernel
 from kernels.strings import Strings
 from kernels.trie import build
 from tests.kernels.texts import NASTY, random_texts
 from tests.simulated import HOST, simulate
+
+LONG, TILE = np.zeros(2, np.int64), np.zeros((2, 2), PRODUCTS["cuda"].kind)
 
 
 def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
@@ -42,27 +47,31 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
     terms = build({"猫": 1})
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
-    long, bins = np.zeros(2, np.int64), np.empty((1, pixels.LEVELS), np.uint32)
+    bins = np.empty((1, pixels.LEVELS), np.uint32)
     scratch = pixels.Scratch(np.empty((0, 6, 9), np.uint8), np.empty((0, 9), np.int16), bins[:0])
     sums, histograms = np.zeros((1, 2), np.int64), bins.astype(np.int64)
-    yield pixels.sum_tiles, (pixels.Pictures(*[long] * 4), pixels.Tiles(*[long] * 5), scratch, bins, sums)
-    yield pixels.gather_counts, (long, bins, histograms)
-    yield pixels.finish, (long, sums, histograms, np.empty((1, 3)))
-    features, vectors, reals = neighbours.Rows(long, np.zeros(2), long), np.zeros((2, 2), np.float32), np.zeros((2, 2))
-    tile = vectors.astype(PRODUCTS["cuda"].kind)
-    yield components.find_roots, (long, long)
+    yield pixels.sum_tiles, (pixels.Pictures(*[LONG] * 4), pixels.Tiles(*[LONG] * 5), scratch, bins, sums)
+    yield pixels.gather_counts, (LONG, bins, histograms)
+    yield pixels.finish, (LONG, sums, histograms, np.empty((1, 3)))
+    features, vectors, reals = neighbours.Rows(LONG, np.zeros(2), LONG), np.zeros((2, 2), np.float32), np.zeros((2, 2))
+    yield components.find_roots, (LONG, LONG)
     yield neighbours.measure, (features,)
     yield neighbours.unpack, (features, vectors)
-    yield neighbours.join_near, (tile, 0.9, 0.9, long, long, features, long)
-    yield neighbours.find_nearest, (tile, 0.9, long, long, 0.9, features, features, features.scale, long)
-    yield neighbours.list_near, (tile, 0.9, long, long, 0.9, features, long, np.zeros((2, 2), np.int64))
-    yield neighbours.count_joined, (long, long, np.zeros((2, 2), np.int64), long, long)
+    yield neighbours.join_near, (TILE, 0.9, 0.9, LONG, LONG, features, LONG)
+    yield neighbours.find_nearest, (TILE, 0.9, LONG, LONG, 0.9, features, features, features.scale, LONG)
+    yield neighbours.list_near, (TILE, 0.9, LONG, LONG, 0.9, features, LONG, np.zeros((2, 2), np.int64))
+    yield neighbours.count_joined, (LONG, LONG, np.zeros((2, 2), np.int64), LONG, LONG)
     yield list_kernels.rank_lists, (vectors, vectors, np.zeros((2, 2), np.uint16))
-    yield list_kernels.mean_rows, (long, long, long, vectors, vectors)
-    yield neighbours.sum_members, (long, long, long, features, reals)
-    yield neighbours.nearest_to_sum, (long, long, long, features, reals, long)
-    yield neighbours.distances, (long, long, features, features.scale)
-    yield fingerprints.join_in_buckets, (long.astype(np.uint64), long, long.astype(np.uint64), 4, long)
+    yield list_kernels.mean_rows, (LONG, LONG, LONG, vectors, vectors)
+    yield neighbours.sum_members, (LONG, LONG, LONG, features, reals)
+    yield neighbours.nearest_to_sum, (LONG, LONG, LONG, features, reals, LONG)
+    yield neighbours.distances, (LONG, LONG, features, features.scale)
+    tables, tokens = (
+        wordpiece.build_tables(["[CLS]", "[SEP]", "[PAD]", "[UNK]", "猫"], range(4)),
+        np.empty((2, 8), np.int32),
+    )
+    yield wordpiece.tokenize, (rows.offsets, rows.data, *tables, tokens, tokens, tokens[0], tokens[0])
+    yield fingerprints.join_in_buckets, (LONG.astype(np.uint64), LONG, LONG.astype(np.uint64), 4, LONG)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
@@ -130,6 +139,21 @@ def near_sets(device: Any) -> np.ndarray:
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
     return np.stack([*near, groups, nearest, np.r_[device.down(likely), np.full(20, found.share)]])
+
+
+def test_tables_are_copied_once_and_used_when_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    published: dict[Any, Any] = {}
+    monkeypatch.setattr(portable, "_resident", published)
+    copied: list[Any] = []
+
+    def wait() -> None:
+        time.sleep(0.05)
+        assert not published
+
+    device: Any = SimpleNamespace(kind="cuda", number=0, up=lambda array: copied.append(array) or [array], wait=wait)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: portable.resident(device, LONG), range(4)))
+    assert len(copied) == 1 and all(there is found[0] for there in found)
 
 
 PICTURES = [

@@ -6,8 +6,14 @@ import random
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from engine.device import Device
+from engine.dictionary import character_classes, open_dictionary
+from kernels.lexicon import Patterns, marks, weigh
+from kernels.portable import Kernel
 from kernels.strings import Strings, decode, encode
+from kernels.text import measure
 from tests.kernels.texts import NASTY, random_texts
 
 
@@ -48,3 +54,31 @@ def test_strings_of_lists_and_of_arrow_without_a_copy() -> None:
     sliced = Strings.of(array)
     assert sliced.arrow().to_pylist() == ["乙乙", "丙"]
     assert sliced.data.ctypes.data == array.buffers()[2].address
+
+
+def test_parts_of_rows_know_their_bytes(device: Device) -> None:
+    texts = ["甲", "", "乙乙", "b", "丙c"]
+    for rows in (1, 2, 5, 9):
+        parts = list(Strings.of(pa.array(["x", *texts]).slice(1)).parts(device, rows))
+        assert [start for start, _ in parts] == list(range(0, 5, rows))
+        assert [row for _, part in parts for row in part.arrow().to_pylist()] == texts
+        assert all(part.size == sum(len(row.encode()) for row in part.arrow().to_pylist()) for _, part in parts)
+    assert list(Strings.of([]).parts(device, 2)) == []
+
+
+class Away:
+    """An array in a GPU's memory, of which the host knows the length."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_memory_for_a_launch_is_set_aside_without_asking_the_device(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[str] = []
+    monkeypatch.setattr(Kernel, "launch", lambda self, *arguments: launched.append(self.name))
+    rows = Strings(Away(), Away(), 27)
+    measure(device, rows, open_dictionary(), character_classes())
+    weigh(device, rows, marks(), Patterns())
+    assert launched == ["measure_rows", "weigh_rows"]

@@ -1,0 +1,161 @@
+"""Compiled kernels on disk: found again by the next process, and by nobody they were not compiled for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+
+from engine.errors import DanqingError
+from kernels import compiled, components, fingerprints, neighbours
+from kernels.portable import Kernel
+from tests.kernels.test_portable import LONG, TILE
+
+KERNELS: list[tuple[Kernel, tuple[Any, ...]]] = [
+    (components.find_roots, (LONG, LONG)),
+    (fingerprints.join_in_buckets, (LONG.astype(np.uint64), LONG, LONG.astype(np.uint64), 4, LONG)),
+    (
+        neighbours.find_nearest,
+        (TILE, 0.9, LONG, LONG, 0.9, *[neighbours.Rows(LONG, np.zeros(2), LONG)] * 2, LONG, LONG),
+    ),
+]
+"""Two whose threads take rows, and one whose blocks do."""
+
+
+def compile_without_gpu(capability: tuple[int, int]) -> dict[str, Any]:
+    """Compiles `KERNELS` as their first launch on a GPU does: Numba is given a driver that loads nothing.
+
+    Returns:
+        `hits`: how many were found on disk. `code`: by kernel, the digest of its machine code. `path`: the folder.
+    """
+    from numba import int64, typeof
+    from numba.cuda import dispatcher
+    from numba.cuda.cudadrv import devices
+
+    gpu = SimpleNamespace(compute_capability=capability, id=0)
+    function = SimpleNamespace(module=SimpleNamespace(initialized=True))
+    module = SimpleNamespace(get_function=lambda name: function)
+    context = SimpleNamespace(device=gpu, create_module_image=lambda *arguments: module)
+    devices.get_context = lambda number=None: context
+    dispatcher.get_current_device = lambda: gpu
+    hits, code = 0, {}
+    for kernel, arguments in KERNELS:
+        kinds = tuple(map(typeof, arguments))
+        loaded = kernel.on_gpu.compile(kinds if kernel.block_body else (int64, *kinds))
+        hits += kernel.on_gpu.stats.cache_hits.total()
+        code[kernel.name] = hashlib.sha256(loaded.library.get_cubin().code).hexdigest()
+    return {"hits": hits, "code": code, "path": KERNELS[0][0].on_gpu.stats.cache_path}
+
+
+COMPILE = """
+import json
+import sys
+from tests.kernels.test_compiled import compile_without_gpu
+print(json.dumps(compile_without_gpu((int(sys.argv[1]), 0))))
+"""
+
+
+def start(folder: Path, *arguments: str, script: str = COMPILE) -> subprocess.Popen[str]:
+    environment = os.environ | {"DANQING_CACHE": str(folder), "PYTHONPATH": str(Path.cwd())}
+    for name in ("NUMBA_CACHE_DIR", "CUPY_CACHE_DIR"):
+        environment.pop(name, None)
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def outcome(process: subprocess.Popen[str]) -> Any:
+    said, _ = process.communicate()
+    assert process.returncode == 0
+    return json.loads(said.splitlines()[-1])
+
+
+def test_the_next_process_loads_what_one_has_compiled(tmp_path: Path) -> None:
+    together = [start(tmp_path, "9"), start(tmp_path, "9"), start(tmp_path, "8")]
+    first, second, older = map(outcome, together)
+    again, older_again = outcome(start(tmp_path, "9")), outcome(start(tmp_path, "8"))
+    assert again["hits"] == older_again["hits"] == len(KERNELS)
+    assert again["code"] == first["code"] == second["code"] != older["code"] == older_again["code"]
+    assert Path(again["path"]).is_relative_to(tmp_path / "numba")
+    (tmp_path / "numba").rename(tmp_path / "away")
+    assert outcome(start(tmp_path, "9"))["hits"] == 0
+
+
+def test_folders_of_the_user_are_left_alone(tmp_path: Path) -> None:
+    script = """
+import json
+import os
+os.environ["CUPY_CACHE_DIR"] = "mine"
+import numba
+import kernels
+print(json.dumps([os.environ["CUPY_CACHE_DIR"], os.environ["NUMBA_CACHE_DIR"], numba.config.CACHE_DIR]))
+"""
+    there = str(tmp_path / "numba")
+    assert outcome(start(tmp_path, script=script)) == ["mine", there, there]
+
+
+def test_without_any_folder_to_write_the_variable_to_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core.caching import CompileResultCacheImpl
+
+    monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
+    monkeypatch.setenv("DANQING_CACHE", "/nowhere")
+    with pytest.raises(DanqingError, match=r"^/nowhere: cannot be written; set DANQING_CACHE to a folder"):
+        compiled.kept(numba.njit)(outcome)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> compiled.KernelFiles:
+    from numba.core.caching import IndexDataCacheFile
+
+    return compiled.KernelFiles(IndexDataCacheFile(str(tmp_path), "double", None))
+
+
+def test_a_kernel_is_found_by_its_key_alone(
+    files: compiled.KernelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.save("float", "code for floats")
+    files.save("int", "code for integers")
+    assert files.load("float") == "code for floats" and files.load("int") == "code for integers"
+    assert files.load("string") is None
+    monkeypatch.setattr(compiled, "sources", lambda: "others")
+    assert files.load("float") is None
+    files.save("float", "newer code")
+    monkeypatch.undo()
+    assert files.load("float") == "code for floats"
+    files.flush()
+    assert files.load("float") is None and not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_is_written_anew(files: compiled.KernelFiles, tmp_path: Path) -> None:
+    files.save("float", "code")
+    (path,) = tmp_path.iterdir()
+    for damage in (b"", b"code", path.read_bytes()[:-3]):
+        path.write_bytes(damage)
+        assert files.load("float") is None
+    files.save("float", "code")
+    assert files.load("float") == "code"
+
+
+def test_a_full_disk_ends_no_run(files: compiled.KernelFiles, tmp_path: Path) -> None:
+    files.files._cache_path = str(tmp_path / "none")
+    files.save("float", "code")
+    assert files.load("float") is None
+
+
+def test_kernels_compile_beside_numpy_2_5() -> None:
+    script = """
+import json
+import numpy
+del numpy.row_stack
+from tests.kernels.test_compiled import KERNELS
+print(json.dumps([kernel.ptx((9, 0), *arguments) for kernel, arguments in KERNELS]))
+"""
+    assert all(".target sm_90" in text for text in outcome(start(Path(os.environ["DANQING_CACHE"]), script=script)))
