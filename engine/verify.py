@@ -32,7 +32,7 @@ from engine.stages import CATALOGUE
 from profiling.spans import Spans
 from profiling.torch_peer import torch_rate
 from trt_models.card import Card, load_card
-from trt_models.engines import COSINE, PROBABILITY, Engine, Engines, Parity, runtime_version
+from trt_models.engines import COSINE, DIFFERENCE, Engine, Engines, Parity, runtime_version
 from trt_models.session import Session
 from trt_models.store import ModelSet
 
@@ -77,7 +77,7 @@ def verify(
     parity = Parity(
         sum(map(len, batches)), float(likeness.min()), float(likeness.mean()), flips, compiled.rate, model.rate,
         recipe.name, engine.target, str(runtime_version(engine.runtime)), wanted, torch,
-        PROBABILITY if classifies else COSINE,
+        DIFFERENCE if classifies else COSINE,
     )  # fmt: skip
     engine = replace(engine, parity=parity)
     Engines(card).note(engine)

@@ -72,8 +72,8 @@ RUNTIMES = {
 }
 LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
 """Parity by default: mean cosine of the outputs, share of pairs whose verdict changes."""
-COSINE, PROBABILITY = "cosine", "1 - |difference of the probability|"
-"""Likeness of embeddings, and of classifiers' answers: two numbers always have a cosine near 1."""
+COSINE, DIFFERENCE = "cosine", "1 - |difference|"
+"""What parity is measured by: embeddings, and classifiers' answers, since two numbers always have a cosine near 1."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class Parity:
 
     Attributes:
         rows: pairs looked at.
-        cosine_min, cosine_mean: of the outputs, row by row; of a classifier 1 - |difference of the probability|.
+        cosine_min, cosine_mean: of the outputs, row by row; of a classifier 1 - |difference|.
         flips: share of the pairs whose verdict changes under the recipe's criteria that this model takes part in.
         rate, reference_rate: rows a second, of the engine and of ONNX Runtime in float32.
         torch_rate: of PyTorch's own model under `torch.compile`, where it was timed.
         target, runtime_version: what it ran on.
         wanted: the limits it was held to, `cosine_mean` and `flips`.
-        measure: what `cosine_min` and `cosine_mean` are of: `COSINE` or `PROBABILITY`.
+        measure: what `cosine_min` and `cosine_mean` are of: `COSINE` or `DIFFERENCE`.
     """
 
     rows: int

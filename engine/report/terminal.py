@@ -169,6 +169,9 @@ def print_models(rows: Iterable[tuple[Card, bool, list[tuple[Engine, bool]]]]) -
 def print_fusion(options: Mapping[str, Any]) -> None:
     """Which nodes of an engine's graph were fused, and which that could have been are left plain."""
     before, after = options["nodes"]
+    if not options["fused"]:
+        console.print(f"none of the {before} nodes were fused")
+        return
     table = Table(box=box.SIMPLE_HEAD, title=f"{before} nodes, {after} after fusing", title_justify="left")
     table.add_column("operator")
     table.add_column("nodes", justify="right")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +18,17 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification, ChineseCLIPConfig, ChineseCLIPModel
 
 import trt_models.engines
+import trt_models.session
 from engine.cli import main
 from engine.curate import Settings, curate
+from engine.demo.crawl import build_crawl
 from engine.device import Device
 from engine.errors import DanqingError
 from engine.ledger import ENGINES, Ledger
+from engine.metrics import Engines as EnginesInUse
 from engine.recipe import Recipe, load_recipe
 from engine.sources import Shard
-from engine.verify import samples, verify
+from engine.verify import agreement, alike, samples, verify
 from profiling.bench.published import randomised, save
 from tests.engine.test_run import GOOD
 from tests.engine.test_run import samples as pairs
@@ -31,7 +37,7 @@ from trt_models.card import Card, load_card
 from trt_models.compile import compile_engine
 from trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
 from trt_models.quantise import quantised_statically
-from trt_models.store import onnx_path
+from trt_models.store import ModelSet, onnx_path
 
 Make = Callable[..., Path]
 CHARACTERS = sorted(set(GOOD + "，第张照片0123456789"))
@@ -89,7 +95,7 @@ def test_from_checkpoint_to_engine_by_the_commands(
     assert main(["models", "verify", "text-safety-1m", *asked, "--min-cosine", "1"]) == 1
     assert "failed" in capsys.readouterr().out
     assert main(["models", "activate", "text-safety-1m"]) == 2
-    assert "parity is not enough (mean 1 - |difference of the probability| 0." in capsys.readouterr().err
+    assert "parity is not enough (mean 1 - |difference| 0." in capsys.readouterr().err
     assert main(["models", "verify", "text-safety-1m", *asked, "--min-cosine", "0.9", "--max-flips", "1"]) == 0
     assert main(["models", "activate", "text-safety-1m"]) == 0
     assert main(["models", "list"]) == 0
@@ -148,9 +154,37 @@ def test_a_broken_engine_falls_back_and_says_so(card: Card, device: Device, caps
     assert digest == engine.sha256
     engines.path(engine).write_bytes(b"junk")
     digest = open_active(card, device).sha256
-    assert digest == engines.onnx and "does not open, the one before it runs instead" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert digest == engines.onnx and "does not open: " in said and "; the one before it runs instead" in said
     with pytest.raises(DanqingError, match=r"not the file that engine\.json names; refusing to load it"):
         engines.activate(engines.named("newest"))
+
+
+def test_a_run_tells_of_an_engine_that_does_not_open(
+    card: Card, device: Device, shards: list[str], recipe: Recipe, tmp_path: Path, capsys: Any
+) -> None:
+    engines = Engines(card)
+    engine = compile_engine(card, "int8", "cpu")
+    engines.note(passing(engine))
+    engines.activate(engines.named("newest"))
+    engines.path(engine).write_bytes(b"junk")
+    asked = ["curate", shards[0], "--recipe", str(tmp_path / "network.yaml")]
+    assert main([*asked, "-o", str(tmp_path / "strict"), "--strict-engines"]) == 2
+    assert f"the engine {engine.name} does not open" in capsys.readouterr().err
+    assert main([*asked, "-o", str(tmp_path / "out")]) == 0
+    said = f"Scored without an engine that is in use: text-safety-1m: the engine {engine.name} does not open"
+    assert said in capsys.readouterr().out.replace("\n", " ")
+    noted = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert list(noted["refused_engines"]) == ["text_safety"] and noted["engines"] == {"text_safety": engines.onnx}
+    models = ModelSet({"text_safety": "text-safety-1m"})
+    models.session("text_safety", device)
+    (gauge,) = EnginesInUse(models).collect()
+    assert [(sample.labels, sample.value) for sample in gauge.samples] == [({"role": "text_safety"}, 1)]
+    engines.rollback("cpu")
+    models.reopen(device)
+    models.session("text_safety", device)
+    (gauge,) = EnginesInUse(models).collect()
+    assert [sample.value for sample in gauge.samples] == [0] and not models.refused
 
 
 def test_the_engine_before_comes_back(card: Card) -> None:
@@ -164,14 +198,21 @@ def test_the_engine_before_comes_back(card: Card) -> None:
     assert engines.rollback("cpu") == first and engines.rollback("cpu") is None
 
 
-def test_an_engine_of_another_runtime_or_model_is_refused(card: Card, checkpoint: Path) -> None:
+def test_an_engine_of_another_runtime_or_model_is_refused(card: Card, checkpoint: Path, device: Device) -> None:
     engines = Engines(card)
     engine = passing(compile_engine(card, "int8", "cpu"))
-    old = replace(engine, runtime_version="1.0")
-    engines.path(old).parent.mkdir()
-    engines.path(old).write_bytes(engines.path(engine).read_bytes())
-    with pytest.raises(DanqingError, match=r"compiled with onnxruntime 1\.0, installed is"):
+    plan = replace(engine, runtime="tensorrt-rtx", runtime_version="1.0")
+    engines.path(plan).parent.mkdir()
+    engines.path(plan).write_bytes(engines.path(engine).read_bytes())
+    with pytest.raises(DanqingError, match=r"compiled with tensorrt-rtx 1\.0, installed is"):
+        engines.activate(plan)
+    old = replace(engine, parity=replace(engine.parity, runtime_version="1.0"))  # type: ignore[type-var]
+    with pytest.raises(DanqingError, match=r"parity was measured with onnxruntime 1\.0, installed is"):
         engines.activate(old)
+    engines.activate(engine)
+    engines.note(old)  # as after an upgrade of ONNX Runtime
+    refused = open_active(card, device).refused
+    assert refused is not None and "parity was measured with onnxruntime 1.0" in refused
     measured = replace(engine, parity=replace(engine.parity, target="sm_90"))  # type: ignore[type-var]
     with pytest.raises(DanqingError, match="parity was measured on sm_90"):
         engines.activate(measured)
@@ -210,6 +251,9 @@ def test_what_cannot_be_compiled_is_said(card: Card) -> None:
         (("fp16", "h100"), "write `cpu`, or a GPU's architecture"),
         (("fp16", "sm_61"), "TensorRT-RTX compiles for sm_120"),
         (("int8", "sm_80"), "needs real inputs"),
+        (("fp16", "sm_90", (1, 8, 64), None, "tensort"), "did you mean 'tensorrt'"),
+        (("fp16", "sm_90", (1, 8, 64), None, "tensorrt"), "tensorrt: not installed; .* and onnxruntime needs neither"),
+        (("fp8", "sm_90", (1, 8, 64), None, "onnxruntime"), "ONNX Runtime computes in fp32, fp16 or bf16"),
     ):
         with pytest.raises(DanqingError, match=words):
             compile_engine(card, *arguments)
@@ -218,7 +262,8 @@ def test_what_cannot_be_compiled_is_said(card: Card) -> None:
     assert Engines(card).all() == []
 
 
-DEFAULTS = ("efficientnet-lite0-conse", "open-nsfw", "use-multilingual")
+CONVOLUTIONAL = ("efficientnet-lite0-conse", "open-nsfw")
+DEFAULTS = (*CONVOLUTIONAL, "use-multilingual")
 
 
 @pytest.fixture
@@ -245,6 +290,86 @@ def test_every_network_compiles_for_gpus_that_are_not_there(every_network: list[
         assert engines.all() == [engine] and engine.onnx == engines.onnx
         with pytest.raises(DanqingError, match="parity was never measured"):
             engines.activate(engine)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_every_network_compiles_without_tensorrt(
+    every_network: list[Card], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"tensorrt": None, "tensorrt-rtx": None}
+    monkeypatch.setattr("trt_models.compile.runtime_version", lambda name: installed.get(name, runtime_version(name)))
+    for card in every_network:
+        engines = Engines(card)
+        if precision == "bf16" and card.name in CONVOLUTIONAL:
+            with pytest.raises(DanqingError, match="ONNX Runtime has no bf16 convolution, use fp16"):
+                compile_engine(card, precision, "sm_90")
+            continue
+        engine = compile_engine(card, precision, "sm_90", (1, 4, 16))
+        assert (engine.runtime, engine.target, engines.path(engine).name) == ("onnxruntime", "sm_90", "engine.onnx")
+        assert engines.all() == [engine] and engines.checked(engine).stat().st_size > 1000
+        fused = engine.options["fused"]
+        assert fused.get("MultiHeadAttention", 0) == (0 if card.name in DEFAULTS else 3)
+        with pytest.raises(DanqingError, match="parity was never measured"):
+            engines.activate(engine)
+        elsewhere = replace(passing(engine), runtime_version="1.0")  # compiled with another version of ONNX Runtime
+        engines.path(engine).parent.rename(engines.folder / elsewhere.name)
+        engines.note(elsewhere)
+        engines.activate(elsewhere)
+        assert engines.active("sm_90") == [elsewhere]
+
+
+def test_an_engine_for_a_gpu_opens_on_it(card: Card, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is activated, picked up by a stage's models, and rolled back like every engine."""
+    opened: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(trt_models.session, "CudaOnnxSession", lambda *given: opened.append(given))
+    played: Any = SimpleNamespace(kind="cuda", target="sm_90")
+    models = ModelSet({"text_safety": card.name})
+    models.session("text_safety", played)
+    engine = compile_engine(card, "fp16", "sm_90", (1, 4, 16), runtime="onnxruntime")
+    engines = Engines(card)
+    engines.note(passing(engine))
+    engines.activate(engines.named("newest"))
+    assert models.outdated(played) == ["text_safety"]
+    models.reopen(played)
+    models.session("text_safety", played)
+    assert [(path.name, *rest) for path, _, *rest in opened] == [
+        ("model.onnx", 64, False),
+        ("engine.onnx", 16, True),
+    ]
+    assert models.running == {"text_safety": engine.sha256}
+    engines.rollback("sm_90")
+    assert models.outdated(played) == ["text_safety"]
+
+
+def test_compiling_shows_what_was_fused(card: Card, capsys: Any) -> None:
+    asked = ["models", "compile", card.name, "--target", "sm_90", "--runtime", "onnxruntime"]
+    assert main(asked) == 0
+    shown = capsys.readouterr().out
+    assert "118 nodes, 48 after fusing" in shown
+    assert re.search(r"MultiHeadAttention +3 +fused", shown) and re.search(r"LayerNormalization +1 +left", shown)
+
+
+def test_classifiers_agree_by_their_probabilities() -> None:
+    logits = np.array([[0.0, 2.0], [1.0, -1.0]])
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    moved = logits + np.array([[0.0, 0.1], [0.0, 0.0]])
+    expected = 1 - abs(shares[0, 1] - 1 / (1 + np.exp(-2.1)))
+    np.testing.assert_allclose(agreement(logits, moved), [expected, 1])
+    np.testing.assert_allclose(agreement(shares, shares[:, ::-1]), 1 - abs(shares[:, 1] - shares[:, 0]))
+    np.testing.assert_allclose(agreement(np.array([[0.2], [0.5]]), np.array([0.3, 0.5])), [0.9, 1])
+    # The cosine would have said that the verdict on the first row is nearly the same.
+    assert alike(np.array([[0.9, 1.0]]), np.array([[1.0, 0.9]]))[0] > 0.99
+
+
+def test_the_readmes_engine_is_verified_and_activated(tmp_path: Path) -> None:
+    """Its lines as they are printed, with fewer pairs."""
+    shards = build_crawl(tmp_path / "crawl")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\./run (models (?:compile|verify|activate) open-nsfw.*?)(?: +#.*)?$", readme, re.MULTILINE)
+    assert len(lines) == 4 and "demo/crawl/*.tar" in lines[0] and lines[-1].endswith("--rollback")
+    for line in lines:
+        words = [word.replace("demo/crawl/*.tar", shards[0]) for word in shlex.split(line)]
+        assert main([*words, *(["--pairs", "24"] if "--data" in words else [])]) == 0, line
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
