@@ -1,0 +1,41 @@
+"""Torch on a GPU: near the model in float32, whatever the number of rows and the length of the texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engine.device import Device
+from trt_models.session import RECORDINGS, OnnxSession
+
+pytestmark = pytest.mark.gpu
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["clip image", "clip text"])
+def test_batches_are_near_and_rows_alone_are_the_same(
+    gpu: Device, device: Device, name: str, precision: str, tmp_path: Path
+) -> None:
+    from tests.trt_models.test_torch_session import WORDS, small_clip
+    from trt_models.torch_session import CudaTorchSession, write_graph
+
+    onnx.save(small_clip(tmp_path)[name], str(tmp_path / "model.onnx"))
+    write_graph(tmp_path / "model.onnx", tmp_path / "engine.onnx", precision)
+    here, there = OnnxSession(tmp_path / "model.onnx", device), CudaTorchSession(tmp_path / "engine.onnx", gpu, 8)
+    chance = np.random.default_rng(0)
+    for length in range(4, 4 + RECORDINGS + 2):  # the last two are not captured
+        if name == "clip text":
+            inputs = {"tokens": chance.integers(1, WORDS, (19, length), dtype=np.int32)}
+        else:
+            inputs = {"pixels": chance.integers(0, 256, (19, 32, 32, 3), dtype=np.uint8)}
+        expected, found = here.run(**inputs)["embedding"], there.run(**inputs)["embedding"]
+        assert hasattr(found, "__cuda_array_interface__")
+        assert (found.get() * expected).sum(axis=1).min() > 0.99
+        for row in (0, 18):
+            alone = there.run(**{key: array[row : row + 1] for key, array in inputs.items()})["embedding"]
+            assert (alone.get() == found[row : row + 1].get()).all()

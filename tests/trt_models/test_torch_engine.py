@@ -1,0 +1,165 @@
+"""Torch as the runtime of an engine: by the commands, and its GPU session on a GPU that is played."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+import trt_models.compile
+import trt_models.torch_session
+from engine.cli import main
+from engine.device import Device
+from engine.errors import DanqingError
+from profiling.bench.published import randomised, save
+from tests.engine.test_run import samples
+from tests.strict import Library, OnDevice, on_device, plain
+from tests.trt_models.test_checkpoints import ragged_tokens
+from tests.trt_models.test_engines import LABELS, RECIPE, TEXT, VOCABULARY
+from trt_models.card import Card, load_card
+from trt_models.compile import compile_engine
+from trt_models.engines import Engines, open_active, runtime_version
+from trt_models.session import RECORDINGS, OnnxSession
+from trt_models.store import onnx_path
+from trt_models.torch_graph import TorchGraph
+from trt_models.torch_session import CudaTorchSession, TorchSession
+
+NAME = "text-safety-1m"
+
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
+    """A small text classifier with random weights, in a store of its own."""
+    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
+    folder = save(randomised(BertForSequenceClassification(BertConfig(**TEXT, **LABELS)), 3), tmp_path / "bert")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    assert main(["models", "export", NAME, "--from", str(folder)]) == 0
+    return load_card(NAME)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_from_model_to_engine_in_use_and_back(
+    card: Card, make_shard: Callable[..., Path], tmp_path: Path, device: Device, precision: str, capsys: Any
+) -> None:
+    shard, recipe = str(make_shard(samples(0, 20))), tmp_path / "network.yaml"
+    recipe.write_text(RECIPE)
+    asked = ["--runtime", "torch", "--precision", precision, "--target", "cpu"]
+    assert main(["models", "compile", NAME, *asked]) == 0
+    assert main(["models", "activate", NAME]) == 2
+    assert "parity was never measured" in capsys.readouterr().err
+    least = "0.99" if precision == "bf16" else "0.999"  # random weights are far from what a trained network loses
+    assert main(["models", "verify", NAME, "--recipe", str(recipe), "--data", shard, "--min-cosine", least]) == 0
+    (engine,) = Engines(card).all()
+    assert (engine.runtime, engine.runtime_version) == ("torch", runtime_version("torch"))
+    assert engine.parity is not None and engine.parity.passed
+    assert 0 < 1 - engine.parity.cosine_min < (1e-6 if precision == "fp32" else 0.05)
+    assert main(["models", "activate", NAME]) == 0
+    session, digest = open_active(card, device)
+    assert isinstance(session, TorchSession) and digest == engine.sha256
+    assert main(["curate", shard, "-o", str(tmp_path / "out"), "--recipe", str(recipe)]) == 0
+    assert engine.sha256 in (tmp_path / "out" / "run.json").read_text()
+    assert main(["models", "activate", NAME, "--rollback", "--target", "cpu"]) == 0
+    assert isinstance(open_active(card, device)[0], OnnxSession)
+
+
+def test_what_torch_cannot_be_compiled_for_is_said(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision, target, words in (
+        ("fp16", "cpu", "on cpu torch runs fp32 or bf16"),
+        ("fp32", "sm_90", "on sm_90 torch runs fp16 or bf16"),
+        ("int8", "sm_90", "on sm_90 torch runs fp16 or bf16"),
+        ("fp16", "h100", "write `cpu`, or a GPU's architecture"),
+    ):
+        with pytest.raises(DanqingError, match=words):
+            compile_engine(card, precision, target, runtime="torch")
+    monkeypatch.setattr(trt_models.compile, "runtime_version", lambda runtime: None)
+    with pytest.raises(DanqingError, match=r"pip install 'danqing-engine\[torch\]'"):
+        compile_engine(card, "fp16", "sm_90", runtime="torch")
+    assert Engines(card).all() == []
+
+
+def test_torch_is_not_imported_before_it_is_used() -> None:
+    code = (
+        "import sys, engine.cli, trt_models.engines, trt_models.compile, engine.verify; print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+class Played:
+    """A graph, and CUDA graphs of it: the last call is what was captured."""
+
+    def __init__(self, model: onnx.ModelProto, place: torch.device) -> None:
+        assert place == torch.device("cuda", 0)
+        self.graph = TorchGraph(model, torch.device("cpu"))
+        self.outputs, self.calls, self.captured = self.graph.outputs, 0, 0
+        Played.newest = self
+
+    newest: Played
+
+    def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        self.last = inputs, self.graph(**inputs)
+        return self.last[1]
+
+
+class PlayedCapture:
+    def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        self.played, self.calls = Played.newest, Played.newest.calls
+
+    def capture_end(self) -> None:
+        assert self.played.calls == self.calls + 1
+        self.played.captured += 1
+        self.inputs, self.outputs = self.played.last
+
+    def replay(self) -> None:
+        for name, tensor in self.played.graph(**self.inputs).items():
+            self.outputs[name].copy_(tensor)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Device:
+    """A GPU that is played: NumPy with CuPy's manners, and torch on the CPU."""
+    monkeypatch.setattr(trt_models.torch_session, "from_dlpack", lambda array: torch.from_dlpack(plain(array)))
+    fakes = {"CUDAGraph": PlayedCapture, "ExternalStream": lambda stream, place: stream,
+             "stream": lambda stream: nullcontext(), "graph_pool_handle": lambda: (0, 1)}  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return Device("cuda", 1, device.pool, Library(np))
+
+
+def test_batches_on_a_gpu_are_full_and_captured_once_a_shape(
+    card: Card, gpu: Device, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Engines(card).checked(compile_engine(card, "bf16", "sm_90", runtime="torch"))
+    here = TorchSession(path, device, 4)
+    monkeypatch.setattr(trt_models.torch_session, "TorchGraph", Played)
+    there = CudaTorchSession(path, gpu, 4)
+    chance = np.random.default_rng(0)
+    for turn in range(2):
+        for length in range(3, 3 + RECORDINGS + 2):
+            for rows in (4, 7):
+                tokens = chance.integers(1, len(VOCABULARY), (rows, length), dtype=np.int32)
+                given = on_device(tokens) if rows == 4 else tokens  # text models get theirs from the host
+                found = there.run(tokens=given)["probability"]
+                assert isinstance(found, OnDevice) and found.shape == (rows,)
+                assert (found.get() == here.run(tokens=tokens)["probability"]).all()
+        assert Played.newest.captured == RECORDINGS
+        # Two calls a capture; of the two other lengths 1 and 2 batches as they come, each time.
+        assert Played.newest.calls == 2 * RECORDINGS + 2 * 3 * (turn + 1)
+
+
+def test_the_graph_is_as_near_as_the_cpu_can_tell(card: Card, device: Device) -> None:
+    """The engine for a GPU is the lowered graph itself: what it computes can be looked at without one."""
+    engine = compile_engine(card, "fp16", "sm_90", runtime="torch")
+    expected = OnnxSession(onnx_path(card), device).run(tokens=ragged_tokens() % len(VOCABULARY))["probability"]
+    found = TorchSession(Engines(card).checked(engine), device, 8).run(tokens=ragged_tokens() % len(VOCABULARY))
+    np.testing.assert_allclose(found["probability"], expected, atol=5e-3)

@@ -1,0 +1,233 @@
+"""Models in torch: every exported graph against ONNX Runtime, the groups that become one call, and the engine's way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    CLIPConfig,
+    CLIPModel,
+    SiglipConfig,
+    SiglipModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
+
+from engine.device import Device
+from engine.errors import DanqingError
+from profiling.bench.published import randomised, save
+from tests.trt_models.test_checkpoints import PIXELS, TEXT, VISION, WORDS, Predictor, ragged_tokens
+from trt_models.card import load_card
+from trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
+from trt_models.export.checkpoint import Checkpoint
+from trt_models.precision import halved
+from trt_models.store import onnx_path
+from trt_models.torch_fusion import fused
+from trt_models.torch_graph import TorchGraph
+from trt_models.torch_session import TorchSession, write_graph
+
+Networks = dict[str, tuple[onnx.ModelProto, dict[str, np.ndarray]]]
+CPU = torch.device("cpu")
+LAYERS = 3
+DEFAULTS = ("efficientnet-lite0-conse", "open-nsfw", "use-multilingual")
+TRANSFORMERS = ("clip image", "clip text", "siglip image", "siglip text", "eva", "bert", "aesthetic")
+NETWORKS = (*TRANSFORMERS, *DEFAULTS)
+IN_HALVES = (*TRANSFORMERS, "use-multilingual")
+"""A CPU takes a minute for EfficientNet's depthwise convolutions in 16 bits."""
+
+
+def small_clip(folder: Path) -> dict[str, onnx.ModelProto]:
+    """Both towers of a small Chinese-CLIP with random weights."""
+    text = TEXT | {"max_position_embeddings": 32}
+    model = ChineseCLIPModel(ChineseCLIPConfig(text_config=text, vision_config=VISION, projection_dim=24))
+    weights = Checkpoint(save(randomised(model), folder))
+    return {
+        "clip image": chinese_clip.image_tower(weights).model(),
+        "clip text": chinese_clip.text_tower(weights).model(),
+    }
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    """Every exported architecture with random weights, and the default models; each with a batch of inputs."""
+
+    def checkpoint(model: torch.nn.Module, seed: int) -> Checkpoint:
+        return Checkpoint(save(randomised(model, seed), tmp_path_factory.mktemp("checkpoint")))
+
+    clip = small_clip(tmp_path_factory.mktemp("clip"))
+    short = TEXT | {"max_position_embeddings": 16}
+    sig = checkpoint(SiglipModel(SiglipConfig(text_config=short, vision_config=VISION)), 1)
+    timm = TimmWrapperConfig(
+        architecture="eva02_base_patch14_448",
+        model_args={"embed_dim": 128, "depth": LAYERS, "num_heads": 2, "img_size": 70},
+        id2label=dict(enumerate(eva.LEVELS)),
+    )
+    labels = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
+    openai = CLIPConfig(text_config=TEXT, vision_config=VISION | {"projection_dim": 24}, projection_dim=24)
+    rated = checkpoint(CLIPModel(openai), 4)
+    torch.save(Predictor(24).state_dict(), rated.folder / aesthetic.HEAD)
+
+    chance = np.random.default_rng(0)
+    pixels, tokens = {"pixels": PIXELS}, {"tokens": ragged_tokens()}
+    large = {"pixels": chance.integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)}
+    found = {
+        "clip image": (clip["clip image"], pixels),
+        "clip text": (clip["clip text"], tokens),
+        "siglip image": (siglip.image_tower(sig).model(), pixels),
+        "siglip text": (
+            siglip.text_tower(sig).model(), {"tokens": chance.integers(0, WORDS, (3, 16), dtype=np.int32)},
+        ),
+        "eva": (
+            eva.classifier(checkpoint(TimmWrapperForImageClassification(timm), 3)).model(),
+            {"pixels": chance.integers(0, 256, (3, 70, 70, 3), dtype=np.uint8)},
+        ),
+        "bert": (
+            bert.classifier(checkpoint(BertForSequenceClassification(BertConfig(**TEXT, **labels)), 2)).model(), tokens,
+        ),
+        "aesthetic": (aesthetic.predictor(rated).model(), pixels),
+    }  # fmt: skip
+    for name in DEFAULTS:
+        given = {"tokens": chance.integers(-1, 9000, (3, 16), dtype=np.int32)} if "use" in name else large
+        found[name] = (onnx.load(str(onnx_path(load_card(name)))), given)
+    return found
+
+
+def lowered(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    return model if precision == "fp32" else halved(model, precision)
+
+
+def in_torch(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    with torch.inference_mode():
+        outputs = TorchGraph(model, CPU)(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+    return [tensor.numpy() for tensor in outputs.values()]
+
+
+def in_onnx_runtime(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)  # type: ignore[no-any-return]
+
+
+CASES = [("fp32", 1e-5, NETWORKS), ("fp16", 5e-3, IN_HALVES), ("bf16", 4e-2, IN_HALVES)]
+
+
+@pytest.mark.parametrize(("precision", "within", "name"), [(p, w, name) for p, w, names in CASES for name in names])
+def test_every_exported_graph_gives_what_onnx_runtime_gives(
+    networks: Networks, precision: str, within: float, name: str
+) -> None:
+    model, inputs = networks[name]
+    expected, found = in_onnx_runtime(model, inputs), in_torch(lowered(model, precision), inputs)
+    for left, right in zip(expected, found, strict=True):
+        assert right.dtype == np.float32 and right.std() > 0
+        np.testing.assert_allclose(right, left, atol=within * max(1, np.abs(left).max()))
+
+
+def test_every_operator_that_is_exported_is_among_them(networks: Networks) -> None:
+    kinds = {node.op_type for model, _ in networks.values() for node in model.graph.node}
+    assert len(kinds) == 37
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_groups_of_nodes_become_one_call(networks: Networks, precision: str) -> None:
+    """`halved` puts casts around softmax and normalization; the groups are found in spite of them."""
+    found = {name: Counter(n.op_type for n in fused(lowered(networks[name][0], precision).graph)[0])
+             for name in TRANSFORMERS}  # fmt: skip
+    for name, calls in found.items():
+        heads = 1 if name == "siglip image" else 0  # its pooling attends, too
+        assert calls["Attention"] == LAYERS + heads, name
+        assert calls["Softmax"] == (name in ("eva", "bert")), name  # of the classes
+        assert not calls["Erf"] and calls["Tanh"] == (name == "bert"), name  # of its pooler
+        assert calls["Cast"] < 2 * LAYERS + 2, name  # at the ends; two a layer normalization would be more
+    assert found["clip image"]["QuickGeluMlp"] == found["aesthetic"]["QuickGeluMlp"] == LAYERS
+    assert found["clip text"]["Gelu"] == found["siglip text"]["Gelu"] == found["bert"]["Gelu"] == LAYERS
+    assert found["siglip image"]["Gelu"] == LAYERS + 1 and found["eva"]["Silu"] == LAYERS
+
+
+@pytest.mark.parametrize("name", ["clip image", "bert", "use-multilingual"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_does_not_depend_on_the_others(
+    networks: Networks, name: str, precision: str, device: Device, tmp_path: Path
+) -> None:
+    model, inputs = networks[name]
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    write_graph(tmp_path / "model.onnx", tmp_path / "engine.onnx", precision)
+    session = TorchSession(tmp_path / "engine.onnx", device, 2)
+    given, array = next(iter(inputs.items()))
+    array.flags.writeable = False
+    together = next(iter(session.run(**inputs).values()))
+    assert len(together) == len(array) and len(set(map(bytes, together))) == len(array)
+    for row in range(len(array)):
+        assert next(iter(session.run(**{given: array[row : row + 1]}).values())) == pytest.approx(
+            together[row : row + 1], abs=0
+        )
+
+
+def graph(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
+    """x float32 (N, 4) → y."""
+    return helper.make_model(
+        helper.make_graph(
+            nodes, "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(array, name) for name, array in weights.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+    )  # fmt: skip
+
+
+def test_what_torch_cannot_run_is_named() -> None:
+    node = helper.make_node
+    for model, words in (
+        (graph(node("Celu", ["x"], ["y"], "layer.9")), r"node layer\.9: the operator Celu is not supported"),
+        (graph(node("Mod", ["x", "x"], ["y"], "m", fmod=1)), "node m: the setting fmod of Mod is not supported"),
+        (
+            graph(node("Cast", ["x"], ["n"], to=TensorProto.INT64), node("Reshape", ["x", "n"], ["y"], "r")),
+            "node r: the shape n depends on what the input holds",
+        ),
+        (
+            graph(node("Shape", ["x"], ["n"]), node("Cast", ["n"], ["y"], "c", to=TensorProto.FLOAT)),
+            "node c: the shape n is computed with",
+        ),
+    ):
+        with pytest.raises(DanqingError, match=words):
+            TorchGraph(model, CPU)
+
+
+def test_operators_as_onnx_runtime_has_them() -> None:
+    """What exported graphs do not show: settings and orders that they never use."""
+    node, x = helper.make_node, np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    one, weight = np.float32(1), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+    shapes = {"first": np.array(0), "two": np.array([2, -1])}
+    for model in (
+        graph(node("Softmax", ["x"], ["y"], axis=0)),
+        graph(node("Slice", ["x", "s", "e", "a", "t"], ["y"]), s=np.array([-3]), e=np.array([2**62]), a=np.array([-1]),
+              t=np.array([2])),
+        graph(node("Clip", ["x", "", "m"], ["y"]), m=one * 0.2),
+        graph(node("Gather", ["x", "i"], ["y"], axis=-1), i=np.array([[1, -1]])),
+        graph(node("Unsqueeze", ["x", "a"], ["y"]), a=np.array([-1, 0])),
+        graph(node("Gemm", ["x", "w", "b"], ["y"]), w=weight, b=weight[0]),
+        graph(node("Max", ["x", "m", "m"], ["y"]), m=one * 0.1),
+        graph(node("Pad", ["x", "p", "v"], ["y"]), p=np.array([1, 0, 0, 2]), v=one),
+        # The second operand of a commutative node may be the product; no linear layer, the bias is a matrix.
+        graph(node("MatMul", ["x", "w"], ["p"]), node("Add", ["b", "p"], ["y"]), w=weight, b=weight[0]),
+        graph(node("MatMul", ["x", "w"], ["p"]), node("Add", ["b", "p"], ["y"]), w=weight, b=weight[:1]),
+        # x sigmoid(x) from either side, and a product of others.
+        graph(node("Sigmoid", ["x"], ["s"]), node("Mul", ["s", "x"], ["y"])),
+        graph(node("Sigmoid", ["x"], ["s"]), node("Relu", ["x"], ["r"]), node("Mul", ["s", "r"], ["y"])),
+        graph(node("Shape", ["x"], ["n"]), node("Gather", ["n", "first"], ["k"]),
+              node("Unsqueeze", ["x", "zero"], ["u"]), node("Squeeze", ["u", "zero"], ["v"]),
+              node("Reshape", ["v", "two"], ["y"]), zero=np.array([0]), **shapes),
+    ):  # fmt: skip
+        (expected,), (found,) = (run(model, {"x": x}) for run in (in_onnx_runtime, in_torch))
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-6)
