@@ -79,7 +79,7 @@ def walk_plain(path: Path) -> list[Member] | None:
                     size = int(header[SIZE], 8)
                 except ValueError:
                     return None
-                name = header[: header.find(0, 0, 100)] if header[99] == 0 else header[:100]
+                name = header[:100].partition(b"\0")[0]
                 if size < 0 or offset + size > end or (kind == 0 and name.endswith(b"/")):
                     return None
                 members.append(Member(name.decode(tarfile.ENCODING, "surrogateescape"), offset, size))
@@ -118,7 +118,8 @@ def _plain(headers: bytearray) -> bool:
     for first, last in NUMBERS:
         number = blocks[:, first:last]
         digits = (number & 0xF8) == ord("0")
-        if not (digits | (number == 0) | (number == ord(" "))).all() or (digits[:, 1:] & ~digits[:, :-1]).any():
+        blank = (number == 0) | (number == ord(" "))
+        if not (digits | blank).all() or (digits[:, 1:] & blank[:, :-1]).any() or digits[:, -1].any():
             return False  # not digits, then spaces and NULs
     checksum = blocks[:, CHECKSUM]
     if (checksum[:, :6] < ord("0")).any() or checksum[:, 6].max(initial=0) > ord(" "):

@@ -34,8 +34,8 @@ class TarShard:
         for name, offset, size in members:
             folder, _, base = name.rpartition("/")
             stem, _, extension = base.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
-            self.members.setdefault(key, {})[extension.lower()] = (offset, size)
+            parts = self.members.setdefault(f"{folder}/{stem}" if folder else stem, {})
+            parts[extension.lower()] = offset, size
 
     def __len__(self) -> int:
         return len(self.members)

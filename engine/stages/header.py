@@ -130,8 +130,8 @@ ZIGZAG = _zigzag()
 
 
 def _jpeg_tables() -> np.ndarray:
-    """Libjpeg's luminance table at every quality from 1 to 100, int32 (100, 64), in zigzag order: Annex K of ITU-T T.81,
-    scaled as in jpeg_quality_scaling and jpeg_add_quant_table (jcparam.c)."""
+    """Libjpeg's luminance table at every quality from 1 to 100, int32 (100, 64), entries in zigzag order: Annex K of
+    ITU-T T.81, scaled as in jpeg_quality_scaling and jpeg_add_quant_table (jcparam.c)."""
     standard = np.array(
         [
             16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,

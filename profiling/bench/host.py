@@ -267,7 +267,9 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
 
     def one_row(self: ModelSet, role: str, device: Device) -> OneRow:
         if role not in sessions:
-            sessions[role] = OneRow(real(self, role, device))
+            network = real(self, role, device)
+            assert isinstance(network, OnnxSession)
+            sessions[role] = OneRow(network)
         return sessions[role]
 
     meters: dict[bool, list[Meter]] = {False: [], True: []}
