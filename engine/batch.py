@@ -68,7 +68,7 @@ def _bytes(column: Column) -> int:
 
 
 def _take(column: Column, positions: np.ndarray) -> Column:
-    return [column[i] for i in positions] if isinstance(column, list) else column[positions]
+    return [column[i] for i in positions.tolist()] if isinstance(column, list) else column[positions]
 
 
 def _concat(columns: Sequence[Column]) -> Column:
@@ -89,12 +89,12 @@ def pack(batches: Iterable[Batch], capacity: float, weights: Any) -> Iterator[Ba
     load = 0.0
     for batch in batches:
         start = 0
-        for row, weight in enumerate(weights(batch)):
+        for row, weight in enumerate(weights(batch).tolist()):
             if load and load + weight > capacity:
                 waiting.append(batch.slice(start, row))
                 yield Batch.concat([part for part in waiting if len(part)])
                 waiting, load, start = [], 0.0, row
-            load += float(weight)
+            load += weight
         if start < len(batch):
             waiting.append(batch.slice(start, len(batch)))
     if waiting:

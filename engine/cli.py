@@ -234,6 +234,10 @@ def _long_run_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--devices", metavar="N,…", help="score on these GPUs, a process each; shards go to whoever is free"
     )
+    group.add_argument(
+        "--workers-per-gpu", type=_positive, default=1, metavar="N",
+        help="processes that share a GPU, each with its own models, where one process cannot feed it (default: 1)",
+    )  # fmt: skip
     group = parser.add_argument_group("watching")
     group.add_argument("--profile", action="store_true", help="say where the time of scoring went: OUT/profile/")
     group.add_argument(
@@ -246,6 +250,13 @@ def _long_run_options() -> argparse.ArgumentParser:
         help="where (default: 127.0.0.1, this machine only)",
     )
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
 
 
 def _picture_options() -> argparse.ArgumentParser:
@@ -305,7 +316,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         return tuple(k.strip().lstrip(".") for k in text.replace(";", ",").split(",")) if text else default
 
     names = (getattr(options, "devices", None) or "").split(",")
-    devices = tuple(f"cuda:{name}" if name.isdecimal() else name for name in map(str.strip, names) if name)
+    named = tuple(f"cuda:{name}" if name.isdecimal() else name for name in map(str.strip, names) if name)
+    devices = (named or (options.device,)) * getattr(options, "workers_per_gpu", 1)
     return Settings(
         layout=Layout(
             keys(getattr(options, "image_key", None), Layout.image_keys),
@@ -315,7 +327,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         user_dictionaries=tuple(options.user_dict),
         score_everything=getattr(options, "score_everything", False),
         max_pixels=getattr(options, "max_pixels", None) or DEFAULT_MAX_PIXELS,
-        device=devices[0] if devices else options.device,
+        device=devices[0],
         devices=devices if len(devices) > 1 else (),
         threads=options.threads,
         memory_limit=getattr(options, "memory_limit", None),

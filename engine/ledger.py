@@ -77,14 +77,16 @@ class Ledger:
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows out of the stream: finished, failed (`error`), or dropped before the stage `gated_at`."""
         batch["gated_at"] = [gated_at] * len(batch)
-        for number in np.unique(batch["shard"]):
-            entry = self._open[int(number)]
-            part = batch.take(batch["shard"] == number)
-            table = pa.table({name: _column(part, name, kind) for name, kind in self.schema.items()})
+        numbers = np.unique(batch["shard"]).tolist()
+        for number in numbers:
+            entry = self._open[number]
+            part = batch if len(numbers) == 1 else batch.take(batch["shard"] == number)
+            columns = [_column(part, name, kind) for name, kind in self.schema.items()]
+            table = pa.Table.from_arrays(columns, list(self.schema))
             with self._lock:
                 whole = entry.take(part, table)
             if whole:
-                self._commit(self._open.pop(int(number)))
+                self._commit(self._open.pop(number))
         self.progress.advance(len(batch))
 
     def close(self) -> None:
@@ -126,11 +128,13 @@ def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
         return pa.nulls(len(part), kind)
     values = part[name]
     if isinstance(values, list):
-        if kind == pa.string():  # what cannot be UTF-8 (lone surrogates from JSON) is replaced, not fatal
-            values = [None if v is None else v.encode("utf-8", "replace").decode() for v in values]
-        return pa.array(values, kind)
-    missing = np.isnan(values) if values.dtype.kind == "f" else None
-    return pa.array(values, mask=missing).cast(kind)
+        try:
+            return pa.array(values, kind)
+        except UnicodeEncodeError:  # lone surrogates from JSON are replaced, not fatal
+            return pa.array([None if v is None else v.encode("utf-8", "replace").decode() for v in values], kind)
+    if pa.types.is_floating(kind):
+        values = values.astype(kind.to_pandas_dtype(), copy=False)  # a third of the time of Arrow's cast
+    return pa.array(values, kind, from_pandas=True)  # NaN becomes null
 
 
 def carried(records: list[dict[str, Any]], taken: set[str]) -> dict[str, pa.Array]:

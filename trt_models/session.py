@@ -44,16 +44,17 @@ class OnnxSession:
 
     def warm(self) -> None:
         """Takes the memory that running takes: a batch a core, of zeros."""
-        rows = self.batch * self._device.threads
-        self.run(
-            **{
-                given.name: np.zeros(
-                    (rows, *(side if isinstance(side, int) else LONG for side in given.shape[1:])),
-                    numpy_type(given.type),
-                )
-                for given in self._session.get_inputs()
-            }
-        )
+        self.run(**self.zeros(self.batch * self._device.threads))
+
+    def zeros(self, rows: int) -> dict[str, np.ndarray]:
+        """Inputs of zeros; captions of `LONG` tokens where their length is free."""
+        return {
+            given.name: np.zeros(
+                (rows, *(side if isinstance(side, int) else LONG for side in given.shape[1:])),
+                numpy_type(given.type),
+            )
+            for given in self._session.get_inputs()
+        }
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         rows = len(next(iter(inputs.values())))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from engine.errors import DanqingError
 
 PROBLEM = "read_error"
 """The metadata field that says, in words, what could not be read of a sample."""
+UID = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,16 @@ class Layout:
         "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "image", "file_name",
     )  # fmt: skip
     caption_keys: tuple[str, ...] = ("txt", "text", "caption", "alt_text")
+
+    @cached_property
+    def image_extensions(self) -> tuple[str, ...]:
+        """`image_keys` in lower case, as extensions of members are compared."""
+        return tuple(map(str.lower, self.image_keys))
+
+    @cached_property
+    def caption_extensions(self) -> tuple[str, ...]:
+        """`caption_keys` in lower case."""
+        return tuple(map(str.lower, self.caption_keys))
 
 
 @dataclass
@@ -44,9 +57,11 @@ class Sample:
     def uid(self) -> str:
         """32 hex digits: the input's own `uid`, else xxh128 of picture bytes and caption (as DataComp's uids)."""
         own = self.metadata.get("uid")
-        if isinstance(own, str) and len(own) == 32 and all(c in "0123456789abcdef" for c in own):
+        if isinstance(own, str) and UID.fullmatch(own):
             return own
-        return xxhash.xxh128(self.image + self.caption.encode("utf-8", "surrogatepass")).hexdigest()
+        digest = xxhash.xxh128(self.image)
+        digest.update(self.caption.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
 
 class Source(Protocol):
@@ -62,17 +77,16 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Sample]: ...
 
 
-def from_members(key: str, members: Iterable[str], read: Callable[[str], bytes], layout: Layout) -> Sample:
+def from_members(key: str, members: Container[str], read: Callable[[str], bytes], layout: Layout) -> Sample:
     """A sample whose parts are files: the picture, its caption (.txt) and a .json of metadata.
 
     Args:
         members: extensions of the files there are, in lower case.
         read: extension → content.
     """
-    members = set(members)
     metadata = _metadata(read("json")) if "json" in members else {}
-    image = next((k for k in map(str.lower, layout.image_keys) if k in members), None)
-    text = next((k for k in map(str.lower, layout.caption_keys) if k in members), None)
+    image = next((k for k in layout.image_extensions if k in members), None)
+    text = next((k for k in layout.caption_extensions if k in members), None)
     if text is not None:
         caption = read(text).decode("utf-8", "replace")
     else:

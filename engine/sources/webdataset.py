@@ -10,6 +10,7 @@ from functools import partial
 from engine.errors import DanqingError
 from engine.sources.inputs import Shard
 from engine.sources.sample import Layout, Sample, from_members
+from engine.sources.tar import read_members
 
 
 class TarShard:
@@ -29,35 +30,12 @@ class TarShard:
             raise DanqingError(f"{self.path}: cannot be read as a tar file: {problem}") from None
 
     def _index(self) -> None:
-        size = self.path.stat().st_size
-        with tarfile.open(self.path, "r:") as tar:
-            while True:
-                try:
-                    member = tar.next()
-                except tarfile.ReadError as problem:
-                    self.damage = str(problem)
-                    break
-                if member is None:
-                    self.damage = self._what_ends_it(tar.offset, size)
-                    break
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                if not member.isfile():
-                    continue
-                if member.offset_data + member.size > size:
-                    self.damage = f"{member.name} is cut off"
-                    break
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                self.members.setdefault(key, {})[extension.lower()] = (member.offset_data, member.size)
-
-    def _what_ends_it(self, at: int, size: int) -> str | None:
-        """What is wrong with the end that tarfile has come to: broken headers are an end to it, too."""
-        if at >= size:
-            return "the file ends before its end-of-archive mark"
-        with self.path.open("rb") as file:
-            file.seek(at)
-            return f"no tar header at byte {at}" if any(file.read(tarfile.BLOCKSIZE)) else None
+        members, self.damage = read_members(self.path)
+        for name, offset, size in members:
+            folder, _, base = name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            parts = self.members.setdefault(f"{folder}/{stem}" if folder else stem, {})
+            parts[extension.lower()] = offset, size
 
     def __len__(self) -> int:
         return len(self.members)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from engine.batch import Batch
 from engine.stages.base import Stage
+from engine.stages.plain_headers import Facts, Table, read_plain_header
 
 Image.MAX_IMAGE_PIXELS = None  # our own --max-pixels says it per row; Pillow's would warn and raise
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken headers; such a row has its error
@@ -19,19 +20,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken headers; such a 
 
 LARGEST = 2**31 - 1
 """Sides are stored as int32; what claims more is a bomb anyway."""
-
-
-class Facts(NamedTuple):
-    """What a header says, or why it says nothing."""
-
-    format: str | None = None
-    mode: str = ""
-    width: int = 0
-    height: int = 0
-    alpha: bool = False
-    animated: bool = False
-    jpeg_quality: int = 0
-    error: str | None = None
 
 
 class Header(Stage):
@@ -58,9 +46,13 @@ class Header(Stage):
     }
 
     def __call__(self, batch: Batch) -> None:
-        headers = [self._read(image) for image in batch["image"]]
-        sizes = np.array([(header.width, header.height) for header in headers], np.int32).reshape(-1, 2)
-        readable = np.array([header.error is None for header in headers])
+        headers = [read_header(image) for image in batch["image"]]
+        errors = [header.error for header in headers]
+        for row, header in enumerate(headers):
+            if header.width * header.height > self.context.max_pixels:
+                errors[row] = f"{header.width}×{header.height} pixels, more than --max-pixels"
+        sizes = np.array([(min(h.width, LARGEST), min(h.height, LARGEST)) for h in headers], np.int32).reshape(-1, 2)
+        readable = np.array([error is None for error in errors], bool)
         with np.errstate(divide="ignore", invalid="ignore"):
             batch["aspect_ratio"] = np.where(readable, sizes[:, 0] / sizes[:, 1].astype(np.float64), np.nan)
         batch["readable"] = readable.astype(np.int8)
@@ -70,26 +62,33 @@ class Header(Stage):
         batch["pixel_mode"] = [header.mode for header in headers]
         batch["has_alpha"] = np.array([header.alpha for header in headers], bool)
         batch["animated"] = np.array([header.animated for header in headers], bool)
-        batch["jpeg_quality"] = np.array([header.jpeg_quality for header in headers], np.int16)
-        batch["error"] = [header.error or before for header, before in zip(headers, batch["error"], strict=True)]
+        batch["jpeg_quality"] = jpeg_qualities(headers)
+        batch["error"] = [error or before for error, before in zip(errors, batch["error"], strict=True)]
 
-    def _read(self, data: bytes) -> Facts:
-        if not data:
-            return Facts(error="no picture")
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                if _lies_on_its_side(image):
-                    width, height = height, width
-                form, mode, alpha = image.format, image.mode, has_alpha(image)
-                bomb = width * height > self.context.max_pixels
-                error = f"{width}×{height} pixels, more than --max-pixels" if bomb else None
-                width, height = min(width, LARGEST), min(height, LARGEST)
-                return Facts(form, mode, width, height, alpha, _is_animated(image), _jpeg_quality(image), error)
-        except UnidentifiedImageError:
-            return Facts(error=f"not a picture: {describe(data)}")
-        except Exception as problem:  # Pillow's parsers raise many kinds; any of them costs this row only
-            return Facts(error=f"unreadable header: {problem}")
+
+def read_header(data: bytes) -> Facts:
+    """What the header of an encoded picture says; `error` where it says nothing."""
+    if not data:
+        return Facts(error="no picture")
+    return read_plain_header(data) or ask_pillow(data)
+
+
+def ask_pillow(data: bytes) -> Facts:
+    """`read_header` by Pillow, for every format and every oddity."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if _lies_on_its_side(image):
+                width, height = height, width
+            facts = Facts(image.format, image.mode, width, height, has_alpha(image), _is_animated(image))
+            tables = getattr(image, "quantization", None)
+            if image.format == "JPEG" and tables:
+                facts = facts._replace(luminance=tuple(tables[min(tables)][entry] for entry in ZIGZAG))
+            return facts
+    except UnidentifiedImageError:
+        return Facts(error=f"not a picture: {describe(data)}")
+    except Exception as problem:  # Pillow's parsers raise many kinds; any of them costs this row only
+        return Facts(error=f"unreadable header: {problem}")
 
 
 def has_alpha(image: Image.Image) -> bool:
@@ -103,17 +102,36 @@ def _is_animated(image: Image.Image) -> bool:
         return False
 
 
-def _jpeg_quality(image: Image.Image) -> int:
-    """The quality at which libjpeg's luminance table lies nearest the file's own; exact where libjpeg made it."""
-    tables = getattr(image, "quantization", None)
-    if image.format != "JPEG" or not tables:
-        return 100
-    return int(np.abs(JPEG_TABLES - np.array(tables[min(tables)])).sum(axis=1).argmin()) + 1
+def jpeg_qualities(headers: Sequence[Facts]) -> np.ndarray:
+    """Int16 (headers,): the quality at which libjpeg's luminance table lies nearest the file's own (sum of absolute
+    differences), exact where libjpeg made it; 100 for other formats, 0 where there is no header.
+
+    Files of one origin share their tables, so each table of the batch is looked up once, all in one call.
+    """
+    known: dict[Table | None, int] = {None: 100}
+    if distinct := list(dict.fromkeys(header.luminance for header in headers if header.luminance is not None)):
+        apart = np.abs(np.array([*map(tuple, distinct)], np.int32)[:, None] - JPEG_TABLES).sum(2)
+        known |= zip(distinct, (apart.argmin(1) + 1).tolist(), strict=True)
+    return np.array([known[header.luminance] if header.error is None else 0 for header in headers], np.int16)
+
+
+def _zigzag() -> list[int]:
+    """Where the entries of a block stand in its rows, in the order of a JPEG file: T.81, figure 5."""
+    places = [(row, column) for row in range(8) for column in range(8)]
+
+    def diagonally(place: tuple[int, int]) -> tuple[int, int]:
+        row, column = place
+        return row + column, row if (row + column) % 2 else column
+
+    return [8 * row + column for row, column in sorted(places, key=diagonally)]
+
+
+ZIGZAG = _zigzag()
 
 
 def _jpeg_tables() -> np.ndarray:
-    """Libjpeg's luminance table at every quality from 1 to 100, int64 (100, 64): Annex K of ITU-T T.81, scaled as in
-    jpeg_quality_scaling and jpeg_add_quant_table (jcparam.c)."""
+    """Libjpeg's luminance table at every quality from 1 to 100, int32 (100, 64), entries in zigzag order: Annex K of
+    ITU-T T.81, scaled as in jpeg_quality_scaling and jpeg_add_quant_table (jcparam.c)."""
     standard = np.array(
         [
             16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
@@ -123,7 +141,7 @@ def _jpeg_tables() -> np.ndarray:
     )  # fmt: skip
     quality = np.arange(1, 101)[:, None]
     percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    return ((standard * percent + 50) // 100).clip(1, 255)
+    return ((standard * percent + 50) // 100).clip(1, 255).astype(np.int32)[:, ZIGZAG]
 
 
 JPEG_TABLES = _jpeg_tables()

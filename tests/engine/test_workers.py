@@ -16,7 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from engine.cli import main
+from engine.cli import _settings, build_parser, main
 from engine.curate import Settings, curate, score_inputs
 from engine.errors import DanqingError
 from engine.recipe import Recipe
@@ -50,6 +50,25 @@ def test_what_stops_one_worker_stops_all_and_is_said(
     command = ["score", *crawl, "-o", str(tmp_path / "other"), "--recipe", str(tmp_path / "plain.yaml")]
     assert main([*command, "--devices", "cpu,cpu", "--profile"]) == 2
     assert "one device at a time" in capsys.readouterr().err
+
+
+def test_workers_share_a_gpu(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    def devices(*options: str) -> tuple[str, tuple[str, ...]]:
+        settings = _settings(build_parser().parse_args(["score", "a.tar", "-o", "out", *options]))
+        return settings.device, settings.devices
+
+    assert devices("--devices", "0,1", "--workers-per-gpu", "2") == ("cuda:0", ("cuda:0", "cuda:1") * 2)
+    assert devices("--device", "cuda", "--workers-per-gpu", "3") == ("cuda", ("cuda",) * 3)
+    assert devices("--device", "cuda:1") == devices("--devices", "1") == ("cuda:1", ())
+    for refused in ("0", "-1", "two"):
+        with pytest.raises(SystemExit):
+            devices("--workers-per-gpu", refused)
+    score_inputs(crawl, tmp_path / "one", plain_recipe, Settings())
+    command = ["score", *crawl, "-o", str(tmp_path / "two"), "--recipe", str(tmp_path / "plain.yaml")]
+    assert main([*command, "--workers-per-gpu", "2"]) == 0
+    for number in range(len(crawl)):
+        one, two = (tmp_path / name / "scores" / f"{number:05d}.parquet" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
 
 
 def workers_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:

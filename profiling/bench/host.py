@@ -1,0 +1,309 @@
+"""Time that Python code holds the interpreter's lock, per pair and stage: what one process can feed a GPU at most.
+
+    python -m profiling.bench.host --data 'photos/*.tar' --json host.json
+
+SCORE runs over the data in one thread, the stages in turn, every pair through every stage. CPU time of the process is
+measured, which other programs on the machine disturb least. Each stretch of it is booked on what runs: a stage, the
+index of a tar, the ledger. Calls that do their work without the lock (reading and writing files, kernels, the codec,
+networks) are booked apart. The rest of a stage is Python code, and calls that keep the lock: OpenCC, fastText,
+SentencePiece, Pillow. The CPU time of the measuring itself is taken off.
+
+Networks run once, on one row, and give its result for all rows: their own time does not count here, and
+batches are as large as on a GPU. Decoding and
+resizing are shown, but are not in the sum: around nvImageCodec and DALI a GPU has other Python code.
+
+The peer is the same code with every tar indexed by `tarfile` and every header read by Pillow, in turn in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import engine.score
+import engine.sources.tar
+import engine.stages.decode
+import engine.stages.embed
+import engine.stages.header
+import engine.stages.network
+import engine.stages.resize
+from engine.curate import Settings
+from engine.demo.crawl import build_crawl
+from engine.device import Device, open_device
+from engine.ledger import Ledger
+from engine.plan import make_plan
+from engine.progress import Silent
+from engine.recipe import Recipe, load_recipe
+from engine.run import Run
+from engine.score import GIVEN, score
+from engine.sources import Shard, find_shards
+from engine.stages import CATALOGUE
+from kernels.portable import Kernel
+from profiling.bench import in_scratch, machine
+from profiling.spans import Spans
+from trt_models.card import ImageInput
+from trt_models.session import OnnxSession
+from trt_models.store import ModelSet
+
+B = TypeVar("B", bound=Any)
+
+PACKAGES = ("numpy", "pyarrow", "pillow", "opencc", "xxhash")
+INDEX, COLUMNS, LEDGER, FILES, BETWEEN = "tar index", "rows to columns", "ledger", "shard files", "packing and gates"
+
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+class Meter:
+    """CPU seconds of this process, each stretch booked on the innermost name alone.
+
+    `held`: seconds of Python code, by name. `released`: seconds of calls that release the lock, by the name of the
+    code that calls them. For one thread that works at a time.
+    """
+
+    def __init__(self) -> None:
+        self._seconds_a_change = 0.0
+        self.start()
+        nothing, calls = self.releasing(lambda: None), 2000
+        for _ in range(calls):
+            nothing()
+        self._seconds_a_change = (time.process_time() - self._started) / (2 * calls)
+        self.start()
+
+    def start(self) -> None:
+        """Forgets what has been booked."""
+        self.held: dict[str, float] = defaultdict(float)
+        self.released: dict[str, float] = defaultdict(float)
+        self._names = [BETWEEN]
+        self._lock_free = False
+        self._started = self._since = time.process_time()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Books what runs in the `with` block on `name`."""
+        self._book()
+        self._names.append(name)
+        try:
+            yield
+        finally:
+            self._book()
+            self._names.pop()
+
+    def named(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, booked on `name`."""
+
+        def booked(*arguments: Any, **options: Any) -> Any:
+            with self(name):
+                return function(*arguments, **options)
+
+        return booked
+
+    def releasing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, booked as one that releases the lock."""
+
+        def booked(*arguments: Any, **options: Any) -> Any:
+            if self._lock_free:  # called by another such function
+                return function(*arguments, **options)
+            self._book()
+            self._lock_free = True
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._book()
+                self._lock_free = False
+
+        return booked
+
+    def _book(self) -> None:
+        now = time.process_time()
+        (self.released if self._lock_free else self.held)[self._names[-1]] += now - self._since - self._seconds_a_change
+        self._since = now
+
+
+class MeteredSpans(Spans):
+    """Tells a meter which stage is at work; starts it when the stages are open."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self._meter = meter
+
+    def open(self, names: Iterable[str]) -> None:
+        super().open(names)
+        self._meter.start()
+
+    @contextmanager
+    def __call__(self, name: str, rows: int) -> Iterator[None]:
+        with self._meter(name), super().__call__(name, rows):
+            yield
+
+    def timed(self, name: str, batches: Iterable[B], size: Callable[[B], int] | None = None) -> Iterator[B]:
+        stream = super().timed(name, batches, size)
+        while True:
+            with self._meter(name):
+                batch = next(stream, None)
+            if batch is None:
+                return
+            yield batch
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+
+
+class OnePicture:
+    """Stands for the codec, and for the resizer of inputs of these sizes."""
+
+    def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
+        self._inputs = inputs
+
+    @staticmethod
+    def decode(files: Sequence[bytes]) -> list[np.ndarray]:
+        return [PICTURE] * len(files)
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.zeros((len(pictures), *PICTURE.shape), np.uint8) for _ in self._inputs]
+
+
+class OneRow:
+    """Stands for a network: gives its result for one row, of zeros, for every row."""
+
+    def __init__(self, network: OnnxSession) -> None:
+        self._network = network
+        self._found: dict[str, np.ndarray] = {}
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        if not self._found:
+            self._found = self._network.run(**self._network.zeros(1))
+        rows = len(next(iter(inputs.values())))
+        return {name: np.repeat(output[:1], rows, axis=0) for name, output in self._found.items()}
+
+
+def measure(
+    shards: Sequence[Shard], recipe: Recipe, models: ModelSet, device: Device, folder: Path, old_way: bool
+) -> Meter:
+    """Scores the shards into the folder; returns the booked meter.
+
+    Args:
+        old_way: index tars by `tarfile` and read headers by Pillow, all of them.
+    """
+    plan, meter, settings = make_plan(recipe, CATALOGUE, GIVEN), Meter(), Settings()
+    context = settings.context(device, models, plan.wanted)
+    run = Run.create_or_resume(folder, list(shards), recipe, settings.layout, {})
+    with ExitStack() as patches:
+        for owner, name in (
+            (os, "pread"), (os, "fsync"), (Kernel, "launch"), (OneRow, "run"), (engine.stages.embed, "has_direction"),
+            (pq, "write_table"), (np, "save"),
+        ):  # fmt: skip
+            patches.enter_context(patch.object(owner, name, meter.releasing(getattr(owner, name))))
+        for owner, name, booked in (
+            (engine.score, "open_shard", INDEX), (engine.score, "_batch", COLUMNS), (Ledger, "enter", LEDGER),
+            (Ledger, "_commit", FILES), (ModelSet, "reopen", "end"),
+        ):  # fmt: skip
+            patches.enter_context(patch.object(owner, name, meter.named(booked, getattr(owner, name))))
+        if old_way:
+            for module, name in ((engine.sources.tar, "walk_plain"), (engine.stages.header, "read_plain_header")):
+                patches.enter_context(patch.object(module, name, lambda given: None))
+        score(run, plan, context, Silent(), gated=False, room=0, spans=MeteredSpans(meter))
+    del meter.held["end"]
+    return meter
+
+
+def microseconds(meters: Sequence[dict[str, float]], pairs: int) -> dict[str, float]:
+    """Each name's least of the rounds, a pair: other programs on the machine only add to it."""
+    return {name: 1e6 / pairs * min(meter.get(name, 0.0) for meter in meters) for name in meters[0]}
+
+
+def report(new: Sequence[Meter], old: Sequence[Meter], pairs: int) -> dict[str, Any]:
+    """What was measured, as it is written to --json: microseconds a pair, and pairs a second at most."""
+    held, peer = (microseconds([meter.held for meter in meters], pairs) for meters in (new, old))
+    released = microseconds([meter.released for meter in new], pairs)
+    return {
+        "pairs": pairs,
+        "held_us": held,
+        "released_us": released,
+        "peer_held_us": peer,
+        "sum_us": sum(held.values()),
+        "peer_sum_us": sum(peer.values()),
+        "most_pairs_a_second": 1e6 / sum(held.values()),
+        "peer_most_pairs_a_second": 1e6 / sum(peer.values()),
+    }
+
+
+def print_report(found: dict[str, Any]) -> None:
+    title = f"{found['pairs']:,} pairs, µs a pair"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("")
+    for name in ("lock held", "peer: tarfile, Pillow", "CPU, lock released"):
+        table.add_column(name, justify="right")
+    for stage, value in found["held_us"].items():
+        cells = value, found["peer_held_us"][stage], found["released_us"].get(stage, 0.0)
+        table.add_row(stage, *(f"{cell:.1f}" for cell in cells))
+    table.add_section()
+    table.add_row("sum", f"{found['sum_us']:.1f}", f"{found['peer_sum_us']:.1f}")
+    table.add_row("pairs/s at most", *(f"{found[n]:,.0f}" for n in ("most_pairs_a_second", "peer_most_pairs_a_second")))
+    console.print(table)
+
+
+def run(options: argparse.Namespace, scratch: Path) -> None:
+    console.print(machine(PACKAGES), style="dim", soft_wrap=True)
+    shards = find_shards(options.data or map(str, build_crawl(scratch / "crawl")))
+    recipe = load_recipe(options.recipe)
+    models, real = ModelSet(recipe.models), ModelSet.session
+    sessions: dict[str, OneRow] = {}
+
+    def one_row(self: ModelSet, role: str, device: Device) -> OneRow:
+        if role not in sessions:
+            network = real(self, role, device)
+            assert isinstance(network, OnnxSession)
+            sessions[role] = OneRow(network)
+        return sessions[role]
+
+    meters: dict[bool, list[Meter]] = {False: [], True: []}
+    with ExitStack() as stand_ins, open_device(threads=1) as device:
+        for owner, name, other in (
+            (ModelSet, "session", one_row),
+            (engine.stages.network, "rows_at_once", lambda device, most: most),
+            (engine.stages.decode, "open_decoder", partial(OnePicture, ())),
+            (engine.stages.decode, "_decode_slowly", lambda data: PICTURE),
+            (engine.stages.resize, "open_resizer", OnePicture),
+        ):
+            stand_ins.enter_context(patch.object(owner, name, other))
+        for number in range(1 + options.rounds):
+            for old_way in (False, True) if number % 2 else (True, False):
+                folder = scratch / f"{number}-{'old' if old_way else 'new'}"
+                meter = measure(shards, recipe, models, device, folder, old_way)
+                if number:  # in the first round kernels are compiled and networks run
+                    meters[old_way].append(meter)
+    pairs = sum(pq.read_metadata(path).num_rows for path in (folder / "scores").iterdir())
+    found = report(meters[False], meters[True], pairs)
+    print_report(found)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", metavar="INPUT", help="tars, tables, folders, globs (default: the demo's)")
+    parser.add_argument("--recipe", default="embedded", metavar="NAME|FILE", help="default: embedded")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    options = parser.parse_args(arguments)
+    return in_scratch("host", partial(run, options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
