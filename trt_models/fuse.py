@@ -249,13 +249,19 @@ class _Rewriting:
         return mask
 
     def _turns_by_halves(self, found: Mapping[str, str]) -> bool:
-        """Whether the rotary embedding is the one that RotaryEmbedding computes: halves (a, b), equal cosines for both
-        (`trt_models.export.eva`)."""
-        cos, sin, half = self._array(found["cos"]), self._array(found["sin"]), self._array(found["q a to"])
-        return (
-            cos is not None and sin is not None and half is not None and cos.ndim == sin.ndim == 2
-            and all((table[:, : half[0]] == table[:, half[0] :]).all() for table in (cos, sin))
-        )  # fmt: skip
+        """Whether the rotary embedding is the one that RotaryEmbedding computes: halves [0, h) and [h, 2 h) of a head,
+        equal tables (T, 2 h) for both (`trt_models.export.eva`)."""
+        tables = [self._array(found[name]) for name in ("cos", "sin")]
+        if any(table is None or table.ndim != 2 for table in tables):
+            return False
+        halves = [np.split(table, 2, axis=1) for table in tables if table is not None]
+        half = halves[0][0].shape[1]
+        bounds = {"a from": 0, "a to": half, "a axis": 3, "b from": half, "b to": 2 * half, "b axis": 3}
+        return all((a == b).all() for a, b in halves) and all(
+            (array := self._array(found[f"{name} {bound}"])) is not None and array.tolist() == [value]
+            for name in "qk"
+            for bound, value in bounds.items()
+        )
 
     def _turn(self, name: str, found: Mapping[str, str], before: list[onnx.NodeProto]) -> str:
         """com.microsoft::RotaryEmbedding on (N, T, width), positions 0, 1, …"""
