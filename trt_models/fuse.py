@@ -184,6 +184,8 @@ class _Rewriting:
         found: dict[str, str] = {}
         if not self._matches(name, LINEAR, found) or not {found["weight"], found["bias"]} <= self.weights.keys():
             return None
+        if len(self.weights[found["bias"]].dims) != 1:
+            return None
         return {"product": self.makers[name].input[0], "bias": found["bias"]}
 
     def _add_weight(self, name: str, array: np.ndarray) -> str:
@@ -197,13 +199,13 @@ class _Rewriting:
         """com.microsoft::MultiHeadAttention on (N, T, width), biases of Q, K and V included where they stand there."""
         patterns = (ATTENTION, MASKED_ATTENTION, TURNED_ATTENTION)
         found = next((f for pattern in patterns if (f := self._found(node, pattern)) is not None), None)
-        if found is None or (shape := self._array(found["q shape"])) is None:
+        if found is None or (heads := self._heads_of(found)) is None:
             return False
         before: list[onnx.NodeProto] = []
         q, k, v, bias, mask = found["q"], found["k"], found["v"], "", ""
         if "mask" in found:
             pads: dict[str, str] = {}
-            if not self._matches(found["mask"], PADDING_MASK, pads):
+            if not self._matches(found["mask"], PADDING_MASK, pads) or self.makers[pads["is pad"]].op_type != "Equal":
                 return False
             mask = self._key_padding_mask(pads["is pad"], before)
         layers = [self._linear(name) for name in (q, k, v)]
@@ -219,11 +221,23 @@ class _Rewriting:
         while not inputs[-1]:
             inputs.pop()
         fused = helper.make_node(
-            "MultiHeadAttention", inputs, list(node.output), node.name, domain=DOMAIN, num_heads=int(shape[2]),
+            "MultiHeadAttention", inputs, list(node.output), node.name, domain=DOMAIN, num_heads=heads,
             scale=1.0, mask_filter_value=MASKED_LOGIT,
         )  # fmt: skip
         self.instead[node.output[0]] = [*before, fused]
         return True
+
+    def _heads_of(self, found: Mapping[str, str]) -> int | None:
+        """How many heads; None if the shapes around the attention are not (0, 0, heads, size) and (0, 0, width)."""
+        shapes = [self._array(found[f"{name} shape"]) for name in ("q", "k", "v", "joined")]
+        match [() if shape is None else tuple(shape.tolist()) for shape in shapes]:
+            case [(0, 0, heads, size), k, v, joined] if k == v == (0, 0, heads, size) and joined == (
+                0,
+                0,
+                heads * size,
+            ):
+                return int(heads) if heads > 0 and size > 0 else None
+        return None
 
     def _key_padding_mask(self, is_pad: str, before: list[onnx.NodeProto]) -> str:
         """int32 (N, T), 1 for a token and 0 for padding; made once, before the first attention."""
@@ -235,13 +249,19 @@ class _Rewriting:
         return mask
 
     def _turns_by_halves(self, found: Mapping[str, str]) -> bool:
-        """Whether the rotary embedding is the one that RotaryEmbedding computes: halves (a, b), equal cosines for both
-        (`trt_models.export.eva`)."""
-        cos, sin, half = self._array(found["cos"]), self._array(found["sin"]), self._array(found["q a to"])
-        return (
-            cos is not None and sin is not None and half is not None
-            and all((table[:, : half[0]] == table[:, half[0] :]).all() for table in (cos, sin))
-        )  # fmt: skip
+        """Whether the rotary embedding is the one that RotaryEmbedding computes: halves [0, h) and [h, 2 h) of a head,
+        equal tables (T, 2 h) for both (`trt_models.export.eva`)."""
+        tables = [self._array(found[name]) for name in ("cos", "sin")]
+        if any(table is None or table.ndim != 2 for table in tables):
+            return False
+        halves = [np.split(table, 2, axis=1) for table in tables if table is not None]
+        half = halves[0][0].shape[1]
+        bounds = {"a from": 0, "a to": half, "a axis": 3, "b from": half, "b to": 2 * half, "b axis": 3}
+        return all((a == b).all() for a, b in halves) and all(
+            (array := self._array(found[f"{name} {bound}"])) is not None and array.tolist() == [value]
+            for name in "qk"
+            for bound, value in bounds.items()
+        )
 
     def _turn(self, name: str, found: Mapping[str, str], before: list[onnx.NodeProto]) -> str:
         """com.microsoft::RotaryEmbedding on (N, T, width), positions 0, 1, …"""
@@ -282,7 +302,7 @@ class _Rewriting:
     def _normalisation(self, node: onnx.NodeProto) -> bool:
         """com.microsoft::SkipLayerNormalization of residual + linear layer, in the place of their sum, which it gives
         to the next residual as well."""
-        if node.op_type != "LayerNormalization":
+        if node.op_type != "LayerNormalization" or len(node.input) != 3 or len(node.output) != 1:
             return False
         total = self.makers.get(node.input[0])
         if total is None or total.op_type != "Add" or total.output[0] in self.instead:
@@ -291,11 +311,12 @@ class _Rewriting:
         if layer is None or skip in self.weights:
             return False
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        epsilon = attributes.get("epsilon", 1e-5)  # ONNX's default
         if attributes.get("axis", -1) != -1:
             return False
         fused = helper.make_node(
             "SkipLayerNormalization", [layer["product"], skip, *node.input[1:3], layer["bias"]],
-            [node.output[0], "", "", total.output[0]], node.name, domain=DOMAIN, epsilon=attributes["epsilon"],
+            [node.output[0], "", "", total.output[0]], node.name, domain=DOMAIN, epsilon=epsilon,
         )  # fmt: skip
         self.instead[total.output[0]], self.instead[node.output[0]] = [fused], []
         return True

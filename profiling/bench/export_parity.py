@@ -6,7 +6,8 @@ ONNX Runtime beside PyTorch on the same pictures or captions, on CPU cores in fl
   python -m profiling.bench.export_parity chinese-clip-vit-b-16 chinese-clip-vit-l-14 siglip2-b-16-256 freepik-nsfw
 
 `apart`: the largest difference of two numbers; `spread`: their standard deviation between inputs, beside which it is to
-be seen. `memory`: the most that the export had, which is a process of its own; mapped pages of the checkpoint count.
+be seen. `fused`: the largest difference between the graph and its form in ONNX Runtime's fused operators. `memory`: the
+most that the export had, which is a process of its own; mapped pages of the checkpoint count.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 from profiling.bench.published import mend_torchvision, randomised, save
 from trt_models.card import Card, card_names, load_card
 from trt_models.export import aesthetic, chinese_clip, siglip
+from trt_models.fuse import fuse
 
 BERT = {"vocab_size": 21128, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
         "intermediate_size": 3072, "max_position_embeddings": 512, "pad_token_id": 0}  # fmt: skip
@@ -173,18 +175,37 @@ def measure(name: str, folder: Path, rows: int, form: str) -> None:
             raise SystemExit(told.stderr)
         seconds = time.perf_counter() - start
         path, peak = Path(told.stdout.split()[0]), float(told.stdout.split()[1])
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, inputs(card, rows))
+        found = answer(path, inputs(card, rows))
+        fused = np.abs(answer(fused_form(path), inputs(card, rows)) - found).max()
         wanted = expected[card.name]
         cosine = f"{(found * wanted).sum(axis=1).min():.7f}" if found.ndim == 2 else "–"
         size = sum(file.stat().st_size for file in path.parent.glob("model.onnx*"))
+        apart, spread = np.abs(found - wanted).max(), wanted.std(axis=0).mean()
         print(
-            f"{card.name:32}{parameters(path):>8.1f} M{cosine:>12}{np.abs(found - wanted).max():>10.1e}"
-            f"{wanted.std(axis=0).mean():>10.1e}{size / 1e6:>9.0f} MB{seconds:>7.1f} s{peak:>7.1f} GiB",
+            f"{card.name:32}{parameters(path):>8.1f} M{cosine:>12}{apart:>10.1e}"
+            f"{spread:>10.1e}{fused:>10.1e}{size / 1e6:>9.0f} MB{seconds:>7.1f} s{peak:>7.1f} GiB",
             flush=True,
         )
         for file in path.parent.iterdir():
             file.unlink()
+
+
+def answer(path: Path, given: dict[str, np.ndarray]) -> np.ndarray:
+    """What the ONNX file answers on CPU cores."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, given)
+    return np.asarray(found)
+
+
+def fused_form(path: Path) -> Path:
+    """The graph in fused operators, beside it."""
+    import onnx
+
+    model = onnx.load(str(path))
+    fuse(model)
+    beside = path.with_name("fused.onnx")
+    onnx.save(model, str(beside), save_as_external_data=True, location="fused.data")
+    return beside
 
 
 def parameters(path: Path) -> float:
@@ -216,7 +237,7 @@ def main() -> None:
         only_export(options.only_export[0], Path(options.only_export[1]))
         return
     mend_torchvision()
-    print(f"{'card':32}{'weights':>10}{'cosine ≥':>12}{'apart ≤':>10}{'spread':>10}", end="")
+    print(f"{'card':32}{'weights':>10}{'cosine ≥':>12}{'apart ≤':>10}{'spread':>10}{'fused ≤':>10}", end="")
     print(f"{'ONNX':>12}{'export':>9}{'memory':>11}")
     for name in options.models or MODELS:
         with tempfile.TemporaryDirectory() as folder:

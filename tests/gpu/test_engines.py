@@ -1,0 +1,71 @@
+"""Engines of ONNX Runtime on a GPU: fused operators beside the plain graph on the CPU, and a whole verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from engine.curate import Settings
+from engine.demo.crawl import build_crawl
+from engine.device import Device
+from engine.recipe import load_recipe
+from engine.verify import verify
+from trt_models.card import load_card
+from trt_models.compile import compile_engine
+from trt_models.engines import LEAST_COSINE, MOST_FLIPS, Engines
+from trt_models.export import exporter
+from trt_models.export.checkpoint import Checkpoint
+from trt_models.fuse import fuse
+from trt_models.precision import FUSED_EXACT_OPS, halved
+from trt_models.session import CUDA, CudaOnnxSession
+
+pytestmark = pytest.mark.gpu
+NEAR = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
+"""The largest difference of two numbers of a unit embedding or a probability."""
+
+
+@pytest.mark.parametrize("precision", NEAR)
+@pytest.mark.parametrize("name", ["chinese-clip", "siglip", "bert", "eva"])
+def test_fused_operators_compute_the_plain_graph(gpu: Device, name: str, precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from profiling.bench.published import save
+    from tests.trt_models.test_models_command import FAMILIES, inputs, own_card
+
+    family = FAMILIES[name]()
+    save(family.model, tmp_path)
+    for built_in, changes in family.cards.items():
+        card = load_card(own_card(built_in, tmp_path, **changes))
+        network = exporter(str(card.export))
+        assert network is not None
+        model = network(Checkpoint(tmp_path)).model()
+        given = inputs(card)
+        (plain,) = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, given
+        )
+        fuse(model)
+        if precision != "fp32":
+            model = halved(model, precision, FUSED_EXACT_OPS[precision])
+        path = tmp_path / "engine.onnx"
+        onnx.save(model, str(path))
+        session = CudaOnnxSession(path, gpu, 8)
+        assert session._session.get_providers()[0] == CUDA
+        (found,) = session.run(**given).values()
+        np.testing.assert_allclose(found.get(), plain, atol=NEAR[precision])
+        (alone,) = session.run(**{key: array[2:3] for key, array in given.items()}).values()
+        assert (alone.get() == found.get()[2:3]).all()  # a row does not depend on the others
+
+
+def test_an_engine_is_compiled_verified_and_activated(gpu: Device, tmp_path: Path) -> None:
+    card = load_card("open-nsfw")
+    engine = compile_engine(card, "fp16", gpu.target, runtime="onnxruntime")
+    wanted = {"cosine_mean": LEAST_COSINE, "flips": MOST_FLIPS}
+    shards = build_crawl(tmp_path / "crawl")
+    engine = verify(card, engine, shards, load_recipe("embedded"), Settings(device="cuda"), 256, wanted)
+    engines = Engines(card)
+    engines.activate(engine)
+    assert engines.active(gpu.target)[0] == engine
+    engines.rollback(gpu.target)
