@@ -1,6 +1,6 @@
-"""Groups of ONNX nodes that torch computes in one call: attention, linear layers, activations, 16-bit normalization.
+"""Replaces groups of ONNX nodes that torch computes in one call: attention, linear layers, activations, 16-bit norms.
 
-Each saves passes over the activations, which is what a transformer's time goes into besides its products.
+Fewer calls mean fewer passes over the activations, which limit a transformer on a GPU beside its matrix products.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ TYPES: Mapping[int, torch.dtype] = {
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 COMMUTATIVE = ("Add", "Mul")
 TOLERANCE = 5e-3
-"""Relative. A constant in bf16 is off by up to 2^-9."""
+"""Relative. Rounding a constant to bf16 changes it by up to 2^-9 = 2e-3."""
 
 Pattern = str | float | tuple[Any, ...]
-"""A tree of nodes, read from its last node: (operator, inputs …). A string names any tensor, in capitals a weight, and
-names the same tensor wherever it stands; a number is a scalar weight. ("Cast?", x) is x behind any number of casts."""
+"""A tree of nodes with the last node as its root: (operator, inputs …).
+
+- A string stands for a tensor, in capitals for a weight; the same string always stands for the same tensor.
+- A number stands for a scalar weight of that value.
+- ("Cast?", x) stands for x after any number of casts.
+"""
 
 _LOGITS: Pattern = ("Cast?", ("MatMul", "q", "k"))
 _HIDDEN: Pattern = ("Add", ("MatMul", "x", "W1"), "B1")
@@ -48,7 +52,7 @@ HALF_NORM: Pattern = ("Cast", ("LayerNormalization", ("Cast", "x"), "G", "B"))
 
 
 class Weights:
-    """A graph's initializers as torch tensors in the host's memory, and weights derived from them by new names."""
+    """A graph's initializers as torch tensors in host memory, and weights derived from them under new names."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -62,7 +66,7 @@ class Weights:
             return self._derived[name]
         stored = self._stored[name]
         array = numpy_helper.to_array(stored)
-        if stored.data_type == TensorProto.BFLOAT16:  # NumPy has no bf16, and float32 holds every value of it
+        if stored.data_type == TensorProto.BFLOAT16:  # NumPy has no bf16; float32 holds it exactly
             return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
         return torch.from_numpy(array.copy())
 
@@ -82,10 +86,13 @@ class Weights:
 
 
 def fused(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], Weights]:
-    """The nodes that the outputs depend on, in order, groups of them replaced by nodes that `torch_graph` knows.
+    """Fuses what patterns match and drops what no output depends on.
 
-    The new operators: Attention(q, k, v, mask?), Linear(x, W, B), Silu(x), Gelu(x), QuickGeluMlp(x, W1, B1, W2, B2);
-    LayerNormalization may take 16 bits (torch computes its statistics in float32).
+    Returns:
+        The nodes in order of execution, and the weights they name. Operators that ONNX lacks, with weights laid out as
+        torch wants them: Attention(q, k, v, mask?), Linear(x, W, B), Silu(x), Gelu(x),
+        QuickGeluMlp(x, W1, B1, W2, B2). LayerNormalization between casts takes 16 bits: torch computes its statistics
+        in float32 either way.
     """
     fusion = _Fusion(graph)
     nodes = [fusion.replaced(node) for node in graph.node]
@@ -122,7 +129,11 @@ class _Fusion:
         return node
 
     def _matches(self, pattern: Pattern, name: str, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Every way in which the tensor `name` fits the pattern: its names → tensors, its operators → their nodes."""
+        """Yields each way in which the tensor `name` matches: names and operators of the pattern → tensors and nodes.
+
+        Args:
+            found: what is matched already.
+        """
         if isinstance(pattern, float):
             value = self.weights.scalar(name)
             if value is not None and math.isclose(value, pattern, rel_tol=TOLERANCE):
@@ -164,8 +175,7 @@ class _Fusion:
         return _node("Linear", node, found["x"], self._transposed(found["W"]), found["B"])
 
     def _quick_gelu_mlp(self, node: onnx.NodeProto, found: dict[str, Any]) -> onnx.NodeProto | None:
-        """x sigmoid(s x) = silu(s x) / s: with s in the first layer's weights and 1 / s in the second's, what lies
-        between is one call of torch's."""
+        """x sigmoid(s x) = silu(s x) / s. The first layer's weights take s, the second's 1 / s; silu is one call."""
         if not (self._is_linear(found["W1"], found["B1"]) and self._is_linear(found["W2"], found["B2"])):
             return None
         first = (self._scaled(name, QUICK_GELU_SCALE) for name in (self._transposed(found["W1"]), found["B1"]))
@@ -194,7 +204,7 @@ class _Fusion:
 
 
 def _node(operator: str, last: onnx.NodeProto, *inputs: str, **attributes: Any) -> onnx.NodeProto:
-    """A node in the place of a group, whose last node it is named after."""
+    """A node that replaces a group: it has the output and the name of the group's last node."""
     return helper.make_node(operator, inputs, last.output[:1], last.name, **attributes)
 
 

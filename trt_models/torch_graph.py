@@ -1,7 +1,7 @@
 """An ONNX graph as a list of torch calls.
 
-Shapes, axes and bounds are NumPy integers in the host's memory; so is whatever the graph computes of them. A call
-therefore never waits for the device to learn a shape, and CUDA can capture all of them in one graph.
+Shapes, axes and bounds are NumPy arrays in host memory, and so is what the graph computes from them. No call waits for
+the device to learn a shape, so CUDA can capture the whole list as one graph.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Tensor = torch.Tensor
 
 
 class Call(NamedTuple):
-    """One step.
+    """One torch call.
 
     Attributes:
-        function: takes the values of `inputs`, returns that of `output`.
-        frees: values that no later step reads.
+        function: takes the values of `inputs` and returns the value of `output`.
+        frees: values that no later call reads.
     """
 
     function: Callable[..., Any]
@@ -38,11 +38,11 @@ class Call(NamedTuple):
 
 
 class TorchGraph:
-    """An ONNX model that torch runs; precision and order are the graph's own.
+    """An ONNX model that torch runs. Tensors have the types that the graph gives them.
 
     Args:
-        model: with its weights, in any precision `halved` writes.
-        device: where its weights are put and its inputs lie.
+        model: in float32 or as `halved` returns it, weights included.
+        device: holds the weights, the inputs and the outputs.
 
     Raises:
         DanqingError: an operator, or a setting of one, that is not supported; names the node.
@@ -57,7 +57,14 @@ class TorchGraph:
         self._calls = _with_frees([self._translated(node, weights) for node in nodes], {*self.outputs})
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Named inputs on the device, rows first → named outputs there, rows first."""
+        """Runs the model.
+
+        Args:
+            inputs: by name, on the device, rows first.
+
+        Returns:
+            The outputs by name, on the device, rows first.
+        """
         values = self._constants | inputs
         for call in self._calls:
             values[call.output] = call.function(*(values[name] for name in call.inputs))
@@ -84,7 +91,7 @@ class TorchGraph:
         return Call(partial(function, **settings) if settings else function, inputs, node.output[0])
 
     def _input(self, node: onnx.NodeProto, position: int, on_host: bool, weights: Weights) -> str:
-        """The name under which the node's function finds this input; a weight is put where it is read."""
+        """The name under which the call finds this input. A weight is copied to the device, or kept on the host."""
         name = node.input[position]
         if name in weights:
             if on_host or (node.op_type == "Gather" and position == 1 and not weights.rank(name)):
@@ -107,7 +114,7 @@ def _on_host(weight: Tensor) -> np.ndarray:
 
 
 def _with_frees(calls: Sequence[Call], kept: set[str]) -> list[Call]:
-    """The calls, each with the values that it is the last to read."""
+    """Notes for each call the values that it is the last to read."""
     made = {call.output for call in calls} - kept
     done = []
     for call in reversed(calls):
@@ -272,17 +279,17 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
     "Unsqueeze": _unsqueeze, "Pad": _pad, "GlobalAveragePool": _mean_over_pixels,
     "Attention": _attention, "Linear": functional.linear, "Silu": functional.silu, "QuickGeluMlp": _quick_gelu_mlp,
 }  # fmt: skip
-"""Operators without settings (of those that `trt_models.export` writes), and four of `fused`."""
+"""Operators without settings: those that `trt_models.export` writes, and those of `fused`."""
 WITH_SETTINGS: Mapping[str, Callable[..., Any]] = {
     "Cast": _cast, "Concat": _concat, "Conv": _conv, "Flatten": _flatten, "Gather": _gather, "Gelu": _gelu,
     "Gemm": _gemm, "LayerNormalization": _layer_norm, "MaxPool": _max_pool, "ReduceL2": _reduce_l2,
     "ReduceMean": _reduce_mean, "ReduceSum": _reduce_sum, "Softmax": _softmax, "Transpose": _transpose,
 }  # fmt: skip
-"""Operators whose settings are keywords of the functions."""
+"""Operators whose settings are keyword arguments of their functions."""
 ON_HOST: Mapping[str, tuple[int, ...]] = {
     "Reshape": (1,), "Expand": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "ReduceSum": (1,), "Pad": (1, 2),
     "Clip": (1, 2), "Slice": (1, 2, 3, 4),
 }  # fmt: skip
 """Inputs, by position, that are read on the host."""
 OF_SHAPES: Mapping[str, int | None] = {"Slice": 1, "Gather": 1, "Concat": None}
-"""Operators that compute shapes of shapes, on the host, where one of their first inputs (None: of all) is one."""
+"""Operators that may compute a shape from shapes, and how many of their inputs tell (None: all)."""

@@ -1,4 +1,4 @@
-"""A model in torch: needs the extra `torch`, and is imported only where an engine of that runtime is made or run."""
+"""Sessions that run a model in torch. Imported only where such an engine is compiled or opened: torch is an extra."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import onnx
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from engine.errors import DanqingError
 from trt_models.precision import HALVES, halved
 from trt_models.session import RECORDINGS, Session
 from trt_models.torch_graph import TorchGraph
@@ -22,7 +23,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def write_graph(source: Path, out: Path, precision: str) -> None:
-    """Writes a model's ONNX in another precision, once it is certain that torch can run it.
+    """Writes a model's ONNX in another precision, after checking that torch can run it.
 
     Args:
         source: the model in float32.
@@ -58,7 +59,7 @@ class TorchSession:
         given = {name: torch.from_numpy(np.require(array, requirements=("C", "W"))) for name, array in inputs.items()}
 
         def run_from(at: int) -> Tensors:
-            torch.set_num_threads(1)  # of each of our threads; sums must not depend on the number of cores
+            torch.set_num_threads(1)  # a batch a core; a sum's order must not depend on the number of cores
             with torch.inference_mode():
                 return self._graph(**_full(given, at, self._batch))
 
@@ -69,11 +70,18 @@ class TorchSession:
 class CudaTorchSession:
     """Torch on a GPU, on the stream of the calling thread; inputs and outputs stay in the GPU's memory.
 
-    The first `RECORDINGS` shapes that batches come in are captured as CUDA graphs, as in `TensorRtSession`.
+    The first `RECORDINGS` shapes of batches are captured as CUDA graphs, as in `TensorRtSession`.
+
+    Raises:
+        DanqingError: the installed torch cannot use a GPU.
     """
 
     def __init__(self, path: Path, device: Device, batch: int) -> None:
-        # Torch has these settings for the whole process only. By default it may add up partial sums in 16 bits.
+        if not torch.cuda.is_available():
+            raise DanqingError(
+                f"{path}: torch {torch.__version__} cannot use a GPU; install a build for CUDA (pytorch.org)"
+            )
+        # By default torch may add partial sums in 16 bits. It has this setting for the whole process only.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self._device, self._batch = device, batch
@@ -104,21 +112,21 @@ class CudaTorchSession:
         return self._recorded[shapes].replay(inputs)
 
     def _record(self, like: Tensors) -> _Recorded:
-        """Runs once, so that libraries load and choose their kernels for these shapes; then once for the capture."""
+        """Runs once, so that libraries are loaded and kernels chosen for these shapes, and once for the capture."""
         inputs = {name: tensor.clone() for name, tensor in like.items()}
         self._graph(**inputs)
         self._device.wait()
         graph = torch.cuda.CUDAGraph()
         with _CAPTURING:
-            # Other threads may allocate or wait meanwhile. `torch.cuda.graph` would wait for the whole device.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            # `torch.cuda.graph` would wait for the whole device, and forbid other threads to allocate meanwhile.
+            graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
             outputs = self._graph(**inputs)
             graph.capture_end()
         return _Recorded(inputs, outputs, graph)
 
 
 _CAPTURING = Lock()
-"""Torch's random generator takes part in one capture at a time."""
+"""Held while capturing: torch's random generator and allocator take part in each capture of the process."""
 
 
 class _Recorded(NamedTuple):
@@ -136,8 +144,8 @@ class _Recorded(NamedTuple):
 
 
 def _full(inputs: Tensors, at: int, batch: int) -> Tensors:
-    """The rows from `at` on, the last batch filled up with its first row: kernels sum in another order for other
-    shapes, and a row's output must not depend on how many others there are."""
+    """Rows `at` to `at + batch`, missing ones filled with the first: kernels may sum in another order for another
+    shape, and a row's output must not depend on the number of rows."""
     some = {name: tensor[at : at + batch] for name, tensor in inputs.items()}
     missing = batch - len(next(iter(some.values())))
     if not missing:

@@ -1,4 +1,4 @@
-"""Torch as the runtime of an engine: by the commands, and its GPU session on a GPU that is played."""
+"""Torch as the runtime of an engine: by the commands, and its GPU session on a mock GPU."""
 
 from __future__ import annotations
 
@@ -93,16 +93,16 @@ def test_torch_is_not_imported_before_it_is_used() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-class Played:
-    """A graph, and CUDA graphs of it: the last call is what was captured."""
+class MockGraph:
+    """Runs on the CPU and keeps its last call, for `MockCudaGraph` to replay."""
 
     def __init__(self, model: onnx.ModelProto, place: torch.device) -> None:
         assert place == torch.device("cuda", 0)
         self.graph = TorchGraph(model, torch.device("cpu"))
         self.outputs, self.calls, self.captured = self.graph.outputs, 0, 0
-        Played.newest = self
+        MockGraph.newest = self
 
-    newest: Played
+    newest: MockGraph
 
     def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         self.calls += 1
@@ -110,29 +110,34 @@ class Played:
         return self.last[1]
 
 
-class PlayedCapture:
+class MockCudaGraph:
     def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
-        assert capture_error_mode == "thread_local"
-        self.played, self.calls = Played.newest, Played.newest.calls
+        assert capture_error_mode == "relaxed"
+        self.graph, self.calls = MockGraph.newest, MockGraph.newest.calls
 
     def capture_end(self) -> None:
-        assert self.played.calls == self.calls + 1
-        self.played.captured += 1
-        self.inputs, self.outputs = self.played.last
+        assert self.graph.calls == self.calls + 1
+        self.graph.captured += 1
+        self.inputs, self.outputs = self.graph.last
 
     def replay(self) -> None:
-        for name, tensor in self.played.graph(**self.inputs).items():
+        for name, tensor in self.graph.graph(**self.inputs).items():
             self.outputs[name].copy_(tensor)
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Device:
-    """A GPU that is played: NumPy with CuPy's manners, and torch on the CPU."""
+    """A mock GPU: NumPy with the manners of CuPy, torch on the CPU."""
     monkeypatch.setattr(trt_models.torch_session, "from_dlpack", lambda array: torch.from_dlpack(plain(array)))
-    fakes = {"CUDAGraph": PlayedCapture, "ExternalStream": lambda stream, place: stream,
-             "stream": lambda stream: nullcontext(), "graph_pool_handle": lambda: (0, 1)}  # fmt: skip
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    mocks = {
+        "CUDAGraph": MockCudaGraph,
+        "ExternalStream": lambda stream, place: stream,
+        "graph_pool_handle": lambda: (0, 1),
+        "is_available": lambda: True,
+        "stream": lambda stream: nullcontext(),
+    }
+    for name, mock in mocks.items():
+        monkeypatch.setattr(torch.cuda, name, mock)
     return Device("cuda", 1, device.pool, Library(np))
 
 
@@ -141,7 +146,7 @@ def test_batches_on_a_gpu_are_full_and_captured_once_a_shape(
 ) -> None:
     path = Engines(card).checked(compile_engine(card, "bf16", "sm_90", runtime="torch"))
     here = TorchSession(path, device, 4)
-    monkeypatch.setattr(trt_models.torch_session, "TorchGraph", Played)
+    monkeypatch.setattr(trt_models.torch_session, "TorchGraph", MockGraph)
     there = CudaTorchSession(path, gpu, 4)
     chance = np.random.default_rng(0)
     for turn in range(2):
@@ -152,14 +157,16 @@ def test_batches_on_a_gpu_are_full_and_captured_once_a_shape(
                 found = there.run(tokens=given)["probability"]
                 assert isinstance(found, OnDevice) and found.shape == (rows,)
                 assert (found.get() == here.run(tokens=tokens)["probability"]).all()
-        assert Played.newest.captured == RECORDINGS
+        assert MockGraph.newest.captured == RECORDINGS
         # Two calls a capture; of the two other lengths 1 and 2 batches as they come, each time.
-        assert Played.newest.calls == 2 * RECORDINGS + 2 * 3 * (turn + 1)
+        assert MockGraph.newest.calls == 2 * RECORDINGS + 2 * 3 * (turn + 1)
 
 
-def test_the_graph_is_as_near_as_the_cpu_can_tell(card: Card, device: Device) -> None:
-    """The engine for a GPU is the lowered graph itself: what it computes can be looked at without one."""
+def test_an_engine_for_a_gpu_can_be_checked_without_one(card: Card, device: Device) -> None:
+    """Its file is the lowered graph."""
     engine = compile_engine(card, "fp16", "sm_90", runtime="torch")
+    with pytest.raises(DanqingError, match="cannot use a GPU; install a build for CUDA"):
+        CudaTorchSession(Engines(card).path(engine), device, 8)
     expected = OnnxSession(onnx_path(card), device).run(tokens=ragged_tokens() % len(VOCABULARY))["probability"]
     found = TorchSession(Engines(card).checked(engine), device, 8).run(tokens=ragged_tokens() % len(VOCABULARY))
     np.testing.assert_allclose(found["probability"], expected, atol=5e-3)
