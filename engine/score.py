@@ -11,7 +11,7 @@ time, a batch ahead of one another.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.batch import Batch, pack
+from engine.criteria import Criterion
 from engine.ledger import Ledger
 from engine.memory import Memory
 from engine.overlap import Overlap
@@ -156,30 +157,40 @@ def through(
     if stage.capacity is not None:
         batches = pack(batches, 1.0, partial(load, stage))
     span = spans.setdefault(stage.name, Span())
+    gates = step.gates if following is not None else []
     for batch in batches:
         with spans(stage.name, len(batch)):
             work(stage, batch)
         if spans.profiled:
             _weigh(batch, stage, span)
         batch.drop(step.spent)
-        sound = np.array([error is None for error in batch["error"]])
-        if not sound.all():
-            span.failed += int((~sound).sum())
-            ledger.enter(batch.take(~sound))
-        passes = sound.copy()
-        for gate in step.gates if following is not None else ():
-            falls = passes & ~gate.interval.holds(batch[gate.column])
-            span.dropped[gate.name] += int(falls.sum())
-            passes &= ~falls
-        if (sound & ~passes).any():
-            ledger.enter(batch.take(sound & ~passes), gated_at=following)
-        if not passes.all():
-            rest = batch.take(passes)
-            stage.context.device.wait()
-            batch = rest
+        if gates or batch["error"].count(None) < len(batch):
+            batch = _passing(batch, stage, gates, ledger, span, following)
         span.passed += len(batch)
         if len(batch):
             yield batch
+
+
+def _passing(
+    batch: Batch, stage: Stage, gates: Sequence[Criterion], ledger: Exit, span: Span, following: str | None
+) -> Batch:
+    """The rows without an error that no gate drops; the others are entered in the ledger."""
+    sound = np.array([error is None for error in batch["error"]])
+    if not sound.all():
+        span.failed += int((~sound).sum())
+        ledger.enter(batch.take(~sound))
+    passes = sound.copy()
+    for gate in gates:
+        falls = passes & ~gate.interval.holds(batch[gate.column])
+        span.dropped[gate.name] += int(falls.sum())
+        passes &= ~falls
+    if (sound & ~passes).any():
+        ledger.enter(batch.take(sound & ~passes), gated_at=following)
+    if passes.all():
+        return batch
+    rest = batch.take(passes)
+    stage.context.device.wait()
+    return rest
 
 
 def load(stage: Stage, batch: Batch) -> np.ndarray:

@@ -13,7 +13,6 @@ import os
 import re
 import tarfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,12 +30,9 @@ TIME = re.compile(rb"(\d+) mtime=\d+(?:\.\d+)?\n")
 """The only pax record that the walk reads: it changes neither name nor size."""
 
 
-class Member(NamedTuple):
-    """A regular file in a tar: its name, and where its `size` bytes begin."""
-
-    name: str
-    offset: int
-    size: int
+Member = tuple[str, int, int]
+"""A regular file in a tar: its name, where its content begins, and the bytes of that. Plain tuples, since a named one
+takes a third of a microsecond more."""
 
 
 def read_members(path: Path) -> tuple[list[Member], str | None]:
@@ -82,7 +78,7 @@ def walk_plain(path: Path) -> list[Member] | None:
                 name = header[:100].partition(b"\0")[0]
                 if size < 0 or offset + size > end or (kind == 0 and name.endswith(b"/")):
                     return None
-                members.append(Member(name.decode(tarfile.ENCODING, "surrogateescape"), offset, size))
+                members.append((name.decode(tarfile.ENCODING, "surrogateescape"), offset, size))
                 at, timed = offset + (size + BLOCK - 1) // BLOCK * BLOCK, False
             elif kind == FOLDER:
                 at, timed = offset, False
@@ -146,7 +142,7 @@ def walk_tarfile(path: Path) -> tuple[list[Member], str | None]:
                 continue
             if member.offset_data + member.size > size:
                 return members, f"{member.name} is cut off"
-            members.append(Member(member.name, member.offset_data, member.size))
+            members.append((member.name, member.offset_data, member.size))
 
 
 def _what_ends_it(path: Path, at: int, size: int) -> str | None:

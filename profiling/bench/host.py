@@ -3,14 +3,17 @@
     python -m profiling.bench.host --data 'photos/*.tar' --json host.json
 
 SCORE runs over the data in one thread, the stages in turn, every pair through every stage. CPU time of the process is
-measured, which other programs on the machine disturb least. Each stretch of it is booked on what runs: a stage, the
-index of a tar, the ledger. Calls that do their work without the lock (reading and writing files, kernels, the codec,
-networks) are booked apart. The rest of a stage is Python code, and calls that keep the lock: OpenCC, fastText,
-SentencePiece, Pillow. The CPU time of the measuring itself is taken off.
+measured, which other programs on the machine disturb least; the least of the rounds counts. Each stretch of it is
+booked on what runs: a stage, the index of a tar, the ledger. Calls that release the lock (reading and writing files,
+kernels, SentencePiece) are booked apart. The rest of a stage is Python code, and calls that keep the lock, or are so
+short that they count as if they did: OpenCC, fastText, xxHash, Pillow. The time of the measuring itself is taken off.
 
-Networks run once, on one row, and give its result for all rows: their own time does not count here, and
-batches are as large as on a GPU. Decoding and
-resizing are shown, but are not in the sum: around nvImageCodec and DALI a GPU has other Python code.
+Codec, resizer and networks are stand-ins: one small picture for every file, and a network's result for one row for
+every row. Batches are as large as on a GPU. What a GPU adds is not in the sum: Python code around nvImageCodec, DALI
+and CuPy for every picture.
+
+What a shard costs once (opening it, writing and committing its files) is in the sum: shards of 10,000 pairs, as
+img2dataset writes them, give lower figures than small ones.
 
 The peer is the same code with every tar indexed by `tarfile` and every header read by Pillow, in turn in the same run.
 """
@@ -35,6 +38,7 @@ import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from sentencepiece import SentencePieceProcessor
 
 import engine.score
 import engine.sources.tar
@@ -205,8 +209,8 @@ def measure(
     run = Run.create_or_resume(folder, list(shards), recipe, settings.layout, {})
     with ExitStack() as patches:
         for owner, name in (
-            (os, "pread"), (os, "fsync"), (Kernel, "launch"), (OneRow, "run"), (engine.stages.embed, "has_direction"),
-            (pq, "write_table"), (np, "save"),
+            (os, "pread"), (os, "fsync"), (Kernel, "launch"), (SentencePieceProcessor, "encode"), (OneRow, "run"),
+            (engine.stages.embed, "has_direction"), (pq, "write_table"), (np, "save"),
         ):  # fmt: skip
             patches.enter_context(patch.object(owner, name, meter.releasing(getattr(owner, name))))
         for owner, name, booked in (
