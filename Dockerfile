@@ -47,11 +47,13 @@ ARG TENSORRT_INDEX
 RUN if [ -n "${TENSORRT}" ]; then \
         /opt/danqing/bin/pip install ${TENSORRT_INDEX:+--extra-index-url "${TENSORRT_INDEX}"} "${TENSORRT}"; \
     fi
-# A layer of its own, so that a new version of the engine is a download of a few megabytes.
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    /opt/danqing/bin/pip install --no-deps /wheels/*.whl
+# Layers of its own, so that a new version of the engine is a download of a few megabytes.
+COPY --from=wheel /wheels /opt/danqing/wheels
+RUN /opt/danqing/bin/pip install --no-deps /opt/danqing/wheels/*.whl
 
+# LD_LIBRARY_PATH: the driver's folders where a cluster mounts them, and no other CUDA than the packages'.
 ENV PATH=/opt/danqing/bin:${PATH} \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
     HOME=/cache \
     DANQING_CACHE=/cache \
     CUPY_CACHE_DIR=/cache/cupy \
