@@ -96,9 +96,8 @@ def test_the_dashboard_asks_for_figures_that_are_served() -> None:
     spans = Spans()
     spans["decode"] = Span(waiting=lambda: 0)
     spans["decode"].dropped["flat"] = 1
-    served: dict[str, set[str]] = {
-        name: set() for name in ("process_resident_memory_bytes", "process_cpu_seconds_total")
-    }
+    of_processes = ("process_resident_memory_bytes", "process_cpu_seconds_total", "up")
+    served: dict[str, set[str]] = {name: set() for name in of_processes}
     for metric in (*Stages(spans).collect(), *GpuGauges(lambda: GpuLook(*[0.5] * 7), "0000:4E:00.0").collect()):
         for sample in metric.samples:
             served.setdefault(sample.name, set()).update(sample.labels)
