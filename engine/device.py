@@ -49,6 +49,11 @@ class Device:
     _own: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @property
+    def name(self) -> str:
+        """As `open_device` takes it: `cpu`, or `cuda:N`."""
+        return "cpu" if self.kind == "cpu" else f"{self.kind}:{self.number}"
+
+    @property
     def target(self) -> str:
         """What engines are compiled for to run here: `cpu`, or the GPU's architecture (`sm_90`)."""
         return "cpu" if self.kind == "cpu" else f"sm_{self.xp.cuda.Device(self.number).compute_capability}"

@@ -9,9 +9,12 @@ from prometheus_client import CollectorRegistry, ProcessCollector, start_http_se
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engine.announce import announced
+from engine.device import Device
 from engine.errors import DanqingError
+from engine.gpu_metrics import gpu_gauges
 from profiling.spans import Spans
-from trt_models.store import ModelSet
+from trt_models.store import ModelSet, cache_folder
 
 
 class Engines(Collector):
@@ -65,10 +68,13 @@ class Stages(Collector):
 
 
 @contextmanager
-def served(spans: Spans, port: int | None, address: str, models: ModelSet | None = None) -> Iterator[None]:
+def served(
+    spans: Spans, port: int | None, address: str, device: Device | None = None, models: ModelSet | None = None
+) -> Iterator[None]:
     """http://ADDRESS:PORT/metrics for the length of a `with` block; nothing without a port.
 
     Args:
+        device: what the stages run on; a GPU's own figures are served, too.
         models: those that score.
 
     Raises:
@@ -81,13 +87,16 @@ def served(spans: Spans, port: int | None, address: str, models: ModelSet | None
     registry.register(Stages(spans))
     if models:
         registry.register(Engines(models))
+    for gauges in gpu_gauges(device) if device else []:
+        registry.register(gauges)
     ProcessCollector(registry=registry)
     try:
         server, thread = start_http_server(port, address, registry)
     except (OSError, OverflowError) as problem:
         raise DanqingError(f"--metrics-port {port}: cannot serve at {address}: {problem}") from None
     try:
-        yield
+        with announced(cache_folder() / "metrics", address, server.server_port, device.name if device else "cpu"):
+            yield
     finally:
         server.shutdown()
         server.server_close()

@@ -48,7 +48,7 @@ def score_on_one(run: Run, settings: Settings, progress: Progress, shards: Itera
         if settings.profile:
             watch = Watch(device, measure_limits(run.unscored(), settings.layout, plan, context))
             spans = watch.spans
-        with served(spans, settings.metrics_port, settings.metrics_address, models), watch or nullcontext():
+        with served(spans, settings.metrics_port, settings.metrics_address, device, models), watch or nullcontext():
             score(run, plan, context, progress, not settings.score_everything, spans=spans, shards=shards)
     if watch:
         watch.write(run.folder / "profile")

@@ -18,6 +18,7 @@ from profiling.copies import copied
 from profiling.nvml import GpuLook, open_meter
 from profiling.spans import Spans
 from tests.conftest import picture
+from tests.nvml import BUS_ADDRESS, stand_in
 
 
 class OnGpu:
@@ -93,26 +94,11 @@ def test_a_stages_work_is_a_range_of_its_name() -> None:
 
 def test_nvtx_and_nvml_are_called_as_their_packages_say(monkeypatch: pytest.MonkeyPatch) -> None:
     import nvtx
-    import pynvml
 
     with Spans(named=lambda name: nvtx.annotate(name, domain="danqing"))("decode", 1):
         pass
-    answers = {
-        "nvmlInit": lambda: None,
-        "nvmlDeviceGetHandleByPciBusId": lambda pciBusId: pciBusId,  # noqa: N803
-        "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=87),
-        "nvmlDeviceGetMemoryInfo": lambda handle, version=None: SimpleNamespace(used=3 << 30),
-        "nvmlDeviceGetJpgUtilization": lambda handle: [40, 1000],
-        "nvmlDeviceGetDecoderUtilization": lambda handle: pynvml._nvmlCheckReturn(pynvml.NVML_ERROR_NOT_SUPPORTED),
-        "nvmlDeviceGetPowerUsage": lambda handle: 350_000,
-        "nvmlDeviceGetPcieThroughput": lambda device, counter: 2000 if counter == pynvml.NVML_PCIE_UTIL_RX_BYTES else 7,
-    }
-    for name, answer in answers.items():
-        real = getattr(pynvml, name)
-        count = real.__code__.co_argcount
-        assert answer.__code__.co_varnames[:count] == real.__code__.co_varnames[:count]
-        monkeypatch.setattr(pynvml, name, answer)
-    look = open_meter("0000:4E:00.0")()
+    stand_in(monkeypatch)
+    look = open_meter(BUS_ADDRESS)()
     np.testing.assert_array_equal(look, GpuLook(0.87, 0.4, np.nan, 3 << 30, 350.0, 2000 * 1024, 7 * 1024))
 
 

@@ -12,7 +12,11 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from engine import __version__
+from engine.announce import announced
+from engine.gpu_metrics import GpuGauges
 from engine.metrics import Stages
+from profiling.nvml import GpuLook
 from profiling.spans import Span, Spans
 
 ROOT = Path(__file__).parents[2]
@@ -20,9 +24,12 @@ MONITORING = ROOT / "profiling" / "monitoring"
 CONTAINER: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 
 
-def pinned() -> dict[str, tuple[str, int]]:
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def pinned(name: str = "cuda13.txt") -> dict[str, tuple[str, int]]:
     """Package → its version, and how many hashes it may have."""
-    text = (ROOT / "requirements" / "cuda13.txt").read_text().replace("\\\n", " ")
+    text = (ROOT / "requirements" / name).read_text().replace("\\\n", " ")
     found = re.findall(r"^([a-z0-9-]+)==(\S+) (.*)$", text, re.M)
     assert len(found) == len(text.strip().splitlines())
     return {
@@ -38,14 +45,28 @@ def test_the_image_has_everything_the_engine_asks_for_pinned_with_hashes() -> No
     assert "onnxruntime" not in there and "onnxruntime-gpu" in there  # one of them only: they are the same module
     for requirement in map(Requirement, wanted):
         name = canonicalize_name(requirement.name).replace("onnxruntime", "onnxruntime-gpu")
-        assert name in there, f"{name}: make requirements/cuda13.txt anew"
+        assert name in there, f"{name}: run requirements/pin.sh"
         assert requirement.specifier.contains(there[name][0]), (
             f"{name} {there[name][0]}, but {requirement} is asked for"
         )
 
 
+def test_torch_comes_to_an_image_without_changing_what_is_there() -> None:
+    there, added = pinned(), pinned("torch.txt")
+    assert "torch" in added and "torch" not in there
+    assert all(hashes for _, hashes in added.values())
+    differ = {name for name in there.keys() & added.keys() if there[name][0] != added[name][0]}
+    assert not differ, "run requirements/pin.sh"
+
+
+def test_the_image_says_what_it_is() -> None:
+    assert f"ARG VERSION={__version__}\n" in DOCKERFILE
+    labels = set(re.findall(r"org\.opencontainers\.image\.([\w.]+)=", DOCKERFILE))
+    assert labels >= {"title", "description", "licenses", "version", "revision"}
+
+
 def test_what_is_copied_into_the_image_is_there() -> None:
-    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    lines = DOCKERFILE.splitlines()
     copied = [words[1:-1] for line in lines if (words := line.split()) and words[0] == "COPY" and "--from" not in line]
     names = {name for names in copied for name in names}
     assert {"engine", "kernels", "trt_models", "profiling", "pyproject.toml", "requirements/cuda13.txt"} <= names
@@ -61,30 +82,35 @@ def test_files_that_containers_mount_are_there() -> None:
             assert source[0] in "./$" or source in CONTAINER["volumes"]
 
 
-def test_prometheus_asks_where_the_engine_serves() -> None:
-    jobs = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
-    (target,) = jobs[0]["static_configs"][0]["targets"]
-    host, port = target.split(":")
-    assert host in CONTAINER["services"]["engine"]["networks"]["default"]["aliases"]
-    assert f"EXPOSE {port}" in (ROOT / "Dockerfile").read_text()
-    assert f"--metrics-port {port}" in (ROOT / "compose.yaml").read_text()
+def test_prometheus_reads_the_files_that_workers_keep(tmp_path: Path) -> None:
+    (job,) = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
+    (pattern,) = job["file_sd_configs"][0]["files"]
+    assert "DANQING_CACHE=/cache" in DOCKERFILE and "cache:/cache" in CONTAINER["services"]["engine"]["volumes"]
+    assert "cache:/cache:ro" in CONTAINER["services"]["prometheus"]["volumes"]
+    with announced(tmp_path / "metrics", "0.0.0.0", 9100, "cuda:0"):
+        (file,) = tmp_path.rglob("*.json")
+    assert Path("/cache", file.relative_to(tmp_path)).match(pattern)
 
 
 def test_the_dashboard_asks_for_figures_that_are_served() -> None:
     spans = Spans()
     spans["decode"] = Span(waiting=lambda: 0)
     spans["decode"].dropped["flat"] = 1
-    served: dict[str, set[str]] = {"process_resident_memory_bytes": set(), "process_cpu_seconds_total": set()}
-    for metric in Stages(spans).collect():
+    of_processes = ("process_resident_memory_bytes", "process_cpu_seconds_total", "up")
+    served: dict[str, set[str]] = {name: set() for name in of_processes}
+    for metric in (*Stages(spans).collect(), *GpuGauges(lambda: GpuLook(*[0.5] * 7), "0000:4E:00.0").collect()):
         for sample in metric.samples:
             served.setdefault(sample.name, set()).update(sample.labels)
+    of_prometheus = {"instance", "job"}
     board = json.loads((MONITORING / "dashboard.json").read_text())
     source = yaml.safe_load((MONITORING / "grafana.yaml").read_text())["datasources"][0]["uid"]
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
     asked = set()
     for panel in board["panels"]:
         assert panel["datasource"]["uid"] == source
         for target in panel["targets"]:
-            (name,) = re.findall(r"\b(?:danqing|process)_\w+", target["expr"])
-            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= served[name]
+            (name,) = re.findall(r"\b(?:(?:danqing|process)_\w+|up\b)", target["expr"])
+            named = re.findall(r"{{(\w+)}}", target["legendFormat"])
+            assert set(named) <= served[name] | of_prometheus
             asked.add(name)
     assert {name for name in served if name.startswith("danqing")} - asked == {"danqing_passed_total"}

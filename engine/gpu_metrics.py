@@ -1,0 +1,62 @@
+"""What NVIDIA's driver says of a worker's GPU, for Prometheus."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.device import Device
+from profiling.nvml import GpuLook, open_meter
+
+log = logging.getLogger("danqing")
+
+
+class GpuGauges(Collector):
+    """Asks the driver at each scrape. Figures that this GPU does not tell are left out.
+
+    Args:
+        look: as `open_meter` returns it.
+        address: the GPU's PCI bus address, the label `gpu`: workers that share a GPU have the same.
+    """
+
+    def __init__(self, look: Callable[[], GpuLook], address: str) -> None:
+        self.look, self.address = look, address
+
+    def collect(self) -> Iterator[Metric]:
+        seen = self.look()
+        busy = GaugeMetricFamily(
+            "danqing_gpu_busy_ratio", "Share of the time at work, by part of the GPU.", labels=["gpu", "part"]
+        )
+        memory = GaugeMetricFamily("danqing_gpu_memory_bytes", "In use on the whole GPU.", labels=["gpu"])
+        power = GaugeMetricFamily("danqing_gpu_power_watts", "Drawn by the GPU.", labels=["gpu"])
+        bus = GaugeMetricFamily(
+            "danqing_gpu_pcie_bytes_per_second", "Over PCIe, by all processes.", labels=["gpu", "direction"]
+        )
+        for family, labels, value in (
+            (busy, ["kernels"], seen.busy),
+            (busy, ["jpeg"], seen.jpeg),
+            (busy, ["video"], seen.video),
+            (memory, [], seen.memory),
+            (power, [], seen.power),
+            (bus, ["up"], seen.up),
+            (bus, ["down"], seen.down),
+        ):
+            if not math.isnan(value):
+                family.add_metric([self.address, *labels], value)
+        yield from (busy, memory, power, bus)
+
+
+def gpu_gauges(device: Device) -> list[GpuGauges]:
+    """The gauges of the device; none on a CPU, and none where the driver cannot be asked (run.log says why)."""
+    if device.kind == "cpu":
+        return []
+    address = device.xp.cuda.Device(device.number).pci_bus_id
+    try:
+        return [GpuGauges(open_meter(address), address)]
+    except Exception as problem:  # no nvidia-ml-py, or NVML's own errors: not worth a run
+        log.warning("no figures of the GPU for Prometheus: %s", problem)
+        return []
