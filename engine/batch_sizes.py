@@ -34,14 +34,14 @@ BATCH_SIZES = {
     "cpu": BatchSizes(
         caption_characters=1 << 15, frame_rows=1 << 12, encoded_bytes=32 << 20, pixels=32_000_000, resized_pictures=32
     ),
-    # About 17,000 captions: 4 warps for each of an H100's 132 multiprocessors. Of 12 megapixels each, 21 pictures are
-    # decoded at a time, for 7 JPEG engines; they take 0.8 GB of the GPU's memory, and encoded at most half a byte a
-    # pixel. The text kernels' working memory is thirty bytes a byte of text: 100 MB.
+    # About 17,000 captions: 4 warps for each of an H100's 132 multiprocessors. The text kernels' working memory is
+    # thirty bytes a byte of text: 100 MB. 244 pictures of 512 × 512 are decoded at a time: an H200 decodes as many a
+    # second of 256 as of more, and the models start sooner than behind 976 (BENCHMARKS.md).
     "cuda": BatchSizes(
         caption_characters=1 << 20,
         frame_rows=1 << 20,
-        encoded_bytes=128 << 20,
-        pixels=256_000_000,
+        encoded_bytes=32 << 20,
+        pixels=64_000_000,
         resized_pictures=128,
     ),
 }

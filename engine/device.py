@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 DISALLOW_REDUCED_PRECISION_REDUCTION = 16
 """cuBLAS's math mode of that name, which CuPy has no name for."""
+KEPT_BYTES = 8 << 30
+"""Freed bytes that CUDA's own memory pool, from which nvImageCodec takes its pictures, keeps for the next pictures. By
+default it returns them to the driver at every synchronization."""
 
 
 def available_threads() -> int:
@@ -171,6 +174,10 @@ def _open_memory(number: int) -> Callable[[], int]:
     """
     import cupy
 
+    runtime = cupy.cuda.runtime
+    runtime.memPoolSetAttribute(
+        runtime.deviceGetDefaultMemPool(number), runtime.cudaMemPoolAttrReleaseThreshold, KEPT_BYTES
+    )
     try:
         import rmm
         from rmm.allocators.cupy import rmm_cupy_allocator

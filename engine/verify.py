@@ -213,7 +213,7 @@ class _Watched(ModelSet):
 
 class _WatchedSession:
     def __init__(self, session: Session, watch: _Watched, device: Device) -> None:
-        self.inner, self.watch, self.device = session, watch, device
+        self.inner, self.watch, self.device, self.batch = session, watch, device, session.batch
 
     def run(self, **inputs: Any) -> dict[str, Any]:
         started = time.perf_counter()

@@ -50,7 +50,13 @@ class Cupy(Library):
             Stream=lambda non_blocking: stream,
             cublas=SimpleNamespace(setMathMode=lambda handle, mode: None),
             device=SimpleNamespace(get_cublas_handle=lambda: None),
-            runtime=SimpleNamespace(getDeviceCount=lambda: 1, memGetInfo=lambda: (1 << 40, 1 << 40)),
+            runtime=SimpleNamespace(
+                getDeviceCount=lambda: 1,
+                memGetInfo=lambda: (1 << 40, 1 << 40),
+                cudaMemPoolAttrReleaseThreshold=4,
+                deviceGetDefaultMemPool=lambda number: 1,
+                memPoolSetAttribute=lambda pool, attribute, value: None,
+            ),
         )
         self.get_default_memory_pool = lambda: SimpleNamespace(used_bytes=lambda: 0)
 
@@ -73,7 +79,7 @@ class Resizer:
 
 class Session:
     def __init__(self, path: Path, device: Device, batch: int, tf32: bool) -> None:
-        self.device, self.session = device, OnnxSession(path, HOST)
+        self.device, self.batch, self.session = device, batch, OnnxSession(path, HOST)
 
     def run(self, **inputs: Any) -> dict[str, Any]:
         outputs = self.session.run(**{name: self.device.down(array) for name, array in inputs.items()})

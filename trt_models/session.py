@@ -27,6 +27,10 @@ LONG = 128
 
 
 class Session(Protocol):
+    """A model that runs; `batch`: rows that the network sees at once, always."""
+
+    batch: int
+
     def run(self, **inputs: Any) -> dict[str, Any]:
         """Named inputs, rows first → named outputs, rows first; arrays of the device."""
         ...
@@ -86,9 +90,10 @@ def numpy_type(name: str) -> np.dtype:
     return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
 
 
-def rows_at_once(device: Device, most: int) -> int:
-    """A batch for every core: to wait for more rows than that would only keep the stage behind waiting."""
-    return min(most, BATCH * device.threads) if device.kind == "cpu" else most
+def rows_at_once(device: Device, session: Session) -> int:
+    """Rows that a stage collects before it runs a network: on a GPU the batch that every run is filled up to, on a CPU
+    one batch a core, since the next stage would only wait longer for more."""
+    return session.batch if device.kind == "cuda" else min(GPU_BATCH, BATCH * device.threads)
 
 
 class CudaOnnxSession:
@@ -125,10 +130,10 @@ class CudaOnnxSession:
         self._outputs = {
             output.name: (output.shape[1:], numpy_type(output.type)) for output in self._session.get_outputs()
         }
-        self._device, self._batch = device, batch
+        self._device, self.batch = device, batch
 
     def run(self, **inputs: Any) -> dict[str, Any]:
-        xp, batch = self._device.xp, self._batch
+        xp, batch = self._device.xp, self.batch
         rows = len(next(iter(inputs.values())))
         given = {name: self._device.up(array) for name, array in inputs.items()}
         parts = [
@@ -179,12 +184,12 @@ def missing_library() -> str:
 class TensorRtSession:
     """A TensorRT plan, in our own buffers and on the device's stream.
 
-    Full batches, whose shapes repeat, are recorded as CUDA graphs: a network's hundreds of launches become one.
+    Batches, whose shapes repeat, are recorded as CUDA graphs: a network's hundreds of launches become one.
     """
 
-    def __init__(self, plan: Path, module: str, most: int, device: Device) -> None:
+    def __init__(self, plan: Path, module: str, batch: int, device: Device) -> None:
         trt = importlib.import_module(module)
-        self._device, self._most = device, most
+        self._device, self.batch = device, batch
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
@@ -201,18 +206,19 @@ class TensorRtSession:
         self._recorded: dict[tuple[tuple[int, ...], ...], _Recorded] = {}
 
     def run(self, **inputs: Any) -> dict[str, Any]:
-        xp = self._device.xp
+        xp, batch = self._device.xp, self.batch
         rows = len(next(iter(inputs.values())))
+        given = {name: self._device.up(inputs[name]) for name in self._inputs}
         parts = [
-            self._some({name: self._device.up(inputs[name])[at : at + self._most] for name in self._inputs})
-            for at in range(0, rows, self._most)
+            self._run_batch({name: full(xp, array[at : at + batch], batch) for name, array in given.items()})
+            for at in range(0, rows, batch)
         ]
-        return {name: xp.concatenate([part[name] for part in parts]) for name in self._outputs}
+        return {name: xp.concatenate([part[name] for part in parts])[:rows] for name in self._outputs}
 
-    def _some(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _run_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         shapes = tuple(array.shape for array in inputs.values())
         if shapes not in self._recorded:
-            if shapes[0][0] < self._most or len(self._recorded) == RECORDINGS:
+            if len(self._recorded) == RECORDINGS:
                 held = {name: self._device.xp.ascontiguousarray(array) for name, array in inputs.items()}
                 outputs = self._bind(self._context, held)
                 self._enqueue(self._context)

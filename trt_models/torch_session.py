@@ -51,7 +51,7 @@ class TorchSession:
     """Torch on CPU cores, a batch each, as `OnnxSession`."""
 
     def __init__(self, path: Path, device: Device, batch: int) -> None:
-        self._device, self._batch = device, batch
+        self._device, self.batch = device, batch
         self._graph = TorchGraph(onnx.load(str(path)), torch.device("cpu"))
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -61,9 +61,9 @@ class TorchSession:
         def run_from(at: int) -> Tensors:
             torch.set_num_threads(1)  # a batch a core; a sum's order must not depend on the number of cores
             with torch.inference_mode():
-                return self._graph(**_full(given, at, self._batch))
+                return self._graph(**_full(given, at, self.batch))
 
-        parts = self._device.map(run_from, range(0, rows, self._batch))
+        parts = self._device.map(run_from, range(0, rows, self.batch))
         return {name: np.concatenate([part[name].numpy() for part in parts])[:rows] for name in self._graph.outputs}
 
 
@@ -84,7 +84,7 @@ class CudaTorchSession:
         # By default torch may add partial sums in 16 bits. It has this setting for the whole process only.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        self._device, self._batch = device, batch
+        self._device, self.batch = device, batch
         self._place = torch.device("cuda", device.number)
         self._graph = TorchGraph(onnx.load(str(path)), self._place)
         self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
@@ -97,7 +97,7 @@ class CudaTorchSession:
         stream = torch.cuda.ExternalStream(self._device.stream, self._place)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream), torch.inference_mode():
             given = {name: from_dlpack(array) for name, array in held.items()}
-            parts = [self._run_batch(_full(given, at, self._batch)) for at in range(0, rows, self._batch)]
+            parts = [self._run_batch(_full(given, at, self.batch)) for at in range(0, rows, self.batch)]
             return {
                 name: xp.concatenate([xp.from_dlpack(part[name]) for part in parts])[:rows]
                 for name in self._graph.outputs

@@ -25,8 +25,8 @@ FAST_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "I;16", "I;16B")
 """What nvImageCodec shows in the right colours: not Lab nor floating point, and no alpha, which it would drop."""
 
 
-JPEG = b"\xff\xd8"
-"""What JPEG files begin with."""
+JPEG, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+"""What JPEG files begin and end with."""
 SMALL = 100_000
 """Pixels a picture counts for at least: so many have the models' inputs that are made of it."""
 
@@ -126,7 +126,8 @@ class GpuDecoder:
     """nvImageCodec on a GPU: JPEG by nvJPEG, what it has no GPU codec for on the host and copied up; pixels stay there.
 
     Colours of subsampled JPEG files are interpolated as libjpeg does it (`fancy_upsampling`), or the scores of the two
-    devices would drift apart.
+    devices would drift apart. Of a JPEG file that is cut off nvJPEG makes a picture without an error, its missing part
+    grey; such files are left to Pillow, which refuses them.
     """
 
     def __init__(self, device: Device) -> None:
@@ -136,11 +137,22 @@ class GpuDecoder:
         )
 
     def decode(self, files: list[bytes]) -> list[Any]:
-        asarray, stream = self.device.xp.asarray, self.device.stream
-        decoded = self.decoder.decode(files, cuda_stream=stream) if files else []
-        pictures = [None if picture is None else asarray(picture) for picture in decoded]
-        self.device.sent(sum(map(_bytes_sent, files, pictures)))
+        asarray = self.device.xp.asarray
+        rows = [row for row, file in enumerate(files) if not _is_cut_off(file)]
+        whole = [files[row] for row in rows]
+        decoded = self.decoder.decode(whole, cuda_stream=self.device.stream) if whole else []
+        found = [None if picture is None else asarray(picture) for picture in decoded]
+        self.device.sent(sum(map(_bytes_sent, whole, found)))
+        pictures: list[Any] = [None] * len(files)
+        for row, picture in zip(rows, found, strict=True):
+            pictures[row] = picture
         return pictures
+
+
+def _is_cut_off(file: bytes) -> bool:
+    """Whether a JPEG file lacks its end-of-image marker, which a few bytes may follow. No such two bytes occur within
+    the coded pixels (ITU-T T.81, B.1.1.5)."""
+    return file.startswith(JPEG) and END_OF_IMAGE not in file[-64:]
 
 
 def _bytes_sent(file: bytes, picture: Any) -> int:

@@ -16,12 +16,14 @@ class Network(Stage):
     """Opens the model that the recipe names for `role`."""
 
     role: ClassVar[str]
-    capacity = 64
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.session = context.models.session(self.role, context.device)
-        self.capacity = rows_at_once(context.device, self.capacity)
+
+    @property
+    def capacity(self) -> float:
+        return rows_at_once(self.context.device, self.session)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """The network's inputs by name, rows first."""
@@ -33,7 +35,7 @@ class Network(Stage):
 
     def alone(self, batch: Batch) -> Callable[[], int]:
         """The network on a full batch, made of the given rows."""
-        rows = np.arange(self.capacity) % len(batch)
+        rows = np.arange(rows_at_once(self.context.device, self.session)) % len(batch)
         inputs = {name: array[rows] for name, array in self.inputs(batch).items()}
 
         def run() -> int:

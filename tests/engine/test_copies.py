@@ -77,6 +77,23 @@ def test_pictures_that_the_host_decodes_are_copied_as_pixels(gpu: Device, monkey
     assert copied.up - before == len(files[0]) + 7 * 5 * 3 + len(files[2]) + 2 * 2 * 3
 
 
+def test_a_gpu_is_given_no_jpeg_file_that_is_cut_off(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of such a file nvJPEG makes a picture, with a grey rest, and reports no error."""
+    given: list[bytes] = []
+
+    def decode_all(files: list[bytes], cuda_stream: int) -> list[np.ndarray]:
+        given.extend(files)
+        return [np.zeros((2, 2, 3), np.uint8) for _ in files]
+
+    nvimgcodec = SimpleNamespace(Decoder=lambda **options: SimpleNamespace(decode=decode_all))
+    monkeypatch.setattr(decode, "_nvimgcodec", lambda: nvimgcodec)
+    whole, png = picture(1, form="JPEG"), picture(1, form="PNG")
+    files = [whole[:-2], whole, whole[: len(whole) // 2], whole + b"\n\0", png[:-9], whole[:200]]
+    found = decode.GpuDecoder(gpu).decode(files)
+    assert [picture is None for picture in found] == [True, False, True, False, False, True]
+    assert given == [whole, whole + b"\n\0", png[:-9]]
+
+
 def test_a_stages_work_is_a_range_of_its_name() -> None:
     opened: list[str] = []
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.device import _open_memory, open_device
+from engine.device import KEPT_BYTES, _open_memory, open_device
 from engine.errors import DanqingError
 
 
@@ -47,7 +47,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, gpus: int | Exception) -> list[int
         return SimpleNamespace(use=lambda: used.append(number), compute_capability="90")
 
     Stream.made = []
-    runtime = SimpleNamespace(getDeviceCount=count)
+    kept: list[Any] = []
+    runtime = SimpleNamespace(
+        getDeviceCount=count, cudaMemPoolAttrReleaseThreshold="threshold", kept=kept,
+        deviceGetDefaultMemPool=lambda number: f"pool {number}", memPoolSetAttribute=lambda *given: kept.append(given),
+    )  # fmt: skip
     pool = SimpleNamespace(used_bytes=lambda: 7)
     gpu.get_cublas_handle = lambda: "handle"
     cublas = SimpleNamespace(setMathMode=lambda *given: modes.append(given))
@@ -121,6 +125,7 @@ def test_cupy_takes_its_memory_from_the_pool_of_rmm(monkeypatch: pytest.MonkeyPa
     stand_in(monkeypatch, 2)
     with open_device("cuda:1") as device:
         assert device.held() == 7  # without RMM, CuPy's own pool
+    assert sys.modules["cupy"].cuda.runtime.kept == [("pool 1", "threshold", KEPT_BYTES)]
     done: list[Any] = []
     cupy = sys.modules["cupy"]
     cupy.cuda.Device = partial(recorded, done)

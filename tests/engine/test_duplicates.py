@@ -243,6 +243,8 @@ def test_rules_say_who_stays() -> None:
 
 def test_a_vector_without_direction_is_an_error_of_its_row(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     class Session:
+        batch = 4
+
         def run(self, **inputs: Any) -> dict[str, np.ndarray]:
             return {"embedding": np.array([[0.6, 0.8], [0, 0], [np.nan, 1], [1, 0]], np.float32)}
 

@@ -12,6 +12,7 @@ from tests.kernels.test_compiled import outcome, start
 pytestmark = pytest.mark.gpu
 
 SEARCH = """
+import json
 import numpy as np
 from engine.dedup.features import Features
 from engine.dedup.sets import chains

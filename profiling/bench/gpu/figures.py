@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from engine.device import Device
@@ -70,10 +71,10 @@ def to_table(results: Iterable[Result]) -> Table:
     for result in results:
         name = f"{result.step} ({result.seconds:.0f} s)"
         for figure in result.figures:
-            table.add_row(name, figure.name, figure.text, figure.unit, figure.bar)
+            table.add_row(name, figure.name, escape(figure.text), figure.unit, figure.bar)
             name = ""
         if result.error:
-            table.add_row(name, result.error, "failed", "", "", style="red")
+            table.add_row(name, escape(result.error), "failed", "", "", style="red")
         table.add_section()
     return table
 
