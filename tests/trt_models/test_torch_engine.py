@@ -63,7 +63,7 @@ def test_from_model_to_engine_in_use_and_back(
     assert engine.parity is not None and engine.parity.passed
     assert 0 < 1 - engine.parity.cosine_min < (1e-6 if precision == "fp32" else 0.05)
     assert main(["models", "activate", NAME]) == 0
-    session, digest = open_active(card, device)
+    session, digest = open_active(card, device)[:2]
     assert isinstance(session, TorchSession) and digest == engine.sha256
     assert main(["curate", shard, "-o", str(tmp_path / "out"), "--recipe", str(recipe)]) == 0
     assert engine.sha256 in (tmp_path / "out" / "run.json").read_text()
