@@ -64,7 +64,7 @@ from kernels.portable import Kernel
 from profiling.bench import in_scratch, machine
 from profiling.spans import Spans
 from trt_models.card import ImageInput
-from trt_models.session import OnnxSession
+from trt_models.session import GPU_BATCH, OnnxSession
 from trt_models.store import ModelSet
 
 B = TypeVar("B", bound=Any)
@@ -190,6 +190,8 @@ class OneRow:
     Features come in half precision, as they are stored: NumPy's cast, which needs no lock, would count otherwise.
     """
 
+    batch = GPU_BATCH
+
     def __init__(self, network: OnnxSession) -> None:
         self._network = network
         self._found: dict[str, np.ndarray] = {}
@@ -287,7 +289,7 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
     with ExitStack() as stand_ins, open_device(threads=1) as device:
         for owner, name, other in (
             (ModelSet, "session", one_row),
-            (engine.stages.network, "rows_at_once", lambda device, most: most),
+            (engine.stages.network, "rows_at_once", lambda device, session: GPU_BATCH),
             (engine.stages.decode, "open_decoder", partial(OnePicture, ())),
             (engine.stages.decode, "_decode_slowly", lambda data: PICTURE),
             (engine.stages.resize, "open_resizer", OnePicture),
