@@ -22,7 +22,7 @@ from engine.files import write_json
 from profiling.bench.crawl import chinese_lines
 from profiling.bench.duplicates import grouped
 from trt_models.card import Card, load_card
-from trt_models.store import cache_folder
+from trt_models.store import cache_folder, model_folder
 
 SEED, SIDE, QUALITY = 20260122, 512, 90
 DISTINCT_CAPTIONS = 4096
@@ -153,6 +153,8 @@ def export_tower(job: Job) -> None:
         model = build_chinese_clip(text, vision(128, 2, 2, 224, 32), 64)
     else:
         model = MODELS[job.tower]()
+    if model_folder(job.card).is_symlink():  # the user's own model of that name, which stays as it is
+        model_folder(job.card).unlink()
     export(job.card, save(randomised(model, spread=SPREAD), job.work / "checkpoint"))
     write_json(job.work / "tower.json", {"seconds": round(time.monotonic() - started, 1)})
 
