@@ -13,13 +13,13 @@ from engine.report.profile import write_profile
 from profiling.nvml import open_meter
 from profiling.profile import Limits, Profile, to_trace
 from profiling.sampler import Sampler
-from profiling.spans import Spans
+from profiling.spans import Range, Spans
 
 
 class Watch:
     """Its `spans` are handed to a scoring that runs within the `with` block; then there is a profile.
 
-    On a GPU every stage is also an NVTX range of its name, so that Nsight Systems tells the same story.
+    On a GPU every stage is also an NVTX range of its name, for Nsight Systems, if the package nvtx is installed.
 
     Raises:
         DanqingError: a GPU, and a package is missing that looks at it.
@@ -31,12 +31,10 @@ class Watch:
             self.spans, self.sampler = Spans(profiled=True), Sampler()
             return
         try:
-            import nvtx
-
             meter = open_meter(device.xp.cuda.Device(device.number).pci_bus_id)
         except ImportError as problem:
             raise DanqingError(f"profiling a GPU: {problem}; pip install 'danqing-engine[cuda]'") from None
-        self.spans = Spans(profiled=True, named=partial(nvtx.annotate, domain="danqing"))
+        self.spans = Spans(profiled=True, named=_nvtx_range())
         self.sampler = Sampler(meter)
 
     def __enter__(self) -> Watch:
@@ -60,3 +58,12 @@ class Watch:
         write_json(folder / "trace.json", to_trace(self.spans.events, self.sampler.looks))
         write_profile(folder / "profile.html", found, self.spans.events, self.sampler.looks)
         return found
+
+
+def _nvtx_range() -> Range | None:
+    """A stage's name → the NVTX range of that name; None without the package nvtx."""
+    try:
+        import nvtx
+    except ImportError:
+        return None
+    return partial(nvtx.annotate, domain="danqing")

@@ -124,6 +124,11 @@ def test_profiling_a_gpu_without_its_packages_names_the_extra(gpu: Device, monke
     from engine.watch import Watch
     from profiling.profile import Limits
 
+    gpu.xp.cuda = SimpleNamespace(Device=lambda number: SimpleNamespace(pci_bus_id=BUS_ADDRESS))
     monkeypatch.setitem(sys.modules, "nvtx", None)
+    stand_in(monkeypatch)
+    with Watch(gpu, Limits({}, 1.0)).spans("decode", 1):  # NVTX is not needed
+        pass
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(DanqingError, match=r"danqing-engine\[cuda\]"):
         Watch(gpu, Limits({}, 1.0))

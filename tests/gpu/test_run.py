@@ -29,9 +29,11 @@ pytestmark = pytest.mark.gpu
 ON_GPU = Settings(device="cuda")
 
 
-CODEC = {"laplacian_variance": 0.2, "image_entropy": 0.01, "pixel_std": 0.01}
-"""What nvJPEG's rounding may change of the picture figures: one grey level in 1 % of the pixels moves the variance of
-the Laplacian of a photograph by up to 0.15 of its value. On equal pixels they agree to 1e-12 (test_pictures)."""
+CODEC = {"laplacian_variance": 1e-3, "image_entropy": 1e-4, "pixel_std": 1e-4}
+"""What nvJPEG's rounding may change of the picture figures: on an H200, one grey level in 0.014 % of the values, and
+3.6e-6 of the variance of the Laplacian. On equal pixels the figures agree to 1e-12 (test_pictures)."""
+RESIZED = 0.99
+"""Least cosine of features: DALI rounds otherwise than Pillow. On an H200, 0.9929."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def crawl(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_both_devices_come_to_the_same_verdicts(gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path) -> None:
     here, _, _ = curate(crawl, tmp_path / "cpu", recipe, Settings(score_everything=True))
     there, _, _ = curate(crawl, tmp_path / "gpu", recipe, Settings(score_everything=True, device="cuda"))
-    assert diff(here, there, Tolerance(columns=CODEC, cosine=0.995, flips=0.005)).objections == []
+    assert diff(here, there, Tolerance(columns=CODEC, cosine=RESIZED, flips=0.005)).objections == []
 
 
 def test_only_encoded_bytes_and_captions_go_up_only_scores_come_down(
