@@ -20,7 +20,7 @@ from trt_models.compile import compile_engine
 from trt_models.engines import RUNTIMES, Engine, Engines, open_model
 from trt_models.store import onnx_path
 
-BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 256}, 0.999
+BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 64}, 0.999
 ON_CPU = {"onnxruntime": "int8", "torch": "bf16"}
 """Precision of the engines that a CPU runs; a GPU's is fp16."""
 BAR = "≥ 1,125: ten times NeMo Curator's nightly floor for a GPU"
