@@ -18,7 +18,7 @@ from engine.device import Device
 from engine.errors import DanqingError
 from tests.strict import Library, OnDevice
 from trt_models import session
-from trt_models.session import CUDA, CudaOnnxSession, full, numpy_type, open_session
+from trt_models.session import CUDA, CudaOnnxSession, numpy_type, open_session, pad_rows
 
 InferenceSession = onnxruntime.InferenceSession
 
@@ -109,8 +109,8 @@ def test_every_batch_is_full(gpu: Device, model: Path) -> None:
 
 def test_a_full_batch_is_not_copied() -> None:
     array = np.arange(12).reshape(4, 3)
-    assert full(np, array, 4) is array
-    np.testing.assert_array_equal(full(np, array[:3], 5)[:, 0], [0, 3, 6, 0, 0])
+    assert pad_rows(np, array, 4) is array
+    np.testing.assert_array_equal(pad_rows(np, array[:3], 5)[:, 0], [0, 3, 6, 0, 0])
 
 
 @pytest.mark.parametrize("name", ["float", "double", "float16", "int32", "uint8"])

@@ -28,7 +28,7 @@ from engine.ledger import ENGINES, Ledger
 from engine.metrics import Engines as EnginesInUse
 from engine.recipe import Recipe, load_recipe
 from engine.sources import Shard
-from engine.verify import agreement, alike, samples, verify
+from engine.verify import agreement, samples, similarity, verify
 from profiling.bench.published import randomised, save
 from tests.engine.test_run import GOOD
 from tests.engine.test_run import samples as pairs
@@ -357,8 +357,8 @@ def test_classifiers_agree_by_their_probabilities() -> None:
     np.testing.assert_allclose(agreement(logits, moved), [expected, 1])
     np.testing.assert_allclose(agreement(shares, shares[:, ::-1]), 1 - abs(shares[:, 1] - shares[:, 0]))
     np.testing.assert_allclose(agreement(np.array([[0.2], [0.5]]), np.array([0.3, 0.5])), [0.9, 1])
-    # The cosine would have said that the verdict on the first row is nearly the same.
-    assert alike(np.array([[0.9, 1.0]]), np.array([[1.0, 0.9]]))[0] > 0.99
+    # The cosine of these probabilities is near 1, although they lead to opposite verdicts.
+    assert similarity(np.array([[0.9, 1.0]]), np.array([[1.0, 0.9]]))[0] > 0.99
 
 
 def test_the_readmes_engine_is_verified_and_activated(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
 from trt_models.export.checkpoint import Checkpoint
 from trt_models.precision import halved
 from trt_models.store import onnx_path
-from trt_models.torch_fusion import fused
+from trt_models.torch_fusion import fuse_nodes
 from trt_models.torch_graph import TorchGraph
 from trt_models.torch_session import TorchSession, write_graph
 
@@ -135,7 +135,7 @@ def test_every_exported_graph_gives_what_onnx_runtime_gives(
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_groups_of_nodes_become_one_call(networks: Networks, precision: str) -> None:
     """`halved` puts casts around softmax and normalization; the groups are found in spite of them."""
-    found = {name: Counter(n.op_type for n in fused(lowered(networks[name][0], precision).graph)[0])
+    found = {name: Counter(n.op_type for n in fuse_nodes(lowered(networks[name][0], precision).graph)[0])
              for name in TRANSFORMERS}  # fmt: skip
     for name, calls in found.items():
         heads = 1 if name == "siglip image" else 0  # its pooling attends, too
