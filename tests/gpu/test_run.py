@@ -30,8 +30,9 @@ ON_GPU = Settings(device="cuda")
 
 
 CODEC = {"laplacian_variance": 0.2, "image_entropy": 0.01, "pixel_std": 0.01}
-"""What nvJPEG's rounding may change of the picture figures: one grey level in 1 % of the pixels moves the variance of
-the Laplacian of a photograph by up to 0.15 of its value. On equal pixels they agree to 1e-12 (test_pictures)."""
+"""Pixel statistic → largest relative difference due to nvJPEG's rounding: one grey level in 1 % of the pixels changes
+the variance of a photograph's Laplacian by up to 0.15 of its value. On equal pixels they agree to 1e-12
+(test_pictures)."""
 
 
 @pytest.fixture(scope="module")

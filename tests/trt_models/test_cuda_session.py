@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU that is not there: what is bound, what is padded, and what is said of missing libraries."""
+"""ONNX Runtime's session for GPUs, on a mock GPU: bound arrays, padded batches, and errors about missing libraries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ InferenceSession = onnxruntime.InferenceSession
 
 
 class Binding:
-    """ONNX Runtime's, with addresses of the host's memory."""
+    """Mock of ONNX Runtime's IOBinding; its addresses are those of host memory."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, np.ndarray] = {}
@@ -42,7 +42,7 @@ class Binding:
 
 
 class Gpu:
-    """An InferenceSession whose CUDA provider is the CPU's."""
+    """Mock InferenceSession whose CUDA provider runs on the CPU."""
 
     def __init__(self, path: str, providers: list[Any]) -> None:
         ((name, self.options),) = providers
@@ -121,7 +121,7 @@ def test_types_have_numpys_names(name: str) -> None:
 
 def test_a_session_that_lands_on_the_cpu_is_refused(gpu: Device, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gpu, "get_providers", lambda self: ["CPUExecutionProvider"])
-    # This package has no CUDA provider at all, so its file is the first that the loader misses.
+    # This package has no CUDA provider, so the loader reports the provider's own file first.
     with pytest.raises(DanqingError, match=r"cannot use the GPU: .*libonnxruntime_providers_cuda\.so.*\[cuda\]"):
         CudaOnnxSession(model, gpu)
     monkeypatch.setattr(ctypes, "CDLL", lambda *given: None)

@@ -319,26 +319,26 @@ def test_every_network_compiles_without_tensorrt(
 
 
 def test_an_engine_for_a_gpu_opens_on_it(card: Card, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is activated, picked up by a stage's models, and rolled back like every engine."""
+    """It is activated, opened by the models of a run, and rolled back like every engine."""
     opened: list[tuple[Any, ...]] = []
     monkeypatch.setattr(trt_models.session, "CudaOnnxSession", lambda *given: opened.append(given))
-    played: Any = SimpleNamespace(kind="cuda", target="sm_90")
+    gpu: Any = SimpleNamespace(kind="cuda", target="sm_90")
     models = ModelSet({"text_safety": card.name})
-    models.session("text_safety", played)
+    models.session("text_safety", gpu)
     engine = compile_engine(card, "fp16", "sm_90", (1, 4, 16), runtime="onnxruntime")
     engines = Engines(card)
     engines.note(passing(engine))
     engines.activate(engines.named("newest"))
-    assert models.outdated(played) == ["text_safety"]
-    models.reopen(played)
-    models.session("text_safety", played)
+    assert models.outdated(gpu) == ["text_safety"]
+    models.reopen(gpu)
+    models.session("text_safety", gpu)
     assert [(path.name, *rest) for path, _, *rest in opened] == [
         ("model.onnx", 64, False),
         ("engine.onnx", 16, True),
     ]
     assert models.running == {"text_safety": engine.sha256}
     engines.rollback("sm_90")
-    assert models.outdated(played) == ["text_safety"]
+    assert models.outdated(gpu) == ["text_safety"]
 
 
 def test_compiling_shows_what_was_fused(card: Card, capsys: Any) -> None:
@@ -362,7 +362,7 @@ def test_classifiers_agree_by_their_probabilities() -> None:
 
 
 def test_the_readmes_engine_is_verified_and_activated(tmp_path: Path) -> None:
-    """Its lines as they are printed, with fewer pairs."""
+    """Runs its lines as they are written, with fewer pairs."""
     shards = build_crawl(tmp_path / "crawl")
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\./run (models (?:compile|verify|activate) open-nsfw.*?)(?: +#.*)?$", readme, re.MULTILINE)
