@@ -17,7 +17,7 @@ from profiling.spans import Spans
 from trt_models.store import ModelSet, cache_folder
 
 
-class Engines(Collector):
+class RefusedEngines(Collector):
     """A gauge per model role, read at each scrape: whether the engine in use was refused."""
 
     def __init__(self, models: ModelSet) -> None:
@@ -89,7 +89,7 @@ def served(
     registry = CollectorRegistry()
     registry.register(Stages(spans))
     if models:
-        registry.register(Engines(models))
+        registry.register(RefusedEngines(models))
     for gauges in gpu_gauges(device) if device else []:
         registry.register(gauges)
     ProcessCollector(registry=registry)

@@ -70,7 +70,7 @@ in_image() { # CONTAINER USER COMMAND…
     buildah run --user "$user" --volume "$scratch/data-${user%:*}:/data" "$container" -- "$@"
 }
 
-say 'what the image says of itself'
+say 'labels and settings of the image'
 buildah inspect --type image danqing | python3 -c '
 import json, sys
 config = json.load(sys.stdin)["Docker"]["config"]

@@ -25,7 +25,7 @@ from engine.demo.crawl import build_crawl
 from engine.device import Device
 from engine.errors import DanqingError
 from engine.ledger import ENGINES, Ledger
-from engine.metrics import Engines as EnginesInUse
+from engine.metrics import RefusedEngines
 from engine.recipe import Recipe, load_recipe
 from engine.sources import Shard
 from engine.verify import agreement, samples, similarity, verify
@@ -178,12 +178,12 @@ def test_a_run_tells_of_an_engine_that_does_not_open(
     assert list(noted["refused_engines"]) == ["text_safety"] and noted["engines"] == {"text_safety": engines.onnx}
     models = ModelSet({"text_safety": "text-safety-1m"})
     models.session("text_safety", device)
-    (gauge,) = EnginesInUse(models).collect()
+    (gauge,) = RefusedEngines(models).collect()
     assert [(sample.labels, sample.value) for sample in gauge.samples] == [({"role": "text_safety"}, 1)]
     engines.rollback("cpu")
     models.reopen(device)
     models.session("text_safety", device)
-    (gauge,) = EnginesInUse(models).collect()
+    (gauge,) = RefusedEngines(models).collect()
     assert [sample.value for sample in gauge.samples] == [0] and not models.refused
 
 

@@ -25,7 +25,7 @@ class Figure:
         name: what was measured, as the table shows it.
         value: the figure; a string says why there is none.
         unit: of the value, `1/s` for instance.
-        bar: what the value is compared with: a peer's published figure or a goal of ours, in words.
+        bar: the figure to compare with, in words: a peer's published figure or a goal of ours.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Result:
 def to_table(results: Iterable[Result]) -> Table:
     """Makes a table of all steps, one row per figure."""
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("step", "figure", "value", "unit", "beside"):
+    for heading in ("step", "figure", "value", "unit", "bar"):
         table.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
     for result in results:
         name = f"{result.step} ({result.seconds:.0f} s)"

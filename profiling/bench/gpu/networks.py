@@ -54,9 +54,8 @@ def measure(job: Job) -> Iterator[Figure]:
             reference = found if reference is None else reference
             yield Figure(f"{name}, batch {rows}", speed, "pictures/s", BAR)
             yield Figure(f"{name}, share of the peak", speed * work / peak)
-            yield Figure(
-                f"{name}, smallest cosine to fp32", float(similarity(reference, found).min()), "", f"≥ {LEAST_COSINE}"
-            )
+            cosine = float(similarity(reference, found).min())
+            yield Figure(f"{name}, smallest cosine to fp32", cosine, "", f"≥ {LEAST_COSINE}")
             yield Figure(f"{name}, seconds to open and run once", opened, "s")
 
 
