@@ -6,8 +6,8 @@
 #       danqing curate 'shards/*.tar' -o out --device cuda
 #
 # Build arguments:
-#   BASE            Debian or Ubuntu with Python 3.11 to 3.13; CUDA's libraries come from the pinned packages, so only
-#                   the driver's settings matter. Where builds must repeat bit by bit: BASE=nvidia/cuda@sha256:…
+#   BASE            Debian or Ubuntu with Python 3.11 to 3.13. CUDA's libraries come from the pinned packages, not from
+#                   the base. For reproducible builds: BASE=nvidia/cuda@sha256:…
 #   TORCH=1         adds torch (requirements/torch.txt)
 #   TENSORRT        adds TensorRT, for example tensorrt-cu13==11.4.0.106. Its packages are placeholders that fetch the
 #                   libraries from NVIDIA's package index; TENSORRT_INDEX names a mirror of that index
@@ -47,11 +47,11 @@ ARG TENSORRT_INDEX
 RUN if [ -n "${TENSORRT}" ]; then \
         /opt/danqing/bin/pip install ${TENSORRT_INDEX:+--extra-index-url "${TENSORRT_INDEX}"} "${TENSORRT}"; \
     fi
-# Layers of its own, so that a new version of the engine is a download of a few megabytes.
+# Last, in layers of its own: a new version of the engine changes a few megabytes of the image.
 COPY --from=wheel /wheels /opt/danqing/wheels
 RUN /opt/danqing/bin/pip install --no-deps /opt/danqing/wheels/*.whl
 
-# LD_LIBRARY_PATH: the driver's folders where a cluster mounts them, and no other CUDA than the packages'.
+# LD_LIBRARY_PATH holds only the folders in which clusters mount the driver; CUDA's libraries come from the packages.
 ENV PATH=/opt/danqing/bin:${PATH} \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
     HOME=/cache \
@@ -64,9 +64,9 @@ USER 10001
 WORKDIR /data
 VOLUME ["/cache"]
 EXPOSE 9100
-# Python stops in order at SIGINT; as process 1 it would ignore SIGTERM.
+# Python shuts down cleanly on SIGINT; as process 1 it ignores SIGTERM.
 STOPSIGNAL SIGINT
-# Asks the workers that serve metrics in this container; a job without metrics counts as healthy.
+# Queries the workers that serve metrics in this container; a job without metrics counts as healthy.
 HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-m", "engine.health"]
 ENTRYPOINT ["danqing"]
 CMD ["--help"]

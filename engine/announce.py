@@ -1,7 +1,7 @@
-"""Files that say where the workers of a host serve their metrics.
+"""Files that name the addresses at which the workers of a host serve their metrics.
 
-Prometheus reads them (`file_sd_configs`), and the image's health check asks the workers they name. One file a worker,
-in DANQING_CACHE/metrics/: HOST-PORT.json.
+Prometheus reads them (`file_sd_configs`), and the image's health check queries the workers in them. Each worker has one
+file: DANQING_CACHE/metrics/HOST-PORT.json.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from engine.errors import DanqingError
 from engine.files import write_json
 
 ANSWER_SECONDS = 5.0
-"""Time a worker has to answer: the thread that serves metrics waits for the interpreter's lock like all others."""
+"""Timeout of a query. The thread that serves metrics waits for the interpreter's lock like every other thread."""
 
 
 @contextmanager
 def announced(folder: Path, address: str, port: int, device: str) -> Iterator[None]:
-    """Keeps a file of this worker in `folder` for the length of a `with` block.
+    """Keeps a file of this worker in `folder` during a `with` block.
 
-    First removes the files that killed workers of this host have left.
+    First removes the files that killed workers of this host left behind.
 
     Args:
-        address: what the worker listens at. Where that is every address of the host, the file has the host's name.
-        port: the port it listens at.
-        device: the label `device` that Prometheus gives to all figures of this worker.
+        folder: holds the files of all workers; created if it does not exist.
+        address: the address that the worker listens at. If it is every address, the file has the host's name.
+        port: the port that the worker listens at.
+        device: value of the label `device` on all metrics of this worker.
 
     Raises:
         DanqingError: the file cannot be written.
@@ -51,7 +52,7 @@ def announced(folder: Path, address: str, port: int, device: str) -> Iterator[No
 
 
 def silent_workers(folder: Path) -> list[str]:
-    """HOST:PORT of the workers that have a file in `folder`, are on this host, and do not answer."""
+    """Lists, as HOST:PORT, the workers of this host that have a file in `folder` and do not answer."""
     return [target for _, target in _workers_of(socket.gethostname(), folder) if not _answers(target)]
 
 
@@ -61,13 +62,13 @@ def _workers_of(host: str, folder: Path) -> Iterator[tuple[Path, str]]:
             continue
         try:
             ((target,),) = (group["targets"] for group in json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:  # its worker has just ended
+        except FileNotFoundError:  # removed since, by the worker that wrote it
             continue
         yield path, target
 
 
 def _listens(target: str) -> bool:
-    """Whether there is a process at the port, however busy; if not, its host refuses the connection at once."""
+    """Whether a process listens at the port, busy or not; without one, the host refuses the connection at once."""
     connection = HTTPConnection(target, timeout=ANSWER_SECONDS)
     try:
         connection.connect()

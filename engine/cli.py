@@ -46,8 +46,12 @@ example:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0 done, 1 `diff` found a difference or `models verify` that parity
-    fails, 2 bad input, 130 interrupted."""
+    """Runs one command.
+
+    Returns:
+        The exit status: 0 done, 1 `diff` found a difference or `models verify` found that parity fails, 2 bad input,
+        130 interrupted.
+    """
     options = build_parser().parse_args(arguments)
     try:
         return options.function(options) or 0
@@ -232,11 +236,13 @@ def _long_run_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("several GPUs")
     group.add_argument(
-        "--devices", metavar="N,…", help="score on these GPUs, a process each; shards go to whoever is free"
+        "--devices",
+        metavar="N,…",
+        help="score on these GPUs, one process each; a process takes the next shard when it is free",
     )
     group.add_argument(
         "--workers-per-gpu", type=_positive, default=1, metavar="N",
-        help="processes that share a GPU, each with its own models, where one process cannot feed it (default: 1)",
+        help="processes on each GPU, each with its own models, if one process is too slow for it (default: 1)",
     )  # fmt: skip
     group = parser.add_argument_group("watching")
     group.add_argument("--profile", action="store_true", help="say where the time of scoring went: OUT/profile/")
@@ -255,7 +261,7 @@ def _long_run_options() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
 
 
@@ -274,7 +280,7 @@ def _model_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument_group("models").add_argument(
         "--strict-engines", action="store_true",
-        help="stop if an engine in use does not open, instead of running the one before it or the model itself",
+        help="stop if an engine in use does not open; by default the one before it runs, or the model itself",
     )  # fmt: skip
     return parser
 
@@ -356,7 +362,7 @@ def curate(options: argparse.Namespace) -> None:
         print(f"{run.folder}: already scored; nothing was scored again")
     print_spans(spans)
     _tell_profile(run.folder, spans)
-    _tell_refused(run)
+    _print_refused(run)
     print_funnel(funnel)
     print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
 
@@ -368,7 +374,7 @@ def score(options: argparse.Namespace) -> None:
     run, spans = score_inputs(options.inputs, options.output, _recipe(options), _settings(options))
     print_spans(spans)
     _tell_profile(run.folder, spans)
-    _tell_refused(run)
+    _print_refused(run)
     print(f"{run.folder}: scored{'' if spans else ' already; nothing to do'}. Next: danqing decide {run.folder}")
 
 
@@ -378,9 +384,9 @@ def _tell_profile(folder: Path, spans: Spans) -> None:
         print(f"{found['verdict']} More in {folder / 'profile' / 'profile.html'}")
 
 
-def _tell_refused(run: Run) -> None:
-    for said in run.manifest.get("refused_engines", {}).values():
-        print(f"Scored without an engine that is in use: {said}")
+def _print_refused(run: Run) -> None:
+    for reason in run.manifest.get("refused_engines", {}).values():
+        print(f"Scored without an engine that is in use: {reason}")
 
 
 def decide(options: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ class Settings:
     """How to score, beside the recipe. What can change a score is part of the run's identity.
 
     `user_dictionaries`: words that jieba does not know, in its format. `devices`: those that score, if more than one.
-    `strict_engines`: an engine in use that does not open is an error.
+    `strict_engines`: raise an error if an engine in use does not open.
     """
 
     layout: Layout = field(default_factory=Layout)

@@ -26,8 +26,8 @@ T = TypeVar("T")
 DISALLOW_REDUCED_PRECISION_REDUCTION = 16
 """cuBLAS's math mode of that name, which CuPy has no name for."""
 KEPT_BYTES = 8 << 30
-"""Freed bytes that CUDA's own memory pool, from which nvImageCodec takes its pictures, keeps for the next pictures. By
-default it returns them to the driver at every synchronization."""
+"""Freed memory that CUDA's default pool, where nvImageCodec allocates pictures, keeps for the next pictures. By default
+the pool returns all of it to the driver at every synchronization."""
 
 
 def available_threads() -> int:
@@ -53,7 +53,7 @@ class Device:
 
     @property
     def name(self) -> str:
-        """As `open_device` takes it: `cpu`, or `cuda:N`."""
+        """The name that `open_device` takes: `cpu` or `cuda:N`."""
         return "cpu" if self.kind == "cpu" else f"{self.kind}:{self.number}"
 
     @property

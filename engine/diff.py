@@ -22,11 +22,11 @@ from engine.stages.network import Network
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What two runs may differ by and still agree.
+    """Limits within which two runs agree.
 
     Attributes:
         within: largest |a − b| ÷ max(1, |a|, |b|) of a measured number.
-        columns: the same for single columns.
+        columns: column → its own limit, in the place of `within`.
         cosine: least cosine of two feature vectors of a pair.
         flips: largest share of pairs with another verdict, or in another group of near-duplicates.
     """

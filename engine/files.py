@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and the folder for what can be made again."""
+"""Atomic writing of files, and the cache folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def cache_path() -> Path:
-    """`DANQING_CACHE`, else `danqing` in the user's cache folder. It need not exist yet."""
+    """The cache folder: `DANQING_CACHE`, else `danqing` in the user's cache folder. It need not exist."""
     if folder := os.environ.get("DANQING_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "danqing"

@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of a worker's GPU, for Prometheus."""
+"""Utilisation, memory, power and PCIe traffic of a worker's GPU, for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ log = logging.getLogger("danqing")
 
 
 class GpuGauges(Collector):
-    """Asks the driver at each scrape. Figures that this GPU does not tell are left out.
+    """Gauges of one GPU, read from the driver at each scrape. Values that the GPU does not report are left out.
 
     Args:
-        look: as `open_meter` returns it.
-        address: the GPU's PCI bus address, the label `gpu`: workers that share a GPU have the same.
+        look: reads the values; made by `open_meter`.
+        address: the GPU's PCI bus address, the label `gpu`. It is the same for all workers on one GPU.
     """
 
     def __init__(self, look: Callable[[], GpuLook], address: str) -> None:
@@ -29,7 +29,7 @@ class GpuGauges(Collector):
     def collect(self) -> Iterator[Metric]:
         seen = self.look()
         busy = GaugeMetricFamily(
-            "danqing_gpu_busy_ratio", "Share of the time at work, by part of the GPU.", labels=["gpu", "part"]
+            "danqing_gpu_busy_ratio", "Share of the time that a part of the GPU is busy.", labels=["gpu", "part"]
         )
         memory = GaugeMetricFamily("danqing_gpu_memory_bytes", "In use on the whole GPU.", labels=["gpu"])
         power = GaugeMetricFamily("danqing_gpu_power_watts", "Drawn by the GPU.", labels=["gpu"])
@@ -51,12 +51,12 @@ class GpuGauges(Collector):
 
 
 def gpu_gauges(device: Device) -> list[GpuGauges]:
-    """The gauges of the device; none on a CPU, and none where the driver cannot be asked (run.log says why)."""
+    """Makes the gauges of the device: none on a CPU, and none if the driver cannot be queried (run.log says why)."""
     if device.kind == "cpu":
         return []
     address = device.xp.cuda.Device(device.number).pci_bus_id
     try:
         return [GpuGauges(open_meter(address), address)]
-    except Exception as problem:  # no nvidia-ml-py, or NVML's own errors: not worth a run
+    except Exception as problem:  # nvidia-ml-py is missing, or NVML fails; the run goes on
         log.warning("no figures of the GPU for Prometheus: %s", problem)
         return []

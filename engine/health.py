@@ -1,4 +1,4 @@
-"""The image's health check: the workers that serve metrics in this container must answer (`-m engine.health`)."""
+"""The image's health check (`python -m engine.health`): queries the workers that serve metrics in this container."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.announce import silent_workers
 
 
 def main() -> int:
-    """Returns 1 if a worker does not answer, else 0; a job that serves no metrics cannot be asked and is healthy."""
+    """Returns 1 if a worker does not answer, else 0. A job without metrics counts as healthy."""
     silent = silent_workers(Path(os.environ["DANQING_CACHE"]) / "metrics")
     if silent:
         print(f"metrics not served: {', '.join(silent)}")

@@ -133,7 +133,7 @@ def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
         except UnicodeEncodeError:  # lone surrogates from JSON are replaced, not fatal
             return pa.array([None if v is None else v.encode("utf-8", "replace").decode() for v in values], kind)
     if pa.types.is_floating(kind):
-        values = values.astype(kind.to_pandas_dtype(), copy=False)  # a third of the time of Arrow's cast
+        values = values.astype(kind.to_pandas_dtype(), copy=False)  # takes a third of the time of Arrow's cast
     return pa.array(values, kind, from_pandas=True)  # NaN becomes null
 
 

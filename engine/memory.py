@@ -22,7 +22,7 @@ LEAST = 4 << 20
 class Memory:
     """What a batch may hold: `encoded` bytes as read, decoded `pixels`. A row heavier than that travels alone.
 
-    By default what suits a CPU; for other devices `Memory.of`.
+    The defaults are those of a CPU; `Memory.of` has those of a kind of device.
 
     Args:
         limit: bytes of resident memory that the process is to keep to; None: no limit.
@@ -36,7 +36,7 @@ class Memory:
 
     @classmethod
     def of(cls, kind: str, limit: int | None, max_pixels: int) -> Memory:
-        """What suits a kind of device, `cpu` or `cuda`."""
+        """Makes the bounds for a kind of device, `cpu` or `cuda`; `limit` and `max_pixels` as in the class."""
         sizes = BATCH_SIZES[kind]
         return cls(limit, max_pixels, sizes.encoded_bytes, sizes.pixels)
 

@@ -17,8 +17,8 @@ from profiling.spans import Spans
 from trt_models.store import ModelSet, cache_folder
 
 
-class Engines(Collector):
-    """Reads which models run, and in whose place, when it is asked."""
+class RefusedEngines(Collector):
+    """A gauge per model role, read at each scrape: whether the engine in use was refused."""
 
     def __init__(self, models: ModelSet) -> None:
         self.models = models
@@ -26,7 +26,7 @@ class Engines(Collector):
     def collect(self) -> Iterator[Metric]:
         refused = GaugeMetricFamily(
             "danqing_engine_refused",
-            "1 where the engine in use does not open and an older one or the model itself runs in its place.",
+            "1 if the engine in use does not open and an older one or the model itself runs in its place.",
             labels=["role"],
         )
         for role in list(self.models.running):
@@ -71,14 +71,17 @@ class Stages(Collector):
 def served(
     spans: Spans, port: int | None, address: str, device: Device | None = None, models: ModelSet | None = None
 ) -> Iterator[None]:
-    """http://ADDRESS:PORT/metrics for the length of a `with` block; nothing without a port.
+    """Serves metrics at http://ADDRESS:PORT/metrics during a `with` block, and announces them to Prometheus.
 
     Args:
-        device: what the stages run on; a GPU's own figures are served, too.
-        models: those that score.
+        spans: the stages' times and counts.
+        port: the TCP port, 0 for any free one; None serves nothing.
+        address: the address to listen at.
+        device: the device that scores; if it is a GPU, its utilisation, memory and power are served, too.
+        models: the models that score, for the gauge of refused engines.
 
     Raises:
-        DanqingError: the port cannot be had.
+        DanqingError: the port cannot be opened, or the file for Prometheus cannot be written.
     """
     if port is None:
         yield
@@ -86,7 +89,7 @@ def served(
     registry = CollectorRegistry()
     registry.register(Stages(spans))
     if models:
-        registry.register(Engines(models))
+        registry.register(RefusedEngines(models))
     for gauges in gpu_gauges(device) if device else []:
         registry.register(gauges)
     ProcessCollector(registry=registry)

@@ -174,7 +174,7 @@ def through(
 def _passing(
     batch: Batch, stage: Stage, gates: Sequence[Criterion], ledger: Exit, span: Span, following: str | None
 ) -> Batch:
-    """The rows without an error that no gate drops; the others are entered in the ledger."""
+    """Returns the rows that have no error and pass every gate; enters the others in the ledger."""
     sound = np.array([error is None for error in batch["error"]])
     if not sound.all():
         span.failed += int((~sound).sum())

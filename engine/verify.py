@@ -72,7 +72,7 @@ def verify(
         flips = float((model.dropped_by(device) != compiled.dropped_by(device)).mean())
     classifies = card.task.endswith("_classifier")
     pairs_of_outputs = [(model.outputs[name], compiled.outputs[name]) for name in model.outputs]
-    likeness = np.concatenate([(agreement if classifies else alike)(*pair) for pair in pairs_of_outputs])
+    likeness = np.concatenate([(agreement if classifies else similarity)(*pair) for pair in pairs_of_outputs])
     torch = torch_rate(card, checkpoint, model.inputs, device.threads) if checkpoint else None
     parity = Parity(
         sum(map(len, batches)), float(likeness.min()), float(likeness.mean()), flips, compiled.rate, model.rate,
@@ -124,8 +124,15 @@ def sampled(inputs: Iterable[str], settings: Settings, pairs: int) -> list[Batch
     return batches
 
 
-def alike(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Row by row, float64: the cosine of vectors (rows, dimension), 1 - |difference| of numbers (rows,)."""
+def similarity(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Compares outputs row by row.
+
+    Args:
+        expected, found: float (rows, dimension) vectors or (rows,) numbers.
+
+    Returns:
+        float64 (rows,): the cosine of vectors, 1 - |difference| of numbers.
+    """
     a, b = expected.astype(np.float64), found.astype(np.float64)
     if a.ndim == 1:
         return 1 - np.abs(a - b)
@@ -133,8 +140,14 @@ def alike(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def agreement(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Row by row, float64: 1 - the largest |difference| of a classifier's probabilities, however it says them:
-    (rows,) or (rows, 1) probabilities, (rows, classes) probabilities or logits."""
+    """Compares a classifier's outputs row by row.
+
+    Args:
+        expected, found: float (rows,) or (rows, 1) probabilities, or (rows, classes) probabilities or logits.
+
+    Returns:
+        float64 (rows,): 1 - the largest |difference| of a probability.
+    """
     a, b = (_probabilities(answers.astype(np.float64).reshape(len(answers), -1)) for answers in (expected, found))
     return 1 - np.abs(a - b).max(axis=1)
 

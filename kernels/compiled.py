@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, where processes that start at once do not disturb each other."""
+"""A cache of compiled kernels on disk that several processes can use at the same time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from engine.errors import DanqingError
 from engine.files import cache_path
 
 
-def kept(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Makes a decorator that compiles a function by Numba and keeps the compiled code in `KernelFiles`.
+def cached(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Makes a decorator that compiles a function with Numba and caches the compiled code in `KernelFiles`.
 
     Args:
-        jit: `numba.njit` or `numba.cuda.jit`. options: its own.
+        jit: `numba.njit` or `numba.cuda.jit`.
+        options: arguments of `jit`.
 
     Raises:
-        DanqingError: compiled code can be written to no folder (when the decorator is used).
+        DanqingError: when the decorator is used, if the cache folder cannot be written to.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -35,7 +36,7 @@ def kept(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
                 f"{cache_path()}: cannot be written; set DANQING_CACHE to a folder that can ({problem})"
             ) from None
         found: Any = getattr(compiled, "_cache", None)
-        if hasattr(found, "_cache_file"):  # the CUDA simulator compiles nothing and has none
+        if hasattr(found, "_cache_file"):  # the CUDA simulator compiles nothing and has no cache
             found._cache_file = KernelFiles(found._cache_file)
         return compiled
 
@@ -43,34 +44,34 @@ def kept(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class KernelFiles:
-    """One file for every compiled kernel, named by what it was compiled from and for.
+    """One file per compiled kernel, named by a digest of its sources, argument types and target.
 
-    Takes the place of Numba's `IndexDataCacheFile`, which numbers the files of a function and notes in an index which
-    number is which: two processes that save at once can give two kernels the same number, and a process that loads
-    between a save's two writes takes a kernel of older sources for the new one. It also compares only the time of the
-    kernel's own file, though a kernel calls functions of the package's other files.
+    Replaces Numba's `IndexDataCacheFile`, which numbers the files of a function and keeps an index of the numbers. With
+    an index, two processes that save at the same time can give two kernels the same number, and a process that loads
+    between the two writes of a save takes a kernel of older sources for the new one. Numba also checks only the time of
+    the kernel's own file, although a kernel calls functions of other files of the package.
 
     Args:
-        files: the object it takes the place of; it reads and (whole or not at all) writes single files.
+        files: the replaced object, which reads single files and writes them atomically.
     """
 
     def __init__(self, files: Any) -> None:
         self.files = files
 
     def load(self, key: Any) -> Any:
-        """The compiled kernel; None if there is none, or none that can be read."""
+        """Reads the compiled kernel; None if there is no readable file."""
         try:
             return self.files._load_data(self._name(key))
-        except Exception:  # unpickling a damaged file raises many kinds; compiling anew replaces it
+        except Exception:  # unpickling a damaged file raises many kinds; the new compilation replaces it
             return None
 
     def save(self, key: Any, kernel: Any) -> None:
-        """Writes the kernel's file. Where that fails (a full disk), every process compiles for itself."""
+        """Writes the kernel's file. If that fails (a full disk), every process compiles for itself."""
         with suppress(OSError):
             self.files._save_data(self._name(key), kernel)
 
     def flush(self) -> None:
-        """Removes the function's files; Numba calls it when a function is to be compiled anew."""
+        """Removes the function's files; Numba calls it before it compiles a function again."""
         for path in Path(self.files._cache_path).glob(f"{self._stem}.*.nbc"):
             path.unlink(missing_ok=True)
 
@@ -80,15 +81,15 @@ class KernelFiles:
         return stem
 
     def _name(self, key: Any) -> str:
-        # Numba's key: argument types, target (a GPU's compute capability), bytecode. Its text is the same in every
+        # Numba's key: argument types, target (a GPU's compute capability), bytecode. Its repr is the same in every
         # process, its pickle is not.
-        digest = hashlib.sha256(f"{numba.__version__} {sources()} {key!r}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{numba.__version__} {sources_digest()} {key!r}".encode()).hexdigest()
         return f"{self._stem}.{digest[:20]}.nbc"
 
 
 @cache
-def sources() -> str:
-    """Digest of this package's sources."""
+def sources_digest() -> str:
+    """SHA-256 of the names and contents of this package's sources."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())

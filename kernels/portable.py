@@ -31,23 +31,23 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, njit, types
 
-from kernels.compiled import kept
+from kernels.compiled import cached
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 BLOCK, SMALL_BLOCK = 128, 32
 """Threads of a CUDA block: rows are ragged, so small blocks that end early."""
 ROWS_FOR_BLOCKS = 1 << 17
-"""Rows from which on blocks are the larger ones. A multiprocessor of compute capability 8.0 or 9.0 holds 32 blocks: an
-A100's 108 take 110,592 rows in small blocks, an H100's 132 take 135,168. With fewer rows, large blocks leave
-multiprocessors without work: 512 captions are 4 blocks of 128."""
+"""Least number of rows for blocks of `BLOCK` threads, not `SMALL_BLOCK`. A multiprocessor of compute capability 8.0 or
+9.0 holds 32 blocks: an A100's 108 hold 110,592 rows in small blocks, an H100's 132 hold 135,168. With fewer rows,
+large blocks leave multiprocessors idle: 512 captions are 4 blocks of 128."""
 LANES = 256
 """Threads of a CUDA block that shares a row."""
 RUN = 64
 """Fewest rows worth handing to a thread, unless a kernel says otherwise."""
 
 _preparing = threading.RLock()
-"""Held while a kernel's CUDA side is made, so that threads that launch it at once compile it once."""
+"""Held while a kernel is prepared for CUDA, so that threads that launch it at the same time compile it once."""
 
 
 class Launcher(Protocol):
@@ -180,7 +180,7 @@ class Kernel:
         self._on_cuda: Any = None
         self.__doc__ = body.__doc__
         # Kernels work on memory they are lent, so nothing counts references (_nrt): that alone makes them faster.
-        self._on_cpu = kept(njit, nogil=True, _nrt=False)(body)
+        self._on_cpu = cached(njit, nogil=True, _nrt=False)(body)
 
     def on_cuda(self, body: Callable[..., None]) -> Callable[..., None]:
         """Makes `body(*arguments)` this kernel's CUDA side: `LANES` threads work on each row, cuda.blockIdx.x.
@@ -227,12 +227,12 @@ class Kernel:
 
     @property
     def on_gpu(self) -> Any:
-        """Numba's dispatcher for CUDA, whose compiled code is kept on disk as that for CPU cores is."""
+        """Numba's dispatcher for CUDA. Its compiled code is cached on disk, as that for CPU cores."""
         with _preparing:
             if self._on_cuda is None:
                 from numba import cuda
 
-                self._on_cuda = kept(cuda.jit)(self._threaded)
+                self._on_cuda = cached(cuda.jit)(self._threaded)
         return self._on_cuda
 
     @cached_property
@@ -247,8 +247,8 @@ class Kernel:
             bound = FunctionType(self.block_body.__code__, self.block_body.__globals__ | {"cuda": cuda})
             bound.__qualname__ = self.name
             return bound
-        # The body with this thread's rows. Numba wants the parameters by name, hence made from text; and a file where
-        # the function stands, to keep its code and to show in errors: that of the body, at the body's line.
+        # Calls the body with this thread's rows. Made from text, since Numba needs the parameters by name. The file and
+        # line are those of the body: Numba needs them to cache the code and for its error messages.
         names = ", ".join(list(inspect.signature(self.body).parameters)[3:])
         text = f"def {self.name}(rows, {names}):\n    body(cuda.grid(1), rows, cuda.gridsize(1), {names})\n"
         code = self.body.__code__
@@ -262,7 +262,7 @@ def _prepare_cuda() -> None:
     from numba import config
     from numba.cuda import extending as toolkit
 
-    if not hasattr(np, "row_stack"):  # NumPy 2.5 removed it; numba-cuda, 0.30.4 at least, compiles nothing without it
+    if not hasattr(np, "row_stack"):  # removed in NumPy 2.5; numba-cuda (0.30.4) compiles nothing without it
         np.row_stack = np.vstack
     config.CUDA_ARRAY_INTERFACE_SYNC = (
         0  # a thread's arrays and launches share one stream, so are in order unwaited for
@@ -296,7 +296,7 @@ def resident(device: ArrayLauncher, tables: Any) -> Any:
     with _residing:
         if key not in _resident:
             there = device.up(tables) if isinstance(tables, np.ndarray) else type(tables)(*map(device.up, tables))
-            device.wait()  # other threads' launches do not wait for this thread's stream
+            device.wait()  # launches of other threads do not wait for this thread's stream
             _resident[key] = tables, there  # the tables are held, too, so no others take their id
         return _resident[key][1]
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
-from kernels.compiled import kept
+from kernels.compiled import cached
 
 BITS = 22  # fixed-point weights as in Pillow's 8-bit path: 32 bits less 8 of a pixel and 2 of headroom
 HALF = 1 << (BITS - 1)
@@ -17,12 +17,12 @@ LANES = 8
 """32-bit numbers in a vector register."""
 
 
-@kept(njit, nogil=True)
+@cached(njit, nogil=True)
 def _sinc(x: float) -> float:
     return math.sin(x * math.pi) / (x * math.pi) if x else 1.0
 
 
-@kept(njit, nogil=True)
+@cached(njit, nogil=True)
 def _kernel(interpolation: int, x: float) -> float:
     x = abs(x)
     if interpolation == LINEAR:
@@ -34,7 +34,7 @@ def _kernel(interpolation: int, x: float) -> float:
     return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2.0 else 0.0
 
 
-@kept(njit, nogil=True)
+@cached(njit, nogil=True)
 def weights(size: int, scaled: int, start: int, count: int, interpolation: int) -> tuple[np.ndarray, np.ndarray]:
     """Which source pixels make up each of `count` target pixels, from `start` on, and with what weight.
 
@@ -69,7 +69,7 @@ def weights(size: int, scaled: int, start: int, count: int, interpolation: int) 
     return span, fixed
 
 
-@kept(njit, nogil=True)
+@cached(njit, nogil=True)
 def _part(line: np.ndarray, red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> None:
     """One row of interleaved RGB to its three colours."""
     for x in range(line.size // 3):
@@ -77,7 +77,7 @@ def _part(line: np.ndarray, red: np.ndarray, green: np.ndarray, blue: np.ndarray
         red[at], green[at], blue[at] = line[pixel], line[pixel + np.uintp(1)], line[pixel + np.uintp(2)]
 
 
-@kept(njit, nogil=True)
+@cached(njit, nogil=True)
 def resample(
     picture: np.ndarray, height: int, width: int, top: int, left: int, out: np.ndarray, interpolation: int
 ) -> None:

@@ -19,7 +19,7 @@ class Strings(NamedTuple):
     """Rows of text on a device.
 
     `offsets`: int32 or int64 (rows + 1,); `data`: uint8 (bytes,). Row i is data[offsets[i]:offsets[i + 1]]. `size`:
-    bytes of all rows, a number of the host, so that memory for a launch is set aside without waiting for the device.
+    bytes of all rows, known on the host, so that memory for a launch is allocated without waiting for the device.
     """
 
     offsets: Any
@@ -39,7 +39,15 @@ class Strings(NamedTuple):
         return Strings(device.down(self.offsets), device.down(self.data), self.size)
 
     def parts(self, device: ArrayLauncher, rows: int) -> Iterator[tuple[int, Strings]]:
-        """At most `rows` rows at a time, without a copy: the number of the first, and the rows. Waits once."""
+        """Splits the rows without a copy; waits for the device once.
+
+        Args:
+            device: the device that holds the rows.
+            rows: most rows of a part.
+
+        Yields:
+            The number of the part's first row, and the part.
+        """
         edges = np.append(np.arange(0, self.rows, rows), self.rows)
         bounds = device.down(self.offsets[device.up(edges)])
         for (start, stop), (first, last) in zip(pairwise(edges.tolist()), pairwise(bounds.tolist()), strict=True):

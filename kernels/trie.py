@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from kernels.compiled import kept
+from kernels.compiled import cached
 from kernels.portable import inlined
 
 # A table entry holds, from the top: the node's value (20 bits), its parent's position (22), the character (21).
@@ -90,7 +90,7 @@ def build(values: dict[str, int]) -> Trie:
         size *= 2
 
 
-@kept(njit)
+@cached(njit)
 def _insert(chars: np.ndarray, begins: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Stops early, with more than half the entries used, when the words do not fit."""
     entries = np.full(size, EMPTY, np.int64)
@@ -115,7 +115,7 @@ def _insert(chars: np.ndarray, begins: np.ndarray, values: np.ndarray, size: int
     return roots, entries, used
 
 
-@kept(njit)
+@cached(njit)
 def _add(entries: np.ndarray, node: int, code: int) -> int:
     at = place(entries, node, code)
     while entries[at] != EMPTY:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes cuda13.txt and torch.txt: the versions and hashes of all that the image installs. Needs uv.
+# Writes cuda13.txt and torch.txt: the version and hashes of every package that the image installs. Needs uv.
 set -eu
 cd "$(dirname "$0")/.."
 joint=$(mktemp)

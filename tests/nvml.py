@@ -1,4 +1,4 @@
-"""A stand-in for NVIDIA's driver: the package nvidia-ml-py with answers of its functions that need a GPU."""
+"""A stand-in for NVIDIA's driver: replaces the functions of nvidia-ml-py that need a GPU."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ BUS_ADDRESS = "0000:4E:00.0"
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts answers in the package's place, each with the real function's parameters: a GPU at 87 %, 3 GiB in use,
-    350 W, whose video decoder is not told."""
+    """Replaces each function by one with the same parameters: a GPU at 87 %, 3 GiB in use, 350 W, which does not report
+    the use of its video decoder."""
     import pynvml
 
     answers = {

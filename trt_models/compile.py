@@ -24,9 +24,9 @@ from trt_models.store import cache_folder, onnx_path
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 LARGEST_ONNX = 1 << 31
-"""Bytes that one ONNX file may have (a protobuf message)."""
+"""Bytes that one ONNX file, a protobuf message, must stay below."""
 TORCH_ON_CPU, TORCH_ON_GPU = ("fp32", "bf16"), ("fp16", "bf16")
-"""Precisions of engines that torch runs."""
+"""Precisions of torch's engines."""
 
 
 def compile_engine(
@@ -41,7 +41,7 @@ def compile_engine(
     """Compiles a model and keeps the engine; it is not in use before it is verified and activated.
 
     Args:
-        precision: one of `PRECISIONS`; on `cpu` int8 only (torch: `TORCH_ON_CPU`), for the model itself runs in fp32.
+        precision: one of `PRECISIONS`; for `cpu` int8 only, as the model itself runs in fp32 (torch: `TORCH_ON_CPU`).
         target: `cpu` or a GPU architecture, `sm_90`. TensorRT compiles for the GPU of this machine, TensorRT-RTX for
             any that it knows and ONNX Runtime for any, without one.
         batch: fewest, usual and most rows the engine takes at once.
@@ -88,7 +88,7 @@ def _for_tensorrt(
 def _for_onnxruntime(
     engines: Engines, source: Path, draft: Engine, level: int | None, samples: list[dict[str, np.ndarray]]
 ) -> Engine:
-    """The graph in ONNX Runtime's fused operators, then in 16 bits: casts between the plain nodes would hide them."""
+    """Fuses the graph, then lowers it to 16 bits: in the other order, casts would hide the patterns."""
     precision = draft.precision
     if precision not in ("fp32", *HALVES):
         raise DanqingError(f"--precision {precision}: on a GPU, ONNX Runtime computes in fp32, fp16 or bf16")
@@ -146,7 +146,7 @@ GPU_COMPILERS: dict[str, Compiler] = {
     "onnxruntime": _for_onnxruntime,
     "torch": _for_torch,
 }
-"""Runtime → what compiles for it, in the order of preference."""
+"""Runtime → function that compiles for it, in the order of preference."""
 
 
 def _needed(samples: Sequence[dict[str, np.ndarray]], card: Card) -> Sequence[dict[str, np.ndarray]]:

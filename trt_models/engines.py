@@ -33,14 +33,14 @@ log = logging.getLogger("danqing")
 
 
 class Runtime(NamedTuple):
-    """What runs an engine.
+    """A library that runs engines.
 
     Attributes:
         module: its Python module.
-        packages: the distributions it may come in.
-        open: an engine's file and the engine → a session on the device.
-        file: what an engine's file is called.
-        portable: the file runs on every version of it; a plan runs on the version that compiled it.
+        packages: names of the distributions that contain it.
+        open: opens an engine's file as a session on the device.
+        file: file name of its engines.
+        portable: whether every version of the library runs the file; a plan runs on the version that compiled it only.
     """
 
     module: str
@@ -73,7 +73,7 @@ RUNTIMES = {
 LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
 """Parity by default: mean cosine of the outputs, share of pairs whose verdict changes."""
 COSINE, DIFFERENCE = "cosine", "1 - |difference|"
-"""What parity is measured by: embeddings, and classifiers' answers, since two numbers always have a cosine near 1."""
+"""Measures of parity: of embeddings, and of classifiers, where the cosine of two or three numbers says too little."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class Parity:
 
     Attributes:
         rows: pairs looked at.
-        cosine_min, cosine_mean: of the outputs, row by row; of a classifier 1 - |difference|.
+        cosine_min, cosine_mean: least and mean of `measure` over the rows.
         flips: share of the pairs whose verdict changes under the recipe's criteria that this model takes part in.
         rate, reference_rate: rows a second, of the engine and of ONNX Runtime in float32.
         torch_rate: of PyTorch's own model under `torch.compile`, where it was timed.
         target, runtime_version: what it ran on.
         wanted: the limits it was held to, `cosine_mean` and `flips`.
-        measure: what `cosine_min` and `cosine_mean` are of: `COSINE` or `DIFFERENCE`.
+        measure: `COSINE` of embeddings, `DIFFERENCE` of a classifier's probabilities.
     """
 
     rows: int
@@ -121,7 +121,7 @@ class Engine:
 
     Attributes:
         card, onnx: the model: its card's name and the SHA-256 of the ONNX file.
-        runtime, runtime_version: what runs it and the version that compiled it; a plan runs on this version only.
+        runtime, runtime_version: the library that runs it, and the version that compiled it; a plan runs on no other.
         target: `cpu`, or the GPU architecture, `sm_90`.
         precision: fp32, fp16, bf16, int8 or fp8.
         batch: fewest, usual and most rows it takes at once.
@@ -218,10 +218,10 @@ class Engines:
         return path
 
     def proven(self, engine: Engine) -> Path:
-        """The engine's file, checked.
+        """Returns the engine's file, after `checked` and a check that its parity was measured.
 
         Raises:
-            DanqingError: as `checked`; or no parity was measured on such a device with the installed runtime.
+            DanqingError: as `checked`; or parity was not measured for this target with the installed runtime.
         """
         path, parity, installed = self.checked(engine), engine.parity, runtime_version(engine.runtime)
         verify = f"danqing models verify {self.card.name} {engine.name}"
@@ -277,8 +277,9 @@ class Opened(NamedTuple):
     """A model that is ready to run.
 
     Attributes:
-        sha256: of the file that runs.
-        refused: what was said of the engine in use, if it does not open and something else runs in its place.
+        session: runs it.
+        sha256: hash of the file that runs.
+        refused: why the engine in use does not open, if an older one or the model itself runs in its place.
     """
 
     session: Session
@@ -287,7 +288,12 @@ class Opened(NamedTuple):
 
 
 def open_model(card: Card, device: Device, engine: Engine | None) -> Opened:
-    """A model, or an engine of it.
+    """Opens a model, or an engine of it.
+
+    Args:
+        card: the model.
+        device: the device to run on.
+        engine: None for the model itself.
 
     Raises:
         DanqingError: an engine that is not what its JSON says, or that its runtime cannot load.
@@ -299,10 +305,15 @@ def open_model(card: Card, device: Device, engine: Engine | None) -> Opened:
 
 
 def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
-    """The engine in use on such devices; if it does not open, the one before it, and at last the model itself.
+    """Opens the engine in use for the device; if it does not open, the one before it, and in the end the model itself.
 
     Args:
-        strict: an engine that does not open is an error.
+        card: the model.
+        device: the device to run on.
+        strict: raise an error if the engine in use does not open.
+
+    Raises:
+        DanqingError: the model itself does not open; with `strict`, the engine in use does not.
     """
     engines, refused = Engines(card), None
     for engine in engines.active(device.target):
@@ -310,12 +321,12 @@ def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
             engines.proven(engine)
             return open_model(card, device, engine)._replace(refused=refused)
         except Exception as problem:  # whatever a runtime raises over a broken plan
-            said = f"{card.name}: the engine {engine.name} does not open: {problem}"
+            reason = f"{card.name}: the engine {engine.name} does not open: {problem}"
             if strict:
-                raise DanqingError(f"{said}; without --strict-engines the one before it would run") from problem
-            log.warning("%s; the one before it runs instead", said)
-            print(f"danqing: {said}; the one before it runs instead", file=sys.stderr)
-            refused = refused or said
+                raise DanqingError(f"{reason}; without --strict-engines the one before it would run") from problem
+            log.warning("%s; the one before it runs instead", reason)
+            print(f"danqing: {reason}; the one before it runs instead", file=sys.stderr)
+            refused = refused or reason
     return open_model(card, device, None)._replace(refused=refused)
 
 

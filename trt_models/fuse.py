@@ -1,13 +1,14 @@
-"""A float32 graph in ONNX Runtime's fused operators: attention, residual sum with layer normalisation, GELU, rotary
-embedding. Its CUDA provider has one kernel for each, in float32, fp16 and bf16, that sums in float32.
+"""Replaces nodes of a float32 graph by ONNX Runtime's fused operators: attention, residual sum with layer
+normalisation, GELU, rotary embedding.
 
-The patterns are those that `trt_models.export` writes, operand by operand; a graph of another origin keeps what does
-not match. ONNX Runtime's own optimizer (`onnxruntime.transformers`) is not used: it applies 1/√d a second time, since
-the exporter has folded it into Q (3.8e-3 wrong and no error; here `scale` is 1), needs a model type for every
-architecture, and fuses no attention with a rotary embedding (EVA-02) or with our padding mask (BERT).
+Its CUDA provider has one kernel for each, in float32, fp16 and bf16, which sums in float32. The patterns are those that
+`trt_models.export` writes, operand by operand; nodes of other graphs that do not match stay as they are. ONNX Runtime's
+own optimizer (`onnxruntime.transformers`) is not used: it applies 1/√d a second time, since the exporter has folded it
+into Q (outputs wrong by 3.8e-3 without an error; here `scale` is 1), needs a model type for every architecture, and
+does not fuse attention with a rotary embedding (EVA-02) or with our padding mask (BERT).
 
-`Reshape` and `Transpose` around attention go with it, and with them the constants of their shapes. What still computes
-a shape is BERT's `Shape(tokens)`, which cuts the positions to the captions' length.
+`Reshape` and `Transpose` around attention are part of the fused operator, so the constants of their shapes go, too. One
+node still computes a shape: BERT's `Shape(tokens)`, which cuts the positions to the captions' length.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from trt_models.nodes import attributes_of, live_nodes
+
 DOMAIN = "com.microsoft"
 MASKED_LOGIT = -10_000.0
-"""What `padding_mask` adds to the logits of padding."""
+"""The value that `padding_mask` adds to the logits of padding."""
 
 Pattern = str | float | tuple[Any, ...]
-"""A tensor: a name to bind it to, the value of a scalar weight, or (operator, *operands) that makes it. A dictionary at
-the end of such a tuple says attributes."""
+"""Describes a tensor: a name to bind it to, the value of a scalar weight, or the node that makes it, as (operator,
+*operands). A dictionary at the end of such a tuple holds attributes that the node must have."""
 
 QUICK_GELU: Pattern = ("Mul", "x", ("Sigmoid", ("Mul", "x", 1.702)))
 SILU: Pattern = ("Mul", "x", ("Sigmoid", "x"))
@@ -43,7 +46,7 @@ def _heads(name: str, *order: int) -> Pattern:
     return "Transpose", ("Reshape", name, f"{name} shape"), {"perm": list(order)}
 
 
-def _turned(name: str) -> Pattern:
+def _rotated(name: str) -> Pattern:
     """Heads with a rotary embedding: (a, b), the halves of the last axis, times cos, plus (-b, a) times sin."""
     x = _heads(name, 0, 2, 1, 3)
     a, b = (("Slice", x, f"{name} {half} from", f"{name} {half} to", f"{name} {half} axis") for half in "ab")
@@ -60,18 +63,18 @@ def _attention(q: Pattern, k: Pattern, masked: bool = False) -> Pattern:
 _Q, _K = _heads("q", 0, 2, 1, 3), _heads("k", 0, 2, 3, 1)
 ATTENTION = _attention(_Q, _K)
 MASKED_ATTENTION = _attention(_Q, _K, masked=True)
-TURNED_ATTENTION = _attention(_turned("q"), ("Transpose", _turned("k"), {"perm": [0, 1, 3, 2]}))
+ROTARY_ATTENTION = _attention(_rotated("q"), ("Transpose", _rotated("k"), {"perm": [0, 1, 3, 2]}))
 PADDING_MASK: Pattern = ("Unsqueeze", ("Mul", ("Cast", "is pad"), MASKED_LOGIT), "axes")
 
 
 @dataclass
 class Fusion:
-    """What was fused.
+    """Counts of one fusion.
 
     Attributes:
-        fused: fused operator → how many of it the graph has now.
-        left: plain operator → how many of it are left that a fused one could have taken in.
-        nodes_before, nodes: how many nodes the graph had and has.
+        nodes_before, nodes: nodes of the graph before and after.
+        fused: fused operator → its nodes in the graph.
+        left: plain operator → nodes of it that a fused operator could have replaced, but did not.
     """
 
     nodes_before: int
@@ -93,16 +96,15 @@ def fuse(model: onnx.ModelProto) -> Fusion:
 
 
 class _Rewriting:
-    """Replaces a pattern's last node by the fused one under the same output name; what nobody reads any more is then
-    dropped."""
+    """Replaces the last node of each match by the fused one under the same output name, then drops unread nodes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model, self.graph = model, model.graph
         self.nodes = list(model.graph.node)
         self.weights = {weight.name: weight for weight in model.graph.initializer}
-        self.makers = {output: node for node in self.nodes for output in node.output}
-        self.made: dict[str, onnx.TensorProto] = {}
-        self.instead: dict[str, list[onnx.NodeProto]] = {}
+        self.producers = {output: node for node in self.nodes for output in node.output}
+        self.new_weights: dict[str, onnx.TensorProto] = {}
+        self.replacements: dict[str, list[onnx.NodeProto]] = {}
         """First output of a node → the nodes in its place."""
         self.fusion = Fusion(len(self.nodes))
 
@@ -111,16 +113,17 @@ class _Rewriting:
             for fused in (self._attention, self._gelu, self._normalisation):
                 if fused(node):
                     break
-        kept = self._needed([node for old in self.nodes for node in self.instead.get(old.output[0], [old])])
+        rewritten = [node for old in self.nodes for node in self.replacements.get(old.output[0], [old])]
+        kept = live_nodes(rewritten, [output.name for output in self.graph.output])
         used = {name for node in kept for name in node.input}
         for position in reversed(range(len(self.graph.initializer))):
             if self.graph.initializer[position].name not in used:
                 del self.graph.initializer[position]
-        self.graph.initializer.extend(weight for name, weight in self.made.items() if name in used)
+        self.graph.initializer.extend(weight for name, weight in self.new_weights.items() if name in used)
         del self.graph.node[:]
         self.graph.node.extend(kept)
         ours = [node for node in kept if node.domain == DOMAIN]
-        # onnx's shape inference knows no operator of this domain: their types are said here.
+        # onnx's shape inference does not know the operators of this domain, so their types are declared.
         self.graph.value_info.extend(
             helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
             for node in ours
@@ -139,16 +142,6 @@ class _Rewriting:
         )
         return self.fusion
 
-    def _needed(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-        """The nodes that the graph's outputs depend on, in order."""
-        wanted = {output.name for output in self.graph.output}
-        kept = []
-        for node in reversed(nodes):
-            if wanted.intersection(node.output):
-                wanted.update(node.input)
-                kept.append(node)
-        return kept[::-1]
-
     # ── patterns ──
 
     def _matches(self, name: str, pattern: Pattern, found: dict[str, str]) -> bool:
@@ -156,12 +149,12 @@ class _Rewriting:
             return found.setdefault(pattern, name) == name
         if isinstance(pattern, float):
             return (value := self._scalar(name)) is not None and abs(value - pattern) <= 1e-6 * abs(pattern)
-        node = self.makers.get(name)
+        node = self.producers.get(name)
         kind, *operands = pattern
         wanted: Mapping[str, Any] = operands.pop() if isinstance(operands[-1], dict) else {}
         if node is None or node.op_type != kind or len(node.input) != len(operands):
             return False
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = attributes_of(node)
         return all(attributes.get(key) == value for key, value in wanted.items()) and all(
             self._matches(operand, part, found) for operand, part in zip(node.input, operands, strict=True)
         )
@@ -186,18 +179,18 @@ class _Rewriting:
             return None
         if len(self.weights[found["bias"]].dims) != 1:
             return None
-        return {"product": self.makers[name].input[0], "bias": found["bias"]}
+        return {"product": self.producers[name].input[0], "bias": found["bias"]}
 
     def _add_weight(self, name: str, array: np.ndarray) -> str:
-        if name not in self.made:
-            self.made[name] = numpy_helper.from_array(array, name)
+        if name not in self.new_weights:
+            self.new_weights[name] = numpy_helper.from_array(array, name)
         return name
 
     # ── fused operators ──
 
     def _attention(self, node: onnx.NodeProto) -> bool:
-        """com.microsoft::MultiHeadAttention on (N, T, width), biases of Q, K and V included where they stand there."""
-        patterns = (ATTENTION, MASKED_ATTENTION, TURNED_ATTENTION)
+        """com.microsoft::MultiHeadAttention on (N, T, width), with the biases of Q, K and V unless they are rotated."""
+        patterns = (ATTENTION, MASKED_ATTENTION, ROTARY_ATTENTION)
         found = next((f for pattern in patterns if (f := self._found(node, pattern)) is not None), None)
         if found is None or (heads := self._heads_of(found)) is None:
             return False
@@ -205,14 +198,16 @@ class _Rewriting:
         q, k, v, bias, mask = found["q"], found["k"], found["v"], "", ""
         if "mask" in found:
             pads: dict[str, str] = {}
-            if not self._matches(found["mask"], PADDING_MASK, pads) or self.makers[pads["is pad"]].op_type != "Equal":
+            if not self._matches(found["mask"], PADDING_MASK, pads):
+                return False
+            if self.producers[pads["is pad"]].op_type != "Equal":
                 return False
             mask = self._key_padding_mask(pads["is pad"], before)
         layers = [self._linear(name) for name in (q, k, v)]
         if "cos" in found:
-            if not self._turns_by_halves(found):
+            if not self._rotates_by_halves(found):
                 return False
-            q, k = (self._turn(name, found, before) for name in (q, k))
+            q, k = (self._rotate(name, found, before) for name in (q, k))
         elif all(layers):
             q, k, v = (layer["product"] for layer in layers if layer)
             parts = [self._array(layer["bias"]) for layer in layers if layer]
@@ -224,11 +219,11 @@ class _Rewriting:
             "MultiHeadAttention", inputs, list(node.output), node.name, domain=DOMAIN, num_heads=heads,
             scale=1.0, mask_filter_value=MASKED_LOGIT,
         )  # fmt: skip
-        self.instead[node.output[0]] = [*before, fused]
+        self.replacements[node.output[0]] = [*before, fused]
         return True
 
     def _heads_of(self, found: Mapping[str, str]) -> int | None:
-        """How many heads; None if the shapes around the attention are not (0, 0, heads, size) and (0, 0, width)."""
+        """Number of heads; None if the shapes around the attention are not (0, 0, heads, size) and (0, 0, width)."""
         shapes = [self._array(found[f"{name} shape"]) for name in ("q", "k", "v", "joined")]
         match [() if shape is None else tuple(shape.tolist()) for shape in shapes]:
             case [(0, 0, heads, size), k, v, joined] if k == v == (0, 0, heads, size) and joined == (
@@ -242,13 +237,13 @@ class _Rewriting:
     def _key_padding_mask(self, is_pad: str, before: list[onnx.NodeProto]) -> str:
         """int32 (N, T), 1 for a token and 0 for padding; made once, before the first attention."""
         mask = f"{is_pad}.key_padding_mask"
-        if mask not in self.makers:
+        if mask not in self.producers:
             no_pad = helper.make_node("Not", [is_pad], [f"{is_pad}.not"], f"{is_pad}.not")
-            self.makers[mask] = helper.make_node("Cast", [f"{is_pad}.not"], [mask], mask, to=TensorProto.INT32)
-            before += [no_pad, self.makers[mask]]
+            self.producers[mask] = helper.make_node("Cast", [f"{is_pad}.not"], [mask], mask, to=TensorProto.INT32)
+            before += [no_pad, self.producers[mask]]
         return mask
 
-    def _turns_by_halves(self, found: Mapping[str, str]) -> bool:
+    def _rotates_by_halves(self, found: Mapping[str, str]) -> bool:
         """Whether the rotary embedding is the one that RotaryEmbedding computes: halves [0, h) and [h, 2 h) of a head,
         equal tables (T, 2 h) for both (`trt_models.export.eva`)."""
         tables = [self._array(found[name]) for name in ("cos", "sin")]
@@ -263,7 +258,7 @@ class _Rewriting:
             for bound, value in bounds.items()
         )
 
-    def _turn(self, name: str, found: Mapping[str, str], before: list[onnx.NodeProto]) -> str:
+    def _rotate(self, name: str, found: Mapping[str, str], before: list[onnx.NodeProto]) -> str:
         """com.microsoft::RotaryEmbedding on (N, T, width), positions 0, 1, …"""
         tables = []
         for table in ("cos", "sin"):
@@ -271,11 +266,11 @@ class _Rewriting:
             assert whole is not None
             tables.append(self._add_weight(f"{found[table]}.half", np.ascontiguousarray(np.split(whole, 2, axis=1)[0])))
         first = self._add_weight("rope.first_position", np.zeros(1, np.int64))
-        turned = f"{name}.turned"
+        out = f"{name}.rotated"
         before.append(
-            helper.make_node("RotaryEmbedding", [name, first, *tables], [turned], turned, domain=DOMAIN, interleaved=0)
+            helper.make_node("RotaryEmbedding", [name, first, *tables], [out], out, domain=DOMAIN, interleaved=0)
         )
-        return turned
+        return out
 
     def _gelu(self, node: onnx.NodeProto) -> bool:
         if node.op_type != "Mul":
@@ -293,24 +288,24 @@ class _Rewriting:
             if layer:
                 inputs = [layer["product"], layer["bias"]]
                 kind = "BiasGelu" if kind == "Gelu" else kind
-            self.instead[node.output[0]] = [
+            self.replacements[node.output[0]] = [
                 helper.make_node(kind, inputs, list(node.output), node.name, domain=DOMAIN, **attributes)
             ]
             return True
         return False
 
     def _normalisation(self, node: onnx.NodeProto) -> bool:
-        """com.microsoft::SkipLayerNormalization of residual + linear layer, in the place of their sum, which it gives
-        to the next residual as well."""
+        """com.microsoft::SkipLayerNormalization of residual + linear layer. It also outputs their sum, which the next
+        residual reads."""
         if node.op_type != "LayerNormalization" or len(node.input) != 3 or len(node.output) != 1:
             return False
-        total = self.makers.get(node.input[0])
-        if total is None or total.op_type != "Add" or total.output[0] in self.instead:
+        total = self.producers.get(node.input[0])
+        if total is None or total.op_type != "Add" or total.output[0] in self.replacements:
             return False
         skip, layer = total.input[0], self._linear(total.input[1])
         if layer is None or skip in self.weights:
             return False
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = attributes_of(node)
         epsilon = attributes.get("epsilon", 1e-5)  # ONNX's default
         if attributes.get("axis", -1) != -1:
             return False
@@ -318,5 +313,5 @@ class _Rewriting:
             "SkipLayerNormalization", [layer["product"], skip, *node.input[1:3], layer["bias"]],
             [node.output[0], "", "", total.output[0]], node.name, domain=DOMAIN, epsilon=epsilon,
         )  # fmt: skip
-        self.instead[total.output[0]], self.instead[node.output[0]] = [fused], []
+        self.replacements[total.output[0]], self.replacements[node.output[0]] = [fused], []
         return True

@@ -28,9 +28,9 @@ FUSED_EXACT_OPS = {
     "fp16": EXACT_OPS - {"LayerNormalization"},
     "bf16": (EXACT_OPS - {"LayerNormalization"}) | {"Conv", "Pad"},
 }
-"""The same for ONNX Runtime's CUDA provider, after `trt_models.fuse`. Its LayerNormalization and fused operators take
-16 bits and sum in float32 (SkipLayerNormalization since github.com/microsoft/onnxruntime/pull/28682). At our operator
-version (17) it has neither convolution nor padding in bf16."""
+"""Precision → `EXACT_OPS` for ONNX Runtime's CUDA provider, after `trt_models.fuse`. Its LayerNormalization and fused
+operators take 16 bits and sum in float32 (SkipLayerNormalization since github.com/microsoft/onnxruntime/pull/28682). In
+our version of the operators (17) it has neither convolution nor padding in bf16."""
 FOLLOWING_OPS = frozenset(
     (
         "Add", "Sub", "Mul", "Div", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Clip", "Max", "Min",
@@ -44,7 +44,9 @@ def halved(model: onnx.ModelProto, precision: str, exact: frozenset[str] = EXACT
     """The same network computing in `fp16` or `bf16`; inputs and outputs keep their types.
 
     Args:
-        exact: the operators that compute in float32.
+        model: in float32.
+        precision: `fp16` or `bf16`.
+        exact: names of the operators that compute in float32.
 
     Raises:
         DanqingError: an unknown precision, or a weight that 16 bits cannot hold.
@@ -94,7 +96,7 @@ class _Lowering:
             for output in node.output:
                 if output in self.floats:
                     (self.half if normal else self.single).add(output)
-            if normal:  # back to 16 bits at once, so that the residuals after it do not follow it in float32
+            if normal:  # cast back at once, or `FOLLOWING_OPS` would keep the residual sums after it in float32
                 output = node.output[0]
                 node.output[0] = f"{output}.single"
                 self.nodes.append(node)

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from engine.device import Device
 
 BATCH = 8
-"""Rows a model sees at once on a CPU core. Always exactly so many: a row must not depend on the others."""
+"""Rows of a batch on a CPU core. Fixed (batches are padded), so that a row's output does not depend on other rows."""
 GPU_BATCH = 64
-"""The same on a GPU."""
+"""Rows of a batch on a GPU."""
 LONG = 128
 """Tokens of a long caption."""
 
 
 class Session(Protocol):
-    """A model that runs; `batch`: rows that the network sees at once, always."""
+    """A model that is ready to run. `batch`: rows of every batch that the network runs; short ones are padded."""
 
     batch: int
 
@@ -51,7 +51,7 @@ class OnnxSession:
         self.run(**self.zeros(self.batch * self._device.threads))
 
     def zeros(self, rows: int) -> dict[str, np.ndarray]:
-        """Inputs of zeros; captions of `LONG` tokens where their length is free."""
+        """Inputs of zeros by name, `rows` rows each; where the length is free, `LONG` tokens."""
         return {
             given.name: np.zeros(
                 (rows, *(side if isinstance(side, int) else LONG for side in given.shape[1:])),
@@ -64,7 +64,7 @@ class OnnxSession:
         rows = len(next(iter(inputs.values())))
 
         def run_from(at: int) -> list[np.ndarray]:
-            some = {name: full(np, array[at : at + self.batch], self.batch) for name, array in inputs.items()}
+            some = {name: pad_rows(np, array[at : at + self.batch], self.batch) for name, array in inputs.items()}
             found: list[np.ndarray] = self._session.run(self._outputs, some)
             return found
 
@@ -75,24 +75,32 @@ class OnnxSession:
         }
 
 
-def full(xp: Any, array: Any, batch: int) -> Any:
-    """`array` (rows ≤ batch, …) with `batch` rows: filled up with its first one.
+def pad_rows(xp: Any, array: Any, batch: int) -> Any:
+    """Pads an array to `batch` rows with copies of its first row.
 
-    Kernels may sum in another order for other shapes, so a row's output would depend on how many there are.
+    Kernels may sum in another order for other shapes, so without padding a row's output would depend on their number.
+
+    Args:
+        xp: NumPy or CuPy, as the array.
+        array: (rows, …), 1 ≤ rows ≤ batch.
+        batch: rows of the result.
+
+    Returns:
+        (batch, …), the array itself if it has that many rows.
     """
     missing = batch - len(array)
     return xp.concatenate([array, xp.repeat(array[:1], missing, axis=0)]) if missing else array
 
 
 def numpy_type(name: str) -> np.dtype:
-    """ONNX Runtime's name of a tensor's type (`tensor(float16)`) as NumPy's."""
+    """Converts ONNX Runtime's name of a tensor type, such as `tensor(float16)`, to NumPy's type."""
     kind = name.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
 
 
 def rows_at_once(device: Device, session: Session) -> int:
-    """Rows that a stage collects before it runs a network: on a GPU the batch that every run is filled up to, on a CPU
-    one batch a core, since the next stage would only wait longer for more."""
+    """Rows that a stage collects before it runs a network: on a GPU the session's batch, on a CPU one batch per core
+    (more rows would only delay the next stage)."""
     return session.batch if device.kind == "cuda" else min(GPU_BATCH, BATCH * device.threads)
 
 
@@ -100,11 +108,13 @@ class CudaOnnxSession:
     """ONNX Runtime on a GPU, on a stream of its own; inputs and outputs stay in the GPU's memory.
 
     Args:
-        batch: rows the network sees at once, always.
-        tf32: products of float32 round their operands to TF32 (10 bits), as an engine may and a reference may not.
+        path: the ONNX file.
+        device: the GPU.
+        batch: rows of every batch; short ones are padded.
+        tf32: round the operands of float32 products to TF32 (10 bits). An engine may, the reference of parity may not.
 
     Raises:
-        DanqingError: this ONNX Runtime knows no GPU, or a library that it needs there is missing; says which.
+        DanqingError: this ONNX Runtime has no CUDA provider, or a library that the provider needs is missing.
     """
 
     def __init__(self, path: Path, device: Device, batch: int = GPU_BATCH, tf32: bool = False) -> None:
@@ -116,13 +126,13 @@ class CudaOnnxSession:
         preload_libraries()
         options = {
             "device_id": str(device.number),
-            # The default, EXHAUSTIVE, times every convolution anew for each shape and chooses by what it measured.
+            # The default, EXHAUSTIVE, times all algorithms for every new shape, so its choice can differ between runs.
             "cudnn_conv_algo_search": "HEURISTIC",
-            "arena_extend_strategy": "kSameAsRequested",  # not the next power of two: the GPU is shared with others
+            "arena_extend_strategy": "kSameAsRequested",  # the default rounds up to powers of two
             "use_tf32": str(int(tf32)),
         }
         self._session = onnxruntime.InferenceSession(str(path), providers=[(CUDA, options)])
-        if self._session.get_providers()[0] != CUDA:  # the CPU's instead, without an exception
+        if self._session.get_providers()[0] != CUDA:  # ONNX Runtime falls back to the CPU without an exception
             raise DanqingError(
                 f"{path.name}: onnxruntime-gpu cannot use the GPU: {missing_library()}; "
                 "pip install 'danqing-engine[cuda]' brings CUDA's libraries and cuDNN"
@@ -137,7 +147,7 @@ class CudaOnnxSession:
         rows = len(next(iter(inputs.values())))
         given = {name: self._device.up(array) for name, array in inputs.items()}
         parts = [
-            {name: xp.ascontiguousarray(full(xp, array[at : at + batch], batch)) for name, array in given.items()}
+            {name: xp.ascontiguousarray(pad_rows(xp, array[at : at + batch], batch)) for name, array in given.items()}
             for at in range(0, rows, batch)
         ]
         outputs = {name: xp.empty((len(parts) * batch, *rest), kind) for name, (rest, kind) in self._outputs.items()}
@@ -148,7 +158,7 @@ class CudaOnnxSession:
         return {name: array[:rows] for name, array in outputs.items()}
 
     def _run_batch(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-        """Fills the outputs and returns when they are there."""
+        """Runs one batch into the outputs; returns when they are complete."""
         binding, number = self._session.io_binding(), self._device.number
         for name, array in inputs.items():
             binding.bind_input(name, "cuda", number, array.dtype, array.shape, array.data.ptr)
@@ -162,15 +172,16 @@ CUDA = "CUDAExecutionProvider"
 
 @cache
 def preload_libraries() -> None:
-    """Loads CUDA's libraries and cuDNN from where pip puts them (site-packages/nvidia), which the loader does not
-    search. Once a process; what is missing is said by `missing_library` when a session needs it."""
+    """Loads CUDA's libraries and cuDNN from site-packages/nvidia, where the loader does not search; once per process.
+
+    Its messages are suppressed: if a session cannot use the GPU, `missing_library` names the library."""
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
         with redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
 
 
 def missing_library() -> str:
-    """What the dynamic loader says when it loads ONNX Runtime's CUDA provider and cuDNN."""
+    """The dynamic loader's error on ONNX Runtime's CUDA provider and cuDNN, which names the missing library."""
     folder = Path(onnxruntime.__file__).parent / "capi"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
@@ -178,13 +189,13 @@ def missing_library() -> str:
         ctypes.CDLL("libcudnn.so.9")
     except OSError as problem:
         return str(problem)
-    return "all of its libraries are there, see its lines above and nvidia-smi"
+    return "all of its libraries are there; see its messages above and nvidia-smi"
 
 
 class TensorRtSession:
     """A TensorRT plan, in our own buffers and on the device's stream.
 
-    Batches, whose shapes repeat, are recorded as CUDA graphs: a network's hundreds of launches become one.
+    Each shape of batch is recorded as a CUDA graph: a network's hundreds of launches become one.
     """
 
     def __init__(self, plan: Path, module: str, batch: int, device: Device) -> None:
@@ -210,7 +221,7 @@ class TensorRtSession:
         rows = len(next(iter(inputs.values())))
         given = {name: self._device.up(inputs[name]) for name in self._inputs}
         parts = [
-            self._run_batch({name: full(xp, array[at : at + batch], batch) for name, array in given.items()})
+            self._run_batch({name: pad_rows(xp, array[at : at + batch], batch) for name, array in given.items()})
             for at in range(0, rows, batch)
         ]
         return {name: xp.concatenate([part[name] for part in parts])[:rows] for name in self._outputs}
@@ -275,11 +286,16 @@ class _Recorded(NamedTuple):
 
 
 def open_session(path: Path, device: Device, batch: int | None = None, tf32: bool = False) -> Session:
-    """The session that runs an ONNX file on the device.
+    """Opens an ONNX file on the device.
 
     Args:
-        batch: rows the network sees at once; None for the device's usual number.
+        path: the ONNX file.
+        device: the device to run on.
+        batch: rows of every batch; None for `BATCH` or `GPU_BATCH`.
         tf32: see `CudaOnnxSession`.
+
+    Raises:
+        DanqingError: as `CudaOnnxSession`.
     """
     if device.kind == "cuda":
         return CudaOnnxSession(path, device, batch or GPU_BATCH, tf32)

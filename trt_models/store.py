@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def cache_folder() -> Path:
-    """`engine.files.cache_path`, made if it is not there."""
+    """The folder `engine.files.cache_path`, created if it does not exist."""
     folder = cache_path()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -171,7 +171,7 @@ class ModelSet:
     Args:
         names: role → card.
         engines: role → the engine to run, None for the model itself. Other roles run the engine in use on the device.
-        strict: an engine in use that does not open is an error, and nothing runs in its place.
+        strict: raise an error if an engine in use does not open, instead of running an older one or the model.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class ModelSet:
         self.running: dict[str, str] = {}
         """Role → SHA-256 of the ONNX or engine file that runs, of every open session."""
         self.refused: dict[str, str] = {}
-        """Role → what was said of the engine in use, where it does not open and something else runs."""
+        """Role → why its engine in use does not open, where an older one or the model itself runs in its place."""
         self._sessions: dict[str, Session] = {}
         self._in_use: dict[str, list[Engine]] = {}
         self._tokenizers: dict[str, AnyTokenizer] = {}

@@ -1,6 +1,6 @@
 """Replaces groups of ONNX nodes that torch computes in one call: attention, linear layers, activations, 16-bit norms.
 
-Fewer calls mean fewer passes over the activations, which limit a transformer on a GPU beside its matrix products.
+Fewer calls mean fewer passes over the activations, which cost a transformer on a GPU most time after matrix products.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from trt_models.nodes import attributes_of, live_nodes
+from trt_models.precision import HALVES
+
 TYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16,
     TensorProto.DOUBLE: torch.float64, TensorProto.UINT8: torch.uint8, TensorProto.INT8: torch.int8,
     TensorProto.INT32: torch.int32, TensorProto.INT64: torch.int64, TensorProto.BOOL: torch.bool,
 }  # fmt: skip
-HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 COMMUTATIVE = ("Add", "Mul")
 TOLERANCE = 5e-3
-"""Relative. Rounding a constant to bf16 changes it by up to 2^-9 = 2e-3."""
+"""Largest relative difference of a constant from the pattern's. Rounding it to bf16 changes it by up to 2^-9 = 2e-3."""
 
 Pattern = str | float | tuple[Any, ...]
 """A tree of nodes with the last node as its root: (operator, inputs …).
@@ -85,8 +87,8 @@ class Weights:
         return derived
 
 
-def fused(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], Weights]:
-    """Fuses what patterns match and drops what no output depends on.
+def fuse_nodes(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], Weights]:
+    """Fuses the groups that match a pattern and drops the nodes that no output depends on.
 
     Returns:
         The nodes in order of execution, and the weights they name. Operators that ONNX lacks, with weights laid out as
@@ -96,19 +98,13 @@ def fused(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], Weights]:
     """
     fusion = _Fusion(graph)
     nodes = [fusion.replaced(node) for node in graph.node]
-    needed = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    return kept[::-1], fusion.weights
+    return live_nodes(nodes, [output.name for output in graph.output]), fusion.weights
 
 
 class _Fusion:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.weights = Weights(graph)
-        self._makers = {output: node for node in graph.node for output in node.output}
+        self._producers = {output: node for node in graph.node for output in node.output}
         self._rules: tuple[tuple[Pattern, Callable[[onnx.NodeProto, dict[str, Any]], onnx.NodeProto | None]], ...] = (
             (MASKED_ATTENTION, self._attention),
             (ATTENTION, self._attention),
@@ -132,7 +128,7 @@ class _Fusion:
         """Yields each way in which the tensor `name` matches: names and operators of the pattern → tensors and nodes.
 
         Args:
-            found: what is matched already.
+            found: the matches so far.
         """
         if isinstance(pattern, float):
             value = self.weights.scalar(name)
@@ -144,7 +140,7 @@ class _Fusion:
                 yield found | {pattern: name}
             return
         operator, *inputs = pattern
-        node = self._makers.get(name)
+        node = self._producers.get(name)
         if operator == "Cast?":
             yield from self._matches(inputs[0], name, found)
             if node is not None and node.op_type == "Cast":
@@ -164,7 +160,7 @@ class _Fusion:
             yield from self._all_match(patterns[1:], names[1:], more)
 
     def _attention(self, node: onnx.NodeProto, found: dict[str, Any]) -> onnx.NodeProto | None:
-        if _settings(found["Softmax"]).get("axis", -1) != -1:
+        if attributes_of(found["Softmax"]).get("axis", -1) != -1:
             return None
         names = (found[name] for name in ("q", "k", "v", "mask") if name in found)
         return _node("Attention", node, *names)
@@ -183,13 +179,13 @@ class _Fusion:
         return _node("QuickGeluMlp", node, found["x"], *first, second, found["B2"])
 
     def _half_norm(self, node: onnx.NodeProto, found: dict[str, Any]) -> onnx.NodeProto | None:
-        kind = _settings(node)["to"]
-        if kind not in HALVES:
+        kind = attributes_of(node)["to"]
+        if kind not in HALVES.values():
             return None
         gamma, beta = (
             self.weights.derive(found[name], f"as_{kind}", lambda weight: weight.to(TYPES[kind])) for name in "GB"
         )
-        return _node("LayerNormalization", node, found["x"], gamma, beta, **_settings(found["LayerNormalization"]))
+        return _node("LayerNormalization", node, found["x"], gamma, beta, **attributes_of(found["LayerNormalization"]))
 
     def _is_linear(self, weight: str, bias: str) -> bool:
         return self.weights.rank(weight) == 2 and self.weights.rank(bias) == 1
@@ -206,7 +202,3 @@ class _Fusion:
 def _node(operator: str, last: onnx.NodeProto, *inputs: str, **attributes: Any) -> onnx.NodeProto:
     """A node that replaces a group: it has the output and the name of the group's last node."""
     return helper.make_node(operator, inputs, last.output[:1], last.name, **attributes)
-
-
-def _settings(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

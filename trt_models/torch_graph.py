@@ -1,7 +1,7 @@
 """An ONNX graph as a list of torch calls.
 
-Shapes, axes and bounds are NumPy arrays in host memory, and so is what the graph computes from them. No call waits for
-the device to learn a shape, so CUDA can capture the whole list as one graph.
+Shapes, axes and bounds, and all values computed from them, are NumPy arrays in host memory. So no call waits for the
+device to learn a shape, and CUDA can capture the whole list as one graph.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import torch
-from onnx import helper
 from torch.nn import functional
 
 from engine.errors import DanqingError
-from trt_models.torch_fusion import TYPES, Weights, fused
+from trt_models.nodes import attributes_of
+from trt_models.torch_fusion import TYPES, Weights, fuse_nodes
 
 Tensor = torch.Tensor
 
@@ -49,7 +49,7 @@ class TorchGraph:
     """
 
     def __init__(self, model: onnx.ModelProto, device: torch.device) -> None:
-        nodes, weights = fused(model.graph)
+        nodes, weights = fuse_nodes(model.graph)
         self._device = device
         self._constants: dict[str, Any] = {"": None}  # an input that is left out
         self._on_host: set[str] = set()
@@ -76,7 +76,7 @@ class TorchGraph:
         function = PLAIN.get(node.op_type) or WITH_SETTINGS.get(node.op_type)
         if function is None:
             raise DanqingError(f"torch: node {node.name}: the operator {node.op_type} is not supported")
-        settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        settings = attributes_of(node)
         known = inspect.signature(function).parameters if node.op_type in WITH_SETTINGS else {}
         for name in settings:
             if name not in known:
@@ -109,12 +109,12 @@ class TorchGraph:
 
 
 def _on_host(weight: Tensor) -> np.ndarray:
-    """Integers as they are; bounds (of Clip and Pad) in float32, for NumPy has no bf16."""
+    """The weight as a NumPy array; bounds (of Clip and Pad) in float32, since NumPy has no bf16."""
     return (weight.float() if weight.is_floating_point() else weight).numpy()
 
 
 def _with_frees(calls: Sequence[Call], kept: set[str]) -> list[Call]:
-    """Notes for each call the values that it is the last to read."""
+    """Adds to each call the names of the values that it is the last to read."""
     made = {call.output for call in calls} - kept
     done = []
     for call in reversed(calls):
@@ -266,7 +266,7 @@ def _max_pool(
 
 
 def _torch_pads(pads: Sequence[int]) -> list[int]:
-    """ONNX names the starts of all axes, then the ends; torch both of an axis, the last axis first."""
+    """Reorders paddings: ONNX lists the starts of all axes, then the ends; torch lists pairs, the last axis first."""
     axes = len(pads) // 2
     return [pad for axis in reversed(range(axes)) for pad in (pads[axis], pads[axes + axis])]
 
@@ -279,7 +279,7 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
     "Unsqueeze": _unsqueeze, "Pad": _pad, "GlobalAveragePool": _mean_over_pixels,
     "Attention": _attention, "Linear": functional.linear, "Silu": functional.silu, "QuickGeluMlp": _quick_gelu_mlp,
 }  # fmt: skip
-"""Operators without settings: those that `trt_models.export` writes, and those of `fused`."""
+"""Operators without settings: those that `trt_models.export` writes, and those of `fuse_nodes`."""
 WITH_SETTINGS: Mapping[str, Callable[..., Any]] = {
     "Cast": _cast, "Concat": _concat, "Conv": _conv, "Flatten": _flatten, "Gather": _gather, "Gelu": _gelu,
     "Gemm": _gemm, "LayerNormalization": _layer_norm, "MaxPool": _max_pool, "ReduceL2": _reduce_l2,
@@ -292,4 +292,4 @@ ON_HOST: Mapping[str, tuple[int, ...]] = {
 }  # fmt: skip
 """Inputs, by position, that are read on the host."""
 OF_SHAPES: Mapping[str, int | None] = {"Slice": 1, "Gather": 1, "Concat": None}
-"""Operators that may compute a shape from shapes, and how many of their inputs tell (None: all)."""
+"""Operator that may compute a shape from shapes → how many of its inputs can be shapes (None: all)."""

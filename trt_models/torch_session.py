@@ -1,4 +1,7 @@
-"""Sessions that run a model in torch. Imported only where such an engine is compiled or opened: torch is an extra."""
+"""Sessions that run a model in torch.
+
+Imported only when such an engine is compiled or opened, since torch is an optional dependency.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ Tensors = dict[str, torch.Tensor]
 
 
 def write_graph(source: Path, out: Path, precision: str) -> None:
-    """Writes a model's ONNX in another precision, after checking that torch can run it.
+    """Writes a model's graph in the given precision, after a check that torch can run it.
 
     Args:
         source: the model in float32.
-        out: one file, weights included.
+        out: the ONNX file to write, weights included.
         precision: `fp32`, `fp16` or `bf16`.
 
     Raises:
@@ -41,14 +44,23 @@ def write_graph(source: Path, out: Path, precision: str) -> None:
 
 
 def open_torch_session(path: Path, device: Device, batch: tuple[int, int, int]) -> Session:
-    """The session that runs what `write_graph` wrote; its batch is the usual one on a CPU, the largest on a GPU."""
+    """Opens a file that `write_graph` wrote.
+
+    Args:
+        path: the ONNX file.
+        device: the device to run on.
+        batch: fewest, usual and most rows; a CPU runs batches of the usual number, a GPU of the largest.
+
+    Raises:
+        DanqingError: as `CudaTorchSession`.
+    """
     if device.kind == "cuda":
         return CudaTorchSession(path, device, batch[2])
     return TorchSession(path, device, batch[1])
 
 
 class TorchSession:
-    """Torch on CPU cores, a batch each, as `OnnxSession`."""
+    """Torch on CPU cores, one batch per core, as `OnnxSession`."""
 
     def __init__(self, path: Path, device: Device, batch: int) -> None:
         self._device, self.batch = device, batch
@@ -61,7 +73,7 @@ class TorchSession:
         def run_from(at: int) -> Tensors:
             torch.set_num_threads(1)  # a batch a core; a sum's order must not depend on the number of cores
             with torch.inference_mode():
-                return self._graph(**_full(given, at, self.batch))
+                return self._graph(**_batch_at(given, at, self.batch))
 
         parts = self._device.map(run_from, range(0, rows, self.batch))
         return {name: np.concatenate([part[name].numpy() for part in parts])[:rows] for name in self._graph.outputs}
@@ -81,7 +93,7 @@ class CudaTorchSession:
             raise DanqingError(
                 f"{path}: torch {torch.__version__} cannot use a GPU; install a build for CUDA (pytorch.org)"
             )
-        # By default torch may add partial sums in 16 bits. It has this setting for the whole process only.
+        # By default torch may add partial sums in 16 bits. These settings apply to the whole process.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self._device, self.batch = device, batch
@@ -97,7 +109,7 @@ class CudaTorchSession:
         stream = torch.cuda.ExternalStream(self._device.stream, self._place)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream), torch.inference_mode():
             given = {name: from_dlpack(array) for name, array in held.items()}
-            parts = [self._run_batch(_full(given, at, self.batch)) for at in range(0, rows, self.batch)]
+            parts = [self._run_batch(_batch_at(given, at, self.batch)) for at in range(0, rows, self.batch)]
             return {
                 name: xp.concatenate([xp.from_dlpack(part[name]) for part in parts])[:rows]
                 for name in self._graph.outputs
@@ -118,7 +130,7 @@ class CudaTorchSession:
         self._device.wait()
         graph = torch.cuda.CUDAGraph()
         with _CAPTURING:
-            # `torch.cuda.graph` would wait for the whole device, and forbid other threads to allocate meanwhile.
+            # `torch.cuda.graph` would wait for the whole device and fail if another thread allocates memory meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
             outputs = self._graph(**inputs)
             graph.capture_end()
@@ -143,9 +155,8 @@ class _Recorded(NamedTuple):
         return {name: tensor.clone() for name, tensor in self.outputs.items()}
 
 
-def _full(inputs: Tensors, at: int, batch: int) -> Tensors:
-    """Rows `at` to `at + batch`, missing ones filled with the first: kernels may sum in another order for another
-    shape, and a row's output must not depend on the number of rows."""
+def _batch_at(inputs: Tensors, at: int, batch: int) -> Tensors:
+    """Rows `at` to `at + batch`, padded with copies of row `at` as in `trt_models.session.pad_rows`."""
     some = {name: tensor[at : at + batch] for name, tensor in inputs.items()}
     missing = batch - len(next(iter(some.values())))
     if not missing:

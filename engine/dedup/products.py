@@ -18,8 +18,8 @@ class Products(NamedTuple):
     """Of one kind of device.
 
     `kind`: type of the numbers that are multiplied, and of their products. `tile`: rows a side of a product. `block`:
-    rows that stay folded meanwhile. `slack`: more than a product of two folded vectors can be wrong. `exact_rows`: up
-    to so many rows all pairs are compared, even if fewer need be found (`engine.dedup.lists`).
+    rows that stay folded meanwhile. `slack`: more than a product of two folded vectors can be wrong. `exact_rows`:
+    below this number of rows all pairs are compared, even if a recall below 1 is asked for (`engine.dedup.lists`).
     """
 
     kind: Any
@@ -30,10 +30,10 @@ class Products(NamedTuple):
 
 
 PRODUCTS = {
-    # A tile is what the caches hold: 16 MiB. Below 8,192 rows finding lists takes longer than comparing all pairs.
+    # A tile of 16 MiB fits the caches. Below 8,192 rows, making the lists takes longer than comparing all pairs.
     "cpu": Products(np.float32, 2048, 1 << 15, 1e-4, 1 << 13),
-    # A tile is work beside which a launch is short: 512 MiB. Lists are thousands of small launches (1 M rows: some
-    # 4,000 to 33,000 of 0.2 ms, against 1 to 3 s for all pairs on an H100); as all pairs grow as n^2 and lists as
-    # n^1.5, lists are predicted to pay from about 4 M rows on.
+    # A tile of 512 MiB takes far longer than its launch. Lists need thousands of small launches: for 1 M rows 4,000 to
+    # 33,000 of 0.2 ms each (predicted), while all pairs took 4.4 s on an H200 (BENCHMARKS.md). All pairs grow as n^2,
+    # lists as n^1.5, so lists are predicted to be faster from about 4 M rows on.
     "cuda": Products(np.float16, 1 << 14, 1 << 18, 2e-3, 1 << 22),
 }

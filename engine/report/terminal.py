@@ -167,7 +167,7 @@ def print_models(rows: Iterable[tuple[Card, bool, list[tuple[Engine, bool]]]]) -
 
 
 def print_fusion(options: Mapping[str, Any]) -> None:
-    """Which nodes of an engine's graph were fused, and which that could have been are left plain."""
+    """Prints the fused operators of an engine's graph, and the plain ones that a fused one could have replaced."""
     before, after = options["nodes"]
     if not options["fused"]:
         console.print(f"none of the {before} nodes were fused")

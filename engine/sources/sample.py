@@ -18,6 +18,7 @@ from engine.errors import DanqingError
 PROBLEM = "read_error"
 """The metadata field that says, in words, what could not be read of a sample."""
 UID = re.compile("[0-9a-f]{32}")
+"""A uid of the input that is kept as it is."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Layout:
 
     @cached_property
     def image_extensions(self) -> tuple[str, ...]:
-        """`image_keys` in lower case, as extensions of members are compared."""
+        """`image_keys` in lower case: extensions of members are compared without regard to case."""
         return tuple(map(str.lower, self.image_keys))
 
     @cached_property

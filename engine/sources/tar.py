@@ -1,10 +1,9 @@
-"""Where the members of a tar lie: plain headers are read by a walk of our own, every other tar by `tarfile`.
+"""Index of a tar: `walk_plain` reads tars of plain headers, `tarfile` every other tar.
 
-Python's `tarfile` takes about 25 µs a member and holds the interpreter's lock meanwhile; the walk takes 2. It reads
-what writers of shards write: ustar and GNU headers of regular files and folders, with names of at most 100 bytes, each
-perhaps behind a pax record of its time, as webdataset's TarWriter leaves one. Whatever else it meets (long names,
-links, sparse members, other pax records, a wrong checksum, an early end), it leaves the whole tar to `tarfile`, whose
-answer counts.
+Python's `tarfile` takes about 25 µs a member, during which it holds the interpreter's lock; `walk_plain` takes 2. It
+reads the headers that writers of shards write: ustar and GNU headers of regular files and folders, with names of at
+most 100 bytes, optionally after a pax record of the time (webdataset's TarWriter writes one). If it finds anything else
+(long names, links, sparse members, other pax records, a wrong checksum, an early end), `tarfile` reads the whole tar.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import numpy as np
 
 BLOCK = tarfile.BLOCKSIZE
 WINDOW = 16 * BLOCK
-"""Bytes read at a time. The headers of a pair's small members mostly lie within, so that one read serves a pair."""
+"""Bytes per read. Mostly enough for the headers of a pair's small members, so that a pair takes one read."""
 CHECKED_TOGETHER = 2048
-"""Headers whose fields are checked in one go: 1 MiB."""
+"""Headers checked in one NumPy call: 1 MiB."""
 
 NUMBERS = [(100, 108), (108, 116), (116, 124), (124, 136), (136, 148), (148, 156), (329, 337), (337, 345)]
 """First byte and end of the header's octal numbers: mode, uid, gid, size, mtime, checksum, device major and minor."""
@@ -31,27 +30,30 @@ TIME = re.compile(rb"(\d+) mtime=\d+(?:\.\d+)?\n")
 
 
 Member = tuple[str, int, int]
-"""A regular file in a tar: its name, where its content begins, and the bytes of that. Plain tuples, since a named one
+"""A regular file in a tar: name, offset of its content, size of its content in bytes. A plain tuple, since a NamedTuple
 takes a third of a microsecond more."""
 
 
 def read_members(path: Path) -> tuple[list[Member], str | None]:
     """Lists the regular files of a tar, in order, without reading their content.
 
+    Args:
+        path: the tar, uncompressed.
+
     Returns:
-        The members, and in words what is wrong with the tar: a broken or missing end, a member cut off. What comes
-        before that is listed.
+        The members before the first damage, and a description of the damage (a broken or missing end, a member that is
+        cut off); None if there is none.
 
     Raises:
         OSError: the file cannot be read.
-        tarfile.TarError: it is not a tar.
+        tarfile.TarError: the file is not a tar.
     """
     plain = walk_plain(path)
     return walk_tarfile(path) if plain is None else (plain, None)
 
 
 def walk_plain(path: Path) -> list[Member] | None:
-    """The regular files of a sound tar of plain headers; None where it is not surely one.
+    """Lists the regular files of an undamaged tar of plain headers; None if it is not certain to be one.
 
     Raises:
         OSError: the file cannot be read.
@@ -99,7 +101,7 @@ def walk_plain(path: Path) -> list[Member] | None:
 
 
 def _only_time(header: bytes, records: bytes) -> bool:
-    """Whether a pax header's block of records holds one of a time and nothing else."""
+    """Whether a pax header's block of records holds exactly one record, of a time."""
     found = TIME.match(records)
     if found is None:
         return False
@@ -108,8 +110,8 @@ def _only_time(header: bytes, records: bytes) -> bool:
 
 
 def _plain(headers: bytearray) -> bool:
-    """Whether all headers have checksums that hold, octal numbers as they are mostly written, and no second part of a
-    name; with these, `tarfile` reads them as the walk does."""
+    """Whether all headers have correct checksums, numbers in plain octal digits and no prefix of the name; `tarfile`
+    and `walk_plain` read such headers in the same way."""
     blocks = np.frombuffer(headers, np.uint8).reshape(-1, BLOCK)
     for first, last in NUMBERS:
         number = blocks[:, first:last]
@@ -126,7 +128,7 @@ def _plain(headers: bytearray) -> bool:
 
 
 def walk_tarfile(path: Path) -> tuple[list[Member], str | None]:
-    """`read_members` for every kind of tar, by `tarfile`."""
+    """Does the work of `read_members` for every kind of tar, with `tarfile`."""
     members: list[Member] = []
     size = path.stat().st_size
     with tarfile.open(path, "r:") as tar:
@@ -136,7 +138,7 @@ def walk_tarfile(path: Path) -> tuple[list[Member], str | None]:
             except tarfile.ReadError as problem:
                 return members, str(problem)
             if member is None:
-                return members, _what_ends_it(path, tar.offset, size)
+                return members, _damage_at_end(path, tar.offset, size)
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             if not member.isfile():
                 continue
@@ -145,8 +147,8 @@ def walk_tarfile(path: Path) -> tuple[list[Member], str | None]:
             members.append((member.name, member.offset_data, member.size))
 
 
-def _what_ends_it(path: Path, at: int, size: int) -> str | None:
-    """What is wrong with the end that tarfile has come to: broken headers are an end to it, too."""
+def _damage_at_end(path: Path, at: int, size: int) -> str | None:
+    """Describes the damage at the end that `tarfile` reports; it takes a broken header for the end, too."""
     if at >= size:
         return "the file ends before its end-of-archive mark"
     with path.open("rb") as file:

@@ -26,7 +26,9 @@ FAST_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "I;16", "I;16B")
 
 
 JPEG, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
-"""What JPEG files begin and end with."""
+"""First and last marker of a JPEG file."""
+END_BYTES = 64
+"""Bytes at the end of a JPEG file in which the end-of-image marker must be: some writers append a few more."""
 SMALL = 100_000
 """Pixels a picture counts for at least: so many have the models' inputs that are made of it."""
 
@@ -126,8 +128,8 @@ class GpuDecoder:
     """nvImageCodec on a GPU: JPEG by nvJPEG, what it has no GPU codec for on the host and copied up; pixels stay there.
 
     Colours of subsampled JPEG files are interpolated as libjpeg does it (`fancy_upsampling`), or the scores of the two
-    devices would drift apart. Of a JPEG file that is cut off nvJPEG makes a picture without an error, its missing part
-    grey; such files are left to Pillow, which refuses them.
+    devices would drift apart. nvJPEG fills the missing part of a JPEG file that is cut off with grey and reports no
+    error; such files are left to Pillow, which refuses them.
     """
 
     def __init__(self, device: Device) -> None:
@@ -150,13 +152,13 @@ class GpuDecoder:
 
 
 def _is_cut_off(file: bytes) -> bool:
-    """Whether a JPEG file lacks its end-of-image marker, which a few bytes may follow. No such two bytes occur within
-    the coded pixels (ITU-T T.81, B.1.1.5)."""
-    return file.startswith(JPEG) and END_OF_IMAGE not in file[-64:]
+    """Whether a JPEG file lacks its end-of-image marker. Coded pixels never contain these two bytes (ITU-T T.81,
+    B.1.1.5)."""
+    return file.startswith(JPEG) and END_OF_IMAGE not in file[-END_BYTES:]
 
 
 def _bytes_sent(file: bytes, picture: Any) -> int:
-    """Bytes that decoding a file copies to the GPU: the file, if nvJPEG decodes it; the pixels, if the host does."""
+    """Bytes that decoding copies to the GPU: the file if nvJPEG decodes it, the pixels if the host decodes it."""
     return len(file) if file.startswith(JPEG) or picture is None else int(picture.nbytes)
 
 

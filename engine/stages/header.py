@@ -67,14 +67,21 @@ class Header(Stage):
 
 
 def read_header(data: bytes) -> Facts:
-    """What the header of an encoded picture says; `error` where it says nothing."""
+    """Reads the header of an encoded picture.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        The facts; if the header cannot be read, only `error` is set.
+    """
     if not data:
         return Facts(error="no picture")
     return read_plain_header(data) or ask_pillow(data)
 
 
 def ask_pillow(data: bytes) -> Facts:
-    """`read_header` by Pillow, for every format and every oddity."""
+    """Does the work of `read_header` with Pillow, which reads every format."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -103,10 +110,13 @@ def _is_animated(image: Image.Image) -> bool:
 
 
 def jpeg_qualities(headers: Sequence[Facts]) -> np.ndarray:
-    """Int16 (headers,): the quality at which libjpeg's luminance table lies nearest the file's own (sum of absolute
-    differences), exact where libjpeg made it; 100 for other formats, 0 where there is no header.
+    """Estimates the JPEG quality of each file from its luminance table.
 
-    Files of one origin share their tables, so each table of the batch is looked up once, all in one call.
+    The estimate is the quality whose table in libjpeg is nearest (sum of absolute differences), and exact if libjpeg
+    wrote the file. Files of one origin share their table, so each distinct table is compared once.
+
+    Returns:
+        int16 (headers,): 1 to 100; 100 for formats other than JPEG, 0 if the header could not be read.
     """
     known: dict[Table | None, int] = {None: 100}
     if distinct := list(dict.fromkeys(header.luminance for header in headers if header.luminance is not None)):
@@ -116,7 +126,7 @@ def jpeg_qualities(headers: Sequence[Facts]) -> np.ndarray:
 
 
 def _zigzag() -> list[int]:
-    """Where the entries of a block stand in its rows, in the order of a JPEG file: T.81, figure 5."""
+    """Position in the 8 × 8 block, row by row, of each entry in the order of a JPEG file (ITU-T T.81, figure 5)."""
     places = [(row, column) for row in range(8) for column in range(8)]
 
     def diagonally(place: tuple[int, int]) -> tuple[int, int]:

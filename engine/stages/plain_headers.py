@@ -1,9 +1,9 @@
-"""Headers of plain JPEG, PNG and WebP files, read in a few microseconds.
+"""Reads headers of plain JPEG, PNG and WebP files in a few microseconds.
 
-`PIL.Image.open` takes 30 to 120 µs a picture and holds the interpreter's lock meanwhile; for WebP it allocates the
-whole canvas. These readers answer only where the answer is surely Pillow's: every segment up to the pixels is of a
-kind that is listed here, whole, and of the length its standard says. EXIF and XMP (orientation), CMYK, animation, 12
-and 16 bits, multi-picture files, anything broken or unknown: None, and Pillow is asked.
+`PIL.Image.open` takes 30 to 120 µs a picture, during which it holds the interpreter's lock; for WebP it allocates the
+whole canvas. These readers return a result only if it is certain to equal Pillow's: every segment before the pixels is
+of a kind listed here, complete, and has the length in its standard. For everything else they return None and Pillow
+reads the file: EXIF and XMP (orientation), CMYK, animation, 12 and 16 bits, several pictures, broken or unknown files.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ Table = bytes | tuple[int, ...]
 
 
 class Facts(NamedTuple):
-    """What a header says, or why it says nothing.
+    """Contents of a picture's header.
 
-    `mode`: Pillow's name for what the file holds. `width`, `height`: in pixels, as shown. `luminance`: a JPEG's
-    first quantisation table; None for other formats.
+    Attributes:
+        format: Pillow's name of the format; None if the header could not be read.
+        mode: Pillow's name of the pixel type.
+        width, height: in pixels, with the orientation applied.
+        alpha: whether some pixel can be transparent.
+        animated: whether there is more than one frame.
+        luminance: a JPEG's first quantisation table; None for other formats.
+        error: why the header could not be read.
     """
 
     format: str | None = None
@@ -33,7 +39,7 @@ class Facts(NamedTuple):
 
 
 def read_plain_header(data: bytes) -> Facts | None:
-    """What the header of a plain JPEG, PNG or WebP file says; None for every other file, broken ones included."""
+    """Reads the header of a plain JPEG, PNG or WebP file; None for every other file, broken ones included."""
     try:
         if data.startswith(b"\xff\xd8\xff"):
             return _jpeg(data)
@@ -49,7 +55,7 @@ def read_plain_header(data: bytes) -> Facts | None:
 SOF = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive; Huffman-coded
 DQT, SOS, APP0, APP2, APP14 = 0xDB, 0xDA, 0xE0, 0xE2, 0xEE
 SKIPPED = frozenset((0xC4, 0xDD, 0xFE, *range(0xE3, 0xED), 0xEF))
-"""DHT, DRI, comments, and application segments in which Pillow looks for nothing."""
+"""DHT, DRI, comments, and application segments that Pillow does not read."""
 JPEG_MODES = {1: "L", 3: "RGB"}
 
 
@@ -85,7 +91,7 @@ def _jpeg(data: bytes) -> Facts | None:
                 return None
             return Facts("JPEG", mode, width, height, luminance=luminance)
         elif marker in (APP0, APP14):
-            if length < 14:  # of JFIF and Adobe, Pillow reads numbers
+            if length < 14:  # Pillow reads numbers from JFIF and Adobe segments
                 return None
         elif marker != APP2 or data[at + 4 : at + 16] != b"ICC_PROFILE\0" or length < 16:
             return None
@@ -99,7 +105,7 @@ PNG_MODES = {
 }  # fmt: skip
 """Bits a sample and colour type → mode."""
 TRANSPARENT_BYTES = {"1": 2, "L": 2, "RGB": 6, "P": 0}
-"""Least length of tRNS; where it means anything."""
+"""Mode → least length of its tRNS chunk. In other modes the chunk has no meaning."""
 PNG_CHUNKS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7, b"sBIT": None, b"bKGD": None, b"PLTE": None}
 """Chunks that change no fact, and their length where Pillow reads numbers from them."""
 
@@ -177,6 +183,6 @@ def _webp(data: bytes) -> Facts | None:
 
 
 def _next_chunk(data: bytes, at: int) -> int:
-    """Where the chunk behind the one at `at` begins."""
+    """Offset of the chunk after the one at `at`."""
     size = int.from_bytes(data[at + 4 : at + 8], "little")
     return at + 8 + size + (size & 1)

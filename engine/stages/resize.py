@@ -102,14 +102,14 @@ class DaliResizer:
 
     def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
         self.inputs, self.device = inputs, device
-        self.at_a_time = BATCH_SIZES[device.kind].resized_pictures
-        self.graph = _graph(inputs, device, self.at_a_time)
+        self.batch_size = BATCH_SIZES[device.kind].resized_pictures
+        self.graph = _graph(inputs, device, self.batch_size)
 
     def __call__(self, pictures: Sequence[Any]) -> list[Any]:
         xp = self.device.xp
         parts: list[list[Any]] = [[] for _ in self.inputs]
-        for start in range(0, len(pictures), self.at_a_time):
-            some = pictures[start : start + self.at_a_time]
+        for start in range(0, len(pictures), self.batch_size):
+            some = pictures[start : start + self.batch_size]
             self.graph.feed_input("pictures", some)
             for number, wanted in enumerate(self.inputs):
                 sizes = np.array([scaled(picture.shape, wanted) for picture in some], np.float32)
@@ -120,7 +120,7 @@ class DaliResizer:
         return [xp.concatenate(part) for part in parts]
 
 
-def _graph(inputs: Sequence[ImageInput], device: Device, at_a_time: int) -> Any:
+def _graph(inputs: Sequence[ImageInput], device: Device, batch_size: int) -> Any:
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
 
@@ -129,7 +129,7 @@ def _graph(inputs: Sequence[ImageInput], device: Device, at_a_time: int) -> Any:
     on_gpu = device.kind == "cuda"
 
     @pipeline_def(
-        batch_size=at_a_time,
+        batch_size=batch_size,
         num_threads=device.threads,
         device_id=device.number if on_gpu else None,
         prefetch_queue_depth=1,

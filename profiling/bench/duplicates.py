@@ -58,7 +58,11 @@ def planted(rows: int, seed: int, real: np.ndarray | None, out: np.ndarray) -> N
 
 
 def grouped(rows: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """For each row the group it belongs to, -1 for the 70 % that belong to none: int64 (rows,); and how many groups."""
+    """Assigns 30 % of the rows to groups of 2 to 50.
+
+    Returns:
+        int64 (rows,), the group of each row, -1 for none; and the number of groups.
+    """
     sizes = rng.integers(2, 51, rows // 2 + 1)
     sizes = sizes[: np.searchsorted(np.cumsum(sizes), 0.3 * rows) + 1]
     groups = np.repeat(np.arange(len(sizes)), sizes)[:rows]

@@ -6,8 +6,8 @@ ONNX Runtime beside PyTorch on the same pictures or captions, on CPU cores in fl
   python -m profiling.bench.export_parity chinese-clip-vit-b-16 chinese-clip-vit-l-14 siglip2-b-16-256 freepik-nsfw
 
 `apart`: the largest difference of two numbers; `spread`: their standard deviation between inputs, beside which it is to
-be seen. `fused`: the largest difference between the graph and its form in ONNX Runtime's fused operators. `memory`: the
-most that the export had, which is a process of its own; mapped pages of the checkpoint count.
+be seen. `fused`: the largest difference between the outputs of the graph and of its fused form (`trt_models.fuse`).
+`memory`: the peak of the export, which is a process of its own; mapped pages of the checkpoint count.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def measure(name: str, folder: Path, rows: int, form: str) -> None:
             raise SystemExit(told.stderr)
         seconds = time.perf_counter() - start
         path, peak = Path(told.stdout.split()[0]), float(told.stdout.split()[1])
-        found = answer(path, inputs(card, rows))
-        fused = np.abs(answer(fused_form(path), inputs(card, rows)) - found).max()
+        found = run_on_cpu(path, inputs(card, rows))
+        fused = np.abs(run_on_cpu(fused_form(path), inputs(card, rows)) - found).max()
         wanted = expected[card.name]
         cosine = f"{(found * wanted).sum(axis=1).min():.7f}" if found.ndim == 2 else "–"
         size = sum(file.stat().st_size for file in path.parent.glob("model.onnx*"))
@@ -190,15 +190,22 @@ def measure(name: str, folder: Path, rows: int, form: str) -> None:
             file.unlink()
 
 
-def answer(path: Path, given: dict[str, np.ndarray]) -> np.ndarray:
-    """What the ONNX file answers on CPU cores."""
+def run_on_cpu(path: Path, given: dict[str, np.ndarray]) -> np.ndarray:
+    """Runs an ONNX file with one output on CPU cores.
+
+    Args:
+        given: the inputs by name.
+
+    Returns:
+        The output.
+    """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, given)
     return np.asarray(found)
 
 
 def fused_form(path: Path) -> Path:
-    """The graph in fused operators, beside it."""
+    """Writes the graph in fused operators to a file beside it; returns its path."""
     import onnx
 
     model = onnx.load(str(path))

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that needs a GPU: the tests, then the steps that fit. Arguments go to the latter, e.g. --minutes 8.
+# Runs the tests that need a GPU, then the benchmark. Arguments go to the benchmark, for example --minutes 8.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 python=${PYTHON:-python}

@@ -1,21 +1,21 @@
-"""Time that Python code holds the interpreter's lock, per pair and stage: what one process can feed a GPU at most.
+"""Measures how long Python code holds the interpreter's lock, per pair and stage. It limits the rate of one process.
 
     python -m profiling.bench.host --data 'photos/*.tar' --json host.json
 
-SCORE runs over the data in one thread, the stages in turn, every pair through every stage. CPU time of the process is
-measured, which other programs on the machine disturb least; the least of the rounds counts. Each stretch of it is
-booked on what runs: a stage, the index of a tar, the ledger. Calls that release the lock (reading and writing files,
-xxHash, kernels, SentencePiece) are booked apart. The rest of a stage is Python code, and calls that keep the lock, or
-are so short that they count as if they did: OpenCC, fastText, Pillow. The time of the measuring itself is taken off.
+SCORE runs over the data in one thread, one stage after the other, every pair through every stage. It measures CPU time
+of the process, which other programs on the machine disturb least, and takes the least of the rounds. Each interval is
+booked on the code that runs: a stage, the index of a tar, the ledger. Calls that release the lock (reading and writing
+files, xxHash, kernels, SentencePiece) are booked separately. The rest of a stage is Python code and calls that hold the
+lock or are too short to matter: OpenCC, fastText, Pillow. The time of the measurement itself is subtracted.
 
-Codec, resizer and networks are stand-ins: one small picture for every file, and a network's result for one row for
-every row. Batches are as large as on a GPU. What a GPU adds is not in the sum: Python code around nvImageCodec, DALI
-and CuPy for every picture.
+Codec, resizer and networks are stand-ins: one small picture for every file, and a network's output for one row for
+every row. Batches are as large as on a GPU. The sum lacks the Python code that a GPU needs for every picture, around
+nvImageCodec, DALI and CuPy.
 
-What a shard costs once (opening it, writing and committing its files) is in the sum: shards of 10,000 pairs, as
+The sum includes the costs per shard (opening it, writing and committing its files), so shards of 10,000 pairs, as
 img2dataset writes them, give lower figures than small ones.
 
-The peer is the same code with every tar indexed by `tarfile` and every header read by Pillow, in turn in the same run.
+The peer is the same code with every tar indexed by `tarfile` and every header read by Pillow, alternating in one run.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 class Meter:
-    """CPU seconds of this process, each stretch booked on the innermost name alone.
+    """CPU seconds of this process, each interval booked on the innermost name only.
 
-    `held`: seconds of Python code, by name. `released`: seconds of calls that release the lock, by the name of the
-    code that calls them. For one thread that works at a time.
+    `held`: seconds of Python code, by name. `released`: seconds of calls that release the lock, by the name of their
+    caller. Only one thread may run at a time.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Meter:
         self.start()
 
     def start(self) -> None:
-        """Forgets what has been booked."""
+        """Discards all booked seconds."""
         self.held: dict[str, float] = defaultdict(float)
         self.released: dict[str, float] = defaultdict(float)
         self._names = [BETWEEN]
@@ -101,7 +101,7 @@ class Meter:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Books what runs in the `with` block on `name`."""
+        """Books the `with` block on `name`."""
         self._book()
         self._names.append(name)
         try:
@@ -111,7 +111,7 @@ class Meter:
             self._names.pop()
 
     def named(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, booked on `name`."""
+        """Wraps the function so that its time is booked on `name`."""
 
         def booked(*arguments: Any, **options: Any) -> Any:
             with self(name):
@@ -120,7 +120,7 @@ class Meter:
         return booked
 
     def releasing(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, booked as one that releases the lock."""
+        """Wraps the function so that its time is booked as released."""
 
         def booked(*arguments: Any, **options: Any) -> Any:
             if self._lock_free:  # called by another such function
@@ -142,7 +142,7 @@ class Meter:
 
 
 class MeteredSpans(Spans):
-    """Tells a meter which stage is at work; starts it when the stages are open."""
+    """Spans that book each stage on a meter; they start it when the stages are open."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 
 
 class OnePicture:
-    """Stands for the codec, and for the resizer of inputs of these sizes."""
+    """Stand-in for the codec and the resizer: one small picture for every file, zeros for every input."""
 
     def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
         self._inputs = inputs
@@ -185,7 +185,7 @@ class OnePicture:
 
 
 class OneRow:
-    """Stands for a network: gives its result for one row, of zeros, for every row.
+    """Stand-in for a network: returns its output for one row of zeros, for every row.
 
     Features come in half precision, as they are stored: NumPy's cast, which needs no lock, would count otherwise.
     """
@@ -208,10 +208,10 @@ class OneRow:
 def measure(
     shards: Sequence[Shard], recipe: Recipe, models: ModelSet, device: Device, folder: Path, old_way: bool
 ) -> Meter:
-    """Scores the shards into the folder; returns the booked meter.
+    """Scores the shards into the folder; returns the meter of the run.
 
     Args:
-        old_way: index tars by `tarfile` and read headers by Pillow, all of them.
+        old_way: index every tar with `tarfile` and read every header with Pillow.
     """
     plan, meter, settings = make_plan(recipe, CATALOGUE, GIVEN), Meter(), Settings()
     context = settings.context(device, models, plan.wanted)
@@ -236,12 +236,12 @@ def measure(
 
 
 def microseconds(meters: Sequence[dict[str, float]], pairs: int) -> dict[str, float]:
-    """Each name's least of the rounds, a pair: other programs on the machine only add to it."""
+    """Microseconds a pair by name, the least of the rounds: other programs on the machine only add to it."""
     return {name: 1e6 / pairs * min(meter.get(name, 0.0) for meter in meters) for name in meters[0]}
 
 
 def report(new: Sequence[Meter], old: Sequence[Meter], pairs: int) -> dict[str, Any]:
-    """What was measured, as it is written to --json: microseconds a pair, and pairs a second at most."""
+    """The results as `--json` writes them: microseconds a pair, and the highest rate in pairs a second."""
     held, peer = (microseconds([meter.held for meter in meters], pairs) for meters in (new, old))
     released = microseconds([meter.released for meter in new], pairs)
     return {
@@ -289,7 +289,7 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
     with ExitStack() as stand_ins, open_device(threads=1) as device:
         for owner, name, other in (
             (ModelSet, "session", one_row),
-            (engine.stages.network, "rows_at_once", lambda device, session: GPU_BATCH),
+            (engine.stages.network, "rows_at_once", lambda device, session: session.batch),
             (engine.stages.decode, "open_decoder", partial(OnePicture, ())),
             (engine.stages.decode, "_decode_slowly", lambda data: PICTURE),
             (engine.stages.resize, "open_resizer", OnePicture),
@@ -299,7 +299,7 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
             for old_way in (False, True) if number % 2 else (True, False):
                 folder = scratch / f"{number}-{'old' if old_way else 'new'}"
                 meter = measure(shards, recipe, models, device, folder, old_way)
-                if number:  # in the first round kernels are compiled and networks run
+                if number:  # the first round compiles kernels and runs the networks
                     meters[old_way].append(meter)
     pairs = sum(pq.read_metadata(path).num_rows for path in (folder / "scores").iterdir())
     found = report(meters[False], meters[True], pairs)

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def taken() -> Iterator[socket.socket]:
-    """A port at which nobody listens, as long as the test lasts."""
+    """A port that is reserved for the test, without a listener."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held
@@ -47,7 +47,7 @@ def test_every_worker_that_serves_has_a_file_while_it_does(folder: Path) -> None
         assert len({group["targets"][0] for (group,) in found}) == 2
         assert health() == 0
     assert not list(folder.iterdir())
-    assert health() == 0  # nobody to ask
+    assert health() == 0  # no worker to query
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_worker_that_was_killed_is_unhealthy_until_the_next_one_starts(
 
 
 def test_a_worker_that_is_busy_keeps_its_file(folder: Path, taken: socket.socket, port: int) -> None:
-    taken.listen()  # and never answers
+    taken.listen()  # but does not answer
     with announced(folder, "127.0.0.1", port, "cpu"), served(Spans(), 0, "127.0.0.1"):
         assert len(list(folder.glob("*.json"))) == 2
 

@@ -1,4 +1,4 @@
-"""A GPU's figures for Prometheus; a stand-in takes the driver's place."""
+"""Gauges of a GPU for Prometheus, with a stand-in for the driver."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_gpu_is_served_beside_the_stages(gpu: Device, port: int, monkeypatch: 
     at = f'gpu="{BUS_ADDRESS}"'
     assert seen == {
         f'danqing_gpu_busy_ratio{{{at},part="kernels"}}': 0.87,
-        f'danqing_gpu_busy_ratio{{{at},part="jpeg"}}': 0.4,  # and the video decoder is not told
+        f'danqing_gpu_busy_ratio{{{at},part="jpeg"}}': 0.4,  # the video decoder is not reported
         f"danqing_gpu_memory_bytes{{{at}}}": 3 << 30,
         f"danqing_gpu_power_watts{{{at}}}": 350.0,
         f'danqing_gpu_pcie_bytes_per_second{{direction="up",{at}}}': 2000 * 1024,

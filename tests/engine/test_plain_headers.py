@@ -1,4 +1,4 @@
-"""Headers read by ourselves beside Pillow's: where ours answers, it says what Pillow says."""
+"""Our readers of plain headers: whenever they return facts, the facts equal Pillow's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def saved(mode: str, form: str, **options: Any) -> bytes:
 
 
 def agree(data: bytes) -> bool:
-    """Whether ours answers; what it says then must be what Pillow says."""
+    """Whether our reader returns facts; asserts that they equal Pillow's."""
     ours, pillows = read_plain_header(data), ask_pillow(data)
     if ours is None:
         return False
@@ -267,5 +267,5 @@ def all_changed(seed: int, count: int) -> Iterator[bytes]:
 
 
 def test_changed_pictures_are_read_as_pillow_reads_them() -> None:
-    answered = sum(map(agree, all_changed(0, 6000)))
-    assert answered > 2000
+    read = sum(map(agree, all_changed(0, 6000)))
+    assert read > 2000

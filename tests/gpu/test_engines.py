@@ -1,4 +1,4 @@
-"""Engines of ONNX Runtime on a GPU: fused operators beside the plain graph on the CPU, and a whole verification."""
+"""Engines of ONNX Runtime on a GPU: fused operators compared with the plain graph on the CPU, and `verify`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trt_models.session import CUDA, CudaOnnxSession
 
 pytestmark = pytest.mark.gpu
 NEAR = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
-"""The largest difference of two numbers of a unit embedding or a probability."""
+"""Precision → largest absolute difference of an element of a unit embedding, or of a probability."""
 
 
 @pytest.mark.parametrize("precision", NEAR)

@@ -1,4 +1,4 @@
-"""Torch on a GPU: near the model in float32, whatever the number of rows and the length of the texts."""
+"""Torch on a GPU: close to the model in float32 for every number of rows and length of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: found again by the next process, and by nobody they were not compiled for."""
+"""The cache of compiled kernels: the next process loads them, but only for the same target and sources."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ KERNELS: list[tuple[Kernel, tuple[Any, ...]]] = [
         (TILE, 0.9, LONG, LONG, 0.9, *[neighbours.Rows(LONG, np.zeros(2), LONG)] * 2, LONG, LONG),
     ),
 ]
-"""Two whose threads take rows, and one whose blocks do."""
+"""Two kernels in which a thread takes a row, and one in which a block does."""
 
 
 def compile_without_gpu(capability: tuple[int, int]) -> dict[str, Any]:
-    """Compiles `KERNELS` as their first launch on a GPU does: Numba is given a driver that loads nothing.
+    """Compiles `KERNELS` as their first launch on a GPU does, with a stand-in for the driver that loads nothing.
 
     Returns:
-        `hits`: how many were found on disk. `code`: by kernel, the digest of its machine code. `path`: the folder.
+        `hits`: number of kernels loaded from disk. `code`: kernel → digest of its machine code. `path`: the folder.
     """
     from numba import int64, typeof
     from numba.cuda import dispatcher
@@ -108,7 +108,7 @@ def test_without_any_folder_to_write_the_variable_to_set_is_named(monkeypatch: p
     monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
     monkeypatch.setenv("DANQING_CACHE", "/nowhere")
     with pytest.raises(DanqingError, match=r"^/nowhere: cannot be written; set DANQING_CACHE to a folder"):
-        compiled.kept(numba.njit)(outcome)
+        compiled.cached(numba.njit)(outcome)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_kernel_is_found_by_its_key_alone(
     files.save("int", "code for integers")
     assert files.load("float") == "code for floats" and files.load("int") == "code for integers"
     assert files.load("string") is None
-    monkeypatch.setattr(compiled, "sources", lambda: "others")
+    monkeypatch.setattr(compiled, "sources_digest", lambda: "others")
     assert files.load("float") is None
     files.save("float", "newer code")
     monkeypatch.undo()
@@ -154,7 +154,7 @@ def test_kernels_compile_beside_numpy_2_5() -> None:
     script = """
 import json
 import numpy
-del numpy.row_stack
+vars(numpy).pop("row_stack", None)
 from tests.kernels.test_compiled import KERNELS
 print(json.dumps([kernel.ptx((9, 0), *arguments) for kernel, arguments in KERNELS]))
 """

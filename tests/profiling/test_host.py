@@ -1,4 +1,4 @@
-"""The benchmark of what the interpreter's lock allows: it runs, and books every second once."""
+"""The benchmark of the interpreter's lock: it runs, and books every second once."""
 
 from __future__ import annotations
 

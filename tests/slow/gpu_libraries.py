@@ -1,7 +1,7 @@
-"""Loads what the GPU side loads, on a machine without a GPU: every library must come from the image's packages.
+"""Loads the libraries that a run on a GPU loads, without a GPU: each must come from the image's packages.
 
-A file named libcuda.so.1 stands in for the driver's library, which NVIDIA's container runtime brings, and has none of
-its functions. Run in the image by image.sh.
+A file named libcuda.so.1, without any function, stands in for the driver's library, which NVIDIA's container runtime
+mounts. image.sh runs this script in the image.
 """
 
 import ctypes

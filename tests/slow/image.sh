@@ -1,14 +1,14 @@
 #!/bin/bash
-# Builds the image without Docker, on a Debian base in the place of NVIDIA's, and runs the demo in it on the CPU.
+# Builds the image without Docker, on a Debian base instead of NVIDIA's, and runs the demo in it on the CPU.
 #
 #   apt-get install buildah mmdebstrap
 #   tests/slow/image.sh
 #
 # Needs root, no daemon, 40 GB of disk and half an hour or more. Settings, from the environment:
 #   SUITE           Debian release of the base (default: bookworm, Python 3.11; trixie has 3.13)
-#   BASE            a base that is there already, in place of one made here
+#   BASE            an existing base image (default: one made here)
 #   BUILD_ARGS      more arguments for `buildah build`, for example "--build-arg TORCH=1"
-#   VOLUMES         what the build mounts, for example settings of a package index: "/etc/pip.conf:/etc/pip.conf:ro …"
+#   VOLUMES         volumes of the build, for example settings of a package index: "/etc/pip.conf:/etc/pip.conf:ro …"
 #   STORE           folder of buildah's storage (default: a temporary one, removed at the end)
 #   STORAGE_DRIVER  overlay (default), or vfs where overlay does not work: then the image has one layer a stage
 set -euo pipefail
@@ -70,7 +70,7 @@ in_image() { # CONTAINER USER COMMAND…
     buildah run --user "$user" --volume "$scratch/data-${user%:*}:/data" "$container" -- "$@"
 }
 
-say 'what the image says of itself'
+say 'labels and settings of the image'
 buildah inspect --type image danqing | python3 -c '
 import json, sys
 config = json.load(sys.stdin)["Docker"]["config"]

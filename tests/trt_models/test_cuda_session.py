@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU that is not there: what is bound, what is padded, and what is said of missing libraries."""
+"""ONNX Runtime's session for GPUs, on a mock GPU: bound arrays, padded batches, and errors about missing libraries."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from engine.device import Device
 from engine.errors import DanqingError
 from tests.strict import Library, OnDevice
 from trt_models import session
-from trt_models.session import CUDA, CudaOnnxSession, full, numpy_type, open_session
+from trt_models.session import CUDA, CudaOnnxSession, numpy_type, open_session, pad_rows
 
 InferenceSession = onnxruntime.InferenceSession
 
 
 class Binding:
-    """ONNX Runtime's, with addresses of the host's memory."""
+    """Mock of ONNX Runtime's IOBinding; its addresses are those of host memory."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, np.ndarray] = {}
@@ -42,7 +42,7 @@ class Binding:
 
 
 class Gpu:
-    """An InferenceSession whose CUDA provider is the CPU's."""
+    """Mock InferenceSession whose CUDA provider runs on the CPU."""
 
     def __init__(self, path: str, providers: list[Any]) -> None:
         ((name, self.options),) = providers
@@ -109,8 +109,8 @@ def test_every_batch_is_full(gpu: Device, model: Path) -> None:
 
 def test_a_full_batch_is_not_copied() -> None:
     array = np.arange(12).reshape(4, 3)
-    assert full(np, array, 4) is array
-    np.testing.assert_array_equal(full(np, array[:3], 5)[:, 0], [0, 3, 6, 0, 0])
+    assert pad_rows(np, array, 4) is array
+    np.testing.assert_array_equal(pad_rows(np, array[:3], 5)[:, 0], [0, 3, 6, 0, 0])
 
 
 @pytest.mark.parametrize("name", ["float", "double", "float16", "int32", "uint8"])
@@ -121,7 +121,7 @@ def test_types_have_numpys_names(name: str) -> None:
 
 def test_a_session_that_lands_on_the_cpu_is_refused(gpu: Device, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gpu, "get_providers", lambda self: ["CPUExecutionProvider"])
-    # This package has no CUDA provider at all, so its file is the first that the loader misses.
+    # This package has no CUDA provider, so the loader reports the provider's own file first.
     with pytest.raises(DanqingError, match=r"cannot use the GPU: .*libonnxruntime_providers_cuda\.so.*\[cuda\]"):
         CudaOnnxSession(model, gpu)
     monkeypatch.setattr(ctypes, "CDLL", lambda *given: None)

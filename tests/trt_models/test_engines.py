@@ -25,10 +25,10 @@ from engine.demo.crawl import build_crawl
 from engine.device import Device
 from engine.errors import DanqingError
 from engine.ledger import ENGINES, Ledger
-from engine.metrics import Engines as EnginesInUse
+from engine.metrics import RefusedEngines
 from engine.recipe import Recipe, load_recipe
 from engine.sources import Shard
-from engine.verify import agreement, alike, samples, verify
+from engine.verify import agreement, samples, similarity, verify
 from profiling.bench.published import randomised, save
 from tests.engine.test_run import GOOD
 from tests.engine.test_run import samples as pairs
@@ -178,12 +178,12 @@ def test_a_run_tells_of_an_engine_that_does_not_open(
     assert list(noted["refused_engines"]) == ["text_safety"] and noted["engines"] == {"text_safety": engines.onnx}
     models = ModelSet({"text_safety": "text-safety-1m"})
     models.session("text_safety", device)
-    (gauge,) = EnginesInUse(models).collect()
+    (gauge,) = RefusedEngines(models).collect()
     assert [(sample.labels, sample.value) for sample in gauge.samples] == [({"role": "text_safety"}, 1)]
     engines.rollback("cpu")
     models.reopen(device)
     models.session("text_safety", device)
-    (gauge,) = EnginesInUse(models).collect()
+    (gauge,) = RefusedEngines(models).collect()
     assert [sample.value for sample in gauge.samples] == [0] and not models.refused
 
 
@@ -319,26 +319,26 @@ def test_every_network_compiles_without_tensorrt(
 
 
 def test_an_engine_for_a_gpu_opens_on_it(card: Card, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is activated, picked up by a stage's models, and rolled back like every engine."""
+    """It is activated, opened by the models of a run, and rolled back like every engine."""
     opened: list[tuple[Any, ...]] = []
     monkeypatch.setattr(trt_models.session, "CudaOnnxSession", lambda *given: opened.append(given))
-    played: Any = SimpleNamespace(kind="cuda", target="sm_90")
+    gpu: Any = SimpleNamespace(kind="cuda", target="sm_90")
     models = ModelSet({"text_safety": card.name})
-    models.session("text_safety", played)
+    models.session("text_safety", gpu)
     engine = compile_engine(card, "fp16", "sm_90", (1, 4, 16), runtime="onnxruntime")
     engines = Engines(card)
     engines.note(passing(engine))
     engines.activate(engines.named("newest"))
-    assert models.outdated(played) == ["text_safety"]
-    models.reopen(played)
-    models.session("text_safety", played)
+    assert models.outdated(gpu) == ["text_safety"]
+    models.reopen(gpu)
+    models.session("text_safety", gpu)
     assert [(path.name, *rest) for path, _, *rest in opened] == [
         ("model.onnx", 64, False),
         ("engine.onnx", 16, True),
     ]
     assert models.running == {"text_safety": engine.sha256}
     engines.rollback("sm_90")
-    assert models.outdated(played) == ["text_safety"]
+    assert models.outdated(gpu) == ["text_safety"]
 
 
 def test_compiling_shows_what_was_fused(card: Card, capsys: Any) -> None:
@@ -357,12 +357,12 @@ def test_classifiers_agree_by_their_probabilities() -> None:
     np.testing.assert_allclose(agreement(logits, moved), [expected, 1])
     np.testing.assert_allclose(agreement(shares, shares[:, ::-1]), 1 - abs(shares[:, 1] - shares[:, 0]))
     np.testing.assert_allclose(agreement(np.array([[0.2], [0.5]]), np.array([0.3, 0.5])), [0.9, 1])
-    # The cosine would have said that the verdict on the first row is nearly the same.
-    assert alike(np.array([[0.9, 1.0]]), np.array([[1.0, 0.9]]))[0] > 0.99
+    # The cosine of these probabilities is near 1, although they lead to opposite verdicts.
+    assert similarity(np.array([[0.9, 1.0]]), np.array([[1.0, 0.9]]))[0] > 0.99
 
 
 def test_the_readmes_engine_is_verified_and_activated(tmp_path: Path) -> None:
-    """Its lines as they are printed, with fewer pairs."""
+    """Runs its lines as they are written, with fewer pairs."""
     shards = build_crawl(tmp_path / "crawl")
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\./run (models (?:compile|verify|activate) open-nsfw.*?)(?: +#.*)?$", readme, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Graphs in ONNX Runtime's fused operators: the same numbers, and 16 bits where they belong."""
+"""Graphs in ONNX Runtime's fused operators: equal outputs, and 16 bits in the fused operators."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ EXPECTED = {
     "text-safety-20m": {"MultiHeadAttention": LAYERS, "SkipLayerNormalization": 6, "BiasGelu": LAYERS},
     "freepik-nsfw": {"MultiHeadAttention": 2, "RotaryEmbedding": 4, "SkipLayerNormalization": 3, "QuickGelu": 2},
 }
-"""Card → its fused operators at the depth of the tests: all attentions and activations, and every normalisation that
-follows a residual sum."""
+"""Card → number of its fused operators in the tests' small towers: all attentions and activations, and every
+normalisation after a residual sum."""
 
 
 def run(model: onnx.ModelProto, given: dict[str, np.ndarray]) -> np.ndarray:
@@ -59,14 +59,14 @@ def test_fused_graphs_are_the_plain_ones(towers: list[tuple[Card, Path]]) -> Non
         plain, model, fusion = fused(card, checkpoint)
         onnx.checker.check_model(model)
         assert fusion.fused == EXPECTED[card.name]
-        # SigLIP's pool attends with one constant query; nothing else of an attention is left.
+        # Only SigLIP's pooling, attention with one constant query, is not fused.
         assert fusion.left["Softmax"] == (1 if card.name == "siglip2-b-16-256-image" else 0)
         assert fusion.left["Erf"] == 0 and fusion.nodes == len(model.graph.node) < fusion.nodes_before
         found = run(model, inputs(card))
         assert found.dtype == np.float32 and np.abs(found - plain).max() <= 1e-6
         kinds = Counter(node.op_type for node in model.graph.node)
         assert kinds["Shape"] == ("tokens" in inputs(card) and "siglip" not in card.name)
-        assert kinds["Expand"] == 0  # no shape is computed on the host, but that of BERT's captions
+        assert kinds["Expand"] == 0  # only BERT computes a shape, of the captions, on the host
 
 
 def test_fp16_is_near_and_stays_inside(towers: list[tuple[Card, Path]]) -> None:
@@ -74,12 +74,12 @@ def test_fp16_is_near_and_stays_inside(towers: list[tuple[Card, Path]]) -> None:
         plain, model, fusion = fused(card, checkpoint)
         lowered = halved(model, "fp16", FUSED_EXACT_OPS["fp16"])
         onnx.checker.check_model(lowered)
-        found = run(lowered, inputs(card))  # the CPU provider casts around what it has in float32 only
+        found = run(lowered, inputs(card))  # the CPU provider casts around operators that it has in float32 only
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, plain, atol=5e-3)
         kinds = Counter(node.op_type for node in lowered.graph.node)
         assert all(kinds[name] == count for name, count in fusion.fused.items())
-        assert kinds["Cast"] <= 8  # at the ends only: 3 layers with casts around every operator have dozens
+        assert kinds["Cast"] <= 8  # at the ends only: casts around every operator of 3 layers would be dozens
 
 
 @pytest.mark.parametrize("precision", HALVES)

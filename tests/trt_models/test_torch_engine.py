@@ -1,4 +1,4 @@
-"""Torch as the runtime of an engine: by the commands, and its GPU session on a mock GPU."""
+"""Torch as the runtime of an engine: the commands, and its session for GPUs on a mock GPU."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_from_model_to_engine_in_use_and_back(
     assert isinstance(open_active(card, device)[0], OnnxSession)
 
 
-def test_what_torch_cannot_be_compiled_for_is_said(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precisions_that_torch_lacks_are_refused(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
     for precision, target, words in (
         ("fp16", "cpu", "on cpu torch runs fp32 or bf16"),
         ("fp32", "sm_90", "on sm_90 torch runs fp16 or bf16"),
@@ -127,7 +127,7 @@ class MockCudaGraph:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Device:
-    """A mock GPU: NumPy with the manners of CuPy, torch on the CPU."""
+    """A mock GPU: NumPy arrays that behave as CuPy's, and torch on the CPU."""
     monkeypatch.setattr(trt_models.torch_session, "from_dlpack", lambda array: torch.from_dlpack(plain(array)))
     mocks = {
         "CUDAGraph": MockCudaGraph,
@@ -158,7 +158,7 @@ def test_batches_on_a_gpu_are_full_and_captured_once_a_shape(
                 assert isinstance(found, OnDevice) and found.shape == (rows,)
                 assert (found.get() == here.run(tokens=tokens)["probability"]).all()
         assert MockGraph.newest.captured == RECORDINGS
-        # Two calls a capture; of the two other lengths 1 and 2 batches as they come, each time.
+        # Two calls per capture; the two other lengths have 1 and 2 batches, which run directly in each turn.
         assert MockGraph.newest.calls == 2 * RECORDINGS + 2 * 3 * (turn + 1)
 
 

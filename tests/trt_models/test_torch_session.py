@@ -1,4 +1,4 @@
-"""Models in torch: every exported graph against ONNX Runtime, the groups that become one call, and the engine's way."""
+"""Models in torch: every exported graph compared with ONNX Runtime, groups of nodes as one call, and padded batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
 from trt_models.export.checkpoint import Checkpoint
 from trt_models.precision import halved
 from trt_models.store import onnx_path
-from trt_models.torch_fusion import fused
+from trt_models.torch_fusion import fuse_nodes
 from trt_models.torch_graph import TorchGraph
 from trt_models.torch_session import TorchSession, write_graph
 
@@ -134,8 +134,8 @@ def test_every_exported_graph_gives_what_onnx_runtime_gives(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_groups_of_nodes_become_one_call(networks: Networks, precision: str) -> None:
-    """`halved` puts casts around softmax and normalization; the groups are found in spite of them."""
-    found = {name: Counter(n.op_type for n in fused(lowered(networks[name][0], precision).graph)[0])
+    """`halved` puts casts around softmax and normalisation; the groups must be found all the same."""
+    found = {name: Counter(n.op_type for n in fuse_nodes(lowered(networks[name][0], precision).graph)[0])
              for name in TRANSFORMERS}  # fmt: skip
     for name, calls in found.items():
         heads = 1 if name == "siglip image" else 0  # its pooling attends, too
@@ -199,7 +199,7 @@ def test_what_torch_cannot_run_is_named() -> None:
 
 
 def test_operators_as_onnx_runtime_has_them() -> None:
-    """What exported graphs do not show: settings and orders that they never use."""
+    """Settings and operand orders that no exported graph uses."""
     node, x = helper.make_node, np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     one, weight = np.float32(1), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
     for model in (

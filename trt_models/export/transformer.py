@@ -134,8 +134,8 @@ class Transformer:
     def with_class_token(self, x: str, token: np.ndarray, positions: np.ndarray) -> str:
         """Patches (N, P, width) → (N, 1 + P, width): the class token first, and positions (1 + P, width) added.
 
-        A row of zeros is put before the patches, and the token is added to it with its position: repeating the token
-        for every picture would compute a shape on the host, which a CUDA graph cannot hold.
+        Pads the patches with a row of zeros in front and adds the token to it: repeating the token for every picture
+        would compute a shape on the host, which a CUDA graph cannot contain.
         """
         x = self.graph.add("Pad", x, np.array([0, 1, 0, 0, 0, 0]))
         return self.graph.add("Add", x, np.concatenate([(token + positions[0])[None], positions[1:]])[None])

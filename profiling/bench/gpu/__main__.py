@@ -1,12 +1,12 @@
-"""The engine's figures on a GPU, step by step, within a number of minutes: one table, and a JSON file a step.
+"""Measures the engine on a GPU, step by step, within a time limit; prints one table and writes a JSON file per step.
 
     sh profiling/bench/gpu.sh --minutes 10                          # the tests that need a GPU, then all steps
     python -m profiling.bench.gpu --device cuda networks pictures   # these steps
-    python -m profiling.bench.gpu --device cpu --minutes 2          # does it run? small sizes, no GPU
+    python -m profiling.bench.gpu --device cpu --minutes 2          # tries the steps without a GPU, at small sizes
 
 Steps: kernels (parity with the CPU, captions a second), neighbours (near-duplicates beside FAISS), pictures (decode,
 resize), networks (an image tower of random weights in every runtime that is installed), end-to-end (shards to scores),
-tables (SELECT, captions of a cuDF column). A step that fails or runs out of time costs only its own figures; the exit
+tables (SELECT, captions of a cuDF column). If a step fails or runs out of time, the others still run; the exit
 status is then 1.
 """
 
@@ -37,7 +37,7 @@ TOWER = "tower"
 
 
 class Step(NamedTuple):
-    """A step's module and its time limit on a GPU, in seconds."""
+    """A step: its module in this package, and its time limit on a GPU."""
 
     module: str
     limit_seconds: float
@@ -72,13 +72,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"default: all; of {', '.join(STEPS)}")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
-    parser.add_argument("--minutes", type=float, default=10, help="after which no step begins or goes on (default: 10)")
-    parser.add_argument("--tower", help="default: chinese-clip-vit-l-14; on a CPU one of two layers")
+    parser.add_argument("--minutes", type=float, default=10, help="time limit of all steps together (default: 10)")
+    parser.add_argument("--tower", help="default: chinese-clip-vit-l-14; on a CPU a tower of two layers")
     parser.add_argument("--captions", type=Path, metavar="PARQUET", help="column 'text' (default: the demo's captions)")
     parser.add_argument("--rows", type=int, help="captions and vectors (default: 1,000,000; on a CPU 10,000)")
     parser.add_argument("--pairs", type=int, help="pairs end to end (default: 8,000; on a CPU 32)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="keeps STEP.json of every step there")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keeps tower and engines there for the next call")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="keep STEP.json of every step there")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep tower and engines there for the next call")
     parser.add_argument("--one", nargs=2, metavar=("STEP", "SCRATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := [step for step in options.steps if step not in STEPS]:
@@ -98,7 +98,7 @@ def _job(options: argparse.Namespace, scratch: Path) -> Job:
 
 
 def _run(options: argparse.Namespace, scratch: Path) -> None:
-    """Every step in a process of its own, the tower's export beside the first of them."""
+    """Runs every step in a process of its own, and the tower's export at the same time."""
     output, deadline = options.output or scratch / "results", time.monotonic() + 60 * options.minutes
     job = _job(options, scratch)
     for folder in (output, job.work):
@@ -110,10 +110,10 @@ def _run(options: argparse.Namespace, scratch: Path) -> None:
         results = []
         for name in options.steps or STEPS:
             left = deadline - time.monotonic()
-            limit = min(STEPS[name].limit_seconds, left)
-            result = (
-                _run_step(name, scratch, limit, environment) if left > 0 else Result(name, 0.0, error="no time left")
-            )
+            if left > 0:
+                result = _run_step(name, scratch, min(STEPS[name].limit_seconds, left), environment)
+            else:
+                result = Result(name, 0.0, error="no time left")
             result.write(output)
             results.append(result)
             console.print(f"{name}: {result.error or 'done'} in {result.seconds:.0f} s", style="dim")
@@ -142,18 +142,18 @@ def _run_step(name: str, scratch: Path, limit: float, environment: dict[str, str
     found = Result.read(scratch, name)
     if status == 0:
         return found
-    last_words = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-600:]
+    last_output = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-600:]
     ended = f"ended with {status}" if status is not None else f"stopped after {limit:.0f} s"
-    return replace(found, seconds=seconds, error=f"{ended}: {last_words}")
+    return replace(found, seconds=seconds, error=f"{ended}: {last_output}")
 
 
 def _run_one(options: argparse.Namespace) -> int:
-    """In the process of its own: one step, or the tower's export."""
+    """Runs one step, or the tower's export, in this process."""
     step, scratch = options.one[0], Path(options.one[1])
     job, started = _job(options, scratch), time.monotonic()
     if step != TOWER:
         result = Result(step, 0.0)
-        for figure in STEPS[step].measure(job):  # each is kept at once: what fails later costs only what comes later
+        for figure in STEPS[step].measure(job):  # written one by one, so that a later failure loses none
             seconds = round(time.monotonic() - started, 1)
             result = Result(step, seconds, (*result.figures, figure))
             result.write(scratch)

@@ -1,4 +1,4 @@
-"""Shards to scores with the tower, all stages at once: pairs a second, the limits of the stages, copies."""
+"""Runs shards to scores with the tower, all stages at the same time: pairs a second, limits of the stages, copies."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _engines(job: Job) -> Sequence[Engine | None]:
 
 
 def _recipe(job: Job) -> Recipe:
-    """Text and picture figures, and the tower's features."""
+    """A recipe that needs text measures, pixel statistics and the tower's features."""
     models = load_recipe("embedded").models
     criteria = {
         "unsafe_text": {"min": 0}, "words": {"min": 0}, "unsafe_caption": {"min": 0}, "decodable": {"min": 1},

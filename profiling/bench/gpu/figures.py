@@ -1,4 +1,4 @@
-"""What a step measures: named figures, as JSON and as rows of a table."""
+"""Results of the steps: named figures, as JSON and as rows of a table."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Figure:
     """One measured value.
 
     Attributes:
-        name: what was measured, for people.
+        name: what was measured, as the table shows it.
         value: the figure; a string says why there is none.
         unit: of the value, `1/s` for instance.
-        bar: what the value is compared with: a peer's published figure or a goal of ours, in words.
+        bar: the figure to compare with, in words: a peer's published figure or a goal of ours.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """A step that ended: its figures, or in `error` why it has none."""
+    """Result of a step: its figures, and in `error` why it ended early."""
 
     step: str
     seconds: float
@@ -64,9 +64,9 @@ class Result:
 
 
 def to_table(results: Iterable[Result]) -> Table:
-    """All steps, a row a figure."""
+    """Makes a table of all steps, one row per figure."""
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("step", "figure", "value", "unit", "beside"):
+    for heading in ("step", "figure", "value", "unit", "bar"):
         table.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
     for result in results:
         name = f"{result.step} ({result.seconds:.0f} s)"
@@ -80,7 +80,18 @@ def to_table(results: Iterable[Result]) -> Table:
 
 
 def rate(work: Callable[[], object], count: int, device: Device, seconds: float = 0.5, repeats: int = 3) -> float:
-    """`count` a second of `work`: the median of at least `repeats` runs over `seconds`, after one that warms up."""
+    """Measures the rate of `work`: the median of its runs after one that warms up.
+
+    Args:
+        work: the function to time.
+        count: items that one run processes.
+        device: the device to wait for after each run.
+        seconds: least time of all runs together.
+        repeats: least number of runs.
+
+    Returns:
+        Items a second.
+    """
     work()
     device.wait()
     taken: list[float] = []
@@ -92,6 +103,6 @@ def rate(work: Callable[[], object], count: int, device: Device, seconds: float 
     return count / median(taken)
 
 
-def apart(ours: Sequence[object], theirs: Sequence[object]) -> int:
-    """How many of the pairs of values are not equal."""
+def count_unequal(ours: Sequence[object], theirs: Sequence[object]) -> int:
+    """Number of positions at which the sequences differ; both have the same length."""
     return sum(a != b for a, b in zip(ours, theirs, strict=True))

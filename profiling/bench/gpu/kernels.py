@@ -1,4 +1,4 @@
-"""Our kernels: the device's results beside the CPU's, and their rates."""
+"""Measures our kernels: parity of the device's results with the CPU's, and rates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.stages.decode import open_decoder
 from engine.stages.text import clean
 from kernels.pixels import pixel_statistics
 from kernels.strings import Strings
-from profiling.bench.gpu.figures import Figure, rate
+from profiling.bench.gpu.figures import Figure, count_unequal, rate
 from profiling.bench.gpu.material import Job, captions, demo_photographs, planted_on
 from trt_models.store import ModelSet
 
@@ -38,18 +38,18 @@ def measure(job: Job) -> Iterator[Figure]:
         there = [device.up(picture) for picture in pixels]
         column = pa.array(captions(job.captions, job.rows), pa.large_string())
         yield Figure("first launch of the text kernels", first, "s")
-        yield Figure("captions measured otherwise than on the CPU", _measures_apart(lines, device, host), "rows")
-        yield Figure("captions cleaned otherwise", _cleaned_apart(lines, device, host), "rows")
-        yield Figure("captions classified otherwise", _classified_apart(lines, device, host), "rows")
-        yield Figure("pixel statistics, largest relative difference", _pixels_apart(there, pixels, device, host))
-        yield Figure("near-duplicate sets otherwise", _sets_apart(job, device, host), "rows")
+        yield Figure("captions whose measures differ from the CPU's", _unequal_measures(lines, device, host), "rows")
+        yield Figure("captions whose cleaned text differs", _unequal_cleaned(lines, device, host), "rows")
+        yield Figure("captions whose classification differs", _unequal_classes(lines, device, host), "rows")
+        yield Figure("pixel statistics, largest relative difference", _pixel_difference(there, pixels, device, host))
+        yield Figure("rows whose near-duplicate group differs", _unequal_groups(job, device, host), "rows")
         speed = rate(lambda: measure_captions(column, device), job.rows, device)
         yield Figure(f"captions, column of {job.rows:,} with its upload", speed, "1/s", CPU_CORE)
         yield Figure("pixel statistics", rate(lambda: pixel_statistics(device, there), len(there), device), "1/s")
 
 
-def _measures_apart(lines: list[str], device: Device, host: Device) -> int:
-    """Rows of which a measure differs by more than 1e-5 of its value."""
+def _unequal_measures(lines: list[str], device: Device, host: Device) -> int:
+    """Number of rows of which some measure differs by more than 1e-5 of its value."""
     wrong = np.zeros(len(lines), bool)
     expected = measure_captions(lines, host)
     for name, column in measure_captions(lines, device).items():
@@ -61,11 +61,11 @@ def _context(device: Device) -> Context:
     return Context(device, ModelSet(load_recipe("embedded").models), frozenset())
 
 
-def _cleaned_apart(lines: list[str], device: Device, host: Device) -> int:
-    return sum(a != b for a, b in zip(clean(_context(device), lines), clean(_context(host), lines), strict=True))
+def _unequal_cleaned(lines: list[str], device: Device, host: Device) -> int:
+    return count_unequal(clean(_context(device), lines), clean(_context(host), lines))
 
 
-def _classified_apart(lines: list[str], device: Device, host: Device) -> int:
+def _unequal_classes(lines: list[str], device: Device, host: Device) -> int:
     found = []
     for there in (device, host):
         classify = _context(there).models.text_classifier("caption_safety", there)
@@ -73,12 +73,12 @@ def _classified_apart(lines: list[str], device: Device, host: Device) -> int:
     return int((found[0] != found[1]).sum())
 
 
-def _pixels_apart(there: list[Any], pixels: list[Any], device: Device, host: Device) -> float:
+def _pixel_difference(there: list[Any], pixels: list[Any], device: Device, host: Device) -> float:
     found, expected = device.down(pixel_statistics(device, there)), pixel_statistics(host, pixels)
     return float(np.max(np.abs(found - expected) / np.maximum(np.abs(expected), 1e-12)))
 
 
-def _sets_apart(job: Job, device: Device, host: Device) -> int:
+def _unequal_groups(job: Job, device: Device, host: Device) -> int:
     vectors = planted_on(device, min(job.rows, 30_000), 256)
     found = chains(Features(device, [vectors]), WITHIN)
     return int((found != chains(Features(host, [device.down(vectors)]), WITHIN)).sum())

@@ -1,4 +1,4 @@
-"""What the steps measure with: pictures, captions, vectors with planted neighbours, a tower of random weights."""
+"""Inputs of the steps: pictures, captions, vectors with planted neighbours, a tower of random weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from trt_models.card import Card, load_card
 from trt_models.store import cache_folder, model_folder
 
 SEED, SIDE, QUALITY = 20260122, 512, 90
+"""Of random numbers; of the JPEG files: pixels a side, and quality."""
 DISTINCT_CAPTIONS = 4096
+PLANTED_ROWS = 1 << 17
+"""Rows of planted vectors made at a time."""
 SMALL = "small"
 """A tower of two layers, to try the steps on a CPU."""
 SMALL_CARD = {
@@ -38,7 +41,7 @@ SMALL_CARD = {
 
 @dataclass(frozen=True)
 class Job:
-    """What a step is given.
+    """Settings of a step.
 
     Attributes:
         device: `cuda`, `cuda:N` or `cpu`.
@@ -95,22 +98,22 @@ def captions(path: Path | None, count: int) -> list[str]:
 
 
 def planted_on(device: Device, rows: int, dimension: int) -> Any:
-    """Unit vectors, made on the device: 30 % of the rows in groups within a cosine distance of 0.1, the rest noise.
+    """Makes unit vectors on the device: 30 % of the rows in groups within a cosine distance of 0.1, the rest noise.
 
     Returns:
-        float16 (rows, dimension), of the device.
+        float16 (rows, dimension), on the device.
     """
     xp = device.xp
     centre_of, groups = grouped(rows, np.random.default_rng(SEED))
     chance = xp.random.default_rng(SEED)
     centres = _unit(xp, chance.standard_normal((groups, dimension), dtype=np.float32))
     out = xp.empty((rows, dimension), np.float16)
-    for start in range(0, rows, 1 << 17):
-        part = device.up(centre_of[start : start + (1 << 17)])
+    for start in range(0, rows, PLANTED_ROWS):
+        part = device.up(centre_of[start : start + PLANTED_ROWS])
         noise = _unit(xp, chance.standard_normal((len(part), dimension), dtype=np.float32))
         reach = 0.05 + 0.15 * chance.random((len(part), 1), dtype=np.float32)
         near = _unit(xp, centres[part] + reach * noise)
-        out[start : start + (1 << 17)] = xp.where(part[:, None] >= 0, near, noise)
+        out[start : start + PLANTED_ROWS] = xp.where(part[:, None] >= 0, near, noise)
     device.wait()
     return out
 
@@ -120,9 +123,9 @@ def _unit(xp: Any, vectors: Any) -> Any:
 
 
 def link_cache(work: Path) -> Path:
-    """A cache of its own for this run, in which the tables and models already made are linked.
+    """Makes a cache folder for this run, with links to the tables and models in the user's cache; returns its path.
 
-    The tower of random weights must never stand in the user's cache under a published model's name.
+    The tower of random weights must not appear in the user's cache under a published model's name.
     """
     theirs, ours = cache_folder(), work / "cache"
     for kind in ("tables", "models"):
@@ -134,7 +137,7 @@ def link_cache(work: Path) -> Path:
 
 
 def export_tower(job: Job) -> None:
-    """Exports the tower with random weights, unless it is there; `tower.json` in the work folder says that it is."""
+    """Exports the tower with random weights, unless `tower.json` in the work folder shows that it is there."""
     import torch
 
     from profiling.bench.export_parity import MODELS, SPREAD, build_chinese_clip, vision
@@ -160,7 +163,7 @@ def export_tower(job: Job) -> None:
 
 
 def wait_for_tower(job: Job) -> None:
-    """Returns when the tower is exported.
+    """Waits until the tower is exported.
 
     Raises:
         DanqingError: the export failed; `tower.log` says why.

@@ -1,4 +1,4 @@
-"""Near-duplicate search over vectors that are on the device already, beside FAISS."""
+"""Measures near-duplicate search, over vectors that are already on the device, and FAISS."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def measure(job: Job) -> Iterator[Figure]:
         device.up(np.zeros((min(job.rows, 100_000), DIMENSION), np.float16))
         device.wait()
         upload = time.perf_counter() - started
-        yield Figure(f"exact sets of {job.rows:,} × {DIMENSION}, tiles", job.rows / seconds, "rows/s", BAR)
-        yield Figure("sets found", groups)
+        yield Figure(f"exact groups of {job.rows:,} × {DIMENSION}, tiles", job.rows / seconds, "rows/s", BAR)
+        yield Figure("groups found", groups)
         yield Figure("upload of the vectors", min(job.rows, 100_000) / upload, "rows/s")
         with suppress(ImportError):
             name = f"FAISS flat, the {NEAREST} nearest of {min(ASKED, job.rows):,} rows"
@@ -41,7 +41,7 @@ def measure(job: Job) -> Iterator[Figure]:
 
 
 def _faiss_rate(device: Device, vectors: Any) -> float:
-    """Rows a second whose nearest neighbours FAISS finds among all; its index stores halves on a GPU."""
+    """Rows a second for which FAISS finds the nearest neighbours among all; on a GPU its index stores float16."""
     import faiss
 
     rows = vectors.astype(np.float32)

@@ -1,4 +1,4 @@
-"""The image tower in every runtime that is installed: pictures a second, parity, share of the chip's peak."""
+"""Measures the image tower in every installed runtime: pictures a second, parity, share of the chip's peak."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import onnx
 
 from engine.device import Device, open_device
 from engine.errors import DanqingError
+from engine.verify import similarity
 from profiling.bench.gpu.figures import Figure, rate
 from profiling.bench.gpu.material import SEED, Job, wait_for_tower
 from trt_models.card import Card
@@ -22,7 +23,7 @@ from trt_models.store import onnx_path
 
 BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 64}, 0.999
 ON_CPU = {"onnxruntime": "int8", "torch": "bf16"}
-"""Precision of the engines that a CPU runs; a GPU's is fp16."""
+"""Runtime → precision of its engine for a CPU; on a GPU it is fp16."""
 BAR = "≥ 1,125: ten times NeMo Curator's nightly floor for a GPU"
 
 
@@ -47,18 +48,19 @@ def measure(job: Job) -> Iterator[Figure]:
                 found = device.down(session.run(**given)["embedding"])
                 opened = time.perf_counter() - started
                 speed = rate(lambda: session.run(**given), rows, device)  # noqa: B023
-            except Exception as problem:  # a runtime that fails must not cost the others
+            except Exception as problem:  # the other runtimes are measured all the same
                 yield Figure(name, f"{type(problem).__name__}: {str(problem)[:300]}")
                 continue
             reference = found if reference is None else reference
             yield Figure(f"{name}, batch {rows}", speed, "pictures/s", BAR)
             yield Figure(f"{name}, share of the peak", speed * work / peak)
-            yield Figure(f"{name}, smallest cosine to fp32", _cosine(found, reference), "", f"≥ {LEAST_COSINE}")
+            cosine = float(similarity(reference, found).min())
+            yield Figure(f"{name}, smallest cosine to fp32", cosine, "", f"≥ {LEAST_COSINE}")
             yield Figure(f"{name}, seconds to open and run once", opened, "s")
 
 
 def _engines(card: Card, device: Device) -> Iterator[tuple[str, Engine | str | None]]:
-    """The model itself (None), then an engine of every runtime, or why there is none."""
+    """Yields the model itself (None), then an engine of every runtime, or why there is none."""
     yield "onnxruntime fp32", None
     rows = BATCH[device.kind]
     for runtime in RUNTIMES:
@@ -70,7 +72,7 @@ def _engines(card: Card, device: Device) -> Iterator[tuple[str, Engine | str | N
 
 
 def engine_for(card: Card, device: Device, runtime: str, rows: int) -> Engine:
-    """The card's engine in half precision for the device, compiled now unless there is one.
+    """Returns the card's engine for the device, in 16 bits on a GPU; compiles it if there is none.
 
     Raises:
         DanqingError: the runtime is not installed, or compiles nothing for this device.
@@ -87,20 +89,15 @@ def _precision(runtime: str, device: Device) -> str:
     return "fp16" if device.kind == "cuda" else ON_CPU.get(runtime, "fp32")
 
 
-def _cosine(found: np.ndarray, expected: np.ndarray) -> float:
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
-
-
 def _peak(device: Device) -> float:
-    """Multiplications and additions a second of a large matrix product of random numbers."""
+    """Multiplications and additions a second in a large matrix product of random numbers."""
     xp, side, kind = (device.xp, 8192, np.float16) if device.kind == "cuda" else (device.xp, 1024, np.float32)
     left, right = (xp.random.standard_normal((side, side)).astype(kind) for _ in range(2))
     return rate(lambda: xp.matmul(left, right), 2 * side**3, device)
 
 
 def flops(path: Path) -> float:
-    """Multiplications and additions of one row through an ONNX graph: those of MatMul, Gemm and Conv."""
+    """Counts multiplications and additions for one row of an ONNX graph: those of MatMul, Gemm and Conv."""
     model = onnx.load(str(path), load_external_data=False)
     for given in model.graph.input:
         given.type.tensor_type.shape.dim[0].dim_value = 1

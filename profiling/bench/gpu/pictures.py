@@ -1,4 +1,4 @@
-"""JPEG files to the models' inputs: the codec alone, resizing alone, and all picture stages in turn."""
+"""Measures JPEG files to the models' inputs: the codec alone, resizing alone, and all picture stages in turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: captions of a cuDF column measured where it lies, and SELECT from file to file."""
+"""Measures the captions of a cuDF column, without a copy, and SELECT from file to file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from engine.select import select
 from profiling.bench.gpu.figures import Figure, rate
 from profiling.bench.gpu.material import Job, captions
 
-FEW = 64
-"""Rows of a selection that only warms up."""
+WARM_UP_ROWS = 64
 LEFT_OUT = ("blocked_source", "unknown_tokens")
 """Criteria that need a list of the user, or the text tower."""
 
@@ -35,13 +34,13 @@ def measure(job: Job) -> Iterator[Figure]:
                 figure = rate(lambda: measure_captions(column, device), job.rows, device)
                 yield Figure(f"captions, cuDF column of {job.rows:,}", figure, "1/s")
             except ImportError as problem:
-                yield Figure("captions, cuDF column", f"not here: {problem}")
+                yield Figure("captions, cuDF column", f"not installed: {problem}")
     urls = np.char.add("https://example.com/", np.arange(job.rows).astype(str))
     table = pa.table({"url": urls, "caption": lines})
     recipe = load_recipe("embedded")
     recipe = replace(recipe, criteria=tuple(c for c in recipe.criteria if c.name not in LEFT_OUT))
     settings = Settings(device=job.device)
-    for rows in (min(FEW, job.rows), job.rows):
+    for rows in (min(WARM_UP_ROWS, job.rows), job.rows):
         path = job.scratch / f"urls-{rows}.parquet"
         pq.write_table(table.slice(0, rows), path)
         started = time.perf_counter()
