@@ -171,7 +171,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 class OnePicture:
     """Stands for the codec, and for the resizer of inputs of these sizes."""
 
-    def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
+    def __init__(self, inputs: Sequence[ImageInput], device: Device, resizer: str = "auto") -> None:
         self._inputs = inputs
 
     @staticmethod
