@@ -20,6 +20,7 @@ from engine.dedup.products import PRODUCTS
 from engine.dedup.sample import Sample
 from engine.dictionary import character_classes, open_dictionary
 from engine.progress import Silent
+from engine.stages.resize import KernelResizer
 from kernels import components, fingerprints, lexicon, neighbours, pixels, portable, resample_batches, text, wordpiece
 from kernels import lists as list_kernels
 from kernels.portable import Kernel
@@ -30,6 +31,7 @@ from kernels.trie import build
 from tests.kernels import test_resample
 from tests.kernels.texts import NASTY, random_texts
 from tests.simulated import HOST, simulate
+from trt_models.card import ImageInput
 
 LONG, TILE = np.zeros(2, np.int64), np.zeros((2, 2), PRODUCTS["cuda"].kind)
 
@@ -107,12 +109,13 @@ SIMULATED = """
 import numpy as np
 from engine.device import open_device
 from engine.dictionary import character_classes, open_dictionary
+from engine.stages.resize import BatchResizer
 from kernels import text
 from kernels.lexicon import Patterns, weigh
 from kernels.pixels import pixel_statistics
 from kernels.strings import Strings
 from kernels.trie import build
-from tests.kernels.test_portable import PICTURES, near_sets, resized
+from tests.kernels.test_portable import INPUTS, PICTURES, near_sets, resized
 from tests.kernels.texts import NASTY, random_texts
 from tests.simulated import play
 
@@ -127,6 +130,8 @@ with open_device("cuda") as device:
     assert pixel_statistics(device, []).shape == (0, 3)
     np.save("sets.npy", near_sets(device))
     np.save("resized.npy", resized(device, list(map(device.up, PICTURES))))
+    for number, batch in enumerate(BatchResizer(INPUTS, device)(list(map(device.up, PICTURES[3:])))):
+        np.save(f"input{number}.npy", device.down(batch))
 """
 
 
@@ -174,6 +179,7 @@ PICTURES = [
     np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for seed, shape in enumerate([(1, 1), (1, 9), (9, 1), (2, 2), (3, 257), (67, 5)])
 ]
+INPUTS = [ImageInput(4, 5, interpolation="lanczos"), ImageInput(4, 6, "stretch", "linear", 75)]
 SIZES = [(3, 2), (4, 1), (1, 5), (2, 2), (2, 20), (11, 7), (5, 19), (40, 4)]
 """What the pictures, and two views of them, are resized to: (rows, columns)."""
 
@@ -197,4 +203,6 @@ def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> N
         for picture, size in zip([*PICTURES, *host_copies], SIZES, strict=True)
     ]
     assert (np.load(tmp_path / "resized.npy") == np.concatenate(by_pillow)).all()
+    for number, batch in enumerate(KernelResizer(INPUTS, device)(PICTURES[3:])):
+        assert (np.load(tmp_path / f"input{number}.npy") == batch).all()
     assert (np.load(tmp_path / "figures.npy") == pixels.pixel_statistics(device, PICTURES)).all()
