@@ -271,6 +271,10 @@ def _picture_options() -> argparse.ArgumentParser:
     group.add_argument("--score-everything", action="store_true", help="no gates: all scores of all pairs")
     group.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger pictures (default: Pillow's limit)")
     group.add_argument(
+        "--resizer", choices=("auto", "dali", "kernel"), default="auto",
+        help="kernel: to the bit as Pillow, on GPUs too; dali: DALI's graph; auto: dali on a GPU, kernel on a CPU",
+    )  # fmt: skip
+    group.add_argument(
         "--memory-limit", type=read_size, metavar="SIZE", help="host memory that scoring keeps to, as 4G or 900M"
     )
     return parser
@@ -338,6 +342,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         threads=options.threads,
         memory_limit=getattr(options, "memory_limit", None),
         strict_engines=getattr(options, "strict_engines", False),
+        resizer=getattr(options, "resizer", Settings.resizer),
         profile=getattr(options, "profile", False),
         metrics_port=getattr(options, "metrics_port", None),
         metrics_address=getattr(options, "metrics_address", Settings.metrics_address),

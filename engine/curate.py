@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.decide import decide
-from engine.device import Device, open_device
+from engine.device import Device, kind_of, open_device
 from engine.dictionary import file_hash
 from engine.funnel import Funnel
 from engine.memory import Memory
@@ -23,6 +23,7 @@ from engine.report.terminal import ProgressBar
 from engine.run import Run
 from engine.sources import Layout, find_shards
 from engine.stages import Context, stored_columns
+from engine.stages.resize import chosen_resizer
 from engine.stages.source import read_blocklist
 from engine.topics import Topics, find_topics
 from engine.workers import score_on_one, score_on_several
@@ -39,7 +40,7 @@ class Settings:
     """How to score, beside the recipe. What can change a score is part of the run's identity.
 
     `user_dictionaries`: words that jieba does not know, in its format. `devices`: those that score, if more than one.
-    `strict_engines`: raise an error if an engine in use does not open.
+    `strict_engines`: raise an error if an engine in use does not open. `resizer`: see `open_resizer`.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -52,6 +53,7 @@ class Settings:
     threads: int | None = None
     memory_limit: int | None = None
     strict_engines: bool = False
+    resizer: str = "auto"
     profile: bool = False
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
@@ -68,11 +70,17 @@ class Settings:
             "user_dictionaries": [file_hash(path)[:16] for path in self.user_dictionaries],
         }
 
+    @property
+    def resizers(self) -> list[str]:
+        """Those of the devices that score, each once: `kernel` gives the same pixels on all of them, `dali` others."""
+        return sorted({chosen_resizer(self.resizer, kind_of(name)) for name in self.devices or (self.device,)})
+
     def context(self, device: Device, models: ModelSet, wanted: Iterable[str]) -> Context:
         memory = Memory.of(device.kind, self.memory_limit, self.max_pixels)
         return Context(
-            device, models, frozenset(wanted), self.blocked_domains, self.max_pixels, self.user_dictionaries, memory
-        )
+            device, models, frozenset(wanted), self.blocked_domains, self.max_pixels, self.user_dictionaries, memory,
+            self.resizer,
+        )  # fmt: skip
 
 
 def known_columns() -> list[str]:
@@ -88,6 +96,7 @@ def score_inputs(inputs: Iterable[str], output: Path, recipe: Recipe, settings: 
         **settings.rules(),
         "score_everything": settings.score_everything,
         "max_pixels": settings.max_pixels,
+        "resizers": settings.resizers,
     }
     run = Run.create_or_resume(output, shards, recipe, settings.layout, identity)
     waiting = run.unscored()

@@ -136,7 +136,7 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
         DanqingError: a device that there is not; says what is missing.
     """
     if name == "auto":
-        name = "cuda" if _counted_gpus() else "cpu"
+        name = kind_of(name)
     kind, _, which = name.partition(":")
     if kind not in ("cpu", "cuda") or (which and (kind == "cpu" or not which.isdecimal())):
         raise DanqingError(f"--device {name}: neither cpu, nor cuda, cuda:0, cuda:1, …, nor auto")
@@ -147,6 +147,13 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
         device = Device(kind, threads, pool, xp, number, held)
         device.enter()
         yield device
+
+
+def kind_of(name: str) -> str:
+    """`cpu` or `cuda`: the kind of device that `open_device` opens for a name it takes."""
+    if name == "auto":
+        return "cuda" if _counted_gpus() else "cpu"
+    return name.partition(":")[0]
 
 
 def _open_gpu(name: str, number: int) -> Any:

@@ -86,16 +86,7 @@ def pixel_statistics(device: ArrayLauncher, pictures: Sequence[Any]) -> Any:
             `__cuda_array_interface__`. They must stay alive until the device's stream is through with them.
     """
     xp = device.xp
-    facts, kept = [], []
-    for picture in pictures:
-        view = _interface(picture)
-        if view["strides"] and view["strides"][1:] != (3, 1):
-            picture = xp.ascontiguousarray(picture)
-            view = _interface(picture)
-        kept.append(picture)
-        height, width, _ = view["shape"]
-        facts.append((view["data"][0], (view["strides"] or (3 * width,))[0], height, width))
-    table = np.array(facts, np.int64).reshape(-1, 4)
+    pictures, table = locate(device, pictures)
     counted, tiles = _cut(table[:, 2], table[:, 3], *TILE[device.kind])
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counted)])
 
@@ -117,8 +108,36 @@ def pixel_statistics(device: ArrayLauncher, pictures: Sequence[Any]) -> Any:
     return out
 
 
-def _interface(picture: Any) -> dict[str, Any]:
-    return getattr(picture, "__cuda_array_interface__", None) or picture.__array_interface__
+def locate(device: ArrayLauncher, pictures: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
+    """Where pictures lie in the device's memory.
+
+    Args:
+        pictures: uint8 (height, width, 3) each: NumPy arrays, or on a GPU whatever has a `__cuda_array_interface__`.
+
+    Returns:
+        The pictures, copied where their rows are not interleaved; to be kept while their addresses are in use;
+        int64 (pictures, 4): address of the first byte, bytes from row to row, height, width.
+    """
+    found, places = [], []
+    for picture in pictures:
+        view = _interface(picture)
+        if view["strides"] and view["strides"][1:] != (3, 1):
+            picture = device.xp.ascontiguousarray(picture)
+            view = _interface(picture)
+        found.append(picture)
+        height, width, _ = view["shape"]
+        places.append((view["data"][0], (view["strides"] or (3 * width,))[0], height, width))
+    return found, np.array(places, np.int64).reshape(-1, 4)
+
+
+def address_of(array: Any) -> int:
+    """Of the first byte of an array of the device."""
+    return int(_interface(array)["data"][0])
+
+
+def _interface(array: Any) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    return found
 
 
 def _cut(heights: np.ndarray, widths: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, Tiles]:

@@ -18,7 +18,7 @@ from trt_models.store import ModelSet
 
 @dataclass(frozen=True)
 class Context:
-    """What stages may draw on when they are opened."""
+    """What stages may draw on when they are opened. `resizer`: see `engine.stages.resize.open_resizer`."""
 
     device: Device
     models: ModelSet
@@ -27,6 +27,7 @@ class Context:
     max_pixels: int = 2**31 - 1
     user_dictionaries: tuple[Path, ...] = ()
     memory: Memory = field(default_factory=Memory)
+    resizer: str = "auto"
 
 
 class Stage:

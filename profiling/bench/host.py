@@ -173,7 +173,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 class OnePicture:
     """Stand-in for the codec and the resizer: one small picture for every file, zeros for every input."""
 
-    def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
+    def __init__(self, inputs: Sequence[ImageInput], device: Device, resizer: str = "auto") -> None:
         self._inputs = inputs
 
     @staticmethod

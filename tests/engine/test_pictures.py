@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from engine.recipe import load_recipe
 from engine.stages.base import Context
 from engine.stages.decode import Decode
 from engine.stages.header import Header
-from engine.stages.resize import DaliResizer, KernelResizer
+from engine.stages.resize import BatchResizer, DaliResizer, KernelResizer, chosen_resizer, open_resizer
 from tests.conftest import picture
 from trt_models.card import ImageInput
 from trt_models.store import ModelSet
@@ -134,9 +135,18 @@ SIZES = pytest.mark.parametrize("size", [(640, 480), (501, 375), (375, 501), (30
 @SIZES
 def test_resized_pictures_are_pillows_bit_by_bit(device: Device, size: tuple[int, int]) -> None:
     pixels = colourful(size)
-    for wanted, output in zip(INPUTS, KernelResizer(INPUTS, device)([pixels, pixels]), strict=True):
-        assert output.shape == (2, 224, 224, 3)
-        assert (output == reference_resize(pixels, wanted)).all()
+    for resizer in (KernelResizer(INPUTS, device), BatchResizer(INPUTS, device)):
+        for wanted, output in zip(INPUTS, resizer([pixels, pixels]), strict=True):
+            assert output.shape == (2, 224, 224, 3)
+            assert (output == reference_resize(pixels, wanted)).all()
+
+
+def test_the_resizer_of_a_device_is_the_one_asked_for(device: Device) -> None:
+    assert [chosen_resizer("auto", kind) for kind in ("cpu", "cuda")] == ["kernel", "dali"]
+    assert chosen_resizer("kernel", "cuda") == "kernel"
+    assert isinstance(open_resizer(INPUTS, device), KernelResizer)
+    assert isinstance(open_resizer(INPUTS, device, "dali"), DaliResizer)
+    assert isinstance(open_resizer(INPUTS, replace(device, kind="cuda"), "kernel"), BatchResizer)
 
 
 @SIZES

@@ -165,6 +165,11 @@ def test_another_recipe_or_input_is_refused_in_words(crawl: list[str], plain_rec
         score_inputs(crawl[:2], out, plain_recipe, Settings())
     with pytest.raises(DanqingError, match="max_pixels: "):
         score_inputs(crawl, out, plain_recipe, Settings(max_pixels=9))
+    with pytest.raises(DanqingError, match=r"resizers: .*kernel.* there, .*dali.* here"):
+        score_inputs(crawl, out, plain_recipe, Settings(resizer="dali"))
+    for same in (Settings(resizer="kernel"), Settings(device="cuda", resizer="kernel")):
+        score_inputs(crawl, out, plain_recipe, same)  # all is scored: no device is opened
+    assert Settings(device="cuda").resizers == ["dali"]
     words = tmp_path / "words.txt"
     words.write_text("橘猫趴 100 n\n")
     with pytest.raises(DanqingError, match="user_dictionaries: "):

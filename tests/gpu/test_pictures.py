@@ -11,7 +11,7 @@ import pytest
 
 from engine.device import Device
 from engine.stages.decode import open_decoder
-from engine.stages.resize import open_resizer
+from engine.stages.resize import HASHED, open_resizer
 from kernels.pixels import pixel_statistics
 from tests.conftest import picture
 from trt_models.card import ImageInput
@@ -39,8 +39,28 @@ def test_statistics_are_the_same_in_one_launch_for_a_ragged_batch(gpu: Device, d
     np.testing.assert_allclose(there, pixel_statistics(device, pictures), rtol=1e-12, atol=1e-12)
 
 
+def test_our_kernels_resize_to_the_same_bits(gpu: Device, device: Device) -> None:
+    """Photographs and odd sizes, JPEG round trip included."""
+    chance = np.random.default_rng(0)
+    shapes = [(1, 1), (1, 9), (9, 1), (224, 224), (1080, 1920), (333, 401)]
+    pictures: list[Any] = [p for p in open_decoder(device).decode(PHOTOGRAPHS) if p is not None]
+    pictures += [chance.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    inputs = [*INPUTS, HASHED, ImageInput(224, 256, "stretch", "linear", 75)]
+    there = open_resizer(inputs, gpu, "kernel")([gpu.xp.asarray(p) for p in pictures])
+    for on_gpu, on_cpu in zip(there, open_resizer(inputs, device)(pictures), strict=True):
+        assert (on_gpu.get() == on_cpu).all()
+
+
+def test_our_kernels_take_what_the_gpu_decoded(gpu: Device, device: Device) -> None:
+    decoded = [p for p in open_decoder(gpu).decode(PHOTOGRAPHS) if p is not None]
+    windows = [p[1:-1:2, 3:-5] for p in decoded]  # rows apart
+    expected = open_resizer(INPUTS, device)([np.ascontiguousarray(gpu.down(p)) for p in (*decoded, *windows)])
+    for on_gpu, on_cpu in zip(open_resizer(INPUTS, gpu, "kernel")([*decoded, *windows]), expected, strict=True):
+        assert (on_gpu.get() == on_cpu).all()
+
+
 def test_dalis_graph_resizes_where_the_pixels_are(gpu: Device, device: Device) -> None:
     pictures: list[Any] = [p for p in open_decoder(device).decode(PHOTOGRAPHS) if p is not None]
-    there = open_resizer(INPUTS, gpu)([gpu.xp.asarray(p) for p in pictures])
+    there = open_resizer(INPUTS, gpu, "dali")([gpu.xp.asarray(p) for p in pictures])
     for on_gpu, on_cpu in zip(there, open_resizer(INPUTS, device)(pictures), strict=True):
         assert np.abs(on_gpu.get().astype(int) - on_cpu).mean() < 1

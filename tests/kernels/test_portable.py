@@ -20,13 +20,18 @@ from engine.dedup.products import PRODUCTS
 from engine.dedup.sample import Sample
 from engine.dictionary import character_classes, open_dictionary
 from engine.progress import Silent
-from kernels import components, fingerprints, lexicon, neighbours, pixels, portable, text, wordpiece
+from engine.stages.resize import KernelResizer
+from kernels import components, fingerprints, lexicon, neighbours, pixels, portable, resample_batches, text, wordpiece
 from kernels import lists as list_kernels
 from kernels.portable import Kernel
+from kernels.resample import CUBIC, LANCZOS, LINEAR
+from kernels.resample_batches import Window
 from kernels.strings import Strings
 from kernels.trie import build
+from tests.kernels import test_resample
 from tests.kernels.texts import NASTY, random_texts
 from tests.simulated import HOST, simulate
+from trt_models.card import ImageInput
 
 LONG, TILE = np.zeros(2, np.int64), np.zeros((2, 2), PRODUCTS["cuda"].kind)
 
@@ -53,6 +58,8 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield pixels.sum_tiles, (pixels.Pictures(*[LONG] * 4), pixels.Tiles(*[LONG] * 5), scratch, bins, sums)
     yield pixels.gather_counts, (LONG, bins, histograms)
     yield pixels.finish, (LONG, sums, histograms, np.empty((1, 3)))
+    images, spans, fixed = resample_batches.Images(*[LONG] * 8), np.zeros((2, 2), np.int32), np.zeros(2, np.int32)
+    yield resample_batches.resample_lines, (images, spans, fixed, True, np.empty(6, np.uint8))
     features, vectors, reals = neighbours.Rows(LONG, np.zeros(2), LONG), np.zeros((2, 2), np.float32), np.zeros((2, 2))
     yield components.find_roots, (LONG, LONG)
     yield neighbours.measure, (features,)
@@ -102,12 +109,13 @@ SIMULATED = """
 import numpy as np
 from engine.device import open_device
 from engine.dictionary import character_classes, open_dictionary
+from engine.stages.resize import BatchResizer
 from kernels import text
 from kernels.lexicon import Patterns, weigh
 from kernels.pixels import pixel_statistics
 from kernels.strings import Strings
 from kernels.trie import build
-from tests.kernels.test_portable import PICTURES, near_sets
+from tests.kernels.test_portable import INPUTS, PICTURES, near_sets, resized
 from tests.kernels.texts import NASTY, random_texts
 from tests.simulated import play
 
@@ -121,6 +129,9 @@ with open_device("cuda") as device:
     np.save("figures.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
     np.save("sets.npy", near_sets(device))
+    np.save("resized.npy", resized(device, list(map(device.up, PICTURES))))
+    for number, batch in enumerate(BatchResizer(INPUTS, device)(list(map(device.up, PICTURES[3:])))):
+        np.save(f"input{number}.npy", device.down(batch))
 """
 
 
@@ -139,6 +150,14 @@ def near_sets(device: Any) -> np.ndarray:
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
     return np.stack([*near, groups, nearest, np.r_[device.down(likely), np.full(20, found.share)]])
+
+
+def resized(device: Any, pictures: list[Any]) -> np.ndarray:
+    """Each picture to another size, by each filter, and one from a view with other strides: all pixels in a row."""
+    pictures = [*pictures, pictures[4][:, 3:60], pictures[5][::-2]]
+    windows = [Window(rows, columns, 0, 0, rows, columns) for rows, columns in SIZES]
+    parts = [resample_batches.resample_pictures(device, pictures, windows, f) for f in (CUBIC, LINEAR, LANCZOS)]
+    return np.concatenate(list(map(device.down, parts)))
 
 
 def test_tables_are_copied_once_and_used_when_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +179,9 @@ PICTURES = [
     np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for seed, shape in enumerate([(1, 1), (1, 9), (9, 1), (2, 2), (3, 257), (67, 5)])
 ]
+INPUTS = [ImageInput(4, 5, interpolation="lanczos"), ImageInput(4, 6, "stretch", "linear", 75)]
+SIZES = [(3, 2), (4, 1), (1, 5), (2, 2), (2, 20), (11, 7), (5, 19), (40, 4)]
+"""What the pictures, and two views of them, are resized to: (rows, columns)."""
 
 
 def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> None:
@@ -174,4 +196,13 @@ def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> N
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
     np.testing.assert_allclose(np.load(tmp_path / "sets.npy"), near_sets(device), atol=1e-9)
+    host_copies = [np.ascontiguousarray(picture) for picture in (PICTURES[4][:, 3:60], PICTURES[5][::-2])]
+    by_pillow = [
+        test_resample.by_pillow(picture, *size, interpolation).ravel()
+        for interpolation in (CUBIC, LINEAR, LANCZOS)
+        for picture, size in zip([*PICTURES, *host_copies], SIZES, strict=True)
+    ]
+    assert (np.load(tmp_path / "resized.npy") == np.concatenate(by_pillow)).all()
+    for number, batch in enumerate(KernelResizer(INPUTS, device)(PICTURES[3:])):
+        assert (np.load(tmp_path / f"input{number}.npy") == batch).all()
     assert (np.load(tmp_path / "figures.npy") == pixels.pixel_statistics(device, PICTURES)).all()

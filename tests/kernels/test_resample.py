@@ -10,6 +10,12 @@ from kernels.resample import CUBIC, LANCZOS, LINEAR, resample
 FILTERS = {LANCZOS: Image.Resampling.LANCZOS, CUBIC: Image.Resampling.BICUBIC, LINEAR: Image.Resampling.BILINEAR}
 
 
+def by_pillow(picture: np.ndarray, rows: int, columns: int, interpolation: int) -> np.ndarray:
+    """Across, then down, as every Pillow before 13 does it at once."""
+    across = Image.fromarray(picture).resize((columns, len(picture)), FILTERS[interpolation])
+    return np.asarray(across.resize((columns, rows), FILTERS[interpolation]))
+
+
 def test_every_size_is_pillows_bit_by_bit() -> None:
     chance = np.random.default_rng(0)
     for number in range(300):
@@ -18,9 +24,8 @@ def test_every_size_is_pillows_bit_by_bit() -> None:
         out = np.empty((rows, columns, 3), np.uint8)
         interpolation = (CUBIC, LINEAR, LANCZOS)[number % 3]
         resample(picture, rows, columns, 0, 0, out, interpolation)
-        across = Image.fromarray(picture).resize((columns, height), FILTERS[interpolation])
-        expected = across.resize((columns, rows), FILTERS[interpolation])
-        assert (out == np.asarray(expected)).all(), (height, width, rows, columns, interpolation)
+        expected = by_pillow(picture, rows, columns, interpolation)
+        assert (out == expected).all(), (height, width, rows, columns, interpolation)
 
 
 def test_a_window_is_the_crop_of_the_whole() -> None:

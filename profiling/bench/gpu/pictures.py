@@ -1,18 +1,20 @@
-"""Measures JPEG files to the models' inputs: the codec alone, resizing alone, and all picture stages in turn."""
+"""Measures JPEG files to the models' inputs: the codec alone, each resizer alone, and all picture stages in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from engine.batch import Batch
-from engine.device import open_device
+from engine.device import Device, open_device
 from engine.stages.base import Context
 from engine.stages.decode import Decode, open_decoder
 from engine.stages.header import Header
 from engine.stages.pixels import PixelStatistics
-from engine.stages.resize import open_resizer
+from engine.stages.resize import Resizer, chosen_resizer, open_resizer
 from profiling.bench.gpu.figures import Figure, rate
 from profiling.bench.gpu.material import SIDE, Job, jpegs
 from trt_models.card import ImageInput
@@ -25,12 +27,16 @@ INPUTS = [ImageInput(224, 224, "stretch", "cubic"), ImageInput(224, 256)]
 
 def measure(job: Job) -> Iterator[Figure]:
     files = jpegs(min(DISTINCT, job.pairs))
-    with open_device(job.device) as device:
+    with open_device(job.device) as device, open_device() as host:
         context = Context(device, ModelSet({}), frozenset())
-        decoder, resize, size = open_decoder(device), open_resizer(INPUTS, device), min(BATCH, len(files))
+        decoder, size = open_decoder(device), min(BATCH, len(files))
+        resizers = {name: open_resizer(INPUTS, device, name) for name in ("dali", "kernel")}
+        default = chosen_resizer("auto", device.kind)
+        resize = resizers[default]
         batches = [files[start : start + size] for start in range(0, len(files) - size + 1, size)]
         stages = [Header(context), Decode(context), PixelStatistics(context)]
         decoded = decoder.decode(batches[0])
+        pillows = open_resizer(INPUTS, host)([np.ascontiguousarray(device.down(picture)) for picture in decoded])
         count = size * len(batches)
 
         def in_turn() -> None:
@@ -49,5 +55,18 @@ def measure(job: Job) -> Iterator[Figure]:
         kilobytes = sum(map(len, files)) / len(files) / 1000
         yield Figure(f"JPEG {SIDE} × {SIDE}, mean size", kilobytes, "kB")
         yield Figure("pictures decoded, codec alone", rate(decode, count, device), "1/s")
-        yield Figure("pictures resized to two inputs", rate(lambda: resize(decoded), size, device), "1/s")
-        yield Figure("header, decode, statistics, resize in turn", rate(in_turn, count, device), "1/s")
+        for name, resizer in resizers.items():
+            speed = rate(partial(resizer, decoded), size, device)
+            yield Figure(f"pictures resized to two inputs, {name}", speed, "1/s")
+            for wanted, share in zip(INPUTS, _equal_shares(resizer, decoded, pillows, device), strict=True):
+                yield Figure(f"{name}, values equal to Pillow's, {wanted.fit}", 100 * share, "%")
+        yield Figure(f"header, decode, statistics, resize ({default}) in turn", rate(in_turn, count, device), "1/s")
+
+
+def _equal_shares(resizer: Resizer, decoded: list[Any], pillows: list[np.ndarray], device: Device) -> list[float]:
+    """The share of values that a resizer makes of the same decoded pixels as Pillow, for each input.
+
+    `pillows`: by our kernel for CPU cores, which tests hold against Pillow bit by bit.
+    """
+    found = [device.down(batch) for batch in resizer(decoded)]
+    return [float((ours == theirs).mean()) for ours, theirs in zip(found, pillows, strict=True)]
