@@ -272,7 +272,7 @@ def _picture_options() -> argparse.ArgumentParser:
     group.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger pictures (default: Pillow's limit)")
     group.add_argument(
         "--resizer", choices=("auto", "dali", "kernel"), default="auto",
-        help="kernel: to the bit as Pillow, on GPUs too; dali: DALI's graph; auto: dali on a GPU, kernel on a CPU",
+        help="kernel: bit-equal to Pillow on every device; dali: DALI's graph; auto: dali on a GPU, kernel on a CPU",
     )  # fmt: skip
     group.add_argument(
         "--memory-limit", type=read_size, metavar="SIZE", help="host memory that scoring keeps to, as 4G or 900M"

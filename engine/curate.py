@@ -72,7 +72,7 @@ class Settings:
 
     @property
     def resizers(self) -> list[str]:
-        """Those of the devices that score, each once: `kernel` gives the same pixels on all of them, `dali` others."""
+        """Names of the resizers of the devices that score. `kernel` gives equal pixels on all devices, `dali` not."""
         return sorted({chosen_resizer(self.resizer, kind_of(name)) for name in self.devices or (self.device,)})
 
     def context(self, device: Device, models: ModelSet, wanted: Iterable[str]) -> Context:

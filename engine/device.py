@@ -150,7 +150,7 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
 
 
 def kind_of(name: str) -> str:
-    """`cpu` or `cuda`: the kind of device that `open_device` opens for a name it takes."""
+    """The kind of device, `cpu` or `cuda`, that `open_device` opens for a name."""
     if name == "auto":
         return "cuda" if _counted_gpus() else "cpu"
     return name.partition(":")[0]

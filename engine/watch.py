@@ -61,7 +61,7 @@ class Watch:
 
 
 def _nvtx_range() -> Range | None:
-    """A stage's name → the NVTX range of that name; None without the package nvtx."""
+    """A function that makes the NVTX range of a stage's name; None without the package nvtx."""
     try:
         import nvtx
     except ImportError:

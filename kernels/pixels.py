@@ -109,14 +109,15 @@ def pixel_statistics(device: ArrayLauncher, pictures: Sequence[Any]) -> Any:
 
 
 def locate(device: ArrayLauncher, pictures: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
-    """Where pictures lie in the device's memory.
+    """Finds the addresses of pictures in the device's memory.
 
     Args:
-        pictures: uint8 (height, width, 3) each: NumPy arrays, or on a GPU whatever has a `__cuda_array_interface__`.
+        device: holds the pictures.
+        pictures: uint8 (height, width, 3) each: NumPy arrays, or on a GPU any with a `__cuda_array_interface__`.
 
     Returns:
-        The pictures, copied where their rows are not interleaved; to be kept while their addresses are in use;
-        int64 (pictures, 4): address of the first byte, bytes from row to row, height, width.
+        The pictures, copied if their pixels are not interleaved (the caller keeps them while it uses the addresses);
+        and int64 (pictures, 4): address of the first byte, bytes from row to row, height, width.
     """
     found, places = [], []
     for picture in pictures:
@@ -131,7 +132,7 @@ def locate(device: ArrayLauncher, pictures: Sequence[Any]) -> tuple[list[Any], n
 
 
 def address_of(array: Any) -> int:
-    """Of the first byte of an array of the device."""
+    """Address of the first byte of an array of the device."""
     return int(_interface(array)["data"][0])
 
 

@@ -1,7 +1,7 @@
-"""Resizing a batch of pictures of any sizes in two launches: bit-equal to `kernels.resample`, and so to Pillow.
+"""Resizes a batch of pictures of any sizes in two launches: bit-equal to `kernels.resample`, and so to Pillow.
 
 For GPUs. On CPU cores `kernels.resample` is four times as fast (16 pictures of 512 × 512 to two inputs: 3.1 ms of a
-core a picture, here 12.6): its loops over a row fill vector lanes, where a thread here computes one pixel.
+core a picture, here 12.6): its loops over a row fill vector lanes, while here a thread computes one pixel.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from kernels.portable import ArrayLauncher, byte_at, inlined, kernel
 from kernels.resample import BITS, HALF, weights
 
 INTERMEDIATE_BYTES = 256 << 20
-"""Maximum size of what the first pass writes. 244 pictures of 512 × 512 take 84 MB, scaled to 224 columns."""
+"""Maximum size of the first pass's output. 244 pictures of 512 × 512 take 84 MB, scaled to 224 columns."""
 KEPT_TABLES = 4096
 """Tables of weights kept on the host: 10 kB each from 512 pixels to 224, cubic; 11 µs to compute."""
 
 
 class Window(NamedTuple):
-    """`rows` × `columns` pixels from (`top`, `left`) on, of a picture scaled to `height` × `width`."""
+    """A part of a picture scaled to `height` × `width`: `rows` × `columns` pixels from (`top`, `left`) on."""
 
     height: int
     width: int
@@ -39,7 +39,7 @@ class Table(NamedTuple):
     Attributes:
         spans: int32 (target pixels, 2): the first source pixel of each, and how many.
         weights: int32 (most taps, target pixels): neighbouring threads read neighbouring weights.
-        first, behind: the first source pixel of all, and the one behind the last.
+        first, behind: the first source pixel of all, and the one after the last.
     """
 
     spans: np.ndarray
@@ -49,11 +49,13 @@ class Table(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What is computed of one picture at a time, all rows of the window or some.
+    """A window of one picture, or some of its rows, that is computed in one piece.
 
     Attributes:
-        address, stride: of the picture's first byte; bytes from row to row.
-        pixels, narrow_pixels: that the second pass writes, and the first.
+        address, stride: address of the picture's first byte; bytes from row to row.
+        rows, columns: size of the piece in target pixels.
+        across, down: weights along a row and along a column.
+        pixels, narrow_pixels: number of pixels that the second and the first pass write.
     """
 
     address: int
@@ -67,15 +69,15 @@ class Piece(NamedTuple):
 
 
 class Images(NamedTuple):
-    """What a pass makes of each piece: all int64 (pieces,).
+    """The geometry of each piece in one pass: all int64 (pieces,).
 
-    A line is what taps follow each other on: a row of the source in the first pass, a column in the second.
+    The taps of a target pixel lie on a line: a row of the source in the first pass, a column in the second.
 
     Attributes:
         starts: first target pixel, counted through all pieces.
         columns: target pixels in a row.
-        addresses: of the source's first byte.
-        line_bytes, tap_bytes: from line to line, from tap to tap.
+        addresses: address of the source's first byte.
+        line_bytes, tap_bytes: bytes from line to line and from tap to tap.
         places: target pixels on a line.
         spans, weights: where the piece's table begins.
     """
@@ -95,17 +97,17 @@ def resample_pictures(
 ) -> Any:
     """Scales every picture and cuts its window out; only the window is computed.
 
-    Across first, rounded to 8 bits, then down, as `kernels.resample.resample`. Weights are computed on the host: a
-    GPU's compiler fuses products with sums, which rounds otherwise. Nothing waits for the device.
+    Resizes across, rounds to 8 bits, then resizes down, as `kernels.resample.resample`. Weights are computed on the
+    host: a GPU's compiler fuses products with sums, which rounds differently. Does not wait for the device.
 
     Args:
-        pictures: uint8 (height, width, 3) each, RGB, any row stride: NumPy arrays, or on a GPU whatever has a
-            `__cuda_array_interface__`. They must stay alive until the device's stream is through with them.
-        windows: one of each picture.
+        pictures: uint8 (height, width, 3) each, RGB, any row stride: NumPy arrays, or on a GPU any with a
+            `__cuda_array_interface__`. They must stay alive until the device's stream has finished.
+        windows: the window of each picture.
         interpolation: `LANCZOS`, `CUBIC` or `LINEAR` of `kernels.resample`.
 
     Returns:
-        uint8, flat, of the device: the windows' interleaved pixels, one window after another.
+        uint8 (bytes,), on the device: the windows' interleaved pixels, one window after another.
     """
     pictures, places = locate(device, pictures)
     out = device.xp.empty(3 * sum(window.rows * window.columns for window in windows), np.uint8)
@@ -119,14 +121,14 @@ def resample_pictures(
 
 @lru_cache(KEPT_TABLES)
 def _table(size: int, scaled: int, start: int, count: int, interpolation: int) -> Table:
-    """The arguments are those of `kernels.resample.weights`."""
+    """Computes a table; the arguments are those of `kernels.resample.weights`."""
     spans, fixed = weights(size, scaled, start, count, interpolation)
     by_tap = np.ascontiguousarray(fixed[:, : spans[:, 1].max()].T)
     return Table(spans.astype(np.int32), by_tap, int(spans[0, 0]), int(spans[-1].sum()))
 
 
 def _groups(places: np.ndarray, windows: Sequence[Window], interpolation: int) -> Iterator[list[Piece]]:
-    """The pieces of all pictures in order, as many at a time as `INTERMEDIATE_BYTES` has room for."""
+    """Yields the pieces of all pictures in order, in groups that fit `INTERMEDIATE_BYTES`."""
     group: list[Piece] = []
     size = 0
     for place, window in zip(places.tolist(), windows, strict=True):
@@ -141,7 +143,7 @@ def _groups(places: np.ndarray, windows: Sequence[Window], interpolation: int) -
 
 
 def _pieces(place: Sequence[int], window: Window, interpolation: int) -> Iterator[Piece]:
-    """The window, or parts of it: rows are halved until `INTERMEDIATE_BYTES` suffices (narrow, high pictures)."""
+    """Yields the window, or parts of it if its picture is so high that the whole does not fit `INTERMEDIATE_BYTES`."""
     address, stride, height, width = place
     scale = height / window.height
     most_rows = min(height, window.rows * scale + 2 * interpolation * max(scale, 1))
@@ -157,7 +159,7 @@ def _pieces(place: Sequence[int], window: Window, interpolation: int) -> Iterato
 
 
 def _resample(device: ArrayLauncher, pieces: Sequence[Piece], out: Any) -> None:
-    """Both passes over some pieces. `out`: their part of the result."""
+    """Runs both passes over some pieces. `out`: their part of the result."""
     _, strides, rows, columns, across, down, pixels, narrow_pixels = zip(*pieces, strict=True)
     spans, fixed, starts = _packed([*across, *down])
     spans, fixed = device.up(spans), device.up(fixed)
@@ -175,7 +177,7 @@ def _resample(device: ArrayLauncher, pieces: Sequence[Piece], out: Any) -> None:
 
 
 def _packed(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tables one after another, each once.
+    """Concatenates tables, each distinct one once.
 
     Returns:
         int32 (target pixels of all, 2), spans; int32, flat, weights; int64 (2, tables), where the spans and the weights
@@ -188,7 +190,7 @@ def _packed(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _starts(sizes: Iterable[int]) -> np.ndarray:
-    """Where each of some runs of these sizes begins, one after another."""
+    """Offsets of consecutive runs of the given sizes."""
     ends = np.cumsum([0, *sizes])
     return ends[:-1]
 

@@ -18,7 +18,7 @@ from trt_models.store import ModelSet
 
 @dataclass(frozen=True)
 class Context:
-    """What stages may draw on when they are opened. `resizer`: see `engine.stages.resize.open_resizer`."""
+    """Everything that stages need to open. `resizer`: see `engine.stages.resize.open_resizer`."""
 
     device: Device
     models: ModelSet

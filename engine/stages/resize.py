@@ -55,7 +55,7 @@ class Resizer(Protocol):
 
 
 def chosen_resizer(name: str, kind: str) -> str:
-    """`dali` or `kernel`: what `auto` (or a name itself) means on a kind of device, `cpu` or `cuda`."""
+    """Resolves `auto` to `dali` or `kernel` for a kind of device, `cpu` or `cuda`; returns other names as they are."""
     if name != "auto":
         return name
     return "dali" if kind == "cuda" else "kernel"
@@ -65,8 +65,9 @@ def open_resizer(inputs: Sequence[ImageInput], device: Device, resizer: str = "a
     """Opens a resizer on the device.
 
     Args:
-        inputs: of the models, in the order of the results.
-        resizer: `kernel`: bit-equal to Pillow on every device; `dali`: DALI's graph, within a level or two of that;
+        inputs: the models' inputs, in the order of the results.
+        device: holds the pictures and the results.
+        resizer: `kernel`: bit-equal to Pillow on every device; `dali`: DALI's graph, which differs by a level or two;
             `auto`: `dali` on a GPU, `kernel` on a CPU.
     """
     if chosen_resizer(resizer, device.kind) == "dali":
@@ -108,7 +109,7 @@ def _prepare(picture: np.ndarray, wanted: ImageInput, out: np.ndarray) -> None:
 
 
 def _window(shape: Sequence[int], wanted: ImageInput) -> Window:
-    """What is computed of a picture of that shape: the crop, or before a JPEG round trip all of it."""
+    """The part to compute of a picture of that shape: the crop, or the whole picture before a JPEG round trip."""
     height, width = scaled(shape, wanted)
     if wanted.jpeg_quality:
         return Window(height, width, 0, 0, height, width)
@@ -121,7 +122,7 @@ def _corner(height: int, width: int, wanted: ImageInput) -> tuple[int, int]:
 
 
 def _pass_through_jpeg(resized: np.ndarray, wanted: ImageInput, out: np.ndarray) -> None:
-    """Writes the centre of the picture as it comes out of a JPEG file."""
+    """Encodes the picture as JPEG, decodes it and writes its centre to `out`."""
     buffer = io.BytesIO()
     Image.fromarray(resized).save(buffer, "JPEG", quality=wanted.jpeg_quality)
     top, left = _corner(resized.shape[0], resized.shape[1], wanted)
@@ -129,9 +130,9 @@ def _pass_through_jpeg(resized: np.ndarray, wanted: ImageInput, out: np.ndarray)
 
 
 class BatchResizer:
-    """`kernels.resample_batches`, a batch in two launches for each input size: bit-equal to Pillow, for GPUs.
+    """Resizes with `kernels.resample_batches`, for GPUs: bit-equal to Pillow, two launches per batch and input size.
 
-    The JPEG round trip of inputs with a `jpeg_quality` is libjpeg's, on the host, since DALI's distortion gives other
+    Inputs with a `jpeg_quality` make the JPEG round trip in libjpeg on the host, since DALI's distortion gives other
     pixels. For 256 × 256 pixels it takes 1 ms of a core; 197 kB are copied down and the crop of 224 × 224, 151 kB, up.
     """
 

@@ -187,7 +187,7 @@ class OnePicture:
 class OneRow:
     """Stand-in for a network: returns its output for one row of zeros, for every row.
 
-    Features come in half precision, as they are stored: NumPy's cast, which needs no lock, would count otherwise.
+    Features are float16, as they are stored, so that NumPy's cast, which releases the lock, is not counted as held.
     """
 
     batch = GPU_BATCH

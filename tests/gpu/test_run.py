@@ -33,7 +33,7 @@ CODEC = {"laplacian_variance": 1e-3, "image_entropy": 1e-4, "pixel_std": 1e-4}
 """Pixel statistic → largest relative difference due to nvJPEG's rounding. On an H200 it changed 0.014 % of the values
 by one grey level, and the variance of the Laplacian by 3.6e-6. On equal pixels they agree to 1e-12 (test_pictures)."""
 RESIZED = 0.99
-"""Least cosine of features, since DALI rounds otherwise than Pillow. On an H200 it was 0.9929."""
+"""Least cosine of features, since DALI rounds differently from Pillow. On an H200 it was 0.9929."""
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ FILTERS = {LANCZOS: Image.Resampling.LANCZOS, CUBIC: Image.Resampling.BICUBIC, L
 
 
 def by_pillow(picture: np.ndarray, rows: int, columns: int, interpolation: int) -> np.ndarray:
-    """Across, then down, as every Pillow before 13 does it at once."""
+    """Resizes across, then down: the result of one call in every Pillow before 13."""
     across = Image.fromarray(picture).resize((columns, len(picture)), FILTERS[interpolation])
     return np.asarray(across.resize((columns, rows), FILTERS[interpolation]))
 

@@ -1,4 +1,4 @@
-"""Resizing in batches, against the kernel that takes a picture at a time, and so against Pillow."""
+"""Resizing in batches, compared with Pillow and with the kernel that resizes one picture at a time."""
 
 from __future__ import annotations
 

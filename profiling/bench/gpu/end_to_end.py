@@ -29,8 +29,8 @@ from trt_models.store import ModelSet
 SHARD_PAIRS = 1000
 RUNTIMES = ("tensorrt", "onnxruntime", "torch")
 SWITCH_SECONDS = 0.0005
-"""How long a thread keeps the interpreter's lock while others wait, beside Python's own 0.005: a thread that feeds the
-GPU takes the lock several times a batch."""
+"""Interval after which a thread gives the interpreter's lock to a waiting one; Python's default is 0.005. A thread that
+feeds the GPU takes the lock several times a batch."""
 
 
 def measure(job: Job) -> Iterator[Figure]:
@@ -62,13 +62,15 @@ def measure(job: Job) -> Iterator[Figure]:
     yield Figure("verdict", found.verdict)
     usual = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
-    found = score(engines[-1])
-    sys.setswitchinterval(usual)
+    try:
+        found = score(engines[-1])
+    finally:
+        sys.setswitchinterval(usual)
     yield Figure(f"{name}, threads switch every 0.5 ms", found.pairs / found.seconds, "pairs/s")
 
 
 def _engines(job: Job) -> Sequence[Engine | None]:
-    """The tower's engines in half precision, one for every runtime installed; on a CPU the model itself (None)."""
+    """The tower's engines in 16 bits, one per installed runtime; on a CPU the model itself (None)."""
     if job.device == "cpu":
         return [None]
     engines = []

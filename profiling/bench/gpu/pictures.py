@@ -64,9 +64,9 @@ def measure(job: Job) -> Iterator[Figure]:
 
 
 def _equal_shares(resizer: Resizer, decoded: list[Any], pillows: list[np.ndarray], device: Device) -> list[float]:
-    """The share of values that a resizer makes of the same decoded pixels as Pillow, for each input.
+    """For each input, the share of a resizer's values that equal Pillow's on the same decoded pixels.
 
-    `pillows`: by our kernel for CPU cores, which tests hold against Pillow bit by bit.
+    `pillows`: made by our kernel for CPU cores, which tests compare with Pillow bit by bit.
     """
     found = [device.down(batch) for batch in resizer(decoded)]
     return [float((ours == theirs).mean()) for ours, theirs in zip(found, pillows, strict=True)]
