@@ -32,8 +32,8 @@ class Products(NamedTuple):
 PRODUCTS = {
     # A tile of 16 MiB fits the caches. Below 8,192 rows, making the lists takes longer than comparing all pairs.
     "cpu": Products(np.float32, 2048, 1 << 15, 1e-4, 1 << 13),
-    # A tile of 512 MiB takes far longer than its launch. On an H200 all pairs of 1 M rows took 4.4 s (BENCHMARKS.md),
-    # and a launch takes 0.1 ms. Lists need 4,000 to 33,000 small launches for 1 M rows, so they are predicted not to be
-    # slower from there on: all pairs grow as n^2, lists as n^1.5.
+    # A tile of 512 MiB takes far longer than its launch. On an H200 all pairs of 1 M rows took 4.4 s, and one launch
+    # takes 0.1 ms (BENCHMARKS.md). Lists need 4,000 to 33,000 small launches for as many rows. All pairs grow as n^2,
+    # lists as n^1.5, so lists are predicted to be no slower from there on.
     "cuda": Products(np.float16, 1 << 14, 1 << 18, 2e-3, 1 << 20),
 }
