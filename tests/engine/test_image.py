@@ -15,9 +15,10 @@ from packaging.utils import canonicalize_name
 from engine import __version__
 from engine.announce import announced
 from engine.gpu_metrics import GpuGauges
-from engine.metrics import Stages
+from engine.metrics import RefusedEngines, Stages
 from profiling.nvml import GpuLook
 from profiling.spans import Span, Spans
+from trt_models.store import ModelSet
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "profiling" / "monitoring"
@@ -98,7 +99,10 @@ def test_the_dashboard_asks_for_figures_that_are_served() -> None:
     spans["decode"].dropped["flat"] = 1
     of_processes = ("process_resident_memory_bytes", "process_cpu_seconds_total", "up")
     served: dict[str, set[str]] = {name: set() for name in of_processes}
-    for metric in (*Stages(spans).collect(), *GpuGauges(lambda: GpuLook(*[0.5] * 7), "0000:4E:00.0").collect()):
+    models = ModelSet({})
+    models.running["image_embedding"] = "0" * 64
+    gpu = GpuGauges(lambda: GpuLook(*[0.5] * 7), "0000:4E:00.0")
+    for metric in (*Stages(spans).collect(), *gpu.collect(), *RefusedEngines(models).collect()):
         for sample in metric.samples:
             served.setdefault(sample.name, set()).update(sample.labels)
     of_prometheus = {"instance", "job"}
