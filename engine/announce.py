@@ -40,7 +40,7 @@ def announced(folder: Path, address: str, port: int, device: str) -> Iterator[No
     path = folder / f"{host}-{port}.json"
     try:
         for left, target in _workers_of(host, folder):
-            if not _listens(target):
+            if target is None or not _listens(target):
                 left.unlink(missing_ok=True)
         write_json(path, [{"targets": [f"{name}:{port}"], "labels": {"device": device}}])
     except OSError as problem:
@@ -53,10 +53,11 @@ def announced(folder: Path, address: str, port: int, device: str) -> Iterator[No
 
 def silent_workers(folder: Path) -> list[str]:
     """Lists, as HOST:PORT, the workers of this host that have a file in `folder` and do not answer."""
-    return [target for _, target in _workers_of(socket.gethostname(), folder) if not _answers(target)]
+    return [target for _, target in _workers_of(socket.gethostname(), folder) if target and not _answers(target)]
 
 
-def _workers_of(host: str, folder: Path) -> Iterator[tuple[Path, str]]:
+def _workers_of(host: str, folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """The files of a host's workers, each with HOST:PORT; None for a damaged file."""
     for path in sorted(folder.glob("*.json")):
         if path.stem.rpartition("-")[0] != host:
             continue
@@ -64,7 +65,9 @@ def _workers_of(host: str, folder: Path) -> Iterator[tuple[Path, str]]:
             ((target,),) = (group["targets"] for group in json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:  # removed since, by the worker that wrote it
             continue
-        yield path, target
+        except (ValueError, TypeError, KeyError):
+            target = None
+        yield path, target if isinstance(target, str) else None
 
 
 def _listens(target: str) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 
 from engine.announce import silent_workers
+from engine.files import cache_path
 
 
 def main() -> int:
     """Returns 1 if a worker does not answer, else 0. A job without metrics counts as healthy."""
-    silent = silent_workers(Path(os.environ["DANQING_CACHE"]) / "metrics")
+    silent = silent_workers(cache_path() / "metrics")
     if silent:
         print(f"metrics not served: {', '.join(silent)}")
     return int(bool(silent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -61,14 +62,16 @@ class KernelFiles:
     def load(self, key: Any) -> Any:
         """Reads the compiled kernel; None if there is no readable file."""
         try:
-            return self.files._load_data(self._name(key))
+            digest, content = self.files._load_data(self._name(key))
+            return pickle.loads(content) if hashlib.sha256(content).digest() == digest else None
         except Exception:  # unpickling a damaged file raises many kinds; the new compilation replaces it
             return None
 
     def save(self, key: Any, kernel: Any) -> None:
         """Writes the kernel's file. If that fails (a full disk), every process compiles for itself."""
+        content = self.files._dump(kernel)
         with suppress(OSError):
-            self.files._save_data(self._name(key), kernel)
+            self.files._save_data(self._name(key), (hashlib.sha256(content).digest(), content))
 
     def flush(self) -> None:
         """Removes the function's files; Numba calls it before it compiles a function again."""

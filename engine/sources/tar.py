@@ -8,6 +8,7 @@ most 100 bytes, optionally after a pax record of the time (webdataset's TarWrite
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tarfile
@@ -27,6 +28,8 @@ SIZE, CHECKSUM, TYPE, PREFIX = slice(124, 135), slice(148, 156), 156, 345
 FILES, FOLDER, PAX = b"0\0", ord("5"), ord("x")
 TIME = re.compile(rb"(\d+) mtime=\d+(?:\.\d+)?\n")
 """The only pax record that the walk reads: it changes neither name nor size."""
+ABSURD_NUMBERS = (ValueError, OverflowError, MemoryError)
+"""Errors that `tarfile` lets through where a header holds an absurd number."""
 
 
 Member = tuple[str, int, int]
@@ -131,14 +134,26 @@ def walk_tarfile(path: Path) -> tuple[list[Member], str | None]:
     """Does the work of `read_members` for every kind of tar, with `tarfile`."""
     members: list[Member] = []
     size = path.stat().st_size
-    with tarfile.open(path, "r:") as tar:
+    try:
+        tar = tarfile.open(path, "r:")  # noqa: SIM115  # reads the first header, too
+    except ABSURD_NUMBERS as problem:
+        raise tarfile.ReadError(f"its first header has an absurd number: {problem}") from None
+    with tar:
+        before = -1
         while True:
             try:
                 member = tar.next()
             except tarfile.ReadError as problem:
                 return members, str(problem)
+            except (*ABSURD_NUMBERS, OSError) as problem:
+                if isinstance(problem, OSError) and problem.errno != errno.EINVAL:  # of seeking; others are the disk's
+                    raise
+                return members, f"no tar header at byte {tar.offset}"
             if member is None:
                 return members, _damage_at_end(path, tar.offset, size)
+            if member.size < 0 or tar.offset <= before:  # would lead back to headers that were read before
+                return members, f"{member.name} has an absurd size"
+            before = tar.offset
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             if not member.isfile():
                 continue

@@ -86,6 +86,16 @@ def test_a_worker_that_is_busy_keeps_its_file(folder: Path, taken: socket.socket
         assert len(list(folder.glob("*.json"))) == 2
 
 
+def test_a_damaged_file_disturbs_no_worker(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    damaged = [folder / f"{socket.gethostname()}-{port}.json" for port in range(7, 12)]
+    for path, content in zip(damaged, ("", "[", "[5]", '[{"targets": [5]}]', "{}"), strict=True):
+        path.write_text(content)
+    assert silent_workers(folder) == []
+    with served(Spans(), 0, "127.0.0.1"):
+        assert not any(path.exists() for path in damaged)
+
+
 def test_a_folder_that_cannot_be_written_is_said(folder: Path) -> None:
     cache_folder()
     folder.write_text("a file")

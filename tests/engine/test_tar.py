@@ -156,6 +156,25 @@ def test_changed_tars_are_read_as_tarfile_reads_them(tmp_path: Path) -> None:
     assert walked > 200
 
 
+@pytest.mark.parametrize(
+    "size",
+    [b"\xff" * 12, b"\xff" * 10 + b"\xf0\x00", b"\xff" * 9 + b"\xf0\x00\x00", b"\x80" + b"\xff" * 11],
+    ids=["-1", "-4 kB", "-1 MB", "huge"],
+)
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L"], ids=["file", "pax", "long name"])
+def test_an_absurd_size_ends_the_tar_and_nothing_else(tmp_path: Path, size: bytes, kind: bytes) -> None:
+    path = tmp_path / "absurd.tar"
+    path.write_bytes(edited(edited(USTAR, 124, size), 156, kind))
+    members, damage = read_members(path)
+    assert [name for name, _, _ in members] == ["a.jpg"] and damage
+    path.write_bytes(path.read_bytes()[1536:])  # now the first member's
+    try:
+        members, damage = read_members(path)
+        assert members == [] and damage
+    except tarfile.ReadError:
+        pass
+
+
 def test_many_headers_are_checked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walks, "CHECKED_TOGETHER", 2)
     path = tmp_path / "a.tar"
