@@ -120,7 +120,7 @@ def _run(options: argparse.Namespace, scratch: Path) -> None:
         with suppress(ProcessLookupError):
             tower.kill()
         tower.wait()
-    console.print(to_table(results))
+    console.print(to_table(results, bars=options.device != "cpu"))
     console.print(machine(PACKAGES))
     options.failed = any(result.error for result in results)
 
@@ -142,9 +142,10 @@ def _run_step(name: str, scratch: Path, limit: float, environment: dict[str, str
     found = Result.read(scratch, name)
     if status == 0:
         return found
+    if status is None:
+        return replace(found, seconds=seconds, error=f"stopped after {limit:.0f} s, its limit")
     last_output = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-600:]
-    ended = f"ended with {status}" if status is not None else f"stopped after {limit:.0f} s"
-    return replace(found, seconds=seconds, error=f"{ended}: {last_output}")
+    return replace(found, seconds=seconds, error=f"ended with {status}: {last_output}")
 
 
 def _run_one(options: argparse.Namespace) -> int:

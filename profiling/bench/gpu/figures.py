@@ -63,15 +63,15 @@ class Result:
         return cls(**found | {"figures": tuple(Figure(**figure) for figure in found["figures"])})
 
 
-def to_table(results: Iterable[Result]) -> Table:
-    """Makes a table of all steps, one row per figure."""
+def to_table(results: Iterable[Result], bars: bool) -> Table:
+    """Makes a table of all steps, one row per figure; with the bars, which are those of a GPU, or without."""
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("step", "figure", "value", "unit", "bar"):
         table.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
     for result in results:
         name = f"{result.step} ({result.seconds:.0f} s)"
         for figure in result.figures:
-            table.add_row(name, figure.name, escape(figure.text), figure.unit, figure.bar)
+            table.add_row(name, figure.name, escape(figure.text), figure.unit, figure.bar if bars else "")
             name = ""
         if result.error:
             table.add_row(name, escape(result.error), "failed", "", "", style="red")
