@@ -94,7 +94,9 @@ def test_from_checkpoint_to_engine_by_the_commands(
     assert main(["models", "export", "text-safety-1m", "--from", str(checkpoint)]) == 0
     assert main(["models", "compile", "text-safety-1m", "--precision", "int8", "--target", "cpu"]) == 0
     assert main(["models", "activate", "text-safety-1m"]) == 2
-    assert "parity was never measured; run `danqing models verify text-safety-1m" in capsys.readouterr().err
+    (engine,) = Engines(load_card("text-safety-1m")).all()
+    verify_line = f"danqing models verify text-safety-1m {engine.name} --data INPUT"
+    assert f"parity was never measured; run `{verify_line}` first" in capsys.readouterr().err
     assert main(["models", "verify", "text-safety-1m", *asked, "--min-cosine", "1"]) == 1
     assert "failed" in capsys.readouterr().out
     assert main(["models", "activate", "text-safety-1m"]) == 2
