@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import DanqingError
-from engine.files import commit, write_json
+from engine.files import commit, write_json, writing_cache
 from kernels import segment, text, trie
 from kernels.segment import (
     ADJECTIVE,
@@ -94,10 +94,11 @@ def _kept(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
     index = folder / "index.json"
     if not index.exists():
         tables = make()
-        for key, table in tables.items():
-            with commit(folder / f"{key}.npy") as file:
-                np.save(file, table)
-        write_json(index, sorted(tables))
+        with writing_cache():
+            for key, table in tables.items():
+                with commit(folder / f"{key}.npy") as file:
+                    np.save(file, table)
+            write_json(index, sorted(tables))
     return {key: np.load(folder / f"{key}.npy") for key in json.loads(index.read_text())}
 
 

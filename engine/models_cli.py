@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,16 +93,41 @@ def add_models_commands(commands: Any, recipe: argparse.ArgumentParser) -> None:
 def list_(options: argparse.Namespace) -> None:
     from engine.report.terminal import print_models
     from trt_models.card import card_names, load_card
-    from trt_models.engines import Engines
     from trt_models.store import is_here
 
-    rows = []
+    rows: list[tuple[Card, str, list[str]]] = []
     for card in map(load_card, card_names()):
-        here = is_here(card)
-        engines = Engines(card) if here and not card.lexicon else None
-        in_use = {e.name for target in engines.targets() for e in engines.active(target)[:1]} if engines else set()
-        rows.append((card, here, [(engine, engine.name in in_use) for engine in engines.all()] if engines else []))
+        if not is_here(card):
+            rows.append((card, "when first used" if card.build else "", []))
+            continue
+        try:
+            rows.append((card, "yes", [] if card.lexicon else _engine_lines(card)))
+        except DanqingError as problem:
+            rows.append((card, "unreadable", []))
+            print(f"danqing: {problem}", file=sys.stderr)
     print_models(rows)
+
+
+def _engine_lines(card: Card) -> list[str]:
+    """Names of a model's engines, with remarks. Engines that cannot be read are listed, too."""
+    from trt_models.engines import Engines, UnreadableEngine
+
+    engines = Engines(card)
+    entries, in_use, lines = {entry.name: entry for entry in engines.entries()}, set(), []
+    try:
+        first = [entry for target in engines.targets() for entry in engines.active(target)[:1]]
+        in_use = {entry.name for entry in first}
+        entries = {entry.name: entry for entry in first} | entries
+    except DanqingError as problem:
+        lines = ["active.json (unreadable)"]
+        print(f"danqing: {problem}", file=sys.stderr)
+    for name, entry in sorted(entries.items()):
+        remarks = ["in use"] * (name in in_use)
+        if isinstance(entry, UnreadableEngine):
+            remarks.append("unreadable")
+            print(f"danqing: {entry.reason}", file=sys.stderr)
+        lines.append(f"{name} ({', '.join(remarks)})" if remarks else name)
+    return lines
 
 
 def export(options: argparse.Namespace) -> None:
@@ -117,10 +143,9 @@ def export(options: argparse.Namespace) -> None:
 def compile(options: argparse.Namespace) -> None:
     from engine.report.terminal import print_fusion
     from engine.verify import samples
-    from trt_models.card import load_card
     from trt_models.compile import compile_engine, this_gpu
 
-    card = load_card(options.name)
+    card = _network_card(options)
     target = options.target or this_gpu() or "cpu"
     try:
         fewest, usual, most = map(int, options.batch.split(","))
@@ -138,6 +163,7 @@ def compile(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> int:
     from engine.report.terminal import print_parity
     from engine.verify import verify
+    from trt_models.engines import Engines
 
     card, engine = _engine(options)
     wanted = {"cosine_mean": options.min_cosine, "flips": options.max_flips}
@@ -146,20 +172,23 @@ def verify(options: argparse.Namespace) -> int:
     )
     print_parity(engine)
     if engine.parity is None or not engine.parity.passed:
+        if [entry.name for entry in Engines(card).active(engine.target)[:1]] == [engine.name]:
+            back = f"danqing models activate {options.name} --rollback --target {engine.target}"
+            print(f"{engine.name} is still in use on {engine.target}; to take it out of use: {back}")
         return 1
     print(f"Next: danqing models activate {options.name} {engine.name}")
     return 0
 
 
 def activate(options: argparse.Namespace) -> None:
-    from trt_models.card import load_card
     from trt_models.compile import this_gpu
-    from trt_models.engines import Engines
+    from trt_models.engines import Engines, UnreadableEngine
 
     if options.rollback:
-        engines = Engines(load_card(options.name))
-        before = engines.rollback(options.target or this_gpu() or "cpu")
+        before = Engines(_network_card(options)).rollback(options.target or this_gpu() or "cpu")
         print(f"{options.name}: {before.name if before else 'the model itself'} is in use again")
+        if isinstance(before, UnreadableEngine):
+            print(f"danqing: it does not open: {before.reason}", file=sys.stderr)
         return
     card, engine = _engine(options)
     Engines(card).activate(engine)
@@ -167,13 +196,19 @@ def activate(options: argparse.Namespace) -> None:
 
 
 def _engine(options: argparse.Namespace) -> tuple[Card, Engine]:
-    from trt_models.card import load_card
     from trt_models.engines import Engines
+
+    card = _network_card(options)
+    return card, Engines(card).named(options.engine)
+
+
+def _network_card(options: argparse.Namespace) -> Card:
+    from trt_models.card import load_card
 
     card = load_card(options.name)
     if card.lexicon:
         raise DanqingError(f"{card.name} is a word list; there is nothing to compile")
-    return card, Engines(card).named(options.engine)
+    return card
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:

@@ -10,10 +10,10 @@ A plan is opaque code. It is loaded only if its bytes are those that its own JSO
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.errors import DanqingError, did_you_mean
-from engine.files import write_json
+from engine.files import read_json, write_json, writing_cache
 from trt_models.card import Card
 from trt_models.session import Session, TensorRtSession, open_session
 from trt_models.store import cache_folder, model_hash, onnx_path, sha256
@@ -146,6 +146,19 @@ class Engine:
         )
 
 
+@dataclass(frozen=True)
+class UnreadableEngine:
+    """An engine whose JSON is missing or damaged.
+
+    Attributes:
+        name: of its folder.
+        reason: what is wrong with the JSON, and what to do.
+    """
+
+    name: str
+    reason: str
+
+
 class Engines:
     """The engines of one model."""
 
@@ -154,21 +167,43 @@ class Engines:
         self.onnx = model_hash(card)
         self.folder = cache_folder() / "engines" / f"{card.name}-{self.onnx[:12]}"
 
+    @property
+    def asked(self) -> str:
+        """The model's NAME in a command."""
+        return str(self.card.file or self.card.name)
+
     def all(self) -> list[Engine]:
-        return [_read(path) for path in sorted(self.folder.glob("*/engine.json"))]
+        """The engines whose JSON can be read."""
+        return [engine for engine in self.entries() if isinstance(engine, Engine)]
+
+    def entries(self) -> list[Engine | UnreadableEngine]:
+        """All engines, in the order of their names."""
+        return [self._entry(path.parent.name) for path in sorted(self.folder.glob("*/engine.json"))]
+
+    def _entry(self, name: str) -> Engine | UnreadableEngine:
+        try:
+            return _read(self.folder / name / "engine.json")
+        except DanqingError as problem:
+            return UnreadableEngine(name, str(problem))
 
     def named(self, name: str) -> Engine:
-        """By its name, or a part of it that no other has; `newest` is the one compiled last."""
+        """By its name, or a part of it that no other has; `newest` is the one compiled last.
+
+        Raises:
+            DanqingError: no such engine, or several; or its JSON cannot be read.
+        """
         engines = self.all()
         if name == "newest" and engines:
             return max(engines, key=lambda engine: self.path(engine).stat().st_mtime_ns)
         found = [engine for engine in engines if name in engine.name]
+        if not found:
+            for entry in self.entries():
+                if isinstance(entry, UnreadableEngine) and (name in entry.name or not engines):
+                    raise DanqingError(entry.reason)
         if len(found) != 1:
             known = [engine.name for engine in found or engines]
             if not known:
-                raise DanqingError(
-                    f"{self.card.name} has no engine yet; make one: danqing models compile {self.card.name}"
-                )
+                raise DanqingError(f"{self.card.name} has no engine yet; make one: danqing models compile {self.asked}")
             raise DanqingError(
                 f"{self.card.name}: {'several engines' if found else 'no engine'} {name!r}; {did_you_mean(name, known)}"
             )
@@ -180,23 +215,34 @@ class Engines:
     def add(self, engine: Engine, write: Callable[[Path], None]) -> Engine:
         """Keeps a new engine; `write` makes its file. Its JSON comes last, so what has one is whole.
 
+        An engine whose file has the same bytes keeps its JSON, and with it the parity that was measured.
+
         Returns:
             The engine with the SHA-256 of its file.
+
+        Raises:
+            DanqingError: the cache folder cannot be written or is full.
         """
-        aside = self.folder / f".making-{engine.target}-{engine.precision}"
-        aside.mkdir(parents=True, exist_ok=True)
-        file = aside / RUNTIMES[engine.runtime].file
-        write(file)
-        engine = replace(engine, sha256=sha256(file))
-        self.path(engine).parent.mkdir(exist_ok=True)
-        file.replace(self.path(engine))
-        aside.rmdir()
+        with writing_cache():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".making-", dir=self.folder) as aside:
+                file = Path(aside) / RUNTIMES[engine.runtime].file
+                write(file)
+                if others := sorted(path.name for path in Path(aside).iterdir() if path != file):
+                    raise DanqingError(f"{self.card.name}: an engine is one file, and this one needs {others}, too")
+                engine = replace(engine, sha256=sha256(file))
+                self.path(engine).parent.mkdir(exist_ok=True)
+                file.replace(self.path(engine))
+        kept = self._entry(engine.name)
+        if isinstance(kept, Engine) and _identity(kept) == _identity(engine):
+            return kept
         self.note(engine)
         return engine
 
     def note(self, engine: Engine) -> None:
         """Writes the engine's JSON, with its parity if it was measured."""
-        write_json(self.path(engine).with_suffix(".json"), asdict(engine))
+        with writing_cache():
+            write_json(self.path(engine).with_suffix(".json"), asdict(engine))
 
     def checked(self, engine: Engine) -> Path:
         """The engine's file.
@@ -224,7 +270,7 @@ class Engines:
             DanqingError: as `checked`; or parity was not measured for this target with the installed runtime.
         """
         path, parity, installed = self.checked(engine), engine.parity, runtime_version(engine.runtime)
-        verify = f"danqing models verify {self.card.name} {engine.name}"
+        verify = f"danqing models verify {self.asked} {engine.name} --data INPUT"
         if parity is None:
             raise DanqingError(f"{engine.name}: parity was never measured; run `{verify}` first")
         if parity.target != engine.target:
@@ -236,11 +282,13 @@ class Engines:
             )
         return path
 
-    def active(self, target: str) -> list[Engine]:
-        """The engine in use on such devices, then those that were before it."""
-        names = reversed(self._names().get(target, []))
-        paths = [self.folder / name / "engine.json" for name in names]
-        return [_read(path) for path in paths if path.exists()]
+    def active(self, target: str) -> list[Engine | UnreadableEngine]:
+        """The engine in use on such devices, then those that were before it.
+
+        Raises:
+            DanqingError: active.json cannot be read.
+        """
+        return [self._entry(name) for name in reversed(self._names().get(target, []))]
 
     def targets(self) -> list[str]:
         return sorted(self._names())
@@ -257,20 +305,30 @@ class Engines:
             raise DanqingError(f"{engine.name}: parity is not enough ({parity})")
         names = self._names()
         names[engine.target] = [name for name in names.get(engine.target, []) if name != engine.name] + [engine.name]
-        write_json(self.folder / "active.json", names)
+        self._write_names(names)
 
-    def rollback(self, target: str) -> Engine | None:
+    def rollback(self, target: str) -> Engine | UnreadableEngine | None:
         """Takes the engine in use out of use; the one before is back, or the model itself (None)."""
         names = self._names()
         if not names.get(target):
             raise DanqingError(f"{self.card.name}: no engine is in use on {target}")
         names[target].pop()
-        write_json(self.folder / "active.json", names)
+        self._write_names(names)
         return next(iter(self.active(target)), None)
 
     def _names(self) -> dict[str, list[str]]:
         path = self.folder / "active.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not path.exists():
+            return {}
+        remedy = f"remove it and take an engine into use again: danqing models activate {self.asked} ENGINE"
+        names = read_json(path, remedy)
+        if not all(isinstance(of, list) and all(isinstance(name, str) for name in of) for of in names.values()):
+            raise DanqingError(f"{path}: does not list the names of engines; {remedy}")
+        return names
+
+    def _write_names(self, names: dict[str, list[str]]) -> None:
+        with writing_cache():
+            write_json(self.folder / "active.json", names)
 
 
 class Opened(NamedTuple):
@@ -313,11 +371,14 @@ def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
         strict: raise an error if the engine in use does not open.
 
     Raises:
-        DanqingError: the model itself does not open; with `strict`, the engine in use does not.
+        DanqingError: the model itself does not open; active.json cannot be read; with `strict`, the engine in use does
+            not open.
     """
     engines, refused = Engines(card), None
     for engine in engines.active(device.target):
         try:
+            if isinstance(engine, UnreadableEngine):
+                raise DanqingError(engine.reason)
             engines.proven(engine)
             return open_model(card, device, engine)._replace(refused=refused)
         except Exception as problem:  # whatever a runtime raises over a broken plan
@@ -344,10 +405,19 @@ def is_gpu(target: str) -> bool:
     return re.fullmatch(r"sm_\d{2,3}", target) is not None
 
 
+def _identity(engine: Engine) -> tuple[str, str, str]:
+    return engine.sha256, engine.runtime, engine.runtime_version
+
+
 def _read(path: Path) -> Engine:
+    remedy = "remove its folder and compile the engine again"
+    content = read_json(path, remedy)
+    if (runtime := content.get("runtime")) not in list(RUNTIMES):
+        known = ", ".join(sorted(RUNTIMES))
+        raise DanqingError(f"{path}: this version of DanQing has no runtime {runtime!r}; known: {known}; {remedy}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         parity = Parity(**content.pop("parity")) if content.get("parity") else content.pop("parity", None)
-        return Engine(**content | {"batch": tuple(content["batch"]), "parity": parity})
+        fewest, usual, most = content["batch"]
+        return Engine(**content | {"batch": (fewest, usual, most), "parity": parity})
     except (ValueError, TypeError, KeyError) as problem:
-        raise DanqingError(f"{path}: cannot be read back: {problem}; remove its folder and compile again") from None
+        raise DanqingError(f"{path}: is not an engine's JSON: {problem}; {remedy}") from None

@@ -124,13 +124,14 @@ class _Rewriting:
         self.graph.node.extend(kept)
         ours = [node for node in kept if node.domain == DOMAIN]
         # onnx's shape inference does not know the operators of this domain, so their types are declared.
+        declared = {value.name for value in self.graph.value_info}
         self.graph.value_info.extend(
             helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
             for node in ours
             for output in node.output
-            if output
+            if output and output not in declared
         )
-        if ours:
+        if ours and all(opset.domain != DOMAIN for opset in self.model.opset_import):
             self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         self.fusion.nodes = len(kept)
         self.fusion.fused.update(node.op_type for node in ours)
@@ -211,7 +212,9 @@ class _Rewriting:
         elif all(layers):
             q, k, v = (layer["product"] for layer in layers if layer)
             parts = [self._array(layer["bias"]) for layer in layers if layer]
-            bias = self._add_weight(f"{node.name}.bias", np.concatenate([part for part in parts if part is not None]))
+            # Named after the output: ONNX requires unique names of tensors, but a node needs no name.
+            name = f"{node.output[0]}.qkv_bias"
+            bias = self._add_weight(name, np.concatenate([part for part in parts if part is not None]))
         inputs = [q, k, v, bias, mask]
         while not inputs[-1]:
             inputs.pop()

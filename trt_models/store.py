@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import metadata
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import DanqingError
-from engine.files import cache_path, write_json
+from engine.files import cache_path, read_json, write_json, writing_cache
 from kernels.lexicon import Patterns
 from trt_models.card import Card, ImageInput, load_card
 from trt_models.classifier import Lexicon, TextClassifier, TextNetwork, read_terms
@@ -21,14 +22,19 @@ from trt_models.tokenizer import AnyTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from engine.device import Device
-    from trt_models.engines import Engine
+    from trt_models.engines import Engine, UnreadableEngine
     from trt_models.session import Session
 
 
 def cache_folder() -> Path:
-    """The folder `engine.files.cache_path`, created if it does not exist."""
+    """The folder `engine.files.cache_path`, created if it does not exist.
+
+    Raises:
+        DanqingError: it cannot be created.
+    """
     folder = cache_path()
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing_cache():
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -86,9 +92,19 @@ def onnx_path(card: Card) -> Path:
             package, _, file = weights.partition(":")
             _check(package_file(package, file), digest, f"the card {card.name}")
         _build(card, folder)
-    for name, digest in json.loads(note.read_text())["files"].items():
+    for name, digest in _noted_files(note, card).items():
         _check(folder / name, digest, str(note))
     return folder / "model.onnx"
+
+
+def _noted_files(note: Path, card: Card) -> dict[str, str]:
+    """File name → SHA-256, from a model's model.json."""
+    again = f"run `danqing models export {card.file or card.name} --from FOLDER`" if card.export else "run again"
+    remedy = f"remove the folder {note.parent} and {again}"
+    files = read_json(note, remedy).get("files")
+    if not isinstance(files, dict) or "model.onnx" not in files:
+        raise DanqingError(f"{note}: does not name the model's files; {remedy}")
+    return files
 
 
 def model_folder(card: Card) -> Path:
@@ -124,22 +140,35 @@ def _build(card: Card, folder: Path) -> None:
 def keep(
     card: Card, folder: Path, save: Callable[[Path], object], note: dict[str, Any], also: Iterable[Path] = ()
 ) -> None:
-    """Puts a model where `onnx_path` looks for it; model.json comes last, so what has one is whole.
+    """Puts a model where `onnx_path` looks for it. The whole folder appears at once, also if several processes do this.
 
     Args:
         save: writes the ONNX to a path, and beside it what goes with it.
         also: files to be copied beside it.
+
+    Raises:
+        DanqingError: the cache folder cannot be written or is full.
     """
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save(aside / "model.onnx")
-    for path in also:
-        shutil.copyfile(path, aside / path.name)
-    files = {path.name: sha256(path) for path in sorted(aside.iterdir())}
-    write_json(aside / "model.json", {"card": card.name, "files": files, **note})
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.replace(folder)
+    with writing_cache():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as aside:
+            made = Path(aside) / folder.name  # a folder with the usual permissions, which `aside` does not have
+            made.mkdir()
+            save(made / "model.onnx")
+            for path in also:
+                shutil.copyfile(path, made / path.name)
+            files = {path.name: sha256(path) for path in sorted(made.iterdir())}
+            write_json(made / "model.json", {"card": card.name, "files": files, **note})
+            try:
+                made.rename(folder)
+            except OSError as problem:
+                if problem.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                # Another process built the same model meanwhile; it may be in use by now. An export may be another one.
+                if card.build and (folder / "model.json").exists():
+                    return
+                folder.rename(Path(aside) / "before")
+                made.rename(folder)
 
 
 @cache
@@ -158,6 +187,8 @@ def _build_hash(card: Card) -> str:
 
 
 def _check(path: Path, expected: str | None, source: str) -> None:
+    if not path.is_file():
+        raise DanqingError(f"{path}: missing, {source} names it; remove the folder {path.parent} and make it again")
     found = sha256(path)
     if found != expected:
         raise DanqingError(
@@ -185,7 +216,7 @@ class ModelSet:
         self.refused: dict[str, str] = {}
         """Role → why its engine in use does not open, where an older one or the model itself runs in its place."""
         self._sessions: dict[str, Session] = {}
-        self._in_use: dict[str, list[Engine]] = {}
+        self._in_use: dict[str, list[Engine | UnreadableEngine]] = {}
         self._tokenizers: dict[str, AnyTokenizer] = {}
 
     def card(self, role: str) -> Card:

@@ -153,17 +153,24 @@ FLIPS, TOPICS = 20, 25
 """Verdicts that differ, and topics, shown at most."""
 
 
-def print_models(rows: Iterable[tuple[Card, bool, list[tuple[Engine, bool]]]]) -> None:
-    """The model cards: what each is for, whether it can be used at once, and its engines."""
+MAX_TABLE_COLUMNS = 1000
+"""Width of a table whose lines may be longer than the terminal's, at most."""
+
+
+def print_models(rows: Iterable[tuple[Card, str, list[str]]]) -> None:
+    """The model cards: what each is for, whether it can be used at once, and its engines, one a line.
+
+    Names are copied into commands, so lines are never broken: the table is as wide as its longest row.
+    """
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("model", "for", "comes from", "here", "engines"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True)
     for card, here, engines in rows:
         source = card.published or ("packages" if card.build or card.lexicon else "its card")
-        names = "\n".join(f"{engine.name}{' (in use)' if used else ''}" for engine, used in engines)
-        ready = "yes" if here else "when first used" if card.build else ""
-        table.add_row(card.name, card.task.replace("_", " "), source, ready, names)
-    console.print(table)
+        table.add_row(card.name, card.task.replace("_", " "), source, here, "\n".join(engines))
+    unlimited = console.options.update(width=MAX_TABLE_COLUMNS)
+    table.width = console.measure(table, options=unlimited).maximum
+    console.print(table, crop=False, no_wrap=True)
 
 
 def print_fusion(options: Mapping[str, Any]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import numpy as np
 import onnxruntime
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification, ChineseCLIPConfig, ChineseCLIPModel
 
 import trt_models.engines
@@ -91,18 +94,25 @@ def test_from_checkpoint_to_engine_by_the_commands(
     assert main(["models", "export", "text-safety-1m", "--from", str(checkpoint)]) == 0
     assert main(["models", "compile", "text-safety-1m", "--precision", "int8", "--target", "cpu"]) == 0
     assert main(["models", "activate", "text-safety-1m"]) == 2
-    assert "parity was never measured; run `danqing models verify text-safety-1m" in capsys.readouterr().err
+    (engine,) = Engines(load_card("text-safety-1m")).all()
+    verify_line = f"danqing models verify text-safety-1m {engine.name} --data INPUT"
+    assert f"parity was never measured; run `{verify_line}` first" in capsys.readouterr().err
     assert main(["models", "verify", "text-safety-1m", *asked, "--min-cosine", "1"]) == 1
     assert "failed" in capsys.readouterr().out
     assert main(["models", "activate", "text-safety-1m"]) == 2
     assert "parity is not enough (mean 1 - |difference| 0." in capsys.readouterr().err
     assert main(["models", "verify", "text-safety-1m", *asked, "--min-cosine", "0.9", "--max-flips", "1"]) == 0
     assert main(["models", "activate", "text-safety-1m"]) == 0
+    capsys.readouterr()
+    assert main(["models", "verify", "text-safety-1m", *asked, "--min-cosine", "1"]) == 1
+    back = "models activate text-safety-1m --rollback --target cpu"
+    assert f"is still in use on cpu; to take it out of use: danqing {back}" in capsys.readouterr().out
+    assert main(["models", "verify", "text-safety-1m", *asked, "--min-cosine", "0.9", "--max-flips", "1"]) == 0
+    (engine,) = Engines(load_card("text-safety-1m")).all()
     assert main(["models", "list"]) == 0
-    assert "(in use)" in capsys.readouterr().out.replace("\n", "")
+    assert f" {engine.name} (in use)" in capsys.readouterr().out
     assert main(["curate", *shards, "-o", out, "--recipe", str(tmp_path / "network.yaml")]) == 0
     used = json.loads(pq.read_schema(Path(out) / "scores" / "00000.parquet").metadata[ENGINES])
-    (engine,) = Engines(load_card("text-safety-1m")).all()
     assert used == {"text_safety": engine.sha256}
     assert json.loads((Path(out) / "run.json").read_text())["engines"] == used
     assert main(["models", "activate", "text-safety-1m", "--rollback", "--target", "cpu"]) == 0
@@ -196,6 +206,84 @@ def test_the_engine_before_comes_back(card: Card) -> None:
         engines.activate(engine)
     assert [e.name for e in engines.active("cpu")] == [second.name, first.name]
     assert engines.rollback("cpu") == first and engines.rollback("cpu") is None
+
+
+def test_compiling_the_same_bytes_again_keeps_the_parity(card: Card, device: Device) -> None:
+    engines = Engines(card)
+    engines.note(passing(compile_engine(card, "int8", "cpu")))
+    engines.activate(engines.named("newest"))
+    again = compile_engine(card, "int8", "cpu")
+    assert again.parity is not None and engines.active("cpu") == [again]
+    assert open_active(card, device).sha256 == again.sha256
+
+
+def test_the_same_engine_can_be_compiled_twice_at_once(card: Card) -> None:
+    engines, both = Engines(card), threading.Barrier(2, timeout=60)
+    first = compile_engine(card, "int8", "cpu")
+    folders: list[Path] = []
+
+    def write(path: Path) -> None:
+        folders.append(path.parent)
+        path.write_bytes(b"plan")
+        both.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda _: engines.add(replace(first, precision="int9"), write), range(2)))
+    assert made[0] == made[1] and engines.path(made[0]).read_bytes() == b"plan" and len(set(folders)) == 2
+    with pytest.raises(ZeroDivisionError):
+        engines.add(first, lambda path: path.write_bytes(bytes(1 // 0)) and None)
+    assert not list(engines.folder.glob(".making-*")) and len(engines.all()) == 2
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"runtime": "abacus"}', '{"runtime": "onnxruntime"}', None])
+def test_a_damaged_engine_falls_back_and_says_so(card: Card, device: Device, content: str | None, capsys: Any) -> None:
+    engines = Engines(card)
+    first = passing(compile_engine(card, "int8", "cpu"))
+    second = passing(engines.add(replace(first, precision="int9"), lambda file: file.write_bytes(b"other") and None))
+    for engine in (first, second):
+        engines.note(engine)
+        engines.activate(engine)
+    note = engines.path(second).with_name("engine.json")
+    note.unlink() if content is None else note.write_text(content)
+    opened = open_active(card, device)
+    assert opened.sha256 == first.sha256 and opened.refused is not None and f"{note}: " in opened.refused
+    assert "compile the engine again" in capsys.readouterr().err
+    with pytest.raises(DanqingError, match=f"the engine {second.name} does not open"):
+        open_active(card, device, strict=True)
+    models = ModelSet({"text_safety": card.name})
+    models.session("text_safety", device)
+    assert list(models.refused) == ["text_safety"] and not models.outdated(device)
+    assert main(["models", "list"]) == 0
+    assert f"{second.name} (in use, unreadable)" in capsys.readouterr().out
+    assert engines.all() == [first] and engines.named("int8") == first
+    if content is not None:
+        with pytest.raises(DanqingError, match=re.escape(str(note))):
+            engines.named("int9")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"cpu": "name"}'])
+def test_a_damaged_list_of_the_engines_in_use_is_said(card: Card, device: Device, content: str, capsys: Any) -> None:
+    engines = Engines(card)
+    engine = compile_engine(card, "int8", "cpu")
+    (engines.folder / "active.json").write_text(content)
+    with pytest.raises(DanqingError, match=r"active\.json: .*; remove it and .*danqing models activate text-safety-1m"):
+        open_active(card, device)
+    assert main(["models", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert "active.json (unreadable)" in shown and engine.name in shown
+
+
+def test_names_in_the_list_are_never_broken(card: Card, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    engine = compile_engine(card, "int8", "cpu")
+    monkeypatch.setattr("engine.report.terminal.console", Console(width=40))
+    assert main(["models", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert engine.name in shown and "OFA-Sys/chinese-clip-vit-large-patch14-336px" in shown
+
+
+def test_word_lists_are_not_compiled(capsys: Any) -> None:
+    assert main(["models", "compile", "jionlp-advertising"]) == 2
+    assert "jionlp-advertising is a word list; there is nothing to compile" in capsys.readouterr().err
 
 
 def test_an_engine_of_another_runtime_or_model_is_refused(card: Card, checkpoint: Path, device: Device) -> None:

@@ -69,6 +69,26 @@ def test_fused_graphs_are_the_plain_ones(towers: list[tuple[Card, Path]]) -> Non
         assert kinds["Expand"] == 0  # only BERT computes a shape, of the captions, on the host
 
 
+def test_names_of_nodes_are_optional(towers: list[tuple[Card, Path]]) -> None:
+    for card, checkpoint in towers:
+        network = exporter(str(card.export))
+        assert network is not None
+        model = network(Checkpoint(checkpoint)).model()
+        for node in model.graph.node:
+            node.name = ""
+        plain = run(model, inputs(card))
+        assert fuse(model).fused == EXPECTED[card.name]
+        assert np.abs(run(model, inputs(card)) - plain).max() <= 1e-6
+
+
+def test_fusing_again_changes_nothing(towers: list[tuple[Card, Path]]) -> None:
+    for card, checkpoint in towers:
+        _, model, fusion = fused(card, checkpoint)
+        before = model.SerializeToString(deterministic=True)
+        assert fuse(model).fused == fusion.fused
+        assert model.SerializeToString(deterministic=True) == before
+
+
 def test_fp16_is_near_and_stays_inside(towers: list[tuple[Card, Path]]) -> None:
     for card, checkpoint in towers:
         plain, model, fusion = fused(card, checkpoint)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +21,7 @@ from engine.errors import DanqingError
 from kernels.strings import Strings
 from trt_models.card import card_names, load_card
 from trt_models.session import BATCH, open_session
-from trt_models.store import ModelSet, onnx_path
+from trt_models.store import ModelSet, keep, model_folder, onnx_path
 
 
 def write_card(folder: Path, **changes: str) -> str:
@@ -70,6 +76,90 @@ def test_a_changed_file_is_not_loaded(tmp_path: Path) -> None:
         file.write(b"\0")
     with pytest.raises(DanqingError, match=r"sum\.onnx: SHA-256 is .*the card sum says"):
         onnx_path(card)
+
+
+KEEP = """
+import sys
+from trt_models.card import load_card
+from trt_models.store import onnx_path
+print("ready", flush=True)
+sys.stdin.readline()
+print(onnx_path(load_card("open-nsfw")))
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def test_processes_share_a_fresh_cache(store: Path) -> None:
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", KEEP], **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    answers = []
+    for process in processes:  # all are told before any is waited for
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        found, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        answers.append(found)
+    assert len(set(answers)) == 1 and Path(answers[0].strip()).is_file()
+    assert [path.name for path in (store / "models").iterdir()] == [Path(answers[0].strip()).parent.name]
+
+
+def test_a_model_that_another_process_has_built_meanwhile_is_used(store: Path) -> None:
+    card = load_card("open-nsfw")
+    folder = model_folder(card)
+
+    def save(content: bytes) -> Callable[[Path], object]:
+        return lambda path: path.write_bytes(content)
+
+    def save_late(path: Path) -> None:
+        keep(card, folder, save(b"first"), {})
+        path.write_bytes(b"second")
+
+    keep(card, folder, save_late, {})
+    assert (folder / "model.onnx").read_bytes() == b"first" and list(folder.parent.iterdir()) == [folder]
+    assert folder.stat().st_mode == folder.parent.stat().st_mode  # others may read it, if the umask says so
+    (folder / "model.json").unlink()  # what is incomplete is replaced
+    keep(card, folder, save(b"third"), {})
+    assert (folder / "model.onnx").read_bytes() == b"third"
+    exported = replace(card, build=None, export="x")
+    keep(exported, folder, save(b"another checkpoint"), {})
+    assert (folder / "model.onnx").read_bytes() == b"another checkpoint" and list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": 3}'])
+def test_a_damaged_model_json_is_said(store: Path, content: str) -> None:
+    card = load_card("open-nsfw")
+    keep(card, model_folder(card), lambda path: path.write_bytes(b"x"), {})
+    note = model_folder(card) / "model.json"
+    note.write_text(content)
+    with pytest.raises(DanqingError, match=f"^{note}: .*remove the folder {note.parent} and run again"):
+        onnx_path(card)
+
+
+def test_a_cache_that_cannot_be_written_is_said(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = f"^{store}: the cache cannot be written; .*set DANQING_CACHE to a folder that can"
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    card = load_card("open-nsfw")
+    with pytest.raises(DanqingError, match=f"{said} .*No space left"):
+        keep(card, model_folder(card), full, {})
+    assert not list((store / "models").iterdir())
+    monkeypatch.setenv("DANQING_CACHE", str(store / "file"))
+    (store / "file").write_text("")
+    for path in (store / "file", store / "file" / "below"):
+        monkeypatch.setenv("DANQING_CACHE", str(path))
+        with pytest.raises(DanqingError, match=f"^{path}: the cache cannot be written"):
+            onnx_path(card)
 
 
 def test_any_onnx_text_model_can_judge_captions(tmp_path: Path, device: Device) -> None:
