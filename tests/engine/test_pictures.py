@@ -158,6 +158,16 @@ def test_dalis_graph_agrees(device: Device, size: tuple[int, int]) -> None:
         assert np.abs(dalis.astype(int) - ours).mean() < tolerance
 
 
+def test_dalis_graph_takes_rows_with_padding(device: Device) -> None:
+    """As nvJPEG pads them; DALI refuses strided pictures."""
+    pixels = colourful((512, 300))
+    padded = pixels[:, :-3]
+    assert not padded.flags.c_contiguous
+    resize = DaliResizer(INPUTS, device)
+    for found, expected in zip(resize([padded]), resize([padded.copy()]), strict=True):
+        assert (found == expected).all()
+
+
 def test_models_see_the_same_in_dalis_graph(device: Device) -> None:
     """On the demo's photographs: cosine at least 0.999 of what they say of Pillow's (and our) pixels."""
     models = ModelSet(load_recipe("embedded").models)

@@ -60,7 +60,8 @@ def test_our_kernels_take_what_the_gpu_decoded(gpu: Device, device: Device) -> N
 
 
 def test_dalis_graph_resizes_where_the_pixels_are(gpu: Device, device: Device) -> None:
-    pictures: list[Any] = [p for p in open_decoder(device).decode(PHOTOGRAPHS) if p is not None]
-    there = open_resizer(INPUTS, gpu, "dali")([gpu.xp.asarray(p) for p in pictures])
+    files = [*PHOTOGRAPHS, picture(1, size=(509, 320))]  # nvJPEG pads the rows of the last
+    pictures: list[Any] = [p for p in open_decoder(device).decode(files) if p is not None]
+    there = open_resizer(INPUTS, gpu, "dali")(open_decoder(gpu).decode(files))
     for on_gpu, on_cpu in zip(there, open_resizer(INPUTS, device)(pictures), strict=True):
         assert np.abs(on_gpu.get().astype(int) - on_cpu).mean() < 1
