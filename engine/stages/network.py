@@ -22,7 +22,7 @@ class Network(Stage):
         self.session = context.models.session(self.role, context.device)
 
     @property
-    def capacity(self) -> float:
+    def capacity(self) -> int:
         return rows_at_once(self.context.device, self.session)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class Network(Stage):
 
     def alone(self, batch: Batch) -> Callable[[], int]:
         """The network on a full batch, made of the given rows."""
-        rows = np.arange(rows_at_once(self.context.device, self.session)) % len(batch)
+        rows = np.arange(self.capacity) % len(batch)
         inputs = {name: array[rows] for name, array in self.inputs(batch).items()}
 
         def run() -> int:

@@ -79,7 +79,8 @@ def engine_for(card: Card, device: Device, runtime: str, rows: int) -> Engine:
     """
     precision = _precision(runtime, device)
     for engine in Engines(card).all():
-        if (engine.runtime, engine.precision, engine.target) == (runtime, precision, device.target):
+        found = engine.runtime, engine.precision, engine.target, engine.batch[2]
+        if found == (runtime, precision, device.target, rows):
             return engine
     samples = [{"pixels": np.random.default_rng(SEED).integers(0, 256, (8, 224, 224, 3), np.uint8)}]
     return compile_engine(card, precision, device.target, (1, rows, rows), runtime=runtime, samples=samples)
