@@ -67,12 +67,19 @@ class Device:
         stream = getattr(self._own, "stream", None)
         return int(stream.ptr) if stream else 0
 
-    def enter(self) -> None:
-        """Gives this thread its stream; to be called before it works on the device."""
-        if self.kind == "cuda" and not self.stream:
-            self.xp.cuda.Device(self.number).use()
-            self._own.stream = self.xp.cuda.Stream(non_blocking=True)
-            self._own.stream.use()
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Gives this thread a stream of its own within a `with` block. Afterwards CuPy's GPU and stream are those of
+        before: a thread may open a device while another one is open."""
+        if self.kind == "cpu":
+            yield
+            return
+        with self.xp.cuda.Device(self.number), self.xp.cuda.Stream(non_blocking=True) as stream:
+            self._own.stream = stream
+            try:
+                yield
+            finally:
+                del self._own.stream
 
     def wait(self) -> None:
         """Until everything that this thread has queued is done."""
@@ -145,8 +152,8 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
     threads = threads or available_threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="danqing") as pool:
         device = Device(kind, threads, pool, xp, number, held)
-        device.enter()
-        yield device
+        with device.entered():
+            yield device
 
 
 def kind_of(name: str) -> str:

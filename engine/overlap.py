@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from queue import Empty, Full, Queue
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -35,11 +35,13 @@ class Overlap:
     Args:
         spans: told, by the streams' names, how long each waited for the one before and for the one behind.
         room: items that wait between two threads; with 0 there are no threads, and items are made when asked for.
-        enter: what each thread does first.
+        entered: makes what each thread works within.
     """
 
-    def __init__(self, spans: Spans, room: int = 1, enter: Callable[[], None] | None = None) -> None:
-        self.spans, self.room, self._enter = spans, room, enter
+    def __init__(
+        self, spans: Spans, room: int = 1, entered: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self.spans, self.room, self._entered = spans, room, entered
         self._stopped = threading.Event()
         self._stream = threading.local()
         self._threads: list[threading.Thread] = []
@@ -68,10 +70,9 @@ class Overlap:
         self._stream.span = span
         with suppress(StoppedError):
             try:
-                if self._enter:
-                    self._enter()
-                for item in stream:
-                    self._put(queue, item)
+                with self._entered():
+                    for item in stream:
+                        self._put(queue, item)
             except StoppedError:
                 raise
             except BaseException as error:

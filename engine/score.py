@@ -105,7 +105,7 @@ def run_stages(
         context.models.warm()
         context.memory.settle()
     spans.open(["read", *(stage.name for stage in stages)])
-    with Overlap(spans, room, context.device.enter) as overlap:
+    with Overlap(spans, room, context.device.entered) as overlap:
         thread = "read"
         for position, (step, stage) in enumerate(zip(plan.steps, stages, strict=True)):
             if stage.capacity is not None or thread == "read":

@@ -38,16 +38,19 @@ RECIPE = replace(load_recipe("embedded"), also=("perceptual_hash",))
 HOST = Device("cpu", 1, ThreadPoolExecutor(1))
 
 
+class Gpu(nullcontext[None]):
+    compute_capability = "90"
+
+
 class Cupy(Library):
     """What the engine asks of CuPy."""
 
     def __init__(self) -> None:
         super().__init__(np)
-        gpu = SimpleNamespace(use=lambda: None, compute_capability="90")
-        stream = SimpleNamespace(ptr=7, use=lambda: None, synchronize=lambda: None)
+        stream = SimpleNamespace(ptr=7, synchronize=lambda: None)
         self.cuda = SimpleNamespace(
-            Device=lambda number: gpu,
-            Stream=lambda non_blocking: stream,
+            Device=Gpu,
+            Stream=lambda non_blocking: nullcontext(stream),
             cublas=SimpleNamespace(setMathMode=lambda handle, mode: None),
             device=SimpleNamespace(get_cublas_handle=lambda: None),
             runtime=SimpleNamespace(

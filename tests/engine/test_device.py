@@ -18,17 +18,22 @@ from engine.errors import DanqingError
 
 
 class Stream:
-    """Notes that it was used, and waited for."""
+    """Notes that it was waited for; the last entered is the `current` one."""
 
     made: list[Stream] = []
+    current: list[int] = []
 
     def __init__(self, non_blocking: bool) -> None:
         assert non_blocking
         self.made.append(self)
-        self.ptr, self.used, self.waited = len(self.made), 0, 0
+        self.ptr, self.waited = len(self.made), 0
 
-    def use(self) -> None:
-        self.used += 1
+    def __enter__(self) -> Stream:
+        self.current.append(self.ptr)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.current.remove(self.ptr)
 
     def synchronize(self) -> None:
         self.waited += 1
@@ -43,22 +48,30 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, gpus: int | Exception) -> list[int
             raise gpus
         return gpus
 
-    def gpu(number: int) -> Any:
-        return SimpleNamespace(use=lambda: used.append(number), compute_capability="90")
+    class Gpu:
+        compute_capability = "90"
 
-    Stream.made = []
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __enter__(self) -> None:
+            used.append(self.number)
+
+        def __exit__(self, *_: object) -> None: ...
+
+    Stream.made, Stream.current = [], []
     kept: list[Any] = []
     runtime = SimpleNamespace(
         getDeviceCount=count, cudaMemPoolAttrReleaseThreshold="threshold", kept=kept,
         deviceGetDefaultMemPool=lambda number: f"pool {number}", memPoolSetAttribute=lambda *given: kept.append(given),
     )  # fmt: skip
     pool = SimpleNamespace(used_bytes=lambda: 7)
-    gpu.get_cublas_handle = lambda: "handle"
     cublas = SimpleNamespace(setMathMode=lambda *given: modes.append(given))
+    handles = SimpleNamespace(get_cublas_handle=lambda: "handle")
     modes: list[Any] = []
     library = SimpleNamespace(
         modes=modes,
-        cuda=SimpleNamespace(runtime=runtime, Device=gpu, Stream=Stream, device=gpu, cublas=cublas),
+        cuda=SimpleNamespace(runtime=runtime, Device=Gpu, Stream=Stream, device=handles, cublas=cublas),
         get_default_memory_pool=lambda: pool,
     )
     monkeypatch.setitem(sys.modules, "cupy", library)
@@ -104,20 +117,28 @@ def test_every_thread_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         assert device.stream == 1 and used == [1]
         device.sum_in_float32()
         assert device.xp.modes == [("handle", 16)]  # cuBLAS sums in 32 bits
-        device.enter()  # a second time changes nothing
-        assert len(Stream.made) == 1
         seen: list[int] = []
 
         def work() -> None:
-            device.enter()
-            seen.append(device.stream)
-            device.wait()
+            with device.entered():
+                seen.append(device.stream)
+                device.wait()
 
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-        assert seen == [2] and used == [1, 1] and [s.used for s in Stream.made] == [1, 1]
+        assert seen == [2] and used == [1, 1]
         assert [s.waited for s in Stream.made] == [0, 1]
+
+
+def test_a_device_opened_within_another_leaves_its_stream_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy and our kernels would otherwise work on two streams, and read what is not yet written."""
+    used = stand_in(monkeypatch, 2)
+    with open_device("cuda:1") as outer:
+        with open_device("cuda:0") as inner:
+            assert Stream.current == [outer.stream, inner.stream] == [1, 2] and used == [1, 0]
+        assert Stream.current == [outer.stream] == [1] and inner.stream == 0
+    assert Stream.current == []
 
 
 def test_cupy_takes_its_memory_from_the_pool_of_rmm(monkeypatch: pytest.MonkeyPatch) -> None:
