@@ -24,6 +24,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 FROM python AS wheel
 RUN python3 -m venv /opt/build
 COPY pyproject.toml README.md LICENSE /src/
+COPY danqing /src/danqing
 COPY engine /src/engine
 COPY kernels /src/kernels
 COPY trt_models /src/trt_models
@@ -67,7 +68,7 @@ EXPOSE 9100
 # Python shuts down cleanly on SIGINT; as process 1 it ignores SIGTERM.
 STOPSIGNAL SIGINT
 # Queries the workers that serve metrics in this container; a job without metrics counts as healthy.
-HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-m", "engine.health"]
+HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-m", "danqing.engine.score.health"]
 ENTRYPOINT ["danqing"]
 CMD ["--help"]
 

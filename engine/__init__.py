@@ -1,3 +1,1 @@
-"""DanQing Engine: crawled Chinese image-text pairs in, a training set out."""
-
-__version__ = "0.1.0"
+"""The phases SELECT, SCORE, DECIDE and WRITE, and what they share."""

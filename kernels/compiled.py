@@ -12,8 +12,8 @@ from typing import Any
 
 import numba
 
-from engine.errors import DanqingError
-from engine.files import cache_path
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import cache_path
 
 
 def cached(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -94,6 +94,7 @@ class KernelFiles:
 def sources_digest() -> str:
     """SHA-256 of the names and contents of this package's sources."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -31,7 +31,7 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, njit, types
 
-from kernels.compiled import cached
+from danqing.kernels.compiled import cached
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from profiling.nvml import GpuLook
-from profiling.sampler import Look, Sampler
-from profiling.spans import Event, Span, Spans
+from danqing.engine.core.nvml import GpuLook
+from danqing.engine.core.spans import Event, Span, Spans
+from danqing.profiling.sampler import Look, Sampler
 
 BUSY = 0.9
 """Share of its cores a process uses that has no time left."""

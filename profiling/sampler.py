@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import psutil
 
-from profiling.nvml import GpuLook
+from danqing.engine.core.nvml import GpuLook
 
 EVERY, MOST = 0.1, 10_000
 """Seconds between two looks, to begin with; and looks that are kept: beyond so many, every second one."""

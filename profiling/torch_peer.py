@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import DanqingError
-from trt_models.card import Card
+from danqing.engine.core.errors import DanqingError
+from danqing.trt_models.card import Card
 
 BATCH = 8
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.device import Device, open_device
-from engine.recipe import Recipe, load_recipe
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.recipe.reading import Recipe, load_recipe
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,17 +22,18 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-import engine.stages.decode
-import engine.stages.resize
-import trt_models.engines
-from engine.curate import Settings, curate
-from engine.device import Device
-from engine.recipe import load_recipe
-from engine.stages.decode import CpuDecoder
-from engine.stages.resize import KernelResizer
-from kernels.portable import Kernel
+import danqing.engine.stages.decode
+import danqing.engine.stages.resize
+import danqing.trt_models.engines
+from danqing.engine.core.device import Device
+from danqing.engine.phases import curate
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.stages.decode import CpuDecoder
+from danqing.engine.stages.resize import KernelResizer
+from danqing.kernels.portable import Kernel
+from danqing.trt_models.run.session import OnnxSession
 from tests.strict import Library, refuse_host_arrays
-from trt_models.session import OnnxSession
 
 RECIPE = replace(load_recipe("embedded"), also=("perceptual_hash",))
 HOST = Device("cpu", 1, ThreadPoolExecutor(1))
@@ -99,9 +100,9 @@ def simulate(*arguments: str, folder: Path | None = None) -> None:
 def play() -> None:
     """From here on there is a GPU."""
     sys.modules["cupy"] = Cupy()  # type: ignore[assignment]
-    engine.stages.decode.GpuDecoder = Decoder  # type: ignore[misc, assignment]
-    engine.stages.resize.DaliResizer = Resizer  # type: ignore[misc, assignment]
-    trt_models.session.CudaOnnxSession = Session  # type: ignore[misc, assignment]
+    danqing.engine.stages.decode.GpuDecoder = Decoder  # type: ignore[misc, assignment]
+    danqing.engine.stages.resize.DaliResizer = Resizer  # type: ignore[misc, assignment]
+    danqing.trt_models.run.session.CudaOnnxSession = Session  # type: ignore[misc, assignment]
     cuda.external_stream = lambda handle: handle  # the simulator has none
     launch, at_a_time = Kernel.launch, Lock()  # the simulator knows one kernel at a time
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import yaml
 
-from engine.errors import DanqingError, did_you_mean
-from kernels.lexicon import Patterns
+from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.kernels.text.lexicon import Patterns
 
 TASKS = ("image_embedding", "text_embedding", "image_classifier", "text_classifier")
-CARDS = resources.files("trt_models") / "cards"
+CARDS = resources.files("danqing.trt_models") / "cards"
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine.errors import DanqingError, did_you_mean
-from engine.files import read_json, write_json, writing_cache
-from trt_models.card import Card
-from trt_models.session import Session, TensorRtSession, open_session
-from trt_models.store import cache_folder, model_hash, onnx_path, sha256
+from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.core.files import read_json, write_json, writing_cache
+from danqing.trt_models.card import Card
+from danqing.trt_models.package_files import cache_folder, sha256
+from danqing.trt_models.run.session import Session, TensorRtSession, open_session
+from danqing.trt_models.store import model_hash, onnx_path
 
 if TYPE_CHECKING:
-    from engine.device import Device
+    from danqing.engine.core.device import Device
 
 log = logging.getLogger("danqing")
 
@@ -46,7 +47,7 @@ class Runtime(NamedTuple):
     module: str
     packages: tuple[str, ...]
     open: Callable[[Path, Engine, Device], Session]
-    file: str = "engine.plan"
+    file: str = "danqing.engine.recipe.plan"
     portable: bool = False
 
 
@@ -59,7 +60,7 @@ def _open_plan(path: Path, engine: Engine, device: Device) -> Session:
 
 
 def _open_torch(path: Path, engine: Engine, device: Device) -> Session:
-    from trt_models.torch_session import open_torch_session  # imports torch
+    from danqing.trt_models.run.torch_session import open_torch_session  # imports torch
 
     return open_torch_session(path, device, engine.batch)
 

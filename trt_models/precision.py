@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.errors import DanqingError, did_you_mean
+from danqing.engine.core.errors import DanqingError, did_you_mean
 
 HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 EXACT_OPS = frozenset(
@@ -28,7 +28,7 @@ FUSED_EXACT_OPS = {
     "fp16": EXACT_OPS - {"LayerNormalization"},
     "bf16": (EXACT_OPS - {"LayerNormalization"}) | {"Conv", "Pad"},
 }
-"""Precision → `EXACT_OPS` for ONNX Runtime's CUDA provider, after `trt_models.fuse`. Its LayerNormalization and fused
+"""Precision → `EXACT_OPS` for ONNX Runtime's CUDA provider, after `onnx_fusion`. Its LayerNormalization and fused
 operators take 16 bits and sum in float32 (SkipLayerNormalization since github.com/microsoft/onnxruntime/pull/28682). In
 our version of the operators (17) it has neither convolution nor padding in bf16."""
 FOLLOWING_OPS = frozenset(

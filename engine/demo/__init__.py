@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.curate import Settings
-    from engine.demo.judge import Judgement
+    from danqing.engine.demo.judge import Judgement
+    from danqing.engine.run.settings import Settings
 
 
 def run_demo(folder: Path, settings: Settings) -> Judgement:
     """Builds the crawl under FOLDER/crawl, curates it into FOLDER/run, prints funnel and judgement."""
-    from engine.curate import curate, known_columns
-    from engine.demo.crawl import BLOCKLIST, build_crawl
-    from engine.demo.judge import judge, print_judgement
-    from engine.recipe import load_recipe
-    from engine.report.terminal import console, print_funnel, print_spans
+    from danqing.engine.demo.crawl import BLOCKLIST, build_crawl
+    from danqing.engine.demo.judge import judge, print_judgement
+    from danqing.engine.phases import curate, known_columns
+    from danqing.engine.recipe.reading import load_recipe
+    from danqing.engine.report.terminal import console, print_funnel, print_spans
 
     recipe = load_recipe("embedded", columns=known_columns())
     shards = build_crawl(folder / "crawl")

@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from engine.demo.defects import CLEAN, DEFECTS, MISMATCH, Pair, harmless
-from engine.files import commit
+from danqing.engine.core.files import commit
+from danqing.engine.demo.defects import CLEAN, DEFECTS, MISMATCH, Pair, harmless
 
-FOLDER = resources.files("engine.demo")
+FOLDER = resources.files("danqing.engine.demo")
 BLOCKLIST = FOLDER / "blocklist.txt"
 
 EACH, SHARDS, SEED = 26, 4, 20260122

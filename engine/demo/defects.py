@@ -12,7 +12,7 @@ from typing import Any
 import opencc
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from trt_models.store import ModelSet
+from danqing.trt_models.model_set import ModelSet
 
 CLEAN, MISMATCH = "clean", "mismatched caption"
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from rich import box
 from rich.table import Table
 
-from engine.demo.crawl import CLEAN, MISMATCH
-from engine.report.terminal import console
-from engine.run import Run
+from danqing.engine.demo.crawl import CLEAN, MISMATCH
+from danqing.engine.report.terminal import console
+from danqing.engine.run.folder import Run
 
 
 @dataclass

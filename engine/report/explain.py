@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 from rich import box
 from rich.table import Table
 
-from engine.criteria import Criterion, Redundancy
-from engine.errors import DanqingError
-from engine.recipe import recipe_from_dict
-from engine.report.terminal import console
-from engine.run import Run
-from engine.sources.sample import PROBLEM
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.recipe.criteria import Criterion, Redundancy
+from danqing.engine.recipe.reading import recipe_from_dict
+from danqing.engine.report.terminal import console
+from danqing.engine.run.folder import Run
+from danqing.engine.sources.sample import PROBLEM
 
 
 def explain_pair(run: Run, key: str) -> None:

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from engine.criteria import Criterion
-from engine.files import commit
-from engine.funnel import Funnel
-from engine.recipe import Recipe, recipe_from_dict
-from engine.report.topics import topic_galleries, topic_section
-from engine.run import Run
-from engine.sources import open_shard
-from engine.topics import Topics
+from danqing.engine.core.files import commit
+from danqing.engine.decide.funnel import Funnel
+from danqing.engine.recipe.criteria import Criterion
+from danqing.engine.recipe.reading import Recipe, recipe_from_dict
+from danqing.engine.report.topic_map import topic_galleries, topic_section
+from danqing.engine.report.topics import Topics
+from danqing.engine.run.folder import Run
+from danqing.engine.sources import open_shard
 
 KEPT, DROPPED, THUMBNAIL = 48, 8, 160
 """Pictures shown: so many kept ones, so many a criterion; longest side in pixels."""

@@ -13,14 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from engine.funnel import Funnel
-from profiling.spans import Spans
+from danqing.engine.core.spans import Spans
+from danqing.engine.decide.funnel import Funnel
 
 if TYPE_CHECKING:
-    from engine.diff import Difference
-    from engine.topics import Topics
-    from trt_models.card import Card
-    from trt_models.engines import Engine
+    from danqing.engine.report.differences import Difference
+    from danqing.engine.report.topics import Topics
+    from danqing.trt_models.card import Card
+    from danqing.trt_models.engines import Engine
 
 console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 

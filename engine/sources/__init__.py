@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from engine.errors import DanqingError
-from engine.sources.folder import FolderShard, pictures_in
-from engine.sources.inputs import Shard, files_in, find_files
-from engine.sources.listed import ListedShard, listed
-from engine.sources.parquet import ParquetShard, row_groups
-from engine.sources.sample import Layout, Sample, Source
-from engine.sources.tables import SUFFIXES as TABLES
-from engine.sources.webdataset import TarShard
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.sources.folder import FolderShard, pictures_in
+from danqing.engine.sources.inputs import Shard, files_in, find_files
+from danqing.engine.sources.listed import ListedShard, listed
+from danqing.engine.sources.parquet import ParquetShard, row_groups
+from danqing.engine.sources.sample import Layout, Sample, Source
+from danqing.engine.sources.tables import SUFFIXES as TABLES
+from danqing.engine.sources.webdataset import TarShard
 
 __all__ = ["Layout", "Sample", "Shard", "Source", "find_shards", "open_shard"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
-from engine.sources.inputs import Shard
-from engine.sources.sample import Layout, Sample, from_members
+from danqing.engine.sources.inputs import Shard
+from danqing.engine.sources.sample import Layout, Sample, from_members
 
 
 @dataclass(frozen=True)

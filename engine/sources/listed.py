@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from engine.sources.inputs import Shard
-from engine.sources.sample import PROBLEM, Layout, Sample, choose_column, from_record
-from engine.sources.tables import Record, records
+from danqing.engine.sources.inputs import Shard
+from danqing.engine.sources.sample import PROBLEM, Layout, Sample, choose_column, from_record
+from danqing.engine.sources.tables import Record, records
 
 
 class ListedShard:

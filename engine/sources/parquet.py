@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.errors import DanqingError
-from engine.sources.inputs import Shard
-from engine.sources.sample import PROBLEM, Layout, Sample, choose_column, from_record
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.sources.inputs import Shard
+from danqing.engine.sources.sample import PROBLEM, Layout, Sample, choose_column, from_record
 
 BATCH_ROWS = 64  # as many pictures are in memory at a time
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import xxhash
 
-from engine.errors import DanqingError
+from danqing.engine.core.errors import DanqingError
 
 PROBLEM = "read_error"
 """The metadata field that says, in words, what could not be read of a sample."""

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.errors import DanqingError, did_you_mean
-from engine.sources.inputs import Shard, files_in, find_files
+from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.sources.inputs import Shard, files_in, find_files
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 PEEK_ROWS = 1000

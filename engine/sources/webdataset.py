@@ -7,10 +7,10 @@ import tarfile
 from collections.abc import Iterator
 from functools import partial
 
-from engine.errors import DanqingError
-from engine.sources.inputs import Shard
-from engine.sources.sample import Layout, Sample, from_members
-from engine.sources.tar import read_members
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.sources.inputs import Shard
+from danqing.engine.sources.sample import Layout, Sample, from_members
+from danqing.engine.sources.tar import read_members
 
 
 class TarShard:

@@ -1,18 +1,18 @@
-"""The stages there are. Which of them run, and when, follows from the recipe (`engine.plan`)."""
+"""The stages there are. Which of them run, and when, follows from the recipe (`engine.recipe.plan`)."""
 
 import pyarrow as pa
 
-from engine.stages.aesthetic import Aesthetic
-from engine.stages.base import Context, Stage
-from engine.stages.decode import Decode
-from engine.stages.embed import Alignment, ImageEmbedding, TextEmbedding, Tokens
-from engine.stages.fingerprint import Digest, PerceptualHash
-from engine.stages.header import Header
-from engine.stages.pixels import PixelStatistics
-from engine.stages.resize import Resize
-from engine.stages.safety import ImageSafety
-from engine.stages.source import Source
-from engine.stages.text import Caption, Refine
+from danqing.engine.stages.aesthetic import Aesthetic
+from danqing.engine.stages.base import Context, Stage
+from danqing.engine.stages.decode import Decode
+from danqing.engine.stages.embed import Alignment, ImageEmbedding, TextEmbedding, Tokens
+from danqing.engine.stages.fingerprint import Digest, PerceptualHash
+from danqing.engine.stages.header import Header
+from danqing.engine.stages.pixels import PixelStatistics
+from danqing.engine.stages.resize import Resize
+from danqing.engine.stages.safety import ImageSafety
+from danqing.engine.stages.source import Source
+from danqing.engine.stages.text import Caption, Refine
 
 CATALOGUE: tuple[type[Stage], ...] = (
     Source,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.batch import Batch
-from engine.stages.network import Network
+from danqing.engine.core.batch import Batch
+from danqing.engine.stages.network import Network
 
 
 class Aesthetic(Network):

@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from engine.batch import Batch
-from engine.device import Device
-from engine.memory import Memory
-from trt_models.store import ModelSet
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.device import Device
+from danqing.engine.core.memory import Memory
+from danqing.trt_models.model_set import ModelSet
 
 
 @dataclass(frozen=True)

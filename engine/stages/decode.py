@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from engine.batch import Batch
-from engine.device import Device
-from engine.stages.base import Context, Stage
-from engine.stages.header import has_alpha
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.device import Device
+from danqing.engine.stages.base import Context, Stage
+from danqing.engine.stages.header import has_alpha
 
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken picture is a row's error, not a line on stderr
 os.environ.setdefault("OPENCV_LOG_LEVEL", "0")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.batch import Batch
-from engine.criteria import FEATURES
-from engine.stages.base import Context, Stage
-from engine.stages.network import Network
+from danqing.engine.core.batch import Batch
+from danqing.engine.recipe.criteria import FEATURES
+from danqing.engine.stages.base import Context, Stage
+from danqing.engine.stages.network import Network
 
 
 class ImageEmbedding(Network):

@@ -7,9 +7,9 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
-from engine.batch import Batch
-from engine.stages.base import Stage
-from engine.stages.resize import HASHED
+from danqing.engine.core.batch import Batch
+from danqing.engine.stages.base import Stage
+from danqing.engine.stages.resize import HASHED
 
 
 class Digest(Stage):

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from engine.batch import Batch
-from engine.stages.base import Stage
-from engine.stages.plain_headers import Facts, Table, read_plain_header
+from danqing.engine.core.batch import Batch
+from danqing.engine.stages.base import Stage
+from danqing.engine.stages.plain_headers import Facts, Table, read_plain_header
 
 Image.MAX_IMAGE_PIXELS = None  # our own --max-pixels says it per row; Pillow's would warn and raise
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken headers; such a row has its error

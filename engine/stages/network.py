@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from engine.batch import Batch
-from engine.stages.base import Context, Stage
-from trt_models.session import rows_at_once
+from danqing.engine.core.batch import Batch
+from danqing.engine.stages.base import Context, Stage
+from danqing.trt_models.run.session import rows_at_once
 
 
 class Network(Stage):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from engine.batch import Batch
-from engine.stages.base import Stage
-from kernels.pixels import FIGURES, pixel_statistics
+from danqing.engine.core.batch import Batch
+from danqing.engine.stages.base import Stage
+from danqing.kernels.pictures.pixels import FIGURES, pixel_statistics
 
 
 class PixelStatistics(Stage):
-    """`pixel_std`, `laplacian_variance`, `image_entropy` at full resolution; see `kernels.pixels`."""
+    """`pixel_std`, `laplacian_variance`, `image_entropy` at full resolution; see `kernels.pictures.pixels`."""
 
     name = "pixels"
     needs = ("pixels",)

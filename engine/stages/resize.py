@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from engine.batch import Batch
-from engine.batch_sizes import BATCH_SIZES
-from engine.device import Device
-from engine.stages.base import Context, Stage
-from kernels.resample import CUBIC, LANCZOS, LINEAR, resample
-from kernels.resample_batches import Window, resample_pictures
-from trt_models.card import ImageInput
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.batch_sizes import BATCH_SIZES
+from danqing.engine.core.device import Device
+from danqing.engine.stages.base import Context, Stage
+from danqing.kernels.pictures.resample import CUBIC, LANCZOS, LINEAR, resample
+from danqing.kernels.pictures.resample_batches import Window, resample_pictures
+from danqing.trt_models.card import ImageInput
 
 INTERPOLATIONS = {"lanczos": LANCZOS, "cubic": CUBIC, "linear": LINEAR}
 HASHED = ImageInput(32, 32, "stretch", "lanczos")
@@ -84,7 +84,7 @@ def scaled(shape: Sequence[int], wanted: ImageInput) -> tuple[int, int]:
 
 
 class KernelResizer:
-    """`kernels.resample`, a picture at a time on all threads: bit-equal to Pillow, and only the crop is computed."""
+    """`resample`, a picture at a time on all threads: bit-equal to Pillow, and only the crop is computed."""
 
     def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
         self.inputs, self.device = inputs, device
@@ -130,7 +130,7 @@ def _pass_through_jpeg(resized: np.ndarray, wanted: ImageInput, out: np.ndarray)
 
 
 class BatchResizer:
-    """Resizes with `kernels.resample_batches`, for GPUs: bit-equal to Pillow, two launches per batch and input size.
+    """Resizes with `resample_batches`, for GPUs: bit-equal to Pillow, two launches per batch and input size.
 
     Inputs with a `jpeg_quality` make the JPEG round trip in libjpeg on the host, since DALI's distortion gives other
     pixels. For 256 × 256 pixels it takes 1 ms of a core; 197 kB are copied down and the crop of 224 × 224, 151 kB, up.

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from engine.batch import Batch
-from engine.errors import DanqingError
-from engine.stages.base import Stage
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.stages.base import Stage
 
 
 class Source(Stage):

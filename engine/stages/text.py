@@ -1,6 +1,6 @@
 """What a caption says of itself: words, language, parts of speech, information, unsafe terms.
 
-The measuring is done by kernels over the batch's UTF-8 bytes (`kernels.text`, `kernels.lexicon`); beside them stand
+The measuring is done by kernels over the batch's UTF-8 bytes (`kernels.text`); beside them stand
 OpenCC, and fastText for the rows whose script leaves doubt.
 """
 
@@ -13,14 +13,14 @@ import numpy as np
 import opencc
 import pyarrow as pa
 
-from engine.batch import Batch
-from engine.batch_sizes import BATCH_SIZES
-from engine.dictionary import character_classes, open_dictionary
-from engine.stages.base import Context, Stage
-from kernels import text as kernels
-from kernels.strings import Strings
-from kernels.text import MEASURES
-from trt_models.store import package_file
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.batch_sizes import BATCH_SIZES
+from danqing.engine.stages.base import Context, Stage
+from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.kernels.text import captions as kernels
+from danqing.kernels.text.captions import MEASURES
+from danqing.kernels.text.strings import Strings
+from danqing.trt_models.package_files import package_file
 
 SURELY_HAN = 0.5
 """Share of Han among the letters from which on a text without kana and hangul is Chinese, whatever fastText says."""
@@ -63,7 +63,7 @@ class Caption(CaptionStage):
 class Refine(CaptionStage):
     """The caption made clean (`text_clean`: Simplified, no emoji or special characters), and measured after.
 
-    For the measures see `kernels.text.MEASURES`; for `chinese_confidence` and `language`, `languages`.
+    For the measures see `kernels.text.captions.MEASURES`; for `chinese_confidence` and `language`, `languages`.
     """
 
     name = "refine"

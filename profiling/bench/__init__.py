@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engine.errors import DanqingError
+from danqing.engine.core.errors import DanqingError
 
 
 def in_scratch(name: str, work: Callable[[Path], object]) -> int:

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from engine.errors import DanqingError
-from engine.sources import Layout, Sample, find_shards, open_shard
-from profiling.bench.plain_text import is_word
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.sources import Layout, Sample, find_shards, open_shard
+from danqing.profiling.bench.plain_text import is_word
 
 SEED = 20260122
 
@@ -42,7 +42,7 @@ def chinese_lines(captions: Path | None, wanted: int) -> list[str]:
     Of the Parquet only lines of 8 to 40 words are taken, as long as real captions are.
     """
     chance = random.Random(SEED)
-    demo = resources.files("engine.demo") / "photos.yaml"
+    demo = resources.files("danqing.engine.demo") / "photos.yaml"
     if captions is None:
         if not demo.is_file():
             raise DanqingError("pictures without captions: give --captions PARQUET with a column 'text'")

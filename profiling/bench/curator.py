@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from engine.errors import DanqingError
-from profiling.bench.environments import TORCH, Environment
-from profiling.bench.measured import Measured, measured
-from trt_models.store import package_file
+from danqing.engine.core.errors import DanqingError
+from danqing.profiling.bench.environments import TORCH, Environment
+from danqing.profiling.bench.measured import Measured, measured
+from danqing.trt_models.package_files import package_file
 
 # fasttext: the one that its extra `text_cpu` names, without what else that brings; pip compiles it.
 ENVIRONMENT = Environment("nemo-curator", (TORCH, "nemo-curator", "fasttext==0.9.3"))

@@ -1,7 +1,7 @@
 """Near-duplicate search beside what others do for the same sets, over the same float16 features, on the same cores.
 
     pip install faiss-cpu scipy
-    python -m profiling.bench.duplicates --rows 10000,50000,100000,200000
+    python -m danqing.profiling.bench.duplicates --rows 10000,50000,100000,200000
 
 Every method gets the rows in memory and returns a label a row; each runs in a process of its own, which tells how much
 memory it took beside the features. `edges` is the share of the true pairs (exact float64 cosines of all that float32
@@ -100,18 +100,18 @@ def product(features: np.ndarray) -> np.ndarray:
 
 
 def ours(features: np.ndarray) -> np.ndarray:
-    from engine.dedup.features import Features
-    from engine.dedup.sets import chains
-    from engine.device import open_device
+    from danqing.engine.core.device import open_device
+    from danqing.engine.decide.dedup.features import Features
+    from danqing.engine.decide.dedup.sets import chains
 
     with open_device() as device:
         return chains(Features(device, [features]), WITHIN)
 
 
 def ours_likely(features: np.ndarray) -> np.ndarray:
-    from engine.dedup.features import Features
-    from engine.dedup.sets import likely_chains
-    from engine.device import open_device
+    from danqing.engine.core.device import open_device
+    from danqing.engine.decide.dedup.features import Features
+    from danqing.engine.decide.dedup.sets import likely_chains
 
     with open_device() as device:
         return likely_chains(Features(device, [features]), WITHIN, RECALL)[0]
@@ -206,7 +206,7 @@ def measure(rows: int, real: np.ndarray | None, folder: Path, methods: list[str]
     for method in methods:
         if rows > SLOW.get(method, rows):
             continue
-        command = [sys.executable, "-m", "profiling.bench.duplicates", "--one", method, str(folder)]
+        command = [sys.executable, "-m", "danqing.profiling.bench.duplicates", "--one", method, str(folder)]
         done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         labels = np.load(folder / "labels.npy")
         edges = float((labels[left] == labels[right]).mean())

@@ -1,7 +1,7 @@
 """Embeddings of pairs beside clip-retrieval: the same two towers, the same ONNX files, the same cores.
 
-    python -m profiling.bench.embedding --setup-peers DIR      # once: clip-retrieval in an environment of its own
-    python -m profiling.bench.embedding --data 'photos/*.tar' --captions captions.parquet --peers DIR
+    python -m danqing.profiling.bench.embedding --setup-peers DIR  # once: clip-retrieval in an environment of its own
+    python -m danqing.profiling.bench.embedding --data 'photos/*.tar' --captions captions.parquet --peers DIR
 
 Theirs is its `clip_inference` on WebDataset shards, from reader to writer; only the networks and their preprocessing
 are ours (`profiling.bench.peers.retrieval`). It runs with its defaults, four workers and batches of 256; try others by
@@ -27,16 +27,17 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from engine.errors import DanqingError
-from engine.recipe import load_recipe
-from engine.sources import Sample
-from profiling.bench import in_scratch, machine
-from profiling.bench.crawl import collect, repeated, write_shards
-from profiling.bench.environments import TORCH, Environment
-from profiling.bench.filters import danqing, write_recipe
-from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
-from trt_models.card import load_card
-from trt_models.store import onnx_path, package_file
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.sources import Sample
+from danqing.profiling.bench import in_scratch, machine
+from danqing.profiling.bench.crawl import collect, repeated, write_shards
+from danqing.profiling.bench.environments import TORCH, Environment
+from danqing.profiling.bench.filters import danqing, write_recipe
+from danqing.profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
+from danqing.trt_models.card import load_card
+from danqing.trt_models.package_files import package_file
+from danqing.trt_models.store import onnx_path
 
 PACKAGES = ("onnxruntime", "numpy", "pillow", "nvidia-nvimgcodec-cu13", "sentencepiece")
 # What its reader, writer and logger import, in the versions that it asks for; and our ONNX Runtime.

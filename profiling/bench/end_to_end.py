@@ -1,6 +1,6 @@
 """The engine beside the plain script: same crawl, same models, same figures, same cores, in turn.
 
-    python -m profiling.bench.end_to_end --data 'photos/*.tar' --captions captions.parquet
+    python -m danqing.profiling.bench.end_to_end --data 'photos/*.tar' --captions captions.parquet
 
 Four comparisons, of which none alone would be fair (`--mode`, default: all):
 
@@ -34,19 +34,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine.criteria import Criterion
-from engine.errors import DanqingError
-from engine.plan import decidable
-from engine.recipe import load_recipe
-from engine.score import GIVEN
-from engine.stages import CATALOGUE
-from engine.stages.network import Network
-from profiling.bench import machine
-from profiling.bench.crawl import collect, repeated, write_shards
-from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
-from trt_models.card import load_card
-from trt_models.session import BATCH
-from trt_models.store import onnx_path
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.recipe.criteria import Criterion
+from danqing.engine.recipe.plan import decidable
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.score.loop import GIVEN
+from danqing.engine.stages import CATALOGUE
+from danqing.engine.stages.network import Network
+from danqing.profiling.bench import machine
+from danqing.profiling.bench.crawl import collect, repeated, write_shards
+from danqing.profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
+from danqing.trt_models.card import load_card
+from danqing.trt_models.run.session import BATCH
+from danqing.trt_models.store import onnx_path
 
 PICTURES, SHARDS = 1000, 8
 PACKAGES = ("onnxruntime", "numpy", "nvidia-nvimgcodec-cu13", "numba", "pillow",
@@ -90,11 +90,13 @@ class Bench:
         self._runs = 0
 
     def engine(self, name: str) -> Measured:
-        return self._run(["engine.cli", "curate", *self.shards[name], *self.mode.engine])
+        return self._run(["danqing.engine.cli.main", "curate", *self.shards[name], *self.mode.engine])
 
     def plain(self, name: str) -> Measured:
         processes = ["--processes", str(len(self.cores))]
-        return self._run(["profiling.bench.plain", *self.shards[name], *self.models, *processes, *self.mode.plain])
+        return self._run(
+            ["danqing.profiling.bench.plain", *self.shards[name], *self.models, *processes, *self.mode.plain]
+        )
 
     def _run(self, program: Sequence[str | Path]) -> Measured:
         self._runs += 1

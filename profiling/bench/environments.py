@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from engine.errors import DanqingError
+from danqing.engine.core.errors import DanqingError
 
 TORCH = "torch==2.13.0"
 """For peers that need it: the one our tests run."""

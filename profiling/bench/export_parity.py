@@ -3,10 +3,11 @@
 Built by transformers (EVA-02 by timm), saved in the published layout, exported by `danqing models export`, and run by
 ONNX Runtime beside PyTorch on the same pictures or captions, on CPU cores in float32.
 
-  python -m profiling.bench.export_parity chinese-clip-vit-b-16 chinese-clip-vit-l-14 siglip2-b-16-256 freepik-nsfw
+  python -m danqing.profiling.bench.export_parity \
+      chinese-clip-vit-b-16 chinese-clip-vit-l-14 siglip2-b-16-256 freepik-nsfw
 
 `apart`: the largest difference of two numbers; `spread`: their standard deviation between inputs, beside which it is to
-be seen. `fused`: the largest difference between the outputs of the graph and of its fused form (`trt_models.fuse`).
+be seen. `fused`: the largest difference between the outputs of the graph and of its fused form.
 `memory`: the peak of the export, which is a process of its own; mapped pages of the checkpoint count.
 """
 
@@ -28,10 +29,10 @@ import numpy as np
 import onnxruntime
 import torch
 
-from profiling.bench.published import mend_torchvision, randomised, save
-from trt_models.card import Card, card_names, load_card
-from trt_models.export import aesthetic, chinese_clip, siglip
-from trt_models.fuse import fuse
+from danqing.profiling.bench.published import mend_torchvision, randomised, save
+from danqing.trt_models.card import Card, card_names, load_card
+from danqing.trt_models.compile.onnx_fusion import fuse
+from danqing.trt_models.export import aesthetic, chinese_clip, siglip
 
 BERT = {"vocab_size": 21128, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
         "intermediate_size": 3072, "max_position_embeddings": 512, "pad_token_id": 0}  # fmt: skip
@@ -225,7 +226,7 @@ def parameters(path: Path) -> float:
 
 def only_export(name: str, checkpoint: Path) -> None:
     """Prints where the ONNX is, and the most memory this process had, in GiB."""
-    from trt_models.export.from_checkpoint import export
+    from danqing.trt_models.export.from_checkpoint import export
 
     folder = export(load_card(name), checkpoint)
     # getrusage's maximum would be the parent's, if that was larger.

@@ -1,7 +1,7 @@
 """Figures that need no network, beside two pipelines that people use: Data-Juicer and NeMo Curator.
 
-    python -m profiling.bench.filters --setup-peers DIR        # once: both, each in an environment of its own
-    python -m profiling.bench.filters --data 'photos/*.tar' --captions captions.parquet --peers DIR
+    python -m danqing.profiling.bench.filters --setup-peers DIR        # once: both, each in an environment of its own
+    python -m danqing.profiling.bench.filters --data 'photos/*.tar' --captions captions.parquet --peers DIR
 
 *Pairs*, beside Data-Juicer's `dj-process`: text operators as in `profiling.bench.text`, and its filters of pictures'
 aspect ratio, shape and size. These decode every picture to learn its shape, where a header is enough; so ours runs
@@ -33,12 +33,12 @@ import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 
-from engine.errors import DanqingError
-from engine.recipe import load_recipe
-from engine.sources import Sample
-from profiling.bench import curator, in_scratch, juicer, machine
-from profiling.bench.crawl import chinese_lines, collect, repeated, write_shards
-from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.sources import Sample
+from danqing.profiling.bench import curator, in_scratch, juicer, machine
+from danqing.profiling.bench.crawl import chinese_lines, collect, repeated, write_shards
+from danqing.profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
 
 PACKAGES = ("numpy", "numba", "pillow", "nvidia-nvimgcodec-cu13", "opencc", "pyarrow")
 PICTURES, SHARDS = 1000, 8
@@ -107,7 +107,7 @@ def danqing(command: Sequence[str | Path], output: Path, cores: Sequence[int], r
         DanqingError: it failed, or not every row was measured to the end.
     """
     shutil.rmtree(output, ignore_errors=True)
-    took = measured([sys.executable, "-m", "engine.cli", *command, "-o", output], cores, output)
+    took = measured([sys.executable, "-m", "danqing.engine.cli.main", *command, "-o", output], cores, output)
     table, gated = EVERY_ROW[str(command[0])]
     done = pq.read_table(output / table, columns=["error", gated])
     if any(column.null_count != rows for column in done.columns):

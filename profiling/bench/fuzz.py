@@ -1,6 +1,6 @@
 """Mutated pictures through the picture stages: does a broken file ever cost more than its own row?
 
-    python -m profiling.bench.fuzz --data 'photos/*.tar' --files 20000
+    python -m danqing.profiling.bench.fuzz --data 'photos/*.tar' --files 20000
 
 Real files of every format are cut, spliced, flipped and overwritten, and go through header, decode, statistics and
 resizing in batches, a sound picture at every eighth place. Counted: batches that raise, batches that kill the process
@@ -26,16 +26,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engine.batch import Batch
-from engine.device import open_device
-from engine.sources import Layout, find_shards, open_shard
-from engine.stages.base import Context
-from engine.stages.decode import Decode
-from engine.stages.header import Header
-from engine.stages.pixels import PixelStatistics
-from engine.stages.resize import open_resizer
-from trt_models.card import ImageInput
-from trt_models.store import ModelSet
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.device import open_device
+from danqing.engine.sources import Layout, find_shards, open_shard
+from danqing.engine.stages.base import Context
+from danqing.engine.stages.decode import Decode
+from danqing.engine.stages.header import Header
+from danqing.engine.stages.pixels import PixelStatistics
+from danqing.engine.stages.resize import open_resizer
+from danqing.trt_models.card import ImageInput
+from danqing.trt_models.model_set import ModelSet
 
 BATCH, SOUND_EVERY = 64, 8
 FORMS: tuple[tuple[str, dict[str, Any]], ...] = (

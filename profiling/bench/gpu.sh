@@ -5,5 +5,5 @@ cd "$(dirname "$0")/../.." || exit 2
 python=${PYTHON:-python}
 "$python" -m pytest -m gpu tests/gpu -rs
 tests=$?
-"$python" -m profiling.bench.gpu "$@" || exit 1
+"$python" -m danqing.profiling.bench.gpu "$@" || exit 1
 exit $tests

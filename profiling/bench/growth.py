@@ -1,6 +1,6 @@
 """How near-duplicate search grows with the rows: seconds and memory, over features that stay in their file.
 
-    python -m profiling.bench.growth --rows 10000,30000,100000,300000,1000000 --plot growth.svg
+    python -m danqing.profiling.bench.growth --rows 10000,30000,100000,300000,1000000 --plot growth.svg
 
 The data are those of `profiling.bench.duplicates`: isotropic noise of 768 numbers, 30 % of the rows in groups. Memory
 is what a process of its own allocates beyond what it had before (features are mapped, not read in).
@@ -22,10 +22,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from engine.dedup.features import Features
-from engine.dedup.sets import chains, likely_chains
-from engine.device import open_device
-from profiling.bench.duplicates import RECALL, WITHIN, console, planted, resident
+from danqing.engine.core.device import open_device
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.sets import chains, likely_chains
+from danqing.profiling.bench.duplicates import RECALL, WITHIN, console, planted, resident
 
 SEARCHES = {"exact": 1.0, f"recall {RECALL}": RECALL}
 WIDTH, HEIGHT, MARGIN = 640, 400, 60
@@ -76,7 +76,7 @@ def measure(rows: int, searches: list[str], folder: Path) -> list[dict[str, Any]
     out.flush()
     results = []
     for name in searches:
-        command = [sys.executable, "-m", "profiling.bench.growth", "--one", str(path), str(SEARCHES[name])]
+        command = [sys.executable, "-m", "danqing.profiling.bench.growth", "--one", str(path), str(SEARCHES[name])]
         done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         results.append({"rows": rows, "search": name, **done})
     return results

@@ -1,6 +1,6 @@
 """Measures how long Python code holds the interpreter's lock, per pair and stage. It limits the rate of one process.
 
-    python -m profiling.bench.host --data 'photos/*.tar' --json host.json
+    python -m danqing.profiling.bench.host --data 'photos/*.tar' --json host.json
 
 SCORE runs over the data in one thread, one stage after the other, every pair through every stage. It measures CPU time
 of the process, which other programs on the machine disturb least, and takes the least of the rounds. Each interval is
@@ -41,31 +41,31 @@ from rich.console import Console
 from rich.table import Table
 from sentencepiece import SentencePieceProcessor
 
-import engine.score
-import engine.sources.tar
-import engine.stages.decode
-import engine.stages.embed
-import engine.stages.header
-import engine.stages.network
-import engine.stages.resize
-from engine.criteria import FEATURES
-from engine.curate import Settings
-from engine.demo.crawl import build_crawl
-from engine.device import Device, open_device
-from engine.ledger import Ledger
-from engine.plan import make_plan
-from engine.progress import Silent
-from engine.recipe import Recipe, load_recipe
-from engine.run import Run
-from engine.score import GIVEN, score
-from engine.sources import Shard, find_shards
-from engine.stages import CATALOGUE
-from kernels.portable import Kernel
-from profiling.bench import in_scratch, machine
-from profiling.spans import Spans
-from trt_models.card import ImageInput
-from trt_models.session import GPU_BATCH, OnnxSession
-from trt_models.store import ModelSet
+import danqing.engine.score.loop
+import danqing.engine.sources.tar
+import danqing.engine.stages.decode
+import danqing.engine.stages.embed
+import danqing.engine.stages.header
+import danqing.engine.stages.network
+import danqing.engine.stages.resize
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.progress import Silent
+from danqing.engine.core.spans import Spans
+from danqing.engine.demo.crawl import build_crawl
+from danqing.engine.recipe.criteria import FEATURES
+from danqing.engine.recipe.plan import make_plan
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
+from danqing.engine.score.ledger import Ledger
+from danqing.engine.score.loop import GIVEN, score
+from danqing.engine.sources import Shard, find_shards
+from danqing.engine.stages import CATALOGUE
+from danqing.kernels.portable import Kernel
+from danqing.profiling.bench import in_scratch, machine
+from danqing.trt_models.card import ImageInput
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.run.session import GPU_BATCH, OnnxSession
 
 B = TypeVar("B", bound=Any)
 
@@ -219,16 +219,19 @@ def measure(
     with ExitStack() as patches:
         for owner, name in (
             (os, "pread"), (os, "fsync"), (xxhash, "xxh128"), (Kernel, "launch"), (SentencePieceProcessor, "encode"),
-            (OneRow, "run"), (engine.stages.embed, "has_direction"), (pq, "write_table"), (np, "save"),
+            (OneRow, "run"), (danqing.engine.stages.embed, "has_direction"), (pq, "write_table"), (np, "save"),
         ):  # fmt: skip
             patches.enter_context(patch.object(owner, name, meter.releasing(getattr(owner, name))))
         for owner, name, booked in (
-            (engine.score, "open_shard", INDEX), (engine.score, "_batch", COLUMNS), (Ledger, "enter", LEDGER),
-            (Ledger, "_commit", FILES), (ModelSet, "reopen", "end"),
+            (danqing.engine.score.loop, "open_shard", INDEX), (danqing.engine.score.loop, "_batch", COLUMNS),
+            (Ledger, "enter", LEDGER), (Ledger, "_commit", FILES), (ModelSet, "reopen", "end"),
         ):  # fmt: skip
             patches.enter_context(patch.object(owner, name, meter.named(booked, getattr(owner, name))))
         if old_way:
-            for module, name in ((engine.sources.tar, "walk_plain"), (engine.stages.header, "read_plain_header")):
+            for module, name in (
+                (danqing.engine.sources.tar, "walk_plain"),
+                (danqing.engine.stages.header, "read_plain_header"),
+            ):
                 patches.enter_context(patch.object(module, name, lambda given: None))
         score(run, plan, context, Silent(), gated=False, room=0, spans=MeteredSpans(meter))
     del meter.held["end"]
@@ -289,10 +292,10 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
     with ExitStack() as stand_ins, open_device(threads=1) as device:
         for owner, name, other in (
             (ModelSet, "session", one_row),
-            (engine.stages.network, "rows_at_once", lambda device, session: session.batch),
-            (engine.stages.decode, "open_decoder", partial(OnePicture, ())),
-            (engine.stages.decode, "_decode_slowly", lambda data: PICTURE),
-            (engine.stages.resize, "open_resizer", OnePicture),
+            (danqing.engine.stages.network, "rows_at_once", lambda device, session: session.batch),
+            (danqing.engine.stages.decode, "open_decoder", partial(OnePicture, ())),
+            (danqing.engine.stages.decode, "_decode_slowly", lambda data: PICTURE),
+            (danqing.engine.stages.resize, "open_resizer", OnePicture),
         ):
             stand_ins.enter_context(patch.object(owner, name, other))
         for number in range(1 + options.rounds):

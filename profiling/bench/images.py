@@ -1,7 +1,7 @@
 """The picture stages beside OpenCV, Pillow and simplejpeg, each written well for the same results.
 
     pip install simplejpeg
-    python -m profiling.bench.images --data 'photos/*.tar'
+    python -m danqing.profiling.bench.images --data 'photos/*.tar'
 
 Three jobs over the same JPEG files: decoding alone; the three statistics alone (of decoded pictures); decoding,
 statistics and resizing to the default models' two sizes. One thread a core on every side, rounds interleaved, medians.
@@ -28,19 +28,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine.batch import Batch
-from engine.device import Device, open_device
-from engine.errors import DanqingError
-from engine.recipe import load_recipe
-from engine.sources import Layout, find_shards, open_shard
-from engine.stages.base import Context
-from engine.stages.decode import Decode
-from engine.stages.header import Header
-from engine.stages.pixels import PixelStatistics
-from engine.stages.resize import open_resizer
-from profiling.bench.plain import resized
-from trt_models.card import ImageInput, load_card
-from trt_models.store import ModelSet
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.sources import Layout, find_shards, open_shard
+from danqing.engine.stages.base import Context
+from danqing.engine.stages.decode import Decode
+from danqing.engine.stages.header import Header
+from danqing.engine.stages.pixels import PixelStatistics
+from danqing.engine.stages.resize import open_resizer
+from danqing.profiling.bench.plain import resized
+from danqing.trt_models.card import ImageInput, load_card
+from danqing.trt_models.model_set import ModelSet
 
 console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
-from engine.errors import DanqingError
-from engine.recipe import load_recipe
-from profiling.bench.environments import Environment
-from profiling.bench.measured import Measured, measured
-from trt_models.card import load_card
-from trt_models.store import ModelSet, package_file
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.recipe.reading import load_recipe
+from danqing.profiling.bench.environments import Environment
+from danqing.profiling.bench.measured import Measured, measured
+from danqing.trt_models.card import load_card
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.package_files import package_file
 
 # aiohttp: it imports it without asking for it; the last three are what its operators need.
 PACKAGES = ("py-data-juicer", "aiohttp", "fasttext-predict", "sentencepiece", "opencc")

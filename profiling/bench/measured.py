@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine.errors import DanqingError
+from danqing.engine.core.errors import DanqingError
 
 
 @dataclass(frozen=True)

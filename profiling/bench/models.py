@@ -1,7 +1,7 @@
 """The models' sessions beside plain ONNX Runtime and PyTorch: rows a second, in one run.
 
-    python -m profiling.bench.models --data 'photos/*.tar'
-    python -m profiling.bench.models --data 'photos/*.tar' --checkpoint chinese-clip-vit-b-16=FOLDER
+    python -m danqing.profiling.bench.models --data 'photos/*.tar'
+    python -m danqing.profiling.bench.models --data 'photos/*.tar' --checkpoint chinese-clip-vit-b-16=FOLDER
 
 The default models are run as the engine runs them and, beside that, as one would without it: ONNX Runtime's own session
 options, a row at a time, on the file that the package ships where it ships ONNX. With a published checkpoint (or one of
@@ -26,18 +26,19 @@ import onnxruntime
 from rich import box
 from rich.table import Table
 
-from engine.device import Device, open_device
-from engine.recipe import load_recipe
-from engine.stages.resize import open_resizer
-from profiling.bench import machine
-from profiling.bench.images import DECODERS, console, photographs
-from profiling.torch_peer import torch_job
-from trt_models.card import Card, load_card
-from trt_models.compile import compile_engine
-from trt_models.engines import open_model
-from trt_models.export import open_nsfw
-from trt_models.export.from_checkpoint import export
-from trt_models.store import onnx_path, package_file
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.stages.resize import open_resizer
+from danqing.profiling.bench import machine
+from danqing.profiling.bench.images import DECODERS, console, photographs
+from danqing.profiling.torch_peer import torch_job
+from danqing.trt_models.card import Card, load_card
+from danqing.trt_models.compile.compilers import compile_engine
+from danqing.trt_models.engines import open_model
+from danqing.trt_models.export import open_nsfw
+from danqing.trt_models.export.from_checkpoint import export
+from danqing.trt_models.package_files import package_file
+from danqing.trt_models.store import onnx_path
 
 Job = Callable[[], Any]
 CAPTIONS = 64
@@ -81,7 +82,7 @@ def inputs(card: Card, pictures: list[np.ndarray], device: Device) -> np.ndarray
 def checkpoint_models(
     family: str, folder: Path, pictures: list[np.ndarray], device: Device
 ) -> dict[str, dict[str, Job]]:
-    from profiling.bench.published import mend_torchvision
+    from danqing.profiling.bench.published import mend_torchvision
 
     mend_torchvision()
     card = load_card(f"{family}-image")

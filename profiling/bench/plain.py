@@ -27,11 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from engine.criteria import Criterion, Redundancy
-from engine.recipe import Recipe, load_recipe
-from profiling.bench.plain_text import Texts
-from profiling.spans import Span, Spans
-from trt_models.card import ImageInput, load_card
+from danqing.engine.core.spans import Span, Spans
+from danqing.engine.recipe.criteria import Criterion, Redundancy
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.profiling.bench.plain_text import Texts
+from danqing.trt_models.card import ImageInput, load_card
 
 CHUNK = 256
 FILTERS = {"cubic": Image.Resampling.BICUBIC, "linear": Image.Resampling.BILINEAR}

@@ -15,9 +15,10 @@ import jieba.posseg  # type: ignore[import-untyped, unused-ignore]
 import opencc
 import sentencepiece
 
-from engine.recipe import Recipe
-from trt_models.card import Card
-from trt_models.store import ModelSet, package_file
+from danqing.engine.recipe.reading import Recipe
+from danqing.trt_models.card import Card
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.package_files import package_file
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 KANA_HANGUL = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")

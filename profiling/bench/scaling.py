@@ -1,6 +1,6 @@
 """How scoring behaves with more cores, with more shards, and while it is profiled.
 
-    python -m profiling.bench.scaling --data 'photos/*.tar' --captions captions.parquet
+    python -m danqing.profiling.bench.scaling --data 'photos/*.tar' --captions captions.parquet
 
 *Cores*: pairs a second of `danqing score --score-everything` on one core and on two, start-up taken off. *Profiling*:
 seconds on the cores of the same scoring with a watch and without, in turn, in one process; what is measured once
@@ -21,21 +21,21 @@ from statistics import median
 
 from rich.console import Console
 
-from engine.curate import Settings
-from engine.device import open_device
-from engine.limits import measure_limits
-from engine.plan import make_plan
-from engine.progress import Silent
-from engine.recipe import load_recipe
-from engine.run import Run
-from engine.score import GIVEN, score
-from engine.sources import find_shards
-from engine.stages import CATALOGUE
-from engine.watch import Watch
-from profiling.bench import in_scratch, machine
-from profiling.bench.crawl import collect, repeated, write_shards
-from profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
-from trt_models.store import ModelSet
+from danqing.engine.core.device import open_device
+from danqing.engine.core.progress import Silent
+from danqing.engine.recipe.plan import make_plan
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
+from danqing.engine.score.loop import GIVEN, score
+from danqing.engine.sources import find_shards
+from danqing.engine.stages import CATALOGUE
+from danqing.profiling.bench import in_scratch, machine
+from danqing.profiling.bench.crawl import collect, repeated, write_shards
+from danqing.profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
+from danqing.profiling.limits import measure_limits
+from danqing.profiling.watch import Watch
+from danqing.trt_models.model_set import ModelSet
 
 PICTURES, SHARDS = 1000, 8
 COUNTS = (1, 10, 50)
@@ -57,7 +57,7 @@ class Bench:
         command: list[str | Path] = [
             sys.executable,
             "-m",
-            "engine.cli",
+            "danqing.engine.cli.main",
             "score",
             *self.shards[name],
             *options,

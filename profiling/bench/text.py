@@ -1,8 +1,8 @@
 """The text stage beside what people use: same real captions, one core each, in turn.
 
-    python -m profiling.bench.text --captions captions.parquet
-    python -m profiling.bench.text --setup-peers DIR                  # once: Data-Juicer in its own environment
-    python -m profiling.bench.text --captions captions.parquet --peers DIR
+    python -m danqing.profiling.bench.text --captions captions.parquet
+    python -m danqing.profiling.bench.text --setup-peers DIR                  # once: Data-Juicer in its own environment
+    python -m danqing.profiling.bench.text --captions captions.parquet --peers DIR
 
 Every contestant is a process of its own that is held to one core, opens what it needs, cuts a thousand other
 captions (first use, compilation; timed apart), and then waits for its turns. jieba-rs and pyahocorasick come with
@@ -33,10 +33,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine.errors import DanqingError
-from profiling.bench import in_scratch, juicer, machine
-from profiling.bench.measured import Measured
-from profiling.bench.text_peers import (
+from danqing.engine.core.errors import DanqingError
+from danqing.profiling.bench import in_scratch, juicer, machine
+from danqing.profiling.bench.measured import Measured
+from danqing.profiling.bench.text_peers import (
     COLUMNS,
     Columns,
     open_jieba,
@@ -65,15 +65,15 @@ Work = Callable[[list[str]], Any]
 
 def our_device(threads: int) -> Any:
     """Open for as long as the process lives."""
-    from engine.device import open_device
+    from danqing.engine.core.device import open_device
 
     return process.enter_context(open_device(threads=threads))
 
 
 def our_segmenter(hmm: bool) -> Work:
-    from engine.dictionary import open_dictionary
-    from kernels.strings import Strings
-    from kernels.text import tokens
+    from danqing.engine.stages.dictionary import open_dictionary
+    from danqing.kernels.text.captions import tokens
+    from danqing.kernels.text.strings import Strings
 
     device, words = our_device(1), open_dictionary()
 
@@ -86,9 +86,9 @@ def our_segmenter(hmm: bool) -> Work:
 
 def our_cuts(hmm: bool) -> Work:
     """The same, but what the stage does itself: the cuts stay marks in an array, no string is made."""
-    from engine.dictionary import open_dictionary
-    from kernels.strings import Strings
-    from kernels.text import scratch, segment_rows
+    from danqing.engine.stages.dictionary import open_dictionary
+    from danqing.kernels.text.captions import scratch, segment_rows
+    from danqing.kernels.text.strings import Strings
 
     device, words = our_device(1), open_dictionary()
 
@@ -103,11 +103,11 @@ def our_cuts(hmm: bool) -> Work:
 
 
 def our_stage(threads: int) -> Work:
-    from engine.batch import Batch
-    from engine.recipe import load_recipe
-    from engine.stages.base import Context
-    from engine.stages.text import Caption, Refine
-    from trt_models.store import ModelSet
+    from danqing.engine.core.batch import Batch
+    from danqing.engine.recipe.reading import load_recipe
+    from danqing.engine.stages.base import Context
+    from danqing.engine.stages.text import Caption, Refine
+    from danqing.trt_models.model_set import ModelSet
 
     wanted = frozenset(name for stage in (Caption, Refine) for name, kind in stage.produces.items() if kind)
     context = Context(our_device(threads), ModelSet(load_recipe("embedded").models), wanted)

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from engine.recipe import load_recipe
-from profiling.bench.plain_text import Texts
-from trt_models.card import load_card
-from trt_models.store import ModelSet, package_file
+from danqing.engine.recipe.reading import load_recipe
+from danqing.profiling.bench.plain_text import Texts
+from danqing.trt_models.card import load_card
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.package_files import package_file
 
 Columns = dict[str, Any]
 """Name → one value a caption."""

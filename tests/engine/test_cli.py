@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from engine import __version__
-from engine.cli import main
-from engine.run import VERSIONED, Run
+from danqing import __version__
+from danqing.engine.cli.main import main
+from danqing.engine.run.folder import VERSIONED, Run
 from tests.conftest import WITHOUT_MODELS
-from tests.engine.test_run import samples, tree
+from tests.engine.score.test_run import samples, tree
 
 Make = Callable[..., Path]
 
@@ -55,7 +55,7 @@ def test_the_commands_one_after_the_other(make_shard: Make, tmp_path: Path, caps
 
 WITHOUT_EXTRAS = """
 import sys
-from engine.cli import main
+from danqing.engine.cli.main import main
 
 class Hidden:
     def find_spec(self, name, path=None, target=None):
@@ -83,7 +83,7 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(make_shard: Make, tmp_path:
     recipe, out, whole = tmp_path / "plain.yaml", tmp_path / "out", tmp_path / "whole"
     recipe.write_text(WITHOUT_MODELS)
     shards = [str(make_shard(samples(100 * i, 100), f"{i:05d}.tar")) for i in range(6)]
-    command = [sys.executable, "-m", "engine.cli", "curate", *shards, "--recipe", str(recipe), "-o"]
+    command = [sys.executable, "-m", "danqing.engine.cli.main", "curate", *shards, "--recipe", str(recipe), "-o"]
     running = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while running.poll() is None and not (out / "scores" / "00000.parquet").exists():
         time.sleep(0.005)

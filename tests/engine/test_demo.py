@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from engine.curate import Settings
-from engine.demo import run_demo
-from engine.demo.crawl import CLEAN, FOLDER, MISMATCH, build_crawl, pairs, photographs
-from engine.demo.defects import DEFECTS
-from engine.demo.judge import Judgement, roc_area
-from engine.recipe import load_recipe
-from engine.run import Run
+from danqing.engine.demo import run_demo
+from danqing.engine.demo.crawl import CLEAN, FOLDER, MISMATCH, build_crawl, pairs, photographs
+from danqing.engine.demo.defects import DEFECTS
+from danqing.engine.demo.judge import Judgement, roc_area
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
 
 
 def test_photographs_are_many_attributed_and_small() -> None:

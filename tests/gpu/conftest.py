@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.device import Device, open_device
-from engine.errors import DanqingError
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.errors import DanqingError
 
 
 @pytest.fixture(scope="session")

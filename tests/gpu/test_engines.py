@@ -9,19 +9,19 @@ import onnx
 import onnxruntime
 import pytest
 
-from engine.curate import Settings
-from engine.demo.crawl import build_crawl
-from engine.device import Device
-from engine.recipe import load_recipe
-from engine.verify import verify
-from trt_models.card import load_card
-from trt_models.compile import compile_engine
-from trt_models.engines import LEAST_COSINE, MOST_FLIPS, Engines
-from trt_models.export import exporter
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.fuse import fuse
-from trt_models.precision import FUSED_EXACT_OPS, halved
-from trt_models.session import CUDA, CudaOnnxSession
+from danqing.engine.core.device import Device
+from danqing.engine.demo.crawl import build_crawl
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.run.settings import Settings
+from danqing.profiling.parity import verify
+from danqing.trt_models.card import load_card
+from danqing.trt_models.compile.compilers import compile_engine
+from danqing.trt_models.compile.onnx_fusion import fuse
+from danqing.trt_models.engines import LEAST_COSINE, MOST_FLIPS, Engines
+from danqing.trt_models.export import exporter
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.precision import FUSED_EXACT_OPS, halved
+from danqing.trt_models.run.session import CUDA, CudaOnnxSession
 
 pytestmark = pytest.mark.gpu
 NEAR = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
@@ -32,7 +32,7 @@ NEAR = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 @pytest.mark.parametrize("name", ["chinese-clip", "siglip", "bert", "eva"])
 def test_fused_operators_compute_the_plain_graph(gpu: Device, name: str, precision: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from profiling.bench.published import save
+    from danqing.profiling.bench.published import save
     from tests.trt_models.test_models_command import FAMILIES, inputs, own_card
 
     family = FAMILIES[name]()

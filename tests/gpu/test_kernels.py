@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.device import Device
+from danqing.engine.core.device import Device
 from tests.kernels.test_compiled import outcome, start
 
 pytestmark = pytest.mark.gpu
@@ -14,10 +14,11 @@ pytestmark = pytest.mark.gpu
 SEARCH = """
 import json
 import numpy as np
-from engine.dedup.features import Features
-from engine.dedup.sets import chains
-from engine.device import open_device
-from kernels import components, neighbours
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.sets import chains
+from danqing.engine.core.device import open_device
+from danqing.kernels.neighbours import components
+from danqing.kernels.neighbours import pairs as neighbours
 with open_device("cuda") as device:
     group = chains(Features(device, [np.eye(300, 64, dtype=np.float16) + np.float16(0.01)]), 0.1)
 kernels = components.find_roots, neighbours.measure, neighbours.unpack, neighbours.join_near

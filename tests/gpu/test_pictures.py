@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.device import Device
-from engine.stages.decode import open_decoder
-from engine.stages.resize import HASHED, open_resizer
-from kernels.pixels import pixel_statistics
+from danqing.engine.core.device import Device
+from danqing.engine.stages.decode import open_decoder
+from danqing.engine.stages.resize import HASHED, open_resizer
+from danqing.kernels.pictures.pixels import pixel_statistics
+from danqing.trt_models.card import ImageInput
 from tests.conftest import picture
-from trt_models.card import ImageInput
 
 pytestmark = pytest.mark.gpu
 INPUTS = [ImageInput(224, 256), ImageInput(224, 224, "stretch", "linear")]
-PHOTOGRAPHS = [p.read_bytes() for p in sorted((Path(str(resources.files("engine"))) / "demo" / "photos").glob("*.jpg"))]
+PHOTOGRAPHS = [
+    p.read_bytes() for p in sorted((Path(str(resources.files("danqing.engine"))) / "demo" / "photos").glob("*.jpg"))
+]
 
 
 def test_pictures_are_decoded_into_device_memory(gpu: Device, device: Device) -> None:

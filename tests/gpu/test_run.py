@@ -8,21 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engine.score
-from engine.curate import Settings, curate, score_inputs
-from engine.dedup.features import Features
-from engine.dedup.neighbours import nearest_rows
-from engine.dedup.sets import chains
-from engine.demo.crawl import build_crawl
-from engine.device import Device, open_device
-from engine.diff import Tolerance, diff
-from engine.frames import measure_captions
-from engine.recipe import Recipe, load_recipe
-from engine.topics import cluster, open_libraries
-from profiling.bench.duplicates import planted
-from profiling.copies import copied
-from tests.engine.test_run import tree
-from tests.kernels.texts import random_texts
+import danqing.engine.score.loop
+from danqing.engine.core.copies import copied
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.neighbours import nearest_rows
+from danqing.engine.decide.dedup.sets import chains
+from danqing.engine.demo.crawl import build_crawl
+from danqing.engine.phases import curate, score_inputs
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.report.differences import Tolerance, diff
+from danqing.engine.report.topics import cluster, open_libraries
+from danqing.engine.run.settings import Settings
+from danqing.engine.select.frames import measure_captions
+from danqing.profiling.bench.duplicates import planted
+from tests.engine.score.test_run import tree
+from tests.kernels.text.texts import random_texts
 
 pytestmark = pytest.mark.gpu
 
@@ -71,9 +72,9 @@ def test_threads_at_once_change_no_byte(
     gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Buffers that a decoder or resizer took back too soon would show here."""
-    score = engine.score.score
+    score = danqing.engine.score.loop.score
     curate(crawl, tmp_path / "at_once", recipe, ON_GPU)
-    monkeypatch.setattr("engine.workers.score", lambda *given, **named: score(*given, **named, room=0))
+    monkeypatch.setattr("danqing.engine.score.workers.score", lambda *given, **named: score(*given, **named, room=0))
     curate(crawl, tmp_path / "in_turn", recipe, ON_GPU)
     assert tree(tmp_path / "at_once") == tree(tmp_path / "in_turn")
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from engine.device import Device
-from trt_models.session import RECORDINGS, OnnxSession
+from danqing.engine.core.device import Device
+from danqing.trt_models.run.session import RECORDINGS, OnnxSession
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("torch")
@@ -21,8 +21,8 @@ pytest.importorskip("transformers")
 def test_batches_are_near_and_rows_alone_are_the_same(
     gpu: Device, device: Device, name: str, precision: str, tmp_path: Path
 ) -> None:
+    from danqing.trt_models.run.torch_session import CudaTorchSession, write_graph
     from tests.trt_models.test_torch_session import WORDS, small_clip
-    from trt_models.torch_session import CudaTorchSession, write_graph
 
     onnx.save(small_clip(tmp_path)[name], str(tmp_path / "model.onnx"))
     write_graph(tmp_path / "model.onnx", tmp_path / "engine.onnx", precision)

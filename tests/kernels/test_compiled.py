@@ -15,9 +15,12 @@ import numba
 import numpy as np
 import pytest
 
-from engine.errors import DanqingError
-from kernels import compiled, components, fingerprints, neighbours
-from kernels.portable import Kernel
+from danqing.engine.core.errors import DanqingError
+from danqing.kernels import compiled
+from danqing.kernels.neighbours import components
+from danqing.kernels.neighbours import pairs as neighbours
+from danqing.kernels.pictures import fingerprints
+from danqing.kernels.portable import Kernel
 from tests.kernels.test_portable import LONG, TILE
 
 KERNELS: list[tuple[Kernel, tuple[Any, ...]]] = [
@@ -95,7 +98,7 @@ import json
 import os
 os.environ["CUPY_CACHE_DIR"] = "mine"
 import numba
-import kernels
+import danqing.kernels
 print(json.dumps([os.environ["CUPY_CACHE_DIR"], os.environ["NUMBA_CACHE_DIR"], numba.config.CACHE_DIR]))
 """
     there = str(tmp_path / "numba")

@@ -12,26 +12,31 @@ import numpy as np
 import pytest
 from cuda.bindings import nvjitlink
 
-from engine.dedup import fingerprints as fingerprint_sets
-from engine.dedup import lists, sets
-from engine.dedup.features import Features
-from engine.dedup.neighbours import nearest_rows
-from engine.dedup.products import PRODUCTS
-from engine.dedup.sample import Sample
-from engine.dictionary import character_classes, open_dictionary
-from engine.progress import Silent
-from engine.stages.resize import KernelResizer
-from kernels import components, fingerprints, lexicon, neighbours, pixels, portable, resample_batches, text, wordpiece
-from kernels import lists as list_kernels
-from kernels.portable import Kernel
-from kernels.resample import CUBIC, LANCZOS, LINEAR
-from kernels.resample_batches import Window
-from kernels.strings import Strings
-from kernels.trie import build
+from danqing.engine.core.progress import Silent
+from danqing.engine.decide.dedup import fingerprints as fingerprint_sets
+from danqing.engine.decide.dedup import lists, sets
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.neighbours import nearest_rows
+from danqing.engine.decide.dedup.products import PRODUCTS
+from danqing.engine.decide.dedup.sample import Sample
+from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.engine.stages.resize import KernelResizer
+from danqing.kernels import portable
+from danqing.kernels.neighbours import components
+from danqing.kernels.neighbours import lists as list_kernels
+from danqing.kernels.neighbours import pairs as neighbours
+from danqing.kernels.pictures import fingerprints, pixels, resample_batches
+from danqing.kernels.pictures.resample import CUBIC, LANCZOS, LINEAR
+from danqing.kernels.pictures.resample_batches import Window
+from danqing.kernels.portable import Kernel
+from danqing.kernels.text import captions as text
+from danqing.kernels.text import lexicon, wordpiece
+from danqing.kernels.text.strings import Strings
+from danqing.kernels.text.trie import build
+from danqing.trt_models.card import ImageInput
 from tests.kernels import test_resample
-from tests.kernels.texts import NASTY, random_texts
+from tests.kernels.text.texts import NASTY, random_texts
 from tests.simulated import HOST, simulate
-from trt_models.card import ImageInput
 
 LONG, TILE = np.zeros(2, np.int64), np.zeros((2, 2), PRODUCTS["cuda"].kind)
 
@@ -107,16 +112,16 @@ def assembled(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
 
 SIMULATED = """
 import numpy as np
-from engine.device import open_device
-from engine.dictionary import character_classes, open_dictionary
-from engine.stages.resize import BatchResizer
-from kernels import text
-from kernels.lexicon import Patterns, weigh
-from kernels.pixels import pixel_statistics
-from kernels.strings import Strings
-from kernels.trie import build
+from danqing.engine.core.device import open_device
+from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.engine.stages.resize import BatchResizer
+from danqing.kernels.text import captions as text
+from danqing.kernels.text.lexicon import Patterns, weigh
+from danqing.kernels.pictures.pixels import pixel_statistics
+from danqing.kernels.text.strings import Strings
+from danqing.kernels.text.trie import build
 from tests.kernels.test_portable import INPUTS, PICTURES, near_sets, resized
-from tests.kernels.texts import NASTY, random_texts
+from tests.kernels.text.texts import NASTY, random_texts
 from tests.simulated import play
 
 play()
@@ -185,7 +190,7 @@ SIZES = [(3, 2), (4, 1), (1, 5), (2, 2), (2, 20), (11, 7), (5, 19), (40, 4)]
 
 
 def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> None:
-    from kernels.lexicon import Patterns, weigh
+    from danqing.kernels.text.lexicon import Patterns, weigh
 
     simulate("-c", SIMULATED, folder=tmp_path)
     rows = Strings.of([text for text in NASTY if len(text) < 60] + random_texts(20))

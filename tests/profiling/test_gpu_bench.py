@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from profiling.bench.gpu.__main__ import STEPS
-from profiling.bench.gpu.material import SMALL, Job, export_tower
+from danqing.profiling.bench.gpu.__main__ import STEPS
+from danqing.profiling.bench.gpu.material import SMALL, Job, export_tower
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +65,13 @@ def test_shards_are_scored_end_to_end(job: Job) -> None:
 
 
 def test_a_step_without_time_costs_only_its_own_figures(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "profiling.bench.gpu", "tables", "--device", "cpu", "--minutes", "0.01"]
+    command = [sys.executable, "-m", "danqing.profiling.bench.gpu", "tables", "--device", "cpu", "--minutes", "0.01"]
     done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 1 and "stopped after" in done.stdout
     assert "stopped after" in json.loads((tmp_path / "tables.json").read_text())["error"]
 
 
 def test_an_unknown_step_is_named() -> None:
-    command = [sys.executable, "-m", "profiling.bench.gpu", "network"]
+    command = [sys.executable, "-m", "danqing.profiling.bench.gpu", "network"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "there are kernels, neighbours" in done.stderr

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from profiling.bench.host import BETWEEN, Meter, main
-from tests.engine.test_run import samples
+from danqing.profiling.bench.host import BETWEEN, Meter, main
+from tests.engine.score.test_run import samples
 
 
 def test_seconds_are_booked_on_the_innermost_name(monkeypatch: pytest.MonkeyPatch) -> None:

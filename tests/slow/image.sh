@@ -108,10 +108,10 @@ for user in 10001 4242:4242; do
             kill -0 "$job" || { cat score.log; exit 1; }
             sleep 1
         done
-        python -P -m engine.health
+        python -P -m danqing.engine.score.health
         wait "$job"
         [ -z "$(ls /cache/metrics)" ]
-        python -P -m engine.health
+        python -P -m danqing.engine.score.health
     '
 done
 

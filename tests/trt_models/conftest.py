@@ -1,3 +1,3 @@
-from profiling.bench.published import mend_torchvision
+from danqing.profiling.bench.published import mend_torchvision
 
 mend_torchvision()  # before any test imports transformers

@@ -27,12 +27,12 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from engine.errors import DanqingError
-from profiling.bench.published import randomised, save
-from trt_models.card import CARDS
-from trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.graph import Network
+from danqing.engine.core.errors import DanqingError
+from danqing.profiling.bench.published import randomised, save
+from danqing.trt_models.card import CARDS
+from danqing.trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.graph import Network
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 VISION = SMALL | {"image_size": 32, "patch_size": 8}

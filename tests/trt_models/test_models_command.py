@@ -23,17 +23,18 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from engine.cli import main
-from engine.errors import DanqingError
-from engine.recipe import load_recipe
-from profiling.bench.published import randomised, save
-from profiling.torch_peer import torch_job
+from danqing.engine.cli.main import main
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.recipe.reading import load_recipe
+from danqing.profiling.bench.published import randomised, save
+from danqing.profiling.torch_peer import torch_job
+from danqing.trt_models.card import Card, card_names, load_card
+from danqing.trt_models.compile.compilers import compile_engine
+from danqing.trt_models.engines import Engines
+from danqing.trt_models.export import exporter, graph
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.store import model_folder, model_hash, onnx_path
 from tests.trt_models.test_checkpoints import SMALL, VISION, own_card
-from trt_models.card import Card, card_names, load_card
-from trt_models.compile import compile_engine
-from trt_models.engines import Engines
-from trt_models.export import exporter, graph
-from trt_models.store import ModelSet, model_folder, model_hash, onnx_path
 
 MOST_APART = 2e-5
 """The largest difference of two numbers; unit embeddings and probabilities are of the order of 0.1 to 1."""
@@ -104,7 +105,7 @@ def reference(model: Any, card: Card, given: np.ndarray) -> np.ndarray:
 
 
 def statistics(card: Card) -> tuple[Any, Any]:
-    from trt_models.export import chinese_clip, siglip
+    from danqing.trt_models.export import chinese_clip, siglip
 
     return (siglip.HALF, siglip.HALF) if "siglip" in card.name else (chinese_clip.MEAN, chinese_clip.DEVIATION)
 
@@ -187,7 +188,7 @@ def test_pytorch_runs_every_published_family_to_be_timed_beside(name: str, tmp_p
 
 def test_graphs_keep_what_lower_precision_needs(tmp_path: Path) -> None:
     """Normalisation and softmax are single nodes, pixels float32 up to the first convolution, scales in weights."""
-    from trt_models.export.checkpoint import Checkpoint
+    from danqing.trt_models.export.checkpoint import Checkpoint
 
     family = chinese_clip()
     network = exporter("chinese_clip.image_tower")

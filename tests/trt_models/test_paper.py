@@ -22,12 +22,12 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from engine.cli import main
-from profiling.bench.published import randomised, save
-from tests.engine.test_run import samples
+from danqing.engine.cli.main import main
+from danqing.profiling.bench.published import randomised, save
+from danqing.trt_models.export import aesthetic
+from tests.engine.score.test_run import samples
 from tests.trt_models.test_checkpoints import Predictor, own_card
 from tests.trt_models.test_engines import LABELS, TEXT, VISION, VOCABULARY
-from trt_models.export import aesthetic
 
 Make = Callable[..., Path]
 

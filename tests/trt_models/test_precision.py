@@ -12,12 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from transformers import BertConfig, BertForSequenceClassification, ChineseCLIPConfig, ChineseCLIPModel
 
-from engine.errors import DanqingError
-from profiling.bench.published import randomised, save
+from danqing.engine.core.errors import DanqingError
+from danqing.profiling.bench.published import randomised, save
+from danqing.trt_models.export import bert, chinese_clip
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.precision import halved
 from tests.trt_models.test_checkpoints import PIXELS, TEXT, VISION, ragged_tokens
-from trt_models.export import bert, chinese_clip
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.precision import halved
 
 
 @pytest.fixture(scope="module")

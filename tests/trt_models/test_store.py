@@ -16,12 +16,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engine.device import Device
-from engine.errors import DanqingError
-from kernels.strings import Strings
-from trt_models.card import card_names, load_card
-from trt_models.session import BATCH, open_session
-from trt_models.store import ModelSet, keep, model_folder, onnx_path
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.kernels.text.strings import Strings
+from danqing.trt_models.card import card_names, load_card
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.run.session import BATCH, open_session
+from danqing.trt_models.store import keep, model_folder, onnx_path
 
 
 def write_card(folder: Path, **changes: str) -> str:
@@ -80,8 +81,8 @@ def test_a_changed_file_is_not_loaded(tmp_path: Path) -> None:
 
 KEEP = """
 import sys
-from trt_models.card import load_card
-from trt_models.store import onnx_path
+from danqing.trt_models.card import load_card
+from danqing.trt_models.store import onnx_path
 print("ready", flush=True)
 sys.stdin.readline()
 print(onnx_path(load_card("open-nsfw")))

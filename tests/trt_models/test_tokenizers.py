@@ -10,9 +10,9 @@ import sentencepiece
 from transformers import BertTokenizer, Siglip2Tokenizer
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
-from tests.kernels.texts import NASTY, random_texts
-from trt_models.card import card_names, load_card
-from trt_models.tokenizer import open_tokenizer
+from danqing.trt_models.card import card_names, load_card
+from danqing.trt_models.run.tokenizer import open_tokenizer
+from tests.kernels.text.texts import NASTY, random_texts
 
 TEXTS = [
     *NASTY, *random_texts(3000, 7),

@@ -15,23 +15,23 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-import trt_models.compile
-import trt_models.torch_session
-from engine.cli import main
-from engine.device import Device
-from engine.errors import DanqingError
-from profiling.bench.published import randomised, save
-from tests.engine.test_run import samples
+import danqing.trt_models.compile.compilers
+import danqing.trt_models.run.torch_session
+from danqing.engine.cli.main import main
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.profiling.bench.published import randomised, save
+from danqing.trt_models.card import Card, load_card
+from danqing.trt_models.compile.compilers import compile_engine
+from danqing.trt_models.engines import Engines, open_active, runtime_version
+from danqing.trt_models.run.session import RECORDINGS, OnnxSession
+from danqing.trt_models.run.torch_graph import TorchGraph
+from danqing.trt_models.run.torch_session import CudaTorchSession, TorchSession
+from danqing.trt_models.store import onnx_path
+from tests.engine.score.test_run import samples
 from tests.strict import Library, OnDevice, on_device, plain
 from tests.trt_models.test_checkpoints import ragged_tokens
 from tests.trt_models.test_engines import LABELS, RECIPE, TEXT, VOCABULARY
-from trt_models.card import Card, load_card
-from trt_models.compile import compile_engine
-from trt_models.engines import Engines, open_active, runtime_version
-from trt_models.session import RECORDINGS, OnnxSession
-from trt_models.store import onnx_path
-from trt_models.torch_graph import TorchGraph
-from trt_models.torch_session import CudaTorchSession, TorchSession
 
 NAME = "text-safety-1m"
 
@@ -80,16 +80,15 @@ def test_precisions_that_torch_lacks_are_refused(card: Card, monkeypatch: pytest
     ):
         with pytest.raises(DanqingError, match=words):
             compile_engine(card, precision, target, runtime="torch")
-    monkeypatch.setattr(trt_models.compile, "runtime_version", lambda runtime: None)
+    monkeypatch.setattr(danqing.trt_models.compile.compilers, "runtime_version", lambda runtime: None)
     with pytest.raises(DanqingError, match=r"pip install 'danqing-engine\[torch\]'"):
         compile_engine(card, "fp16", "sm_90", runtime="torch")
     assert Engines(card).all() == []
 
 
 def test_torch_is_not_imported_before_it_is_used() -> None:
-    code = (
-        "import sys, engine.cli, trt_models.engines, trt_models.compile, engine.verify; print('torch' in sys.modules)"
-    )
+    modules = "engine.cli.main", "trt_models.engines", "trt_models.compile.compilers", "profiling.parity"
+    code = f"import sys; {''.join(f'import danqing.{name}; ' for name in modules)} print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
@@ -128,7 +127,9 @@ class MockCudaGraph:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Device:
     """A mock GPU: NumPy arrays that behave as CuPy's, and torch on the CPU."""
-    monkeypatch.setattr(trt_models.torch_session, "from_dlpack", lambda array: torch.from_dlpack(plain(array)))
+    monkeypatch.setattr(
+        danqing.trt_models.run.torch_session, "from_dlpack", lambda array: torch.from_dlpack(plain(array))
+    )
     mocks = {
         "CUDAGraph": MockCudaGraph,
         "ExternalStream": lambda stream, place: stream,
@@ -146,7 +147,7 @@ def test_batches_on_a_gpu_are_full_and_captured_once_a_shape(
 ) -> None:
     path = Engines(card).checked(compile_engine(card, "bf16", "sm_90", runtime="torch"))
     here = TorchSession(path, device, 4)
-    monkeypatch.setattr(trt_models.torch_session, "TorchGraph", MockGraph)
+    monkeypatch.setattr(danqing.trt_models.run.torch_session, "TorchGraph", MockGraph)
     there = CudaTorchSession(path, gpu, 4)
     chance = np.random.default_rng(0)
     for turn in range(2):

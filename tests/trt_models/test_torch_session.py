@@ -24,18 +24,18 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from engine.device import Device
-from engine.errors import DanqingError
-from profiling.bench.published import randomised, save
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.profiling.bench.published import randomised, save
+from danqing.trt_models.card import load_card
+from danqing.trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.precision import halved
+from danqing.trt_models.run.torch_fusion import fuse_nodes
+from danqing.trt_models.run.torch_graph import TorchGraph
+from danqing.trt_models.run.torch_session import TorchSession, write_graph
+from danqing.trt_models.store import onnx_path
 from tests.trt_models.test_checkpoints import PIXELS, TEXT, VISION, WORDS, Predictor, ragged_tokens
-from trt_models.card import load_card
-from trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.precision import halved
-from trt_models.store import onnx_path
-from trt_models.torch_fusion import fuse_nodes
-from trt_models.torch_graph import TorchGraph
-from trt_models.torch_session import TorchSession, write_graph
 
 Networks = dict[str, tuple[onnx.ModelProto, dict[str, np.ndarray]]]
 CPU = torch.device("cpu")

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-    from trt_models.export.checkpoint import Checkpoint
-    from trt_models.export.graph import Network
+    from danqing.trt_models.export.checkpoint import Checkpoint
+    from danqing.trt_models.export.graph import Network
 
 
 def _efficientnet_lite0_conse() -> onnx.ModelProto:
-    from trt_models.export import efficientnet_lite0, imagenet_names
+    from danqing.trt_models.export import efficientnet_lite0, imagenet_names
 
     return efficientnet_lite0.build(imagenet_names.class_embeddings())
 
 
 def _use_multilingual() -> onnx.ModelProto:
-    from trt_models.export import imagenet_names, use_multilingual
+    from danqing.trt_models.export import imagenet_names, use_multilingual
 
     # Centred where the class names are: that is the space in which the image tower lays its pictures.
     return use_multilingual.build(imagenet_names.class_embeddings().mean(axis=0))
 
 
 def _open_nsfw() -> onnx.ModelProto:
-    from trt_models.export import open_nsfw
+    from danqing.trt_models.export import open_nsfw
 
     return open_nsfw.build()
 
@@ -45,7 +45,7 @@ def exporter(name: str) -> Callable[[Checkpoint], Network] | None:
     module, _, function = name.partition(".")
     if module not in ARCHITECTURES:
         return None
-    return getattr(import_module(f"trt_models.export.{module}"), function, None)
+    return getattr(import_module(f"danqing.trt_models.export.{module}"), function, None)
 
 
 ARCHITECTURES = ("aesthetic", "bert", "chinese_clip", "eva", "siglip")

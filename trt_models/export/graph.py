@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.files import commit
+from danqing.engine.core.files import commit
 
 LARGE = 1 << 28
 """Bytes of weights from which on they are kept beside the model's file, for one message holds 2 GiB at most."""

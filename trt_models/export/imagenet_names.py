@@ -8,10 +8,10 @@ from importlib import resources
 import numpy as np
 import onnxruntime
 
-from trt_models.card import TokenInput
-from trt_models.export import use_multilingual
-from trt_models.store import package_file
-from trt_models.tokenizer import Tokenizer
+from danqing.trt_models.card import TokenInput
+from danqing.trt_models.export import use_multilingual
+from danqing.trt_models.package_files import package_file
+from danqing.trt_models.run.tokenizer import Tokenizer
 
 _BATCH = 50
 
@@ -19,7 +19,7 @@ _BATCH = 50
 @cache
 def class_names() -> tuple[tuple[str, str], ...]:
     """(English, Simplified Chinese) of the 1000 classes, in the order of the classifier's outputs."""
-    text = (resources.files("trt_models.export") / "imagenet_names.tsv").read_text(encoding="utf-8")
+    text = (resources.files("danqing.trt_models.export") / "imagenet_names.tsv").read_text(encoding="utf-8")
     rows = (line.split("\t") for line in text.splitlines())
     return tuple((english, chinese) for _, english, chinese in rows)
 

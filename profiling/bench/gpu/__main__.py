@@ -1,8 +1,8 @@
 """Measures the engine on a GPU, step by step, within a time limit; prints one table and writes a JSON file per step.
 
     sh profiling/bench/gpu.sh --minutes 10                          # the tests that need a GPU, then all steps
-    python -m profiling.bench.gpu --device cuda networks pictures   # these steps
-    python -m profiling.bench.gpu --device cpu --minutes 2          # tries the steps without a GPU, at small sizes
+    python -m danqing.profiling.bench.gpu --device cuda networks pictures   # these steps
+    python -m danqing.profiling.bench.gpu --device cpu --minutes 2   # tries the steps without a GPU, at small sizes
 
 Steps: kernels (parity with the CPU, captions a second), neighbours (near-duplicates beside FAISS), pictures (decode,
 resize), networks (an image tower of random weights in every runtime that is installed), end-to-end (shards to scores),
@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from profiling.bench import in_scratch, machine
-from profiling.bench.gpu.figures import Figure, Result, to_table
-from profiling.bench.gpu.material import SMALL, Job, export_tower, link_cache
+from danqing.profiling.bench import in_scratch, machine
+from danqing.profiling.bench.gpu.figures import Figure, Result, to_table
+from danqing.profiling.bench.gpu.material import SMALL, Job, export_tower, link_cache
 
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tensorrt-cu13", "torch", "nvidia-nvimgcodec-cu13", "nvidia-dali-cuda130",
             "cupy-cuda13x", "numba-cuda", "cudf-cu13", "faiss-gpu", "faiss-gpu-cuvs")  # fmt: skip
@@ -44,7 +44,7 @@ class Step(NamedTuple):
 
     @property
     def measure(self) -> Callable[[Job], Iterator[Figure]]:
-        return import_module(f"profiling.bench.gpu.{self.module}").measure
+        return import_module(f"danqing.profiling.bench.gpu.{self.module}").measure
 
 
 STEPS = {
@@ -68,7 +68,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m profiling.bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m danqing.profiling.bench.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"default: all; of {', '.join(STEPS)}")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
@@ -126,7 +128,7 @@ def _run(options: argparse.Namespace, scratch: Path) -> None:
 
 
 def _command(step: str, scratch: Path) -> list[str]:
-    return [sys.executable, "-m", "profiling.bench.gpu", *sys.argv[1:], "--one", step, str(scratch)]
+    return [sys.executable, "-m", "danqing.profiling.bench.gpu", *sys.argv[1:], "--one", step, str(scratch)]
 
 
 def _run_step(name: str, scratch: Path, limit: float, environment: dict[str, str]) -> Result:

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import yaml
 
-from engine.curate import Settings
-from engine.device import open_device
-from engine.errors import DanqingError
-from engine.profiled import profile
-from engine.recipe import Recipe, load_recipe
-from engine.sources import Sample
-from profiling.bench.crawl import write_shards
-from profiling.bench.gpu.figures import Figure
-from profiling.bench.gpu.kernels import WITHIN
-from profiling.bench.gpu.material import Job, captions, jpegs, wait_for_tower
-from profiling.bench.gpu.networks import BATCH, engine_for
-from profiling.bench.gpu.pictures import DISTINCT
-from profiling.profile import Profile
-from trt_models.engines import Engine
-from trt_models.store import ModelSet
+from danqing.engine.core.device import open_device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.sources import Sample
+from danqing.profiling.bench.crawl import write_shards
+from danqing.profiling.bench.gpu.figures import Figure
+from danqing.profiling.bench.gpu.kernels import WITHIN
+from danqing.profiling.bench.gpu.material import Job, captions, jpegs, wait_for_tower
+from danqing.profiling.bench.gpu.networks import BATCH, engine_for
+from danqing.profiling.bench.gpu.pictures import DISTINCT
+from danqing.profiling.profile import Profile
+from danqing.profiling.profiler import profile
+from danqing.trt_models.engines import Engine
+from danqing.trt_models.model_set import ModelSet
 
 SHARD_PAIRS = 1000
 RUNTIMES = ("tensorrt", "onnxruntime", "torch")

@@ -13,8 +13,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from engine.device import Device
-from engine.files import write_json
+from danqing.engine.core.device import Device
+from danqing.engine.core.files import write_json
 
 
 @dataclass(frozen=True)

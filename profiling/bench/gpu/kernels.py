@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.dedup.features import Features
-from engine.dedup.sets import chains
-from engine.device import Device, open_device
-from engine.frames import measure_captions
-from engine.recipe import load_recipe
-from engine.stages.base import Context
-from engine.stages.decode import open_decoder
-from engine.stages.text import clean
-from kernels.pixels import pixel_statistics
-from kernels.strings import Strings
-from profiling.bench.gpu.figures import Figure, count_unequal, rate
-from profiling.bench.gpu.material import Job, captions, demo_photographs, planted_on
-from trt_models.store import ModelSet
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.sets import chains
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.select.frames import measure_captions
+from danqing.engine.stages.base import Context
+from danqing.engine.stages.decode import open_decoder
+from danqing.engine.stages.text import clean
+from danqing.kernels.pictures.pixels import pixel_statistics
+from danqing.kernels.text.strings import Strings
+from danqing.profiling.bench.gpu.figures import Figure, count_unequal, rate
+from danqing.profiling.bench.gpu.material import Job, captions, demo_photographs, planted_on
+from danqing.trt_models.model_set import ModelSet
 
 WITHIN = 0.1
 CPU_CORE = "about 100,000 a core of a CPU"

@@ -16,13 +16,14 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from engine.device import Device
-from engine.errors import DanqingError
-from engine.files import write_json
-from profiling.bench.crawl import chinese_lines
-from profiling.bench.duplicates import grouped
-from trt_models.card import Card, load_card
-from trt_models.store import cache_folder, model_folder
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import write_json
+from danqing.profiling.bench.crawl import chinese_lines
+from danqing.profiling.bench.duplicates import grouped
+from danqing.trt_models.card import Card, load_card
+from danqing.trt_models.package_files import cache_folder
+from danqing.trt_models.store import model_folder
 
 SEED, SIDE, QUALITY = 20260122, 512, 90
 """Of random numbers; of the JPEG files: pixels a side, and quality."""
@@ -72,7 +73,7 @@ class Job:
 
 def demo_photographs() -> list[Path]:
     """The JPEG files that the demo ships."""
-    return sorted((Path(str(resources.files("engine"))) / "demo" / "photos").glob("*.jpg"))
+    return sorted((Path(str(resources.files("danqing.engine"))) / "demo" / "photos").glob("*.jpg"))
 
 
 def jpegs(count: int) -> list[bytes]:
@@ -140,9 +141,9 @@ def export_tower(job: Job) -> None:
     """Exports the tower with random weights, unless `tower.json` in the work folder shows that it is there."""
     import torch
 
-    from profiling.bench.export_parity import MODELS, SPREAD, build_chinese_clip, vision
-    from profiling.bench.published import mend_torchvision, randomised, save
-    from trt_models.export.from_checkpoint import export
+    from danqing.profiling.bench.export_parity import MODELS, SPREAD, build_chinese_clip, vision
+    from danqing.profiling.bench.published import mend_torchvision, randomised, save
+    from danqing.trt_models.export.from_checkpoint import export
 
     if (job.work / "tower.json").exists():
         return

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.dedup.features import Features
-from engine.dedup.sets import chains
-from engine.device import Device, open_device
-from profiling.bench.gpu.figures import Figure
-from profiling.bench.gpu.kernels import WITHIN
-from profiling.bench.gpu.material import Job, planted_on
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.sets import chains
+from danqing.profiling.bench.gpu.figures import Figure
+from danqing.profiling.bench.gpu.kernels import WITHIN
+from danqing.profiling.bench.gpu.material import Job, planted_on
 
 DIMENSION, NEAREST, ASKED = 768, 64, 16_384
 BAR = "≥ 90,000: NeMo Curator's semantic deduplication, a GPU of eight H100s"

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engine.device import Device, open_device
-from engine.errors import DanqingError
-from engine.verify import similarity
-from profiling.bench.gpu.figures import Figure, rate
-from profiling.bench.gpu.material import SEED, Job, wait_for_tower
-from trt_models.card import Card
-from trt_models.compile import compile_engine
-from trt_models.engines import RUNTIMES, Engine, Engines, open_model
-from trt_models.store import onnx_path
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.errors import DanqingError
+from danqing.profiling.bench.gpu.figures import Figure, rate
+from danqing.profiling.bench.gpu.material import SEED, Job, wait_for_tower
+from danqing.profiling.parity import similarity
+from danqing.trt_models.card import Card
+from danqing.trt_models.compile.compilers import compile_engine
+from danqing.trt_models.engines import RUNTIMES, Engine, Engines, open_model
+from danqing.trt_models.store import onnx_path
 
 BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 64}, 0.999
 ON_CPU = {"onnxruntime": "int8", "torch": "bf16"}

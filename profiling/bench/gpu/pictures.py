@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from engine.batch import Batch
-from engine.device import Device, open_device
-from engine.stages.base import Context
-from engine.stages.decode import Decode, open_decoder
-from engine.stages.header import Header
-from engine.stages.pixels import PixelStatistics
-from engine.stages.resize import Resizer, chosen_resizer, open_resizer
-from profiling.bench.gpu.figures import Figure, rate
-from profiling.bench.gpu.material import SIDE, Job, jpegs
-from trt_models.card import ImageInput
-from trt_models.store import ModelSet
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.stages.base import Context
+from danqing.engine.stages.decode import Decode, open_decoder
+from danqing.engine.stages.header import Header
+from danqing.engine.stages.pixels import PixelStatistics
+from danqing.engine.stages.resize import Resizer, chosen_resizer, open_resizer
+from danqing.profiling.bench.gpu.figures import Figure, rate
+from danqing.profiling.bench.gpu.material import SIDE, Job, jpegs
+from danqing.trt_models.card import ImageInput
+from danqing.trt_models.model_set import ModelSet
 
 DISTINCT, BATCH = 512, 256
 INPUTS = [ImageInput(224, 224, "stretch", "cubic"), ImageInput(224, 256)]

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.curate import Settings
-from engine.device import open_device
-from engine.frames import measure_captions
-from engine.recipe import load_recipe
-from engine.select import select
-from profiling.bench.gpu.figures import Figure, rate
-from profiling.bench.gpu.material import Job, captions
+from danqing.engine.core.device import open_device
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.select.frames import measure_captions
+from danqing.engine.select.selection import select
+from danqing.profiling.bench.gpu.figures import Figure, rate
+from danqing.profiling.bench.gpu.material import Job, captions
 
 WARM_UP_ROWS = 64
 LEFT_OUT = ("blocked_source", "unknown_tokens")

@@ -1,0 +1,1 @@
+"""What all parts stand on: devices, files, batches, progress, spans."""

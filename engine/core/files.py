@@ -1,0 +1,95 @@
+"""Atomic writing of files, reading of JSON files, and the cache folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from danqing.engine.core.errors import DanqingError
+
+NOT_WRITABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+)
+"""Error codes of a folder that cannot be written: permissions, a full disk, a file in the place of a folder."""
+
+
+@contextmanager
+def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that appears under its final name only when complete: written aside, flushed to disk, renamed.
+
+    Processes and threads that write the same path at the same time do not disturb each other; the last one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Random, as containers that share a volume have the same process ids. `tempfile` would restrict the permissions.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        with aside.open(mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def cache_path() -> Path:
+    """The cache folder: `DANQING_CACHE`, else `danqing` in the user's cache folder. It need not exist."""
+    if folder := os.environ.get("DANQING_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "danqing"
+
+
+@contextmanager
+def writing_cache() -> Iterator[None]:
+    """Runs a block that writes to the cache folder.
+
+    Raises:
+        DanqingError: the folder cannot be written or is full; names it and says what to do.
+    """
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in NOT_WRITABLE:
+            raise
+        raise DanqingError(
+            f"{cache_path()}: the cache cannot be written; free space in it, or set DANQING_CACHE to a folder that "
+            f"can ({problem})"
+        ) from None
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Args:
+        path: the file, in UTF-8.
+        remedy: what the user does if the file is damaged; ends the error's text.
+
+    Raises:
+        DanqingError: the file cannot be read, or is not a JSON object; names it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise DanqingError(f"{path}: cannot be read: {problem}; {remedy}") from None
+    if not isinstance(content, dict):
+        raise DanqingError(f"{path}: is not a JSON object; {remedy}")
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    with commit(path, "w") as file:
+        json.dump(content, file, ensure_ascii=False, indent=1)
+        file.write("\n")

@@ -1,0 +1,1 @@
+"""DECIDE: from scores to verdicts, over the whole run."""

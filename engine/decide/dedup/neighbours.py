@@ -1,0 +1,99 @@
+"""Sets of rows chained together by near features: every pair found, none guessed, in memory O(rows).
+
+Blocks of rows are folded (see `folding`) and multiplied tile by tile, the lower half of the matrix left out. What lies
+above the bound is decided in float64 from the features themselves and joined at once, so that no list of pairs ever
+exists, and neither tiles nor threads can change the outcome.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from danqing.engine.core.progress import Progress, Silent
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.folding import Folding
+from danqing.kernels.neighbours.pairs import find_nearest, join_near
+
+
+def join_neighbours(
+    features: Features, within: float, parent: Any, known: int = 0, progress: Progress | None = None
+) -> None:
+    """Unites the sets of all rows whose cosine distance is below `within`.
+
+    Args:
+        parent: int64 (rows,), changed in place; see `kernels.neighbours.components`.
+        known: so many first rows have been compared with each other before.
+    """
+    progress, xp, rows = progress or Silent(), features.device.xp, len(features)
+    progress.expect(rows * (rows - 1) // 2 - known * (known - 1) // 2, 1)
+    fold, join = Folding.fit(features, 1 - within), Joining(features, within, parent)
+    tile = features.products.tile
+    for begin, end in spans(known, rows, features.products.block):
+        block = fold(features.take(slice(begin, end)))
+        for start, stop in [*spans(0, known, tile), *spans(begin, end, tile), *spans(end, rows, tile)]:
+            inside = begin <= start < end
+            right = block[start - begin : stop - begin] if inside else fold(features.take(slice(start, stop)))
+            for top, bottom in spans(begin, stop if inside else end, tile):
+                join(block[top - begin : bottom - begin], right, xp.arange(top, bottom), xp.arange(start, stop))
+                count = bottom - top
+                progress.advance(count * (count - 1) // 2 if top == start else count * (stop - start))
+
+
+def nearest_rows(
+    features: Features, others: Features, within: float, progress: Progress | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each row the nearest of `others` whose cosine distance is below `within`, the first among equals.
+
+    Returns:
+        int64 (rows,), -1 where there is none, and its float64 cosine distance, NaN where there is none.
+    """
+    progress, xp = progress or Silent(), features.device.xp
+    progress.expect(len(features) * len(others), 1)
+    nearest, cosine = xp.full(len(features), -1), xp.full(len(features), np.nan)
+    products, fold, tile = features.products, Folding.fit(others, 1 - within), Tile(features)
+    found = (1 - within, features.rows, others.rows, cosine, nearest)
+    for begin, end in spans(0, len(features), products.block):
+        block = fold(features.take(slice(begin, end)))
+        for start, stop in spans(0, len(others), products.tile):
+            right = fold(others.take(slice(start, stop)))
+            for top, bottom in spans(begin, end, products.tile):
+                product = tile.product(block[top - begin : bottom - begin], right)
+                pairs = (product, 1 - within - products.slack, xp.arange(top, bottom), xp.arange(start, stop))
+                find_nearest.launch(features.device, bottom - top, *pairs, *found)
+                progress.advance(product.size)
+    return features.device.down(nearest), features.device.down(1 - cosine)
+
+
+def spans(first: int, last: int, size: int) -> list[tuple[int, int]]:
+    """The range in pieces of at most `size`."""
+    return [(start, min(start + size, last)) for start in range(first, last, size)]
+
+
+class Tile:
+    """Room for one product of two sides."""
+
+    def __init__(self, features: Features) -> None:
+        features.device.sum_in_float32()
+        self.xp, products = features.device.xp, features.products
+        self.room = self.xp.empty(products.tile**2, products.kind)
+
+    def product(self, left: Any, right: Any) -> Any:
+        out = self.room[: len(left) * len(right)].reshape(len(left), len(right))
+        self.xp.matmul(left, right.T, out=out)
+        return out
+
+
+class Joining:
+    """Unites the rows of two sides wherever their cosine distance is below `within`."""
+
+    def __init__(self, features: Features, within: float, parent: Any) -> None:
+        self.features, self.parent, self.tile = features, parent, Tile(features)
+        self.least = 1 - within
+        self.bound = self.least - features.products.slack
+
+    def __call__(self, left: Any, right: Any, left_rows: Any, right_rows: Any) -> None:
+        """Two sides of folded vectors, at most a tile, and the rows that they are, int64."""
+        arguments = (self.bound, self.least, left_rows, right_rows, self.features.rows, self.parent)
+        join_near.launch(self.features.device, len(left), self.tile.product(left, right), *arguments)

@@ -1,0 +1,155 @@
+"""MERGE: several decided runs as one: redundancy once more, among the rows that survived in each.
+
+The merged run is a folder like any other, whose scores and features are links to those of its runs; so writing,
+explaining and reporting work as ever. Of the search is kept which rows were chained to which (chains.npy), so that
+a run that comes later is compared with all rows, and those before it not with each other again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import commit
+from danqing.engine.core.progress import Progress
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.funnel import Funnel
+from danqing.engine.decide.walk import MERGED, Scores, Verdicts, find_chains, load, near_sets_among, record
+from danqing.engine.recipe.criteria import FEATURES, Redundancy
+from danqing.engine.recipe.reading import Recipe, recipe_from_dict
+from danqing.engine.run.folder import Run, is_run
+
+NAME, STEP = "cross_batch_redundancy", "cross-batch redundancy"
+
+
+def merge(
+    folders: Sequence[Path], output: Path, device: Device, progress: Progress | None = None
+) -> tuple[Run, Funnel]:
+    """Makes OUT the run of all the runs' rows, with verdicts and funnel; does nothing if it is already that.
+
+    Raises:
+        DanqingError: runs without verdicts, or by different recipes, models or layouts; says which.
+    """
+    runs = [Run.open(folder) for folder in folders]
+    recipe = common_recipe(runs)
+    merged = [{"folder": str(run.folder.resolve()), "decided": _hash(run.manifest["decided"])} for run in runs]
+    run, before = _open(output, runs, recipe, merged)
+    if run.manifest.get("decided") and before == merged:
+        return run, Funnel.read(output / "funnel.json")
+    criterion = recipe.criteria[-1]
+    assert isinstance(criterion, Redundancy)
+    scores = load(run, replace(recipe, criteria=(criterion,)))
+    verdicts = _verdicts_of(runs, recipe, scores)
+    last = len(recipe.criteria) - 1
+    rows = np.flatnonzero(((verdicts.dropped_by < 0) | (verdicts.dropped_by == last)) & (scores.feature_row >= 0))
+    again = verdicts.dropped_by == last
+    verdicts.group[again], verdicts.kept_instead[again], verdicts.distance[again] = -1, None, np.nan
+    earlier = np.load(output / "chains.npy") if before and before == merged[: len(before)] else None
+    features = Features(device, scores.features, scores.feature_row[rows])
+    chains, measured = find_chains(features, criterion, progress, earlier)
+    with commit(output / "chains.npy") as file:
+        np.save(file, chains)
+    run.manifest[MERGED] = merged
+    run.save()
+    verdicts.recall |= {last: measured} if measured else {}
+    verdicts.dropped_by[rows] = last
+    stay = verdicts.enter_sets(scores, rows, *near_sets_among(scores, criterion, rows, features, chains, progress))
+    verdicts.dropped_by[stay] = -1
+    decision = {
+        "recipe": recipe.to_dict(),
+        "recipe_hash": recipe.hash,
+        "shards": len(run.shards),
+        "runs": _hash(merged),
+    }
+    return run, record(run, recipe, scores, verdicts, decision)
+
+
+def common_recipe(runs: Sequence[Run]) -> Recipe:
+    """The recipe all runs were decided with, its last criterion a redundancy of features (added if it has none)."""
+    first = runs[0]
+    for run in runs:
+        run.check_decided()
+        differences = _recipe(run).differences(_recipe(first))
+        for part in ("models", "layout"):
+            if run.manifest[part] != first.manifest[part]:
+                differences.append(f"{part}: {first.manifest[part]} there, {run.manifest[part]} here")
+        if differences:
+            listed = "\n  ".join(differences)
+            raise DanqingError(f"{run.folder} (here) was made otherwise than {first.folder} (there):\n  {listed}")
+    recipe = _recipe(first)
+    sought = [c for c in recipe.criteria if isinstance(c, Redundancy) and c.column == FEATURES]
+    if not sought:
+        raise DanqingError(
+            f"recipe {recipe.name} has no redundancy criterion of features; there is nothing to merge by"
+        )
+    if recipe.criteria[-1] is not sought[-1]:
+        recipe = replace(recipe, criteria=(*recipe.criteria, replace(sought[-1], name=NAME, step=STEP)))
+    return recipe
+
+
+def _recipe(run: Run) -> Recipe:
+    return recipe_from_dict(run.manifest["decided"]["recipe"], str(run.folder / "run.json"))
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _open(
+    output: Path, runs: Sequence[Run], recipe: Recipe, merged: list[dict[str, str]]
+) -> tuple[Run, list[dict[str, str]]]:
+    """The merged run, all its shards linked, and the runs that chains.npy was found among."""
+    before: list[dict[str, str]] = []
+    shards = [(run, shard) for run in runs for shard in run.shards]
+    if is_run(output):
+        there = Run.open(output)
+        if MERGED not in there.manifest:
+            raise DanqingError(f"{output} holds a run that is no merge; choose another --output")
+        before = there.manifest[MERGED] if there.manifest["recipe_hash"] == recipe.hash else []
+        if before == merged:
+            return there, before
+        for left_over in there.shards[len(shards) :]:  # a smaller merge must leave no shards of the larger one
+            for kind in (Run.scores, Run.features, Run.verdicts, Run.tar, Run.table):
+                kind(there, left_over.number).unlink(missing_ok=True)
+    listed = [
+        asdict(replace(shard, number=number)) | {"path": str(shard.path)} for number, (_, shard) in enumerate(shards)
+    ]
+    same = {part: runs[0].manifest[part] for part in ("layout", "models")}
+    run = Run.create(output, recipe, {"shards": listed, **same, MERGED: []})  # none until chains.npy is in
+    for number, (part, shard) in enumerate(shards):
+        for kind in (Run.scores, Run.features):
+            link = kind(run, number)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(kind(part, shard.number).resolve())
+    return run, before
+
+
+def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdicts:
+    """What the runs decided, one after the other."""
+    tables, first = [], len(scores.uid)
+    for run in runs:
+        table = pa.concat_tables([pq.read_table(run.verdicts(shard.number)) for shard in run.shards])
+        group = table["group"].to_numpy()
+        # A set's number becomes one that no other run's set can have, nor one that is found now.
+        apart = pa.array(np.where(group >= 0, group + first, -1))
+        tables.append(table.set_column(table.column_names.index("group"), "group", apart))
+        first += len(table)
+    table = pa.concat_tables(tables)
+    positions = {criterion.name: position for position, criterion in enumerate(recipe.criteria)} | {None: -1}
+    return Verdicts(
+        dropped_by=np.array([positions[name] for name in table["dropped_by"].to_pylist()], np.int64),
+        group=table["group"].to_numpy().copy(),
+        kept_instead=table["kept_instead"].to_numpy().copy(),
+        distance=table["distance"].to_numpy().copy(),
+    )

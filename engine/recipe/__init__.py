@@ -1,0 +1,1 @@
+"""Recipes: YAML to criteria, criteria to a plan of stages and gates."""

@@ -1,0 +1,167 @@
+"""DIFF: two runs over the same input, made on different devices, with other engines or versions: do they agree?
+
+Shard by shard, row by row. What is measured must be equal, or nearly so where it is a floating-point number; features
+must point the same way; what models say may move as long as hardly a verdict does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.run.folder import Run
+from danqing.engine.stages import CATALOGUE, stored_columns
+from danqing.engine.stages.network import Network
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Limits within which two runs agree.
+
+    Attributes:
+        within: largest |a − b| ÷ max(1, |a|, |b|) of a measured number.
+        columns: column → its own limit, in the place of `within`.
+        cosine: least cosine of two feature vectors of a pair.
+        flips: largest share of pairs with another verdict, or in another group of near-duplicates.
+    """
+
+    within: float = 1e-4
+    columns: Mapping[str, float] = field(default_factory=dict)
+    cosine: float = 0.999
+    flips: float = 0.001
+
+
+@dataclass
+class Column:
+    """How far one score agrees: of `rows` that have it on both sides, `unequal` differ, by at most `largest` (in the
+    key's row `worst`). `judged`: False for what models say."""
+
+    name: str
+    judged: bool
+    exact: bool
+    rows: int = 0
+    one_sided: int = 0
+    unequal: int = 0
+    largest: float = 0.0
+    worst: str = ""
+
+    def add(self, keys: pa.ChunkedArray, a: pa.ChunkedArray, b: pa.ChunkedArray) -> None:
+        both = pc.and_(pc.is_valid(a), pc.is_valid(b))
+        self.one_sided += pc.sum(pc.xor(pc.is_valid(a), pc.is_valid(b))).as_py() or 0
+        keys, a, b = keys.filter(both), a.filter(both), b.filter(both)
+        self.rows += len(a)
+        if self.exact:
+            apart = pc.not_equal(a, b).to_numpy().astype(float)
+        else:
+            left, right = (side.to_numpy().astype(np.float64) for side in (a, b))
+            apart = np.abs(left - right) / np.maximum(1.0, np.maximum(np.abs(left), np.abs(right)))
+        self.unequal += int((apart != 0).sum())
+        if len(apart) and apart.max() > self.largest:
+            self.largest, self.worst = float(apart.max()), keys[int(apart.argmax())].as_py()
+
+
+@dataclass
+class Difference:
+    """Of all `rows`: the scores' columns; cosines of features; `flips` (key, what became of it on either side, None:
+    kept); how many rows are in other sets of near-duplicates."""
+
+    tolerance: Tolerance
+    rows: int = 0
+    columns: dict[str, Column] = field(default_factory=dict)
+    cosine: float = 1.0
+    cosines: float = 0.0
+    compared: int = 0
+    flips: list[tuple[str, str | None, str | None]] = field(default_factory=list)
+    regrouped: int = 0
+
+    @property
+    def objections(self) -> list[str]:
+        """What lies beyond the tolerance, in words."""
+        allowed = self.tolerance
+        out = [
+            f"{c.name}: {c.unequal:,} of {c.rows:,} differ, {c.worst} most"
+            for c in self.columns.values()
+            if c.judged and c.largest > (0 if c.exact else allowed.columns.get(c.name, allowed.within))
+        ]
+        if self.cosine < allowed.cosine:
+            out.append(f"features: least cosine {self.cosine:.6f}, below {allowed.cosine}")
+        for number, what in ((len(self.flips), "another verdict"), (self.regrouped, "another set of near-duplicates")):
+            if number > allowed.flips * self.rows:
+                out.append(f"{number:,} of {self.rows:,} pairs have {what}, more than {allowed.flips:.2%}")
+        return out
+
+
+def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Difference:
+    """Compares two decided runs.
+
+    Raises:
+        DanqingError: a run without verdicts, or runs over different inputs; names what differs.
+    """
+    found = Difference(tolerance or Tolerance())
+    for run in (ours, theirs):
+        run.check_decided()
+    names = [[shard.name for shard in run.shards] for run in (ours, theirs)]
+    if names[0] != names[1]:
+        raise DanqingError(f"{ours.folder} and {theirs.folder} have different shards: {_first_apart(*names)}")
+    for shard in ours.shards:
+        _compare_shard(found, ours, theirs, shard.number, shard.name)
+    return found
+
+
+def _compare_shard(found: Difference, ours: Run, theirs: Run, number: int, name: str) -> None:
+    a, b = (pq.read_table(run.scores(number)) for run in (ours, theirs))
+    uids = [table["uid"].to_pylist() for table in (a, b)]
+    if uids[0] != uids[1]:
+        raise DanqingError(f"shard {name} holds other pairs in {theirs.folder}: {_first_apart(*uids)}")
+    found.rows += len(a)
+    for column, kind in stored_columns().items():
+        if column in a.column_names and column in b.column_names:
+            exact = not pa.types.is_floating(kind)
+            entry = found.columns.setdefault(column, Column(column, column not in _SAID_BY_MODELS, exact))
+            entry.add(a["key"], a[column], b[column])
+    _compare_features(found, a["feature_row"].to_numpy(), b["feature_row"].to_numpy(), ours, theirs, number)
+    a, b = (pq.read_table(run.verdicts(number), columns=["key", "dropped_by", "group"]) for run in (ours, theirs))
+    for key, *outcome in zip(*(c.to_pylist() for c in (a["key"], a["dropped_by"], b["dropped_by"])), strict=True):
+        if outcome[0] != outcome[1]:
+            found.flips.append((key, *outcome))
+    found.regrouped += sum(x != y for x, y in zip(a["group"].to_pylist(), b["group"].to_pylist(), strict=True))
+
+
+def _compare_features(
+    found: Difference, rows_a: np.ndarray, rows_b: np.ndarray, ours: Run, theirs: Run, number: int
+) -> None:
+    both = (rows_a >= 0) & (rows_b >= 0)
+    if not both.any():
+        return
+    blocks = (np.load(run.features(number), mmap_mode="r") for run in (ours, theirs))
+    a, b = (block[rows[both]].astype(np.float64) for block, rows in zip(blocks, (rows_a, rows_b), strict=True))
+    if a.shape != b.shape:
+        raise DanqingError(f"features have {a.shape[1]} dimensions in {ours.folder}, {b.shape[1]} in {theirs.folder}")
+    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    found.cosine = min(found.cosine, float(cosines.min()))
+    found.cosines += float(cosines.sum())
+    found.compared += len(cosines)
+
+
+def _first_apart(ours: list[str], theirs: list[str]) -> str:
+    if len(ours) != len(theirs):
+        return f"{len(ours)} there, {len(theirs)} here"
+    return next(f"{a} there, {b} here" for a, b in zip(ours, theirs, strict=True) if a != b)
+
+
+def _said_by_models() -> set[str]:
+    """Columns that networks produce, and what is made of those."""
+    out: set[str] = set()
+    for stage in CATALOGUE:
+        if issubclass(stage, Network) or out.intersection(stage.needs):
+            out.update(stage.produces)
+    return out
+
+
+_SAID_BY_MODELS = _said_by_models()

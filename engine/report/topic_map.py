@@ -1,0 +1,68 @@
+"""The report's section on topics: a map of the captions, and each topic's words and pictures."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from danqing.engine.report.topics import Topics
+from danqing.engine.run.folder import Run
+
+SHOWN, DOTS, SIDE = 12, 4000, 480
+"""Topics with pictures, captions on the map, and its width in pixels."""
+GOLDEN_ANGLE = 137.508
+"""Degrees between neighbouring hues: any number of topics stay apart."""
+
+
+def topic_galleries(topics: Topics | None, verdicts: pa.Table) -> dict[str, list[int]]:
+    """Rows to show, by heading."""
+    shown = topics.topics[:SHOWN] if topics else ()
+    position = {uid: row for row, uid in enumerate(verdicts["uid"].to_pylist())} if shown else {}
+    return {
+        f"topic {number}: {' '.join(topic.words)} ({topic.captions:,})": [position[uid] for uid in topic.examples]
+        for number, topic in enumerate(shown)
+    }
+
+
+def topic_section(run: Run, topics: Topics | None) -> Iterable[str]:
+    """What there is to say of all topics; nothing if they were not looked for."""
+    if topics is None:
+        return
+    yield "<h2>Topics</h2>"
+    yield (
+        f"<p>{len(topics.topics):,} topics among {topics.sample:,} of {topics.kept:,} kept captions; {topics.loose:,} "
+        "captions are in none (grey).</p>"
+    )
+    yield f"<div class=row>{_map(run)}<div>{_table(topics)}</div></div>"
+
+
+def _table(topics: Topics) -> str:
+    rows = [
+        f"<tr><td style='color:{_colour(number)}'>⬤<td class=n>{number}<td>{html.escape(' '.join(topic.words))}"
+        f"<td class=n>{topic.captions:,}<td class=n>{topic.captions / topics.sample:.2%}"
+        for number, topic in enumerate(topics.topics)
+    ]
+    return f"<table><tr><th><th>topic<th>words<th>captions<th>share{''.join(rows)}</table>"
+
+
+def _map(run: Run) -> str:
+    """An SVG with a dot a caption, where UMAP has put it; those in no topic lie below the others."""
+    table = pq.read_table(run.folder / "topics.parquet")
+    rows = np.linspace(0, len(table) - 1, min(DOTS, len(table))).astype(int)
+    topic = table["topic"].to_numpy()[rows]
+    place = np.stack([table[axis].to_numpy()[rows] for axis in ("x", "y")], 1)
+    low, high = np.percentile(place, [0.5, 99.5], axis=0)
+    place = (0.02 + 0.96 * (place.clip(low, high) - low) / np.maximum(high - low, 1e-9)) * SIDE
+    dots = "".join(
+        f"<circle cx={x:.0f} cy={y:.0f} r=2 fill='{_colour(number)}'/>"
+        for number, (x, y) in sorted(zip(topic.tolist(), place.tolist(), strict=True), key=lambda dot: dot[0] >= 0)
+    )
+    return f"<svg width={SIDE} height={SIDE}>{dots}</svg>"
+
+
+def _colour(number: int) -> str:
+    return f"hsl({number * GOLDEN_ANGLE % 360:.0f} 60% 45%)" if number >= 0 else "#c9d1db"

@@ -1,0 +1,1 @@
+"""SCORE: every row of every shard through the stages, once."""

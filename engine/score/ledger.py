@@ -1,0 +1,158 @@
+"""The ledger of SCORE: rows come in from anywhere in the pipeline, whole shards go to disk."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.files import commit
+from danqing.engine.core.progress import Progress
+from danqing.engine.recipe.criteria import FEATURES
+from danqing.engine.run.folder import Run, log
+from danqing.engine.sources import Shard
+
+IDENTITY = {"row": pa.int32(), "key": pa.string(), "uid": pa.string(), "url": pa.string()}
+GIVEN = {"caption": pa.string(), "image_bytes": pa.int64()}
+ENGINES = b"danqing.engines"
+"""In the metadata of a shard's scores: what scored it, role → SHA-256."""
+OUTCOME = {"gated_at": pa.string(), "error": pa.string()}
+
+
+@dataclass
+class _Open:
+    """A shard whose rows are still coming in; what Arrow does not hold is kept by row."""
+
+    shard: Shard
+    rows: int
+    started: float
+    entered: int = 0
+    tables: list[pa.Table] = field(default_factory=list)
+    metadata: dict[int, dict[str, Any]] = field(default_factory=dict)
+    features: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def take(self, part: Batch, table: pa.Table) -> bool:
+        """Rows of this shard, and what Arrow holds of them; returns whether these were the last."""
+        rows = part["row"].tolist()
+        self.tables.append(table)
+        self.metadata.update(zip(rows, part["metadata"], strict=True))
+        if FEATURES in part:
+            found = zip(rows, part[FEATURES], part["error"], strict=True)
+            self.features.update({row: vector for row, vector, error in found if error is None})
+        self.entered += len(part)
+        return self.entered == self.rows
+
+
+class Ledger:
+    """Collects finished rows; commits a shard's features, then its scores, when the last row has come in.
+
+    Rows may come from several threads at once; whoever brings a shard's last row writes its files.
+
+    `running`: role → SHA-256 of the model or engine file that scores at present; kept with every shard.
+    """
+
+    def __init__(
+        self, run: Run, scores: dict[str, pa.DataType], progress: Progress, running: Mapping[str, str] | None = None
+    ) -> None:
+        self.run, self.progress, self.running = run, progress, {} if running is None else running
+        self.schema = IDENTITY | GIVEN | scores | OUTCOME
+        self._open: dict[int, _Open] = {}
+        self._lock = threading.Lock()
+
+    def expect(self, shard: Shard, rows: int, started: float) -> None:
+        """Announces a shard and how many rows it has."""
+        self._open[shard.number] = _Open(shard, rows, started)
+        self.progress.expect(rows, shard.bytes)
+        if rows == 0:
+            self._commit(self._open.pop(shard.number))
+
+    def enter(self, batch: Batch, gated_at: str | None = None) -> None:
+        """Takes rows out of the stream: finished, failed (`error`), or dropped before the stage `gated_at`."""
+        batch["gated_at"] = [gated_at] * len(batch)
+        numbers = np.unique(batch["shard"]).tolist()
+        for number in numbers:
+            entry = self._open[number]
+            part = batch if len(numbers) == 1 else batch.take(batch["shard"] == number)
+            columns = [_column(part, name, kind) for name, kind in self.schema.items()]
+            table = pa.Table.from_arrays(columns, list(self.schema))
+            with self._lock:
+                whole = entry.take(part, table)
+            if whole:
+                self._commit(self._open.pop(number))
+        self.progress.advance(len(batch))
+
+    def close(self) -> None:
+        """Checks that every row came out again."""
+        if self._open:
+            lost = {entry.shard.name: entry.rows - entry.entered for entry in self._open.values()}
+            raise RuntimeError(f"rows went into the stages and never came out: {lost}")
+
+    def _commit(self, entry: _Open) -> None:
+        kept = sorted(entry.features)
+        features = np.stack([entry.features[row] for row in kept]) if kept else np.empty((0, 0), np.float16)
+        table = self._assemble(entry, kept).replace_schema_metadata({ENGINES: json.dumps(self.running)})
+        with commit(self.run.features(entry.shard.number)) as file:
+            np.save(file, features)
+        with commit(self.run.scores(entry.shard.number)) as file:
+            pq.write_table(table, file)
+        errors, seconds = entry.rows - table["error"].null_count, time.monotonic() - entry.started
+        with self._lock:
+            if self.run.manifest.get("engines") != self.running:
+                self.run.note("engines", **self.running)
+        log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds)
+
+    def _assemble(self, entry: _Open, with_features: list[int]) -> pa.Table:
+        """The shard's rows in input order: identity, what was given, scores, outcome, the input's own fields."""
+        schema = pa.schema(self.schema)
+        table = pa.concat_tables(entry.tables or [schema.empty_table()]).sort_by("row")
+        table = table.add_column(0, "shard", pa.array([entry.shard.name] * entry.rows, pa.string()))
+        feature_row = np.full(entry.rows, -1, np.int32)
+        feature_row[with_features] = np.arange(len(with_features))
+        table = table.append_column("feature_row", pa.array(feature_row))
+        records = [entry.metadata[row] for row in range(entry.rows)]
+        for name, column in carried(records, taken=set(table.column_names)).items():
+            table = table.append_column(name, column)
+        return table.combine_chunks()
+
+
+def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
+    if name not in part:
+        return pa.nulls(len(part), kind)
+    values = part[name]
+    if isinstance(values, list):
+        try:
+            return pa.array(values, kind)
+        except UnicodeEncodeError:  # lone surrogates from JSON are replaced, not fatal
+            return pa.array([None if v is None else v.encode("utf-8", "replace").decode() for v in values], kind)
+    if pa.types.is_floating(kind):
+        values = values.astype(kind.to_pandas_dtype(), copy=False)  # takes a third of the time of Arrow's cast
+    return pa.array(values, kind, from_pandas=True)  # NaN becomes null
+
+
+def carried(records: list[dict[str, Any]], taken: set[str]) -> dict[str, pa.Array]:
+    """The input's own fields as columns, unknown ones included; a name of ours gets the prefix `input_`.
+
+    A field whose values fit no single Arrow type is carried as JSON text.
+    """
+    names = sorted({name for record in records for name in record})
+    out: dict[str, pa.Array] = {}
+    for name in names:
+        if name in ("key", "url", "uid"):
+            continue  # already a row's identity
+        values = [record.get(name) for record in records]
+        try:
+            column = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError):
+            column = pa.array([None if v is None else json.dumps(v, ensure_ascii=True) for v in values], pa.string())
+        if pa.types.is_struct(column.type) and column.type.num_fields == 0:
+            column = pa.nulls(len(values), pa.string())  # Parquet has no empty struct
+        out[f"input_{name}" if name in taken else name] = column
+    return out

@@ -1,0 +1,107 @@
+"""What a run at work tells Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.spans import Spans
+from danqing.engine.score.announce import announced
+from danqing.engine.score.gpu_metrics import gpu_gauges
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.package_files import cache_folder
+
+
+class RefusedEngines(Collector):
+    """A gauge per model role, read at each scrape: whether the engine in use was refused."""
+
+    def __init__(self, models: ModelSet) -> None:
+        self.models = models
+
+    def collect(self) -> Iterator[Metric]:
+        refused = GaugeMetricFamily(
+            "danqing_engine_refused",
+            "1 if the engine in use does not open and an older one or the model itself runs in its place.",
+            labels=["role"],
+        )
+        for role in list(self.models.running):
+            refused.add_metric([role], role in self.models.refused)
+        yield refused
+
+
+class Stages(Collector):
+    """Reads the spans when it is asked; stages at work do not hear of it."""
+
+    def __init__(self, spans: Spans) -> None:
+        self.spans = spans
+
+    def collect(self) -> Iterator[Metric]:
+        pairs = CounterMetricFamily("danqing_pairs", "Pairs a stage has taken in.", labels=["stage"])
+        passed = CounterMetricFamily("danqing_passed", "Pairs it has passed on.", labels=["stage"])
+        errors = CounterMetricFamily("danqing_errors", "Pairs that could not go on.", labels=["stage"])
+        dropped = CounterMetricFamily("danqing_dropped", "Pairs dropped on the way.", labels=["criterion"])
+        seconds = CounterMetricFamily(
+            "danqing_stage_seconds",
+            "At work; starved by the stage before, blocked by the next.",
+            labels=["stage", "state"],
+        )
+        copied = CounterMetricFamily("danqing_copied_bytes", "Between host and device.", labels=["stage", "direction"])
+        waiting = GaugeMetricFamily("danqing_queue_batches", "Batches that wait behind a stage.", labels=["stage"])
+        for stage, span in list(self.spans.items()):
+            pairs.add_metric([stage], span.rows)
+            passed.add_metric([stage], span.passed)
+            errors.add_metric([stage], span.failed)
+            for criterion, rows in list(span.dropped.items()):
+                dropped.add_metric([criterion], rows)
+            for state, value in (("work", span.seconds), ("starved", span.starved), ("blocked", span.blocked)):
+                seconds.add_metric([stage, state], value)
+            for direction, size in (("up", span.up), ("down", span.down)):
+                copied.add_metric([stage, direction], size)
+            if span.waiting:
+                waiting.add_metric([stage], span.waiting())
+        yield from (pairs, passed, errors, dropped, seconds, copied, waiting)
+
+
+@contextmanager
+def served(
+    spans: Spans, port: int | None, address: str, device: Device | None = None, models: ModelSet | None = None
+) -> Iterator[None]:
+    """Serves metrics at http://ADDRESS:PORT/metrics during a `with` block, and announces them to Prometheus.
+
+    Args:
+        spans: the stages' times and counts.
+        port: the TCP port, 0 for any free one; None serves nothing.
+        address: the address to listen at.
+        device: the device that scores; if it is a GPU, its utilisation, memory and power are served, too.
+        models: the models that score, for the gauge of refused engines.
+
+    Raises:
+        DanqingError: the port cannot be opened, or the file for Prometheus cannot be written.
+    """
+    if port is None:
+        yield
+        return
+    registry = CollectorRegistry()
+    registry.register(Stages(spans))
+    if models:
+        registry.register(RefusedEngines(models))
+    for gauges in gpu_gauges(device) if device else []:
+        registry.register(gauges)
+    ProcessCollector(registry=registry)
+    try:
+        server, thread = start_http_server(port, address, registry)
+    except (OSError, OverflowError) as problem:
+        raise DanqingError(f"--metrics-port {port}: cannot serve at {address}: {problem}") from None
+    try:
+        with announced(cache_folder() / "metrics", address, server.server_port, device.name if device else "cpu"):
+            yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

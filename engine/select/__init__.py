@@ -1,0 +1,1 @@
+"""SELECT: rows of URL tables, before any download."""

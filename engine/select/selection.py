@@ -1,0 +1,277 @@
+"""SELECT: what a recipe can say of a pair before its picture is downloaded.
+
+tables of URLs and captions → text stages and gates → urls/NNNNN.parquet (kept) + verdicts/NNNNN.parquet (all)
+
+The stages, gates and the walk are those of SCORE and DECIDE; only the criteria that need a picture are left for
+later. Rows are read, judged and written in parts, so that memory does not grow with the input.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from danqing import __version__
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import commit, write_json
+from danqing.engine.core.progress import Progress
+from danqing.engine.core.spans import Spans
+from danqing.engine.decide.funnel import Funnel
+from danqing.engine.decide.walk import Scores, walk
+from danqing.engine.recipe.criteria import Criterion, Interval
+from danqing.engine.recipe.plan import decidable, make_plan
+from danqing.engine.recipe.reading import Recipe, recipe_from_dict
+from danqing.engine.report.terminal import ProgressBar
+from danqing.engine.run.folder import identity_differences
+from danqing.engine.run.settings import Settings
+from danqing.engine.score.loop import run_stages
+from danqing.engine.sources.tables import Columns, Part, check_tables, find_tables, read_parts
+from danqing.engine.stages import CATALOGUE
+from danqing.engine.stages.resize import Resize
+from danqing.trt_models.model_set import ModelSet
+
+GIVEN = ("row", "url", "caption", "error")
+"""The columns that a table of URLs and captions provides."""
+
+CLEAN = "text_clean"
+
+USABLE = Criterion("usable", "usable", Interval(minimum=1), "input", "a URL and a caption")
+"""Stands before the recipe's criteria: 1 if the row could be read and both cells hold text."""
+
+PART_ROWS, BATCH_ROWS = 100_000, 2048
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A selection that is finished: its folder, its funnel, and what to do next."""
+
+    folder: Path
+    funnel: Funnel
+    spans: Spans
+    columns: Columns
+    later: tuple[str, ...]
+
+    @property
+    def urls(self) -> Path:
+        return self.folder / "urls"
+
+    def download_command(self) -> str:
+        """img2dataset's command line for the kept rows; pictures come as they are, nothing is encoded again."""
+        arguments = {
+            "url_list": str(self.urls),
+            "input_format": "parquet",
+            "url_col": self.columns.url,
+            "caption_col": CLEAN,
+            "output_format": "webdataset",
+            "output_folder": str(self.folder / "images"),
+            "disable_all_reencoding": "True",
+        }
+        if names := self._carried():
+            arguments["save_additional_columns"] = json.dumps(names, ensure_ascii=False, separators=(",", ":"))
+        return shlex.join(["img2dataset", *(word for key, value in arguments.items() for word in (f"--{key}", value))])
+
+    def _carried(self) -> list[str]:
+        """The input's own columns that every part has and that img2dataset has no column of its own for."""
+        schemas = [pq.read_schema(path).names for path in sorted(self.urls.glob("*.parquet"))]
+        everywhere = set.intersection(*map(set, schemas)) if schemas else set()
+        taken = {*IMG2DATASET, CLEAN, self.columns.url}
+        return [name for name in (schemas[0] if schemas else ()) if name in everywhere - taken]
+
+
+IMG2DATASET = (
+    "url", "caption", "key", "shard_id", "status", "error_message", "width", "height", "original_width",
+    "original_height", "exif", "md5", "sha256", "sha512",
+)  # fmt: skip
+"""The columns that img2dataset writes itself."""
+
+
+def select(
+    inputs: Iterable[str],
+    output: Path,
+    recipe: Recipe,
+    columns: Columns | None = None,
+    settings: Settings | None = None,
+) -> Selection:
+    """Judges every row of the tables by the recipe's criteria that need no picture, and writes what stays.
+
+    An interrupted selection goes on after its last whole part; a finished one is left alone (no spans then).
+
+    Raises:
+        DanqingError: tables that cannot be read, or OUT holds a selection made otherwise; says how.
+    """
+    columns, settings = columns or Columns(), settings or Settings()
+    files = find_tables(inputs)
+    check_tables(files, columns)
+    early = before_download(recipe)
+    later = tuple(c.name for c in recipe.criteria if c not in early.criteria)
+    plan = make_plan(early, CATALOGUE, GIVEN, also=[CLEAN])
+    models = ModelSet(early.models)
+    identity = {
+        "inputs": [[str(file.path.resolve()), file.bytes] for file in files],
+        "columns": asdict(columns),
+        "models": {role: models.card(role).hash for role in early.models},
+        **settings.rules(),
+        "part_rows": PART_ROWS,
+    }
+    _create_or_resume(output, early, identity)
+    spans = Spans()
+    if not (output / "funnel.json").exists():
+        criteria = replace(early, criteria=(USABLE, *early.criteria))
+        total = sum(file.bytes for file in files)
+        with open_device(settings.device, settings.threads) as device, ProgressBar("select", total, "rows") as progress:
+            context = settings.context(device, models, plan.wanted)
+            parts = (part for file in files for part in read_parts(file, columns, PART_ROWS))
+            for number, part in enumerate(spans.timed("read", parts)):
+                progress.expect(len(part), part.bytes)
+                urls, verdicts = (output / kind / f"{number:05d}.parquet" for kind in ("urls", "verdicts"))
+                if verdicts.exists():  # written last, so this part is finished
+                    progress.advance(len(part))
+                    continue
+                judged = Judged(part, plan.scores, device, progress)
+                run_stages(judged.batches(), plan, context, judged, spans)
+                dropped_by = judged.dropped_by(criteria)
+                _write(urls, judged.kept(dropped_by < 0))
+                _write(verdicts, judged.verdicts(dropped_by, criteria))
+        write_json(output / "funnel.json", count(output, criteria).to_dict())
+    return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, later)
+
+
+def before_download(recipe: Recipe) -> Recipe:
+    """The recipe without the criteria that need a picture, and without the models that look at one."""
+    early = decidable(recipe, CATALOGUE, GIVEN)
+    # Duplicates are looked for among all rows at once, and here only a part of them is at hand.
+    early = replace(early, criteria=tuple(c for c in early.criteria if isinstance(c, Criterion)))
+    if not early.criteria:
+        raise DanqingError(f"recipe {recipe.name}: every criterion needs a picture; there is nothing to select by")
+    looking = set(Resize.ROLES.values())
+    return replace(early, models={role: name for role, name in recipe.models.items() if role not in looking})
+
+
+class Judged:
+    """The rows of one part on their way through the stages: handed out as batches, taken back with their scores.
+
+    `columns`, by row: the scores as float64 (NaN where there is none) or objects (None), `usable` and `error`.
+    """
+
+    def __init__(self, part: Part, scores: dict[str, pa.DataType], device: Device, progress: Progress) -> None:
+        self.part, self.scores, self.device, self.progress = part, scores, device, progress
+        self.columns = {
+            name: np.full(len(part), None, object) if pa.types.is_string(kind) else np.full(len(part), np.nan)
+            for name, kind in scores.items()
+        }
+        pairs = zip(part.urls.to_pylist(), part.captions.to_pylist(), strict=True)
+        errors = [part.errors.get(row) or _unusable(url, caption) for row, (url, caption) in enumerate(pairs)]
+        self.columns["error"] = np.array(errors, object)
+        self.columns[USABLE.column] = np.array([error is None for error in errors], float)
+
+    def batches(self) -> Iterator[Batch]:
+        """The usable rows."""
+        usable = np.flatnonzero(self.columns[USABLE.column])
+        self.progress.advance(len(self.part) - len(usable))
+        for start in range(0, len(usable), BATCH_ROWS):
+            rows = usable[start : start + BATCH_ROWS]
+            urls, captions = self.part.urls.take(pa.array(rows)), self.part.captions.take(pa.array(rows))
+            given = {"url": urls.to_pylist(), "caption": captions.to_pylist(), "error": [None] * len(rows)}
+            yield Batch({"row": rows, **given})
+
+    def enter(self, batch: Batch, gated_at: str | None = None) -> None:
+        """Takes rows out of the stream, as SCORE's ledger does."""
+        for name, column in self.columns.items():
+            if name in batch:
+                column[batch["row"]] = np.array(batch[name], column.dtype)
+        self.progress.advance(len(batch))
+
+    def dropped_by(self, recipe: Recipe) -> np.ndarray:
+        """Position of the criterion that drops each row, -1 for those that stay: DECIDE's own walk."""
+        rows = len(self.part)
+        nothing, error = np.full(rows, -1), self.columns["error"] != np.array(None)
+        scores = Scores(nothing, error, np.full(rows, None), nothing, [], self.columns, {}, [rows])
+        return walk(scores, recipe, self.device).dropped_by
+
+    def kept(self, keep: np.ndarray) -> pa.Table:
+        """The kept rows with all the columns they came with, and the clean caption."""
+        table = self.part.table.filter(pa.array(keep))
+        names = [f"input_{name}" if name == CLEAN else name for name in table.column_names]
+        return table.rename_columns(names).append_column(CLEAN, pa.array(self.columns[CLEAN][keep], pa.string()))
+
+    def verdicts(self, dropped_by: np.ndarray, recipe: Recipe) -> pa.Table:
+        """Every row: where it stands in the input, what became of it, its scores."""
+        names = np.array([criterion.name for criterion in recipe.criteria] + [None], object)
+        first, rows = self.part.first, len(self.part)
+        table = {
+            "file": pa.array([self.part.file.name] * rows, pa.string()),
+            "row": pa.array(np.arange(first, first + rows)),
+            "keep": pa.array(dropped_by < 0),
+            "dropped_by": pa.array(names[dropped_by], pa.string()),
+        }
+        if "uid" in self.part.table.column_names:
+            table["uid"] = self.part.table["uid"]
+        table |= {name: _arrow(self.columns[name], kind) for name, kind in self.scores.items() if name != CLEAN}
+        return pa.table(table | {"error": pa.array(self.columns["error"], pa.string())})
+
+
+def _unusable(url: str | None, caption: str | None) -> str | None:
+    """Why a row goes nowhere, or None."""
+    return "no URL" if not (url and url.strip()) else "no caption" if caption is None else None
+
+
+def _arrow(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if values.dtype == object:
+        return pa.array(values, kind)
+    return pa.array(values, mask=np.isnan(values)).cast(kind)
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with commit(path) as file:
+        pq.write_table(table, file)
+
+
+def count(folder: Path, recipe: Recipe) -> Funnel:
+    """The funnel of all parts, from the verdicts on disk."""
+    positions = {criterion.name: position for position, criterion in enumerate(recipe.criteria)} | {None: -1}
+    total = Funnel.count(recipe, np.empty(0, int))
+    for path in sorted((folder / "verdicts").glob("*.parquet")):
+        names = pq.read_table(path, columns=["dropped_by"])["dropped_by"].to_pylist()
+        part = Funnel.count(recipe, np.array([positions[name] for name in names], int))
+        lines = (
+            replace(line, left=line.left + more.left, dropped=line.dropped + more.dropped)
+            for line, more in zip(total.lines, part.lines, strict=True)
+        )
+        total = Funnel(total.recipe, total.collected + part.collected, tuple(lines))
+    return total
+
+
+def _create_or_resume(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
+    """Leaves select.json in an empty folder; in one that has it, makes sure that it says the same.
+
+    Raises:
+        DanqingError: the folder holds something else, or a selection by other rules or of other tables; says which.
+    """
+    path = folder / "select.json"
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise DanqingError(f"{folder}: not empty and not a selection (no select.json); choose another folder")
+        write_json(path, {"engine": __version__, "recipe": recipe.to_dict(), **identity})
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differences = recipe.differences(recipe_from_dict(there["recipe"], str(path)))
+    except (ValueError, KeyError) as problem:
+        raise DanqingError(f"{path}: cannot be read back: {problem}; remove {folder} to start over") from None
+    differences += identity_differences(there, identity)
+    if differences:
+        listed = "\n  ".join(differences)
+        raise DanqingError(
+            f"{folder} holds a selection made otherwise:\n  {listed}\n"
+            "Choose another --output, or remove the folder to start over."
+        )

@@ -1,0 +1,197 @@
+"""Jieba's dictionary and model, the stop words and Unicode's character classes, as tables for the text kernels.
+
+Made once by jieba itself from its dictionary and any user dictionaries, and kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import commit, write_json, writing_cache
+from danqing.kernels.text import captions as text
+from danqing.kernels.text import segment, trie
+from danqing.kernels.text.captions import (
+    ALPHANUMERIC,
+    CODES,
+    DIGIT,
+    DROP,
+    HAN,
+    HANGUL,
+    KANA,
+    LATIN,
+    LETTER,
+    NARROW,
+    SPACE,
+)
+from danqing.kernels.text.segment import (
+    ADJECTIVE,
+    HAN_FIRST,
+    HAN_LAST,
+    IMPOSSIBLE,
+    KIND_BITS,
+    NEVER_GUESSED,
+    NOUN,
+    STOP_WORD,
+    VERB,
+    Dictionary,
+)
+from danqing.kernels.text.trie import build
+from danqing.trt_models.package_files import cache_folder, package_file, sha256
+
+STATES = "BMES"
+PARTS_OF_SPEECH = {"n": NOUN, "v": VERB, "a": ADJECTIVE}
+KEPT_SYMBOLS = frozenset("°℃℉№™©®")
+"""Symbols that Unicode files with the pictures, but that captions are written with."""
+
+
+@cache
+def open_dictionary(user_dictionaries: tuple[Path, ...] = ()) -> Dictionary:
+    """Jieba's tables with the user's words added (`word [frequency] [tag]` a line, as `jieba.load_userdict`).
+
+    Raises:
+        DanqingError: a user dictionary that jieba cannot read; names the file.
+    """
+    digest = hashlib.sha256(_layout() + metadata.version("jieba").encode() + _stop_words().encode())
+    for path in user_dictionaries:
+        digest.update(file_hash(path).encode())
+    tables = _kept(f"dictionary-{digest.hexdigest()[:12]}", lambda: _make_dictionary(user_dictionaries))
+    return Dictionary(**tables)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a user dictionary."""
+    try:
+        return sha256(path)
+    except OSError as problem:
+        raise DanqingError(f"{path}: cannot read the user dictionary: {problem.strerror}") from None
+
+
+@cache
+def character_classes() -> np.ndarray:
+    """uint16 (0x110000,): the bits of `kernels.text.captions` for every code point."""
+    digest = hashlib.sha256(_layout() + unicodedata.unidata_version.encode())
+    return _kept(f"characters-{digest.hexdigest()[:12]}", lambda: {"classes": _make_classes()})["classes"]
+
+
+def _layout() -> bytes:
+    """The sources that say what the bits of the tables mean: tables of another version must not be taken for ours."""
+    return b"".join(Path(str(module.__file__)).read_bytes() for module in (sys.modules[__name__], segment, text, trie))
+
+
+def _kept(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The tables from the cache folder; made if they are not there."""
+    folder = cache_folder() / "tables" / name
+    index = folder / "index.json"
+    if not index.exists():
+        tables = make()
+        with writing_cache():
+            for key, table in tables.items():
+                with commit(folder / f"{key}.npy") as file:
+                    np.save(file, table)
+            write_json(index, sorted(tables))
+    return {key: np.load(folder / f"{key}.npy") for key in json.loads(index.read_text())}
+
+
+def _make_dictionary(user_dictionaries: tuple[Path, ...]) -> dict[str, np.ndarray]:
+    """Reads what jieba has read: its own parser decides what a dictionary line means."""
+    import jieba
+    import jieba.posseg
+    from jieba.finalseg import Force_Split_Words, emit_P, start_P, trans_P
+
+    jieba.setLogLevel("WARNING")
+    forced = set(Force_Split_Words)
+    tokenizer = jieba.Tokenizer()
+    tokenizer.tmp_dir = str(cache_folder())
+    tokenizer.initialize()
+    tagger = jieba.posseg.POSTokenizer(tokenizer)
+    for path in user_dictionaries:
+        try:
+            with path.open("rb") as file:
+                tokenizer.load_userdict(file)
+        except (OSError, ValueError) as problem:
+            raise DanqingError(
+                f"{path}: {problem}; a user dictionary has one `word [frequency] [tag]` a line, in UTF-8"
+            ) from None
+    tagger.makesure_userdict_loaded()
+    never = Force_Split_Words - forced
+    Force_Split_Words.intersection_update(forced)  # a module-wide set: leave it as it was
+    stop_words = set(_stop_words().split())
+    frequencies = {word: count for word, count in tokenizer.FREQ.items() if count > 0}
+    # The C library's logarithm, as jieba's; NumPy's may differ in the last bit. An unknown word counts as seen once.
+    total = math.log(tokenizer.total)
+    counts = [1, *sorted(set(frequencies.values()))]
+    weights = np.array([math.log(count) - total for count in counts])
+    number = {count: position for position, count in enumerate(counts) if position > 0}
+    words = {}
+    for word in frequencies.keys() | stop_words | never:
+        kinds = STOP_WORD * (word in stop_words) | NEVER_GUESSED * (word in never)
+        if word in frequencies:
+            kinds |= PARTS_OF_SPEECH.get(tagger.word_tag_tab.get(word, "x")[:1], 0)
+        if ord(word[0]) <= 0xFFFF:
+            words[word] = number.get(frequencies.get(word, 0), 0) << KIND_BITS | kinds
+    tree = build({word: value for word, value in sorted(words.items()) if value})
+    emit = np.full((HAN_LAST - HAN_FIRST + 1, 4), IMPOSSIBLE)
+    change = np.full((4, 4), IMPOSSIBLE)
+    for column, state in enumerate(STATES):
+        for character, value in emit_P[state].items():
+            if HAN_FIRST <= ord(character) <= HAN_LAST:
+                emit[ord(character) - HAN_FIRST, column] = value
+        for following, value in trans_P[state].items():
+            change[column, STATES.index(following)] = value
+    return {
+        "roots": tree.roots,
+        "entries": tree.entries,
+        "weights": weights,
+        "start": np.array([start_P[state] for state in STATES]),
+        "change": change,
+        "emit": emit,
+    }
+
+
+def _stop_words() -> str:
+    """JioNLP's Chinese stop words, one a line."""
+    return package_file("jionlp", "jionlp/dictionary/stopwords.txt").read_text(encoding="utf-8")
+
+
+def _make_classes() -> np.ndarray:
+    classes = np.zeros(CODES, np.uint16)
+    for code in range(CODES):
+        character = chr(code)
+        category = unicodedata.category(character)
+        if category in ("Cn", "Cs", "Co", "Cc", "Cf"):  # controls, joiners, and what has no meaning
+            classes[code] = SPACE if character.isspace() else DROP
+            continue
+        kind = ALPHANUMERIC * character.isalnum() | DIGIT * character.isdigit() | SPACE * character.isspace()
+        if character.isalpha():
+            kind |= LETTER | SCRIPTS.get(unicodedata.name(character, "").split(" ")[0].split("-")[0], 0)
+        if is_ornament(character, category):
+            kind |= DROP
+        if 0xFF10 <= code <= 0xFF5A and character.isalnum():
+            kind |= NARROW
+        classes[code] = kind
+    return classes
+
+
+SCRIPTS = {"CJK": HAN, "HIRAGANA": KANA, "KATAKANA": KANA, "HALFWIDTH": KANA, "HANGUL": HANGUL, "LATIN": LATIN}
+"""Class of a letter by how its Unicode name begins."""
+
+
+def is_ornament(character: str, category: str) -> bool:
+    """Emoji, dingbats, skin tones, keycaps and variation selectors."""
+    code = ord(character)
+    if category == "So":
+        return character not in KEPT_SYMBOLS
+    if code in (0x25FD, 0x25FE):  # the two emoji among the mathematical signs that need no variation selector
+        return True
+    return 0xFE00 <= code <= 0xFE0F or 0x1F3FB <= code <= 0x1F3FF or 0xE0100 <= code <= 0xE01EF or code == 0x20E3

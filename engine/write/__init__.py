@@ -1,0 +1,1 @@
+"""WRITE: the kept pairs as new shards."""

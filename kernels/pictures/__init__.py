@@ -1,0 +1,1 @@
+"""Kernels over pixels: statistics, resampling, fingerprints."""

@@ -1,0 +1,1 @@
+"""Kernels over text: strings, segmentation, word lists, cleaning, tokens."""

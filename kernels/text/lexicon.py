@@ -1,0 +1,218 @@
+"""Terms of word lists, and the marks of advertisements (phone numbers, messenger accounts, links, prices)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
+from danqing.kernels.text.segment import is_ascii_alphanumeric
+from danqing.kernels.text.strings import Strings, decode
+from danqing.kernels.text.trie import EMPTY, VALUE, Trie, build, child
+
+UNIT = 100
+"""A term's value in the trie is its weight in hundredths."""
+
+REMEMBERED = 64
+"""Different terms of a row that are told apart; beyond so many, every occurrence counts."""
+
+SCHEME, WWW, MESSENGER, DOMAIN = 1, 2, 3, 4
+
+
+@cache
+def marks() -> Trie:
+    """Latin words that mark links and accounts."""
+    return build(
+        dict.fromkeys(("http", "https"), SCHEME)
+        | {"www": WWW}
+        | dict.fromkeys(("vx", "wx", "qq", "weixin", "wechat"), MESSENGER)
+        | dict.fromkeys(("com", "net", "org", "top", "xyz", "vip", "cc", "cn"), DOMAIN)
+    )
+
+
+class Patterns(NamedTuple):
+    """What each occurrence of a pattern weighs."""
+
+    phone: float = 0.0
+    messenger: float = 0.0
+    link: float = 0.0
+    price: float = 0.0
+
+
+def weigh(device: ArrayLauncher, text: Strings, terms: Trie, patterns: Patterns) -> Any:
+    """float32 (rows,): the weights of the different terms in each row, and of every pattern each time it occurs."""
+    size = text.size + text.rows
+    out = device.xp.empty(text.rows, np.float32)
+    chars, found = workspace(device, "chars", size, np.int32), workspace(device, "found", size, np.int64)
+    tables = resident(device, terms), resident(device, marks())
+    weigh_rows.launch(device, text.rows, text, *tables, patterns, chars, found, out)
+    return out
+
+
+@kernel
+def weigh_rows(first, last, step, text, terms, marks, patterns, chars, found, out):
+    """See `weigh`; `chars`, `found`: int32 and int64 scratch, an entry for every byte and one more a row."""
+    for row in range(first, last, step):
+        begin, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
+        at = begin - np.int64(text.offsets[0]) + row
+        line = chars[at : at + stop - begin + 1]
+        count = decode(text.data, begin, stop, line)
+        weight = terms_in(line, count, terms, found[at : at + stop - begin + 1]) / UNIT
+        out[row] = weight + patterns_in(line, count, marks, patterns)
+
+
+@inlined
+def terms_in(line, count, terms, found):
+    roots, entries = terms.roots, terms.entries
+    total, known = 0, 0
+    for start in range(count):
+        if line[start] > 0xFFFF:
+            continue
+        node = roots[line[start]]
+        at = start + 1
+        while node != EMPTY:
+            if node & VALUE:
+                at_known = 0
+                while at_known < known and found[at_known] != node:
+                    at_known += 1
+                if at_known == known:
+                    total += node & VALUE
+                    if known < min(REMEMBERED, count):
+                        found[known] = node
+                        known += 1
+            if at == count:
+                break
+            node = child(entries, node, line[at])
+            at += 1
+    return total
+
+
+@inlined
+def patterns_in(line, count, marks, patterns):
+    """One pass; a pattern begins where no letter or digit stands before it."""
+    total = 0.0
+    at = 0
+    while at < count:
+        code = line[at]
+        if is_digit(code):
+            end = number_end(line, at, count)
+            total += patterns.phone * is_phone(line, at, end)
+            total += patterns.price * is_price(line, at, end, count)
+            at = end
+        elif is_ascii_alphanumeric(code):
+            end = at
+            while end < count and (is_ascii_alphanumeric(line[end]) or line[end] == 45):
+                end += 1
+            mark = mark_of(line, at, end, marks)
+            total += patterns.link * is_link(line, at, end, count, mark, marks)
+            if mark == MESSENGER:
+                total += patterns.messenger * has_account(line, end, count)
+            at = end
+        else:
+            weixin = code == 0x5FAE or code == 0x8587  # 微信, and 薇信 to get past filters
+            if weixin and at + 1 < count and line[at + 1] == 0x4FE1:
+                total += patterns.messenger * has_account(line, at + 2, count)
+            at += 1
+    return total
+
+
+@inlined
+def is_digit(code):
+    return 48 <= code <= 57
+
+
+@inlined
+def lower(code):
+    return code + 32 if 65 <= code <= 90 else code
+
+
+@inlined
+def number_end(line, start, count):
+    """Behind a run of digits in which single hyphens, points and spaces may stand."""
+    end = start
+    while end < count:
+        if not is_digit(line[end]):
+            between = line[end] == 45 or line[end] == 46 or line[end] == 32
+            if not between or end + 1 >= count or not is_digit(line[end + 1]):
+                break
+        end += 1
+    return end
+
+
+@inlined
+def is_phone(line, start, end):
+    """Chinese mobile numbers (1 3…9, eleven digits), 400 and 800 numbers (ten), area codes (0 …, with a hyphen)."""
+    digits, hyphens, points = 0, 0, 0
+    head = 0
+    for at in range(start, end):
+        if is_digit(line[at]):
+            digits += 1
+            if digits <= 3:
+                head = 10 * head + line[at] - 48
+        hyphens += line[at] == 45
+        points += line[at] == 46
+    if points:
+        return False
+    mobile = digits == 11 and 130 <= head <= 199
+    service = digits == 10 and (head == 400 or head == 800)
+    landline = (10 <= digits <= 12 and hyphens == 1 and head < 100 and line[start + 3] == 45) or (
+        11 <= digits <= 12 and hyphens == 1 and line[start] == 48 and line[start + 4] == 45
+    )
+    return mobile or service or landline
+
+
+@inlined
+def is_price(line, start, end, count):
+    """An amount with a currency before or behind it: ￥ ¥ $, 元, 块钱."""
+    before = line[start - 1] if start > 0 else 0
+    behind = line[end] if end < count else 0
+    after = line[end + 1] if end + 1 < count else 0
+    return (
+        before == 0xFFE5 or before == 0xA5 or before == 36 or (behind == 0x5757 and after == 0x94B1)
+        or (behind == 0x5143 and not (after == 0x4EE3 or after == 0x65E6 or after == 0x5BB5))  # 元代, 元旦, 元宵
+    )  # fmt: skip
+
+
+@inlined
+def is_link(line, start, end, count, mark, marks):
+    """http://…, www.…, or a name, a dot and a top-level domain; a whole address counts once."""
+    before = line[start - 1] if start > 0 else 0
+    if mark == SCHEME:
+        return end + 2 < count and line[end] == 58 and line[end + 1] == 47 and line[end + 2] == 47
+    if end >= count or line[end] != 46 or before == 46 or before == 47:
+        return False
+    if mark == WWW:
+        return True
+    stop = end + 1
+    while stop < count and is_ascii_alphanumeric(line[stop]):
+        stop += 1
+    return mark_of(line, end + 1, stop, marks) == DOMAIN
+
+
+@inlined
+def mark_of(line, start, end, marks):
+    """The value of line[start:end] among the marks, in either case; 0 if it is none."""
+    if start >= end:
+        return 0
+    node = marks.roots[lower(line[start])]
+    at = start + 1
+    while at < end and node != EMPTY:
+        node = child(marks.entries, node, lower(line[at]))
+        at += 1
+    return 0 if node == EMPTY else node & VALUE
+
+
+@inlined
+def has_account(line, start, count):
+    """Whether, behind a few characters at most, five or more letters and digits follow, a digit among them."""
+    at = start
+    while at < count and at < start + 4 and not is_ascii_alphanumeric(line[at]):
+        at += 1
+    length, digits = 0, 0
+    while at < count and (is_ascii_alphanumeric(line[at]) or line[at] == 95 or line[at] == 45):
+        digits += is_digit(line[at])
+        length += 1
+        at += 1
+    return length >= 5 and digits > 0

@@ -1,0 +1,124 @@
+"""A set of words as a hash table of their prefixes: one probe a character, the same table on either device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from danqing.kernels.compiled import cached
+from danqing.kernels.portable import inlined
+
+# A table entry holds, from the top: the node's value (20 bits), its parent's position (22), the character (21).
+# One look into a large table then gives all there is to know of a prefix. A node is position << 20 | value.
+VALUE_BITS, CODE_BITS, KEY_BITS = 20, 21, 43
+VALUE, CODE, KEY = (1 << VALUE_BITS) - 1, (1 << CODE_BITS) - 1, (1 << KEY_BITS) - 1
+EMPTY = -1
+ROOT = (1 << KEY_BITS - CODE_BITS) - 1
+"""The parent's position of every first character."""
+Index = np.uintp
+"""For positions in the hottest loops: unsigned, so that Numba need not look for negative ones."""
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: spreads neighbouring keys (Knuth)
+
+
+class Trie(NamedTuple):
+    """`roots`: int64 (65536,), the node of each first character (BMP), or `EMPTY`.
+
+    `entries`: int64 (2^k,), open addressing, or `EMPTY`.
+    """
+
+    roots: np.ndarray
+    entries: np.ndarray
+
+
+@inlined
+def place(entries, node, code):
+    """Where the table is first looked into for the child of `node` by this character."""
+    key = node >> VALUE_BITS << CODE_BITS | np.int64(code)
+    return np.int64((np.uint64(key) * GOLDEN) >> np.uint64(40)) & (entries.size - 1)
+
+
+@inlined
+def child(entries, node, code):
+    """The node that follows `node` by one character, or `EMPTY`; its value is `node & VALUE`."""
+    key = node >> VALUE_BITS << CODE_BITS | np.int64(code)
+    at = place(entries, node, code)
+    entry = entries[Index(at)]
+    while entry & KEY != key:
+        if entry == EMPTY:
+            return np.int64(EMPTY)
+        at = (at + 1) & (entries.size - 1)
+        entry = entries[Index(at)]
+    return np.int64(at << VALUE_BITS | entry >> KEY_BITS)
+
+
+@inlined
+def find(trie, chars, start, stop):
+    """The node of chars[start:stop], or `EMPTY`."""
+    if chars[start] > 0xFFFF:
+        return np.int64(EMPTY)
+    entries = trie.entries
+    node = trie.roots[chars[start]]
+    at = start + 1
+    while at < stop and node != EMPTY:
+        node = child(entries, node, chars[at])
+        at += 1
+    return node
+
+
+def build(values: dict[str, int]) -> Trie:
+    """The trie of the words, each with its value (1 … 2^20 - 1); prefixes that are no words have the value 0.
+
+    Raises:
+        ValueError: an empty word, one that starts outside the Basic Multilingual Plane, or a value out of range.
+    """
+    words = list(values)
+    chars = np.frombuffer("".join(words).encode("utf-32-le"), np.int32)
+    ends = np.cumsum([len(word) for word in words], dtype=np.int64)
+    begins = np.concatenate([np.zeros(1, np.int64), ends])
+    given = np.array([values[word] for word in words], np.int64)
+    if (np.diff(begins) == 0).any() or (chars[begins[:-1]] > 0xFFFF).any():
+        raise ValueError("words must not be empty and must start in the Basic Multilingual Plane")
+    if ((given < 1) | (given > VALUE)).any():
+        raise ValueError(f"values must lie in 1 … {VALUE}")
+    size = 16
+    while True:  # at most half full, so that probes stay short
+        roots, entries, used = _insert(chars, begins, given, size)
+        if 2 * used <= size:
+            return Trie(roots, entries)
+        size *= 2
+
+
+@cached(njit)
+def _insert(chars: np.ndarray, begins: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Stops early, with more than half the entries used, when the words do not fit."""
+    entries = np.full(size, EMPTY, np.int64)
+    roots = np.full(65536, EMPTY, np.int64)
+    used = 0
+    for word in range(values.size):
+        node = np.int64(ROOT << VALUE_BITS)
+        for at in range(begins[word], begins[word + 1]):
+            following = child(entries, node, chars[at])
+            if following == EMPTY:
+                if 2 * (used + 1) > size:
+                    return roots, entries, size
+                following = _add(entries, node, chars[at])
+                used += 1
+            node = following
+        position = node >> VALUE_BITS
+        entries[position] = values[word] << KEY_BITS | entries[position] & KEY
+    for position in range(size):
+        entry = entries[position]
+        if entry != EMPTY and entry >> CODE_BITS & ROOT == ROOT and entry & CODE < roots.size:
+            roots[entry & CODE] = position << VALUE_BITS | entry >> KEY_BITS
+    return roots, entries, used
+
+
+@cached(njit)
+def _add(entries: np.ndarray, node: int, code: int) -> int:
+    at = place(entries, node, code)
+    while entries[at] != EMPTY:
+        at = (at + 1) & (entries.size - 1)
+    entries[at] = node >> VALUE_BITS << CODE_BITS | np.int64(code)
+    return np.int64(at << VALUE_BITS)

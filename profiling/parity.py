@@ -1,0 +1,240 @@
+"""VERIFY: how near a compiled engine comes to its model, on real pairs: its outputs, and the verdicts they lead to.
+
+The same pairs go through the stages twice, once with the model in float32 and once with the engine, all else equal.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.memory import Memory
+from danqing.engine.core.quiet import native_stderr_to
+from danqing.engine.core.spans import Spans
+from danqing.engine.decide.walk import Scores, columns_of, walk
+from danqing.engine.recipe.criteria import FEATURES
+from danqing.engine.recipe.plan import make_plan
+from danqing.engine.recipe.reading import Recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.score.loop import GIVEN, batches_of, run_stages
+from danqing.engine.sources import find_shards, open_shard
+from danqing.engine.stages import CATALOGUE
+from danqing.profiling.torch_peer import torch_rate
+from danqing.trt_models.card import Card, load_card
+from danqing.trt_models.engines import COSINE, DIFFERENCE, Engine, Engines, Parity, runtime_version
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.run.session import Session
+
+TOUCHED = {
+    "image_embedding": {FEATURES, "alignment_distance"},
+    "text_embedding": {"alignment_distance"},
+    "image_safety": {"unsafe_image"},
+    "aesthetics": {"aesthetic"},
+    "text_safety": {"unsafe_text"},
+    "caption_safety": {"unsafe_caption"},
+}
+"""Role → the columns that its model has a part in."""
+
+
+def verify(
+    card: Card, engine: Engine, inputs: Iterable[str], recipe: Recipe, settings: Settings, pairs: int,
+    wanted: dict[str, float], checkpoint: Path | None = None,
+) -> Engine:  # fmt: skip
+    """Measures an engine's parity on the first `pairs` pairs of the inputs and keeps it in its JSON.
+
+    Args:
+        recipe: its criteria give the verdicts; one of its models is the engine's.
+        wanted: the limits, `cosine_mean` and `flips`.
+        checkpoint: the folder that the model was exported from; PyTorch's own model of it is timed beside.
+
+    Raises:
+        DanqingError: the recipe does not use the model, an engine for another device, or pairs that never reach it.
+    """
+    role, recipe = place_of(card, recipe)
+    batches = sampled(inputs, settings, pairs)
+    with open_device(settings.device, settings.threads) as device:
+        if engine.target != device.target:
+            raise DanqingError(f"{engine.name} is for {engine.target}, and this is {device.target}; verify it there")
+        model, compiled = (Pass(recipe, role, choice, device, settings, batches) for choice in (None, engine))
+        if not model.outputs:
+            raise DanqingError(f"no pair of these inputs ever reached {card.name}")
+        flips = float((model.dropped_by(device) != compiled.dropped_by(device)).mean())
+    classifies = card.task.endswith("_classifier")
+    pairs_of_outputs = [(model.outputs[name], compiled.outputs[name]) for name in model.outputs]
+    likeness = np.concatenate([(agreement if classifies else similarity)(*pair) for pair in pairs_of_outputs])
+    torch = torch_rate(card, checkpoint, model.inputs, device.threads) if checkpoint else None
+    parity = Parity(
+        sum(map(len, batches)), float(likeness.min()), float(likeness.mean()), flips, compiled.rate, model.rate,
+        recipe.name, engine.target, str(runtime_version(engine.runtime)), wanted, torch,
+        DIFFERENCE if classifies else COSINE,
+    )  # fmt: skip
+    engine = replace(engine, parity=parity)
+    Engines(card).note(engine)
+    return engine
+
+
+def samples(
+    card: Card, inputs: Iterable[str], recipe: Recipe, settings: Settings, pairs: int
+) -> list[dict[str, np.ndarray]]:
+    """What the model is given for the first pairs of the inputs: real batches, to take ranges from.
+
+    Raises:
+        DanqingError: as `verify`.
+    """
+    role, recipe = place_of(card, recipe)
+    with open_device(settings.device, settings.threads) as device:
+        return Pass(recipe, role, None, device, settings, sampled(inputs, settings, pairs)).inputs
+
+
+def place_of(card: Card, recipe: Recipe) -> tuple[str, Recipe]:
+    """The role that the model has in the recipe, and the recipe with only the criteria that it takes part in: a pair
+    that falls by another one would hide that this model's verdict has changed."""
+    role = next((role for role, name in recipe.models.items() if load_card(name) == card), None)
+    if role is None:
+        raise DanqingError(
+            f"the recipe {recipe.name} does not use {card.name}; give one that does, or --set models.ROLE={card.name}"
+        )
+    touched = tuple(criterion for criterion in recipe.criteria if criterion.column in TOUCHED[role])
+    if not touched:
+        raise DanqingError(f"the recipe {recipe.name} has no criterion that {card.name} takes part in")
+    return role, replace(recipe, criteria=touched)
+
+
+def sampled(inputs: Iterable[str], settings: Settings, pairs: int) -> list[Batch]:
+    """The first pairs of the inputs, as they are read."""
+    batches: list[Batch] = []
+    missing = pairs
+    for shard in find_shards(inputs, settings.layout):
+        for batch in batches_of(shard, open_shard(shard, settings.layout), Memory()):
+            batches.append(batch.slice(0, missing))
+            missing -= len(batches[-1])
+            if not missing:
+                return batches
+    return batches
+
+
+def similarity(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Compares outputs row by row.
+
+    Args:
+        expected, found: float (rows, dimension) vectors or (rows,) numbers.
+
+    Returns:
+        float64 (rows,): the cosine of vectors, 1 - |difference| of numbers.
+    """
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    if a.ndim == 1:
+        return 1 - np.abs(a - b)
+    return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def agreement(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Compares a classifier's outputs row by row.
+
+    Args:
+        expected, found: float (rows,) or (rows, 1) probabilities, or (rows, classes) probabilities or logits.
+
+    Returns:
+        float64 (rows,): 1 - the largest |difference| of a probability.
+    """
+    a, b = (_probabilities(answers.astype(np.float64).reshape(len(answers), -1)) for answers in (expected, found))
+    return 1 - np.abs(a - b).max(axis=1)
+
+
+def _probabilities(answers: np.ndarray) -> np.ndarray:
+    if answers.shape[1] == 1 or (answers.min() >= 0 and np.allclose(answers.sum(axis=1), 1, atol=1e-2)):
+        return answers
+    powers = np.exp(answers - answers.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+class Pass:
+    """All the pairs through all the stages, with one model of them watched.
+
+    Attributes:
+        inputs: what the model was given, batch by batch.
+        outputs: what it said, by name, rows in the order it saw them.
+        rate: rows a second while it worked.
+    """
+
+    def __init__(
+        self, recipe: Recipe, role: str, engine: Engine | None, device: Device, settings: Settings, batches: list[Batch]
+    ) -> None:
+        self.recipe = recipe
+        self.rows: dict[tuple[int, int], dict[str, Any]] = {}
+        models = _Watched(recipe, role, engine)
+        plan = make_plan(recipe, CATALOGUE, GIVEN)
+        context = settings.context(device, models, plan.wanted)
+        with native_stderr_to(Path(os.devnull)):
+            copies = (Batch(dict(batch.columns)) for batch in batches)
+            run_stages(copies, plan, context, self, Spans(), gated=False, room=0)
+        self.inputs = models.inputs
+        self.outputs = {name: np.concatenate(parts) for name, parts in models.outputs.items()}
+        self.rate = models.seen / models.seconds if models.seconds else 0.0
+
+    def enter(self, batch: Batch, gated_at: str | None = None) -> None:
+        """Takes rows out of the stream, as SCORE's ledger does."""
+        read, compared = columns_of(self.recipe)
+        names = [name for name in (*read, *compared, FEATURES, "error") if name in batch]
+        for position, identity in enumerate(zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)):
+            self.rows[identity] = {name: batch[name][position] for name in names}
+
+    def dropped_by(self, device: Device) -> np.ndarray:
+        """Position of the criterion that drops each row, -1 for those that stay: DECIDE's own walk."""
+        read, compared = columns_of(self.recipe)
+        rows = [self.rows[identity] for identity in sorted(self.rows)]
+        has_features = np.array([FEATURES in row and row["error"] is None for row in rows], bool)
+        features = [row[FEATURES] for row, has in zip(rows, has_features, strict=True) if has]
+        scores = Scores(
+            uid=np.arange(len(rows)),
+            error=np.array([row["error"] is not None for row in rows], bool),
+            gated_at=np.full(len(rows), None),
+            feature_row=np.where(has_features, np.cumsum(has_features) - 1, -1),
+            features=[np.stack(features)] if features else [],
+            columns={name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in read},
+            compared={name: pa.chunked_array([pa.array([row.get(name) for row in rows])]) for name in compared},
+            shard_rows=[len(rows)],
+        )
+        return walk(scores, self.recipe, device).dropped_by
+
+
+class _Watched(ModelSet):
+    """The models of a recipe; what one of them answers is kept, and how long it takes."""
+
+    def __init__(self, recipe: Recipe, role: str, engine: Engine | None) -> None:
+        super().__init__(recipe.models, {role: engine})
+        self.role = role
+        self.inputs: list[dict[str, np.ndarray]] = []
+        self.outputs: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.seen, self.seconds = 0, 0.0
+
+    def session(self, role: str, device: Device) -> Session:
+        session = super().session(role, device)
+        return _WatchedSession(session, self, device) if role == self.role else session
+
+
+class _WatchedSession:
+    def __init__(self, session: Session, watch: _Watched, device: Device) -> None:
+        self.inner, self.watch, self.device, self.batch = session, watch, device, session.batch
+
+    def run(self, **inputs: Any) -> dict[str, Any]:
+        started = time.perf_counter()
+        outputs = self.inner.run(**inputs)
+        answers = {name: self.device.down(array) for name, array in outputs.items()}
+        self.watch.seconds += time.perf_counter() - started
+        self.watch.seen += len(next(iter(answers.values())))
+        self.watch.inputs.append({name: self.device.down(array) for name, array in inputs.items()})
+        for name, array in answers.items():
+            self.watch.outputs[name].append(array)
+        return outputs

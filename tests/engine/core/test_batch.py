@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from danqing.engine.core.batch import Batch, pack
+
+
+def batch(start: int, stop: int) -> Batch:
+    rows = np.arange(start, stop)
+    return Batch({"row": rows, "name": [f"n{r}" for r in rows], "pixels": np.stack([rows] * 2, 1)})
+
+
+def ones(batch: Batch) -> np.ndarray:
+    return np.ones(len(batch))
+
+
+def test_take_and_concat_keep_columns_together() -> None:
+    joined = Batch.concat([batch(0, 3), batch(3, 5)])
+    assert joined["name"] == ["n0", "n1", "n2", "n3", "n4"]
+    picked = joined.take(np.array([False, True, False, False, True]))
+    assert (
+        picked["row"].tolist() == [1, 4]
+        and picked["name"] == ["n1", "n4"]
+        and picked["pixels"].tolist() == [[1, 1], [4, 4]]
+    )
+
+
+def test_a_column_must_have_the_batchs_length() -> None:
+    with pytest.raises(ValueError, match="2 rows"):
+        batch(0, 3)["x"] = [1, 2]
+
+
+@pytest.mark.parametrize("borders", [[0, 10], [0, 1, 2, 3, 10], [0, 4, 4, 9, 10]])
+def test_pack_makes_full_batches_across_borders(borders: list[int]) -> None:
+    stream = [batch(a, b) for a, b in itertools.pairwise(borders) if b > a]
+    packed = list(pack(stream, 4, ones))
+    assert [len(b) for b in packed] == [4, 4, 2]
+    assert np.concatenate([b["row"] for b in packed]).tolist() == list(range(10))
+    assert [name for b in packed for name in b["name"]] == [f"n{r}" for r in range(10)]
+
+
+def test_pack_by_weight_lets_the_heavy_travel_alone() -> None:
+    weights = np.array([1, 1, 9, 1, 3, 3])
+    packed = list(pack([batch(0, 6)], 4, lambda b: weights[b["row"]]))
+    assert [b["row"].tolist() for b in packed] == [[0, 1], [2], [3, 4], [5]]
+
+
+def test_pack_of_nothing_is_nothing() -> None:
+    assert list(pack([], 4, ones)) == []

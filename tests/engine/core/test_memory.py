@@ -1,0 +1,105 @@
+"""Scoring keeps to a memory limit, with the same result."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from danqing.engine.cli.main import main
+from danqing.engine.core.batch_sizes import BATCH_SIZES
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.memory import DECODING, FLOWING, LEAST, RESERVE, Memory, read_size
+from danqing.engine.phases import curate
+from danqing.engine.recipe.reading import Recipe
+from danqing.engine.run.settings import Settings
+from tests.engine.score.test_run import GOOD, crawl, tree
+
+__all__ = ["crawl"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4G", 4 << 30), ("1.5GiB", 3 << 29), ("900m", 900 << 20), ("12kb", 12 << 10), ("1000", 1000)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert read_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "0", "4 apples"])
+def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError):
+        read_size(text)
+    with pytest.raises(SystemExit):
+        main(["score", "x.tar", "-o", "out", f"--memory-limit={text}"])
+    assert "--memory-limit" in capsys.readouterr().err
+
+
+def test_what_is_left_of_the_limit_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 500 << 20
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: type("Info", (), {"rss": taken}))
+    plenty, usual = Memory(64 << 30, 10_000_000), Memory()
+    plenty.settle()
+    assert (plenty.encoded, plenty.pixels) == (usual.encoded, usual.pixels)
+    for room in (1 << 20, 50 << 20, 200 << 20, 500 << 20):
+        largest = 10_000_000
+        memory = Memory(taken + RESERVE + FLOWING * LEAST + DECODING * largest + room, largest)
+        limit = memory.limit
+        assert limit is not None
+        memory.settle()
+        most = max(memory.pixels, largest)
+        assert taken + RESERVE + FLOWING * memory.encoded + DECODING * most <= limit
+        assert LEAST <= memory.encoded <= usual.encoded and largest <= memory.pixels <= usual.pixels
+    with pytest.raises(DanqingError, match=r"models and libraries take 756M.*use --memory-limit 972M$"):
+        Memory(800 << 20, 10_000_000).settle()
+
+
+def test_a_gpu_is_given_more_at_a_time_where_the_limit_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 500 << 20
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: type("Info", (), {"rss": taken}))
+    sizes = BATCH_SIZES["cuda"]
+    for limit, enough in ((None, True), (64 << 30, True), (2 << 30, False)):
+        memory = Memory.of("cuda", limit, 10_000_000)
+        memory.settle()
+        assert ((memory.encoded, memory.pixels) == (sizes.encoded_bytes, sizes.pixels)) == enough
+    assert Memory.of("cpu", None, 0) == Memory()
+
+
+def test_a_limit_changes_no_byte(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    curate(crawl, tmp_path / "free", plain_recipe, Settings(max_pixels=4_000_000))
+    limit = psutil.Process().memory_info().rss + (400 << 20)
+    curate(crawl, tmp_path / "held", plain_recipe, Settings(max_pixels=4_000_000, memory_limit=limit))
+    assert tree(tmp_path / "free") == tree(tmp_path / "held")
+
+
+def large_pictures(count: int) -> dict[str, bytes | str]:
+    """4 megapixels with alpha, 5 MB a file: heavy to carry, and heaviest to decode."""
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 4), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise // 64 * 64).save(buffer, "PNG", compress_level=1)
+    names = [(f"{number:03d}", kind) for number in range(count) for kind in ("png", "txt")]
+    return {f"{name}.{kind}": buffer.getvalue() if kind == "png" else GOOD for name, kind in names}
+
+
+def test_a_run_of_large_pictures_stays_within_its_limit(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> None:
+    shard = make_shard(large_pictures(48))
+
+    def peak(*options: str) -> float:
+        """MiB."""
+        program = (
+            "import re, sys; from danqing.engine.cli.main import main; status = main(sys.argv[1:]);"
+            r"print(re.search(r'VmHWM:\s*(\d+) kB', open('/proc/self/status').read())[1]); sys.exit(status)"
+        )
+        command = [sys.executable, "-c", program, "score", str(shard), "-o", str(tmp_path / "".join(("run", *options)))]
+        command += ["--recipe", str(tmp_path / "plain.yaml"), "--max-pixels", "5000000", "--threads", "2"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        return int(done.stdout.split()[-1]) / 1024
+
+    free = peak()  # first, since it compiles what is not yet compiled
+    assert peak("--memory-limit", "630M") <= 630 < 680 < free

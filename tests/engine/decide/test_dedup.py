@@ -1,0 +1,194 @@
+"""Near-duplicate sets against the plain definition: all cosines in float64, a flood fill, means of unit rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.decide.dedup import folding, sets
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.fingerprints import group_equal, group_hashes
+from danqing.engine.decide.dedup.folding import Folding
+from danqing.engine.decide.dedup.neighbours import join_neighbours, nearest_rows
+from danqing.engine.decide.dedup.products import PRODUCTS
+from danqing.kernels.neighbours.components import roots
+
+
+def crowd(seed: int, rows: int = 300, dimension: int = 24) -> np.ndarray:
+    """float16 vectors, many of them near-copies of others."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(rows // 6, dimension))
+    vectors = centres[rng.integers(0, len(centres), rows)] + 0.12 * rng.normal(size=(rows, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def on_circle(*degrees: float) -> np.ndarray:
+    angles = np.deg2rad(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float16)
+
+
+def gaps(vectors: np.ndarray) -> np.ndarray:
+    """Cosine distances, float64 (rows, rows)."""
+    unit = vectors.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    return 1 - unit @ unit.T
+
+
+def components(edge: np.ndarray) -> list[int]:
+    """The smallest row of each row's component, the slow way."""
+    label = np.arange(len(edge))
+    while True:
+        lowest = np.where(edge | np.eye(len(edge), dtype=bool), label, len(edge)).min(1)
+        if (lowest == label).all():
+            return label.tolist()
+        label = lowest
+
+
+def joined(device: Device, vectors: np.ndarray, within: float) -> list[int]:
+    parent = np.arange(len(vectors))
+    join_neighbours(Features(device, [vectors]), within, parent)
+    found: list[int] = roots(device, parent).tolist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tile", "block", "threads", "folded"),
+    [(7, 13, 1, True), (7, 10, 2, True), (64, 128, 3, True), (2048, 4096, 2, False)],
+)
+def test_sets_are_those_of_the_definition_whatever_the_tiles_and_threads(
+    monkeypatch: pytest.MonkeyPatch, tile: int, block: int, threads: int, folded: bool
+) -> None:
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=tile, block=block))
+    if folded:
+        monkeypatch.setattr(folding, "FEW", 1)
+        monkeypatch.setattr(folding, "WIDTHS", (5,))
+        monkeypatch.setattr(folding, "CHECK", 0)
+    for seed, within in ((1, 0.1), (2, 0.02), (3, 0.3)):
+        expected = components(gaps(crowd(seed)) < within)
+        assert 5 < len(set(expected)) < 290
+        with open_device(threads=threads) as device:
+            assert (Folding.fit(Features(device, [crowd(seed)]), 1 - within).basis is not None) == folded
+            assert joined(device, crowd(seed), within) == expected
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("width", [2, 5, 17, None])
+def test_a_folded_product_is_never_below_the_cosine(
+    device: Device, width: int | None, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded as the kind of device rounds it: factors and product to its type, sums in float32."""
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS[kind])
+    features = Features(device, [crowd(1)])
+    directions = np.linalg.qr(np.random.default_rng(0).normal(size=(24, width or 24)))[0].astype(np.float32)
+    short = Folding(directions if width else None)(features)
+    assert short.shape == (300, width + 1 if width else 24) and short.dtype == PRODUCTS[kind].kind
+    wide = short.astype(np.float32)
+    product = (wide @ wide.T).astype(short.dtype).astype(np.float64)
+    short_of = (1 - gaps(crowd(1)) - product).max()
+    assert short_of <= PRODUCTS[kind].slack
+    assert width or short_of > PRODUCTS[kind].slack / 1e4  # and it is what products are wrong by
+
+
+def test_a_pair_at_the_threshold_is_decided_exactly(device: Device) -> None:
+    vectors = np.array([[1, 0], [0.8, 0.6]], np.float16)
+    distance = gaps(vectors)[0, 1]
+    assert joined(device, vectors, distance + 1e-12) == [0, 0]
+    assert joined(device, vectors, distance - 1e-12) == [0, 1]
+
+
+def test_vectors_without_direction_have_no_neighbours(device: Device) -> None:
+    vectors = np.repeat(on_circle(30), 6, axis=0)
+    vectors[1], vectors[3, 0], vectors[4, 1] = 0, np.nan, np.inf
+    assert joined(device, vectors, 0.1) == [0, 1, 0, 3, 4, 0]
+
+
+def test_a_crowd_of_copies_is_one_set_and_costs_no_more(device: Device) -> None:
+    vectors = crowd(5, 21_000, 64)
+    vectors[500:20_500] = vectors[500]
+    group = np.array(joined(device, vectors, 1e-4))
+    assert (group[500:20_500] == 500).all() and (group == 500).sum() == 20_000
+
+
+def test_features_are_read_from_files_where_they_lie(device: Device, tmp_path: Path) -> None:
+    vectors, rows = crowd(4), np.array([250, 3, 3, 99, 0])
+    for number, part in enumerate(np.split(vectors, [100, 100])):
+        np.save(tmp_path / f"{number}.npy", part)
+    blocks = [np.load(path, mmap_mode="r") for path in sorted(tmp_path.glob("*.npy"))]
+    expected = vectors[rows].astype(np.float64)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(Features(device, blocks, rows).unit(), expected, atol=1e-6)
+    np.testing.assert_allclose(Features(device, blocks).take(rows).unit(), expected, atol=1e-6)
+
+
+def test_rows_known_before_are_not_compared_with_each_other(device: Device) -> None:
+    vectors = crowd(6)
+    parent = np.arange(300)
+    join_neighbours(Features(device, [vectors]), 0.1, parent, known=200)
+    edge = gaps(vectors) < 0.1
+    edge[:200, :200] = False
+    assert roots(device, parent).tolist() == components(edge)
+
+
+def test_the_nearest_of_others_is_found(device: Device) -> None:
+    vectors, others = crowd(7), crowd(7)[::3]
+    distance = gaps(np.concatenate([vectors, others]))[:300, 300:]
+    expected = np.where(distance.min(1) < 0.05, distance.argmin(1), -1)
+    nearest, found = nearest_rows(Features(device, [vectors]), Features(device, [others]), 0.05)
+    assert (nearest == expected).all() and 0 < (nearest < 0).sum() < 200
+    np.testing.assert_allclose(found, np.where(expected >= 0, distance.min(1), np.nan), atol=1e-12)
+
+
+def test_the_one_nearest_to_the_centroid_stays(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "SETS", 2)
+    vectors = np.concatenate([on_circle(0, 10, 20, 90), crowd(8, 60, 2)])
+    features = Features(device, [vectors])
+    group, stays, distance = sets.near_sets(features, 0.03, sets.nearest_to_centroid(features), None)
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    for number in np.unique(group):
+        members = np.flatnonzero(group == number)
+        closeness = unit[members] @ unit[members].mean(0)
+        assert (stays[members] == members[np.argmax(closeness > closeness.max() - 1e-11)]).all()
+    np.testing.assert_allclose(distance, gaps(vectors)[np.arange(len(vectors)), stays], atol=1e-12)
+    assert (distance[stays == np.arange(len(stays))] == 0).all()
+
+
+def test_of_copies_the_first_stays(device: Device) -> None:
+    features = Features(device, [np.repeat(crowd(2, 6), 500, axis=0)])
+    _, stays, _ = sets.near_sets(features, 1e-4, sets.nearest_to_centroid(features), None)
+    assert np.unique(stays).tolist() == [0, 500, 1000, 1500, 2000, 2500]
+
+
+def test_the_highest_value_stays_the_first_among_equals() -> None:
+    group = np.array([0, 1, 0, 1, 0, 5, 6, 6])
+    values = np.array([1, 2, 3, 2, 3, 0, np.nan, -np.inf])
+    stays = sets.representatives(group, np.arange(8), sets.highest(values))
+    assert stays.tolist() == [2, 1, 2, 1, 2, 5, 6, 6]
+    assert sets.representatives(group, np.arange(8), sets.first).tolist() == [0, 1, 0, 1, 0, 5, 6, 6]
+
+
+def test_chains_are_one_set_unless_they_grow_too_long(device: Device) -> None:
+    features = Features(device, [on_circle(0, 20, 40, 60, 80, 100, 200)])
+    near, far = 1 - np.cos(np.deg2rad(21)), 1 - np.cos(np.deg2rad(41))
+    group, stays, _ = sets.near_sets(features, near, sets.first, None)
+    assert group.tolist() == stays.tolist() == [0] * 6 + [6]
+    group, stays, distance = sets.near_sets(features, near, sets.first, far)
+    assert group.tolist() == stays.tolist() == [0, 0, 0, 3, 3, 3, 6]
+    assert distance.max() < far
+
+
+def test_equal_values_form_sets() -> None:
+    assert group_equal(np.array([7, 3, 7, 9, 3])).tolist() == [0, 1, 0, 3, 1]
+
+
+@pytest.mark.parametrize("within", [0, 1, 4, 8])
+def test_hashes_that_differ_in_few_bits_form_sets(device: Device, within: int) -> None:
+    rng = np.random.default_rng(within)
+    hashes = rng.integers(0, 2**64, 40, np.uint64)[rng.integers(0, 40, 400)]
+    for _ in range(5):  # up to five bits of every hash change
+        hashes ^= np.where(rng.random(400) < 0.4, np.uint64(1) << rng.integers(0, 64, 400, np.uint64), np.uint64(0))
+    expected = components(np.bitwise_count(hashes[:, None] ^ hashes[None]) <= within)
+    assert group_hashes(device, hashes, within).tolist() == expected
+    assert group_hashes(device, hashes[:0], within).tolist() == []

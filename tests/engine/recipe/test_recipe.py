@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.phases import known_columns
+from danqing.engine.recipe.criteria import Criterion, Redundancy
+from danqing.engine.recipe.reading import Recipe, builtin_names, load_recipe, recipe_from_dict
+
+# DanQing (arXiv 2601.10305), Table 6 and section 3: criterion → what the paper states.
+PAPER = {
+    "words": {"minimum": 5, "maximum": 60},
+    "unknown_tokens": {"maximum": 5},
+    "text_entropy": {"minimum": 6e-4},
+    "aspect_ratio": {"minimum": 1 / 3, "maximum": 3},
+    "shortest_edge": {"above": 100},
+    "pixel_std": {"minimum": 2},
+    "laplacian_variance": {"minimum": 1000},
+    "image_entropy": {"minimum": 3},
+    "alignment_distance": {"minimum": 1.06, "maximum": 1.24},
+}
+
+
+def test_the_paper_recipe_has_the_papers_thresholds() -> None:
+    criteria = {c.name: c for c in load_recipe("danqing", columns=known_columns()).criteria}
+    for name, bounds in PAPER.items():
+        criterion = criteria[name]
+        assert isinstance(criterion, Criterion)
+        for bound, value in bounds.items():
+            assert getattr(criterion.interval, bound) == pytest.approx(value)
+    beta = criteria["redundancy"]
+    assert isinstance(beta, Redundancy) and beta.within == 0.1
+
+
+def test_the_embedded_recipe_is_the_same_list() -> None:
+    paper, embedded = load_recipe("danqing"), load_recipe("embedded", columns=known_columns())
+    assert [c.name for c in embedded.criteria] == [c.name for c in paper.criteria]
+    assert [c.step for c in embedded.criteria] == [c.step for c in paper.criteria]
+    assert set(builtin_names()) == {"danqing", "embedded"}
+
+
+def test_settings_override() -> None:
+    recipe = load_recipe("danqing", ["words.max=40", "models.image_safety=other", "text_entropy.min=1e-3"])
+    words = next(c for c in recipe.criteria if c.name == "words")
+    assert isinstance(words, Criterion) and words.interval.maximum == 40 and words.interval.minimum == 5
+    assert recipe.models["image_safety"] == "other"
+    assert recipe.differences(load_recipe("danqing")) == [
+        "models.image_safety: freepik-nsfw there, other here",
+        "words.max: 60.0 there, 40.0 here",
+        "text_entropy.min: 0.0006 there, 0.001 here",
+    ]
+
+
+def test_a_bound_can_be_taken_away() -> None:
+    words = next(c for c in load_recipe("danqing", ["words.max=null"]).criteria if c.name == "words")
+    assert isinstance(words, Criterion) and words.interval.maximum is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("word.max=4", "did you mean 'words'?"),
+        ("words.mx=4", "did you mean 'max'?"),
+        ("words.max=many", "words.max must be a number"),
+        ("words.max=true", "words.max must be a number"),
+        ("words.max=2", "no value lies in"),
+        ("models.imag_safety=x", "did you mean 'image_safety'?"),
+        ("words", "--set words"),
+        ("redundancy.max=3", "takes no 'max'"),
+        ("redundancy.within=3", "cosine distance"),
+        ("words.column=wrds", "did you mean 'words'?"),
+    ],
+)
+def test_wrong_settings_are_refused_in_words(setting: str, message: str) -> None:
+    with pytest.raises(DanqingError) as caught:
+        load_recipe("danqing", [setting], known_columns())
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "recipe: x\ncriteria:\n  words: {mni: 5}\n",
+            ":3: unknown key 'mni' in criterion 'words'; did you mean 'min'?",
+        ),
+        (
+            "recipe: x\ncritera:\n  words: {min: 5}\n",
+            ":2: unknown key 'critera' in the recipe; did you mean 'criteria'?",
+        ),
+        ("recipe: x\ncriteria:\n  words: {min: 5}\n  words: {min: 6}\n", ":4: 'words' stands here twice"),
+        ("recipe: x\ncriteria:\n  words: {min: five}\n", ":3: words.min must be a number, not 'five'"),
+        ("recipe: x\ncriteria:\n  wrods: {min: 5}\n", ":3: no stage computes a column 'wrods'; did you mean 'words'?"),
+        ("recipe: x\ncriteria:\n  words: {min: 7, max: 6}\n", ":3: words: no value lies in"),
+        ("recipe: x\ncriteria:\n  words: 5\n", ":3: criterion 'words' must be a mapping"),
+        ("recipe: x\n", "the key 'criteria' is missing"),
+        ("recipe: [x\n", "not valid YAML"),
+        ("- x\n", "a recipe is a mapping"),
+    ],
+)
+def test_wrong_files_are_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(DanqingError) as caught:
+        load_recipe(path, columns=known_columns())
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(DanqingError, match="did you mean 'danqing'"):
+        load_recipe("danqin")
+
+
+def test_a_recipe_comes_back_from_its_own_dict() -> None:
+    recipe = load_recipe("danqing", ["words.max=41"])
+    again = recipe_from_dict(recipe.to_dict(), "run.json")
+    assert again == recipe and again.hash == recipe.hash != load_recipe("danqing").hash
+
+
+def test_order_is_part_of_the_hash() -> None:
+    recipe = load_recipe("danqing")
+    turned = Recipe(recipe.name, recipe.models, recipe.criteria[::-1])
+    assert turned.hash != recipe.hash
+    assert turned.differences(recipe) == ["the order of the criteria"]
+
+
+def test_study_columns_are_named_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("recipe: r\nalso: [sha256]\ncriteria:\n  words: {min: 3}\n")
+    columns = ["words", "sha256", "perceptual_hash"]
+    recipe = load_recipe(path, columns=columns)
+    assert recipe.also == ("sha256",)
+    other = load_recipe(path, ["also=[sha256, perceptual_hash]"], columns)
+    assert other.hash == recipe.hash and other.differences(recipe) == [
+        "also: ['sha256'] there, ['sha256', 'perceptual_hash'] here"
+    ]
+    assert recipe_from_dict(other.to_dict(), "run.json") == other
+    with pytest.raises(DanqingError, match=r"--set also=\[sha257\]: no stage computes .* did you mean 'sha256'"):
+        load_recipe(path, ["also=[sha257]"], columns)
+    path.write_text("recipe: r\nalso: sha256\ncriteria:\n  words: {min: 3}\n")
+    with pytest.raises(DanqingError, match=r"r\.yaml:2: 'also' is a list of columns"):
+        load_recipe(path)

@@ -1,0 +1,184 @@
+"""Stages that work at the same time: nothing lost, nothing reordered, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import danqing.engine.score.loop
+from danqing.engine.core.spans import Spans
+from danqing.engine.phases import curate
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.score.overlap import Overlap
+from danqing.engine.stages.decode import SMALL, Decode
+from danqing.engine.stages.resize import KernelResizer
+from tests.engine.score.test_run import crawl, samples, tree
+
+__all__ = ["crawl"]
+
+
+def workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("danqing ")]
+
+
+@pytest.mark.parametrize("room", [0, 1, 3])
+def test_all_items_come_in_order(room: int) -> None:
+    with Overlap(Spans(), room) as overlap:
+        stream: Iterator[int] = iter(range(1000))
+        for number in range(5):
+            stream = overlap.ahead((item + 1 for item in stream), str(number))
+        assert len(workers()) == (5 if room else 0)
+        assert list(stream) == list(range(5, 1005))
+    assert not workers()
+
+
+def test_two_streams_are_made_at_the_same_time() -> None:
+    together = threading.Barrier(2, timeout=20)
+
+    def meet(stream: Iterator[int], at: int) -> Iterator[int]:
+        for item in stream:
+            if item == at:
+                together.wait()
+            yield item
+
+    with Overlap(Spans()) as overlap:
+        first = overlap.ahead(meet(iter(range(10)), 5), "first")
+        assert list(overlap.ahead(meet(first, 4), "second")) == list(range(10))
+
+
+def test_a_stream_is_only_so_far_ahead() -> None:
+    made: list[int] = []
+
+    def make() -> Iterator[int]:
+        for item in range(100):
+            made.append(item)
+            yield item
+
+    with Overlap(Spans(), room=2) as overlap:
+        stream = overlap.ahead(make(), "made")
+        for item in stream:
+            time.sleep(0.002)
+            assert len(made) <= item + 1 + 3  # drawn, waiting, and the one there is no room for
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_what_goes_wrong_is_raised_where_it_is_drawn_and_ends_all(at: int) -> None:
+    def through(stream: Iterator[int], number: int) -> Iterator[int]:
+        for item in stream:
+            if number == at and item == 3:
+                raise OSError("disk full")
+            yield item
+
+    got: list[int] = []
+    with pytest.raises(OSError, match="disk full"), Overlap(Spans()) as overlap:
+        stream: Iterator[int] = iter(range(10**9))
+        for number in range(3):
+            stream = overlap.ahead(through(stream, number), str(number))
+        got.extend(stream)
+    assert not workers()
+
+
+def test_who_leaves_early_leaves_no_thread_behind() -> None:
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Overlap(Spans()) as overlap:
+        stream: Iterator[int] = iter(range(10**9))
+        for number in range(4):
+            stream = overlap.ahead(map(abs, stream), str(number))
+        for item in stream:
+            if item == 5:
+                raise KeyboardInterrupt
+    assert not workers() and time.monotonic() - started < 1
+
+
+def test_spans_tell_who_waits_for_whom() -> None:
+    def slowly(stream: Iterator[int]) -> Iterator[int]:
+        for item in stream:
+            time.sleep(0.02)
+            yield item
+
+    spans = Spans()
+    with Overlap(spans) as overlap:
+        quick = overlap.ahead(iter(range(20)), "quick")
+        slow = overlap.ahead(slowly(quick), "slow")
+        assert list(overlap.ahead(map(abs, slow), "last")) == list(range(20))
+    assert list(spans) == ["quick", "slow", "last"]
+    assert spans["quick"].blocked > 0.3 and spans["last"].starved > 0.3
+    assert max(spans["slow"].starved, spans["slow"].blocked, spans["quick"].starved, spans["last"].blocked) < 0.1
+
+
+def test_overlap_changes_no_byte(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(danqing.engine.score.loop, "READ_ROWS", 2)
+    curate(crawl, tmp_path / "overlapped", plain_recipe, Settings())
+    score = danqing.engine.score.loop.score
+    monkeypatch.setattr("danqing.engine.score.workers.score", lambda *given, **named: score(*given, **named, room=0))
+    curate(crawl, tmp_path / "in_turn", plain_recipe, Settings())
+    assert tree(tmp_path / "overlapped") == tree(tmp_path / "in_turn")
+    assert not workers()
+
+
+def test_a_buffer_that_is_used_again_too_soon_shows(
+    crawl: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would if a vendor's part did so on a GPU: the features of a run are those of a sound one no more."""
+    path = tmp_path / "features.yaml"
+    path.write_text(
+        "recipe: features\nmodels: {image_embedding: efficientnet-lite0-conse}\n"
+        "criteria: {readable: {min: 1}, redundancy: {within: 0.1}}\n"
+    )
+    recipe, settings = load_recipe(path), Settings(threads=1)
+    monkeypatch.setattr(Decode, "capacity", 6 * SMALL)
+    curate(crawl, tmp_path / "sound", recipe, settings)
+    curate(crawl, tmp_path / "again", recipe, settings)
+    assert tree(tmp_path / "again") == tree(tmp_path / "sound")
+    resize, buffers = KernelResizer.__call__, [np.empty((64, 224, 224, 3), np.uint8)]
+
+    def into_the_same(self: KernelResizer, pictures: list[np.ndarray]) -> list[np.ndarray]:
+        found = [buffer[: len(pictures)] for buffer in buffers]
+        for buffer, resized in zip(found, resize(self, pictures), strict=True):
+            buffer[:] = resized
+        return found
+
+    monkeypatch.setattr(KernelResizer, "__call__", into_the_same)
+    curate(crawl, tmp_path / "reused", recipe, settings)
+    assert tree(tmp_path / "reused") != tree(tmp_path / "sound")
+
+
+def test_ctrl_c_stops_soon_and_leaves_whole_shards_only(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> None:
+    shards = [str(make_shard(samples(40 * n, 40), f"{n:05d}.tar")) for n in range(12)]
+    again = shards * 20  # far more than can be done before the signal
+    paths = [tmp_path / f"copy{n:03d}.tar" for n in range(len(again))]
+    for path, shard in zip(paths, again, strict=True):
+        os.link(shard, path)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths), "-o", str(out)]
+    command += ["--recipe", str(tmp_path / "plain.yaml")]
+    # Where tests run in the background, Ctrl-C is ignored, and a child would inherit that.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("scores/*.parquet")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    pressed = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - pressed < 3 and process.returncode == 130
+    assert b"the same command goes on from there" in said
+    finished = sorted(out.glob("scores/*.parquet"))
+    assert 0 < len(finished) < len(paths) and not list(out.rglob("*.part"))
+    assert all(pq.read_metadata(path).num_rows == 40 for path in finished)

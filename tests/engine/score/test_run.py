@@ -1,0 +1,251 @@
+"""The three phases over small shards, with and without neural networks."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import danqing.engine.score.loop
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.phases import curate, decide_run, score_inputs, write_run
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
+from danqing.engine.score.ledger import Ledger, carried
+from tests.conftest import picture
+
+Make = Callable[..., Path]
+
+GOOD = "公园的草地上有一只可爱的小猫在晒太阳"
+
+
+def samples(start: int, count: int) -> dict[str, bytes | str | dict[str, Any]]:
+    members: dict[str, bytes | str | dict[str, Any]] = {}
+    for i in range(start, start + count):
+        members[f"{i:05d}.jpg"] = picture(i)
+        members[f"{i:05d}.txt"] = f"{GOOD}，第{i}张照片"
+        members[f"{i:05d}.json"] = {"url": f"https://x.example/{i}", "width": 7, "note": i if i % 2 else "text"}
+    return members
+
+
+@pytest.fixture
+def crawl(make_shard: Make) -> list[str]:
+    """Three shards; the second has a pair for every way to fail."""
+    second = samples(10, 4) | {
+        "short.jpg": picture(90), "short.txt": "小猫",
+        "none.txt": GOOD,
+        "html.jpg": b"<html>gone</html>", "html.txt": GOOD,
+        "cut.jpg": picture(91)[:900], "cut.txt": GOOD,
+        "wide.jpg": picture(92, (400, 100)), "wide.txt": GOOD,
+    }  # fmt: skip
+    shards = [samples(0, 5), second, samples(20, 3)]
+    return [str(make_shard(members, f"{number:05d}.tar")) for number, members in enumerate(shards)]
+
+
+def rows_of(run: Run, kind: str = "scores") -> dict[str, dict[str, Any]]:
+    path = {"scores": run.scores, "verdicts": run.verdicts}[kind]
+    return {r["key"]: r for s in run.shards for r in pq.read_table(path(s.number)).to_pylist()}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file whose bytes must not depend on how the run went."""
+    kinds = ("scores", "features", "verdicts", "shards")
+    files = [p for kind in kinds for p in sorted((folder / kind).iterdir())] + [folder / "kept_uids.npy"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def test_every_row_ends_up_in_scores_with_its_reason(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    run, funnel, spans = curate(crawl, tmp_path / "out", plain_recipe, Settings())
+    scores, verdicts = rows_of(run), rows_of(run, "verdicts")
+    assert len(scores) == len(verdicts) == funnel.collected == 17
+    dropped = {key: v["dropped_by"] for key, v in verdicts.items() if not v["keep"]}
+    assert dropped == {
+        "short": "words", "none": "downloaded", "html": "readable", "wide": "aspect_ratio", "cut": "decodable",
+    }  # fmt: skip
+    assert funnel.kept == 12 and sum(line.dropped for line in funnel.lines) == 5
+    assert "an HTML page" in scores["html"]["error"] and "cannot be decoded" in scores["cut"]["error"]
+    assert scores["short"]["gated_at"] == "refine" and scores["wide"]["gated_at"] == "decode"
+    assert scores["short"]["text_clean"] is None and scores["00011"]["gated_at"] is None
+    assert [r["row"] for r in pq.read_table(run.scores(1)).to_pylist()] == list(range(9))
+    assert spans["caption"].rows == 17 and spans["decode"].rows == 13
+
+
+def test_the_inputs_fields_are_carried_through(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    run, _ = score_inputs(crawl, tmp_path / "out", plain_recipe, Settings())
+    row = rows_of(run)["00011"]
+    assert row["url"] == "https://x.example/11" and row["shard"] == "00001"
+    assert row["width"] == 160 and row["input_width"] == 7  # ours, and the input's
+    assert row["note"] == "11"  # of two types, so as JSON text
+
+
+def test_carried_survives_anything_json_can_hold() -> None:
+    records = [{"a": 1, "b": {}, "c": [1, "x"], "d": 2**70}, {"a": None, "c": {"y": 1}, "e": "\ud800"}]
+    columns = carried(records, {"a"})
+    assert set(columns) == {"input_a", "b", "c", "d", "e"}
+    table = pa.table(columns)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    assert table["c"].to_pylist() == ['[1, "x"]', '{"y": 1}']
+
+
+def test_kept_pairs_are_written_with_their_original_bytes(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    run, funnel, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
+    members: dict[str, bytes] = {}
+    for shard in run.shards:
+        with tarfile.open(run.tar(shard.number)) as tar:
+            members |= {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+    assert len(members) == 3 * funnel.kept
+    assert all(members[f"{i:05d}.jpg"] == picture(i) for i in (*range(5), *range(10, 14), *range(20, 23)))
+    assert members["00003.txt"].decode() == f"{GOOD}，第3张照片"
+    record = json.loads(members["00003.json"])
+    assert record["words"] > 5 and record["url"] == "https://x.example/3" and record["input_width"] == 7
+    uids = np.load(run.folder / "kept_uids.npy")
+    assert uids.dtype == np.dtype("u8,u8") and len(uids) == funnel.kept
+    expected = sorted(v["uid"] for v in rows_of(run, "verdicts").values() if v["keep"])
+    assert [f"{int(high):016x}{int(low):016x}" for high, low in uids] == expected
+    assert sum(pq.read_metadata(run.table(s.number)).num_rows for s in run.shards) == funnel.kept
+    assert (
+        "<svg" in (run.folder / "report.html").read_text()
+        and "data:image/jpeg" in (run.folder / "report.html").read_text()
+    )
+
+
+def test_a_finished_run_is_left_alone(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    run, _, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
+    times = {p: p.stat().st_mtime_ns for s in run.shards for p in (run.scores(s.number), run.tar(s.number))}
+    _, funnel, spans = curate(crawl, tmp_path / "out", plain_recipe, Settings())
+    assert not spans and funnel.kept == 12
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run half-way."""
+
+
+@pytest.mark.parametrize("after", [1, 6, 14])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    curate(crawl, tmp_path / "whole", plain_recipe, Settings())
+    monkeypatch.setattr(danqing.engine.score.loop, "READ_ROWS", 2)
+    enter, seen = Ledger.enter, 0
+
+    def failing(self: Ledger, batch: Any, gated_at: str | None = None) -> None:
+        nonlocal seen
+        seen += len(batch)
+        if seen >= after:
+            raise StoppedError
+        enter(self, batch, gated_at)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Ledger, "enter", failing)
+        with pytest.raises(StoppedError):
+            curate(crawl, tmp_path / "out", plain_recipe, Settings())
+    assert not list((tmp_path / "out").rglob("*.part"))
+    curate(crawl, tmp_path / "out", plain_recipe, Settings())
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_another_recipe_or_input_is_refused_in_words(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    score_inputs(crawl, out, plain_recipe, Settings())
+    other = load_recipe(tmp_path / "plain.yaml", ["words.max=40"])
+    with pytest.raises(DanqingError, match=r"words\.max: 60\.0 there, 40\.0 here"):
+        score_inputs(crawl, out, other, Settings())
+    with pytest.raises(DanqingError, match="shards: "):
+        score_inputs(crawl[:2], out, plain_recipe, Settings())
+    with pytest.raises(DanqingError, match="max_pixels: "):
+        score_inputs(crawl, out, plain_recipe, Settings(max_pixels=9))
+    with pytest.raises(DanqingError, match=r"resizers: .*kernel.* there, .*dali.* here"):
+        score_inputs(crawl, out, plain_recipe, Settings(resizer="dali"))
+    for same in (Settings(resizer="kernel"), Settings(device="cuda", resizer="kernel")):
+        score_inputs(crawl, out, plain_recipe, same)  # all is scored: no device is opened
+    assert Settings(device="cuda").resizers == ["dali"]
+    words = tmp_path / "words.txt"
+    words.write_text("橘猫趴 100 n\n")
+    with pytest.raises(DanqingError, match="user_dictionaries: "):
+        score_inputs(crawl, out, plain_recipe, Settings(user_dictionaries=(words,)))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(DanqingError, match="not empty and not a run"):
+        score_inputs(crawl, tmp_path / "full", plain_recipe, Settings())
+
+
+def test_decide_alone_rewrites_verdicts_only(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    run, before, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
+    scores = {s.number: run.scores(s.number).stat().st_mtime_ns for s in run.shards}
+    stricter = load_recipe(tmp_path / "plain.yaml", ["words.max=10"])
+    after = decide_run(run, stricter)
+    assert after.kept < before.kept
+    assert {s.number: run.scores(s.number).stat().st_mtime_ns for s in run.shards} == scores
+    assert write_run(run) == after.kept == sum(pq.read_metadata(run.table(s.number)).num_rows for s in run.shards)
+
+
+def test_a_looser_recipe_is_refused_unless_everything_was_scored(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    looser = load_recipe(tmp_path / "plain.yaml", ["words.min=1"])
+    gated, _ = score_inputs(crawl, tmp_path / "gated", plain_recipe, Settings())
+    with pytest.raises(DanqingError, match=r"1 pairs have no score for 'nouns'.*--score-everything"):
+        decide_run(gated, looser)
+    everything, _ = score_inputs(crawl, tmp_path / "all", plain_recipe, Settings(score_everything=True))
+    assert decide_run(everything, looser).kept == 13
+    decide_run(everything, plain_recipe)
+    decide_run(gated, plain_recipe)
+    assert rows_of(everything, "verdicts") == rows_of(gated, "verdicts")  # gates change no verdict
+
+
+def test_write_notices_an_input_that_was_changed(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    run, _ = score_inputs(crawl, tmp_path / "out", plain_recipe, Settings())
+    decide_run(run, plain_recipe)
+    path = Path(crawl[0])
+    path.write_bytes(path.read_bytes().replace("小猫".encode(), "小狗".encode()))
+    with pytest.raises(DanqingError, match="was changed since it was scored"):
+        write_run(run)
+
+
+def test_phases_out_of_order_say_what_to_do(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(DanqingError, match="`danqing score` starts one"):
+        Run.open(tmp_path / "nothing")
+    run, _ = score_inputs(crawl, tmp_path / "out", plain_recipe, Settings())
+    with pytest.raises(DanqingError, match="run `danqing decide"):
+        write_run(run)
+    run.scores(1).unlink()
+    with pytest.raises(DanqingError, match="1 shards have no scores yet"):
+        decide_run(run, plain_recipe)
+
+
+def test_an_empty_shard_is_a_shard(make_shard: Make, plain_recipe: Recipe, tmp_path: Path) -> None:
+    shards = [str(make_shard({}, "00000.tar")), str(make_shard(samples(0, 2), "00001.tar"))]
+    run, funnel, _ = curate(shards, tmp_path / "out", plain_recipe, Settings())
+    assert funnel.kept == 2 and pq.read_metadata(run.scores(0)).num_rows == 0
+
+
+def test_bytes_do_not_depend_on_threads_or_batches(
+    make_shard: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all the models: what one picture scores may not depend on its company."""
+    recipe = load_recipe(
+        "embedded", ["laplacian_variance.min=1", "alignment_distance.max=2", "alignment_distance.min=0"]
+    )
+    shards = [str(make_shard(samples(0, 20), "00000.tar")), str(make_shard(samples(40, 3), "00001.tar"))]
+    curate(shards, tmp_path / "two", recipe, Settings(threads=2))
+    monkeypatch.setattr(danqing.engine.score.loop, "READ_ROWS", 3)
+    monkeypatch.setattr("danqing.engine.stages.embed.ImageEmbedding.capacity", 5)
+    monkeypatch.setattr("danqing.engine.stages.safety.ImageSafety.capacity", 7)
+    monkeypatch.setattr("danqing.engine.stages.embed.TextEmbedding.capacity", 11)
+    monkeypatch.setattr("danqing.engine.stages.decode.Decode.capacity", 1.0)
+    curate(shards, tmp_path / "one", recipe, Settings(threads=1))
+    two, one = tree(tmp_path / "two"), tree(tmp_path / "one")
+    assert two.keys() == one.keys() and len(np.load(tmp_path / "two/features/00000.npy")) == 20
+    assert [name for name in two if two[name] != one[name]] == []

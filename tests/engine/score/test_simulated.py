@@ -1,0 +1,30 @@
+"""A run on a played GPU comes to what a run on the CPU comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from danqing.engine.phases import curate
+from danqing.engine.report.differences import Tolerance, diff
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
+from tests.conftest import picture
+from tests.engine.score.test_run import GOOD
+from tests.simulated import RECIPE, simulate
+
+
+def test_nothing_leaves_the_device_unasked_and_nothing_changes(make_shard: Callable[..., Path], tmp_path: Path) -> None:
+    small = (64, 48)
+    members = {f"{n}.jpg": picture(n, small) for n in range(4)} | {f"{n}.txt": f"{GOOD}，第{n}张" for n in range(4)}
+    members |= {
+        "near.jpg": picture(0, (66, 50)), "near.txt": "同一张照片",
+        "png.png": picture(7, small, "PNG"), "png.txt": "繁體字的說明文字😀",
+        "cut.jpg": picture(8)[:900], "cut.txt": GOOD,
+        "html.jpg": b"<html>", "html.txt": GOOD,
+    }  # fmt: skip
+    shards = [str(make_shard(members)), str(make_shard({"x.jpg": picture(9, small), "x.txt": GOOD}, "00001.tar"))]
+    simulate("-m", "tests.simulated", str(tmp_path / "there"), *shards)
+    here, _, _ = curate(shards, tmp_path / "here", RECIPE, Settings(score_everything=True))
+    found = diff(here, Run.open(tmp_path / "there"), Tolerance(within=1e-6, cosine=1 - 1e-6, flips=0))
+    assert found.rows == 9 and found.compared == 7 and found.objections == []

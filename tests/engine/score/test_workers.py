@@ -1,0 +1,124 @@
+"""Several devices at once; here each is the CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from danqing.engine.cli.main import _settings, build_parser, main
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.phases import curate, score_inputs
+from danqing.engine.recipe.reading import Recipe
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
+from tests.engine.score.test_run import crawl, samples, tree
+
+__all__ = ["crawl"]
+
+
+def test_two_workers_make_the_run_that_one_makes(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, _, alone = curate(crawl, tmp_path / "one", plain_recipe, Settings())
+    command = ["curate", *crawl, "-o", str(tmp_path / "two"), "--recipe", str(tmp_path / "plain.yaml")]
+    assert main([*command, "--devices", "cpu,cpu"]) == 0
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert "17/17 pairs" in capfd.readouterr().err  # both tell the same bar
+    run = Run.open(tmp_path / "two")
+    assert run.manifest["counts"]["scored_shards"] == 3 and run.manifest["engines"] == {}
+    assert main([*command, "--devices", "cpu,cpu"]) == 0  # nothing left to do
+    run, spans = score_inputs(crawl, tmp_path / "three", plain_recipe, Settings(devices=("cpu", "cpu", "cpu")))
+    assert {name: span.rows for name, span in spans.items()} == {name: span.rows for name, span in alone.items()}
+    assert sum(span.failed for span in spans.values()) == 2 and spans["caption"].dropped["words"] == 1
+
+
+def test_what_stops_one_worker_stops_all_and_is_said(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DanqingError, match="tpu: --device tpu: neither cpu"):
+        score_inputs(crawl, tmp_path / "out", plain_recipe, Settings(devices=("cpu", "tpu")))
+    command = ["score", *crawl, "-o", str(tmp_path / "other"), "--recipe", str(tmp_path / "plain.yaml")]
+    assert main([*command, "--devices", "cpu,cpu", "--profile"]) == 2
+    assert "one device at a time" in capsys.readouterr().err
+
+
+def test_workers_share_a_gpu(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    def devices(*options: str) -> tuple[str, tuple[str, ...]]:
+        settings = _settings(build_parser().parse_args(["score", "a.tar", "-o", "out", *options]))
+        return settings.device, settings.devices
+
+    assert devices("--devices", "0,1", "--workers-per-gpu", "2") == ("cuda:0", ("cuda:0", "cuda:1") * 2)
+    assert devices("--device", "cuda", "--workers-per-gpu", "3") == ("cuda", ("cuda",) * 3)
+    assert devices("--device", "cuda:1") == devices("--devices", "1") == ("cuda:1", ())
+    for refused in ("0", "-1", "two"):
+        with pytest.raises(SystemExit):
+            devices("--workers-per-gpu", refused)
+    score_inputs(crawl, tmp_path / "one", plain_recipe, Settings())
+    command = ["score", *crawl, "-o", str(tmp_path / "two"), "--recipe", str(tmp_path / "plain.yaml")]
+    assert main([*command, "--workers-per-gpu", "2"]) == 0
+    for number in range(len(crawl)):
+        one, two = (tmp_path / name / "scores" / f"{number:05d}.parquet" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def workers_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    children = psutil.Process(run.pid).children()
+    workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    assert len(workers) == 2
+    return workers
+
+
+def at_work(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # of which nobody has heard yet that it ended
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def long_run(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run of two workers in the midst of its work: far more shards than can be done before the test is over."""
+    shard = make_shard(samples(0, 40))
+    paths = [tmp_path / f"copy{number:03d}.tar" for number in range(400)]
+    for path in paths:
+        os.link(shard, path)
+    command = [sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths), "-o", str(tmp_path / "out")]
+    command += ["--recipe", str(tmp_path / "plain.yaml"), "--devices", "cpu,cpu"]
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds) as process:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("out/scores/*.parquet"))) < 2:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        yield process
+    finished = sorted(tmp_path.glob("out/scores/*.parquet"))
+    assert 0 < len(finished) < len(paths) and all(pq.read_metadata(path).num_rows == 40 for path in finished)
+
+
+def test_ctrl_c_ends_all_workers(long_run: subprocess.Popen[bytes]) -> None:
+    workers = workers_of(long_run)
+    pressed = time.monotonic()
+    long_run.send_signal(signal.SIGINT)
+    _, said = long_run.communicate(timeout=30)
+    assert time.monotonic() - pressed < 4 and long_run.returncode == 130
+    assert b"the same command goes on from there" in said and b"Traceback" not in said
+    assert not any(map(at_work, workers))
+
+
+def test_a_worker_that_is_killed_is_said(long_run: subprocess.Popen[bytes]) -> None:
+    workers = workers_of(long_run)
+    workers[1].kill()
+    _, said = long_run.communicate(timeout=30)
+    assert long_run.returncode == 2 and b"the process of danqing cpu ended with -9" in said
+    assert not any(map(at_work, workers))

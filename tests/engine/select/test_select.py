@@ -1,0 +1,289 @@
+"""What `danqing select` keeps of tables of URLs and captions."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import danqing.engine.select.selection
+from danqing.engine.cli.main import main
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.phases import curate
+from danqing.engine.recipe.plan import decidable, make_plan
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.select.selection import GIVEN, Selection, before_download, select
+from danqing.engine.sources.tables import Columns, find_tables, read_parts
+from danqing.engine.stages import CATALOGUE
+from tests.conftest import picture
+from tests.engine.score.test_run import rows_of
+
+GOOD = "公园的草地上有一只可爱的小猫在晒太阳"
+CAPTIONS = {
+    GOOD: None,
+    "公園的草地上有一隻可愛的小貓在曬太陽 😀": None,
+    "小猫": "words",
+    "": "words",
+    "是的 我 和 你 他 的 了 在": "nouns",
+    "海边的日落，金色的阳光洒在平静的海面上": None,
+    "the quick brown fox jumps over the lazy dog": "nouns",
+}
+
+
+def write(path: Path, **columns: Any) -> str:
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def urls(count: int) -> list[str]:
+    return [f"https://x.example/{i}.jpg" for i in range(count)]
+
+
+def verdicts(chosen: Selection) -> list[dict[str, Any]]:
+    return [row for path in sorted((chosen.folder / "verdicts").iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def kept(chosen: Selection) -> list[dict[str, Any]]:
+    return [row for path in sorted(chosen.urls.iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """One row for every caption, with columns of its own."""
+    rows = range(len(CAPTIONS))
+    return write(
+        tmp_path / "t.parquet", url=urls(len(CAPTIONS)), caption=list(CAPTIONS), language=["xx" for _ in rows],
+        uid=[f"{i:032x}" for i in rows], tags=[[f"tag{i}"] for i in rows], width=list(rows),
+    )  # fmt: skip
+
+
+def test_only_what_needs_no_picture_is_decided() -> None:
+    recipe = load_recipe("danqing")
+    names = [criterion.name for criterion in decidable(recipe, CATALOGUE, GIVEN).criteria]
+    assert names == [
+        "unsafe_text", "blocked_source", "words", "chinese_confidence", "stop_word_share", "nouns", "unknown_tokens",
+        "text_entropy", "unsafe_caption",
+    ]  # fmt: skip
+    early = before_download(recipe)
+    assert set(early.models) == {"text_embedding", "text_safety", "caption_safety"}
+    assert [step.stage.name for step in make_plan(early, CATALOGUE, GIVEN).steps][-1] == "tokens"
+
+
+def test_kept_rows_carry_their_columns_and_the_clean_caption(table: str, plain_recipe: Recipe, tmp_path: Path) -> None:
+    chosen = select([table], tmp_path / "out", plain_recipe)
+    rows = kept(chosen)
+    assert [row["width"] for row in rows] == [0, 1, 5]
+    assert rows[1] == {
+        "url": "https://x.example/1.jpg", "caption": list(CAPTIONS)[1], "language": "xx", "uid": f"{1:032x}",
+        "tags": ["tag1"], "width": 1, "text_clean": GOOD,
+    }  # fmt: skip
+    found = verdicts(chosen)
+    assert [row["row"] for row in found] == list(range(7)) and found[3]["uid"] == f"{3:032x}"
+    assert {row["file"] for row in found} == {table}
+    assert [(row["keep"], row["dropped_by"]) for row in found] == [(d is None, d) for d in CAPTIONS.values()]
+    assert found[2]["words"] == 1 and found[2]["nouns"] is None  # a gate kept it from the later stage
+    assert chosen.funnel.collected == 7 and chosen.funnel.kept == 3
+    assert {line.criterion: line.dropped for line in chosen.funnel.lines} == {
+        "usable": 0, "unsafe_text": 0, "words": 2, "nouns": 2,
+    }  # fmt: skip
+    assert chosen.later == ("downloaded", "readable", "aspect_ratio", "decodable", "laplacian_variance")
+
+
+def test_verdicts_are_those_of_score_and_decide(
+    make_shard: Callable[..., Path], table: str, plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    members: dict[str, bytes | str] = {}
+    for i, caption in enumerate(CAPTIONS):
+        members |= {f"{i}.jpg": picture(i), f"{i}.txt": caption}
+    run, _, _ = curate([str(make_shard(members))], tmp_path / "run", plain_recipe, Settings())
+    by_decide, scores = rows_of(run, "verdicts"), rows_of(run)
+    for row in verdicts(select([table], tmp_path / "out", plain_recipe)):
+        key = str(row["row"])
+        assert (row["keep"], row["dropped_by"]) == (by_decide[key]["keep"], by_decide[key]["dropped_by"])
+        shared = row.keys() & scores[key].keys() - {"row", "uid"}
+        assert {"words", "nouns", "chinese_confidence", "language"} <= shared
+        assert {name: row[name] for name in shared} == {name: scores[key][name] for name in shared}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.jsonl", "t.jsonl.gz"])
+def test_a_broken_row_costs_one_row(name: str, plain_recipe: Recipe, tmp_path: Path) -> None:
+    if ".csv" in name:
+        text = (
+            f'\ufeffurl,caption,n\nu0,{GOOD},1\nu1,"one,two\nu2,"{GOOD}\n两行",2\nu3,{GOOD}\n\n'
+            f'u4,"a "stray" quote",3\n,{GOOD},4\nu6,{GOOD},5\nu7,"never closed\nu8,{GOOD},7\n'
+        )
+        wrong = {1: "line 3: ", 3: "line 6: 2 fields", 4: "line 8: ", 5: "no URL", 7: "line 11: unexpected end"}
+        numbers: list[Any] = ["1", "2", "5", "7"]  # a CSV has nothing but text
+    else:
+        lines = [
+            {"url": "u0", "caption": GOOD, "n": 1}, "{broken", {"url": "u2", "caption": GOOD, "n": 2},
+            ["no object"], "", {"url": "u4", "caption": 7}, {"url": None, "caption": GOOD},
+            {"url": "u6", "caption": GOOD, "n": 5}, {"url": "u7"}, {"url": "u8", "caption": GOOD + "\ud83d", "n": 7},
+        ]  # fmt: skip
+        text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+        wrong = {1: "line 2: not valid JSON", 3: "line 4: a JSON list", 4: "line 6: 'caption' is not text", 5: "no URL"}
+        wrong |= {7: "no caption"}
+        numbers = [1, 2, 5, 7]
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    chosen = select([str(path)], tmp_path / "out", plain_recipe)
+    found = verdicts(chosen)
+    assert [row["n"] for row in kept(chosen)] == numbers
+    assert len(found) == chosen.funnel.collected == 9
+    errors = {row["row"]: row["error"] for row in found if row["error"] is not None}
+    assert errors.keys() == wrong.keys()
+    assert all(errors[row].startswith(text) for row, text in wrong.items()), errors
+    assert {row["dropped_by"] for row in found if row["error"]} == {"usable"}
+    assert chosen.funnel.lines[0].dropped == 5
+
+
+def test_parquet_text_comes_in_many_types(plain_recipe: Recipe, tmp_path: Path) -> None:
+    captions = [GOOD, None, GOOD]
+    inputs = [
+        write(tmp_path / f"{i}.parquet", url=urls(3), caption=pa.array(captions).cast(kind))
+        for i, kind in enumerate([pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
+    ]
+    inputs.append(write(tmp_path / "null.parquet", url=urls(2), caption=pa.nulls(2)))
+    inputs.append(write(tmp_path / "empty.parquet", url=pa.array([], pa.string()), caption=pa.array([], pa.string())))
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "empty.jsonl").touch()
+    chosen = select([*inputs, *(str(tmp_path / f"empty.{s}") for s in ("csv", "jsonl"))], tmp_path / "o", plain_recipe)
+    assert chosen.funnel.collected == 11 and chosen.funnel.kept == 6
+    nothing = select([str(tmp_path / "empty.*")], tmp_path / "nothing", plain_recipe)
+    assert nothing.funnel.collected == nothing.funnel.kept == 0
+
+
+def test_parts_are_bounded_and_gates_change_nothing(
+    table: str, plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = select([table], tmp_path / "whole", plain_recipe)
+    monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 2)
+    monkeypatch.setattr(danqing.engine.select.selection, "BATCH_ROWS", 1)
+    parts = select([table], tmp_path / "parts", plain_recipe)
+    assert [pq.read_metadata(p).num_rows for p in sorted((tmp_path / "parts/verdicts").iterdir())] == [2, 2, 2, 1]
+    assert len(list(parts.urls.iterdir())) == 4
+    assert verdicts(parts) == verdicts(whole) and kept(parts) == kept(whole) and parts.funnel == whole.funnel
+
+
+def test_row_groups_make_no_parts(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    words = pa.array([str(i) for i in range(10)]).dictionary_encode()
+    pq.write_table(pa.table({"url": words, "caption": words}), path, row_group_size=3)
+    parts = list(read_parts(find_tables([str(path)])[0], Columns(), 4))
+    assert [(part.first, len(part.table)) for part in parts] == [(0, 4), (4, 4), (8, 2)]
+    assert [url for part in parts for url in part.urls.to_pylist()] == [str(i) for i in range(10)]
+
+
+def test_an_interrupted_selection_goes_on(
+    table: str, plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 2)
+    monkeypatch.setattr(danqing.engine.select.selection, "BATCH_ROWS", 1)
+    whole = tmp_path / "whole"
+    select([table], whole, plain_recipe)
+    real, calls = danqing.engine.select.selection.walk, []
+
+    def stop_at_the_third(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(danqing.engine.select.selection, "walk", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        select([table], tmp_path / "out", plain_recipe)
+    assert len(list((tmp_path / "out/verdicts").iterdir())) == 2 and not (tmp_path / "out/funnel.json").exists()
+    select([table], tmp_path / "out", plain_recipe)
+    assert len(calls) == 5  # the two whole parts were not judged again
+    assert tree(tmp_path / "out") == tree(whole)
+
+
+def test_a_finished_selection_is_left_alone_or_refused(table: str, plain_recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    select([table], out, plain_recipe)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    later = load_recipe(tmp_path / "plain.yaml", ["aspect_ratio.max=3"])  # judged after the download: no difference
+    for recipe in (plain_recipe, later):
+        assert not select([table], out, recipe).spans
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with pytest.raises(DanqingError, match=r"words\.max: 60\.0 there, 40\.0 here"):
+        select([table], out, load_recipe(tmp_path / "plain.yaml", ["words.max=40"]))
+    with pytest.raises(DanqingError, match="inputs: "):
+        select([write(tmp_path / "other.parquet", url=["u"], caption=[GOOD])], out, plain_recipe)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(DanqingError, match="not empty and not a selection"):
+        select([table], tmp_path / "full", plain_recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"URL,caption\nu,c\n", r"t\.csv: no column 'url'; .*The table has: URL, caption\. Choose with --url"),
+        ("t.jsonl", b'{"url": "u", "captions": "c"}', r"did you mean 'captions'\?.* Choose with --caption-col"),
+        ("t.csv", b"url,caption,url\nu,c,u\n", "names 'url' twice"),
+        ("t.parquet", b"PAR1 but not really", r"t\.parquet: cannot be read as Parquet"),
+        ("t.tsv", b"url\tcaption\n", "not a table this command reads"),
+        ("t.csv", None, "no such file"),
+    ],
+)
+def test_bad_tables_are_refused_in_words(
+    name: str, content: bytes | None, message: str, plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DanqingError, match=message):
+        select([str(path)], tmp_path / "out", plain_recipe)
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_that_are_numbers_are_refused(plain_recipe: Recipe, tmp_path: Path) -> None:
+    table = write(tmp_path / "t.parquet", url=urls(2), caption=[1, 2])
+    with pytest.raises(DanqingError, match="column 'caption' holds int64, not text; choose another with --caption-col"):
+        select([table], tmp_path / "out", plain_recipe)
+
+
+def test_a_gz_cut_short_keeps_its_whole_rows(plain_recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl.gz"
+    lines = "".join(json.dumps({"url": url, "caption": GOOD + url}) + "\n" for url in urls(2000))
+    path.write_bytes(gzip.compress(lines.encode())[:-2000])
+    chosen = select([str(path)], tmp_path / "out", plain_recipe)
+    assert 0 < chosen.funnel.kept < 2000
+    assert "the file ends here" in verdicts(chosen)[-1]["error"]
+
+
+def test_the_command(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], plain_recipe: Recipe) -> None:
+    blocked = tmp_path / "blocked.txt"
+    blocked.write_text("x.example\n")
+    out, recipe = tmp_path / "out", tmp_path / "r.yaml"
+    recipe.write_text((tmp_path / "plain.yaml").read_text() + "  blocked_source: {max: 0}\n")
+    assert main(["select", table, "-o", str(out), "--recipe", str(recipe)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 URLs in" in shown and "usable ≥ 1" in shown and "Judged after the download: downloaded" in shown
+    command = shlex.split(next(line for line in shown.splitlines() if line.startswith("  img2dataset")))
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options["--url_list"] == str(out / "urls") and options["--caption_col"] == "text_clean"
+    assert json.loads(options["--save_additional_columns"]) == ["language", "uid", "tags"]  # width is img2dataset's
+    assert main(["select", table, "-o", str(out), "--recipe", str(recipe)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["select", table, "-o", str(out), "--recipe", str(recipe), "--blocklist", str(blocked)]) == 2
+    assert "blocklist: null there" in capsys.readouterr().err
+    other = str(tmp_path / "other")
+    assert main(["select", table, "-o", other, "--recipe", str(recipe), "--blocklist", str(blocked)]) == 0
+    assert "0 URLs in" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["select", "--help"])
+    assert "--caption-col alt_text" in capsys.readouterr().out

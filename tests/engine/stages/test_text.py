@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import time
+
+import jieba
+import numpy as np
+import pytest
+
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.device import Device
+from danqing.engine.stages.base import Context
+from danqing.engine.stages.source import Source, read_blocklist
+from danqing.engine.stages.text import Caption, Refine, clean
+from danqing.kernels.text.strings import Strings
+from danqing.trt_models.model_set import ModelSet
+
+MODELS = ModelSet({"text_safety": "jionlp-pornography", "caption_safety": "jionlp-advertising"})
+
+
+def refined(device: Device, *captions: str) -> Batch:
+    batch = Batch({"row": np.arange(len(captions)), "caption": list(captions)})
+    context = Context(device, MODELS, frozenset())
+    Caption(context)(batch)
+    Refine(context)(batch)
+    return batch
+
+
+def test_words_are_jiebas_default_tokens_that_are_words(device: Device) -> None:
+    captions = ["一只橘猫趴在窗台上晒太阳", "iPhone 15 Pro，256GB！", "。。。", "", "南京市长江大桥 2024年", "😀好看😀"]
+    expected = [sum(any(x.isalnum() for x in token) for token in jieba.lcut(c)) for c in captions]
+    assert refined(device, *captions)["words"].tolist() == expected
+    assert refined(device, "我来到北京清华大学")["words"].tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("漢字與電腦軟體", "汉字与电脑软体"),
+        ("劝君今夜须沈醉，沈从文瞭解", "劝君今夜须沉醉，沈从文了解"),
+        ("🎉好消息👨‍👩‍👧来了❤️🇨🇳1️⃣", "好消息来了"),
+        ("★☆精选■图片◆", "精选图片"),
+        ("ＡＢＣ１２３，全角　空格", "ABC123，全角 空格"),
+        ("零\u200b宽\ufeff字符\x07", "零宽字符"),
+        ("气温25℃，Intel® 处理器", "气温25℃，Intel® 处理器"),
+        ("  多余   空白\n换行 ", "多余 空白 换行"),
+    ],
+)
+def test_clean_captions_are_simplified_and_plain(device: Device, caption: str, expected: str) -> None:
+    context = Context(device, MODELS, frozenset())
+    assert clean(context, [caption, expected]) == [expected, expected]
+
+
+def test_entropy_is_the_papers(device: Device) -> None:
+    batch = refined(device, "", "图 图 图 图", "a b", "a a b c")
+    assert batch["text_entropy"].tolist() == pytest.approx([0, 0, 1, 1.5])
+
+
+def test_shares_and_parts_of_speech(device: Device) -> None:
+    batch = refined(device, "小猫和小狗在公园里奔跑", "因为所以但是而且", "图片图片图片图片图片图片")
+    assert batch["nouns"][0] >= 3 and batch["nouns"][1] == 0
+    assert batch["stop_word_share"][1] == 1 and batch["stop_word_share"][0] < 1
+    assert batch["text_entropy"][2] == 0 and batch["text_entropy"][0] > 2
+
+
+def test_unsafe_terms_are_counted(device: Device) -> None:
+    batch = refined(device, "公园里的一只小猫", "无抵押贷款当天放款", "网络工作找代理", "公司的网络设备")
+    assert batch["unsafe_caption"].tolist() == [0.0, 1.0, 2.0, 0.5]
+    weights = MODELS.terms("text_safety")
+    texts = [f"前{term}后{term}" for term in list(weights)[:50]] + ["软件的使用方式"]
+    expected = [sum(weight for term, weight in weights.items() if term in text) for text in texts]
+    assert MODELS.text_classifier("text_safety", device)(Strings.of(texts)).tolist() == expected
+
+
+def test_hostile_captions_are_rows_like_any_other(device: Device) -> None:
+    hostile = ["", "\ud800", "好" * 350_000, "a" * 10**6, "😀" * 10_000, "e" + "\u0301" * 10**5, "\u202e反\u202c" * 999]
+    hostile += ["漢字" * 10**5, "ab " * 300_000, "مرحبا" * 999, "\x00" * 999, "加微信a1b2c3 " * 10**4]
+    captions = [caption for bad in hostile for caption in (bad, "一只小猫在草地上")]
+    started = time.perf_counter()
+    batch = refined(device, *captions)
+    assert time.perf_counter() - started < 10
+    alone = refined(device, "一只小猫在草地上")
+    for name in ("words", "text_clean", "nouns", "text_entropy", "chinese_confidence", "unsafe_caption"):
+        assert set(batch[name][1::2]) == {alone[name][0]}
+
+
+@pytest.mark.parametrize(
+    ("caption", "chinese"),
+    [
+        ("一只小猫", True),
+        ("蓝色的桌子上放着一杯咖啡", True),
+        ("台北的夜景", True),
+        ("A cup of coffee on a wooden table", False),
+        ("これは公園で撮った写真です", False),
+        ("東京タワーの夜景", False),
+        ("공원에서 찍은 사진입니다", False),
+        ("12345 67890", False),
+        ("", False),
+    ],
+)
+def test_chinese_is_told_from_other_languages(device: Device, caption: str, chinese: bool) -> None:
+    assert (refined(device, caption)["chinese_confidence"][0] >= 0.5) == chinese
+
+
+def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "blocked.txt"
+    path.write_text("# bad sites\nBad.example\n*.spam.example  # all of it\n\n")
+    blocked = read_blocklist(path)
+    assert blocked == {"bad.example", "spam.example"}
+    urls = [
+        "https://bad.example/a",
+        "http://x.y.BAD.example./",
+        "https://notbad.example",
+        None,
+        "http://[broken",
+        "//spam.example",
+    ]
+    batch = Batch({"row": np.arange(len(urls)), "url": urls})
+    Source(Context(device, MODELS, frozenset(), blocked))(batch)
+    assert batch["blocked_source"].tolist() == [1, 1, 0, 0, 0, 1]
+
+
+def test_a_wrong_blocklist_is_refused_with_the_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "blocked.txt"
+    path.write_text("good.example\nhttps://bad.example/page\n")
+    with pytest.raises(Exception, match=r"blocked\.txt:2: .*is not a domain"):
+        read_blocklist(path)

@@ -1,0 +1,56 @@
+"""Terms and patterns of advertisements."""
+
+from __future__ import annotations
+
+import pytest
+
+from danqing.engine.core.device import Device
+from danqing.kernels.text.lexicon import Patterns, weigh
+from danqing.kernels.text.strings import Strings
+from danqing.kernels.text.trie import build
+from tests.kernels.text.texts import NASTY, random_texts
+
+TERMS = {"广告": 0.5, "广告位": 1.0, "位": 0.25, "招租": 1.0, "好": 0.01}
+PATTERNS = Patterns(phone=1, messenger=10, link=100, price=1000)
+
+
+def weights(device: Device, texts: list[str], patterns: Patterns = Patterns()) -> list[float]:  # noqa: B008
+    terms = build({term: round(100 * weight) for term, weight in TERMS.items()})
+    return [float(weight) for weight in weigh(device, Strings.of(texts), terms, patterns)]
+
+
+def test_each_different_term_counts_once_wherever_it_stands(device: Device) -> None:
+    texts = ["广告位招租", "广告广告广告", "", "地广告", *NASTY, *random_texts(200)]
+    expected = [sum(weight for term, weight in TERMS.items() if term in text) for text in texts]
+    assert weights(device, texts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("联系电话13812345678", 1),
+        ("电话：138-1234-5678，微信同号", 1),
+        ("热线400-123-4567", 1),
+        ("座机010-12345678 或 0755-1234567", 2),
+        ("加微信abc12345了解", 10),
+        ("薇信：abc_12345", 10),
+        ("VX:lucky888", 10),
+        ("QQ群 123456789", 10),
+        ("详见http://example.com/a", 100),
+        ("www.example.cn", 100),
+        ("访问 taobao.com 购买", 100),
+        ("只要9.9元", 1000),
+        ("￥199起", 1000),
+        ("100块钱", 1000),
+        # what is none of these
+        ("2024年10月1日", 0),
+        ("编号12345678901234567", 0),
+        ("比例是13812.345678", 0),
+        ("微信是一款软件", 0),
+        ("元代青花瓷 1368元旦", 0),
+        ("版本3.10.2 a.b.c", 0),
+        ("iPhone15 Pro", 0),
+    ],
+)
+def test_patterns_of_advertisements(device: Device, text: str, expected: float) -> None:
+    assert weights(device, [text], PATTERNS) == [expected]

@@ -1,0 +1,84 @@
+"""UTF-8 in and out, against Python."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from danqing.engine.core.device import Device
+from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.kernels.portable import Kernel
+from danqing.kernels.text.captions import measure
+from danqing.kernels.text.lexicon import Patterns, marks, weigh
+from danqing.kernels.text.strings import Strings, decode, encode
+from tests.kernels.text.texts import NASTY, random_texts
+
+
+def decoded(data: bytes) -> str:
+    chars = np.empty(len(data) + 1, np.int32)
+    count = decode(np.frombuffer(data, np.uint8), 0, len(data), chars)
+    return chars[:count].tobytes().decode("utf-32-le")
+
+
+def test_well_formed_text_is_decoded_and_encoded_as_python_does() -> None:
+    for text in NASTY + random_texts(300):
+        data = text.encode()
+        assert decoded(data) == text
+        out, end = np.zeros(len(data) + 4, np.uint8), 0
+        for character in text:
+            end = encode(ord(character), out, end)
+        assert out[:end].tobytes() == data
+
+
+def test_what_is_not_utf8_becomes_replacements_and_spares_the_rest() -> None:
+    assert decoded(b"\xff\xe4\xb8") == "\ufffd\ufffd\ufffd"
+    assert decoded("一".encode()[:2] + "二".encode()) == "\ufffd\ufffd二"
+    assert decoded(b"\xc0\x80a\xe0\x80\x80\xed\xa0\x80\xf4\x90\x80\x80\xf8") == (
+        "\ufffd" * 2 + "a" + "\ufffd" * 11
+    )  # overlong, surrogate, beyond Unicode
+    chance = random.Random(0)
+    for _ in range(3000):
+        data = bytes(chance.choice(b"a\x80\xbf\xc3\xe4\xb8\xad\xf0\x9f\x98\xff") for _ in range(chance.randint(0, 12)))
+        strict = decoded(data)
+        assert strict.replace("\ufffd", "") == data.decode("utf-8", "ignore")
+
+
+def test_strings_of_lists_and_of_arrow_without_a_copy() -> None:
+    texts = ["一", None, "", "\ud800坏", "😀"]
+    strings = Strings.of(texts)
+    assert strings.arrow().to_pylist() == ["一", "", "", "\ufffd坏", "😀"]
+    array = pa.array(["甲", "乙乙", "丙"], pa.string()).slice(1)
+    sliced = Strings.of(array)
+    assert sliced.arrow().to_pylist() == ["乙乙", "丙"]
+    assert sliced.data.ctypes.data == array.buffers()[2].address
+
+
+def test_parts_of_rows_know_their_bytes(device: Device) -> None:
+    texts = ["甲", "", "乙乙", "b", "丙c"]
+    for rows in (1, 2, 5, 9):
+        parts = list(Strings.of(pa.array(["x", *texts]).slice(1)).parts(device, rows))
+        assert [start for start, _ in parts] == list(range(0, 5, rows))
+        assert [row for _, part in parts for row in part.arrow().to_pylist()] == texts
+        assert all(part.size == sum(len(row.encode()) for row in part.arrow().to_pylist()) for _, part in parts)
+    assert list(Strings.of([]).parts(device, 2)) == []
+
+
+class Away:
+    """An array in a GPU's memory, of which the host knows the length."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_memory_for_a_launch_is_set_aside_without_asking_the_device(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[str] = []
+    monkeypatch.setattr(Kernel, "launch", lambda self, *arguments: launched.append(self.name))
+    rows = Strings(Away(), Away(), 27)
+    measure(device, rows, open_dictionary(), character_classes())
+    weigh(device, rows, marks(), Patterns())
+    assert launched == ["measure_rows", "weigh_rows"]

@@ -1,0 +1,1 @@
+"""Sessions and tokenizers that run models."""

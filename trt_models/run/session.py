@@ -1,0 +1,302 @@
+"""A model that runs: arrays in, arrays out, any number of rows."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import io
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import onnxruntime
+
+from danqing.engine.core.errors import DanqingError
+
+if TYPE_CHECKING:
+    from danqing.engine.core.device import Device
+
+BATCH = 8
+"""Rows of a batch on a CPU core. Fixed (batches are padded), so that a row's output does not depend on other rows."""
+GPU_BATCH = 64
+"""Rows of a batch on a GPU."""
+LONG = 128
+"""Tokens of a long caption."""
+
+
+class Session(Protocol):
+    """A model that is ready to run. `batch`: rows of every batch that the network runs; short ones are padded."""
+
+    batch: int
+
+    def run(self, **inputs: Any) -> dict[str, Any]:
+        """Named inputs, rows first → named outputs, rows first; arrays of the device."""
+        ...
+
+
+class OnnxSession:
+    """ONNX Runtime on CPU cores, a batch each: cores that share a batch wait for one another after every layer."""
+
+    def __init__(self, path: Path, device: Device, batch: int = BATCH) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.batch, self._device = batch, device
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def warm(self) -> None:
+        """Takes the memory that running takes: a batch a core, of zeros."""
+        self.run(**self.zeros(self.batch * self._device.threads))
+
+    def zeros(self, rows: int) -> dict[str, np.ndarray]:
+        """Inputs of zeros by name, `rows` rows each; where the length is free, `LONG` tokens."""
+        return {
+            given.name: np.zeros(
+                (rows, *(side if isinstance(side, int) else LONG for side in given.shape[1:])),
+                numpy_type(given.type),
+            )
+            for given in self._session.get_inputs()
+        }
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        rows = len(next(iter(inputs.values())))
+
+        def run_from(at: int) -> list[np.ndarray]:
+            some = {name: pad_rows(np, array[at : at + self.batch], self.batch) for name, array in inputs.items()}
+            found: list[np.ndarray] = self._session.run(self._outputs, some)
+            return found
+
+        parts = self._device.map(run_from, range(0, rows, self.batch))
+        return {
+            name: np.concatenate([part[position] for part in parts])[:rows]
+            for position, name in enumerate(self._outputs)
+        }
+
+
+def pad_rows(xp: Any, array: Any, batch: int) -> Any:
+    """Pads an array to `batch` rows with copies of its first row.
+
+    Kernels may sum in another order for other shapes, so without padding a row's output would depend on their number.
+
+    Args:
+        xp: NumPy or CuPy, as the array.
+        array: (rows, …), 1 ≤ rows ≤ batch.
+        batch: rows of the result.
+
+    Returns:
+        (batch, …), the array itself if it has that many rows.
+    """
+    missing = batch - len(array)
+    return xp.concatenate([array, xp.repeat(array[:1], missing, axis=0)]) if missing else array
+
+
+def numpy_type(name: str) -> np.dtype:
+    """Converts ONNX Runtime's name of a tensor type, such as `tensor(float16)`, to NumPy's type."""
+    kind = name.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
+
+
+def rows_at_once(device: Device, session: Session) -> int:
+    """Rows that a stage collects before it runs a network: on a GPU the session's batch, on a CPU one batch per core
+    (more rows would only delay the next stage)."""
+    return session.batch if device.kind == "cuda" else min(GPU_BATCH, BATCH * device.threads)
+
+
+class CudaOnnxSession:
+    """ONNX Runtime on a GPU, on a stream of its own; inputs and outputs stay in the GPU's memory.
+
+    Args:
+        path: the ONNX file.
+        device: the GPU.
+        batch: rows of every batch; short ones are padded.
+        tf32: round the operands of float32 products to TF32 (10 bits). An engine may, the reference of parity may not.
+
+    Raises:
+        DanqingError: this ONNX Runtime has no CUDA provider, or a library that the provider needs is missing.
+    """
+
+    def __init__(self, path: Path, device: Device, batch: int = GPU_BATCH, tf32: bool = False) -> None:
+        if CUDA not in onnxruntime.get_available_providers():
+            raise DanqingError(
+                f"{path.name}: the installed onnxruntime runs on CPUs only; "
+                "pip uninstall onnxruntime, then pip install onnxruntime-gpu, or compile an engine of TensorRT"
+            )
+        preload_libraries()
+        options = {
+            "device_id": str(device.number),
+            # The default, EXHAUSTIVE, times all algorithms for every new shape, so its choice can differ between runs.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "arena_extend_strategy": "kSameAsRequested",  # the default rounds up to powers of two
+            "use_tf32": str(int(tf32)),
+        }
+        self._session = onnxruntime.InferenceSession(str(path), providers=[(CUDA, options)])
+        if self._session.get_providers()[0] != CUDA:  # ONNX Runtime falls back to the CPU without an exception
+            raise DanqingError(
+                f"{path.name}: onnxruntime-gpu cannot use the GPU: {missing_library()}; "
+                "pip install 'danqing-engine[cuda]' brings CUDA's libraries and cuDNN"
+            )
+        self._outputs = {
+            output.name: (output.shape[1:], numpy_type(output.type)) for output in self._session.get_outputs()
+        }
+        self._device, self.batch = device, batch
+
+    def run(self, **inputs: Any) -> dict[str, Any]:
+        xp, batch = self._device.xp, self.batch
+        rows = len(next(iter(inputs.values())))
+        given = {name: self._device.up(array) for name, array in inputs.items()}
+        parts = [
+            {name: xp.ascontiguousarray(pad_rows(xp, array[at : at + batch], batch)) for name, array in given.items()}
+            for at in range(0, rows, batch)
+        ]
+        outputs = {name: xp.empty((len(parts) * batch, *rest), kind) for name, (rest, kind) in self._outputs.items()}
+        self._device.wait()  # the inputs were made on another stream
+        for number, part in enumerate(parts):
+            start = number * batch
+            self._run_batch(part, {name: array[start : start + batch] for name, array in outputs.items()})
+        return {name: array[:rows] for name, array in outputs.items()}
+
+    def _run_batch(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+        """Runs one batch into the outputs; returns when they are complete."""
+        binding, number = self._session.io_binding(), self._device.number
+        for name, array in inputs.items():
+            binding.bind_input(name, "cuda", number, array.dtype, array.shape, array.data.ptr)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cuda", number, array.dtype, array.shape, array.data.ptr)
+        self._session.run_with_iobinding(binding)
+
+
+CUDA = "CUDAExecutionProvider"
+
+
+@cache
+def preload_libraries() -> None:
+    """Loads CUDA's libraries and cuDNN from site-packages/nvidia, where the loader does not search; once per process.
+
+    Its messages are suppressed: if a session cannot use the GPU, `missing_library` names the library."""
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+
+
+def missing_library() -> str:
+    """The dynamic loader's error on ONNX Runtime's CUDA provider and cuDNN, which names the missing library."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+        ctypes.CDLL("libcudnn.so.9")
+    except OSError as problem:
+        return str(problem)
+    return "all of its libraries are there; see its messages above and nvidia-smi"
+
+
+class TensorRtSession:
+    """A TensorRT plan, in our own buffers and on the device's stream.
+
+    Each shape of batch is recorded as a CUDA graph: a network's hundreds of launches become one.
+    """
+
+    def __init__(self, plan: Path, module: str, batch: int, device: Device) -> None:
+        trt = importlib.import_module(module)
+        self._device, self.batch = device, batch
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            raise DanqingError(f"{plan}: {module} cannot load it")
+        names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
+        given = trt.TensorIOMode.INPUT
+        self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == given]
+        self._outputs = {
+            name: np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+            for name in names
+            if name not in self._inputs
+        }
+        self._context = self._engine.create_execution_context()
+        self._recorded: dict[tuple[tuple[int, ...], ...], _Recorded] = {}
+
+    def run(self, **inputs: Any) -> dict[str, Any]:
+        xp, batch = self._device.xp, self.batch
+        rows = len(next(iter(inputs.values())))
+        given = {name: self._device.up(inputs[name]) for name in self._inputs}
+        parts = [
+            self._run_batch({name: pad_rows(xp, array[at : at + batch], batch) for name, array in given.items()})
+            for at in range(0, rows, batch)
+        ]
+        return {name: xp.concatenate([part[name] for part in parts])[:rows] for name in self._outputs}
+
+    def _run_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        shapes = tuple(array.shape for array in inputs.values())
+        if shapes not in self._recorded:
+            if len(self._recorded) == RECORDINGS:
+                held = {name: self._device.xp.ascontiguousarray(array) for name, array in inputs.items()}
+                outputs = self._bind(self._context, held)
+                self._enqueue(self._context)
+                return outputs
+            self._recorded[shapes] = self._record(inputs)
+        return self._recorded[shapes].replay(inputs)
+
+    def _bind(self, context: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Tells TensorRT where inputs lie and outputs go; returns the outputs, not yet filled."""
+        for name, array in inputs.items():
+            context.set_input_shape(name, array.shape)
+            context.set_tensor_address(name, array.data.ptr)
+        xp = self._device.xp
+        outputs = {name: xp.empty(tuple(context.get_tensor_shape(name)), kind) for name, kind in self._outputs.items()}
+        for name, array in outputs.items():
+            context.set_tensor_address(name, array.data.ptr)
+        return outputs
+
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self._device.stream):
+            raise RuntimeError("TensorRT refused to run the engine")
+
+    def _record(self, like: dict[str, Any]) -> _Recorded:
+        """Once as it comes, which settles what TensorRT does on first sight of a shape; then once for the record."""
+        xp = self._device.xp
+        context = self._engine.create_execution_context()  # a graph keeps its context: no other may use it
+        inputs = {name: xp.ascontiguousarray(array).copy() for name, array in like.items()}
+        outputs = self._bind(context, inputs)
+        self._enqueue(context)
+        stream = xp.cuda.ExternalStream(self._device.stream)
+        stream.synchronize()
+        stream.begin_capture()
+        self._enqueue(context)
+        return _Recorded(context, inputs, outputs, stream.end_capture())
+
+
+RECORDINGS = 4
+"""CUDA graphs a session holds at most, each with buffers of its own: texts come in many lengths."""
+
+
+class _Recorded(NamedTuple):
+    """A full batch as a CUDA graph, between fixed buffers."""
+
+    context: Any
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    graph: Any
+
+    def replay(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        for name, array in inputs.items():
+            self.inputs[name][...] = array
+        self.graph.launch()  # on this thread's stream
+        return {name: array.copy() for name, array in self.outputs.items()}
+
+
+def open_session(path: Path, device: Device, batch: int | None = None, tf32: bool = False) -> Session:
+    """Opens an ONNX file on the device.
+
+    Args:
+        path: the ONNX file.
+        device: the device to run on.
+        batch: rows of every batch; None for `BATCH` or `GPU_BATCH`.
+        tf32: see `CudaOnnxSession`.
+
+    Raises:
+        DanqingError: as `CudaOnnxSession`.
+    """
+    if device.kind == "cuda":
+        return CudaOnnxSession(path, device, batch or GPU_BATCH, tf32)
+    return OnnxSession(path, device, batch or BATCH)

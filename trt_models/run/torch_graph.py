@@ -1,0 +1,295 @@
+"""An ONNX graph as a list of torch calls.
+
+Shapes, axes and bounds, and all values computed from them, are NumPy arrays in host memory. So no call waits for the
+device to learn a shape, and CUDA can capture the whole list as one graph.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from torch.nn import functional
+
+from danqing.engine.core.errors import DanqingError
+from danqing.trt_models.nodes import attributes_of
+from danqing.trt_models.run.torch_fusion import TYPES, Weights, fuse_nodes
+
+Tensor = torch.Tensor
+
+
+class Call(NamedTuple):
+    """One torch call.
+
+    Attributes:
+        function: takes the values of `inputs` and returns the value of `output`.
+        frees: values that no later call reads.
+    """
+
+    function: Callable[..., Any]
+    inputs: tuple[str, ...]
+    output: str
+    frees: tuple[str, ...] = ()
+
+
+class TorchGraph:
+    """An ONNX model that torch runs. Tensors have the types that the graph gives them.
+
+    Args:
+        model: in float32 or as `halved` returns it, weights included.
+        device: holds the weights, the inputs and the outputs.
+
+    Raises:
+        DanqingError: an operator, or a setting of one, that is not supported; names the node.
+    """
+
+    def __init__(self, model: onnx.ModelProto, device: torch.device) -> None:
+        nodes, weights = fuse_nodes(model.graph)
+        self._device = device
+        self._constants: dict[str, Any] = {"": None}  # an input that is left out
+        self._on_host: set[str] = set()
+        self.outputs = [output.name for output in model.graph.output]
+        self._calls = _with_frees([self._translated(node, weights) for node in nodes], {*self.outputs})
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Runs the model.
+
+        Args:
+            inputs: by name, on the device, rows first.
+
+        Returns:
+            The outputs by name, on the device, rows first.
+        """
+        values = self._constants | inputs
+        for call in self._calls:
+            values[call.output] = call.function(*(values[name] for name in call.inputs))
+            for name in call.frees:
+                del values[name]
+        return {name: values[name] for name in self.outputs}
+
+    def _translated(self, node: onnx.NodeProto, weights: Weights) -> Call:
+        function = PLAIN.get(node.op_type) or WITH_SETTINGS.get(node.op_type)
+        if function is None:
+            raise DanqingError(f"torch: node {node.name}: the operator {node.op_type} is not supported")
+        settings = attributes_of(node)
+        known = inspect.signature(function).parameters if node.op_type in WITH_SETTINGS else {}
+        for name in settings:
+            if name not in known:
+                raise DanqingError(f"torch: node {node.name}: the setting {name} of {node.op_type} is not supported")
+        of_shapes = not self._on_host.isdisjoint(node.input[: OF_SHAPES.get(node.op_type, 0)])
+        if of_shapes or node.op_type == "Shape":
+            self._on_host.update(node.output)
+        inputs = tuple(
+            self._input(node, position, of_shapes or position in ON_HOST.get(node.op_type, ()), weights)
+            for position in range(len(node.input))
+        )
+        return Call(partial(function, **settings) if settings else function, inputs, node.output[0])
+
+    def _input(self, node: onnx.NodeProto, position: int, on_host: bool, weights: Weights) -> str:
+        """The name under which the call finds this input. A weight is copied to the device, or kept on the host."""
+        name = node.input[position]
+        if name in weights:
+            if on_host or (node.op_type == "Gather" and position == 1 and not weights.rank(name)):
+                self._constants[f"{name} on the host"] = _on_host(weights[name])
+                return f"{name} on the host"
+            if name not in self._constants:
+                self._constants[name] = weights[name].to(self._device)
+            return name
+        if not name:
+            return name
+        if on_host != (name in self._on_host):
+            where = "depends on what the input holds" if on_host else "is computed with"
+            raise DanqingError(f"torch: node {node.name}: the shape {name} {where}, which is not supported")
+        return name
+
+
+def _on_host(weight: Tensor) -> np.ndarray:
+    """The weight as a NumPy array; bounds (of Clip and Pad) in float32, since NumPy has no bf16."""
+    return (weight.float() if weight.is_floating_point() else weight).numpy()
+
+
+def _with_frees(calls: Sequence[Call], kept: set[str]) -> list[Call]:
+    """Adds to each call the names of the values that it is the last to read."""
+    made = {call.output for call in calls} - kept
+    done = []
+    for call in reversed(calls):
+        last = made.intersection(call.inputs)
+        made -= last
+        done.append(call._replace(frees=tuple(last)))
+    return done[::-1]
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """q (N, H, T, d), k (N, H, d, S), v (N, H, S, d) → (N, H, T, d). The scale is in q's weights."""
+    keys = k.transpose(-1, -2)
+    q = q.expand(*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *q.shape[-2:])
+    mask = None if mask is None else mask.to(q.dtype)
+    return functional.scaled_dot_product_attention(q, keys, v, attn_mask=mask, scale=1.0)
+
+
+def _gelu(x: Tensor, *, approximate: bytes = b"none") -> Tensor:
+    return functional.gelu(x, approximate=approximate.decode())
+
+
+def _quick_gelu_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """Two linear layers; the scales of x sigmoid(1.702 x) are in their weights."""
+    return functional.linear(functional.silu(functional.linear(x, w1, b1)), w2, b2)
+
+
+def _layer_norm(
+    x: Tensor, gamma: Tensor, beta: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5
+) -> Tensor:
+    return functional.layer_norm(x, x.shape[axis:], gamma, beta, epsilon)
+
+
+def _shape(x: Tensor) -> np.ndarray:
+    return np.array(x.shape)
+
+
+def _reshape(x: Tensor, shape: np.ndarray) -> Tensor:
+    return x.reshape([side or x.shape[axis] for axis, side in enumerate(shape.tolist())])
+
+
+def _expand(x: Tensor, shape: np.ndarray) -> Tensor:
+    return x.expand(np.broadcast_shapes(x.shape, shape.tolist()))
+
+
+def _slice(
+    x: Any, starts: np.ndarray, ends: np.ndarray, axes: np.ndarray | None = None, steps: np.ndarray | None = None
+) -> Any:
+    index = [slice(None)] * x.ndim
+    for position, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        axis = position if axes is None else int(axes[position])
+        index[axis] = slice(start, end, 1 if steps is None else int(steps[position]))
+    return x[tuple(index)]
+
+
+def _concat(*parts: Any, axis: int) -> Any:
+    return np.concatenate(parts, axis) if isinstance(parts[0], np.ndarray) else torch.cat(parts, axis)
+
+
+def _gather(x: Any, places: Any, *, axis: int = 0) -> Any:
+    if isinstance(x, np.ndarray):
+        return x.take(places, axis)
+    if isinstance(places, np.ndarray):
+        return x.select(axis, int(places))
+    return x[(*[slice(None)] * (axis % x.ndim), places)]
+
+
+def _squeeze(x: Tensor, axes: np.ndarray) -> Tensor:
+    return x.squeeze(tuple(axes.tolist()))
+
+
+def _unsqueeze(x: Tensor, axes: np.ndarray) -> Tensor:
+    for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes.tolist()):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _transpose(x: Tensor, *, perm: Sequence[int]) -> Tensor:
+    return x.permute(*perm)
+
+
+def _cast(x: Tensor, *, to: int) -> Tensor:
+    return x.to(TYPES[to])
+
+
+def _clip(x: Tensor, low: np.ndarray | None = None, high: np.ndarray | None = None) -> Tensor:
+    return x.clamp(None if low is None else low.item(), None if high is None else high.item())
+
+
+def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return x.softmax(axis)
+
+
+def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, transB: int = 0) -> Tensor:  # noqa: N803 - ONNX's name
+    return functional.linear(a, b if transB else b.t(), c)
+
+
+def _reduce(function: Callable[..., Tensor], x: Tensor, *, axes: Sequence[int], keepdims: int = 1) -> Tensor:
+    return function(x, dim=tuple(axes), keepdim=bool(keepdims))
+
+
+def _reduce_mean(x: Tensor, *, axes: Sequence[int], keepdims: int = 1) -> Tensor:
+    return _reduce(torch.mean, x, axes=axes, keepdims=keepdims)
+
+
+def _reduce_l2(x: Tensor, *, axes: Sequence[int], keepdims: int = 1) -> Tensor:
+    return _reduce(torch.linalg.vector_norm, x, axes=axes, keepdims=keepdims)
+
+
+def _reduce_sum(x: Tensor, axes: np.ndarray, *, keepdims: int = 1) -> Tensor:
+    return _reduce(torch.sum, x, axes=axes.tolist(), keepdims=keepdims)
+
+
+def _mean_over_pixels(x: Tensor) -> Tensor:
+    return x.mean((2, 3), keepdim=True)
+
+
+def _div(x: Tensor, y: Tensor) -> Tensor:
+    return torch.div(x, y, rounding_mode=None if x.is_floating_point() else "trunc")
+
+
+def _maximum(*operands: Tensor) -> Tensor:
+    return reduce(torch.maximum, operands)
+
+
+def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
+    return x.reshape(int(np.prod(x.shape[:axis])), -1)
+
+
+def _pad(x: Tensor, pads: np.ndarray, value: np.ndarray | None = None) -> Tensor:
+    return functional.pad(x, _torch_pads(pads.tolist()), value=0 if value is None else value.item())
+
+
+def _conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, strides: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0), group: int = 1,
+) -> Tensor:  # fmt: skip
+    before, after = list(pads[:2]), list(pads[2:])
+    if before != after:
+        x, before = functional.pad(x, _torch_pads(pads)), [0, 0]
+    return functional.conv2d(x, weight, bias, list(strides), before, groups=group)
+
+
+def _max_pool(
+    x: Tensor, *, kernel_shape: Sequence[int], strides: Sequence[int] = (1, 1), pads: Sequence[int] = (0, 0, 0, 0)
+) -> Tensor:
+    if any(pads):
+        x = functional.pad(x, _torch_pads(pads), value=float("-inf"))
+    return functional.max_pool2d(x, list(kernel_shape), list(strides))
+
+
+def _torch_pads(pads: Sequence[int]) -> list[int]:
+    """Reorders paddings: ONNX lists the starts of all axes, then the ends; torch lists pairs, the last axis first."""
+    axes = len(pads) // 2
+    return [pad for axis in reversed(range(axes)) for pad in (pads[axis], pads[axes + axis])]
+
+
+PLAIN: Mapping[str, Callable[..., Any]] = {
+    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": _div, "Mod": torch.remainder, "Neg": torch.neg,
+    "Sqrt": torch.sqrt, "Erf": torch.erf, "Tanh": torch.tanh, "Sigmoid": torch.sigmoid, "Relu": torch.relu,
+    "Equal": torch.eq, "GreaterOrEqual": torch.ge, "Max": _maximum, "MatMul": torch.matmul, "Clip": _clip,
+    "Shape": _shape, "Reshape": _reshape, "Expand": _expand, "Slice": _slice, "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze, "Pad": _pad, "GlobalAveragePool": _mean_over_pixels,
+    "Attention": _attention, "Linear": functional.linear, "Silu": functional.silu, "QuickGeluMlp": _quick_gelu_mlp,
+}  # fmt: skip
+"""Operators without settings: those that `trt_models.export` writes, and those of `fuse_nodes`."""
+WITH_SETTINGS: Mapping[str, Callable[..., Any]] = {
+    "Cast": _cast, "Concat": _concat, "Conv": _conv, "Flatten": _flatten, "Gather": _gather, "Gelu": _gelu,
+    "Gemm": _gemm, "LayerNormalization": _layer_norm, "MaxPool": _max_pool, "ReduceL2": _reduce_l2,
+    "ReduceMean": _reduce_mean, "ReduceSum": _reduce_sum, "Softmax": _softmax, "Transpose": _transpose,
+}  # fmt: skip
+"""Operators whose settings are keyword arguments of their functions."""
+ON_HOST: Mapping[str, tuple[int, ...]] = {
+    "Reshape": (1,), "Expand": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "ReduceSum": (1,), "Pad": (1, 2),
+    "Clip": (1, 2), "Slice": (1, 2, 3, 4),
+}  # fmt: skip
+"""Inputs, by position, that are read on the host."""
+OF_SHAPES: Mapping[str, int | None] = {"Slice": 1, "Gather": 1, "Concat": None}
+"""Operator that may compute a shape from shapes → how many of its inputs can be shapes (None: all)."""
