@@ -456,7 +456,7 @@ def test_classifiers_agree_by_their_probabilities() -> None:
 def test_the_readmes_engine_is_verified_and_activated(tmp_path: Path) -> None:
     """Runs its lines as they are written, with fewer pairs."""
     shards = build_crawl(tmp_path / "crawl")
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\./run (models (?:compile|verify|activate) open-nsfw.*?)(?: +#.*)?$", readme, re.MULTILINE)
     assert len(lines) == 4 and "demo/crawl/*.tar" in lines[0] and lines[-1].endswith("--rollback")
     for line in lines:
