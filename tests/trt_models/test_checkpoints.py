@@ -32,7 +32,7 @@ from danqing.profiling.bench.published import randomised, save
 from danqing.trt_models.card import CARDS
 from danqing.trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
 from danqing.trt_models.export.checkpoint import Checkpoint
-from danqing.trt_models.export.graph import Network
+from danqing.trt_models.export.graph import ExportedNetwork
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 VISION = SMALL | {"image_size": 32, "patch_size": 8}
@@ -41,8 +41,8 @@ TEXT = SMALL | {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None,
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def run(network: Network | onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
-    model = network.model() if isinstance(network, Network) else network
+def run(network: ExportedNetwork | onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    model = network.model() if isinstance(network, ExportedNetwork) else network
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (output,) = session.run(None, inputs)
     return output  # type: ignore[no-any-return]
@@ -110,7 +110,7 @@ def test_siglip(tmp_path: Path) -> None:
     config = SiglipConfig(text_config=TEXT | {"max_position_embeddings": 16}, vision_config=VISION)
     model: Any = randomised(SiglipModel(config), 1)
     weights = Checkpoint(save(model, tmp_path))
-    expected = model.get_image_features(pixel_values=normalised(PIXELS, siglip.HALF, siglip.HALF)).pooler_output
+    expected = model.get_image_features(pixel_values=normalised(PIXELS, siglip.MEAN, siglip.MEAN)).pooler_output
     assert_alike(run(siglip.image_tower(weights), pixels=PIXELS), unit(expected))
     tokens = np.random.default_rng(2).integers(0, WORDS, (3, 16), dtype=np.int32)
     expected = model.get_text_features(input_ids=torch.tensor(tokens, dtype=torch.long)).pooler_output

@@ -30,11 +30,11 @@ from danqing.trt_models.card import ImageInput, load_card
 from danqing.trt_models.export import bert, chinese_clip, eva, siglip
 from danqing.trt_models.export.checkpoint import Checkpoint
 from danqing.trt_models.export.from_checkpoint import export
-from danqing.trt_models.export.graph import Network
-from danqing.trt_models.store import is_here
+from danqing.trt_models.export.graph import ExportedNetwork
+from danqing.trt_models.store import is_stored
 from tests.trt_models.test_checkpoints import TEXT, VISION
 
-Export = Callable[[Checkpoint], Network]
+Export = Callable[[Checkpoint], ExportedNetwork]
 SECTIONS = ("text_config", "vision_config")
 LABELS: dict[str, Any] = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
 EVA: dict[str, Any] = {"embed_dim": 128, "depth": 2, "num_heads": 2, "img_size": 70}
@@ -129,7 +129,7 @@ def test_the_store_keeps_no_network_with_weights_left_out(
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", encoding="utf-8")
     with pytest.raises(DanqingError, match=r"get config\.json and the weights from the same publication"):
         export(card, folder)
-    assert not is_here(card)
+    assert not is_stored(card)
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
@@ -144,7 +144,7 @@ def test_a_card_may_tell_its_checkpoint_by_the_other_tower(
     folder = with_tensor(folders["chinese_clip"], tmp_path, "vision_model.embeddings.position_ids")
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", encoding="utf-8")
     export(card, folder)
-    assert is_here(card)
+    assert is_stored(card)
 
 
 class Asked(Checkpoint):

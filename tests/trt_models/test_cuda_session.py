@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.trt_models.run import session
-from danqing.trt_models.run.session import CUDA, CudaOnnxSession, numpy_type, open_session, pad_rows
-from tests.strict import Library, OnDevice
+from danqing.trt_models.run.session import CUDA_PROVIDER, CudaOnnxSession, numpy_type, open_session, pad_rows
+from tests.strict import MockLibrary, OnDevice
 
 InferenceSession = onnxruntime.InferenceSession
 
@@ -46,13 +46,13 @@ class Gpu:
 
     def __init__(self, path: str, providers: list[Any]) -> None:
         ((name, self.options),) = providers
-        assert name == CUDA
+        assert name == CUDA_PROVIDER
         self.shapes: list[tuple[int, ...]] = []
         self.inner = InferenceSession(path, providers=["CPUExecutionProvider"])
         self.get_outputs, self.io_binding = self.inner.get_outputs, Binding
 
     def get_providers(self) -> list[str]:
-        return [CUDA, "CPUExecutionProvider"]
+        return [CUDA_PROVIDER, "CPUExecutionProvider"]
 
     def run_with_iobinding(self, binding: Binding) -> None:
         self.shapes.append(next(iter(binding.inputs.values())).shape)
@@ -62,11 +62,11 @@ class Gpu:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA_PROVIDER])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Gpu)
     address = property(lambda array: SimpleNamespace(ptr=array.ctypes.data))
     monkeypatch.setattr(OnDevice, "data", address, raising=False)
-    return Device("cuda", 1, ThreadPoolExecutor(1), Library(np), number=1)
+    return Device("cuda", 1, ThreadPoolExecutor(1), MockLibrary(np), number=1)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_session_that_lands_on_the_cpu_is_refused(gpu: Device, model: Path, mo
     with pytest.raises(DanqingError, match=r"cannot use the GPU: .*libonnxruntime_providers_cuda\.so.*\[cuda\]"):
         CudaOnnxSession(model, gpu)
     monkeypatch.setattr(ctypes, "CDLL", lambda *given: None)
-    with pytest.raises(DanqingError, match="all of its libraries are there"):
+    with pytest.raises(DanqingError, match="all of its libraries can be loaded"):
         CudaOnnxSession(model, gpu)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DanqingError, match="runs on CPUs only; pip uninstall onnxruntime"):

@@ -22,7 +22,7 @@ from danqing.trt_models.export import efficientnet_lite0, open_nsfw, use_multili
 from danqing.trt_models.export.imagenet_names import class_embeddings, class_names  # noqa: E402
 from danqing.trt_models.export.torch_file import read_checkpoint  # noqa: E402
 from danqing.trt_models.package_files import package_file  # noqa: E402
-from danqing.trt_models.run.tokenizer import Tokenizer  # noqa: E402
+from danqing.trt_models.run.tokenizer import SentencePiece  # noqa: E402
 
 CAPTIONS = [
     "一只橘猫趴在窗台上晒太阳",
@@ -60,9 +60,9 @@ def sentence_encoder() -> onnxruntime.InferenceSession:
 
 
 @cache
-def tokenizer() -> Tokenizer:
+def tokenizer() -> SentencePiece:
     path = package_file(use_multilingual.PACKAGE, use_multilingual.TOKENIZER)
-    return Tokenizer(TokenInput("sentencepiece", str(path), begin=1, end=2, max_length=1024), path)
+    return SentencePiece(TokenInput("sentencepiece", str(path), begin=1, end=2, max_length=1024), path)
 
 
 def pictures() -> np.ndarray:
@@ -117,7 +117,7 @@ def test_refuses_to_run_code(tmp_path: Path, place: str) -> None:
     path = legacy_file(tmp_path / "w.pth", attack, np.zeros(1, np.float32))
     if place == "first pickle":
         path.write_bytes(attack)
-    with pytest.raises(DanqingError, match=r"w\.pth: asks for (posix|nt)\.system"):
+    with pytest.raises(DanqingError, match=r"w\.pth: its pickle uses (posix|nt)\.system"):
         read_checkpoint(path)
     assert not (tmp_path / "harm").exists()
 

@@ -107,7 +107,7 @@ def reference(model: Any, card: Card, given: np.ndarray) -> np.ndarray:
 def statistics(card: Card) -> tuple[Any, Any]:
     from danqing.trt_models.export import chinese_clip, siglip
 
-    return (siglip.HALF, siglip.HALF) if "siglip" in card.name else (chinese_clip.MEAN, chinese_clip.DEVIATION)
+    return (siglip.MEAN, siglip.MEAN) if "siglip" in card.name else (chinese_clip.MEAN, chinese_clip.DEVIATION)
 
 
 def inputs(card: Card) -> dict[str, np.ndarray]:
@@ -135,7 +135,7 @@ def test_exports_are_the_models(
     name: str, large: bool, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
-        monkeypatch.setattr(graph, "LARGE", 1 << 12)
+        monkeypatch.setattr(graph, "EXTERNAL_DATA_BYTES", 1 << 12)
     family = FAMILIES[name]()
     folder = save(family.model, tmp_path / "checkpoint", form)
     for file in ("vocab.txt", "tokenizer.model"):
@@ -207,7 +207,7 @@ def test_graphs_keep_what_lower_precision_needs(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_a_large_model_covers_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "LARGE", 1 << 12)
+    monkeypatch.setattr(graph, "EXTERNAL_DATA_BYTES", 1 << 12)
     card = load_card(own_card("text-safety-20m", tmp_path))
     hashes = set()
     for seed in (2, 3):
@@ -233,7 +233,7 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path, capsys: pytest.
     long = {"token_input": {"kind": "wordpiece", "file": "vocab.txt", "max_length": 53}}
     path = own_card("chinese-clip-vit-l-14-text", tmp_path, **long)
     assert main(["models", "export", path, "--from", str(folder)]) == 2
-    assert "says 53, and the checkpoint was made for 52" in capsys.readouterr().err
+    assert "its input has size 53, the checkpoint's has 52" in capsys.readouterr().err
     (folder / "vocab.txt").unlink()
     assert main(["models", "export", own_card("chinese-clip-vit-l-14-text", tmp_path), "--from", str(folder)]) == 2
     assert "vocab.txt: no such file" in capsys.readouterr().err

@@ -21,8 +21,8 @@ from danqing.engine.core.errors import DanqingError
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.model_set import ModelSet
-from danqing.trt_models.run.session import BATCH, open_session
-from danqing.trt_models.store import keep, model_folder, onnx_path
+from danqing.trt_models.run.session import CPU_BATCH_ROWS, open_session
+from danqing.trt_models.store import model_folder, onnx_path, store_model
 
 
 def write_card(folder: Path, **changes: str) -> str:
@@ -121,24 +121,24 @@ def test_a_model_that_another_process_has_built_meanwhile_is_used(store: Path) -
         return lambda path: path.write_bytes(content)
 
     def save_late(path: Path) -> None:
-        keep(card, folder, save(b"first"), {})
+        store_model(card, folder, save(b"first"), {})
         path.write_bytes(b"second")
 
-    keep(card, folder, save_late, {})
+    store_model(card, folder, save_late, {})
     assert (folder / "model.onnx").read_bytes() == b"first" and list(folder.parent.iterdir()) == [folder]
     assert folder.stat().st_mode == folder.parent.stat().st_mode  # others may read it, if the umask says so
     (folder / "model.json").unlink()  # what is incomplete is replaced
-    keep(card, folder, save(b"third"), {})
+    store_model(card, folder, save(b"third"), {})
     assert (folder / "model.onnx").read_bytes() == b"third"
     exported = replace(card, build=None, export="x")
-    keep(exported, folder, save(b"another checkpoint"), {})
+    store_model(exported, folder, save(b"another checkpoint"), {})
     assert (folder / "model.onnx").read_bytes() == b"another checkpoint" and list(folder.parent.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": 3}'])
 def test_a_damaged_model_json_is_said(store: Path, content: str) -> None:
     card = load_card("open-nsfw")
-    keep(card, model_folder(card), lambda path: path.write_bytes(b"x"), {})
+    store_model(card, model_folder(card), lambda path: path.write_bytes(b"x"), {})
     note = model_folder(card) / "model.json"
     note.write_text(content)
     with pytest.raises(DanqingError, match=f"^{note}: .*remove the folder {note.parent} and run again"):
@@ -153,7 +153,7 @@ def test_a_cache_that_cannot_be_written_is_said(store: Path, monkeypatch: pytest
 
     card = load_card("open-nsfw")
     with pytest.raises(DanqingError, match=f"{said} .*No space left"):
-        keep(card, model_folder(card), full, {})
+        store_model(card, model_folder(card), full, {})
     assert not list((store / "models").iterdir())
     monkeypatch.setenv("DANQING_CACHE", str(store / "file"))
     (store / "file").write_text("")
@@ -188,7 +188,7 @@ def test_any_onnx_text_model_can_judge_captions(tmp_path: Path, device: Device) 
     assert classifier(Strings.of(["好图", "坏图", "", "好图坏"])).tolist() == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize("rows", [1, BATCH - 1, BATCH, 2 * BATCH + 3])
+@pytest.mark.parametrize("rows", [1, CPU_BATCH_ROWS - 1, CPU_BATCH_ROWS, 2 * CPU_BATCH_ROWS + 3])
 def test_a_session_takes_any_number_of_rows(tmp_path: Path, device: Device, rows: int) -> None:
     card = load_card(write_card(tmp_path))
     values = np.random.default_rng(rows).random((rows, 3), np.float32)

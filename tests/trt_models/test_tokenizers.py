@@ -12,14 +12,16 @@ from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.run.tokenizer import open_tokenizer
-from tests.kernels.text.texts import NASTY, random_texts
+from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 
 TEXTS = [
-    *NASTY, *random_texts(3000, 7),
+    *DIFFICULT_TEXTS, *random_texts(3000, 7),
     "A Picture Of Zürich, HELLO WORLD", "ΟΔΟΣ Σίσυφος", "İSTANBUL Ǆ ẞ", "<eos> 的 <pad> [CLS]", "  two  spaces  ",
     "the quick brown fox " * 30, "\n\n\t换行\n", "👨‍👩‍👧‍👦🏳️‍🌈🇨🇳", "\u2581meta\u2581 space", "Ⅷ ℃ ㍿ ﷺ",
 ]  # fmt: skip
-TRAINING = [text.replace("\0", "") for text in (*NASTY, *random_texts(3000, 1))] + ["the quick brown fox " * 30] * 20
+TRAINING = [text.replace("\0", "") for text in (*DIFFICULT_TEXTS, *random_texts(3000, 1))] + [
+    "the quick brown fox " * 30
+] * 20
 
 
 @pytest.fixture(scope="module")

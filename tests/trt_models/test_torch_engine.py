@@ -24,12 +24,12 @@ from danqing.profiling.bench.published import randomised, save
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.compile.compilers import compile_engine
 from danqing.trt_models.engines import Engines, open_active, runtime_version
-from danqing.trt_models.run.session import RECORDINGS, OnnxSession
+from danqing.trt_models.run.session import MAX_CUDA_GRAPHS, OnnxSession
 from danqing.trt_models.run.torch_graph import TorchGraph
 from danqing.trt_models.run.torch_session import CudaTorchSession, TorchSession
 from danqing.trt_models.store import onnx_path
 from tests.engine.score.test_run import samples
-from tests.strict import Library, OnDevice, on_device, plain
+from tests.strict import MockLibrary, OnDevice, on_device, plain
 from tests.trt_models.test_checkpoints import ragged_tokens
 from tests.trt_models.test_engines import LABELS, RECIPE, TEXT, VOCABULARY
 
@@ -139,7 +139,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Device:
     }
     for name, mock in mocks.items():
         monkeypatch.setattr(torch.cuda, name, mock)
-    return Device("cuda", 1, device.pool, Library(np))
+    return Device("cuda", 1, device.pool, MockLibrary(np))
 
 
 def test_batches_on_a_gpu_are_full_and_captured_once_a_shape(
@@ -151,16 +151,16 @@ def test_batches_on_a_gpu_are_full_and_captured_once_a_shape(
     there = CudaTorchSession(path, gpu, 4)
     chance = np.random.default_rng(0)
     for turn in range(2):
-        for length in range(3, 3 + RECORDINGS + 2):
+        for length in range(3, 3 + MAX_CUDA_GRAPHS + 2):
             for rows in (4, 7):
                 tokens = chance.integers(1, len(VOCABULARY), (rows, length), dtype=np.int32)
                 given = on_device(tokens) if rows == 4 else tokens  # text models get theirs from the host
                 found = there.run(tokens=given)["probability"]
                 assert isinstance(found, OnDevice) and found.shape == (rows,)
                 assert (found.get() == here.run(tokens=tokens)["probability"]).all()
-        assert MockGraph.newest.captured == RECORDINGS
+        assert MockGraph.newest.captured == MAX_CUDA_GRAPHS
         # Two calls per capture; the two other lengths have 1 and 2 batches, which run directly in each turn.
-        assert MockGraph.newest.calls == 2 * RECORDINGS + 2 * 3 * (turn + 1)
+        assert MockGraph.newest.calls == 2 * MAX_CUDA_GRAPHS + 2 * 3 * (turn + 1)
 
 
 def test_an_engine_for_a_gpu_can_be_checked_without_one(card: Card, device: Device) -> None:

@@ -184,14 +184,14 @@ def test_what_torch_cannot_run_is_named() -> None:
     node = helper.make_node
     for model, words in (
         (graph(node("Celu", ["x"], ["y"], "layer.9")), r"node layer\.9: the operator Celu is not supported"),
-        (graph(node("Mod", ["x", "x"], ["y"], "m", fmod=1)), "node m: the setting fmod of Mod is not supported"),
+        (graph(node("Mod", ["x", "x"], ["y"], "m", fmod=1)), "node m: the attribute fmod of Mod is not supported"),
         (
             graph(node("Cast", ["x"], ["n"], to=TensorProto.INT64), node("Reshape", ["x", "n"], ["y"], "r")),
-            "node r: the shape n depends on what the input holds",
+            "node r: the shape n depends on the values of an input",
         ),
         (
             graph(node("Shape", ["x"], ["n"]), node("Cast", ["n"], ["y"], "c", to=TensorProto.FLOAT)),
-            "node c: the shape n is computed with",
+            "node c: the shape n takes part in a computation",
         ),
     ):
         with pytest.raises(DanqingError, match=words):
