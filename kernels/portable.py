@@ -192,7 +192,7 @@ class Kernel:
     """A function over rows, compiled at its first launch on each kind of device.
 
     Args:
-        body: `body(first, last, step, *arguments)`.
+        body: `body(first, last, step, *arguments)`. No argument is named `rows`, which `_threaded` adds.
         min_rows: minimum number of rows of a CPU thread's task.
     """
 

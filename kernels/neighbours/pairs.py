@@ -184,19 +184,18 @@ def list_near(first, last, step, tile, bound, left, right, min_cosine, features,
 
 
 @kernel
-def count_joined(first, last, step, rows, counts, near, parent, out):
+def count_joined(first, last, step, left, counts, near, parent, out):
     """Counts how many of each row's neighbours are in its component.
 
     Args:
-        rows: int64 (rows,), row numbers.
-        counts, near: see `list_near`.
+        left, counts, near: see `list_near`.
         parent: see `join_near`.
-        out: int64 (rows,), output.
+        out: int64 (left,), output.
     """
     for i in range(first, last, step):
         out[i] = 0
         for place in range(counts[i]):
-            out[i] += np.int64(find_root(parent, rows[i]) == find_root(parent, near[i, place]))
+            out[i] += np.int64(find_root(parent, left[i]) == find_root(parent, near[i, place]))
 
 
 @heavy_kernel

@@ -100,7 +100,7 @@ def pixel_statistics(device: ArrayLauncher, pictures: Sequence[Any]) -> Any:
     counted, tiles = _cut_tiles(table[:, 2], table[:, 3], *TILE_SHAPES[device.kind])
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counted)])
 
-    given = Pictures(*(device.up(np.ascontiguousarray(column)) for column in table.T))
+    on_device = Pictures(*(device.up(np.ascontiguousarray(column)) for column in table.T))
     cut, starts = Tiles(*map(device.up, tiles)), device.up(starts)
     count = len(tiles.picture)
     slots, columns = (0, 0) if device.kind == "cuda" else (count, TILE_SHAPES["cpu"][1] + 64)
@@ -110,7 +110,7 @@ def pixel_statistics(device: ArrayLauncher, pictures: Sequence[Any]) -> Any:
         xp.empty((slots, COUNTERS), np.uint32),
     )
     counts, sums = xp.empty((count, LEVELS), np.uint32), xp.zeros((count, 2), np.int64)
-    sum_tiles.launch(device, count, given, cut, scratch, counts, sums)
+    sum_tiles.launch(device, count, on_device, cut, scratch, counts, sums)
     histograms = xp.empty((len(pictures), LEVELS), np.int64)
     gather_counts.launch(device, len(pictures) * LEVELS, starts, counts, histograms)
     out = xp.empty((len(pictures), len(STATISTICS)), np.float64)

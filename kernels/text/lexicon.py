@@ -187,11 +187,11 @@ def is_phone(line, start, end):
 def is_price(line, start, end, count):
     """Whether the number line[start:end] has a currency before or after it: ￥ ¥ $, 元, 块钱."""
     before = line[start - 1] if start > 0 else 0
-    behind = line[end] if end < count else 0
-    after = line[end + 1] if end + 1 < count else 0
+    after = line[end] if end < count else 0
+    second = line[end + 1] if end + 1 < count else 0
     return (
-        before == 0xFFE5 or before == 0xA5 or before == 36 or (behind == 0x5757 and after == 0x94B1)
-        or (behind == 0x5143 and not (after == 0x4EE3 or after == 0x65E6 or after == 0x5BB5))  # 元代, 元旦, 元宵
+        before == 0xFFE5 or before == 0xA5 or before == 36 or (after == 0x5757 and second == 0x94B1)
+        or (after == 0x5143 and not (second == 0x4EE3 or second == 0x65E6 or second == 0x5BB5))  # 元代, 元旦, 元宵
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ CONTINUATION_PREFIX = "##"
 # of sequences in place of the code point.
 DROP = 0  # has no effect
 SPACE = 1  # ends a word
-ALONE = 2  # is a word
+ISOLATED = 2  # is a word
 KEEP = 3  # is part of a word
 FENCE = 4  # is dropped, but marks before and after it are not reordered across it
 SEVERAL = 5  # becomes a sequence of entries
@@ -116,8 +116,8 @@ def _entries(code: int) -> list[int]:
             out += [FENCE] if not _combining(part) else []
             continue
         for small in [_LOWER[part]] if part in _LOWER else map(ord, chr(part).lower()):
-            alone = han or _category(small)[0] == "P" or chr(small) in string.punctuation
-            kind = ALONE if alone else KEEP
+            isolated = han or _category(small)[0] == "P" or chr(small) in string.punctuation
+            kind = ISOLATED if isolated else KEEP
             out.append(kind | small << CODE_SHIFT | _combining(small) // 2 << RANK_SHIFT)
     return out
 
@@ -277,10 +277,10 @@ def tokenize(
                 fence = length
             elif kind == SEVERAL:
                 sequence = entry >> CODE_SHIFT
-            elif kind != DROP:  # SPACE or ALONE
+            elif kind != DROP:  # SPACE or ISOLATED
                 kept = _write(word, length, edges, special[3], out, kept, limit)
                 length, fence = 0, 0
-                if kind == ALONE:
+                if kind == ISOLATED:
                     word[0] = entry >> CODE_SHIFT & CODE_MASK
                     kept = _write(word, 1, edges, special[3], out, kept, limit)
         kept = _write(word, length, edges, special[3], out, kept, limit)

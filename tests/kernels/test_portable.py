@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda.bindings import nvjitlink
+from numba.core.errors import TypingError
 
 from danqing.engine.core.progress import Silent
 from danqing.engine.decide.dedup import fingerprints as fingerprint_sets
 from danqing.engine.decide.dedup import lists, sets
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
-from danqing.engine.decide.dedup.products import PRODUCTS
 from danqing.engine.decide.dedup.sample import Sample
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.engine.stages.resize import KernelResizer
@@ -35,11 +35,9 @@ from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
 from tests.kernels.pictures.test_resample import by_pillow
+from tests.kernels.test_compiled import INTEGERS, TILE
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 from tests.simulated import HOST, run_simulated
-
-INTEGERS = np.zeros(2, np.int64)
-TILE = np.zeros((2, 2), PRODUCTS["cuda"].kind)
 
 
 def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
@@ -168,6 +166,18 @@ def resize_all(device: Any, pictures: list[Any]) -> np.ndarray:
     windows = [Window(rows, columns, 0, 0, rows, columns) for rows, columns in SIZES]
     parts = [resample_batches.resample_pictures(device, pictures, windows, f) for f in (CUBIC, LINEAR, LANCZOS)]
     return np.concatenate(list(map(device.down, parts)))
+
+
+def test_kernels_run_without_numbas_runtime(device: Any) -> None:
+    """`_nrt=False`, a private option of Numba, leaves out reference counts, and with them all functions that allocate."""
+
+    @portable.kernel
+    def allocate(first, last, step, out):
+        for row in range(first, last, step):
+            out[row] = np.zeros(1)[0]
+
+    with pytest.raises(TypingError, match="No implementation of function .*zeros"):
+        allocate.launch(device, 1, np.empty(1))
 
 
 def test_tables_are_copied_once_and_used_after_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:

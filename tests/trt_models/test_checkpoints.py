@@ -160,13 +160,13 @@ def test_aesthetic_predictor(tmp_path: Path, legacy: bool) -> None:
     with pytest.raises(DanqingError, match=r"linearMSE\.pth: missing"):
         aesthetic.predictor(Checkpoint(tmp_path))
     head = Predictor(24).eval()
-    torch.save(head.state_dict(), tmp_path / aesthetic.HEAD, _use_new_zipfile_serialization=not legacy)
+    torch.save(head.state_dict(), tmp_path / aesthetic.HEAD_FILE, _use_new_zipfile_serialization=not legacy)
     values = normalised(PIXELS, chinese_clip.MEAN, chinese_clip.DEVIATION)
     features = model.get_image_features(pixel_values=values).pooler_output
     expected = head.layers(torch.nn.functional.normalize(features, dim=-1))[:, 0].detach().numpy()
     weights = Checkpoint(tmp_path)
     assert_alike(run(aesthetic.predictor(weights), pixels=PIXELS), expected)
-    assert tmp_path / aesthetic.HEAD in weights.files
+    assert tmp_path / aesthetic.HEAD_FILE in weights.files
 
 
 @pytest.mark.parametrize("labels", [{0: "safe", 1: "unsafe"}, {0: "porn", 1: "normal", 2: "abuse"}])

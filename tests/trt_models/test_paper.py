@@ -53,7 +53,7 @@ def test_the_papers_recipe_runs_on_exported_models(
     for number, (name, network) in enumerate(networks.items()):
         folder = save(randomised(network, number, 0.1), tmp_path / name)
         (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    torch.save(randomised(Predictor(24), 5).state_dict(), tmp_path / "openai" / aesthetic.HEAD)
+    torch.save(randomised(Predictor(24), 5).state_dict(), tmp_path / "openai" / aesthetic.HEAD_FILE)
     roles = {
         "image_embedding": ("chinese-clip-vit-l-14-image", "clip"),
         "text_embedding": ("chinese-clip-vit-l-14-text", "clip"),

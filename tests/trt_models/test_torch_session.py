@@ -76,7 +76,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     labels = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
     openai = CLIPConfig(text_config=TEXT, vision_config=VISION | {"projection_dim": 24}, projection_dim=24)
     rated = checkpoint(CLIPModel(openai), 4)
-    torch.save(Predictor(24).state_dict(), rated.folder / aesthetic.HEAD)
+    torch.save(Predictor(24).state_dict(), rated.folder / aesthetic.HEAD_FILE)
 
     chance = np.random.default_rng(0)
     pixels, tokens = {"pixels": PIXELS}, {"tokens": ragged_tokens()}

@@ -13,10 +13,10 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.kernels.text.strings import decode_one
 from danqing.kernels.text.wordpiece import (
-    ALONE,
     CODE_MASK,
     CODE_SHIFT,
     DROP,
+    ISOLATED,
     KEEP,
     KIND_MASK,
     MAX_WORD_CHARACTERS,
@@ -119,7 +119,7 @@ def library_token_lists(library: tokenizers.Tokenizer, texts: list[str], max_len
 def test_every_code_point_is_normalised_and_split_as_the_library_does(
     tables: WordPieceTables, library: tokenizers.Tokenizer
 ) -> None:
-    shown = {DROP: "", SPACE: " ", ALONE: " {} ", KEEP: "{}"}
+    shown = {DROP: "", SPACE: " ", ISOLATED: " {} ", KEEP: "{}"}
 
     def normalised(code: int) -> str:
         entries = [int(tables.characters[code])]
