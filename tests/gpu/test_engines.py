@@ -33,7 +33,8 @@ MAX_DIFFERENCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 def test_fused_operators_agree_with_the_plain_graph(gpu: Device, name: str, precision: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from danqing.profiling.bench.published import save
-    from tests.trt_models.test_models_command import FAMILIES, inputs, own_card
+    from tests.trt_models.small_models import own_card
+    from tests.trt_models.test_models_command import FAMILIES, inputs
 
     family = FAMILIES[name]()
     save(family.model, tmp_path)

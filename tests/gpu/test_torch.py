@@ -22,7 +22,8 @@ def test_batches_agree_and_do_not_depend_on_other_rows(
     gpu: Device, device: Device, name: str, precision: str, tmp_path: Path
 ) -> None:
     from danqing.trt_models.run.torch_session import CudaTorchSession, write_graph
-    from tests.trt_models.test_torch_session import WORDS, small_clip
+    from tests.trt_models.small_models import WORDS
+    from tests.trt_models.test_torch_session import small_clip
 
     onnx.save(small_clip(tmp_path)[name], str(tmp_path / "model.onnx"))
     write_graph(tmp_path / "model.onnx", tmp_path / "engine.onnx", precision)

@@ -169,14 +169,14 @@ def resize_all(device: Any, pictures: list[Any]) -> np.ndarray:
 
 
 def test_kernels_run_without_numbas_runtime(device: Any) -> None:
-    """`_nrt=False`, a private option of Numba, leaves out reference counts, and with them all functions that allocate."""
+    """Numba's private option `_nrt=False` leaves out reference counts, and with them all functions that allocate."""
 
     @portable.kernel
     def allocate(first, last, step, out):
         for row in range(first, last, step):
             out[row] = np.zeros(1)[0]
 
-    with pytest.raises(TypingError, match="No implementation of function .*zeros"):
+    with pytest.raises(TypingError, match=r"No implementation of function .*zeros"):
         allocate.launch(device, 1, np.empty(1))
 
 
