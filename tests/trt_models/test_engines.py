@@ -417,7 +417,7 @@ def test_every_network_compiles_without_tensorrt(
 def test_an_engine_for_a_gpu_opens_on_it(card: Card, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is activated, opened by the models of a run, and rolled back like any engine."""
     opened: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(danqing.trt_models.run.session, "CudaOnnxSession", lambda *given: opened.append(given))
+    monkeypatch.setattr(danqing.trt_models.run.session, "CudaOnnxSession", lambda *arguments: opened.append(arguments))
     gpu: Any = SimpleNamespace(kind="cuda", target="sm_90")
     models = ModelSet({"text_safety": card.name})
     models.session("text_safety", gpu)

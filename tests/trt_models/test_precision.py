@@ -66,10 +66,10 @@ def test_bf16_agrees() -> None:
         helper.make_node("MatMul", ["x", "w"], ["y"]),
         helper.make_node("Softmax", ["y"], ["out"], axis=-1),
     ]
-    given = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 8])
+    source = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 8])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 4])
     model = helper.make_model(
-        helper.make_graph(nodes, "g", [given], [out], [weight]), opset_imports=[helper.make_opsetid("", 17)]
+        helper.make_graph(nodes, "g", [source], [out], [weight]), opset_imports=[helper.make_opsetid("", 17)]
     )
     lowered = halved(model, "bf16")
     assert {TensorProto.BFLOAT16} == {w.data_type for w in lowered.graph.initializer}
@@ -85,9 +85,9 @@ def test_the_error_for_a_weight_too_large_for_fp16_names_it() -> None:
         helper.make_node("Cast", ["p"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "heavy"], ["o"]),
     ]
-    given = helper.make_tensor_value_info("p", TensorProto.UINT8, ["N", 8])
+    source = helper.make_tensor_value_info("p", TensorProto.UINT8, ["N", 8])
     out = helper.make_tensor_value_info("o", TensorProto.FLOAT, ["N", 4])
-    model = helper.make_model(helper.make_graph(nodes, "g", [given], [out], [weight]))
+    model = helper.make_model(helper.make_graph(nodes, "g", [source], [out], [weight]))
     with pytest.raises(DanqingError, match=r"weight heavy: holds 1e\+05, which fp16 cannot; use bf16"):
         halved(model, "fp16")
     with pytest.raises(DanqingError, match="precision 'fp8'"):

@@ -72,11 +72,11 @@ class OnnxSession:
     def zeros(self, rows: int) -> dict[str, np.ndarray]:
         """Makes inputs of zeros by name, (rows, …) each, with `LONG_CAPTION_TOKENS` for a free dimension."""
         return {
-            given.name: np.zeros(
-                (rows, *(side if isinstance(side, int) else LONG_CAPTION_TOKENS for side in given.shape[1:])),
-                numpy_type(given.type),
+            tensor.name: np.zeros(
+                (rows, *(side if isinstance(side, int) else LONG_CAPTION_TOKENS for side in tensor.shape[1:])),
+                numpy_type(tensor.type),
             )
-            for given in self._session.get_inputs()
+            for tensor in self._session.get_inputs()
         }
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -166,9 +166,9 @@ class CudaOnnxSession:
     def run(self, **inputs: Any) -> dict[str, Any]:
         xp, batch = self._device.xp, self.batch
         rows = len(next(iter(inputs.values())))
-        given = {name: self._device.up(array) for name, array in inputs.items()}
+        arrays = {name: self._device.up(array) for name, array in inputs.items()}
         parts = [
-            {name: xp.ascontiguousarray(pad_rows(xp, array[at : at + batch], batch)) for name, array in given.items()}
+            {name: xp.ascontiguousarray(pad_rows(xp, array[at : at + batch], batch)) for name, array in arrays.items()}
             for at in range(0, rows, batch)
         ]
         outputs = {name: xp.empty((len(parts) * batch, *rest), kind) for name, (rest, kind) in self._outputs.items()}
@@ -235,8 +235,8 @@ class TensorRtSession:
         if self._engine is None:
             raise DanqingError(f"{plan}: {module} cannot load it")
         names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
-        given = trt.TensorIOMode.INPUT
-        self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == given]
+        input_mode = trt.TensorIOMode.INPUT
+        self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == input_mode]
         self._outputs = {
             name: np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
             for name in names
@@ -248,9 +248,9 @@ class TensorRtSession:
     def run(self, **inputs: Any) -> dict[str, Any]:
         xp, batch = self._device.xp, self.batch
         rows = len(next(iter(inputs.values())))
-        given = {name: self._device.up(inputs[name]) for name in self._inputs}
+        arrays = {name: self._device.up(inputs[name]) for name in self._inputs}
         parts = [
-            self._run_batch({name: pad_rows(xp, array[at : at + batch], batch) for name, array in given.items()})
+            self._run_batch({name: pad_rows(xp, array[at : at + batch], batch) for name, array in arrays.items()})
             for at in range(0, rows, batch)
         ]
         return {name: xp.concatenate([part[name] for part in parts])[:rows] for name in self._outputs}
@@ -259,8 +259,8 @@ class TensorRtSession:
         shapes = tuple(array.shape for array in inputs.values())
         if shapes not in self._captured:
             if len(self._captured) == MAX_CUDA_GRAPHS:
-                held = {name: self._device.xp.ascontiguousarray(array) for name, array in inputs.items()}
-                outputs = self._bind(self._context, held)
+                arrays = {name: self._device.xp.ascontiguousarray(array) for name, array in inputs.items()}
+                outputs = self._bind(self._context, arrays)
                 self._enqueue(self._context)
                 return outputs
             self._captured[shapes] = self._capture(inputs)

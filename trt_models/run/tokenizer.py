@@ -34,11 +34,11 @@ class SentencePiece:
         """Converts each text to int32 (tokens,), at most `max_length`; a cut text keeps its end token."""
         begin = [] if self.card.begin is None else [self.card.begin]
         end = [] if self.card.end is None else [self.card.end]
-        room = self.card.max_length - len(begin) - len(end)
+        max_ids = self.card.max_length - len(begin) - len(end)
         if self.card.lower_case:
             texts = [lower_case(text) for text in texts]
         return [
-            np.array([*begin, *(ids or self._empty_text)[:room], *end], np.int32)
+            np.array([*begin, *(ids or self._empty_text)[:max_ids], *end], np.int32)
             for ids in self._processor.encode(texts)
         ]
 
@@ -60,14 +60,14 @@ class WordPiece:
 
     def __init__(self, card: TokenInput, vocabulary: Path) -> None:
         if card.max_length < 2:
-            raise DanqingError(f"token_input: max_length {card.max_length} has no room for [CLS] and [SEP]")
+            raise DanqingError(f"token_input: max_length {card.max_length} is too short for [CLS] and [SEP]")
         pieces = [line.rstrip() for line in vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
         ids = {piece: index for index, piece in enumerate(pieces)}
 
-        def special(given: int | None, piece: str) -> int:
-            if given is None and piece not in ids:
+        def special(card_id: int | None, piece: str) -> int:
+            if card_id is None and piece not in ids:
                 raise DanqingError(f"{vocabulary}: no line {piece}, and the card's token_input gives no id for it")
-            return ids[piece] if given is None else given
+            return ids[piece] if card_id is None else card_id
 
         self.card = card
         self.unknown, self._pad = special(card.unknown, "[UNK]"), special(card.pad, "[PAD]")

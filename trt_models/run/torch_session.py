@@ -74,12 +74,12 @@ class TorchSession:
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         rows = len(next(iter(inputs.values())))
-        given = {name: torch.from_numpy(np.require(array, requirements=("C", "W"))) for name, array in inputs.items()}
+        tensors = {name: torch.from_numpy(np.require(array, requirements=("C", "W"))) for name, array in inputs.items()}
 
         def run_from(at: int) -> Tensors:
             torch.set_num_threads(1)  # so that the order of sums does not depend on the number of cores
             with torch.inference_mode():
-                return self._graph(**_batch_at(given, at, self.batch))
+                return self._graph(**_batch_at(tensors, at, self.batch))
 
         parts = self._device.map(run_from, range(0, rows, self.batch))
         return {name: np.concatenate([part[name].numpy() for part in parts])[:rows] for name in self._graph.outputs}
@@ -116,11 +116,11 @@ class CudaTorchSession:
     def run(self, **inputs: Any) -> dict[str, Any]:
         xp = self._device.xp
         rows = len(next(iter(inputs.values())))
-        held = {name: xp.ascontiguousarray(self._device.up(array)) for name, array in inputs.items()}
+        arrays = {name: xp.ascontiguousarray(self._device.up(array)) for name, array in inputs.items()}
         stream = torch.cuda.ExternalStream(self._device.stream, self._place)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream), torch.inference_mode():
-            given = {name: from_dlpack(array) for name, array in held.items()}
-            parts = [self._run_batch(_batch_at(given, at, self.batch)) for at in range(0, rows, self.batch)]
+            tensors = {name: from_dlpack(array) for name, array in arrays.items()}
+            parts = [self._run_batch(_batch_at(tensors, at, self.batch)) for at in range(0, rows, self.batch)]
             return {
                 name: xp.concatenate([xp.from_dlpack(part[name]) for part in parts])[:rows]
                 for name in self._graph.outputs
