@@ -23,8 +23,8 @@ def cached(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
         jit: `numba.njit` or `numba.cuda.jit`.
         options: arguments of `jit`.
 
-    Raises:
-        DanqingError: when the decorator is used, if the cache folder cannot be written to.
+    Returns:
+        The decorator. It raises DanqingError if the cache folder cannot be written to.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -34,7 +34,7 @@ def cached(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
             if "cannot cache" not in str(problem):
                 raise
             raise DanqingError(
-                f"{cache_path()}: cannot be written; set DANQING_CACHE to a folder that can ({problem})"
+                f"{cache_path()}: cannot be written to; set DANQING_CACHE to a writable folder ({problem})"
             ) from None
         found: Any = getattr(compiled, "_cache", None)
         if hasattr(found, "_cache_file"):  # the CUDA simulator compiles nothing and has no cache
@@ -68,7 +68,7 @@ class KernelFiles:
             return None
 
     def save(self, key: Any, kernel: Any) -> None:
-        """Writes the kernel's file. If that fails (a full disk), every process compiles for itself."""
+        """Writes the kernel's file. If that fails (a full disk), every process compiles the kernel again."""
         content = self.files._dump(kernel)
         with suppress(OSError):
             self.files._save_data(self._name(key), (hashlib.sha256(content).digest(), content))

@@ -1,4 +1,4 @@
-"""Kernels written once: plain Python over arrays, compiled by Numba for CPU cores and for CUDA.
+"""Compiles one Python function over arrays for CPU cores and for CUDA, with Numba.
 
 A kernel is a function over rows::
 
@@ -9,11 +9,11 @@ A kernel is a function over rows::
 
     double.launch(device, rows, values, out)
 
-On a CPU each thread takes runs of rows (step 1); on CUDA thread t of n takes rows t, t + n, t + 2 n … What kernels
-call is a plain function marked `@inlined`. Arguments are numbers, arrays and named tuples of arrays; scratch memory
-is an argument, too, since a GPU thread cannot allocate. `first` is another one in every thread, and can number it.
+On a CPU each thread runs ranges of rows (step 1); on CUDA thread t of n runs rows t, t + n, t + 2 n … `first` is unique
+per running thread; use it as the thread index. Kernels call functions marked `@inlined`. Arguments are numbers, arrays
+and named tuples of arrays. Scratch memory is an argument, since a GPU thread cannot allocate.
 
-Where a row is work for many GPU threads at once, it gets a block of them, and a second loop (`Kernel.on_cuda`).
+A kernel whose rows are large has a second function for CUDA, which runs a block of threads per row (`Kernel.on_cuda`).
 """
 
 from __future__ import annotations
@@ -35,23 +35,30 @@ from danqing.kernels.compiled import cached
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-BLOCK, SMALL_BLOCK = 128, 32
-"""Threads of a CUDA block: rows are ragged, so small blocks that end early."""
-ROWS_FOR_BLOCKS = 1 << 17
-"""Least number of rows for blocks of `BLOCK` threads, not `SMALL_BLOCK`. A multiprocessor of compute capability 8.0 or
-9.0 holds 32 blocks: an A100's 108 hold 110,592 rows in small blocks, an H100's 132 hold 135,168. With fewer rows,
-large blocks leave multiprocessors idle: 512 captions are 4 blocks of 128."""
-LANES = 256
-"""Threads of a CUDA block that shares a row."""
-RUN = 64
-"""Fewest rows worth handing to a thread, unless a kernel says otherwise."""
+BLOCK_THREADS = 128
+"""Threads of a CUDA block of many rows."""
+SMALL_BLOCK_THREADS = 32
+"""Threads of a CUDA block of few rows."""
+MIN_ROWS_FOR_LARGE_BLOCKS = 1 << 17
+"""Minimum number of rows for blocks of `BLOCK_THREADS`. A multiprocessor of compute capability 8.0 or 9.0 holds 32
+blocks: an A100's 108 hold 110,592 rows in small blocks, an H100's 132 hold 135,168. With fewer rows, large blocks leave
+multiprocessors idle: 512 captions are 4 blocks of 128."""
+THREADS_PER_ROW = 256
+"""Threads of a CUDA block that works on one row."""
+MIN_ROWS_PER_TASK = 64
+"""Default minimum number of rows of a CPU thread's task."""
 
-_preparing = threading.RLock()
+_cuda_lock = threading.RLock()
 """Held while a kernel is prepared for CUDA, so that threads that launch it at the same time compile it once."""
 
 
 class Launcher(Protocol):
-    """What a kernel asks of the device it is launched on."""
+    """The device that a kernel is launched on.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        threads: number of CPU threads of `map`.
+    """
 
     @property
     def kind(self) -> str: ...
@@ -63,7 +70,14 @@ class Launcher(Protocol):
 
 
 class ArrayLauncher(Launcher, Protocol):
-    """What also makes arrays, where the device has its memory: `numpy` or `cupy`."""
+    """A device with memory.
+
+    Attributes:
+        xp: the library of the device's arrays, `numpy` or `cupy`.
+        number: index of the GPU.
+        up, down: copy an array to the device and to the host, if it is not there.
+        wait: returns when all work on the calling thread's stream is done.
+    """
 
     @property
     def xp(self) -> Any: ...
@@ -82,31 +96,31 @@ _inlined: list[Callable[..., Any]] = []
 
 
 def inlined(function: F) -> F:
-    """Marks a function that kernels may call, on either device. It stays callable from Python."""
+    """Marks a function that kernels can call on either device. It stays callable from Python."""
     _inlined.append(function)
     marked: F = extending.register_jitable(_nrt=False)(function)
     return marked
 
 
 def inlined_sum(function: F) -> F:
-    """`inlined`, for loops that add up floating-point numbers: CPU cores may do so in several lanes at once."""
+    """Marks a function like `inlined`, whose floating-point sums may be reordered, so that its loops are vectorised."""
     _inlined.append(function)
     marked: F = extending.register_jitable(_nrt=False, fastmath={"reassoc", "contract"})(function)
     return marked
 
 
 def byte_at(address, offset):
-    """The byte `offset` behind a memory address (int64): how kernels reach arrays that have only their address."""
+    """Returns the uint8 at a memory address (int64) plus `offset`."""
     return ctypes.c_uint8.from_address(int(address) + int(offset)).value
 
 
 def half_at(address, index):
-    """The float16 number `index` of those at a memory address, as float32."""
+    """Returns element `index` of the float16 array at a memory address (int64), as float32."""
     return np.float32(np.uint16(ctypes.c_uint16.from_address(int(address) + 2 * int(index)).value).view(np.float16))
 
 
 def compare_and_swap(array, index, old, new):
-    """Puts `new` (int64) where `old` is, at once for all threads; returns what was there."""
+    """Replaces array[index] by `new` if it equals `old`, atomically; returns the value before. All are int64."""
     found = array[index]
     if found == old:
         array[index] = new
@@ -114,12 +128,19 @@ def compare_and_swap(array, index, old, new):
 
 
 def prefetch(address, offset):
-    """Asks a CPU core for the cache line of that byte; harmless where there is no such memory."""
+    """Loads the cache line at a memory address (int64) plus `offset` on a CPU. Any address is valid."""
 
 
 @cache
-def _teach(toolkit: Any, space: int) -> None:
-    """Tells a compiler (Numba's `extending` or `cuda.extending`) what these are, in its address space for data."""
+def _register_intrinsics(toolkit: Any, space: int) -> None:
+    """Defines `byte_at`, `half_at` and `compare_and_swap` for a compiler, as LLVM instructions.
+
+    Numba has no public function for a load from an address or for an atomic swap on a CPU.
+
+    Args:
+        toolkit: `numba.extending` or `numba.cuda.extending`.
+        space: LLVM's address space of data, 0 on a CPU, 1 (global memory) on CUDA.
+    """
 
     def lower_byte(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(_pointer(builder, arguments, space))
@@ -153,7 +174,7 @@ def _type_prefetch(context):
 def _lower_prefetch(context, builder, signature, arguments):
     pointer, number = _pointer(builder, arguments), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
-    to_read, into_first_cache, data = number(0), number(3), number(1)
+    to_read, into_first_cache, data = number(0), number(3), number(1)  # see llvm.prefetch in LLVM's language reference
     function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
     builder.call(function, [pointer, to_read, into_first_cache, data])
     return context.get_dummy_value()
@@ -164,37 +185,44 @@ def _pointer(builder: Any, arguments: Any, space: int = 0) -> Any:
     return builder.gep(builder.inttoptr(address, ir.IntType(8).as_pointer(space)), [offset])
 
 
-_teach(extending, 0)
+_register_intrinsics(extending, 0)
 
 
 class Kernel:
-    """A function over rows, compiled when first launched, for the device it is launched on.
+    """A function over rows, compiled at its first launch on each kind of device.
 
     Args:
-        run: fewest rows worth handing to a CPU thread.
+        body: `body(first, last, step, *arguments)`. No argument is named `rows`, which `_threaded` adds.
+        min_rows: minimum number of rows of a CPU thread's task.
     """
 
-    def __init__(self, body: Callable[..., None], run: int = RUN) -> None:
-        self.body, self.name, self.run = body, body.__name__, run
+    def __init__(self, body: Callable[..., None], min_rows: int = MIN_ROWS_PER_TASK) -> None:
+        self.body, self.name, self.min_rows = body, body.__name__, min_rows
         self.block_body: Callable[..., None] | None = None
         self._on_cuda: Any = None
         self.__doc__ = body.__doc__
-        # Kernels work on memory they are lent, so nothing counts references (_nrt): that alone makes them faster.
+        # Without Numba's runtime (_nrt), arrays carry no reference counts: kernels neither allocate nor keep arrays.
         self._on_cpu = cached(njit, nogil=True, _nrt=False)(body)
 
     def on_cuda(self, body: Callable[..., None]) -> Callable[..., None]:
-        """Makes `body(*arguments)` this kernel's CUDA side: `LANES` threads work on each row, cuda.blockIdx.x.
+        """Makes `body(*arguments)` this kernel's function on CUDA: `THREADS_PER_ROW` threads run row cuda.blockIdx.x.
 
-        It is written as Numba's own CUDA kernels are; the name `cuda` is given to it when it is compiled.
+        `body` is a Numba CUDA kernel. The name `cuda` is bound when it is compiled: importing numba.cuda takes half a
+        second, which a machine without a GPU saves.
+
+        Returns:
+            `body`, unchanged.
         """
         self.block_body = body
         return body
 
     def launch(self, device: Launcher, rows: int, *arguments: Any) -> None:
-        """Runs over rows 0 … rows - 1. On CUDA it is queued on the device's stream and not waited for.
+        """Runs the kernel on rows 0 … rows - 1. On CUDA it returns when the launch is queued on the device's stream.
 
         Args:
-            arguments: arrays of the device; outputs and scratch among them.
+            device: runs the kernel.
+            rows: number of rows.
+            arguments: numbers, and arrays of the device, outputs and scratch included.
         """
         if rows == 0:
             return
@@ -204,12 +232,14 @@ class Kernel:
             handle = getattr(device, "stream", 0)
             stream = cuda.external_stream(handle) if handle else 0
             if self.block_body:
-                self.on_gpu[rows, LANES, stream](*arguments)
+                self.on_gpu[rows, THREADS_PER_ROW, stream](*arguments)
             else:
-                block = BLOCK if rows >= ROWS_FOR_BLOCKS else SMALL_BLOCK
+                block = BLOCK_THREADS if rows >= MIN_ROWS_FOR_LARGE_BLOCKS else SMALL_BLOCK_THREADS
                 self.on_gpu[-(-rows // block), block, stream](rows, *arguments)
             return
-        size = max(self.run, -(-rows // (4 * device.threads)))  # four runs a thread, for rows differ in length
+        size = max(
+            self.min_rows, -(-rows // (4 * device.threads))
+        )  # four tasks per thread, since rows differ in length
         if device.threads == 1 or rows <= size:
             self._on_cpu(0, rows, 1, *arguments)
         else:
@@ -217,18 +247,26 @@ class Kernel:
             device.map(lambda span: self._on_cpu(*span, 1, *arguments), spans)
 
     def ptx(self, capability: tuple[int, int], *arguments: Any) -> str:
-        """The kernel's PTX for arguments of these types; needs no driver and no GPU."""
+        """Compiles the kernel for CUDA without a driver or a GPU.
+
+        Args:
+            capability: compute capability, such as (9, 0).
+            arguments: examples of the arguments, for their types.
+
+        Returns:
+            PTX assembly.
+        """
         from numba import cuda, int64, typeof
 
         kinds = tuple(typeof(argument) for argument in arguments)
-        with _pretended(capability):
+        with _assumed_capability(capability):
             text, _ = cuda.compile_ptx(self._threaded, kinds if self.block_body else (int64, *kinds), cc=capability)
         return text
 
     @property
     def on_gpu(self) -> Any:
-        """Numba's dispatcher for CUDA. Its compiled code is cached on disk, as that for CPU cores."""
-        with _preparing:
+        """Numba's dispatcher for CUDA. Its compiled code is cached on disk, like that for CPU cores."""
+        with _cuda_lock:
             if self._on_cuda is None:
                 from numba import cuda
 
@@ -237,18 +275,19 @@ class Kernel:
 
     @cached_property
     def _threaded(self) -> Callable[..., None]:
-        """What one CUDA thread does."""
+        """The function of one CUDA thread."""
         from numba import cuda
         from numba.cuda.extending import register_jitable
 
-        with _preparing:
+        with _cuda_lock:
             _prepare_cuda()
         if self.block_body:
+            # A copy of the function whose globals contain `cuda`.
             bound = FunctionType(self.block_body.__code__, self.block_body.__globals__ | {"cuda": cuda})
             bound.__qualname__ = self.name
             return bound
-        # Calls the body with this thread's rows. Made from text, since Numba needs the parameters by name. The file and
-        # line are those of the body: Numba needs them to cache the code and for its error messages.
+        # Calls the body with this thread's rows. Made by `exec`, since Numba does not compile `*arguments`. Has the
+        # file and the line of the body: Numba needs them to cache the code and for its error messages.
         names = ", ".join(list(inspect.signature(self.body).parameters)[3:])
         text = f"def {self.name}(rows, {names}):\n    body(cuda.grid(1), rows, cuda.gridsize(1), {names})\n"
         code = self.body.__code__
@@ -258,65 +297,82 @@ class Kernel:
 
 
 def _prepare_cuda() -> None:
-    """Tells Numba's CUDA compiler of all that kernels call."""
+    """Sets up Numba's CUDA compiler and registers the functions that kernels call."""
     from numba import config
     from numba.cuda import extending as toolkit
 
     if not hasattr(np, "row_stack"):  # removed in NumPy 2.5; numba-cuda (0.30.4) compiles nothing without it
         np.row_stack = np.vstack
-    config.CUDA_ARRAY_INTERFACE_SYNC = (
-        0  # a thread's arrays and launches share one stream, so are in order unwaited for
-    )
-    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # the last rows of a run are few
-    _teach(toolkit, 1)
-    while _inlined:  # only now: importing numba.cuda takes half a second, and most machines have no use for it
+    # A thread's arrays and launches share one stream, which orders them without a wait.
+    config.CUDA_ARRAY_INTERFACE_SYNC = 0
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # the last batch of a shard has few rows
+    _register_intrinsics(toolkit, 1)
+    while _inlined:
         toolkit.register_jitable(_inlined.pop())
 
 
 def kernel(body: Callable[..., None]) -> Kernel:
-    """Makes `body(first, last, step, *arguments)` a kernel."""
+    """Makes a kernel of `body(first, last, step, *arguments)`, see `Kernel`."""
     return Kernel(body)
 
 
 def heavy_kernel(body: Callable[..., None]) -> Kernel:
-    """A kernel whose every row is worth a thread."""
-    return Kernel(body, run=1)
+    """Makes a kernel whose single rows are large enough for a CPU thread's task."""
+    return Kernel(body, min_rows=1)
 
 
-_kept = threading.local()
+_workspaces = threading.local()
 _resident: dict[tuple[int, int], tuple[Any, Any]] = {}
-_residing = threading.Lock()
+_resident_lock = threading.Lock()
 
 
 def resident(device: ArrayLauncher, tables: Any) -> Any:
-    """An array, or a named tuple of them, that kernels look things up in: in the device's memory, copied there once."""
+    """Copies a look-up table to the device once, and keeps it there.
+
+    Args:
+        device: the device.
+        tables: a NumPy array or a named tuple of them. The same object gives the same copy.
+
+    Returns:
+        `tables` on a CPU, else the copy.
+    """
     if device.kind == "cpu":
         return tables
     key = device.number, id(tables)
-    with _residing:
+    with _resident_lock:
         if key not in _resident:
-            there = device.up(tables) if isinstance(tables, np.ndarray) else type(tables)(*map(device.up, tables))
+            copy = device.up(tables) if isinstance(tables, np.ndarray) else type(tables)(*map(device.up, tables))
             device.wait()  # launches of other threads do not wait for this thread's stream
-            _resident[key] = tables, there  # the tables are held, too, so no others take their id
+            _resident[key] = tables, copy  # holds `tables`, so that no other object gets its id
         return _resident[key][1]
 
 
 def workspace(device: ArrayLauncher, name: str, size: int, kind: Any) -> Any:
-    """Scratch memory of at least `size` entries, on a CPU the same for this name and thread from launch to launch.
+    """Returns scratch memory with arbitrary content.
 
-    Fresh pages from the system cost more than the kernels that would use them; CuPy's pool keeps a GPU's by itself.
+    On a CPU, later calls with the same name on the same thread return the same memory: new pages of the system cost
+    more than the kernels that use them. On a GPU, CuPy's memory pool has the same effect.
+
+    Args:
+        device: the device that uses the memory.
+        name: distinguishes arrays that are in use at the same time.
+        size: minimum number of elements.
+        kind: NumPy type of the elements.
+
+    Returns:
+        One-dimensional array of at least `size` elements, on the device.
     """
     if device.kind == "cuda":
         return device.xp.empty(size, kind)
-    arrays = _kept.__dict__
+    arrays = _workspaces.__dict__
     if name not in arrays or arrays[name].size < size:
         arrays[name] = np.empty(max(size, 1 << int(size).bit_length()), kind)
     return arrays[name]
 
 
 @contextmanager
-def _pretended(capability: tuple[int, int]) -> Any:
-    """Numba asks the current GPU what to compile called functions for; where there is none, this answers."""
+def _assumed_capability(capability: tuple[int, int]) -> Any:
+    """Makes Numba compile for this compute capability: it asks the current GPU, also for PTX, and there may be none."""
     from numba.cuda import dispatcher
 
     ask = dispatcher.get_current_device

@@ -1,3 +1,5 @@
+"""Fixtures that several folders of tests use."""
+
 from __future__ import annotations
 
 import io
@@ -17,19 +19,20 @@ from danqing.engine.recipe.reading import Recipe, load_recipe
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Models are built once per test run, unless the environment already names a cache."""
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Sets a cache for the test run, so that models are built once, unless the environment names one."""
     os.environ.setdefault("DANQING_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
 def device() -> Iterator[Device]:
+    """The CPU."""
     with open_device() as opened:
         yield opened
 
 
 def picture(seed: int, size: tuple[int, int] = (160, 120), form: str = "JPEG") -> bytes:
-    """A sharp, colourful picture that passes every visual criterion; another one for every seed."""
+    """Makes a sharp, colourful picture that passes every visual criterion, a different one for each seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).resize(size, Image.Resampling.NEAREST).save(buffer, form)
@@ -38,7 +41,7 @@ def picture(seed: int, size: tuple[int, int] = (160, 120), form: str = "JPEG") -
 
 @pytest.fixture
 def make_shard(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a tar from {member name: content}; str and dict content is encoded."""
+    """Writes a tar of {member name: content}; str content is encoded as UTF-8, dict content as JSON."""
 
     def make(members: dict[str, bytes | str | dict[str, Any]], name: str = "00000.tar") -> Path:
         path = tmp_path / name
@@ -55,7 +58,7 @@ def make_shard(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-WITHOUT_MODELS = """
+RECIPE_WITHOUT_NETWORKS = """
 recipe: plain
 models: {text_safety: jionlp-pornography, caption_safety: jionlp-advertising}
 criteria:
@@ -72,7 +75,7 @@ criteria:
 
 @pytest.fixture
 def plain_recipe(tmp_path: Path) -> Recipe:
-    """A recipe without neural networks: quick, and all of the pipeline but their stages."""
+    """A recipe without networks, which is fast and runs all other stages."""
     path = tmp_path / "plain.yaml"
-    path.write_text(WITHOUT_MODELS)
+    path.write_text(RECIPE_WITHOUT_NETWORKS)
     return load_recipe(path)

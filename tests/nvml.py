@@ -1,4 +1,4 @@
-"""A stand-in for NVIDIA's driver: replaces the functions of nvidia-ml-py that need a GPU."""
+"""A mock of NVIDIA's driver: replaces the functions of nvidia-ml-py that need a GPU."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ BUS_ADDRESS = "0000:4E:00.0"
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replaces each function by one with the same parameters: a GPU at 87 %, 3 GiB in use, 350 W, which does not report
-    the use of its video decoder."""
+    """Replaces functions of pynvml by mocks with the same parameters.
+
+    The mock GPU runs at 87 %, uses 3 GiB and 350 W, and does not report the use of its video decoder.
+    """
     import pynvml
 
     answers = {

@@ -1,9 +1,10 @@
-"""A whole run on a GPU that is played, in a process of its own (`simulate`):
+"""A full run on a simulated GPU, in a process of its own (`run_simulated`):
 
     NUMBA_ENABLE_CUDASIM=1 python -m tests.simulated OUT SHARD…
 
-Our kernels run in CUDA's simulator; arrays are NumPy's with CuPy's manners; what vendors' parts would do on a GPU those
-of the CPU do, and their results are put on the device. All between them is the engine as it is.
+Our kernels run in Numba's CUDA simulator. Mock CuPy arrays (`tests.strict`) reject operations that mix host and device.
+The CPU implementations of decoder, resizer and model runtime replace those of vendors, and their results are copied to
+the device. The rest of the engine is not changed.
 """
 
 from __future__ import annotations
@@ -33,24 +34,26 @@ from danqing.engine.stages.decode import CpuDecoder
 from danqing.engine.stages.resize import KernelResizer
 from danqing.kernels.portable import Kernel
 from danqing.trt_models.run.session import OnnxSession
-from tests.strict import Library, refuse_host_arrays
+from tests.strict import MockLibrary, refuse_host_arrays
 
 RECIPE = replace(load_recipe("embedded"), also=("perceptual_hash",))
 HOST = Device("cpu", 1, ThreadPoolExecutor(1))
 
 
-class Gpu(nullcontext[None]):
+class MockGpu(nullcontext[None]):
+    """Mock of `cupy.cuda.Device`."""
+
     compute_capability = "90"
 
 
-class Cupy(Library):
-    """What the engine asks of CuPy."""
+class MockCupy(MockLibrary):
+    """Mock of the parts of CuPy that the engine uses."""
 
     def __init__(self) -> None:
         super().__init__(np)
         stream = SimpleNamespace(ptr=7, synchronize=lambda: None)
         self.cuda = SimpleNamespace(
-            Device=Gpu,
+            Device=MockGpu,
             Stream=lambda non_blocking: nullcontext(stream),
             cublas=SimpleNamespace(setMathMode=lambda handle, mode: None),
             device=SimpleNamespace(get_cublas_handle=lambda: None),
@@ -65,7 +68,9 @@ class Cupy(Library):
         self.get_default_memory_pool = lambda: SimpleNamespace(used_bytes=lambda: 0)
 
 
-class Decoder:
+class MockDecoder:
+    """Decodes on the CPU and copies the pictures to the device."""
+
     def __init__(self, device: Device) -> None:
         self.device, self.decoder = device, CpuDecoder(HOST)
 
@@ -73,7 +78,9 @@ class Decoder:
         return [None if picture is None else self.device.up(picture) for picture in self.decoder.decode(files)]
 
 
-class Resizer:
+class MockResizer:
+    """Resizes on the CPU and copies the results to the device."""
+
     def __init__(self, inputs: Any, device: Device) -> None:
         self.device, self.resize = device, KernelResizer(inputs, HOST)
 
@@ -81,7 +88,9 @@ class Resizer:
         return [self.device.up(resized) for resized in self.resize(list(map(self.device.down, pictures)))]
 
 
-class Session:
+class MockSession:
+    """Runs a model on the CPU and copies the outputs to the device."""
+
     def __init__(self, path: Path, device: Device, batch: int, tf32: bool) -> None:
         self.device, self.batch, self.session = device, batch, OnnxSession(path, HOST)
 
@@ -90,26 +99,26 @@ class Session:
         return {name: self.device.up(array) for name, array in outputs.items()}
 
 
-def simulate(*arguments: str, folder: Path | None = None) -> None:
-    """Runs Python with these arguments, CUDA's simulator in CUDA's place; it must end well."""
+def run_simulated(*arguments: str, folder: Path | None = None) -> None:
+    """Runs Python with these arguments and Numba's CUDA simulator, and checks that it exits with status 0."""
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
 
 
-def play() -> None:
-    """From here on there is a GPU."""
-    sys.modules["cupy"] = Cupy()  # type: ignore[assignment]
-    danqing.engine.stages.decode.GpuDecoder = Decoder  # type: ignore[misc, assignment]
-    danqing.engine.stages.resize.DaliResizer = Resizer  # type: ignore[misc, assignment]
-    danqing.trt_models.run.session.CudaOnnxSession = Session  # type: ignore[misc, assignment]
+def simulate_gpu() -> None:
+    """Replaces CuPy and the vendors' parts by mocks in this process."""
+    sys.modules["cupy"] = MockCupy()  # type: ignore[assignment]
+    danqing.engine.stages.decode.GpuDecoder = MockDecoder  # type: ignore[misc, assignment]
+    danqing.engine.stages.resize.DaliResizer = MockResizer  # type: ignore[misc, assignment]
+    danqing.trt_models.run.session.CudaOnnxSession = MockSession  # type: ignore[misc, assignment]
     cuda.external_stream = lambda handle: handle  # the simulator has none
-    launch, at_a_time = Kernel.launch, Lock()  # the simulator knows one kernel at a time
+    launch, simulator_lock = Kernel.launch, Lock()  # the simulator runs one kernel at a time
 
     def launch_strictly(self: Kernel, device: Any, rows: int, *arguments: Any) -> None:
         if device.kind == "cuda":
-            refuse_host_arrays(arguments, self.name)  # Numba would copy them there and back
-        with at_a_time if device.kind == "cuda" else nullcontext():
+            refuse_host_arrays(arguments, self.name)  # Numba would copy them to the device and back without an error
+        with simulator_lock if device.kind == "cuda" else nullcontext():
             launch(self, device, rows, *arguments)
 
     Kernel.launch = launch_strictly  # type: ignore[method-assign]
@@ -117,5 +126,5 @@ def play() -> None:
 
 
 if __name__ == "__main__":
-    play()
+    simulate_gpu()
     curate(sys.argv[2:], Path(sys.argv[1]), RECIPE, Settings(device="cuda", score_everything=True))

@@ -1,6 +1,6 @@
-"""NumPy with CuPy's manners: arrays of the device and of the host do not mix, unless one is an index.
+"""NumPy as a mock of CuPy: operations that mix device and host arrays raise an error, except for indices.
 
-With it code that is to run on a GPU shows, where there is none, that it never leaves the device unasked.
+On a machine without a GPU, this shows that code for GPUs copies between host and device only by explicit calls.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-MAKES = {"array", "asarray", "ascontiguousarray"}
-"""What takes host arrays, too: they are copied to the device."""
+ACCEPT_HOST_ARRAYS = {"array", "asarray", "ascontiguousarray"}
+"""Functions that also take host arrays, and copy them to the device."""
 
 
 class OnDevice(np.ndarray):
-    """An array in the memory of a GPU that is played by the host's."""
+    """A mock of `cupy.ndarray`: an array in host memory that stands for one in a GPU's."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -41,8 +41,8 @@ class OnDevice(np.ndarray):
         super().__setitem__(plain(place), plain(value))
 
 
-class Library:
-    """`numpy`, or a part of it, giving arrays `OnDevice`."""
+class MockLibrary:
+    """A module of NumPy whose functions return arrays `OnDevice`."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -50,10 +50,10 @@ class Library:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._module, name)
         if isinstance(found, type) or not callable(found):
-            return Library(found) if type(found) is type(np) else found
+            return MockLibrary(found) if type(found) is type(np) else found
 
         def call(*given: Any, **named: Any) -> Any:
-            if name not in MAKES:
+            if name not in ACCEPT_HOST_ARRAYS:
                 refuse_host_arrays([*given, *named.values()], name)
             done = on_device(found(*map(plain, given), **{key: plain(value) for key, value in named.items()}))
             return named.get("out", done)
@@ -62,21 +62,23 @@ class Library:
 
 
 def refuse_host_arrays(given: Iterable[Any], name: str) -> None:
+    """Raises TypeError if a value, or an element of a list or tuple, is a host array with at least one axis."""
     for value in given:
         if isinstance(value, list | tuple):
             refuse_host_arrays(value, name)
         elif isinstance(value, np.ndarray) and value.ndim and not isinstance(value, OnDevice):
-            raise TypeError(f"{name}: an array of the host where one of the device is needed")
+            raise TypeError(f"{name}: a host array where a device array is needed")
 
 
 def plain(value: Any) -> Any:
-    """The same without manners."""
+    """Converts arrays `OnDevice`, also in lists and tuples, to NumPy arrays of the same memory."""
     if isinstance(value, list | tuple):
         return type(value)(map(plain, value))
     return value.view(np.ndarray) if isinstance(value, OnDevice) else value
 
 
 def on_device(value: Any) -> Any:
+    """Converts NumPy arrays with at least one axis, also in tuples, to arrays `OnDevice` of the same memory."""
     if isinstance(value, tuple):
         made = map(on_device, value)
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)

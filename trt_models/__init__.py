@@ -1,1 +1,1 @@
-"""The models: what they are (cards), how they are built (export), kept (store) and run (session)."""
+"""Models: their cards, export to ONNX, storage, compilation to engines, and sessions that run them."""

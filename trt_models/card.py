@@ -1,4 +1,4 @@
-"""A model card: one YAML that says what a model is, what goes in and what comes out."""
+"""Model cards: one YAML file per model, with its source, its inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ CARDS = resources.files("danqing.trt_models") / "cards"
 
 @dataclass(frozen=True)
 class ImageInput:
-    """How a decoded picture becomes the model's input; mean and std are inside the model's graph.
+    """Preprocessing of a decoded picture. The model's graph itself subtracts the mean and divides by the deviation.
 
-    `fit`: `shorter-edge` scales the shorter side to `resize`, `stretch` scales both; then the centre
-    `size` × `size` is cut out. `jpeg_quality`: a JPEG round trip the model was trained with.
+    Attributes:
+        size: side in pixels of the square that the model reads, cut from the centre of the resized picture.
+        resize: pixels to which `fit` scales.
+        fit: `shorter-edge` scales the shorter side to `resize` and keeps the aspect ratio; `stretch` scales both sides.
+        interpolation: filter of the resizer.
+        jpeg_quality: quality of a JPEG round trip after resizing, for models trained on such files; None for none.
     """
 
     size: int
@@ -37,11 +41,17 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class TokenInput:
-    """The tokenizer of a text model: a file of an installed package, or one beside the card.
+    """The tokenizer of a text model.
 
-    Ids left out: `wordpiece` takes those of [UNK], [CLS], [SEP] and [PAD] from its vocabulary; `sentencepiece` has 0
-    for an unknown piece, neither begin nor end, and -1 for padding. `lower_case`: the text becomes lower case first
-    (`wordpiece` always does that). `fixed_length`: every text is padded to `max_length`.
+    Attributes:
+        kind: the algorithm.
+        file: the SentencePiece model or the WordPiece vocabulary, in `package`, or beside the card if that is None.
+        package: name of an installed distribution.
+        unknown, begin, end, pad: token ids. If None, `wordpiece` takes the ids of [UNK], [CLS], [SEP] and [PAD] from
+            its vocabulary; `sentencepiece` uses 0 for unknown, -1 for padding, and adds neither begin nor end.
+        max_length: maximum number of tokens of a text, begin and end included.
+        lower_case: convert the text to lower case first; `wordpiece` always does.
+        fixed_length: pad every text to `max_length`.
     """
 
     kind: Literal["sentencepiece", "wordpiece"]
@@ -58,9 +68,14 @@ class TokenInput:
 
 @dataclass(frozen=True)
 class TermList:
-    """Terms of one file: those of at least `full` Han characters count 1, of at least `half` count 0.5.
+    """A file of terms, one per line.
 
-    `without`: terms of the file that are left out.
+    Attributes:
+        file: the file, in `package`, or beside the card if that is None. A .zip holds one such file.
+        full: terms of at least so many Han characters have weight 1.
+        half: other terms of at least so many Han characters have weight 0.5; None for no such terms.
+        package: name of an installed distribution.
+        without: terms to leave out.
     """
 
     file: str
@@ -72,11 +87,26 @@ class TermList:
 
 @dataclass(frozen=True)
 class Card:
-    """A model.
+    """A model. Exactly one of `build`, `export`, `onnx` and `lexicon` gives its source.
 
-    Exactly one of these says where it comes from: `build`, the exporter that makes the ONNX from installed packages;
-    `export`, the one that makes it from a published checkpoint, which `published` names and the `shapes` of some of
-    its tensors tell from others; `onnx`, a file beside the card, with its `sha256`; `lexicon`, term lists, no network.
+    Attributes:
+        name: unique name; recipes and commands use it.
+        task: one of `TASKS`.
+        licence: licence of the weights.
+        title: one line for people.
+        build: name of the function in `export.BUILDERS` that makes the ONNX from installed packages.
+        export: `MODULE.FUNCTION` of `trt_models.export` that makes the ONNX from a published checkpoint.
+        published: the checkpoint's name on the Hugging Face Hub.
+        shapes: tensor name → shape, which distinguishes the checkpoint from others of its architecture.
+        weights: `PACKAGE:FILE` → SHA-256 of the weights that `build` reads.
+        onnx: an ONNX file beside the card.
+        sha256: SHA-256 of `onnx`.
+        image_input, token_input: preprocessing of the input.
+        lexicon: term lists, for a classifier without a network.
+        patterns: pattern name → weight, see `kernels.text.lexicon.Patterns`.
+        outputs: output name → description.
+        thresholds: criterion → suggested interval.
+        file: the card's path; None for a built-in card.
     """
 
     name: str
@@ -100,25 +130,30 @@ class Card:
 
     @property
     def folder(self) -> Path | None:
-        """Where a user's own card lies."""
+        """The folder of a user's card; None for a built-in card."""
         return self.file.parent if self.file else None
 
     @property
     def hash(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of all fields but `file` and `title`."""
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("file", "title")}
         return hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()[:16]
 
 
 def card_names() -> list[str]:
+    """Returns the names of the built-in cards, sorted."""
     return sorted(p.name.removesuffix(".yaml") for p in CARDS.iterdir() if p.name.endswith(".yaml"))
 
 
 @cache
 def load_card(name_or_path: str) -> Card:
-    """A built-in card by name, or a user's own by the path of its YAML.
+    """Reads a card.
+
+    Args:
+        name_or_path: name of a built-in card, or path of a user's card (.yaml or .yml).
 
     Raises:
-        DanqingError: no such card, or a card with a wrong key or value; names the file.
+        DanqingError: there is no such card, or it has an unknown key or a wrong value; the message names the file.
     """
     if name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)

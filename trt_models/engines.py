@@ -1,11 +1,11 @@
-"""Engines: compiled forms of a model, each for one kind of device; which of them is in use, and which was before.
+"""Engines: compiled forms of a model, each for one kind of device, and which of them are active.
 
     DANQING_CACHE/engines/CARD-ONNX/
-        NAME/engine.plan or engine.onnx    what runs
-        NAME/engine.json                   what it is, its SHA-256, and how near it comes to the model it was made from
-        active.json                        target → names, the newest last
+        NAME/engine.plan or engine.onnx    the engine
+        NAME/engine.json                   its description, SHA-256 and parity with the model
+        active.json                        target → names of active engines, the current one last
 
-A plan is opaque code. It is loaded only if its bytes are those that its own JSON names.
+A plan is opaque code. It is loaded only if its SHA-256 is the one in its JSON.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Runtime(NamedTuple):
         packages: names of the distributions that contain it.
         open: opens an engine's file as a session on the device.
         file: file name of its engines.
-        portable: whether every version of the library runs the file; a plan runs on the version that compiled it only.
+        portable: whether every version of the library runs the file. A plan runs only on the version that compiled it.
     """
 
     module: str
     packages: tuple[str, ...]
     open: Callable[[Path, Engine, Device], Session]
-    file: str = "danqing.engine.recipe.plan"
+    file: str = "engine.plan"
     portable: bool = False
 
 
@@ -72,23 +72,24 @@ RUNTIMES = {
     "torch": Runtime("torch", ("torch",), _open_torch, "engine.onnx", portable=True),
 }
 LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
-"""Parity by default: mean cosine of the outputs, share of pairs whose verdict changes."""
+"""Default limits of parity: minimum mean cosine of the outputs, maximum share of pairs whose verdict changes."""
 COSINE, DIFFERENCE = "cosine", "1 - |difference|"
-"""Measures of parity: of embeddings, and of classifiers, where the cosine of two or three numbers says too little."""
+"""Measures of parity, for embeddings and for classifiers. The cosine of a few probabilities is nearly always 1."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How near an engine comes to its model in float32, on real pairs, on the device it is for.
+    """Agreement of an engine with its model in float32, measured on real pairs on the engine's device.
 
     Attributes:
-        rows: pairs looked at.
-        cosine_min, cosine_mean: least and mean of `measure` over the rows.
-        flips: share of the pairs whose verdict changes under the recipe's criteria that this model takes part in.
-        rate, reference_rate: rows a second, of the engine and of ONNX Runtime in float32.
-        torch_rate: of PyTorch's own model under `torch.compile`, where it was timed.
-        target, runtime_version: what it ran on.
-        wanted: the limits it was held to, `cosine_mean` and `flips`.
+        rows: number of pairs.
+        cosine_min, cosine_mean: minimum and mean of `measure` over the rows.
+        flips: share of the pairs whose verdict changes under the recipe's criteria that depend on this model.
+        rate, reference_rate: rows per second of the engine and of ONNX Runtime in float32.
+        recipe: name of the recipe.
+        target, runtime_version: the device's target and the runtime's version of the measurement.
+        wanted: the limits of `cosine_mean` (minimum) and `flips` (maximum).
+        torch_rate: rows per second of PyTorch's model under `torch.compile`; None if not timed.
         measure: `COSINE` of embeddings, `DIFFERENCE` of a classifier's probabilities.
     """
 
@@ -121,12 +122,14 @@ class Engine:
     """One compiled form of a model.
 
     Attributes:
-        card, onnx: the model: its card's name and the SHA-256 of the ONNX file.
-        runtime, runtime_version: the library that runs it, and the version that compiled it; a plan runs on no other.
-        target: `cpu`, or the GPU architecture, `sm_90`.
+        card, onnx: the card's name and the SHA-256 of the ONNX file of the model.
+        runtime, runtime_version: the library that runs it, and the version that compiled it.
+        target: `cpu`, or a GPU architecture such as `sm_90`.
         precision: fp32, fp16, bf16, int8 or fp8.
-        batch: fewest, usual and most rows it takes at once.
-        sha256: of the engine's file.
+        batch: minimum, usual and maximum rows of a batch.
+        sha256: SHA-256 of the engine's file.
+        options: how it was compiled, for the record.
+        parity: None if it was not measured.
     """
 
     card: str
@@ -152,8 +155,8 @@ class UnreadableEngine:
     """An engine whose JSON is missing or damaged.
 
     Attributes:
-        name: of its folder.
-        reason: what is wrong with the JSON, and what to do.
+        name: name of its folder.
+        reason: the error and its remedy.
     """
 
     name: str
@@ -161,7 +164,14 @@ class UnreadableEngine:
 
 
 class Engines:
-    """The engines of one model."""
+    """The stored engines of one model.
+
+    Args:
+        card: the model.
+
+    Raises:
+        DanqingError: as `trt_models.store.onnx_path`.
+    """
 
     def __init__(self, card: Card) -> None:
         self.card = card
@@ -170,15 +180,15 @@ class Engines:
 
     @property
     def asked(self) -> str:
-        """The model's NAME in a command."""
+        """NAME of the model in a command."""
         return str(self.card.file or self.card.name)
 
     def all(self) -> list[Engine]:
-        """The engines whose JSON can be read."""
+        """Returns the engines whose JSON is readable."""
         return [engine for engine in self.entries() if isinstance(engine, Engine)]
 
     def entries(self) -> list[Engine | UnreadableEngine]:
-        """All engines, in the order of their names."""
+        """Returns all engines, sorted by name."""
         return [self._entry(path.parent.name) for path in sorted(self.folder.glob("*/engine.json"))]
 
     def _entry(self, name: str) -> Engine | UnreadableEngine:
@@ -188,10 +198,13 @@ class Engines:
             return UnreadableEngine(name, str(problem))
 
     def named(self, name: str) -> Engine:
-        """By its name, or a part of it that no other has; `newest` is the one compiled last.
+        """Finds an engine.
+
+        Args:
+            name: its name or a unique part of it; `newest` for the engine compiled last.
 
         Raises:
-            DanqingError: no such engine, or several; or its JSON cannot be read.
+            DanqingError: there is no such engine, or several; or its JSON is not readable.
         """
         engines = self.all()
         if name == "newest" and engines:
@@ -214,15 +227,19 @@ class Engines:
         return self.folder / engine.name / RUNTIMES[engine.runtime].file
 
     def add(self, engine: Engine, write: Callable[[Path], None]) -> Engine:
-        """Keeps a new engine; `write` makes its file. Its JSON comes last, so what has one is whole.
+        """Stores a new engine. Its JSON is written last, so an engine that has one is complete.
 
-        An engine whose file has the same bytes keeps its JSON, and with it the parity that was measured.
+        If an engine with an identical file exists, its JSON is kept, and with it the measured parity.
+
+        Args:
+            engine: its description; `sha256` is filled in here.
+            write: writes the engine's file to the given path.
 
         Returns:
             The engine with the SHA-256 of its file.
 
         Raises:
-            DanqingError: the cache folder cannot be written or is full.
+            DanqingError: the cache folder cannot be written to or is full.
         """
         with writing_cache():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -241,15 +258,16 @@ class Engines:
         return engine
 
     def note(self, engine: Engine) -> None:
-        """Writes the engine's JSON, with its parity if it was measured."""
+        """Writes the engine's JSON."""
         with writing_cache():
             write_json(self.path(engine).with_suffix(".json"), asdict(engine))
 
     def checked(self, engine: Engine) -> Path:
-        """The engine's file.
+        """Returns the engine's file after checks.
 
         Raises:
-            DanqingError: its bytes are not those that were compiled here, or its model has changed since.
+            DanqingError: the file's SHA-256 is not the one in the JSON, the model has changed since, or the installed
+                runtime cannot run it.
         """
         path = self.path(engine)
         if not path.is_file() or sha256(path) != engine.sha256:
@@ -265,7 +283,7 @@ class Engines:
         return path
 
     def proven(self, engine: Engine) -> Path:
-        """Returns the engine's file, after `checked` and a check that its parity was measured.
+        """Returns the engine's file after `checked` and a check that its parity was measured.
 
         Raises:
             DanqingError: as `checked`; or parity was not measured for this target with the installed runtime.
@@ -284,21 +302,22 @@ class Engines:
         return path
 
     def active(self, target: str) -> list[Engine | UnreadableEngine]:
-        """The engine in use on such devices, then those that were before it.
+        """Returns the active engine of a target, then the previously active ones, the most recent first.
 
         Raises:
-            DanqingError: active.json cannot be read.
+            DanqingError: active.json is not readable.
         """
         return [self._entry(name) for name in reversed(self._names().get(target, []))]
 
     def targets(self) -> list[str]:
+        """Returns the targets for which an engine was activated, sorted."""
         return sorted(self._names())
 
     def activate(self, engine: Engine) -> None:
-        """Makes it the one in use, from the next shard on wherever a run is under way.
+        """Makes an engine the active one of its target. A run in progress uses it from its next shard on.
 
         Raises:
-            DanqingError: no parity was measured on such a device with this runtime, or it was not enough.
+            DanqingError: as `proven`; or its parity is outside the limits.
         """
         self.proven(engine)
         parity = engine.parity
@@ -309,7 +328,14 @@ class Engines:
         self._write_names(names)
 
     def rollback(self, target: str) -> Engine | UnreadableEngine | None:
-        """Takes the engine in use out of use; the one before is back, or the model itself (None)."""
+        """Deactivates a target's active engine.
+
+        Returns:
+            The previous engine, which is active again; None if the model itself runs.
+
+        Raises:
+            DanqingError: no engine is active.
+        """
         names = self._names()
         if not names.get(target):
             raise DanqingError(f"{self.card.name}: no engine is in use on {target}")
@@ -333,12 +359,12 @@ class Engines:
 
 
 class Opened(NamedTuple):
-    """A model that is ready to run.
+    """An opened model or engine.
 
     Attributes:
         session: runs it.
-        sha256: hash of the file that runs.
-        refused: why the engine in use does not open, if an older one or the model itself runs in its place.
+        sha256: SHA-256 of the file that runs.
+        refused: why the active engine does not open, if the previous one or the model itself runs instead.
     """
 
     session: Session
@@ -347,7 +373,7 @@ class Opened(NamedTuple):
 
 
 def open_model(card: Card, device: Device, engine: Engine | None) -> Opened:
-    """Opens a model, or an engine of it.
+    """Opens a model or one of its engines.
 
     Args:
         card: the model.
@@ -355,7 +381,7 @@ def open_model(card: Card, device: Device, engine: Engine | None) -> Opened:
         engine: None for the model itself.
 
     Raises:
-        DanqingError: an engine that is not what its JSON says, or that its runtime cannot load.
+        DanqingError: as `Engines.checked`; or the runtime cannot load the engine.
     """
     if engine is None:
         return Opened(open_session(onnx_path(card), device), model_hash(card))
@@ -364,15 +390,15 @@ def open_model(card: Card, device: Device, engine: Engine | None) -> Opened:
 
 
 def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
-    """Opens the engine in use for the device; if it does not open, the one before it, and in the end the model itself.
+    """Opens the active engine of the device; if it does not open, the previous ones in order, then the model itself.
 
     Args:
         card: the model.
         device: the device to run on.
-        strict: raise an error if the engine in use does not open.
+        strict: raise an error if the active engine does not open.
 
     Raises:
-        DanqingError: the model itself does not open; active.json cannot be read; with `strict`, the engine in use does
+        DanqingError: the model itself does not open; active.json is not readable; with `strict`, the active engine does
             not open.
     """
     engines, refused = Engines(card), None
@@ -382,7 +408,7 @@ def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
                 raise DanqingError(engine.reason)
             engines.proven(engine)
             return open_model(card, device, engine)._replace(refused=refused)
-        except Exception as problem:  # whatever a runtime raises over a broken plan
+        except Exception as problem:  # runtimes raise exceptions of their own for a damaged plan
             reason = f"{card.name}: the engine {engine.name} does not open: {problem}"
             if strict:
                 raise DanqingError(f"{reason}; without --strict-engines the one before it would run") from problem
@@ -393,7 +419,7 @@ def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
 
 
 def runtime_version(runtime: str) -> str | None:
-    """The installed version of what runs an engine; None if there is none."""
+    """Returns the installed version of a runtime; None if it is not installed."""
     for package in RUNTIMES[runtime].packages:
         try:
             return metadata.version(package)
@@ -403,6 +429,7 @@ def runtime_version(runtime: str) -> str | None:
 
 
 def is_gpu(target: str) -> bool:
+    """Whether a target is a GPU architecture, such as `sm_90`."""
     return re.fullmatch(r"sm_\d{2,3}", target) is not None
 
 

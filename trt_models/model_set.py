@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 class ModelSet:
-    """The models a recipe names by role, opened when first asked for.
+    """The models that a recipe names by role; each is opened on first use.
 
     Args:
-        names: role → card.
-        engines: role → the engine to run, None for the model itself. Other roles run the engine in use on the device.
-        strict: raise an error if an engine in use does not open, instead of running an older one or the model.
+        names: role → name or path of a card.
+        engines: role → the engine to run, or None for the ONNX model. Other roles run the device's active engine.
+        strict: raise an error if an active engine does not open, instead of running the previous one or the model.
+
+    Attributes:
+        running: role → SHA-256 of the ONNX or engine file that runs, for each open session.
+        refused: role → why the active engine does not open, where the previous one or the model runs instead.
     """
 
     def __init__(
@@ -35,19 +39,31 @@ class ModelSet:
         self.engines = engines or {}
         self.strict = strict
         self.running: dict[str, str] = {}
-        """Role → SHA-256 of the ONNX or engine file that runs, of every open session."""
         self.refused: dict[str, str] = {}
-        """Role → why its engine in use does not open, where an older one or the model itself runs in its place."""
         self._sessions: dict[str, Session] = {}
-        self._in_use: dict[str, list[Engine | UnreadableEngine]] = {}
+        self._active: dict[str, list[Engine | UnreadableEngine]] = {}
         self._tokenizers: dict[str, AnyTokenizer] = {}
 
     def card(self, role: str) -> Card:
+        """Returns the role's card.
+
+        Raises:
+            DanqingError: the recipe names no model for the role, or the card cannot be read.
+        """
         if role not in self.names:
             raise DanqingError(f"the recipe's criteria need a model for {role}: add models.{role} to it")
         return load_card(self.names[role])
 
     def session(self, role: str, device: Device) -> Session:
+        """Returns the role's session, which it opens on first use.
+
+        Args:
+            role: a key of `names`.
+            device: the device to run on.
+
+        Raises:
+            DanqingError: no model for the role, or the model (with `strict`, its active engine) does not open.
+        """
         from danqing.trt_models.engines import Engines, open_active, open_model
 
         if role not in self._sessions:
@@ -55,54 +71,68 @@ class ModelSet:
             if role in self.engines:
                 opened = open_model(card, device, self.engines[role])
             else:
-                self._in_use[role] = Engines(card).active(device.target)
+                self._active[role] = Engines(card).active(device.target)
                 opened = open_active(card, device, self.strict)
             self._sessions[role], self.running[role] = opened.session, opened.sha256
             if opened.refused:
                 self.refused[role] = opened.refused
         return self._sessions[role]
 
-    def warm(self) -> None:
-        """Lets what runs on this machine's cores take the memory it needs."""
+    def warm_up(self) -> None:
+        """Runs every open CPU session once, so that its memory is allocated before memory use is measured."""
         from danqing.trt_models.run.session import OnnxSession
 
         for session in self._sessions.values():
             if isinstance(session, OnnxSession):
-                session.warm()
+                session.warm_up()
 
     def outdated(self, device: Device) -> list[str]:
-        """The roles for which another engine was activated since their sessions were opened."""
+        """Returns the roles whose active engine has changed since their sessions were opened."""
         from danqing.trt_models.engines import Engines
 
-        return [role for role, seen in self._in_use.items() if Engines(self.card(role)).active(device.target) != seen]
+        return [role for role, seen in self._active.items() if Engines(self.card(role)).active(device.target) != seen]
 
     def reopen(self, device: Device) -> None:
-        """Lets go of the sessions that are outdated; they are opened anew when asked for."""
+        """Closes the outdated sessions; `session` opens them again."""
         for role in self.outdated(device):
-            del self._sessions[role], self.running[role], self._in_use[role]
+            del self._sessions[role], self.running[role], self._active[role]
             self.refused.pop(role, None)
 
     def image_input(self, role: str) -> ImageInput:
+        """Returns the preprocessing of the role's image model.
+
+        Raises:
+            DanqingError: the card has none.
+        """
         card = self.card(role)
         if card.image_input is None:
             raise DanqingError(f"model {card.name}: its card has no image_input")
         return card.image_input
 
     def tokenizer(self, role: str) -> AnyTokenizer:
+        """Returns the tokenizer of the role's text model, which it opens on first use.
+
+        Raises:
+            DanqingError: the card has none, or its file is missing.
+        """
         card = self.card(role)
-        wanted = card.token_input
-        if wanted is None:
+        token_input = card.token_input
+        if token_input is None:
             raise DanqingError(f"model {card.name}: its card has no token_input")
         if role not in self._tokenizers:
-            if card.export and wanted.package is None:
-                onnx_path(card)  # exported, and its vocabulary unchanged
+            if card.export and token_input.package is None:
+                onnx_path(card)  # checks the hash of the vocabulary, too
             self._tokenizers[role] = open_tokenizer(
-                wanted, package_file(wanted.package, wanted.file, model_folder(card))
+                token_input, package_file(token_input.package, token_input.file, model_folder(card))
             )
         return self._tokenizers[role]
 
     def text_classifier(self, role: str, device: Device) -> TextClassifier:
-        """Word lists or a network, whichever the card describes."""
+        """Returns the role's text classifier: a word list or a network, as the card says.
+
+        Raises:
+            DanqingError: the card's task is not `text_classifier`, or the model does not open.
+        """
         card = self.card(role)
         if card.task != "text_classifier":
             raise DanqingError(f"models.{role}: {card.name} is a model for {card.task}, not a text_classifier")
@@ -111,12 +141,13 @@ class ModelSet:
         return Lexicon(self.terms(role), Patterns(**card.patterns), device)
 
     def terms(self, role: str) -> dict[str, float]:
-        """The terms of a word-list classifier, and what each weighs."""
+        """Returns the terms of a word-list classifier: term → weight."""
         card = self.card(role)
         return read_terms((entry, package_file(entry.package, entry.file, card.folder)) for entry in card.lexicon)
 
     def hashes(self) -> dict[str, dict[str, str]]:
-        """Role → card name, card hash and, for networks, the ONNX file's hash: what the scores depend on."""
+        """Returns what the scores depend on: role → `name` and `card` (hash) of the card, and `onnx` (SHA-256) of a
+        network."""
         out = {}
         for role in self.names:
             card = self.card(role)

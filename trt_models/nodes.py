@@ -1,4 +1,4 @@
-"""Helpers for ONNX nodes that several rewritings share."""
+"""Functions on ONNX nodes, shared by the modules that rewrite graphs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from onnx import helper
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """The values of a node's attributes, by name."""
+    """Returns a node's attributes: name → value."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def live_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes that the outputs depend on, in order.
+    """Returns the nodes that the outputs depend on.
 
     Args:
-        nodes: in order of execution.
+        nodes: all nodes, in order of execution.
         outputs: names of tensors.
+
+    Returns:
+        A part of the nodes, in the same order.
     """
     needed = set(outputs)
     live = []

@@ -1,4 +1,4 @@
-"""Files that models are made of: in installed packages, beside a card, in the cache; checked by hash."""
+"""Finds the files of models (in installed packages, beside a card, in the cache) and checks their hashes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from danqing.engine.core.files import cache_path, writing_cache
 
 
 def cache_folder() -> Path:
-    """The folder `engine.core.files.cache_path`, created if it does not exist.
+    """Returns `engine.core.files.cache_path()`, and creates the folder if it does not exist.
 
     Raises:
-        DanqingError: it cannot be created.
+        DanqingError: the folder cannot be created.
     """
     folder = cache_path()
     with writing_cache():
@@ -24,7 +24,16 @@ def cache_folder() -> Path:
 
 
 def package_file(package: str | None, file: str, folder: Path | None = None) -> Path:
-    """A data file of an installed package (found without importing it), or one relative to `folder`."""
+    """Finds a data file, without importing the package.
+
+    Args:
+        package: name of an installed distribution; None for a file in `folder`.
+        file: path relative to the distribution's root, or to `folder`.
+        folder: None for the current directory.
+
+    Raises:
+        DanqingError: the package is not installed, or it has no such file.
+    """
     if package is None:
         path = (folder or Path()) / file
         if not path.is_file():
@@ -41,21 +50,32 @@ def package_file(package: str | None, file: str, folder: Path | None = None) -> 
 
 
 def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal. A file is read again only if its size or time has changed."""
     status = path.stat()
     return _digest(path, status.st_size, status.st_mtime_ns)
 
 
 @cache
 def _digest(path: Path, size: int, modified: int) -> str:
-    """Large files are read once a process, unless they change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check(path: Path, expected: str | None, source: str) -> None:
-    """Raises DanqingError unless the file has the SHA-256 that `source` states."""
+    """Checks the SHA-256 of a file.
+
+    Args:
+        path: the file.
+        expected: its SHA-256 in hexadecimal.
+        source: the file that states `expected`, for the message.
+
+    Raises:
+        DanqingError: the file is missing or has another SHA-256.
+    """
     if not path.is_file():
-        raise DanqingError(f"{path}: missing, {source} names it; remove the folder {path.parent} and make it again")
+        raise DanqingError(
+            f"{path}: missing, although {source} names it; remove the folder {path.parent} and build the model again"
+        )
     found = sha256(path)
     if found != expected:
         raise DanqingError(

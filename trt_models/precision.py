@@ -1,8 +1,8 @@
-"""A float32 graph in lower precision: the precision of every step stands in the graph, so that a strongly typed engine
-(the only kind TensorRT 11 builds) computes what is written here and nothing else.
+"""Rewrites a float32 graph to fp16 or bf16 with explicit casts, for TensorRT's strongly typed networks.
 
-What overflows or loses most in 16 bits stays in 32: softmax, layer normalisation, sums of squares and what is done to
-pixels before the first layer. That is what mixed-precision training does, too (Micikevicius et al., arXiv 1710.03740).
+Operators that overflow or lose most in 16 bits stay in float32: softmax, layer normalisation, sums of squares, and the
+arithmetic on pixels before the first layer. Mixed-precision training does the same (Micikevicius et al., arXiv
+1710.03740).
 """
 
 from __future__ import annotations
@@ -23,33 +23,39 @@ EXACT_OPS = frozenset(
         "Sqrt", "Exp", "Log", "Pow",
     )
 )  # fmt: skip
-"""Computed in float32 from and to 16 bits."""
+"""Operators that compute in float32, between casts from and to 16 bits."""
 FUSED_EXACT_OPS = {
     "fp16": EXACT_OPS - {"LayerNormalization"},
     "bf16": (EXACT_OPS - {"LayerNormalization"}) | {"Conv", "Pad"},
 }
-"""Precision → `EXACT_OPS` for ONNX Runtime's CUDA provider, after `onnx_fusion`. Its LayerNormalization and fused
-operators take 16 bits and sum in float32 (SkipLayerNormalization since github.com/microsoft/onnxruntime/pull/28682). In
-our version of the operators (17) it has neither convolution nor padding in bf16."""
+"""Precision → operators that compute in float32 on ONNX Runtime's CUDA provider, after `onnx_fusion`.
+
+Its LayerNormalization and fused operators take 16 bits and sum in float32 (SkipLayerNormalization since
+github.com/microsoft/onnxruntime/pull/28682). In version 17 of ONNX's operators, which our graphs use, it has neither
+convolution nor padding in bf16."""
 FOLLOWING_OPS = frozenset(
     (
         "Add", "Sub", "Mul", "Div", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Clip", "Max", "Min",
         "Cast", "Gather",
     )
 )  # fmt: skip
-"""Stay in float32 where an operand has it: pixels before the first layer, lengths and probabilities after the last."""
+"""Operators that compute in float32 if an operand is float32: on pixels before the first layer, on lengths and
+probabilities after the last."""
 
 
 def halved(model: onnx.ModelProto, precision: str, exact: frozenset[str] = EXACT_OPS) -> onnx.ModelProto:
-    """The same network computing in `fp16` or `bf16`; inputs and outputs keep their types.
+    """Lowers a model to 16 bits.
 
     Args:
-        model: in float32.
+        model: in float32, with its weights; not modified.
         precision: `fp16` or `bf16`.
         exact: names of the operators that compute in float32.
 
+    Returns:
+        A new model. Its inputs and outputs have the types they had.
+
     Raises:
-        DanqingError: an unknown precision, or a weight that 16 bits cannot hold.
+        DanqingError: an unknown precision, or a weight that fp16 cannot hold.
     """
     if precision not in HALVES:
         raise DanqingError(f"precision {precision!r}; {did_you_mean(precision, HALVES)}")
@@ -57,7 +63,11 @@ def halved(model: onnx.ModelProto, precision: str, exact: frozenset[str] = EXACT
 
 
 class _Lowering:
-    """Rewrites the nodes in order. `self.half` and `self.single` hold, by name, which tensors exist in either type."""
+    """Rewrites the nodes in order.
+
+    Attributes:
+        half, single: names of the tensors that exist in 16 bits and in float32.
+    """
 
     def __init__(self, model: onnx.ModelProto, half: int, exact: frozenset[str]) -> None:
         self.model, self.type, self.exact = _without_weights(model), half, exact
@@ -88,7 +98,7 @@ class _Lowering:
         exact = node.op_type in self.exact
         follows = node.op_type in FOLLOWING_OPS and any(name in self.single for name in operands)
         to_float = node.op_type == "Cast" and _attribute(node, "to") == TensorProto.FLOAT
-        if to_float and not operands:  # pixels or counts enter
+        if to_float and not operands:  # converts integers: pixels or counts
             self.single.update(node.output)
         elif exact or follows:
             self._inputs(node, self._as_single)
@@ -141,7 +151,7 @@ class _Lowering:
         return cast
 
     def _rename_output(self, name: str) -> None:
-        """The graph's output stays float32 under its name; inside it goes by another."""
+        """Renames a 16-bit output of the graph and casts it to float32 under the old name."""
         inside = f"{name}.inside"
         for node in self.nodes:
             for names in (node.input, node.output):
@@ -163,7 +173,7 @@ def _attribute(node: onnx.NodeProto, name: str) -> Any:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that leaves the weights where they are: two copies of a large model would not fit."""
+    """Copies a model without its weights: two copies of a large model would not fit in memory."""
     bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = bare.graph
     graph.name = model.graph.name
@@ -177,7 +187,10 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def _float_tensors(
     bare: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto], others: Sequence[onnx.TensorProto]
 ) -> set[str]:
-    """Names of all float32 tensors that nodes produce. The weights count as inputs: inference would serialise them."""
+    """Returns the names of all float32 tensors that nodes produce.
+
+    The weights are declared as inputs, since shape inference would serialise their values.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(bare)
     model.graph.input.extend(helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in weights.values())

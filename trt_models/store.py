@@ -1,4 +1,4 @@
-"""Where models are kept: built once from packages or exported by the user, checked by hash whenever they are opened."""
+"""The store of ONNX models: built once from packages or exported by the user, and checked by hash when opened."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from danqing.trt_models.package_files import cache_folder, check, package_file, 
 
 
 def onnx_path(card: Card) -> Path:
-    """The model's ONNX file, checked. One that comes from installed packages is built now, if the cache has none for
-    this card and these exporters; one that comes from a checkpoint was exported by the user.
+    """Returns a model's ONNX file, after a check of its SHA-256.
 
-    Beside it lies model.json with the SHA-256 of the file and of its weights, if these are kept apart.
+    A model from installed packages is built first if the cache has none of this card and these exporters. The file
+    model.json beside the ONNX names the SHA-256 of each of the model's files.
 
     Raises:
-        DanqingError: a missing package, a model never exported, weights not the card's, or a file that was changed.
+        DanqingError: a package is missing, the model was never exported, its weights are not those that the card names,
+            or a file has changed.
     """
     if card.onnx:
         path = package_file(None, card.onnx, card.folder)
@@ -50,7 +51,7 @@ def onnx_path(card: Card) -> Path:
 
 
 def _noted_files(note: Path, card: Card) -> dict[str, str]:
-    """File name → SHA-256, from a model's model.json."""
+    """Reads model.json: file name → SHA-256."""
     again = f"run `danqing models export {card.file or card.name} --from FOLDER`" if card.export else "run again"
     remedy = f"remove the folder {note.parent} and {again}"
     files = read_json(note, remedy).get("files")
@@ -60,7 +61,7 @@ def _noted_files(note: Path, card: Card) -> dict[str, str]:
 
 
 def model_folder(card: Card) -> Path:
-    """Where the model's files are: beside a user's own card, else in the cache."""
+    """Returns the folder of the model's files: in the cache if it is built or exported, else that of the card."""
     if card.export:
         return cache_folder() / "models" / f"{card.name}-{card.hash[:12]}"
     if card.build:
@@ -68,13 +69,17 @@ def model_folder(card: Card) -> Path:
     return card.folder or Path()
 
 
-def is_here(card: Card) -> bool:
-    """Whether the model's files are there: nothing to build, nothing to export."""
+def is_stored(card: Card) -> bool:
+    """Whether the model's files exist, so that it needs neither a build nor an export."""
     return not (card.build or card.export) or (model_folder(card) / "model.json").exists()
 
 
 def model_hash(card: Card) -> str:
-    """Names the model's content: the SHA-256 of its ONNX file, which names that of weights kept beside it."""
+    """Returns the SHA-256 of the model's ONNX file, which itself contains the SHA-256 of weights in a separate file.
+
+    Raises:
+        DanqingError: as `onnx_path`.
+    """
     return sha256(onnx_path(card))
 
 
@@ -86,28 +91,31 @@ def _build(card: Card, folder: Path) -> None:
     packages = sorted({weights.partition(":")[0] for weights in card.weights})
     content = BUILDERS[card.build]().SerializeToString()
     note = {"packages": {name: metadata.version(name) for name in packages}}
-    keep(card, folder, lambda path: path.write_bytes(content), note)
+    store_model(card, folder, lambda path: path.write_bytes(content), note)
 
 
-def keep(
-    card: Card, folder: Path, save: Callable[[Path], object], note: dict[str, Any], also: Iterable[Path] = ()
+def store_model(
+    card: Card, folder: Path, save: Callable[[Path], object], note: dict[str, Any], extra_files: Iterable[Path] = ()
 ) -> None:
-    """Puts a model where `onnx_path` looks for it. The whole folder appears at once, also if several processes do this.
+    """Writes a model's folder. It appears complete, by one rename, also if several processes write it at once.
 
     Args:
-        save: writes the ONNX to a path, and beside it what goes with it.
-        also: files to be copied beside it.
+        card: the model's card.
+        folder: `model_folder(card)`.
+        save: writes the ONNX to the given path, and the weights beside it if they are a separate file.
+        note: what model.json records besides the card's name and the hashes.
+        extra_files: files to copy into the folder.
 
     Raises:
-        DanqingError: the cache folder cannot be written or is full.
+        DanqingError: the cache folder cannot be written to or is full.
     """
     with writing_cache():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as aside:
-            made = Path(aside) / folder.name  # a folder with the usual permissions, which `aside` does not have
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as temporary:
+            made = Path(temporary) / folder.name  # with the usual permissions, which `temporary` does not have
             made.mkdir()
             save(made / "model.onnx")
-            for path in also:
+            for path in extra_files:
                 shutil.copyfile(path, made / path.name)
             files = {path.name: sha256(path) for path in sorted(made.iterdir())}
             write_json(made / "model.json", {"card": card.name, "files": files, **note})
@@ -116,10 +124,10 @@ def keep(
             except OSError as problem:
                 if problem.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-                # Another process built the same model meanwhile; it may be in use by now. An export may be another one.
+                # Another process has built the same model, and it may be in use: store_model it. An export may differ.
                 if card.build and (folder / "model.json").exists():
                     return
-                folder.rename(Path(aside) / "before")
+                folder.rename(Path(temporary) / "before")
                 made.rename(folder)
 
 

@@ -93,11 +93,11 @@ def add_models_commands(commands: Any, recipe: argparse.ArgumentParser) -> None:
 def list_(options: argparse.Namespace) -> None:
     from danqing.engine.report.terminal import print_models
     from danqing.trt_models.card import card_names, load_card
-    from danqing.trt_models.store import is_here
+    from danqing.trt_models.store import is_stored
 
     rows: list[tuple[Card, str, list[str]]] = []
     for card in map(load_card, card_names()):
-        if not is_here(card):
+        if not is_stored(card):
             rows.append((card, "when first used" if card.build else "", []))
             continue
         try:

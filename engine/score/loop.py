@@ -102,7 +102,7 @@ def run_stages(
     """
     stages = [step.stage(context) for step in plan.steps]
     if context.memory.limit:
-        context.models.warm()
+        context.models.warm_up()
         context.memory.settle()
     spans.open(["read", *(stage.name for stage in stages)])
     with Overlap(spans, room, context.device.entered) as overlap:

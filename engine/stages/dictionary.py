@@ -23,7 +23,7 @@ from danqing.kernels.text import captions as text
 from danqing.kernels.text import segment, trie
 from danqing.kernels.text.captions import (
     ALPHANUMERIC,
-    CODES,
+    CODE_POINTS,
     DIGIT,
     DROP,
     HAN,
@@ -36,11 +36,11 @@ from danqing.kernels.text.captions import (
 )
 from danqing.kernels.text.segment import (
     ADJECTIVE,
+    FORCED_SPLIT,
     HAN_FIRST,
     HAN_LAST,
     IMPOSSIBLE,
     KIND_BITS,
-    NEVER_GUESSED,
     NOUN,
     STOP_WORD,
     VERB,
@@ -135,7 +135,7 @@ def _make_dictionary(user_dictionaries: tuple[Path, ...]) -> dict[str, np.ndarra
     number = {count: position for position, count in enumerate(counts) if position > 0}
     words = {}
     for word in frequencies.keys() | stop_words | never:
-        kinds = STOP_WORD * (word in stop_words) | NEVER_GUESSED * (word in never)
+        kinds = STOP_WORD * (word in stop_words) | FORCED_SPLIT * (word in never)
         if word in frequencies:
             kinds |= PARTS_OF_SPEECH.get(tagger.word_tag_tab.get(word, "x")[:1], 0)
         if ord(word[0]) <= 0xFFFF:
@@ -165,8 +165,8 @@ def _stop_words() -> str:
 
 
 def _make_classes() -> np.ndarray:
-    classes = np.zeros(CODES, np.uint16)
-    for code in range(CODES):
+    classes = np.zeros(CODE_POINTS, np.uint16)
+    for code in range(CODE_POINTS):
         character = chr(code)
         category = unicodedata.category(character)
         if category in ("Cn", "Cs", "Co", "Cc", "Cf"):  # controls, joiners, and what has no meaning

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.stages.base import Stage
-from danqing.kernels.pictures.pixels import FIGURES, pixel_statistics
+from danqing.kernels.pictures.pixels import STATISTICS, pixel_statistics
 
 
 class PixelStatistics(Stage):
@@ -14,9 +14,9 @@ class PixelStatistics(Stage):
 
     name = "pixels"
     needs = ("pixels",)
-    produces = dict.fromkeys(FIGURES, pa.float64())
+    produces = dict.fromkeys(STATISTICS, pa.float64())
 
     def __call__(self, batch: Batch) -> None:
         figures = self.context.device.down(pixel_statistics(self.context.device, batch["pixels"]))
-        for position, name in enumerate(FIGURES):
+        for position, name in enumerate(STATISTICS):
             batch[name] = figures[:, position]

@@ -1,8 +1,9 @@
-"""Union-find: the connected components of a graph, edge by edge, in O(rows) memory; many threads at a time.
+"""Union-find: connected components of a graph, edge by edge, in O(rows) memory, by many threads at once.
 
-`parent` is int64 (rows,), `parent[i] <= i`, at first `arange(rows)`. The smaller root always wins, so that the outcome
-depends on the edges only, never on their order. Roots are hooked by compare-and-swap and paths halved in passing, as
-in ECL-CC (Jaiganesh and Burtscher, HPDC 2018): a thread may see an old parent, but never one that is no ancestor.
+`parent` is int64 (rows,), initially `arange(rows)`, with `parent[i] <= i`. The smaller root becomes the parent of the
+larger one, so the result depends on the edges and not on their order. Roots are joined by compare-and-swap and paths
+are halved during each search, as in ECL-CC (Jaiganesh and Burtscher, HPDC 2018): a thread can read an outdated parent,
+which is still an ancestor.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from danqing.kernels.portable import ArrayLauncher, compare_and_swap, inlined, k
 
 
 @inlined
-def root(parent, node):
-    """The smallest row known to be in the set of `node`."""
+def find_root(parent, node):
+    """Returns the root of a row's component: its smallest row among those united so far."""
     above = parent[node]
     while above != node:
         parent[node] = parent[above]  # path halving
@@ -25,21 +26,21 @@ def root(parent, node):
 
 @inlined
 def unite(parent, a, b):
-    """Makes one set of the two that hold rows `a` and `b`."""
-    a, b = root(parent, a), root(parent, b)
+    """Unites the components of rows `a` and `b`."""
+    a, b = find_root(parent, a), find_root(parent, b)
     while a != b:
         if a < b:
             a, b = b, a
         found = compare_and_swap(parent, a, a, b)
         if found == a:
             return
-        # On from what the swap saw: a GPU's caches may still show the old parent to a load, over and over.
-        a, b = root(parent, found), root(parent, b)
+        # Continues with the value that the swap read: on a GPU, a load can return an outdated parent from a cache.
+        a, b = find_root(parent, found), find_root(parent, b)
 
 
 @kernel
 def find_roots(first, last, step, parent, out):
-    """The smallest row of each row's component, once all edges are in: int64 (rows,)."""
+    """Writes the smallest row of each row's component to `out`, int64 (rows,), after all edges were added."""
     for node in range(first, last, step):
         above = parent[node]
         while parent[above] != above:
@@ -47,8 +48,16 @@ def find_roots(first, last, step, parent, out):
         out[node] = above
 
 
-def roots(device: ArrayLauncher, parent: Any) -> Any:
-    """The smallest row of each row's component: int64 (rows,)."""
+def find_components(device: ArrayLauncher, parent: Any) -> Any:
+    """Finds the component of each row.
+
+    Args:
+        device: holds the array.
+        parent: int64 (rows,), after all calls of `unite`.
+
+    Returns:
+        int64 (rows,) on the device: the smallest row of each row's component.
+    """
     out = device.xp.empty_like(parent)
     find_roots.launch(device, len(parent), parent, out)
     return out

@@ -1,4 +1,4 @@
-"""Kernels of inverted files: which lists a row is likest to, and what a list's rows have in common."""
+"""Kernels of inverted lists: the lists nearest to each row, and the mean of each list's rows."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ import math
 
 import numpy as np
 
-from danqing.kernels.neighbours.pairs import _next_above
+from danqing.kernels.neighbours.pairs import next_above
 from danqing.kernels.portable import heavy_kernel, kernel
 
 
 @kernel
 def rank_lists(first, last, step, products, best, ranks):
-    """The lists with the greatest products, the greatest first, the lower number first among equals.
+    """Finds the lists with the greatest products of each row, in descending order; of equal ones the lower list first.
 
     Args:
         products: float32 (rows, lists).
-        best: float32 (rows, depth), room for the greatest products.
-        ranks: uint16 (rows, depth), the lists that they are of.
+        best: float32 (rows, depth), output: the greatest products.
+        ranks: uint16 (rows, depth), output: their lists.
     """
     for row in range(first, last, step):
         final = best.shape[1] - 1
         for place in range(final + 1):
             best[row, place] = -np.inf
-        column = _next_above(products[row], 0, best[row, final])
+        column = next_above(products[row], 0, best[row, final])
         while column < products.shape[1]:
             product, place = products[row, column], final
             while place > 0 and best[row, place - 1] < product:
                 best[row, place], ranks[row, place] = best[row, place - 1], ranks[row, place - 1]
                 place -= 1
             best[row, place], ranks[row, place] = product, column
-            column = _next_above(products[row], column + 1, best[row, final])
+            column = next_above(products[row], column + 1, best[row, final])
 
 
 @heavy_kernel
-def mean_rows(first, last, step, begins, ends, members, vectors, means):
-    """The direction of the mean of every list's rows, as a vector of length 1; an empty list keeps what it had.
+def average_lists(first, last, step, begins, ends, members, vectors, means):
+    """Computes the mean of each list's rows, scaled to unit length. The mean of an empty list is not changed.
 
     Args:
-        begins, ends: int64 (lists,), where each list's rows stand in `members`, int64.
-        vectors: float32 (rows, numbers). means: float32 (lists, numbers).
+        begins, ends: int64 (lists,), the range of each list in `members`.
+        members: int64, row numbers.
+        vectors: float32 (rows, dimension).
+        means: float32 (lists, dimension), output.
     """
     for number in range(first, last, step):
         if begins[number] == ends[number]:

@@ -1,4 +1,4 @@
-"""Kernels of near-duplicate search, over features that stay where they are: float16 rows, known by their addresses."""
+"""Kernels of near-duplicate search on float16 features, which are read in place by the addresses of their rows."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from danqing.kernels.neighbours.components import root, unite
-from danqing.kernels.portable import LANES, half_at, heavy_kernel, inlined, inlined_sum, kernel
+from danqing.kernels.neighbours.components import find_root, unite
+from danqing.kernels.portable import THREADS_PER_ROW, half_at, heavy_kernel, inlined, inlined_sum, kernel
 
 if TYPE_CHECKING:  # bound by `Kernel.on_cuda`
     from numba import cuda
 
-STRIDE = 64
-"""Numbers of a tile that are looked at together; nearly always none of them is above the bound."""
+SCAN_WIDTH = 64
+"""Numbers of a tile that are compared with the bound at once; usually none is above it."""
 
 
 class Rows(NamedTuple):
-    """Rows of float16 numbers, wherever they lie.
+    """Feature vectors of float16 numbers in the device's memory.
 
-    `address`: int64 (rows,), where each begins. `scale`: float64 (rows,), 1 / its length, or 0 if it has no direction
-    (a zero vector, or one with a number that is none). `dimension`: int64 (1,).
+    Attributes:
+        address: int64 (rows,), address of each vector.
+        scale: float64 (rows,), 1 / the vector's length; 0 for a zero vector and one with a non-finite number.
+        dimension: int64 (1,), numbers of a vector.
     """
 
     address: Any
@@ -31,7 +33,7 @@ class Rows(NamedTuple):
 
 @inlined_sum
 def _product(one, other, dimension):
-    """Inner product of two rows; the products of halves are exact in float64."""
+    """Inner product of the vectors at two addresses. Products of float16 numbers are exact in float64."""
     total = 0.0
     for i in range(dimension):
         total += np.float64(half_at(one, i)) * np.float64(half_at(other, i))
@@ -45,25 +47,25 @@ def _cosine(features, a, others, b):
 
 
 @inlined
-def _next_above(values, place, bound):
-    """The first place from `place` on whose number lies above the bound; the length if there is none."""
+def next_above(values, position, bound):
+    """Returns the first position from `position` on best_row number is above the bound; the length if there is none."""
     bound = np.float32(bound)
-    while place < values.size:
-        some = values[place : min(place + STRIDE, values.size)]
-        found = np.uint32(0)  # one width and no branch, so that it runs in lanes
-        for i in range(some.size):
-            found |= np.uint32(some[i] > bound)
+    while position < values.size:
+        part = values[position : min(position + SCAN_WIDTH, values.size)]
+        found = np.uint32(0)  # one integer width and no branch, so that the loop is vectorised
+        for i in range(part.size):
+            found |= np.uint32(part[i] > bound)
         if found:
-            while not values[place] > bound:
-                place += 1
-            return place
-        place += some.size
-    return place
+            while not values[position] > bound:
+                position += 1
+            return position
+        position += part.size
+    return position
 
 
 @kernel
-def measure(first, last, step, features):
-    """Fills `features.scale`."""
+def fill_scales(first, last, step, features):
+    """Fills `features.scale` from the vectors."""
     for row in range(first, last, step):
         square = _product(features.address[row], features.address[row], features.dimension[0])
         features.scale[row] = 1.0 / math.sqrt(square) if 0.0 < square < np.inf else 0.0
@@ -71,7 +73,7 @@ def measure(first, last, step, features):
 
 @kernel
 def unpack(first, last, step, features, out):
-    """Unit rows as float32 (rows, dimension); a row without direction becomes zeros."""
+    """Writes the unit vectors to `out`, float32 (rows, dimension); vectors best_row scale is 0 become zeros."""
     for row in range(first, last, step):
         address, scale = features.address[row], np.float32(features.scale[row])
         for i in range(features.dimension[0]):
@@ -79,114 +81,132 @@ def unpack(first, last, step, features, out):
 
 
 @kernel
-def join_near(first, last, step, tile, bound, least, left, right, features, parent):
-    """Unites the sets of rows whose cosine is above `least`, one row of a tile at a time.
+def join_near(first, last, step, tile, bound, min_cosine, left, right, features, parent):
+    """Unites the components of rows best_row cosine is above `min_cosine`, one row of a tile at a time.
 
     Args:
-        tile: float32 or float16 (left, right), no entry below the pair's cosine by more than `least - bound`.
-        left, right: int64, the rows that the tile's rows and columns stand for.
-        parent: see `kernels.neighbours.components`.
+        tile: float32 or float16 (left, right), approximate cosines, too low by at most `min_cosine - bound`.
+        bound: pairs best_row approximate cosine is not above it are skipped.
+        min_cosine: limit of the exact cosine.
+        left, right: int64, row numbers of the tile's rows and columns.
+        features: `Rows`.
+        parent: int64 (rows,), see `kernels.neighbours.components`.
     """
     for i in range(first, last, step):
         a = left[i]
-        column = _next_above(tile[i], 0, bound)
+        column = next_above(tile[i], 0, bound)
         while column < right.size:
-            _join(a, right[column], least, features, parent)
-            column = _next_above(tile[i], column + 1, bound)
+            _join(a, right[column], min_cosine, features, parent)
+            column = next_above(tile[i], column + 1, bound)
 
 
 @join_near.on_cuda
-def _join_near(tile, bound, least, left, right, features, parent):
+def _join_near(tile, bound, min_cosine, left, right, features, parent):
     i = cuda.blockIdx.x
     a = left[i]
     for j in range(cuda.threadIdx.x, right.size, cuda.blockDim.x):
         if tile[i, j] > bound:
-            _join(a, right[j], least, features, parent)
+            _join(a, right[j], min_cosine, features, parent)
 
 
 @inlined
-def _join(a, b, least, features, parent):
-    # Rows of one set already need no look at their features: a crowd of copies costs little.
-    if a != b and root(parent, a) != root(parent, b) and _cosine(features, a, features, b) > least:
+def _join(a, b, min_cosine, features, parent):
+    # Rows already in one component need no cosine, which saves most of the work on large groups of copies.
+    if a != b and find_root(parent, a) != find_root(parent, b) and _cosine(features, a, features, b) > min_cosine:
         unite(parent, a, b)
 
 
 @kernel
-def find_nearest(first, last, step, tile, bound, left, right, least, features, others, cosine, nearest):
-    """Of `others`, the one with the greatest cosine above `least`, the first among equals.
+def find_nearest(first, last, step, tile, bound, left, right, min_cosine, features, others, cosine, nearest):
+    """Finds each row's nearest of `others`: that with the greatest cosine above `min_cosine`, the first of equal ones.
 
     Args:
-        cosine: float64 (rows,), the best so far; nearest: int64 (rows,), whose it is (-1: nobody's).
+        tile, bound, left, right, min_cosine: see `join_near`; `right` numbers rows of `others`.
+        features, others: `Rows`.
+        cosine: float64 (rows,), updated: the greatest cosine so far.
+        nearest: int64 (rows,), updated: its row in `others`, -1 if there is none.
     """
     for i in range(first, last, step):
         a = left[i]
-        column = _next_above(tile[i], 0, bound)
+        column = next_above(tile[i], 0, bound)
         while column < right.size:
             b = right[column]
             found = _cosine(features, a, others, b)
-            if found > least and (nearest[a] < 0 or found > cosine[a]):
+            if found > min_cosine and (nearest[a] < 0 or found > cosine[a]):
                 cosine[a], nearest[a] = found, b
-            column = _next_above(tile[i], column + 1, bound)
+            column = next_above(tile[i], column + 1, bound)
 
 
 @find_nearest.on_cuda
-def _find_nearest(tile, bound, left, right, least, features, others, cosine, nearest):
-    best = cuda.shared.array(LANES, np.float64)
-    whose = cuda.shared.array(LANES, np.int64)  # the simulator knows arrays by their lines
+def _find_nearest(tile, bound, left, right, min_cosine, features, others, cosine, nearest):
+    best = cuda.shared.array(THREADS_PER_ROW, np.float64)
+    best_row = cuda.shared.array(
+        THREADS_PER_ROW, np.int64
+    )  # on its own line: CUDA's simulator identifies arrays by line
     i, lane = cuda.blockIdx.x, cuda.threadIdx.x
     a = left[i]
-    best[lane], whose[lane] = least, -1
+    best[lane], best_row[lane] = min_cosine, -1
     for j in range(lane, right.size, cuda.blockDim.x):
         if tile[i, j] > bound:
             found = _cosine(features, a, others, right[j])
             if found > best[lane]:
-                best[lane], whose[lane] = found, right[j]
-    half = LANES // 2
+                best[lane], best_row[lane] = found, right[j]
+    half = THREADS_PER_ROW // 2
     while half > 0:
         cuda.syncthreads()
         other = lane + half
-        if lane < half and whose[other] >= 0:
-            equal = best[other] == best[lane] and whose[other] < whose[lane]
-            if whose[lane] < 0 or best[other] > best[lane] or equal:
-                best[lane], whose[lane] = best[other], whose[other]
+        if lane < half and best_row[other] >= 0:
+            equal = best[other] == best[lane] and best_row[other] < best_row[lane]
+            if best_row[lane] < 0 or best[other] > best[lane] or equal:
+                best[lane], best_row[lane] = best[other], best_row[other]
         half //= 2
-    if lane == 0 and whose[0] >= 0 and (nearest[a] < 0 or best[0] > cosine[a]):
-        cosine[a], nearest[a] = best[0], whose[0]
+    if lane == 0 and best_row[0] >= 0 and (nearest[a] < 0 or best[0] > cosine[a]):
+        cosine[a], nearest[a] = best[0], best_row[0]
 
 
 @kernel
-def list_near(first, last, step, tile, bound, left, right, least, features, counts, near):
-    """Of each of some rows, the neighbours whose cosine is above `least`, while there is room for them.
+def list_near(first, last, step, tile, bound, left, right, min_cosine, features, counts, near):
+    """Lists the rows best_row cosine with each row of `left` is above `min_cosine`, up to the capacity of `near`.
 
     Args:
-        tile, bound, left, right, least: see `join_near`.
-        counts: int64 (left,), neighbours so far; near: int64 (left, room), the rows that they are.
+        tile, bound, left, right, min_cosine, features: see `join_near`.
+        counts: int64 (left,), updated: neighbours found so far.
+        near: int64 (left, capacity), updated: their rows.
     """
     for i in range(first, last, step):
-        column = _next_above(tile[i], 0, bound)
+        column = next_above(tile[i], 0, bound)
         while column < right.size and counts[i] < near.shape[1]:
             b = right[column]
-            if left[i] != b and _cosine(features, left[i], features, b) > least:
+            if left[i] != b and _cosine(features, left[i], features, b) > min_cosine:
                 near[i, counts[i]] = b
                 counts[i] += 1
-            column = _next_above(tile[i], column + 1, bound)
+            column = next_above(tile[i], column + 1, bound)
 
 
 @kernel
-def count_joined(first, last, step, some, counts, near, parent, out):
-    """How many of each row's neighbours (see `list_near`) are in its set: int64 (some,)."""
+def count_joined(first, last, step, left, counts, near, parent, out):
+    """Counts how many of each row's neighbours are in its component.
+
+    Args:
+        left, counts, near: see `list_near`.
+        parent: see `join_near`.
+        out: int64 (left,), output.
+    """
     for i in range(first, last, step):
         out[i] = 0
         for place in range(counts[i]):
-            out[i] += np.int64(root(parent, some[i]) == root(parent, near[i, place]))
+            out[i] += np.int64(find_root(parent, left[i]) == find_root(parent, near[i, place]))
 
 
 @heavy_kernel
 def sum_members(first, last, step, begins, ends, members, features, out):
-    """The sum of the unit rows of every set: float64 (sets, dimension).
+    """Adds up the unit vectors of each group.
 
     Args:
-        begins, ends: int64 (sets,), where each set's rows stand in `members`.
+        begins, ends: int64 (groups,), the range of each group in `members`.
+        members: int64, row numbers.
+        features: `Rows`.
+        out: float64 (groups, dimension), output.
     """
     for group in range(first, last, step):
         for i in range(features.dimension[0]):
@@ -198,10 +218,15 @@ def sum_members(first, last, step, begins, ends, members, features, out):
 
 
 @heavy_kernel
-def nearest_to_sum(first, last, step, begins, ends, members, features, sums, out):
-    """Of every set, the member with the greatest inner product with the sum, the first among equals: int64 (sets,).
+def find_nearest_to_sum(first, last, step, begins, ends, members, features, sums, out):
+    """Finds each group's member with the greatest inner product with the group's sum, the first of equal ones.
 
-    Sums of equal rows are equal but for rounding, so that a member must be nearer by more than that.
+    Products of equal vectors differ by rounding, so a later member must be nearer by more than 1e-12.
+
+    Args:
+        begins, ends, members, features: see `sum_members`.
+        sums: float64 (groups, dimension).
+        out: int64 (groups,), output: row numbers.
     """
     for group in range(first, last, step):
         best, chosen = -np.inf, -1
@@ -218,7 +243,13 @@ def nearest_to_sum(first, last, step, begins, ends, members, features, sums, out
 
 
 @kernel
-def distances(first, last, step, left, right, features, out):
-    """Cosine distance of each pair: float64 (pairs,)."""
+def measure_distances(first, last, step, left, right, features, out):
+    """Computes the cosine distance of each pair.
+
+    Args:
+        left, right: int64 (pairs,), row numbers.
+        features: `Rows`.
+        out: float64 (pairs,), output.
+    """
     for pair in range(first, last, step):
         out[pair] = 1.0 - _cosine(features, left[pair], features, right[pair])

@@ -1,7 +1,7 @@
-"""Pixel statistics of decoded pictures, each pixel read once, all sums exact integers.
+"""Pixel statistics of decoded pictures: each pixel is read once, and all sums are exact integers.
 
-A batch's pictures are cut into tiles; a thread (on CUDA a block of threads) sums a tile up with the rows of grey
-values it needs at hand, and two small kernels make figures of the sums. Nothing depends on the number of threads.
+The pictures of a batch are cut into tiles. A thread (on CUDA a block of threads) sums up a tile; two small kernels
+compute the statistics from the sums. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -12,42 +12,46 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from danqing.kernels.portable import LANES, ArrayLauncher, byte_at, heavy_kernel, inlined, kernel, prefetch
+from danqing.kernels.portable import THREADS_PER_ROW, ArrayLauncher, byte_at, heavy_kernel, inlined, kernel, prefetch
 
 if TYPE_CHECKING:  # bound by `Kernel.on_cuda`
     from numba import cuda
 
 # OpenCV's cvtColor for 8-bit pictures: BT.601 weights in fixed point, 15 bits, rounded.
-RED, GREEN, BLUE, SHIFT = 9798, 19235, 3735, 15
-HALF = 1 << (SHIFT - 1)
-HIGH = tuple(np.uint16(weight >> 8) for weight in (RED, GREEN, BLUE))
-LOW = tuple(np.uint16(weight & 255) for weight in (RED, GREEN, BLUE))
+RED, GREEN, BLUE = 9798, 19235, 3735
+WEIGHT_BITS = 15
+ROUNDING = 1 << (WEIGHT_BITS - 1)
+HIGH_BYTES = tuple(np.uint16(weight >> 8) for weight in (RED, GREEN, BLUE))
+LOW_BYTES = tuple(np.uint16(weight & 255) for weight in (RED, GREEN, BLUE))
 
 LEVELS = 256
-FIGURES = ("pixel_std", "laplacian_variance", "image_entropy")
-"""What `pixel_statistics` gives, in this order.
+STATISTICS = ("pixel_std", "laplacian_variance", "image_entropy")
+"""Columns of the result of `pixel_statistics`.
 
 `pixel_std`: standard deviation of the grey values, as `numpy.std`;
 `laplacian_variance`: variance of `cv2.Laplacian(grey, CV_64F)` (kernel size 1, default border);
 `image_entropy`: -sum p log2 p over the 256-bin grey histogram, in bits.
 """
 
-TILE = {"cpu": (1024, 1024), "cuda": (64, LANES)}
-"""Most rows and columns of a tile.
+TILE_SHAPES = {"cpu": (1024, 1024), "cuda": (64, THREADS_PER_ROW)}
+"""Maximum rows and columns of a tile, by kind of device.
 
-On CPUs narrow enough that a row's squared Laplacians, of at most (4 · 255)² each, sum up within 32 bits, and that all
-scratch stays in the first cache; low enough to share a large picture. On CUDA a column a thread, and enough tiles to
-fill the GPU while few rows are read twice, by two neighbouring tiles.
+On a CPU the sum of a row's squared Laplacians, at most (4 · 255)² each, must fit in 32 bits, the scratch memory in the
+first-level cache, and a large picture must give several tiles. On CUDA there is a thread per column; 64 rows give
+enough tiles to fill the GPU, while neighbouring tiles read few rows twice.
 """
-PARTS = 8
-"""Histograms counted into by turns: like neighbours would wait for each other's count."""
-COUNTERS = PARTS * LEVELS
+HISTOGRAM_COPIES = 8
+"""Consecutive pixels are counted in different copies of the histogram: equal ones would wait for each other's count."""
+COUNTERS = HISTOGRAM_COPIES * LEVELS
 
 
 class Pictures(NamedTuple):
-    """RGB pictures on a device, each where it lies: all int64 (pictures,).
+    """Interleaved RGB pictures in the device's memory. All fields are int64 (pictures,).
 
-    `addresses`: of the first byte; `strides`: bytes from row to row. A row is 3 · width bytes, interleaved.
+    Attributes:
+        addresses: address of the first byte.
+        strides: bytes from row to row; a row has 3 · width bytes.
+        heights, widths: in pixels.
     """
 
     addresses: Any
@@ -57,7 +61,7 @@ class Pictures(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Rows top … bottom - 1 and columns left … right - 1 of a picture: all int64 (tiles,)."""
+    """Rows top … bottom - 1 and columns left … right - 1 of pictures. All fields are int64 (tiles,)."""
 
     picture: Any
     top: Any
@@ -66,11 +70,13 @@ class Tiles(NamedTuple):
     right: Any
 
 
-class Scratch(NamedTuple):
-    """Working memory of CPU threads; each uses the entry that its `first` names.
+class TileScratch(NamedTuple):
+    """Scratch memory of CPU threads; each uses the entry of its thread index. Empty on CUDA.
 
-    `lines`: uint8 (threads, 6, columns), of red, green and blue, and three of grey; `laplacian`: int16 (threads,
-    columns); `counts`: uint32 (threads, COUNTERS).
+    Attributes:
+        lines: uint8 (threads, 6, columns): a row of red, of green and of blue, and three rows of grey.
+        laplacian: int16 (threads, columns).
+        counts: uint32 (threads, COUNTERS).
     """
 
     lines: Any
@@ -79,32 +85,36 @@ class Scratch(NamedTuple):
 
 
 def pixel_statistics(device: ArrayLauncher, pictures: Sequence[Any]) -> Any:
-    """Contrast, sharpness and information of pictures at full resolution: float64 (pictures, 3), see `FIGURES`.
+    """Computes the contrast, sharpness and information of pictures at full resolution. Does not wait for the device.
 
     Args:
-        pictures: uint8 (height, width, 3) each, RGB, any row stride: NumPy arrays, or on a GPU whatever has a
-            `__cuda_array_interface__`. They must stay alive until the device's stream is through with them.
+        device: holds the pictures.
+        pictures: uint8 (height, width, 3) each, RGB, any row stride: NumPy arrays, or on a GPU any with a
+            `__cuda_array_interface__`. They must stay alive until the device's stream has finished.
+
+    Returns:
+        float64 (pictures, 3) on the device, see `STATISTICS`.
     """
     xp = device.xp
     pictures, table = locate(device, pictures)
-    counted, tiles = _cut(table[:, 2], table[:, 3], *TILE[device.kind])
+    counted, tiles = _cut_tiles(table[:, 2], table[:, 3], *TILE_SHAPES[device.kind])
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counted)])
 
-    given = Pictures(*(device.up(np.ascontiguousarray(column)) for column in table.T))
+    on_device = Pictures(*(device.up(np.ascontiguousarray(column)) for column in table.T))
     cut, starts = Tiles(*map(device.up, tiles)), device.up(starts)
     count = len(tiles.picture)
-    slots, columns = (0, 0) if device.kind == "cuda" else (count, TILE["cpu"][1] + 64)
-    scratch = Scratch(
+    slots, columns = (0, 0) if device.kind == "cuda" else (count, TILE_SHAPES["cpu"][1] + 64)
+    scratch = TileScratch(
         xp.empty((slots, 6, columns), np.uint8),
         xp.empty((slots, columns), np.int16),
         xp.empty((slots, COUNTERS), np.uint32),
     )
     counts, sums = xp.empty((count, LEVELS), np.uint32), xp.zeros((count, 2), np.int64)
-    sum_tiles.launch(device, count, given, cut, scratch, counts, sums)
+    sum_tiles.launch(device, count, on_device, cut, scratch, counts, sums)
     histograms = xp.empty((len(pictures), LEVELS), np.int64)
     gather_counts.launch(device, len(pictures) * LEVELS, starts, counts, histograms)
-    out = xp.empty((len(pictures), len(FIGURES)), np.float64)
-    finish.launch(device, len(pictures), starts, sums, histograms, out)
+    out = xp.empty((len(pictures), len(STATISTICS)), np.float64)
+    compute_statistics.launch(device, len(pictures), starts, sums, histograms, out)
     return out
 
 
@@ -132,7 +142,7 @@ def locate(device: ArrayLauncher, pictures: Sequence[Any]) -> tuple[list[Any], n
 
 
 def address_of(array: Any) -> int:
-    """Address of the first byte of an array of the device."""
+    """Returns the address of the first byte of an array of the device."""
     return int(_interface(array)["data"][0])
 
 
@@ -141,8 +151,8 @@ def _interface(array: Any) -> dict[str, Any]:
     return found
 
 
-def _cut(heights: np.ndarray, widths: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, Tiles]:
-    """How many tiles each picture has, and all of them, picture by picture."""
+def _cut_tiles(heights: np.ndarray, widths: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, Tiles]:
+    """Cuts pictures into tiles; returns the number of tiles of each picture, and the tiles, picture by picture."""
     across = -(-widths // columns)
     counted = -(-heights // rows) * across
     picture = np.repeat(np.arange(len(counted)), counted)
@@ -154,12 +164,13 @@ def _cut(heights: np.ndarray, widths: np.ndarray, rows: int, columns: int) -> tu
 
 @inlined
 def grey_level(red, green, blue):
-    return (red * RED + green * GREEN + blue * BLUE + HALF) >> SHIFT
+    """Returns the grey value of a pixel, int32 as its arguments."""
+    return (red * RED + green * GREEN + blue * BLUE + ROUNDING) >> WEIGHT_BITS
 
 
 @inlined
 def reflected(at, size):
-    """OpenCV's BORDER_REFLECT_101: one step beyond an edge lies what is one step before it."""
+    """Returns the index that replaces `at`: one step beyond an edge becomes one step before it (BORDER_REFLECT_101)."""
     if at < 0:
         return min(1, size - 1)
     return at if at < size else max(size - 2, 0)
@@ -167,10 +178,15 @@ def reflected(at, size):
 
 @heavy_kernel
 def sum_tiles(first, last, step, pictures, tiles, scratch, counts, sums):
-    """Per tile: uint32 (LEVELS,) pixels of each grey value; int64 (2,) sum of the Laplacian and of its square.
+    """Sums up each tile.
 
-    On CUDA `sums` comes zeroed. The loops differ: what a CPU core wants are short rows in its cache for its vector
-    lanes, what a GPU wants are columns for threads that keep the last three rows in registers.
+    The loops for the two devices differ: a CPU core works on rows, which stay in its cache and are vectorised; on a GPU
+    a thread works on a column, with the last three rows in registers.
+
+    Args:
+        pictures, tiles, scratch: `Pictures`, `Tiles` and `TileScratch`.
+        counts: uint32 (tiles, LEVELS), output: pixels of each grey value.
+        sums: int64 (tiles, 2), output: sum of the Laplacian and of its square; zeroed before the launch.
     """
     lines, laplacian, parts = scratch.lines[first], scratch.laplacian[first], scratch.counts[first]
     for tile in range(first, last, step):
@@ -192,47 +208,55 @@ def sum_tiles(first, last, step, pictures, tiles, scratch, counts, sums):
             if y > tiles.top[tile]:
                 above, here = lines[3 + (y - 1) % 3], lines[3 + y % 3]
                 fill_laplacian(above, here, below, size, laplacian)
-                row_total, row_squares = sum_up(laplacian, size)
+                row_total, row_squares = sum_squares(laplacian, size)
                 total += row_total
                 squares += row_squares
-                count(here[1:], size, parts, row + pictures.strides[picture])
+                add_to_histograms(here[1:], size, parts, row + pictures.strides[picture])
         sums[tile, 0] = total
         sums[tile, 1] = squares
         for level in range(LEVELS):
             pixels = np.uint32(0)
-            for part in range(PARTS):
+            for part in range(HISTOGRAM_COPIES):
                 pixels += parts[part * LEVELS + level]
             counts[tile, level] = pixels
 
 
 @inlined
 def fill_grey(row, size, red, green, blue, grey):
-    """Grey values of `size` pixels from address `row` on.
+    """Computes the grey values of `size` pixels from address `row` on.
 
-    The colours are parted first, in a loop of nothing but bytes, which compiles to byte shuffles. The weighted sum
-    then takes 16-bit lanes: with weight = 256 · high + low, it is 256 · H + L where H < 2¹⁵ and L < 2¹⁶, and so
-    (256 · H + L) >> 15 is (H + (L >> 8)) >> 7. Casts keep Numba from widening.
+    The first loop separates the colours; it has byte operations only, which compile to byte shuffles. The weighted sum
+    then fits in 16 bits: with weight = 256 · high + low, it is 256 · H + L with H < 2¹⁵ and L < 2¹⁶, and
+    (256 · H + L) >> 15 equals (H + (L >> 8)) >> 7. The casts prevent Numba from using wider integers.
+
+    Args:
+        row: address of the first pixel.
+        red, green, blue: uint8 (size,), scratch.
+        grey: uint8 (size,), output.
     """
     for x in range(size):
-        at, pixel = np.uintp(x), np.uintp(3) * np.uintp(x)  # unsigned: Numba need not look for negative positions
+        at, pixel = np.uintp(x), np.uintp(3) * np.uintp(x)  # unsigned, so that Numba does not test for negative indices
         red[at] = byte_at(row, pixel)
         green[at] = byte_at(row, pixel + np.uintp(1))
         blue[at] = byte_at(row, pixel + np.uintp(2))
     for x in range(size):
         at = np.uintp(x)
-        high = weighted(HIGH[0], red[at], HIGH[1], green[at], HIGH[2], blue[at])
-        low = weighted(LOW[0], red[at], LOW[1], green[at], LOW[2], blue[at])
-        grey[at] = np.uint16(np.uint16(high + np.uint16(low >> np.uint16(8))) + np.uint16(HALF >> 8)) >> np.uint16(7)
+        high = weighted_sum(HIGH_BYTES[0], red[at], HIGH_BYTES[1], green[at], HIGH_BYTES[2], blue[at])
+        low = weighted_sum(LOW_BYTES[0], red[at], LOW_BYTES[1], green[at], LOW_BYTES[2], blue[at])
+        grey[at] = np.uint16(np.uint16(high + np.uint16(low >> np.uint16(8))) + np.uint16(ROUNDING >> 8)) >> np.uint16(
+            7
+        )
 
 
 @inlined
-def weighted(a, red, b, green, c, blue):
+def weighted_sum(a, red, b, green, c, blue):
+    """Returns a red + b green + c blue in uint16."""
     return np.uint16(np.uint16(np.uint16(a * red) + np.uint16(b * green)) + np.uint16(c * blue))
 
 
 @inlined
 def fill_laplacian(above, here, below, size, laplacian):
-    """The 4-neighbour Laplacian of pixels here[1] … here[size]."""
+    """Computes the 4-neighbour Laplacian of pixels here[1] … here[size] of three rows."""
     for x in range(size):
         at, right = np.uintp(x) + np.uintp(1), np.uintp(x) + np.uintp(2)
         beside = here[np.uintp(x)] + here[right]
@@ -240,8 +264,8 @@ def fill_laplacian(above, here, below, size, laplacian):
 
 
 @inlined
-def sum_up(laplacian, size):
-    """Sum and sum of squares."""
+def sum_squares(laplacian, size):
+    """Returns the sum (int32) and the sum of squares (uint32) of laplacian[:size]."""
     total, squares = np.int32(0), np.uint32(0)
     for x in range(size):
         value = np.int32(laplacian[np.uintp(x)])
@@ -251,12 +275,12 @@ def sum_up(laplacian, size):
 
 
 @inlined
-def count(grey, size, parts, ahead):
-    """Adds grey[:size] to the histograms, and meanwhile fetches the row of pixels at address `ahead`."""
-    whole = size // PARTS * PARTS
-    for x in range(0, whole, PARTS):
-        prefetch(ahead, 3 * x)
-        for part in range(PARTS):
+def add_to_histograms(grey, size, parts, next_row):
+    """Counts grey[:size] in the copies of the histogram, and prefetches the row of pixels at address `next_row`."""
+    whole = size // HISTOGRAM_COPIES * HISTOGRAM_COPIES
+    for x in range(0, whole, HISTOGRAM_COPIES):
+        prefetch(next_row, 3 * x)
+        for part in range(HISTOGRAM_COPIES):
             parts[np.uintp(part * LEVELS) + np.uintp(grey[np.uintp(x) + np.uintp(part)])] += np.uint32(1)
     for x in range(whole, size):
         parts[np.uintp(grey[np.uintp(x)])] += np.uint32(1)
@@ -264,14 +288,15 @@ def count(grey, size, parts, ahead):
 
 @sum_tiles.on_cuda
 def sum_tile_by_columns(pictures, tiles, scratch, counts, sums):
-    """A thread walks down its column, with the grey values it will need again in registers.
+    """Sums up a tile with a thread per column, which keeps the last three grey values in registers.
 
-    Neighbours' columns are read again, from the first cache, which is cheaper than handing values round. Threads count
-    into PARTS histograms that lie in different memory banks, as neighbours often have like values.
+    Each thread also reads its neighbours' columns, from the first-level cache, which is faster than an exchange between
+    threads. Threads count in HISTOGRAM_COPIES histograms in different memory banks, since neighbouring pixels are often
+    equal.
     """
     parts = cuda.shared.array(COUNTERS, np.int32)
     tile, lane = cuda.blockIdx.x, cuda.threadIdx.x
-    for at in range(lane, COUNTERS, LANES):
+    for at in range(lane, COUNTERS, THREADS_PER_ROW):
         parts[at] = 0
     cuda.syncthreads()
     x = tiles.left[tile] + lane
@@ -279,7 +304,7 @@ def sum_tile_by_columns(pictures, tiles, scratch, counts, sums):
         picture = tiles.picture[tile]
         height, width = pictures.heights[picture], pictures.widths[picture]
         before, behind = 3 * reflected(x - 1, width), 3 * reflected(x + 1, width)
-        total, squares = np.int32(0), np.int32(0)  # of at most 64 rows
+        total, squares = np.int32(0), np.int32(0)  # a tile's column fits in 32 bits
         above, here, beside = np.int32(0), np.int32(0), np.int32(0)
         for y in range(tiles.top[tile] - 1, tiles.bottom[tile] + 1):
             row = pictures.addresses[picture] + reflected(y, height) * pictures.strides[picture]
@@ -288,27 +313,34 @@ def sum_tile_by_columns(pictures, tiles, scratch, counts, sums):
                 value = np.int32(above + below + beside - 4 * here)
                 total += value
                 squares += value * value
-                cuda.atomic.add(parts, here * PARTS + lane % PARTS, 1)
+                cuda.atomic.add(parts, here * HISTOGRAM_COPIES + lane % HISTOGRAM_COPIES, 1)
             above, here, beside = here, below, grey_at(row, before) + grey_at(row, behind)
         cuda.atomic.add(sums, (tile, 0), np.int64(total))
         cuda.atomic.add(sums, (tile, 1), np.int64(squares))
     cuda.syncthreads()
-    for level in range(lane, LEVELS, LANES):
+    for level in range(lane, LEVELS, THREADS_PER_ROW):
         pixels = 0
-        for part in range(PARTS):
-            pixels += parts[level * PARTS + part]
+        for part in range(HISTOGRAM_COPIES):
+            pixels += parts[level * HISTOGRAM_COPIES + part]
         counts[tile, level] = pixels
 
 
 @inlined
 def grey_at(row, offset):
+    """Returns the grey value (int32) of the pixel at address `row` plus `offset`."""
     red, green, blue = byte_at(row, offset), byte_at(row, offset + 1), byte_at(row, offset + 2)
     return np.int32(grey_level(np.int32(red), np.int32(green), np.int32(blue)))
 
 
 @kernel
 def gather_counts(first, last, step, starts, counts, histograms):
-    """Adds up the tiles of a picture, a row for every grey value of every picture. `starts`: its first tile."""
+    """Adds up the tiles' histograms; a row of the kernel is one grey value of one picture.
+
+    Args:
+        starts: int64 (pictures + 1,), first tile of each picture.
+        counts: uint32 (tiles, LEVELS).
+        histograms: int64 (pictures, LEVELS), output.
+    """
     for row in range(first, last, step):
         picture, level = row // LEVELS, row % LEVELS
         pixels = np.int64(0)
@@ -318,8 +350,15 @@ def gather_counts(first, last, step, starts, counts, histograms):
 
 
 @kernel
-def finish(first, last, step, starts, sums, histograms, out):
-    """The figures of each picture."""
+def compute_statistics(first, last, step, starts, sums, histograms, out):
+    """Computes `STATISTICS` of each picture.
+
+    Args:
+        starts: int64 (pictures + 1,), first tile of each picture.
+        sums: int64 (tiles, 2), see `sum_tiles`.
+        histograms: int64 (pictures, LEVELS).
+        out: float64 (pictures, 3), output.
+    """
     for picture in range(first, last, step):
         total, squares = np.int64(0), np.int64(0)
         for tile in range(starts[picture], starts[picture + 1]):
@@ -342,10 +381,10 @@ def finish(first, last, step, starts, sums, histograms, out):
 
 @inlined
 def variance(count, total, squares):
-    """Of `count` integers, from their sum and the sum of their squares.
+    """Returns the variance of `count` integers from their sum and the sum of their squares.
 
-    About the integer nearest to the mean, where sums are still exact, and where squares are no less than the values:
-    the difference in the end is of numbers at least a factor of two apart, so that none of its digits is lost.
+    Subtracts the integer nearest to the mean first, which is exact. The final difference is then between numbers at
+    least a factor of two apart, so that it loses no digits.
     """
     centre = (2 * total + count) // (2 * count)
     rest = total - count * centre

@@ -1,7 +1,7 @@
 """Resizes a batch of pictures of any sizes in two launches: bit-equal to `kernels.pictures.resample`, and so to Pillow.
 
-For GPUs. On CPU cores `resample` is four times as fast (16 pictures of 512 × 512 to two inputs: 3.1 ms of a
-core a picture, here 12.6): its loops over a row fill vector lanes, while here a thread computes one pixel.
+For GPUs. On CPU cores `resample` is four times as fast (16 pictures of 512 × 512 to two inputs: 3.1 ms of one core per
+picture, here 12.6 ms): its loops over a row are vectorised, while here a thread computes one pixel.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from danqing.kernels.pictures.pixels import address_of, locate
-from danqing.kernels.pictures.resample import BITS, HALF, weights
+from danqing.kernels.pictures.resample import ROUNDING, WEIGHT_BITS, compute_weights
 from danqing.kernels.portable import ArrayLauncher, byte_at, inlined, kernel
 
 INTERMEDIATE_BYTES = 256 << 20
 """Maximum size of the first pass's output. 244 pictures of 512 × 512 take 84 MB, scaled to 224 columns."""
-KEPT_TABLES = 4096
-"""Tables of weights kept on the host: 10 kB each from 512 pixels to 224, cubic; 11 µs to compute."""
+MAX_CACHED_TABLES = 4096
+"""Maximum number of weight tables cached on the host. A cubic one from 512 pixels to 224 has 10 kB and takes 11 µs."""
 
 
 class Window(NamedTuple):
@@ -34,22 +34,22 @@ class Window(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Weights along one axis, see `kernels.pictures.resample.weights`.
+    """Weights along one axis, see `kernels.pictures.resample.compute_weights`.
 
     Attributes:
-        spans: int32 (target pixels, 2): the first source pixel of each, and how many.
-        weights: int32 (most taps, target pixels): neighbouring threads read neighbouring weights.
-        first, behind: the first source pixel of all, and the one after the last.
+        spans: int32 (target pixels, 2): first source pixel and number of source pixels of each target pixel.
+        weights: int32 (maximum taps, target pixels): neighbouring threads read neighbouring weights.
+        first, end: the first source pixel of all, and the one after the last.
     """
 
     spans: np.ndarray
     weights: np.ndarray
     first: int
-    behind: int
+    end: int
 
 
 class Piece(NamedTuple):
-    """A window of one picture, or some of its rows, that is computed in one piece.
+    """A window of one picture, or some of its rows.
 
     Attributes:
         address, stride: address of the picture's first byte; bytes from row to row.
@@ -107,47 +107,47 @@ def resample_pictures(
         interpolation: `LANCZOS`, `CUBIC` or `LINEAR` of `kernels.pictures.resample`.
 
     Returns:
-        uint8 (bytes,), on the device: the windows' interleaved pixels, one window after another.
+        uint8 (bytes,) on the device: the windows' interleaved pixels, one window after another.
     """
     pictures, places = locate(device, pictures)
     out = device.xp.empty(3 * sum(window.rows * window.columns for window in windows), np.uint8)
     start = 0
-    for pieces in _groups(places, windows, interpolation):
+    for pieces in _batches(places, windows, interpolation):
         end = start + 3 * sum(piece.pixels for piece in pieces)
         _resample(device, pieces, out[start:end])
         start = end
     return out
 
 
-@lru_cache(KEPT_TABLES)
+@lru_cache(MAX_CACHED_TABLES)
 def _table(size: int, scaled: int, start: int, count: int, interpolation: int) -> Table:
-    """Computes a table; the arguments are those of `kernels.pictures.resample.weights`."""
-    spans, fixed = weights(size, scaled, start, count, interpolation)
+    """Computes a table; the arguments are those of `kernels.pictures.resample.compute_weights`."""
+    spans, fixed = compute_weights(size, scaled, start, count, interpolation)
     by_tap = np.ascontiguousarray(fixed[:, : spans[:, 1].max()].T)
     return Table(spans.astype(np.int32), by_tap, int(spans[0, 0]), int(spans[-1].sum()))
 
 
-def _groups(places: np.ndarray, windows: Sequence[Window], interpolation: int) -> Iterator[list[Piece]]:
-    """Yields the pieces of all pictures in order, in groups that fit `INTERMEDIATE_BYTES`."""
-    group: list[Piece] = []
+def _batches(places: np.ndarray, windows: Sequence[Window], interpolation: int) -> Iterator[list[Piece]]:
+    """Yields the pieces of all pictures in order, in batches that fit `INTERMEDIATE_BYTES`."""
+    batch: list[Piece] = []
     size = 0
     for place, window in zip(places.tolist(), windows, strict=True):
         for piece in _pieces(place, window, interpolation):
-            if group and size + 3 * piece.narrow_pixels > INTERMEDIATE_BYTES:
-                yield group
-                group, size = [], 0
-            group.append(piece)
+            if batch and size + 3 * piece.narrow_pixels > INTERMEDIATE_BYTES:
+                yield batch
+                batch, size = [], 0
+            batch.append(piece)
             size += 3 * piece.narrow_pixels
-    if group:
-        yield group
+    if batch:
+        yield batch
 
 
 def _pieces(place: Sequence[int], window: Window, interpolation: int) -> Iterator[Piece]:
-    """Yields the window, or parts of it if its picture is so high that the whole does not fit `INTERMEDIATE_BYTES`."""
+    """Yields the window, or parts of it that fit `INTERMEDIATE_BYTES` if its picture is very high."""
     address, stride, height, width = place
     scale = height / window.height
-    most_rows = min(height, window.rows * scale + 2 * interpolation * max(scale, 1))
-    if window.rows > 1 and 3 * window.columns * most_rows > INTERMEDIATE_BYTES:
+    max_rows = min(height, window.rows * scale + 2 * interpolation * max(scale, 1))
+    if window.rows > 1 and 3 * window.columns * max_rows > INTERMEDIATE_BYTES:
         half = window.rows // 2
         yield from _pieces(place, window._replace(rows=half), interpolation)
         yield from _pieces(place, window._replace(top=window.top + half, rows=window.rows - half), interpolation)
@@ -155,11 +155,11 @@ def _pieces(place: Sequence[int], window: Window, interpolation: int) -> Iterato
     rows, columns = window.rows, window.columns
     across = _table(width, window.width, window.left, columns, interpolation)
     down = _table(height, window.height, window.top, rows, interpolation)
-    yield Piece(address, stride, rows, columns, across, down, rows * columns, (down.behind - down.first) * columns)
+    yield Piece(address, stride, rows, columns, across, down, rows * columns, (down.end - down.first) * columns)
 
 
 def _resample(device: ArrayLauncher, pieces: Sequence[Piece], out: Any) -> None:
-    """Runs both passes over some pieces. `out`: their part of the result."""
+    """Runs both passes over pieces and writes `out`, uint8 (bytes,), their part of the result."""
     _, strides, rows, columns, across, down, pixels, narrow_pixels = zip(*pieces, strict=True)
     spans, fixed, starts = _packed([*across, *down])
     spans, fixed = device.up(spans), device.up(fixed)
@@ -172,8 +172,8 @@ def _resample(device: ArrayLauncher, pieces: Sequence[Piece], out: Any) -> None:
     first = Images(narrow_starts, columns, sources, strides, pixel, columns, *starts[:, : len(pieces)])
     second = Images(_starts(pixels), columns, narrows, pixel, row, rows, *starts[:, len(pieces) :])
     for images, is_down, target in ((first, False, narrow), (second, True, out)):
-        there = Images(*device.up(np.array(images, np.int64)))
-        resample_lines.launch(device, len(target) // 3, there, spans, fixed, is_down, target)
+        on_device = Images(*device.up(np.array(images, np.int64)))
+        resample_lines.launch(device, len(target) // 3, on_device, spans, fixed, is_down, target)
 
 
 def _packed(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -190,16 +190,21 @@ def _packed(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _starts(sizes: Iterable[int]) -> np.ndarray:
-    """Offsets of consecutive runs of the given sizes."""
+    """Returns the offsets of consecutive ranges of the given sizes."""
     ends = np.cumsum([0, *sizes])
     return ends[:-1]
 
 
 @kernel
 def resample_lines(first, last, step, images, spans, weights, is_down, out):
-    """One pass: every target pixel is a weighted sum of source pixels on its line, in fixed point.
+    """Runs one pass: each target pixel is a weighted sum of source pixels on its line, in fixed point.
 
-    `spans`, `weights`: the tables of all pieces. `out`: uint8, flat, the target pixels of all pieces.
+    Args:
+        images: `Images`.
+        spans: int32 (target pixels of all tables, 2), see `Table`.
+        weights: int32, the weights of all tables, flat.
+        is_down: whether a line is a column.
+        out: uint8 (3 · target pixels,), output: the pixels of all pieces.
     """
     for pixel in range(first, last, step):
         image = last_at_most(images.starts, pixel)
@@ -210,21 +215,21 @@ def resample_lines(first, last, step, images, spans, weights, is_down, out):
         span = images.spans[image] + place
         source = images.addresses[image] + line * images.line_bytes[image] + spans[span, 0] * tap_bytes
         at = images.weights[image] + place
-        red, green, blue = np.int32(HALF), np.int32(HALF), np.int32(HALF)
+        red, green, blue = np.int32(ROUNDING), np.int32(ROUNDING), np.int32(ROUNDING)
         for tap in range(spans[span, 1]):
             weight = weights[at + tap * places]
-            red = weighed(red, byte_at(source, 0), weight)
-            green = weighed(green, byte_at(source, 1), weight)
-            blue = weighed(blue, byte_at(source, 2), weight)
+            red = add_weighted(red, byte_at(source, 0), weight)
+            green = add_weighted(green, byte_at(source, 1), weight)
+            blue = add_weighted(blue, byte_at(source, 2), weight)
             source += tap_bytes
-        out[3 * pixel] = clipped(red)
-        out[3 * pixel + 1] = clipped(green)
-        out[3 * pixel + 2] = clipped(blue)
+        out[3 * pixel] = to_level(red)
+        out[3 * pixel + 1] = to_level(green)
+        out[3 * pixel + 2] = to_level(blue)
 
 
 @inlined
 def last_at_most(starts, value):
-    """The last entry of the ascending `starts` that is at most `value`."""
+    """Returns the index of the last entry of the ascending `starts` that is at most `value`."""
     low, high = 0, len(starts)
     while high - low > 1:
         middle = (low + high) // 2
@@ -236,10 +241,12 @@ def last_at_most(starts, value):
 
 
 @inlined
-def weighed(total, level, weight):
+def add_weighted(total, level, weight):
+    """Returns total + level · weight in int32."""
     return np.int32(total + np.int32(np.int32(level) * weight))
 
 
 @inlined
-def clipped(total):
-    return min(max(total >> BITS, 0), 255)
+def to_level(total):
+    """Converts a fixed-point sum to a level of 0 … 255."""
+    return min(max(total >> WEIGHT_BITS, 0), 255)

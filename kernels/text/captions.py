@@ -1,4 +1,4 @@
-"""What a caption says of itself, measured on its UTF-8 bytes in one pass: words, characters, information."""
+"""Measures captions on their UTF-8 bytes (words, characters, information) and cleans them."""
 
 from __future__ import annotations
 
@@ -10,69 +10,95 @@ from typing import Any
 import numpy as np
 
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
-from danqing.kernels.text.segment import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, Scratch, segment
+from danqing.kernels.text.segment import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, SegmentScratch, segment
 from danqing.kernels.text.strings import Strings, decode, encode
 from danqing.kernels.text.trie import EMPTY, GOLDEN
 
-# Character classes: bits of a table over all code points (`engine.stages.dictionary.character_classes`).
+# Character classes: bits of a table of all code points (`engine.stages.dictionary.character_classes`).
 LETTER, ALPHANUMERIC, HAN, KANA, HANGUL, LATIN, DIGIT, SPACE = (1 << bit for bit in range(8))
 DROP, NARROW = 1 << 8, 1 << 9
-CODES = 0x110000
+CODE_POINTS = 0x110000
 
-FULL_WIDTH = 0xFEE0  # from a full-width form to its ASCII twin
-KEYCAP, EMOJI_STYLE = 0x20E3, 0xFE0F
-LONGEST_UNIT = 4  # characters of a unit whose repetition is looked for
+FULL_WIDTH_OFFSET = 0xFEE0  # a full-width form minus its ASCII character
+KEYCAP = 0x20E3
+EMOJI_STYLE = 0xFE0F
+MAX_UNIT_CHARACTERS = 4  # of a unit whose repetition is measured
 
 
 MEASURES = (
     "words", "nouns", "content_word_share", "stop_word_share", "text_entropy",
     "han_share", "kana_share", "hangul_share", "latin_share", "digit_share", "symbol_share", "longest_repetition",
 )  # fmt: skip
-"""What `measure` gives, in this order; shares lie in 0 … 1.
+"""Columns of the result of `measure`; shares are in 0 … 1.
 
-`words`: tokens with a letter, a digit or a Han character. Of the words: `nouns` (count), `content_word_share` (nouns,
-verbs, adjectives), `stop_word_share`, `text_entropy` (bits: -sum p log2 p over equal words). Of the letters:
-`han_share`, `kana_share`, `hangul_share`, `latin_share`. Of the characters that are not space: `digit_share`,
-`symbol_share` (neither letter nor digit). `longest_repetition`: characters of the longest stretch that repeats a unit
-of one to four characters.
+`words`: number of tokens with a letter, a digit or a Han character. Among the words: `nouns` (number),
+`content_word_share` (nouns, verbs and adjectives), `stop_word_share`, `text_entropy` (-sum p log2 p over the distinct
+words, in bits). Among the letters: `han_share`, `kana_share`, `hangul_share`, `latin_share`. Among the characters other
+than spaces: `digit_share`, `symbol_share` (neither letter nor digit). `longest_repetition`: number of characters of the
+longest part that repeats a unit of one to four characters.
 """
 
 
-def scratch(device: ArrayLauncher, text: Strings) -> Scratch:
-    """Working memory for `segment` over these rows."""
+def allocate_scratch(device: ArrayLauncher, text: Strings) -> SegmentScratch:
+    """Returns scratch memory to segment these rows."""
     size = text.size + text.rows
     kinds = (np.int32, np.float64, np.int32, np.uint8, np.uint8, np.uint8)
-    return Scratch(*(workspace(device, name, size, kind) for name, kind in zip(Scratch._fields, kinds, strict=True)))
+    return SegmentScratch(
+        *(workspace(device, name, size, kind) for name, kind in zip(SegmentScratch._fields, kinds, strict=True))
+    )
 
 
 def measure(device: ArrayLauncher, text: Strings, words: Dictionary, classes: np.ndarray) -> Any:
-    """All measures of all rows: float32 (rows, measures), of the device, as the text is."""
+    """Computes all measures of each row.
+
+    Args:
+        device: holds the text.
+        text: the rows.
+        words: jieba's tables, in host memory.
+        classes: uint16 (CODE_POINTS,), character classes, in host memory.
+
+    Returns:
+        float32 (rows, measures) on the device, see `MEASURES`.
+    """
     out = device.xp.empty((text.rows, len(MEASURES)), np.float32)
     table = workspace(device, "table", 2 * (text.size + text.rows), np.int32)
     tables = resident(device, words), resident(device, classes)
-    measure_rows.launch(device, text.rows, text, *tables, scratch(device, text), table, out)
+    measure_rows.launch(device, text.rows, text, *tables, allocate_scratch(device, text), table, out)
     return out
 
 
 def tokens(device: ArrayLauncher, text: Strings, words: Dictionary, hmm: bool = True) -> list[list[str]]:
-    """Each row's tokens, as `jieba.lcut` gives them (on the host)."""
+    """Cuts each row into tokens, equal to `jieba.lcut`.
+
+    Args:
+        device: a CPU.
+        text: the rows, in host memory.
+        words: jieba's tables.
+        hmm: as in `jieba.lcut`.
+    """
     return [[line[a:b] for a, b in pairwise(bounds)] for line, bounds, _ in _cut(device, text, words, hmm)]
 
 
 def content_words(device: ArrayLauncher, text: Strings, words: Dictionary) -> list[list[str]]:
-    """Each row's nouns, verbs and adjectives that are no stop words, in order (on the host)."""
+    """Returns each row's nouns, verbs and adjectives, without stop words, in order.
+
+    Args:
+        device: a CPU.
+        text: the rows, in host memory.
+        words: jieba's tables.
+    """
     out = []
     for line, bounds, kinds in _cut(device, text, words, True):
-        telling = (kinds & (NOUN | VERB | ADJECTIVE) != 0) & (kinds & STOP_WORD == 0)
-        out.append([line[a:b] for (a, b), tells in zip(pairwise(bounds), telling.tolist(), strict=True) if tells])
+        is_content = (kinds & (NOUN | VERB | ADJECTIVE) != 0) & (kinds & STOP_WORD == 0)
+        out.append([line[a:b] for (a, b), kept in zip(pairwise(bounds), is_content.tolist(), strict=True) if kept])
     return out
 
 
 def _cut(
     device: ArrayLauncher, text: Strings, words: Dictionary, hmm: bool
 ) -> Iterator[tuple[str, list[int], np.ndarray]]:
-    """Of each row: its characters, where its tokens begin and the last ends, and what the dictionary knows of each."""
-    work = scratch(device, text)
+    """Yields of each row its characters, the positions where tokens begin and the last ends, and the tokens' kinds."""
+    work = allocate_scratch(device, text)
     counts = np.empty(text.rows, np.int32)
     segment_rows.launch(device, text.rows, text, words, hmm, work, counts)
     for row, count in enumerate(counts.tolist()):
@@ -84,7 +110,7 @@ def _cut(
 
 @inlined
 def decode_and_segment(text, row, words, hmm, work):
-    """Decodes and cuts one row; returns where its scratch begins and how many characters it has."""
+    """Decodes and segments one row; returns the start of its scratch memory and its number of characters."""
     first, last = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
     at = first - np.int64(text.offsets[0]) + row
     end = at + (last - first) + 1
@@ -99,14 +125,20 @@ def decode_and_segment(text, row, words, hmm, work):
 
 @kernel
 def segment_rows(first, last, step, text, words, hmm, work, counts):
-    """Leaves the cuts in the scratch memory, and each row's number of characters in `counts`."""
+    """Segments rows; the result is in `work`. Writes each row's number of characters to `counts`, int32 (rows,)."""
     for row in range(first, last, step):
         _, counts[row] = decode_and_segment(text, row, words, hmm, work)
 
 
 @kernel
 def measure_rows(first, last, step, text, words, classes, work, table, out):
-    """See `MEASURES`. `table`: int32 scratch, two entries for every one of `work`."""
+    """Computes `MEASURES` of each row.
+
+    Args:
+        text, words, classes, work: see `measure` and `SegmentScratch`.
+        table: int32, scratch, two entries for each one of `work`.
+        out: float32 (rows, measures), output.
+    """
     for row in range(first, last, step):
         at, count = decode_and_segment(text, row, words, True, work)
         chars = work.chars[at : at + count]
@@ -120,7 +152,16 @@ def measure_rows(first, last, step, text, words, classes, work, table, out):
 
 @inlined
 def measure_words(chars, count, classes, cut, kind, copies, table, out):
-    """`copies`: int32, one a character; `table`: int32, more than twice the characters."""
+    """Computes the measures of words, out[0:5].
+
+    Args:
+        chars, count: code points of the row.
+        classes: character classes.
+        cut, kind: see `SegmentScratch`.
+        copies: int32 (characters,), scratch: number of occurrences of the word that begins there, at its first one.
+        table: int32, scratch, more than twice as long as the row: hash table of distinct words.
+        out: float32 (measures,).
+    """
     size = 1
     while 2 * size <= table.size:
         size *= 2
@@ -170,18 +211,19 @@ def measure_words(chars, count, classes, cut, kind, copies, table, out):
 
 @inlined
 def same_token(chars, cut, count, other, begin, end):
-    """Whether the token at `other` equals chars[begin:end]."""
+    """Whether the token that begins at `other` equals chars[begin:end]."""
     for offset in range(end - begin):
         if chars[other + offset] != chars[begin + offset]:
             return False
         if offset > 0 and cut[other + offset]:
             return False
-    behind = other + end - begin
-    return behind >= count or cut[behind] != 0
+    stop = other + end - begin
+    return stop >= count or cut[stop] != 0
 
 
 @inlined
 def measure_characters(chars, count, classes, out):
+    """Computes the measures of characters, out[5:12]."""
     letters, han, kana, hangul, latin, digits, solid = 0, 0, 0, 0, 0, 0, 0
     for at in range(count):
         kind = classes[chars[at]]
@@ -193,7 +235,7 @@ def measure_characters(chars, count, classes, out):
         digits += kind & DIGIT != 0
         solid += kind & SPACE == 0
     longest = 0
-    for unit in range(1, LONGEST_UNIT + 1):
+    for unit in range(1, MAX_UNIT_CHARACTERS + 1):
         run = 0
         for at in range(unit, count):
             run = run + 1 if chars[at] == chars[at - unit] else 0
@@ -211,12 +253,14 @@ def measure_characters(chars, count, classes, out):
 
 @kernel
 def clean_rows(first, last, step, text, classes, chars, data, lengths):
-    """Emoji, controls and special characters out, full-width letters and digits narrow, spaces single and inside.
+    """Removes emoji, control and special characters, makes full-width letters and digits narrow, and trims spaces.
 
     Args:
-        chars: int32 scratch, an entry for every byte and one more a row.
-        data: uint8, as long as the text's bytes; row i is written from the position on where it began.
-        lengths: int32 (rows,), bytes written.
+        text: `Strings`.
+        classes: character classes.
+        chars: int32, scratch, one entry per byte and one more per row.
+        data: uint8, output, as long as the text: each cleaned row is written at the position of the original.
+        lengths: int32 (rows,), output: bytes of each cleaned row.
     """
     for row in range(first, last, step):
         origin = np.int64(text.offsets[0])
@@ -232,10 +276,10 @@ def clean_rows(first, last, step, text, classes, chars, data, lengths):
             if kind & SPACE:
                 space = True
                 continue
-            if kind & DROP or (at + 1 < count and dresses_as_emoji(line, at) and kind & HAN == 0):
+            if kind & DROP or (at + 1 < count and is_followed_by_emoji_mark(line, at) and kind & HAN == 0):
                 continue
             if kind & NARROW:
-                code -= FULL_WIDTH
+                code -= FULL_WIDTH_OFFSET
             if space and end > start:
                 data[end] = 32
                 end += 1
@@ -245,8 +289,8 @@ def clean_rows(first, last, step, text, classes, chars, data, lengths):
 
 
 @inlined
-def dresses_as_emoji(line, at):
-    """Whether what follows turns this character into an emoji: a keycap, or the emoji variation selector."""
+def is_followed_by_emoji_mark(line, at):
+    """Whether the next character makes this one an emoji: a keycap, or the emoji variation selector."""
     return line[at + 1] == EMOJI_STYLE or line[at + 1] == KEYCAP
 
 
@@ -260,7 +304,16 @@ def gather_rows(first, last, step, data, begins, offsets, out):
 
 
 def clean(device: ArrayLauncher, text: Strings, classes: np.ndarray) -> Strings:
-    """The cleaned rows, on the device, as the text is."""
+    """Cleans each row, see `clean_rows`.
+
+    Args:
+        device: holds the text.
+        text: the rows.
+        classes: uint16 (CODE_POINTS,), character classes, in host memory.
+
+    Returns:
+        The cleaned rows, on the device.
+    """
     xp = device.xp
     data, lengths = workspace(device, "data", text.size, np.uint8), xp.empty(text.rows, np.int32)
     chars = workspace(device, "chars", text.size + text.rows, np.int32)

@@ -1,4 +1,4 @@
-"""Terms of word lists, and the marks of advertisements (phone numbers, messenger accounts, links, prices)."""
+"""Weighs terms of word lists and patterns of advertisements (phone numbers, messenger accounts, links, prices)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from danqing.kernels.text.segment import is_ascii_alphanumeric
 from danqing.kernels.text.strings import Strings, decode
 from danqing.kernels.text.trie import EMPTY, VALUE, Trie, build, child
 
-UNIT = 100
-"""A term's value in the trie is its weight in hundredths."""
-
-REMEMBERED = 64
-"""Different terms of a row that are told apart; beyond so many, every occurrence counts."""
+UNITS_PER_WEIGHT = 100
+"""The value of a term in the trie is its weight times this, an integer."""
+MAX_DISTINCT_TERMS = 64
+"""Number of distinct terms of a row that are remembered. Beyond it, every occurrence of a term counts."""
 
 SCHEME, WWW, MESSENGER, DOMAIN = 1, 2, 3, 4
 
 
 @cache
 def marks() -> Trie:
-    """Latin words that mark links and accounts."""
+    """Returns the Latin words, in lower case, that mark links and accounts, with the kind of mark as value."""
     return build(
         dict.fromkeys(("http", "https"), SCHEME)
         | {"www": WWW}
@@ -33,7 +32,7 @@ def marks() -> Trie:
 
 
 class Patterns(NamedTuple):
-    """What each occurrence of a pattern weighs."""
+    """Weight of each occurrence of a pattern."""
 
     phone: float = 0.0
     messenger: float = 0.0
@@ -42,7 +41,17 @@ class Patterns(NamedTuple):
 
 
 def weigh(device: ArrayLauncher, text: Strings, terms: Trie, patterns: Patterns) -> Any:
-    """float32 (rows,): the weights of the different terms in each row, and of every pattern each time it occurs."""
+    """Adds up the weights of the distinct terms and of all occurrences of patterns in each row.
+
+    Args:
+        device: holds the text.
+        text: the rows.
+        terms: term → weight times `UNITS_PER_WEIGHT`.
+        patterns: weights of patterns.
+
+    Returns:
+        float32 (rows,) on the device.
+    """
     size = text.size + text.rows
     out = device.xp.empty(text.rows, np.float32)
     chars, found = workspace(device, "chars", size, np.int32), workspace(device, "found", size, np.int64)
@@ -53,18 +62,26 @@ def weigh(device: ArrayLauncher, text: Strings, terms: Trie, patterns: Patterns)
 
 @kernel
 def weigh_rows(first, last, step, text, terms, marks, patterns, chars, found, out):
-    """See `weigh`; `chars`, `found`: int32 and int64 scratch, an entry for every byte and one more a row."""
+    """Computes `weigh`.
+
+    Args:
+        text, terms, patterns: see `weigh`.
+        marks: see `marks`.
+        chars, found: int32 and int64, scratch, one entry per byte and one more per row.
+        out: float32 (rows,), output.
+    """
     for row in range(first, last, step):
         begin, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
         at = begin - np.int64(text.offsets[0]) + row
         line = chars[at : at + stop - begin + 1]
         count = decode(text.data, begin, stop, line)
-        weight = terms_in(line, count, terms, found[at : at + stop - begin + 1]) / UNIT
-        out[row] = weight + patterns_in(line, count, marks, patterns)
+        weight = sum_terms(line, count, terms, found[at : at + stop - begin + 1]) / UNITS_PER_WEIGHT
+        out[row] = weight + sum_patterns(line, count, marks, patterns)
 
 
 @inlined
-def terms_in(line, count, terms, found):
+def sum_terms(line, count, terms, found):
+    """Returns the sum of the values of the distinct terms in line[:count]; `found` is scratch."""
     roots, entries = terms.roots, terms.entries
     total, known = 0, 0
     for start in range(count):
@@ -79,7 +96,7 @@ def terms_in(line, count, terms, found):
                     at_known += 1
                 if at_known == known:
                     total += node & VALUE
-                    if known < min(REMEMBERED, count):
+                    if known < min(MAX_DISTINCT_TERMS, count):
                         found[known] = node
                         known += 1
             if at == count:
@@ -90,8 +107,8 @@ def terms_in(line, count, terms, found):
 
 
 @inlined
-def patterns_in(line, count, marks, patterns):
-    """One pass; a pattern begins where no letter or digit stands before it."""
+def sum_patterns(line, count, marks, patterns):
+    """Returns the sum of the weights of all patterns in line[:count]; none begins directly after a letter or digit."""
     total = 0.0
     at = 0
     while at < count:
@@ -105,13 +122,13 @@ def patterns_in(line, count, marks, patterns):
             end = at
             while end < count and (is_ascii_alphanumeric(line[end]) or line[end] == 45):
                 end += 1
-            mark = mark_of(line, at, end, marks)
+            mark = find_mark(line, at, end, marks)
             total += patterns.link * is_link(line, at, end, count, mark, marks)
             if mark == MESSENGER:
                 total += patterns.messenger * has_account(line, end, count)
             at = end
         else:
-            weixin = code == 0x5FAE or code == 0x8587  # 微信, and 薇信 to get past filters
+            weixin = code == 0x5FAE or code == 0x8587  # 微信, and 薇信, which avoids filters
             if weixin and at + 1 < count and line[at + 1] == 0x4FE1:
                 total += patterns.messenger * has_account(line, at + 2, count)
             at += 1
@@ -120,17 +137,19 @@ def patterns_in(line, count, marks, patterns):
 
 @inlined
 def is_digit(code):
+    """Whether a code point is an ASCII digit."""
     return 48 <= code <= 57
 
 
 @inlined
 def lower(code):
+    """Converts an ASCII letter to lower case."""
     return code + 32 if 65 <= code <= 90 else code
 
 
 @inlined
 def number_end(line, start, count):
-    """Behind a run of digits in which single hyphens, points and spaces may stand."""
+    """Returns the end of a sequence of digits with single hyphens, points and spaces between them."""
     end = start
     while end < count:
         if not is_digit(line[end]):
@@ -143,7 +162,8 @@ def number_end(line, start, count):
 
 @inlined
 def is_phone(line, start, end):
-    """Chinese mobile numbers (1 3…9, eleven digits), 400 and 800 numbers (ten), area codes (0 …, with a hyphen)."""
+    """Whether line[start:end] is a Chinese mobile number (1 3…9, eleven digits), a 400 or 800 number (ten digits), or a
+    number with an area code (0 …, with a hyphen)."""
     digits, hyphens, points = 0, 0, 0
     head = 0
     for at in range(start, end):
@@ -165,19 +185,22 @@ def is_phone(line, start, end):
 
 @inlined
 def is_price(line, start, end, count):
-    """An amount with a currency before or behind it: ￥ ¥ $, 元, 块钱."""
+    """Whether the number line[start:end] has a currency before or after it: ￥ ¥ $, 元, 块钱."""
     before = line[start - 1] if start > 0 else 0
-    behind = line[end] if end < count else 0
-    after = line[end + 1] if end + 1 < count else 0
+    after = line[end] if end < count else 0
+    second = line[end + 1] if end + 1 < count else 0
     return (
-        before == 0xFFE5 or before == 0xA5 or before == 36 or (behind == 0x5757 and after == 0x94B1)
-        or (behind == 0x5143 and not (after == 0x4EE3 or after == 0x65E6 or after == 0x5BB5))  # 元代, 元旦, 元宵
+        before == 0xFFE5 or before == 0xA5 or before == 36 or (after == 0x5757 and second == 0x94B1)
+        or (after == 0x5143 and not (second == 0x4EE3 or second == 0x65E6 or second == 0x5BB5))  # 元代, 元旦, 元宵
     )  # fmt: skip
 
 
 @inlined
 def is_link(line, start, end, count, mark, marks):
-    """http://…, www.…, or a name, a dot and a top-level domain; a whole address counts once."""
+    """Whether line[start:end] begins a link: http://…, www.…, or a name, a dot and a top-level domain.
+
+    Of an address with several of these, only the first is a link.
+    """
     before = line[start - 1] if start > 0 else 0
     if mark == SCHEME:
         return end + 2 < count and line[end] == 58 and line[end + 1] == 47 and line[end + 2] == 47
@@ -188,12 +211,12 @@ def is_link(line, start, end, count, mark, marks):
     stop = end + 1
     while stop < count and is_ascii_alphanumeric(line[stop]):
         stop += 1
-    return mark_of(line, end + 1, stop, marks) == DOMAIN
+    return find_mark(line, end + 1, stop, marks) == DOMAIN
 
 
 @inlined
-def mark_of(line, start, end, marks):
-    """The value of line[start:end] among the marks, in either case; 0 if it is none."""
+def find_mark(line, start, end, marks):
+    """Returns the value of the mark line[start:end], in any case; 0 if it is none."""
     if start >= end:
         return 0
     node = marks.roots[lower(line[start])]
@@ -206,7 +229,7 @@ def mark_of(line, start, end, marks):
 
 @inlined
 def has_account(line, start, count):
-    """Whether, behind a few characters at most, five or more letters and digits follow, a digit among them."""
+    """Whether an account name follows within four characters: at least five letters and digits, one digit at least."""
     at = start
     while at < count and at < start + 4 and not is_ascii_alphanumeric(line[at]):
         at += 1

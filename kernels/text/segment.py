@@ -1,8 +1,9 @@
-"""Chinese word segmentation, exactly as jieba cuts.
+"""Chinese word segmentation, equal to jieba's.
 
-Jieba splits a text into blocks, finds each block's most probable path through its dictionary, and hands runs of
-single characters to a hidden Markov model (`HMM=True`, its default). Both are dynamic programs over the characters.
-Sums are formed in jieba's order in float64 and ties fall as Python's tuples do, so cuts are equal, not just alike.
+Jieba splits a text into blocks, finds each block's most probable path through its dictionary, and cuts sequences of
+single characters with a hidden Markov model (`HMM=True`, its default). Both are dynamic programs over the characters.
+Sums are formed in jieba's order in float64, and ties are decided like comparisons of Python's tuples, so the cuts are
+identical.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import numpy as np
 from danqing.kernels.portable import inlined
 from danqing.kernels.text.trie import EMPTY, VALUE, Index, child, find
 
-NOUN, VERB, ADJECTIVE, STOP_WORD, NEVER_GUESSED = 1, 2, 4, 8, 16
-"""What is known of a word: its part of speech, whether it is a stop word, and jieba's forced splits."""
-KINDS, KIND_BITS = 31, 5
-"""A word's value in the trie: number of its weight << 5 | kinds. Number 0: no word, only the beginning of some."""
-HAN_FIRST, HAN_LAST = 0x4E00, 0x9FD5
-"""The Han characters jieba knows."""
+# Kinds of words, bits: part of speech, stop word, and jieba's forced splits (a word that the model must not make).
+NOUN, VERB, ADJECTIVE, STOP_WORD, FORCED_SPLIT = 1, 2, 4, 8, 16
+# The value of a word in the trie is index of its weight << KIND_BITS | kinds. Index 0: no word, but a prefix of one.
+KIND_BITS = 5
+KIND_MASK = (1 << KIND_BITS) - 1
+HAN_FIRST, HAN_LAST = 0x4E00, 0x9FD5  # the Han characters that jieba knows
 IMPOSSIBLE = -3.14e100
 """Jieba's logarithm of zero."""
 
@@ -30,11 +31,14 @@ BLOCK_LOW, BLOCK_HIGH = np.uint64(_BLOCK_LOW), np.uint64(_BLOCK_HIGH)
 
 
 class Dictionary(NamedTuple):
-    """Jieba's tables as arrays of a device; `engine.stages.dictionary` makes them.
+    """Jieba's tables as arrays; `engine.stages.dictionary` makes them.
 
-    `roots`, `entries`: the trie of all words. `weights`: float64, the different values of log(frequency) -
-    log(total); the first, that of unknown characters, is -log(total). Hidden Markov model, states B M E S, logarithms:
-    `start` float64 (4,), `change` float64 (4, 4), `emit` float64 (Han, 4).
+    Attributes:
+        roots, entries: the trie of all words, see `kernels.text.trie`.
+        weights: float64, the distinct values of log(frequency) - log(total); the first is -log(total), the weight of
+            unknown characters.
+        start, change, emit: float64 (4,), (4, 4) and (Han characters, 4), log probabilities of the hidden Markov model
+            with states B(egin), M(iddle), E(nd), S(ingle).
     """
 
     roots: np.ndarray
@@ -45,11 +49,16 @@ class Dictionary(NamedTuple):
     emit: np.ndarray
 
 
-class Scratch(NamedTuple):
-    """Working memory of a batch: for each row as many entries as it has bytes, and one more.
+class SegmentScratch(NamedTuple):
+    """Scratch memory of a batch: each row has one entry per byte and one more.
 
-    `chars` int32: code points. `route` float64, `reach` int32: the best path. `back` uint8: the model's steps.
-    `cut` uint8: 1 where a token starts. `kind` uint8: what the dictionary knows of that token.
+    Attributes:
+        chars: int32, code points.
+        route: float64, weight of the best path from each character to the block's end.
+        reach: int32, end of the best path's first word.
+        back: uint8, back pointers of the hidden Markov model, a bit per state.
+        cut: uint8, output: 1 where a token begins.
+        kind: uint8, output: kinds of the token that begins there, `NOUN` and so on.
     """
 
     chars: np.ndarray
@@ -62,16 +71,19 @@ class Scratch(NamedTuple):
 
 @inlined
 def is_han(code):
+    """Whether a code point is a Han character that jieba knows."""
     return HAN_FIRST <= code <= HAN_LAST
 
 
 @inlined
 def is_ascii_alphanumeric(code):
+    """Whether a code point is an ASCII letter or digit."""
     return 48 <= code <= 57 or 65 <= code <= 90 or 97 <= code <= 122
 
 
 @inlined
 def in_block(code):
+    """Whether a character belongs to jieba's blocks: Han characters, ASCII letters and digits, and + # & . _ % -."""
     if code >= 128:
         return is_han(code)
     if code >= 64:
@@ -81,12 +93,20 @@ def in_block(code):
 
 @inlined
 def kinds_of(node):
-    return node & KINDS if node != EMPTY else 0
+    """Returns the kinds of the word of a trie's node."""
+    return node & KIND_MASK if node != EMPTY else 0
 
 
 @inlined
 def segment(chars, count, words, hmm, route, reach, back, cut, kind):
-    """Cuts chars[:count] into tokens: fills `cut` and `kind` (see `Scratch`; all views begin at the row)."""
+    """Cuts chars[:count] into tokens.
+
+    Args:
+        chars, count: code points of a row.
+        words: `Dictionary`.
+        hmm: use the hidden Markov model.
+        route, reach, back, cut, kind: the row's part of `SegmentScratch`.
+    """
     for at in range(count):
         cut[at] = 0
     at = 0
@@ -102,7 +122,7 @@ def segment(chars, count, words, hmm, route, reach, back, cut, kind):
             else:
                 cut_by_dictionary(chars, at, stop, words, reach, cut, kind)
             at = stop
-        else:  # every other character stands alone, but for one kind of line end
+        else:  # any other character is a token, except that \r\n is one
             cut[at] = 1
             kind[at] = kinds_of(words.roots[code]) if code <= 0xFFFF else 0
             at += 2 if code == 13 and at + 1 < count and chars[at + 1] == 10 else 1
@@ -110,7 +130,7 @@ def segment(chars, count, words, hmm, route, reach, back, cut, kind):
 
 @inlined
 def best_path(chars, start, stop, words, route, reach, kind):
-    """From right to left, the best word to begin at each character: where it ends, and its kind."""
+    """Finds the best word that begins at each character, from right to left: fills `route`, `reach` and `kind`."""
     roots, entries, weights = words.roots, words.entries, words.weights
     route[Index(stop)] = 0.0
     for first in range(stop - 1, start - 1, -1):
@@ -119,24 +139,24 @@ def best_path(chars, start, stop, words, route, reach, kind):
         at = first
         here = roots[Index(chars[Index(first)])]
         while here != EMPTY:
-            number = (here & VALUE) >> KIND_BITS
-            if number != 0:
-                value = weights[Index(number)] + route[Index(at + 1)]
-                if value >= best:  # of equals the longer, as the larger tuple wins in Python
-                    best, best_end, best_kind = value, at + 1, here & KINDS
+            weight = (here & VALUE) >> KIND_BITS
+            if weight != 0:
+                value = weights[Index(weight)] + route[Index(at + 1)]
+                if value >= best:  # of equal paths the longer word, since jieba takes the maximum of tuples
+                    best, best_end, best_kind = value, at + 1, here & KIND_MASK
             at += 1
             if at == stop:
                 break
             here = child(entries, here, chars[Index(at)])
         if best_end == first:
             best, best_end = weights[0] + route[Index(first + 1)], first + 1
-            best_kind = kinds_of(roots[Index(chars[Index(first)])])  # no word of jieba's, but maybe a stop word
+            best_kind = kinds_of(roots[Index(chars[Index(first)])])  # not a word of jieba, but possibly a stop word
         route[Index(first)], reach[Index(first)], kind[Index(first)] = best, best_end, best_kind
 
 
 @inlined
 def cut_by_dictionary(chars, start, stop, words, reach, cut, kind):
-    """`HMM=False`: the path as it is, single letters and digits joined."""
+    """Cuts by the path, with adjacent single letters and digits joined (`HMM=False`)."""
     at = start
     run = -1
     while at < stop:
@@ -157,7 +177,7 @@ def cut_by_dictionary(chars, start, stop, words, reach, cut, kind):
 
 @inlined
 def cut_with_model(chars, start, stop, words, reach, back, cut, kind):
-    """`HMM=True`: words of the path; runs of single characters are cut anew."""
+    """Cuts by the path, and sequences of single characters by the hidden Markov model (`HMM=True`)."""
     at = start
     run = -1
     while at < stop:
@@ -177,7 +197,7 @@ def cut_with_model(chars, start, stop, words, reach, back, cut, kind):
 
 @inlined
 def cut_run(chars, start, stop, words, back, cut, kind):
-    """A run of single characters: left alone if it is a word that the path refused, else guessed."""
+    """Cuts a sequence of single characters: each one if the sequence is a word of the dictionary, else by the model."""
     if stop - start == 1:
         cut[start] = 1
         return
@@ -192,8 +212,8 @@ def cut_run(chars, start, stop, words, back, cut, kind):
         if is_han(chars[at]):
             while at < stop and is_han(chars[at]):
                 at += 1
-            guess(chars, first, at, words, back, cut)
-        elif is_ascii_alphanumeric(chars[at]):  # letters and digits, then maybe a fraction, then maybe a percent sign
+            run_viterbi(chars, first, at, words, back, cut)
+        elif is_ascii_alphanumeric(chars[at]):  # letters and digits, an optional fraction, an optional percent sign
             while at < stop and is_ascii_alphanumeric(chars[at]):
                 at += 1
             if at + 1 < stop and chars[at] == 46 and 48 <= chars[at + 1] <= 57:
@@ -212,19 +232,19 @@ def cut_run(chars, start, stop, words, back, cut, kind):
         end = at + 1
         while end < stop and cut[end] == 0:
             end += 1
-        if end - at > 1:  # a new token: the path had found its first character only
-            guessed = kinds_of(find(words, chars, at, end))
-            if guessed & NEVER_GUESSED:
+        if end - at > 1:  # a token of several of the path's characters: `kind` is that of the first
+            found = kinds_of(find(words, chars, at, end))
+            if found & FORCED_SPLIT:
                 for single in range(at, end):
                     cut[single] = 1
             else:
-                kind[at] = guessed
+                kind[at] = found
         at = end
 
 
 @inlined
-def guess(chars, start, stop, words, back, cut):
-    """Viterbi over the states B(egin) M(iddle) E(nd) S(ingle); a token starts at B and S."""
+def run_viterbi(chars, start, stop, words, back, cut):
+    """Fills `cut` with the most probable states B(egin), M(iddle), E(nd), S(ingle); a token begins at B and S."""
     emit, change = words.emit, words.change
     to_begin_a, to_begin_b, to_middle_a, to_middle_b = change[2, 0], change[3, 0], change[0, 1], change[1, 1]
     to_end_a, to_end_b, to_single_a, to_single_b = change[0, 2], change[1, 2], change[2, 3], change[3, 3]
@@ -233,7 +253,7 @@ def guess(chars, start, stop, words, back, cut):
     end, single = words.start[2] + emit[row, 2], words.start[3] + emit[row, 3]
     for at in range(start + 1, stop):
         row = chars[at] - HAN_FIRST
-        # Two states can come before each; of equals the later letter wins: E < S, B < M, B < M, E < S.
+        # Each state has two possible predecessors; of equal ones the later letter wins: E < S, B < M, B < M, E < S.
         begin_a = end + to_begin_a + emit[row, 0]
         begin_b = single + to_begin_b + emit[row, 0]
         middle_a = begin + to_middle_a + emit[row, 1]
@@ -251,5 +271,5 @@ def guess(chars, start, stop, words, back, cut):
     for at in range(stop - 1, start, -1):
         opens = 0b1001 >> state & 1  # B and S
         cut[at] = opens
-        state = 2 * opens + (back[at] >> state & 1)  # before B or S comes E or S, before M or E comes B or M
+        state = 2 * opens + (back[at] >> state & 1)  # E or S precedes B and S; B or M precedes M and E
     cut[start] = 1

@@ -1,4 +1,4 @@
-"""Text as kernels see it: one buffer of UTF-8 bytes and where each row begins, as Arrow and cuDF keep it."""
+"""Columns of text as one buffer of UTF-8 bytes and the offsets of its rows, the layout of Arrow and cuDF."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import pyarrow as pa
 from danqing.kernels.portable import ArrayLauncher, inlined
 
 REPLACEMENT = 0xFFFD
-"""What stands for bytes that are not UTF-8."""
+"""Code point that replaces bytes that are not UTF-8."""
 
 
 class Strings(NamedTuple):
-    """Rows of text on a device.
+    """Rows of text on a device. Row i is data[offsets[i]:offsets[i + 1]].
 
-    `offsets`: int32 or int64 (rows + 1,); `data`: uint8 (bytes,). Row i is data[offsets[i]:offsets[i + 1]]. `size`:
-    bytes of all rows, known on the host, so that memory for a launch is allocated without waiting for the device.
+    Attributes:
+        offsets: int32 or int64 (rows + 1,); the first need not be 0.
+        data: uint8 (bytes,).
+        size: bytes of all rows, on the host, so that memory for a launch is allocated without waiting for the device.
     """
 
     offsets: Any
@@ -28,14 +30,15 @@ class Strings(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return len(self.offsets) - 1
 
     def on(self, device: ArrayLauncher) -> Strings:
-        """The rows in the device's memory."""
+        """Copies the rows to the device's memory."""
         return Strings(device.up(self.offsets), device.up(self.data), self.size)
 
     def on_host(self, device: ArrayLauncher) -> Strings:
-        """The rows in the host's memory."""
+        """Copies the rows to host memory."""
         return Strings(device.down(self.offsets), device.down(self.data), self.size)
 
     def parts(self, device: ArrayLauncher, rows: int) -> Iterator[tuple[int, Strings]]:
@@ -43,7 +46,7 @@ class Strings(NamedTuple):
 
         Args:
             device: the device that holds the rows.
-            rows: most rows of a part.
+            rows: maximum number of rows of a part.
 
         Yields:
             The number of the part's first row, and the part.
@@ -55,7 +58,10 @@ class Strings(NamedTuple):
 
     @staticmethod
     def of(texts: Sequence[str | None] | pa.Array) -> Strings:
-        """From Python strings (None counts as empty, lone surrogates as U+FFFD) or, without a copy, from Arrow."""
+        """Makes a column of Python strings, or without a copy of an Arrow array of strings.
+
+        None becomes an empty row, and lone surrogates become U+FFFD.
+        """
         if not isinstance(texts, pa.Array):
             try:
                 texts = pa.array(texts, pa.large_string())
@@ -69,14 +75,14 @@ class Strings(NamedTuple):
 
     @staticmethod
     def of_cudf(series: Any) -> Strings:
-        """From a cuDF series of strings, without a copy: CuPy arrays over the column's own memory on the GPU.
+        """Makes a column of a cuDF series of strings without a copy: CuPy arrays over the series' memory on the GPU.
 
-        Waits for whatever is under way there, since cuDF works on a stream of its own.
+        Waits for all work on the GPU, since cuDF uses its own stream.
         """
         import cupy
         import pylibcudf
 
-        def view(span: Any, kind: np.dtype) -> Any:  # `series` owns the memory, and lives as long as the view
+        def view(span: Any, kind: np.dtype) -> Any:  # the view keeps `series` alive, which owns the memory
             if span is None or not span.size:
                 return cupy.empty(0, kind)
             memory = cupy.cuda.UnownedMemory(span.ptr, span.size, series)
@@ -93,17 +99,17 @@ class Strings(NamedTuple):
         return Strings(begins, view(column.data(), np.dtype(np.uint8)), int(begins[-1]) - int(begins[0]))
 
     def arrow(self) -> pa.Array:
-        """The rows as an Arrow array over the same (host) memory."""
+        """Returns the rows as an Arrow array over the same memory, which must be the host's."""
         offsets = pa.py_buffer(np.ascontiguousarray(self.offsets, np.int64))
         return pa.LargeStringArray.from_buffers(self.rows, offsets, pa.py_buffer(np.ascontiguousarray(self.data)))
 
 
 @inlined
 def decode(data, start, stop, chars):
-    """UTF-8 bytes data[start:stop] to code points in `chars` (int32); returns how many.
+    """Decodes the UTF-8 bytes data[start:stop] to code points in `chars` (int32); returns their number.
 
-    A byte that does not fit becomes U+FFFD, alone: overlong forms, surrogates and stray or missing continuation
-    bytes, so that every input has an answer. Well-formed text decodes as Python decodes it.
+    Well-formed text decodes as in Python. In overlong forms, surrogates and sequences with stray or missing
+    continuation bytes, each byte becomes U+FFFD.
     """
     count = 0
     at = start
@@ -116,7 +122,7 @@ def decode(data, start, stop, chars):
 
 @inlined
 def decode_one(data, at, stop):
-    """The code point at data[at] and its length in bytes; where there is none, U+FFFD and 1."""
+    """Returns the code point at data[at] and its length in bytes; for a malformed one U+FFFD and 1."""
     lead = np.int32(data[at])
     if lead < 0x80:
         return lead, 1
@@ -137,7 +143,7 @@ def decode_one(data, at, stop):
 
 @inlined
 def encode(code, data, at):
-    """Writes one code point as UTF-8 at data[at:]; returns the position behind it."""
+    """Writes one code point as UTF-8 to data[at:]; returns the position after it."""
     if code < 0x80:
         data[at] = code
         return at + 1

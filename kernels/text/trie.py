@@ -1,4 +1,4 @@
-"""A set of words as a hash table of their prefixes: one probe a character, the same table on either device."""
+"""Sets of words as hash tables of their prefixes: one probe per character, the same table on both devices."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from numba import njit
 from danqing.kernels.compiled import cached
 from danqing.kernels.portable import inlined
 
-# A table entry holds, from the top: the node's value (20 bits), its parent's position (22), the character (21).
-# One look into a large table then gives all there is to know of a prefix. A node is position << 20 | value.
+# An entry holds, from the top bit: the node's value (20 bits), its parent's position (22), the character (21), so that
+# one read of a large table gives all of a prefix. A node is position << 20 | value.
 VALUE_BITS, CODE_BITS, KEY_BITS = 20, 21, 43
 VALUE, CODE, KEY = (1 << VALUE_BITS) - 1, (1 << CODE_BITS) - 1, (1 << KEY_BITS) - 1
 EMPTY = -1
 ROOT = (1 << KEY_BITS - CODE_BITS) - 1
-"""The parent's position of every first character."""
+"""The parent's position of first characters."""
 Index = np.uintp
-"""For positions in the hottest loops: unsigned, so that Numba need not look for negative ones."""
+"""Index type of inner loops: unsigned, so that Numba does not test for negative indices."""
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: spreads neighbouring keys (Knuth)
 
 
 class Trie(NamedTuple):
-    """`roots`: int64 (65536,), the node of each first character (BMP), or `EMPTY`.
+    """A set of words, each with a value.
 
-    `entries`: int64 (2^k,), open addressing, or `EMPTY`.
+    Attributes:
+        roots: int64 (65536,), node of each first character of the Basic Multilingual Plane, or `EMPTY`.
+        entries: int64 (2^k,), hash table with open addressing; unused entries are `EMPTY`.
     """
 
     roots: np.ndarray
@@ -33,17 +35,17 @@ class Trie(NamedTuple):
 
 
 @inlined
-def place(entries, node, code):
-    """Where the table is first looked into for the child of `node` by this character."""
+def first_slot(entries, node, code):
+    """Returns the first position to probe for the child of `node` by a character."""
     key = node >> VALUE_BITS << CODE_BITS | np.int64(code)
     return np.int64((np.uint64(key) * GOLDEN) >> np.uint64(40)) & (entries.size - 1)
 
 
 @inlined
 def child(entries, node, code):
-    """The node that follows `node` by one character, or `EMPTY`; its value is `node & VALUE`."""
+    """Returns the node that follows `node` by one character, or `EMPTY`; its value is `node & VALUE`."""
     key = node >> VALUE_BITS << CODE_BITS | np.int64(code)
-    at = place(entries, node, code)
+    at = first_slot(entries, node, code)
     entry = entries[Index(at)]
     while entry & KEY != key:
         if entry == EMPTY:
@@ -55,7 +57,7 @@ def child(entries, node, code):
 
 @inlined
 def find(trie, chars, start, stop):
-    """The node of chars[start:stop], or `EMPTY`."""
+    """Returns the node of chars[start:stop], or `EMPTY`."""
     if chars[start] > 0xFFFF:
         return np.int64(EMPTY)
     entries = trie.entries
@@ -68,23 +70,26 @@ def find(trie, chars, start, stop):
 
 
 def build(values: dict[str, int]) -> Trie:
-    """The trie of the words, each with its value (1 … 2^20 - 1); prefixes that are no words have the value 0.
+    """Makes a trie, in host memory.
+
+    Args:
+        values: word → value, 1 … 2^20 - 1. Prefixes that are not words get the value 0.
 
     Raises:
-        ValueError: an empty word, one that starts outside the Basic Multilingual Plane, or a value out of range.
+        ValueError: an empty word, one that begins outside the Basic Multilingual Plane, or a value out of range.
     """
     words = list(values)
     chars = np.frombuffer("".join(words).encode("utf-32-le"), np.int32)
     ends = np.cumsum([len(word) for word in words], dtype=np.int64)
     begins = np.concatenate([np.zeros(1, np.int64), ends])
-    given = np.array([values[word] for word in words], np.int64)
+    word_values = np.array([values[word] for word in words], np.int64)
     if (np.diff(begins) == 0).any() or (chars[begins[:-1]] > 0xFFFF).any():
         raise ValueError("words must not be empty and must start in the Basic Multilingual Plane")
-    if ((given < 1) | (given > VALUE)).any():
+    if ((word_values < 1) | (word_values > VALUE)).any():
         raise ValueError(f"values must lie in 1 … {VALUE}")
     size = 16
     while True:  # at most half full, so that probes stay short
-        roots, entries, used = _insert(chars, begins, given, size)
+        roots, entries, used = _insert(chars, begins, word_values, size)
         if 2 * used <= size:
             return Trie(roots, entries)
         size *= 2
@@ -92,7 +97,7 @@ def build(values: dict[str, int]) -> Trie:
 
 @cached(njit)
 def _insert(chars: np.ndarray, begins: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Stops early, with more than half the entries used, when the words do not fit."""
+    """Fills tables of `size` entries; returns roots, entries and the number used, or `size` if half are not enough."""
     entries = np.full(size, EMPTY, np.int64)
     roots = np.full(65536, EMPTY, np.int64)
     used = 0
@@ -117,7 +122,8 @@ def _insert(chars: np.ndarray, begins: np.ndarray, values: np.ndarray, size: int
 
 @cached(njit)
 def _add(entries: np.ndarray, node: int, code: int) -> int:
-    at = place(entries, node, code)
+    """Adds the child of `node` by a character; returns it."""
+    at = first_slot(entries, node, code)
     while entries[at] != EMPTY:
         at = (at + 1) & (entries.size - 1)
     entries[at] = node >> VALUE_BITS << CODE_BITS | np.int64(code)

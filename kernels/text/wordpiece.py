@@ -1,7 +1,7 @@
-"""WordPiece tokens of UTF-8 captions, as the `tokenizers` library makes them for lower-case BERT vocabularies.
+"""WordPiece tokens of UTF-8 captions, equal to those of the `tokenizers` library for lower-case BERT vocabularies.
 
-Each code point is looked up in a table made here once: what the normaliser leaves of it, and whether that ends a
-word. Each word is then matched piece by piece in a trie, kept as a hash table. Text never becomes [CLS] and the like.
+A table gives, for each code point, its normalised form and whether it ends a word. Each word is then matched piece by
+piece in a trie, which is a hash table. Text such as "[CLS]" never becomes a special token.
 """
 
 from __future__ import annotations
@@ -17,47 +17,55 @@ import numpy as np
 from danqing.kernels.portable import Launcher, inlined, kernel
 from danqing.kernels.text.strings import decode_one
 
-LONGEST = 100
-"""Characters of the longest word that is looked up; a longer one is [UNK]."""
-MARK = "##"
-"""What the vocabulary writes before a piece that continues a word."""
+MAX_WORD_CHARACTERS = 100
+"""Longer words become [UNK]."""
+CONTINUATION_PREFIX = "##"
+"""Prefix, in the vocabulary, of pieces that continue a word."""
 
-# An entry of the character table: kind | code point << SHIFT | rank << RANK. The rank is half the canonical combining
-# class of a mark that stays (halved, those classes still differ and fit); SEVERAL has an index into the table of runs
-# in place of the code point.
-DROP, SPACE, ALONE, KEEP, FENCE, SEVERAL = range(6)
-KIND, SHIFT, RANK = 7, 3, 24
-CODE = (1 << 21) - 1
+# An entry of the character table: kind | code point << CODE_SHIFT | rank << RANK_SHIFT. The rank is half the canonical
+# combining class of a mark that is kept (the halves are still distinct, and fit). SEVERAL has an index into the table
+# of sequences in place of the code point.
+DROP = 0  # has no effect
+SPACE = 1  # ends a word
+ISOLATED = 2  # is a word
+KEEP = 3  # is part of a word
+FENCE = 4  # is dropped, but marks before and after it are not reordered across it
+SEVERAL = 5  # becomes a sequence of entries
+KIND_MASK = 7
+CODE_SHIFT, RANK_SHIFT = 3, 24
+CODE_MASK = (1 << 21) - 1
 
-# Trie: the two roots and the columns of an edge.
+# Trie: its two roots, and the columns of an edge.
 WORD, CONTINUATION = 0, 1
 NODE, CHARACTER, CHILD, PIECE = range(4)
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as int64: spreads neighbouring keys
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as int64: spreads neighbouring keys (Knuth)
 
 
-class Tables(NamedTuple):
-    """What the kernel looks up, read-only.
+class WordPieceTables(NamedTuple):
+    """Look-up tables of `tokenize`.
 
-    characters: int32 (0x110000,), an entry a code point;
-    runs: int32 (…,), the entries of code points that become several, each run closed by DROP;
-    edges: int32 (2^n, 4), open addressing: node, character, child and the id of the piece that ends there, or -1;
-    special: int32 (4,), the ids of [CLS], [SEP], [PAD] and [UNK].
+    Attributes:
+        characters: int32 (0x110000,), an entry per code point.
+        sequences: int32, the entries of code points that become several; each sequence ends with DROP.
+        edges: int32 (2^n, 4), hash table with open addressing: node, character, child, and the id of the piece that
+            ends at the child, or -1.
+        special: int32 (4,), the ids of [CLS], [SEP], [PAD] and [UNK].
     """
 
     characters: np.ndarray
-    runs: np.ndarray
+    sequences: np.ndarray
     edges: np.ndarray
     special: np.ndarray
 
 
 def _ranges(text: str) -> frozenset[int]:
-    """Code points of hexadecimal ranges: "A B-D"."""
+    """Returns the code points of hexadecimal ranges, such as "A B-D"."""
     bounds = [[int(bound, 16) for bound in part.split("-")] for part in text.split()]
     return frozenset(code for part in bounds for code in range(part[0], part[-1] + 1))
 
 
-# The library knows categories as of Unicode 8, combining classes as of 9, and letter case as of 17, whatever Python
-# knows. These ranges hold every mark, punctuation and decomposition added since 8 (up to 18), and none older.
+# The library has the categories of Unicode 8, the combining classes of 9 and the letter case of 17; Python's version
+# differs. These ranges contain all marks, punctuation and decompositions added after 8 (up to 18), and no older ones.
 _NEWER = _ranges(
     "5C8-5C9 61D 7FD 890-8E2 9FD-9FE A76 AFA-AFF B53-B55 C04-C3C C77 C84 D00 D3B-D3C D81 EBA ECE 1715 180F-1886 "
     "1ABF-1AF0 1B4E-1B4F 1B7D-1B7F 1DF6-1DFB 2E43-2E63 A82C A8C5 A8FF A9BD 105C9-105E4 10D24-10F89 11070-11074 "
@@ -73,7 +81,7 @@ _LOWER = (
     | {code: code + 0x1B for code in range(0x16EA0, 0x16EB9)}
 )
 _SIGMA = {0x3A3: 0x3C3}
-# As the library has it: without 2B820-2B91F.
+# The library's ranges, which lack 2B820-2B91F.
 _HAN = (
     *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF)),
     *((0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0x2F800, 0x2FA1F)),
@@ -81,7 +89,7 @@ _HAN = (
 
 
 def lower_case(text: str) -> str:
-    """Lower case letter by letter, as the `tokenizers` library makes it: no sigma of its own ends a word."""
+    """Converts to lower case letter by letter, equal to the `tokenizers` library: a final sigma is σ, not ς."""
     return text.translate(_LOWER | _SIGMA).lower()
 
 
@@ -94,7 +102,7 @@ def _combining(code: int) -> int:
 
 
 def _entries(code: int) -> list[int]:
-    """What becomes of one code point: cleaned, taken apart (NFD), without accents, in lower case."""
+    """Returns the entries of one code point after cleaning, decomposition (NFD), removal of accents and lower case."""
     category = _category(code)
     if category[0] == "Z" or code in (0x9, 0xA, 0xD):
         return [SPACE]
@@ -104,64 +112,65 @@ def _entries(code: int) -> list[int]:
     out = []
     for part in map(ord, chr(code) if code in _NEWER else unicodedata.normalize("NFD", chr(code))):
         if _category(part) == "Mn":
-            # A mark without a class takes no part in canonical order and, though dropped, parts those before and after.
+            # A mark of class 0 takes no part in canonical ordering; although dropped, it separates other marks.
             out += [FENCE] if not _combining(part) else []
             continue
         for small in [_LOWER[part]] if part in _LOWER else map(ord, chr(part).lower()):
-            alone = han or _category(small)[0] == "P" or chr(small) in string.punctuation
-            out.append((ALONE if alone else KEEP) | small << SHIFT | _combining(small) // 2 << RANK)
+            isolated = han or _category(small)[0] == "P" or chr(small) in string.punctuation
+            kind = ISOLATED if isolated else KEEP
+            out.append(kind | small << CODE_SHIFT | _combining(small) // 2 << RANK_SHIFT)
     return out
 
 
 @cache
 def _characters() -> tuple[np.ndarray, np.ndarray]:
-    """`characters` and `runs` of Tables; made once a process, for it takes a second."""
-    characters = np.arange(0x110000, dtype=np.int32) << SHIFT | KEEP
-    runs = [DROP]
-    for code in (*range(0x30000), *range(0xE0000, 0x110000)):  # planes 3 to 13 stay as they are
+    """Makes `characters` and `sequences` of the tables, once per process, since it takes a second."""
+    characters = np.arange(0x110000, dtype=np.int32) << CODE_SHIFT | KEEP
+    sequences = [DROP]
+    for code in (*range(0x30000), *range(0xE0000, 0x110000)):  # planes 3 to 13 are not changed
         entries = _entries(code)
         if len(entries) > 1:
-            characters[code] = SEVERAL | len(runs) << SHIFT
-            runs += [*entries, DROP]
+            characters[code] = SEVERAL | len(sequences) << CODE_SHIFT
+            sequences += [*entries, DROP]
         else:
             characters[code] = entries[0] if entries else DROP
-    return characters, np.array(runs, np.int32)
+    return characters, np.array(sequences, np.int32)
 
 
-def build_tables(vocabulary: Sequence[str], special: Sequence[int]) -> Tables:
-    """Tables of a vocabulary.
+def build_tables(vocabulary: Sequence[str], special: Sequence[int]) -> WordPieceTables:
+    """Makes the tables of a vocabulary, in host memory.
 
     Args:
-        vocabulary: pieces in the order of their ids; of equal ones the last counts.
+        vocabulary: pieces in the order of their ids; the last of equal ones counts.
         special: ids of [CLS], [SEP], [PAD] and [UNK].
     """
     edges: dict[tuple[int, int], list[int]] = {}  # (node, character) → [child, id of the piece that ends there]
     for index, piece in enumerate(vocabulary):
-        continues = piece.startswith(MARK)
+        continues = piece.startswith(CONTINUATION_PREFIX)
         node, edge = CONTINUATION if continues else WORD, [0, 0]
-        for character in map(ord, piece.removeprefix(MARK)):
+        for character in map(ord, piece.removeprefix(CONTINUATION_PREFIX)):
             edge = edges.setdefault((node, character), [len(edges) + 2, -1])
             node = edge[0]
         edge[1] = index
-    slots = 1 << (4 * len(edges)).bit_length()  # at most a quarter full: most look-ups end where they begin
+    slots = 1 << (4 * len(edges)).bit_length()  # at most a quarter full: most searches end at the first slot
     table = np.full((slots, 4), -1, np.int32)
     for (node, character), edge in edges.items():
         slot = _slot(node, character, slots)
         while table[slot, NODE] >= 0:
             slot = (slot + 1) % slots
         table[slot] = node, character, *edge
-    return Tables(*_characters(), table, np.array(special, np.int32))
+    return WordPieceTables(*_characters(), table, np.array(special, np.int32))
 
 
 @inlined
 def _slot(node: int, character: int, slots: int) -> int:
-    """Where to begin looking for an edge."""
+    """Returns the first slot to probe for an edge."""
     return ((node << 21 | character) * GOLDEN >> 32) & (slots - 1)
 
 
 @inlined
 def _find(edges: np.ndarray, node: int, character: int) -> int:
-    """Row of the edge, or -1."""
+    """Returns the slot of an edge, or -1."""
     slot = _slot(node, character, edges.shape[0])
     while edges[slot, NODE] >= 0:
         if edges[slot, NODE] == node and edges[slot, CHARACTER] == character:
@@ -172,30 +181,33 @@ def _find(edges: np.ndarray, node: int, character: int) -> int:
 
 @inlined
 def _append(word: np.ndarray, length: int, fence: int, entry: int, characters: np.ndarray) -> int:
-    """Adds a character to the word and returns its new length, which ends at LONGEST + 1.
+    """Adds a character to the word and returns the word's new length, at most MAX_WORD_CHARACTERS + 1.
 
-    A mark goes before those of a higher class that precede it (canonical order), but not beyond the fence.
+    A mark is inserted before preceding marks of a higher class (canonical ordering), but not before position `fence`.
     """
-    if length >= LONGEST:
-        return LONGEST + 1
-    place, rank = length, entry >> RANK
+    if length >= MAX_WORD_CHARACTERS:
+        return MAX_WORD_CHARACTERS + 1
+    place, rank = length, entry >> RANK_SHIFT
     if rank > 0:
-        while place > fence and characters[word[place - 1]] >> RANK > rank:
+        while place > fence and characters[word[place - 1]] >> RANK_SHIFT > rank:
             word[place] = word[place - 1]
             place -= 1
-    word[place] = entry >> SHIFT & CODE
+    word[place] = entry >> CODE_SHIFT & CODE_MASK
     return length + 1
 
 
 @inlined
 def _write(
-    word: np.ndarray, length: int, edges: np.ndarray, unknown: int, out: np.ndarray, kept: int, room: int
+    word: np.ndarray, length: int, edges: np.ndarray, unknown: int, out: np.ndarray, kept: int, limit: int
 ) -> int:
-    """Writes the word's pieces, each the longest there is, after the `kept` tokens of `out`; returns their new number.
+    """Writes the word's pieces, each the longest possible, after the first `kept` tokens of `out`.
 
-    The whole word is read even where the room ends within it: a word that does not come apart is one [UNK].
+    The whole word is matched even if it exceeds `limit`: a word with a part that matches no piece is one [UNK].
+
+    Returns:
+        The new number of tokens, at most `limit`.
     """
-    start, count, known = 0, kept, length <= LONGEST
+    start, count, known = 0, kept, length <= MAX_WORD_CHARACTERS
     while known and start < length:
         node, piece, stop = CONTINUATION if start else WORD, -1, start
         for place in range(start, length):
@@ -206,13 +218,13 @@ def _write(
             if edges[slot, PIECE] >= 0:
                 piece, stop = edges[slot, PIECE], place + 1
         known = piece >= 0
-        if count < room:
+        if count < limit:
             out[count] = piece
         count, start = count + 1, stop
     if not known:
-        out[kept] = unknown  # if there is no room, this is where [SEP] will be
+        out[kept] = unknown  # if `kept` is the limit, [SEP] overwrites it
         count = kept + 1
-    return min(count, room)
+    return min(count, limit)
 
 
 @kernel
@@ -223,7 +235,7 @@ def tokenize(
     offsets: np.ndarray,
     data: np.ndarray,
     characters: np.ndarray,
-    runs: np.ndarray,
+    sequences: np.ndarray,
     edges: np.ndarray,
     special: np.ndarray,
     scratch: np.ndarray,
@@ -231,48 +243,47 @@ def tokenize(
     lengths: np.ndarray,
     unknown: np.ndarray,
 ) -> None:
-    """Token ids of rows of UTF-8 text; time is linear in the bytes, and a row ends as soon as it is full.
+    """Tokenizes rows of UTF-8 text. The time is linear in the bytes; the rest of a full row is not read.
 
     Args:
-        offsets, data: int64 (rows + 1,) and uint8 (bytes,), as in an Arrow string column. What is not UTF-8 is
-            dropped, as U+FFFD is.
-        characters, runs, edges, special: the fields of Tables.
-        scratch: int32 (rows, LONGEST), overwritten.
-        ids: int32 (rows, max_length), filled with [CLS], the first max_length - 2 tokens, [SEP], then [PAD].
-        lengths: int32 (rows,), filled with the tokens before [PAD].
-        unknown: int32 (rows,), filled with the number of [UNK] among the tokens kept, not of those cut off.
+        offsets, data: int64 (rows + 1,) and uint8 (bytes,), see `Strings`. Bytes that are not UTF-8 are dropped.
+        characters, sequences, edges, special: the fields of `WordPieceTables`.
+        scratch: int32 (rows, MAX_WORD_CHARACTERS).
+        ids: int32 (rows, max_length), output: [CLS], the first max_length - 2 tokens, [SEP], then [PAD].
+        lengths: int32 (rows,), output: number of tokens before [PAD].
+        unknown: int32 (rows,), output: number of [UNK] in `ids`.
     """
-    word = scratch[first]  # one a thread: `first` is its own on either device
-    room = ids.shape[1] - 1
+    word = scratch[first]  # `first` is unique per thread
+    limit = ids.shape[1] - 1
     for row in range(first, last, step):
         out = ids[row]
         out[0] = special[0]
         at, end = offsets[row], offsets[row + 1]
-        kept, length, fence, run = 1, 0, 0, 0
-        while kept < room:
-            if run > 0:
-                entry = runs[run]
-                run = run + 1 if entry != DROP else 0
+        kept, length, fence, sequence = 1, 0, 0, 0
+        while kept < limit:
+            if sequence > 0:
+                entry = sequences[sequence]
+                sequence = sequence + 1 if entry != DROP else 0
             elif at < end:
                 code, size = decode_one(data, at, end)
                 entry = characters[code]
                 at += size
             else:
                 break
-            kind = entry & KIND
+            kind = entry & KIND_MASK
             if kind == KEEP:
                 length = _append(word, length, fence, entry, characters)
             elif kind == FENCE:
                 fence = length
             elif kind == SEVERAL:
-                run = entry >> SHIFT
-            elif kind != DROP:  # SPACE or ALONE
-                kept = _write(word, length, edges, special[3], out, kept, room)
+                sequence = entry >> CODE_SHIFT
+            elif kind != DROP:  # SPACE or ISOLATED
+                kept = _write(word, length, edges, special[3], out, kept, limit)
                 length, fence = 0, 0
-                if kind == ALONE:
-                    word[0] = entry >> SHIFT & CODE
-                    kept = _write(word, 1, edges, special[3], out, kept, room)
-        kept = _write(word, length, edges, special[3], out, kept, room)
+                if kind == ISOLATED:
+                    word[0] = entry >> CODE_SHIFT & CODE_MASK
+                    kept = _write(word, 1, edges, special[3], out, kept, limit)
+        kept = _write(word, length, edges, special[3], out, kept, limit)
         missed = 0
         for place in range(1, kept):
             missed += out[place] == special[3]
@@ -282,14 +293,23 @@ def tokenize(
         unknown[row] = missed
 
 
-def token_ids(device: Launcher, tables: Tables, offsets: Any, data: Any, max_length: int, xp: Any = np) -> tuple:
-    """`tokenize` with its outputs allocated; all arrays are the device's, made with its array library `xp`.
+def token_ids(
+    device: Launcher, tables: WordPieceTables, offsets: Any, data: Any, max_length: int, xp: Any = np
+) -> tuple:
+    """Tokenizes rows of text, see `tokenize`.
+
+    Args:
+        device: runs the kernel.
+        tables: on the device.
+        offsets, data: int64 (rows + 1,) and uint8 (bytes,), on the device.
+        max_length: number of tokens of a row, [CLS] and [SEP] included.
+        xp: the library of the device's arrays, NumPy or CuPy.
 
     Returns:
-        int32 ids (rows, max_length), int32 lengths (rows,), int32 numbers of [UNK] (rows,).
+        On the device: ids int32 (rows, max_length), lengths int32 (rows,), numbers of [UNK] int32 (rows,).
     """
     rows = len(offsets) - 1
-    scratch, ids = xp.empty((rows, LONGEST), xp.int32), xp.empty((rows, max_length), xp.int32)
+    scratch, ids = xp.empty((rows, MAX_WORD_CHARACTERS), xp.int32), xp.empty((rows, max_length), xp.int32)
     lengths, unknown = xp.empty(rows, xp.int32), xp.empty(rows, xp.int32)
     if rows:
         tokenize.launch(device, rows, offsets, data, *tables, scratch, ids, lengths, unknown)

@@ -45,7 +45,7 @@ from danqing.profiling.bench import machine
 from danqing.profiling.bench.crawl import collect, repeated, write_shards
 from danqing.profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
 from danqing.trt_models.card import load_card
-from danqing.trt_models.run.session import BATCH
+from danqing.trt_models.run.session import CPU_BATCH_ROWS
 from danqing.trt_models.store import onnx_path
 
 PICTURES, SHARDS = 1000, 8
@@ -71,7 +71,9 @@ MODES = {
     "shipped": Mode("as shipped, beside every figure and a row at a time", (), ("--everything", "--batch", "1")),
     "gated": Mode("both gated", (), ("--batch", "32")),
     "everything": Mode(
-        "every figure of every pair, same batches", ("--score-everything",), ("--everything", "--batch", str(BATCH))
+        "every figure of every pair, same batches",
+        ("--score-everything",),
+        ("--everything", "--batch", str(CPU_BATCH_ROWS)),
     ),
     "without-models": Mode("every figure but the networks'", ("--score-everything",), ("--everything",), False, 4),
 }

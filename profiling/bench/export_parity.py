@@ -135,7 +135,7 @@ def reference(model: Any, card: Card, given: np.ndarray, predictor: torch.nn.Mod
     with torch.no_grad():
         if card.image_input:
             half = "siglip" in card.name
-            mean, deviation = (siglip.HALF,) * 2 if half else (chinese_clip.MEAN, chinese_clip.DEVIATION)
+            mean, deviation = (siglip.MEAN,) * 2 if half else (chinese_clip.MEAN, chinese_clip.DEVIATION)
             scaled = (given / np.float32(255) - np.array(mean, np.float32)) / np.array(deviation, np.float32)
             values = torch.tensor(scaled.transpose(0, 3, 1, 2))
             if card.name == "freepik-nsfw":
@@ -158,7 +158,7 @@ def measure(name: str, folder: Path, rows: int, form: str) -> None:
     if name == "laion-aesthetic":
         predictor = head(768)
         torch.save(
-            {f"layers.{key}": value for key, value in predictor.state_dict().items()}, checkpoint / aesthetic.HEAD
+            {f"layers.{key}": value for key, value in predictor.state_dict().items()}, checkpoint / aesthetic.HEAD_FILE
         )
     cards = [load_card(card) for card in (f"{name}-image", f"{name}-text", name) if card in card_names()]
     expected = {}

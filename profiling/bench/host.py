@@ -65,7 +65,7 @@ from danqing.kernels.portable import Kernel
 from danqing.profiling.bench import in_scratch, machine
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
-from danqing.trt_models.run.session import GPU_BATCH, OnnxSession
+from danqing.trt_models.run.session import GPU_BATCH_ROWS, OnnxSession
 
 B = TypeVar("B", bound=Any)
 
@@ -190,7 +190,7 @@ class OneRow:
     Features are float16, as they are stored, so that NumPy's cast, which releases the lock, is not counted as held.
     """
 
-    batch = GPU_BATCH
+    batch = GPU_BATCH_ROWS
 
     def __init__(self, network: OnnxSession) -> None:
         self._network = network

@@ -87,7 +87,7 @@ def our_segmenter(hmm: bool) -> Work:
 def our_cuts(hmm: bool) -> Work:
     """The same, but what the stage does itself: the cuts stay marks in an array, no string is made."""
     from danqing.engine.stages.dictionary import open_dictionary
-    from danqing.kernels.text.captions import scratch, segment_rows
+    from danqing.kernels.text.captions import allocate_scratch, segment_rows
     from danqing.kernels.text.strings import Strings
 
     device, words = our_device(1), open_dictionary()
@@ -96,7 +96,7 @@ def our_cuts(hmm: bool) -> Work:
         for start in range(0, len(captions), BATCH):
             part = Strings.of(captions[start : start + BATCH])
             segment_rows.launch(
-                device, part.rows, part, words, hmm, scratch(device, part), np.empty(part.rows, np.int32)
+                device, part.rows, part, words, hmm, allocate_scratch(device, part), np.empty(part.rows, np.int32)
             )
 
     return cut

@@ -13,7 +13,7 @@ import pytest
 from danqing import __version__
 from danqing.engine.cli.main import main
 from danqing.engine.run.folder import VERSIONED, Run
-from tests.conftest import WITHOUT_MODELS
+from tests.conftest import RECIPE_WITHOUT_NETWORKS
 from tests.engine.score.test_run import samples, tree
 
 Make = Callable[..., Path]
@@ -37,7 +37,7 @@ def test_bad_input_exits_with_2_and_one_line(tmp_path: Path, capsys: pytest.Capt
 
 def test_the_commands_one_after_the_other(make_shard: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, out = tmp_path / "plain.yaml", str(tmp_path / "out")
-    recipe.write_text(WITHOUT_MODELS)
+    recipe.write_text(RECIPE_WITHOUT_NETWORKS)
     members = samples(0, 3) | {"bad.jpg": b"<html>", "bad.txt": "公园的草地上有一只可爱的小猫"}
     shard = str(make_shard(members))
     assert main(["curate", shard, "-o", out, "--recipe", str(recipe)]) == 0
@@ -81,7 +81,7 @@ def test_the_core_runs_without_the_extras(tmp_path: Path) -> None:
 
 def test_a_killed_run_leaves_whole_files_and_goes_on(make_shard: Make, tmp_path: Path) -> None:
     recipe, out, whole = tmp_path / "plain.yaml", tmp_path / "out", tmp_path / "whole"
-    recipe.write_text(WITHOUT_MODELS)
+    recipe.write_text(RECIPE_WITHOUT_NETWORKS)
     shards = [str(make_shard(samples(100 * i, 100), f"{i:05d}.tar")) for i in range(6)]
     command = [sys.executable, "-m", "danqing.engine.cli.main", "curate", *shards, "--recipe", str(recipe), "-o"]
     running = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

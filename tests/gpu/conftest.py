@@ -1,3 +1,5 @@
+"""The GPU of the tests in this folder."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from danqing.engine.core.errors import DanqingError
 
 @pytest.fixture(scope="session")
 def gpu() -> Iterator[Device]:
-    """The first GPU; tests that need one are skipped where there is none, and say why."""
+    """The first GPU. Without one, the tests are skipped with the reason."""
     try:
         with open_device("cuda", threads=4) as device:
             yield device

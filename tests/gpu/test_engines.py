@@ -21,19 +21,20 @@ from danqing.trt_models.engines import LEAST_COSINE, MOST_FLIPS, Engines
 from danqing.trt_models.export import exporter
 from danqing.trt_models.export.checkpoint import Checkpoint
 from danqing.trt_models.precision import FUSED_EXACT_OPS, halved
-from danqing.trt_models.run.session import CUDA, CudaOnnxSession
+from danqing.trt_models.run.session import CUDA_PROVIDER, CudaOnnxSession
 
 pytestmark = pytest.mark.gpu
-NEAR = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
-"""Precision → largest absolute difference of an element of a unit embedding, or of a probability."""
+MAX_DIFFERENCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
+"""Precision → maximum absolute difference of an element of a unit embedding, or of a probability."""
 
 
-@pytest.mark.parametrize("precision", NEAR)
+@pytest.mark.parametrize("precision", MAX_DIFFERENCE)
 @pytest.mark.parametrize("name", ["chinese-clip", "siglip", "bert", "eva"])
-def test_fused_operators_compute_the_plain_graph(gpu: Device, name: str, precision: str, tmp_path: Path) -> None:
+def test_fused_operators_agree_with_the_plain_graph(gpu: Device, name: str, precision: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from danqing.profiling.bench.published import save
-    from tests.trt_models.test_models_command import FAMILIES, inputs, own_card
+    from tests.trt_models.small_models import own_card
+    from tests.trt_models.test_models_command import FAMILIES, inputs
 
     family = FAMILIES[name]()
     save(family.model, tmp_path)
@@ -42,9 +43,9 @@ def test_fused_operators_compute_the_plain_graph(gpu: Device, name: str, precisi
         network = exporter(str(card.export))
         assert network is not None
         model = network(Checkpoint(tmp_path)).model()
-        given = inputs(card)
+        examples = inputs(card)
         (plain,) = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
-            None, given
+            None, examples
         )
         fuse(model)
         if precision != "fp32":
@@ -52,10 +53,10 @@ def test_fused_operators_compute_the_plain_graph(gpu: Device, name: str, precisi
         path = tmp_path / "engine.onnx"
         onnx.save(model, str(path))
         session = CudaOnnxSession(path, gpu, 8)
-        assert session._session.get_providers()[0] == CUDA
-        (found,) = session.run(**given).values()
-        np.testing.assert_allclose(found.get(), plain, atol=NEAR[precision])
-        (alone,) = session.run(**{key: array[2:3] for key, array in given.items()}).values()
+        assert session._session.get_providers()[0] == CUDA_PROVIDER
+        (found,) = session.run(**examples).values()
+        np.testing.assert_allclose(found.get(), plain, atol=MAX_DIFFERENCE[precision])
+        (alone,) = session.run(**{key: array[2:3] for key, array in examples.items()}).values()
         assert (alone.get() == found.get()[2:3]).all()  # a row does not depend on the others
 
 

@@ -1,4 +1,4 @@
-"""The picture stages on a GPU beside the CPU: decoding, statistics and resizing, pixels staying on the device."""
+"""Decoding, pixel statistics and resizing on a GPU, compared with the CPU. Pixels stay on the device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_pictures_are_decoded_into_device_memory(gpu: Device, device: Device) ->
             assert np.abs(on_gpu.get().astype(int) - on_cpu).mean() < 1
 
 
-def test_statistics_are_the_same_in_one_launch_for_a_ragged_batch(gpu: Device, device: Device) -> None:
+def test_statistics_of_a_batch_of_many_sizes_equal_the_cpus(gpu: Device, device: Device) -> None:
     chance = np.random.default_rng(0)
     shapes = [(1, 1), (1, 9), (9, 1), (3, 257), (64, 256), (65, 513), (1080, 1920), (333, 4001)]
     pictures = [chance.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
@@ -41,8 +41,8 @@ def test_statistics_are_the_same_in_one_launch_for_a_ragged_batch(gpu: Device, d
     np.testing.assert_allclose(there, pixel_statistics(device, pictures), rtol=1e-12, atol=1e-12)
 
 
-def test_our_kernels_resize_to_the_same_bits(gpu: Device, device: Device) -> None:
-    """Photographs and odd sizes, JPEG round trip included."""
+def test_our_kernels_resize_to_equal_pixels(gpu: Device, device: Device) -> None:
+    """On photographs and odd sizes, with a JPEG round trip."""
     chance = np.random.default_rng(0)
     shapes = [(1, 1), (1, 9), (9, 1), (224, 224), (1080, 1920), (333, 401)]
     pictures: list[Any] = [p for p in open_decoder(device).decode(PHOTOGRAPHS) if p is not None]
@@ -53,15 +53,15 @@ def test_our_kernels_resize_to_the_same_bits(gpu: Device, device: Device) -> Non
         assert (on_gpu.get() == on_cpu).all()
 
 
-def test_our_kernels_take_what_the_gpu_decoded(gpu: Device, device: Device) -> None:
+def test_our_kernels_resize_pictures_that_the_gpu_decoded(gpu: Device, device: Device) -> None:
     decoded = [p for p in open_decoder(gpu).decode(PHOTOGRAPHS) if p is not None]
-    windows = [p[1:-1:2, 3:-5] for p in decoded]  # rows apart
+    windows = [p[1:-1:2, 3:-5] for p in decoded]  # not contiguous
     expected = open_resizer(INPUTS, device)([np.ascontiguousarray(gpu.down(p)) for p in (*decoded, *windows)])
     for on_gpu, on_cpu in zip(open_resizer(INPUTS, gpu, "kernel")([*decoded, *windows]), expected, strict=True):
         assert (on_gpu.get() == on_cpu).all()
 
 
-def test_dalis_graph_resizes_where_the_pixels_are(gpu: Device, device: Device) -> None:
+def test_dali_resizes_close_to_the_cpu(gpu: Device, device: Device) -> None:
     files = [*PHOTOGRAPHS, picture(1, size=(509, 320))]  # nvJPEG pads the rows of the last
     pictures: list[Any] = [p for p in open_decoder(device).decode(files) if p is not None]
     there = open_resizer(INPUTS, gpu, "dali")(open_decoder(gpu).decode(files))

@@ -1,4 +1,4 @@
-"""Whole runs and their parts on a GPU: like those on the CPU, no copy that need not be, no buffer used too soon."""
+"""Full runs and their parts on a GPU: the CPU's results, no unnecessary copies, no buffer reused too early."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ from tests.kernels.text.texts import random_texts
 pytestmark = pytest.mark.gpu
 
 ON_GPU = Settings(device="cuda")
-
-
-CODEC = {"laplacian_variance": 1e-3, "image_entropy": 1e-4, "pixel_std": 1e-4}
-"""Pixel statistic → largest relative difference due to nvJPEG's rounding. On an H200 it changed 0.014 % of the values
+CODEC_TOLERANCE = {"laplacian_variance": 1e-3, "image_entropy": 1e-4, "pixel_std": 1e-4}
+"""Pixel statistic → maximum relative difference, from nvJPEG's rounding. On an H200 it changed 0.014 % of the values
 by one grey level, and the variance of the Laplacian by 3.6e-6. On equal pixels they agree to 1e-12 (test_pictures)."""
-RESIZED = 0.99
-"""Least cosine of features, since DALI rounds differently from Pillow. On an H200 it was 0.9929."""
+MIN_COSINE = 0.99
+"""Minimum cosine of features, since DALI rounds differently from Pillow. On an H200 it was 0.9929."""
 
 
 @pytest.fixture(scope="module")
@@ -51,48 +49,48 @@ def crawl(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return build_crawl(tmp_path_factory.mktemp("demo"))
 
 
-def test_both_devices_come_to_the_same_verdicts(gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path) -> None:
+def test_both_devices_give_the_same_verdicts(gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path) -> None:
     here, _, _ = curate(crawl, tmp_path / "cpu", recipe, Settings(score_everything=True))
     there, _, _ = curate(crawl, tmp_path / "gpu", recipe, Settings(score_everything=True, device="cuda"))
-    assert diff(here, there, Tolerance(columns=CODEC, cosine=RESIZED, flips=0.005)).objections == []
+    assert diff(here, there, Tolerance(columns=CODEC_TOLERANCE, cosine=MIN_COSINE, flips=0.005)).objections == []
 
 
-def test_only_encoded_bytes_and_captions_go_up_only_scores_come_down(
+def test_copies_are_encoded_bytes_and_captions_up_and_scores_down(
     gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path
 ) -> None:
     _, spans = score_inputs(crawl, tmp_path / "out", recipe, Settings(score_everything=True, device="cuda"))
     pairs = spans["read"].rows
     encoded = sum(Path(shard).stat().st_size for shard in crawl)
-    tables = 64 << 20  # dictionaries, once
+    tables = 64 << 20  # dictionaries, copied once
     assert sum(span.up for span in spans.values()) < 1.2 * encoded + tables
     assert sum(span.down for span in spans.values()) <= 4096 * pairs
 
 
-def test_threads_at_once_change_no_byte(
+def test_pipelined_and_sequential_runs_are_equal(
     gpu: Device, crawl: list[str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Buffers that a decoder or resizer took back too soon would show here."""
+    """They would differ if a decoder or resizer reused a buffer too early."""
     score = danqing.engine.score.loop.score
-    curate(crawl, tmp_path / "at_once", recipe, ON_GPU)
+    curate(crawl, tmp_path / "pipelined", recipe, ON_GPU)
     monkeypatch.setattr("danqing.engine.score.workers.score", lambda *given, **named: score(*given, **named, room=0))
-    curate(crawl, tmp_path / "in_turn", recipe, ON_GPU)
-    assert tree(tmp_path / "at_once") == tree(tmp_path / "in_turn")
+    curate(crawl, tmp_path / "sequential", recipe, ON_GPU)
+    assert tree(tmp_path / "pipelined") == tree(tmp_path / "sequential")
 
 
-def test_a_cudf_column_is_measured_where_it_lies(gpu: Device, device: Device) -> None:
+def test_a_cudf_column_is_measured_on_the_device(gpu: Device, device: Device) -> None:
     cudf = pytest.importorskip("cudf")
     texts = ["一只橘猫趴在窗台上", None, "", *random_texts(500)]
     column = cudf.Series(texts)[1:]
     copied_before = copied.up
     found = measure_captions(column, gpu)
-    tables = 64 << 20  # dictionaries, once
+    tables = 64 << 20  # dictionaries, copied once
     assert copied.up - copied_before < tables
     for name, values in measure_captions(texts[1:], device).items():
         np.testing.assert_allclose(found[name].get(), values, rtol=1e-6, err_msg=name)
     assert column.to_frame("caption").assign(**found)["words"].dtype == np.float32
 
 
-def test_topics_are_cumls(gpu: Device) -> None:
+def test_cuml_finds_the_topics(gpu: Device) -> None:
     pytest.importorskip("cuml")
     chance = np.random.default_rng(0)
     theme = np.arange(600) % 4
@@ -102,14 +100,14 @@ def test_topics_are_cumls(gpu: Device) -> None:
     assert set(labels) == {0, 1, 2, 3}
 
 
-def test_near_duplicates_are_those_of_the_cpu(gpu: Device, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half precision, large tiles and page-locked memory change no set, at the threshold either."""
+def test_near_duplicate_groups_equal_the_cpus(gpu: Device, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at the threshold, with half precision, large tiles and page-locked memory."""
     block = np.empty((30_000, 256), np.float16)
     planted(len(block), 1, None, block)
     expected = chains(Features(device, [block]), 0.1)
     assert (chains(Features(gpu, [block]), 0.1) == expected).all()
     nearest = nearest_rows(Features(device, [block[:9000]]), Features(device, [block[9000:]]), 0.1)
-    with open_device("cuda"):  # a device within a device takes no stream away
+    with open_device("cuda"):  # must not change the stream of the outer device
         pass
     there = nearest_rows(Features(gpu, [block[:9000]]), Features(gpu, [block[9000:]]), 0.1)
     assert (there[0] == nearest[0]).all()

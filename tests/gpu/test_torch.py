@@ -1,4 +1,4 @@
-"""Torch on a GPU: close to the model in float32 for every number of rows and length of texts."""
+"""Torch on a GPU, compared with the model in float32 for several numbers of rows and lengths of texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from danqing.engine.core.device import Device
-from danqing.trt_models.run.session import RECORDINGS, OnnxSession
+from danqing.trt_models.run.session import MAX_CUDA_GRAPHS, OnnxSession
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("torch")
@@ -18,17 +18,18 @@ pytest.importorskip("transformers")
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["clip image", "clip text"])
-def test_batches_are_near_and_rows_alone_are_the_same(
+def test_batches_agree_and_do_not_depend_on_other_rows(
     gpu: Device, device: Device, name: str, precision: str, tmp_path: Path
 ) -> None:
     from danqing.trt_models.run.torch_session import CudaTorchSession, write_graph
-    from tests.trt_models.test_torch_session import WORDS, small_clip
+    from tests.trt_models.small_models import WORDS
+    from tests.trt_models.test_torch_session import small_clip
 
     onnx.save(small_clip(tmp_path)[name], str(tmp_path / "model.onnx"))
     write_graph(tmp_path / "model.onnx", tmp_path / "engine.onnx", precision)
     here, there = OnnxSession(tmp_path / "model.onnx", device), CudaTorchSession(tmp_path / "engine.onnx", gpu, 8)
     chance = np.random.default_rng(0)
-    for length in range(4, 4 + RECORDINGS + 2):  # the last two are not captured
+    for length in range(4, 4 + MAX_CUDA_GRAPHS + 2):  # the last two are not captured
         if name == "clip text":
             inputs = {"tokens": chance.integers(1, WORDS, (19, length), dtype=np.int32)}
         else:

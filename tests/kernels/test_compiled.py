@@ -16,26 +16,26 @@ import numpy as np
 import pytest
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.decide.dedup.products import PRODUCTS
 from danqing.kernels import compiled
 from danqing.kernels.neighbours import components
 from danqing.kernels.neighbours import pairs as neighbours
 from danqing.kernels.pictures import fingerprints
 from danqing.kernels.portable import Kernel
-from tests.kernels.test_portable import LONG, TILE
 
+INTEGERS = np.zeros(2, np.int64)
+TILE = np.zeros((2, 2), PRODUCTS["cuda"].kind)
+ROWS = neighbours.Rows(INTEGERS, np.zeros(2), INTEGERS)
 KERNELS: list[tuple[Kernel, tuple[Any, ...]]] = [
-    (components.find_roots, (LONG, LONG)),
-    (fingerprints.join_in_buckets, (LONG.astype(np.uint64), LONG, LONG.astype(np.uint64), 4, LONG)),
-    (
-        neighbours.find_nearest,
-        (TILE, 0.9, LONG, LONG, 0.9, *[neighbours.Rows(LONG, np.zeros(2), LONG)] * 2, LONG, LONG),
-    ),
+    (components.find_roots, (INTEGERS, INTEGERS)),
+    (fingerprints.join_in_buckets, (INTEGERS.astype(np.uint64), INTEGERS, INTEGERS.astype(np.uint64), 4, INTEGERS)),
+    (neighbours.find_nearest, (TILE, 0.9, INTEGERS, INTEGERS, 0.9, ROWS, ROWS, INTEGERS, INTEGERS)),
 ]
-"""Two kernels in which a thread takes a row, and one in which a block does."""
+"""Two kernels with a thread per row, and one with a block of threads per row."""
 
 
 def compile_without_gpu(capability: tuple[int, int]) -> dict[str, Any]:
-    """Compiles `KERNELS` as their first launch on a GPU does, with a stand-in for the driver that loads nothing.
+    """Compiles `KERNELS` like their first launch on a GPU, with a mock driver that loads nothing.
 
     Returns:
         `hits`: number of kernels loaded from disk. `code`: kernel → digest of its machine code. `path`: the folder.
@@ -68,6 +68,7 @@ print(json.dumps(compile_without_gpu((int(sys.argv[1]), 0))))
 
 
 def start(folder: Path, *arguments: str, script: str = COMPILE) -> subprocess.Popen[str]:
+    """Starts a Python process that runs the script with `folder` as the cache."""
     environment = os.environ | {"DANQING_CACHE": str(folder), "PYTHONPATH": str(Path.cwd())}
     for name in ("NUMBA_CACHE_DIR", "CUPY_CACHE_DIR"):
         environment.pop(name, None)
@@ -76,23 +77,22 @@ def start(folder: Path, *arguments: str, script: str = COMPILE) -> subprocess.Po
 
 
 def outcome(process: subprocess.Popen[str]) -> Any:
-    said, _ = process.communicate()
+    """Waits for a process; returns its last line of output, which is JSON."""
+    output, _ = process.communicate()
     assert process.returncode == 0
-    return json.loads(said.splitlines()[-1])
+    return json.loads(output.splitlines()[-1])
 
 
-def test_the_next_process_loads_what_one_has_compiled(tmp_path: Path) -> None:
+def test_the_next_process_loads_the_compiled_kernels(tmp_path: Path) -> None:
     together = [start(tmp_path, "9"), start(tmp_path, "9"), start(tmp_path, "8")]
     first, second, older = map(outcome, together)
     again, older_again = outcome(start(tmp_path, "9")), outcome(start(tmp_path, "8"))
     assert again["hits"] == older_again["hits"] == len(KERNELS)
     assert again["code"] == first["code"] == second["code"] != older["code"] == older_again["code"]
-    assert Path(again["path"]).is_relative_to(tmp_path / "numba")
-    (tmp_path / "numba").rename(tmp_path / "away")
-    assert outcome(start(tmp_path, "9"))["hits"] == 0
+    assert Path(again["path"]).is_relative_to(tmp_path / "numba") and older["hits"] == 0
 
 
-def test_folders_of_the_user_are_left_alone(tmp_path: Path) -> None:
+def test_the_users_cache_folders_are_not_overridden(tmp_path: Path) -> None:
     script = """
 import json
 import os
@@ -105,12 +105,12 @@ print(json.dumps([os.environ["CUPY_CACHE_DIR"], os.environ["NUMBA_CACHE_DIR"], n
     assert outcome(start(tmp_path, script=script)) == ["mine", there, there]
 
 
-def test_without_any_folder_to_write_the_variable_to_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_writable_folder_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     from numba.core.caching import CompileResultCacheImpl
 
     monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
     monkeypatch.setenv("DANQING_CACHE", "/nowhere")
-    with pytest.raises(DanqingError, match=r"^/nowhere: cannot be written; set DANQING_CACHE to a folder"):
+    with pytest.raises(DanqingError, match=r"^/nowhere: cannot be written to; set DANQING_CACHE to a writable folder"):
         compiled.cached(numba.njit)(outcome)
 
 
@@ -121,7 +121,7 @@ def files(tmp_path: Path) -> compiled.KernelFiles:
     return compiled.KernelFiles(IndexDataCacheFile(str(tmp_path), "double", None))
 
 
-def test_a_kernel_is_found_by_its_key_alone(
+def test_a_kernel_is_found_by_its_key_and_the_sources(
     files: compiled.KernelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.save("float", "code for floats")
@@ -137,7 +137,7 @@ def test_a_kernel_is_found_by_its_key_alone(
     assert files.load("float") is None and not list(tmp_path.iterdir())
 
 
-def test_a_damaged_file_is_written_anew(files: compiled.KernelFiles, tmp_path: Path) -> None:
+def test_a_damaged_file_is_replaced(files: compiled.KernelFiles, tmp_path: Path) -> None:
     files.save("float", "code")
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
@@ -148,13 +148,13 @@ def test_a_damaged_file_is_written_anew(files: compiled.KernelFiles, tmp_path: P
     assert files.load("float") == "code"
 
 
-def test_a_full_disk_ends_no_run(files: compiled.KernelFiles, tmp_path: Path) -> None:
+def test_a_full_disk_does_not_end_a_run(files: compiled.KernelFiles, tmp_path: Path) -> None:
     files.files._cache_path = str(tmp_path / "none")
     files.save("float", "code")
     assert files.load("float") is None
 
 
-def test_kernels_compile_beside_numpy_2_5() -> None:
+def test_kernels_compile_with_numpy_2_5() -> None:
     script = """
 import json
 import numpy

@@ -1,4 +1,4 @@
-"""The kernels' other device: compiled for GPUs that are not there, and run in CUDA's simulator."""
+"""Kernels for CUDA without a GPU: compiled to machine code, and run in Numba's CUDA simulator."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda.bindings import nvjitlink
+from numba.core.errors import TypingError
 
 from danqing.engine.core.progress import Silent
 from danqing.engine.decide.dedup import fingerprints as fingerprint_sets
 from danqing.engine.decide.dedup import lists, sets
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
-from danqing.engine.decide.dedup.products import PRODUCTS
 from danqing.engine.decide.dedup.sample import Sample
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.engine.stages.resize import KernelResizer
@@ -34,18 +34,17 @@ from danqing.kernels.text import lexicon, wordpiece
 from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
-from tests.kernels import test_resample
-from tests.kernels.text.texts import NASTY, random_texts
-from tests.simulated import HOST, simulate
-
-LONG, TILE = np.zeros(2, np.int64), np.zeros((2, 2), PRODUCTS["cuda"].kind)
+from tests.kernels.pictures.test_resample import by_pillow
+from tests.kernels.test_compiled import INTEGERS, TILE
+from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
+from tests.simulated import HOST, run_simulated
 
 
 def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
-    """Every kernel with arguments as its launcher passes them."""
+    """Yields every kernel with arguments of the types that it is launched with."""
     rows = Strings.of(["一只橘猫", "iPhone 15 Pro"])
     size = len(rows.data) + rows.rows
-    words, classes, work = open_dictionary(), character_classes(), text.scratch(HOST, rows)
+    words, classes, work = open_dictionary(), character_classes(), text.allocate_scratch(HOST, rows)
     integers = np.empty(size, np.int32)
     yield text.segment_rows, (rows, words, True, work, integers)
     table, out = np.empty(2 * size, np.int32), np.empty((rows.rows, len(text.MEASURES)), np.float32)
@@ -58,54 +57,58 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     terms = build({"猫": 1})
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
     bins = np.empty((1, pixels.LEVELS), np.uint32)
-    scratch = pixels.Scratch(np.empty((0, 6, 9), np.uint8), np.empty((0, 9), np.int16), bins[:0])
+    scratch = pixels.TileScratch(np.empty((0, 6, 9), np.uint8), np.empty((0, 9), np.int16), bins[:0])
     sums, histograms = np.zeros((1, 2), np.int64), bins.astype(np.int64)
-    yield pixels.sum_tiles, (pixels.Pictures(*[LONG] * 4), pixels.Tiles(*[LONG] * 5), scratch, bins, sums)
-    yield pixels.gather_counts, (LONG, bins, histograms)
-    yield pixels.finish, (LONG, sums, histograms, np.empty((1, 3)))
-    images, spans, fixed = resample_batches.Images(*[LONG] * 8), np.zeros((2, 2), np.int32), np.zeros(2, np.int32)
+    yield pixels.sum_tiles, (pixels.Pictures(*[INTEGERS] * 4), pixels.Tiles(*[INTEGERS] * 5), scratch, bins, sums)
+    yield pixels.gather_counts, (INTEGERS, bins, histograms)
+    yield pixels.compute_statistics, (INTEGERS, sums, histograms, np.empty((1, 3)))
+    images, spans, fixed = resample_batches.Images(*[INTEGERS] * 8), np.zeros((2, 2), np.int32), np.zeros(2, np.int32)
     yield resample_batches.resample_lines, (images, spans, fixed, True, np.empty(6, np.uint8))
-    features, vectors, reals = neighbours.Rows(LONG, np.zeros(2), LONG), np.zeros((2, 2), np.float32), np.zeros((2, 2))
-    yield components.find_roots, (LONG, LONG)
-    yield neighbours.measure, (features,)
+    features, vectors, reals = (
+        neighbours.Rows(INTEGERS, np.zeros(2), INTEGERS),
+        np.zeros((2, 2), np.float32),
+        np.zeros((2, 2)),
+    )
+    yield components.find_roots, (INTEGERS, INTEGERS)
+    yield neighbours.fill_scales, (features,)
     yield neighbours.unpack, (features, vectors)
-    yield neighbours.join_near, (TILE, 0.9, 0.9, LONG, LONG, features, LONG)
-    yield neighbours.find_nearest, (TILE, 0.9, LONG, LONG, 0.9, features, features, features.scale, LONG)
-    yield neighbours.list_near, (TILE, 0.9, LONG, LONG, 0.9, features, LONG, np.zeros((2, 2), np.int64))
-    yield neighbours.count_joined, (LONG, LONG, np.zeros((2, 2), np.int64), LONG, LONG)
+    yield neighbours.join_near, (TILE, 0.9, 0.9, INTEGERS, INTEGERS, features, INTEGERS)
+    yield neighbours.find_nearest, (TILE, 0.9, INTEGERS, INTEGERS, 0.9, features, features, features.scale, INTEGERS)
+    yield neighbours.list_near, (TILE, 0.9, INTEGERS, INTEGERS, 0.9, features, INTEGERS, np.zeros((2, 2), np.int64))
+    yield neighbours.count_joined, (INTEGERS, INTEGERS, np.zeros((2, 2), np.int64), INTEGERS, INTEGERS)
     yield list_kernels.rank_lists, (vectors, vectors, np.zeros((2, 2), np.uint16))
-    yield list_kernels.mean_rows, (LONG, LONG, LONG, vectors, vectors)
-    yield neighbours.sum_members, (LONG, LONG, LONG, features, reals)
-    yield neighbours.nearest_to_sum, (LONG, LONG, LONG, features, reals, LONG)
-    yield neighbours.distances, (LONG, LONG, features, features.scale)
+    yield list_kernels.average_lists, (INTEGERS, INTEGERS, INTEGERS, vectors, vectors)
+    yield neighbours.sum_members, (INTEGERS, INTEGERS, INTEGERS, features, reals)
+    yield neighbours.find_nearest_to_sum, (INTEGERS, INTEGERS, INTEGERS, features, reals, INTEGERS)
+    yield neighbours.measure_distances, (INTEGERS, INTEGERS, features, features.scale)
     tables, tokens = (
         wordpiece.build_tables(["[CLS]", "[SEP]", "[PAD]", "[UNK]", "猫"], range(4)),
         np.empty((2, 8), np.int32),
     )
     yield wordpiece.tokenize, (rows.offsets, rows.data, *tables, tokens, tokens, tokens[0], tokens[0])
-    yield fingerprints.join_in_buckets, (LONG.astype(np.uint64), LONG, LONG.astype(np.uint64), 4, LONG)
+    yield fingerprints.join_in_buckets, (INTEGERS.astype(np.uint64), INTEGERS, INTEGERS.astype(np.uint64), 4, INTEGERS)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_every_kernel_compiles_for_gpus(capability: tuple[int, int]) -> None:
+def test_every_kernel_compiles_for_gpus_without_spills(capability: tuple[int, int]) -> None:
     for kernel, arguments in launches():
         text = kernel.ptx(capability, *arguments)
         assert f".target sm_{capability[0]}{capability[1]}" in text and f"{kernel.name}" in text
-        code, said = assembled(text, capability)
-        assert code.startswith(b"\x7fELF") and " 0 stack" in said and " 0 bytes lmem" in said  # no register is spilled
+        code, log = assemble(text, capability)
+        assert code.startswith(b"\x7fELF") and " 0 stack" in log and " 0 bytes lmem" in log  # no register is spilled
 
 
-def assembled(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
-    """Machine code, and what the assembler says of it."""
+def assemble(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
+    """Assembles PTX; returns the machine code and the assembler's log."""
     handle = nvjitlink.create(2, [f"-arch=sm_{capability[0]}{capability[1]}", "-verbose"])
     try:
         nvjitlink.add_data(handle, nvjitlink.InputType.PTX, ptx.encode(), len(ptx.encode()), "kernel")
         nvjitlink.complete(handle)
         code = bytearray(nvjitlink.get_linked_cubin_size(handle))
-        said = bytearray(nvjitlink.get_info_log_size(handle))
+        log = bytearray(nvjitlink.get_info_log_size(handle))
         nvjitlink.get_linked_cubin(handle, code)
-        nvjitlink.get_info_log(handle, said)
-        return bytes(code), said.decode()
+        nvjitlink.get_info_log(handle, log)
+        return bytes(code), log.decode()
     finally:
         nvjitlink.destroy(handle)
 
@@ -120,28 +123,28 @@ from danqing.kernels.text.lexicon import Patterns, weigh
 from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.trie import build
-from tests.kernels.test_portable import INPUTS, PICTURES, near_sets, resized
-from tests.kernels.text.texts import NASTY, random_texts
-from tests.simulated import play
+from tests.kernels.test_portable import INPUTS, PICTURES, find_groups, resize_all
+from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
+from tests.simulated import simulate_gpu
 
-play()
+simulate_gpu()
 with open_device("cuda") as device:
-    rows = Strings.of([t for t in NASTY if len(t) < 60] + random_texts(20)).on(device)
+    rows = Strings.of([t for t in DIFFICULT_TEXTS if len(t) < 60] + random_texts(20)).on(device)
     np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
     cleaned = text.clean(device, rows, character_classes()).on_host(device)
     np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
     np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
-    np.save("figures.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
+    np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
-    np.save("sets.npy", near_sets(device))
-    np.save("resized.npy", resized(device, list(map(device.up, PICTURES))))
+    np.save("groups.npy", find_groups(device))
+    np.save("resized.npy", resize_all(device, list(map(device.up, PICTURES))))
     for number, batch in enumerate(BatchResizer(INPUTS, device)(list(map(device.up, PICTURES[3:])))):
         np.save(f"input{number}.npy", device.down(batch))
 """
 
 
-def near_sets(device: Any) -> np.ndarray:
-    """All of near-duplicate search over a few vectors: set, who stays and distance, by row."""
+def find_groups(device: Any) -> np.ndarray:
+    """Runs every near-duplicate search on a few vectors; returns groups, representatives and distances by row."""
     vectors = np.random.default_rng(3).normal(size=(12, 5))[np.arange(40) % 12] + 0.02 * np.arange(40)[:, None]
     features = Features(device, [vectors.astype(np.float16)])
     near = sets.near_sets(features, 0.01, sets.nearest_to_centroid(features), 0.02)
@@ -157,27 +160,39 @@ def near_sets(device: Any) -> np.ndarray:
     return np.stack([*near, groups, nearest, np.r_[device.down(likely), np.full(20, found.share)]])
 
 
-def resized(device: Any, pictures: list[Any]) -> np.ndarray:
-    """Each picture to another size, by each filter, and one from a view with other strides: all pixels in a row."""
+def resize_all(device: Any, pictures: list[Any]) -> np.ndarray:
+    """Resizes each picture and two views of pictures with each filter; returns all pixels, flat."""
     pictures = [*pictures, pictures[4][:, 3:60], pictures[5][::-2]]
     windows = [Window(rows, columns, 0, 0, rows, columns) for rows, columns in SIZES]
     parts = [resample_batches.resample_pictures(device, pictures, windows, f) for f in (CUBIC, LINEAR, LANCZOS)]
     return np.concatenate(list(map(device.down, parts)))
 
 
-def test_tables_are_copied_once_and_used_when_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    published: dict[Any, Any] = {}
-    monkeypatch.setattr(portable, "_resident", published)
+def test_kernels_run_without_numbas_runtime(device: Any) -> None:
+    """Numba's private option `_nrt=False` leaves out reference counts, and with them all functions that allocate."""
+
+    @portable.kernel
+    def allocate(first, last, step, out):
+        for row in range(first, last, step):
+            out[row] = np.zeros(1)[0]
+
+    with pytest.raises(TypingError, match=r"No implementation of function .*zeros"):
+        allocate.launch(device, 1, np.empty(1))
+
+
+def test_tables_are_copied_once_and_used_after_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident: dict[Any, Any] = {}
+    monkeypatch.setattr(portable, "_resident", resident)
     copied: list[Any] = []
 
     def wait() -> None:
         time.sleep(0.05)
-        assert not published
+        assert not resident
 
     device: Any = SimpleNamespace(kind="cuda", number=0, up=lambda array: copied.append(array) or [array], wait=wait)
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: portable.resident(device, LONG), range(4)))
-    assert len(copied) == 1 and all(there is found[0] for there in found)
+        found = list(threads.map(lambda _: portable.resident(device, INTEGERS), range(4)))
+    assert len(copied) == 1 and all(copy is found[0] for copy in found)
 
 
 PICTURES = [
@@ -186,28 +201,28 @@ PICTURES = [
 ]
 INPUTS = [ImageInput(4, 5, interpolation="lanczos"), ImageInput(4, 6, "stretch", "linear", 75)]
 SIZES = [(3, 2), (4, 1), (1, 5), (2, 2), (2, 20), (11, 7), (5, 19), (40, 4)]
-"""What the pictures, and two views of them, are resized to: (rows, columns)."""
+"""Rows and columns to which the pictures and two views of them are resized."""
 
 
-def test_the_cuda_simulator_agrees_with_the_cpu(tmp_path: Any, device: Any) -> None:
+def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any) -> None:
     from danqing.kernels.text.lexicon import Patterns, weigh
 
-    simulate("-c", SIMULATED, folder=tmp_path)
-    rows = Strings.of([text for text in NASTY if len(text) < 60] + random_texts(20))
+    run_simulated("-c", SIMULATED, folder=tmp_path)
+    rows = Strings.of([text for text in DIFFICULT_TEXTS if len(text) < 60] + random_texts(20))
     measures = text.measure(device, rows, open_dictionary(), character_classes())
     np.testing.assert_allclose(np.load(tmp_path / "measures.npy"), measures, rtol=1e-6)
     cleaned = text.clean(device, rows, character_classes())
     assert np.load(tmp_path / "cleaned.npy").tolist() == cleaned.arrow().to_pylist()
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
-    np.testing.assert_allclose(np.load(tmp_path / "sets.npy"), near_sets(device), atol=1e-9)
+    np.testing.assert_allclose(np.load(tmp_path / "groups.npy"), find_groups(device), atol=1e-9)
     host_copies = [np.ascontiguousarray(picture) for picture in (PICTURES[4][:, 3:60], PICTURES[5][::-2])]
-    by_pillow = [
-        test_resample.by_pillow(picture, *size, interpolation).ravel()
+    expected = [
+        by_pillow(picture, *size, interpolation).ravel()
         for interpolation in (CUBIC, LINEAR, LANCZOS)
         for picture, size in zip([*PICTURES, *host_copies], SIZES, strict=True)
     ]
-    assert (np.load(tmp_path / "resized.npy") == np.concatenate(by_pillow)).all()
+    assert (np.load(tmp_path / "resized.npy") == np.concatenate(expected)).all()
     for number, batch in enumerate(KernelResizer(INPUTS, device)(PICTURES[3:])):
         assert (np.load(tmp_path / f"input{number}.npy") == batch).all()
-    assert (np.load(tmp_path / "figures.npy") == pixels.pixel_statistics(device, PICTURES)).all()
+    assert (np.load(tmp_path / "statistics.npy") == pixels.pixel_statistics(device, PICTURES)).all()

@@ -1,4 +1,4 @@
-"""Published checkpoints to ONNX: every architecture with random weights, against PyTorch's own classes."""
+"""Exports of published checkpoints with random weights, compared with the classes that publish them."""
 
 from __future__ import annotations
 
@@ -9,43 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-import yaml
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    ChineseCLIPConfig,
-    ChineseCLIPModel,
-    CLIPConfig,
-    CLIPModel,
-    SiglipConfig,
-    SiglipModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-)
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from danqing.engine.core.errors import DanqingError
-from danqing.profiling.bench.published import randomised, save
-from danqing.trt_models.card import CARDS
+from danqing.profiling.bench.published import save
 from danqing.trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
 from danqing.trt_models.export.checkpoint import Checkpoint
-from danqing.trt_models.export.graph import Network
-
-SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
-VISION = SMALL | {"image_size": 32, "patch_size": 8}
-WORDS = 120
-TEXT = SMALL | {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-Pair = tuple[np.ndarray, np.ndarray]
-
-
-def run(network: Network | onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
-    model = network.model() if isinstance(network, Network) else network
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, inputs)
-    return output  # type: ignore[no-any-return]
+from tests.trt_models import small_models
+from tests.trt_models.small_models import PIXELS, WORDS, Predictor, ragged_tokens, run
 
 
 def unit(x: torch.Tensor) -> np.ndarray:
@@ -57,80 +30,51 @@ def normalised(pixels: np.ndarray, mean: Any, deviation: Any) -> torch.Tensor:
     return torch.tensor(scaled.transpose(0, 3, 1, 2), dtype=torch.float32)
 
 
-def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert found.shape == expected.shape and found.dtype == np.float32
     if found.ndim == 2:
         assert (found * expected).sum(axis=1).min() > 0.99999
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def own_card(name: str, folder: Path, **changes: Any) -> str:
-    """A built-in card without its sizes, for a small checkpoint: the path of a user's own card."""
-    content = yaml.safe_load((CARDS / f"{name}.yaml").read_text(encoding="utf-8")) | changes
-    content.pop("shapes", None)
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    return str(path)
-
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-
-
-def ragged_tokens() -> np.ndarray:
-    """int32 (4, 9): texts of 9, 5, 2 and 1 tokens, padded with 0."""
-    tokens = np.random.default_rng(1).integers(1, WORDS, (4, 9), dtype=np.int32)
-    for row, length in enumerate((9, 5, 2, 1)):
-        tokens[row, length:] = 0
-    return tokens
-
-
 @pytest.fixture(scope="module")
 def clip() -> Any:
-    config = ChineseCLIPConfig(
-        text_config=TEXT | {"max_position_embeddings": 32}, vision_config=VISION, projection_dim=24
-    )
-    return randomised(ChineseCLIPModel(config))
+    return small_models.chinese_clip()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_chinese_clip(clip: Any, tmp_path: Path, form: str) -> None:
     weights = Checkpoint(save(clip, tmp_path, form))
-    found = run(chinese_clip.image_tower(weights), pixels=PIXELS)
+    found = run(chinese_clip.image_tower(weights).model(), pixels=PIXELS)
     values = normalised(PIXELS, chinese_clip.MEAN, chinese_clip.DEVIATION)
-    assert_alike(found, unit(clip.get_image_features(pixel_values=values).pooler_output))
+    assert_close(found, unit(clip.get_image_features(pixel_values=values).pooler_output))
     tokens = ragged_tokens()
     ids = torch.tensor(tokens, dtype=torch.long)
     expected = unit(clip.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output)
-    text = chinese_clip.text_tower(weights)
-    assert_alike(run(text, tokens=tokens), expected)
-    assert_alike(run(text, tokens=tokens[1:3, :5]), expected[1:3])  # padding changes nothing
+    text = chinese_clip.text_tower(weights).model()
+    assert_close(run(text, tokens=tokens), expected)
+    assert_close(run(text, tokens=tokens[1:3, :5]), expected[1:3])  # padding has no effect
 
 
 def test_siglip(tmp_path: Path) -> None:
-    config = SiglipConfig(text_config=TEXT | {"max_position_embeddings": 16}, vision_config=VISION)
-    model: Any = randomised(SiglipModel(config), 1)
+    model = small_models.siglip()
     weights = Checkpoint(save(model, tmp_path))
-    expected = model.get_image_features(pixel_values=normalised(PIXELS, siglip.HALF, siglip.HALF)).pooler_output
-    assert_alike(run(siglip.image_tower(weights), pixels=PIXELS), unit(expected))
+    expected = model.get_image_features(pixel_values=normalised(PIXELS, siglip.MEAN, siglip.DEVIATION)).pooler_output
+    assert_close(run(siglip.image_tower(weights).model(), pixels=PIXELS), unit(expected))
     tokens = np.random.default_rng(2).integers(0, WORDS, (3, 16), dtype=np.int32)
     expected = model.get_text_features(input_ids=torch.tensor(tokens, dtype=torch.long)).pooler_output
-    assert_alike(run(siglip.text_tower(weights), tokens=tokens), unit(expected))
+    assert_close(run(siglip.text_tower(weights).model(), tokens=tokens), unit(expected))
 
 
 @pytest.mark.parametrize("names", [["neutral", "low", "medium", "high"], ["High", "neutral"], None])
 def test_eva(tmp_path: Path, names: list[str] | None) -> None:
-    config = TimmWrapperConfig(
-        architecture="eva02_base_patch14_448",
-        model_args={"embed_dim": 128, "depth": 2, "num_heads": 2, "img_size": 70},
-        id2label=dict(enumerate(names or [f"LABEL_{number}" for number in range(4)])),
-    )
-    model: Any = randomised(TimmWrapperForImageClassification(config), 3)
+    model = small_models.eva(names=names or [f"LABEL_{number}" for number in range(4)])
     pixels = np.random.default_rng(3).integers(0, 256, (3, 70, 70, 3), dtype=np.uint8)
     values = normalised(pixels, chinese_clip.MEAN, chinese_clip.DEVIATION)
     shares = model(pixel_values=values).logits.softmax(-1).detach().numpy()
-    assert shares.std(axis=0).min() > 0.01  # it does answer to the picture
+    assert shares.std(axis=0).min() > 0.01  # depends on the picture
     high = 0 if names and names[0] == "High" else 3
-    assert_alike(run(eva.classifier(Checkpoint(save(model, tmp_path))), pixels=pixels), shares[:, high])
+    assert_close(run(eva.classifier(Checkpoint(save(model, tmp_path))).model(), pixels=pixels), shares[:, high])
 
 
 def test_another_timm_model_is_refused(tmp_path: Path) -> None:
@@ -140,49 +84,34 @@ def test_another_timm_model_is_refused(tmp_path: Path) -> None:
         eva.classifier(Checkpoint(folder))
 
 
-class Predictor(torch.nn.Module):
-    """As published: github.com/christophschuhmann/improved-aesthetic-predictor, simple_inference.py."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        linear, dropout = torch.nn.Linear, torch.nn.Dropout
-        self.layers = torch.nn.Sequential(
-            linear(width, 1024), dropout(0.2), linear(1024, 128), dropout(0.2), linear(128, 64), dropout(0.1),
-            linear(64, 16), linear(16, 1),
-        )  # fmt: skip
-
-
 @pytest.mark.parametrize("legacy", [False, True])
 def test_aesthetic_predictor(tmp_path: Path, legacy: bool) -> None:
-    config = CLIPConfig(text_config=TEXT, vision_config=VISION | {"projection_dim": 24}, projection_dim=24)
-    model: Any = randomised(CLIPModel(config), 4)
+    model = small_models.clip()
     save(model, tmp_path)
     with pytest.raises(DanqingError, match=r"linearMSE\.pth: missing"):
         aesthetic.predictor(Checkpoint(tmp_path))
-    head = Predictor(24).eval()
-    torch.save(head.state_dict(), tmp_path / aesthetic.HEAD, _use_new_zipfile_serialization=not legacy)
+    head = Predictor().eval()
+    torch.save(head.state_dict(), tmp_path / aesthetic.HEAD_FILE, _use_new_zipfile_serialization=not legacy)
     values = normalised(PIXELS, chinese_clip.MEAN, chinese_clip.DEVIATION)
     features = model.get_image_features(pixel_values=values).pooler_output
     expected = head.layers(torch.nn.functional.normalize(features, dim=-1))[:, 0].detach().numpy()
     weights = Checkpoint(tmp_path)
-    assert_alike(run(aesthetic.predictor(weights), pixels=PIXELS), expected)
-    assert tmp_path / aesthetic.HEAD in weights.files
+    assert_close(run(aesthetic.predictor(weights).model(), pixels=PIXELS), expected)
+    assert tmp_path / aesthetic.HEAD_FILE in weights.files
 
 
 @pytest.mark.parametrize("labels", [{0: "safe", 1: "unsafe"}, {0: "porn", 1: "normal", 2: "abuse"}])
 def test_bert_classifier(tmp_path: Path, labels: dict[int, str]) -> None:
-    config = BertConfig(**TEXT, max_position_embeddings=32, id2label=labels, label2id={v: k for k, v in labels.items()})
-    model: Any = randomised(BertForSequenceClassification(config), 2)
-    found = run(bert.classifier(Checkpoint(save(model, tmp_path))), tokens=ragged_tokens())
+    model = small_models.bert(labels=labels)
+    found = run(bert.classifier(Checkpoint(save(model, tmp_path))).model(), tokens=ragged_tokens())
     ids = torch.tensor(ragged_tokens(), dtype=torch.long)
     shares = model(input_ids=ids, attention_mask=(ids != 0).long()).logits.softmax(-1).detach().numpy()
     safe = next(number for number, name in labels.items() if name in ("safe", "normal"))
-    assert_alike(found, 1 - shares[:, safe])
+    assert_close(found, 1 - shares[:, safe])
 
 
-def test_a_classifier_that_does_not_say_what_is_safe_is_refused(tmp_path: Path) -> None:
-    config = BertConfig(**TEXT, id2label={0: "A", 1: "B"}, label2id={"A": 0, "B": 1})
-    folder = save(randomised(BertForSequenceClassification(config)), tmp_path)
+def test_a_classifier_without_a_harmless_class_is_refused(tmp_path: Path) -> None:
+    folder = save(small_models.bert(labels={0: "A", 1: "B"}), tmp_path)
     with pytest.raises(DanqingError, match=r"config\.json: id2label does not say which class is harmless"):
         bert.classifier(Checkpoint(folder))
 
@@ -223,8 +152,8 @@ def test_sharded_weights(clip: Any, tmp_path: Path, form: str) -> None:
     assert len(weights.files) > 3
 
 
-def edited(folder: Path, section: Any = (), **changes: Any) -> None:
-    """Changes the vision tower's settings in config.json."""
+def change(folder: Path, section: Any = (), **changes: Any) -> None:
+    """Changes settings of the vision tower in config.json, or replaces its section."""
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"] = 7 if section is None else config["vision_config"] | changes
     (folder / "config.json").write_text(json.dumps(config))
@@ -241,28 +170,28 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no header": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 99), "not a safetensors file: a header of"),
     "other sizes": (
-        lambda f: edited(f, patch_size=4),
+        lambda f: change(f, patch_size=4),
         r"patch_embedding.weight has shape \(48, 3, 8, 8\), and config.json asks for \(48, 3, 4, 4\)",
     ),
-    "other activation": (lambda f: edited(f, hidden_act="relu"), r"config\.json: hidden_act is 'relu'; known: gelu"),
-    "odd heads": (lambda f: edited(f, num_attention_heads=5), r"num_attention_heads is 5, which does not divide 48"),
-    "no number": (lambda f: edited(f, hidden_size="48"), r"config\.json: hidden_size is '48', not a whole number"),
-    "no section": (lambda f: edited(f, None), r"config\.json: vision_config is 7"),
+    "other activation": (lambda f: change(f, hidden_act="relu"), r"config\.json: hidden_act is 'relu'; known: gelu"),
+    "odd heads": (lambda f: change(f, num_attention_heads=5), r"num_attention_heads is 5, which does not divide 48"),
+    "no number": (lambda f: change(f, hidden_size="48"), r"config\.json: hidden_size is '48', not a whole number"),
+    "no section": (lambda f: change(f, None), r"config\.json: vision_config is 7"),
     "pointer": (
         lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
         "fetch it with `git lfs pull`",
     ),
     "no such tensor": (
-        lambda f: edited(f, num_hidden_layers=4),
+        lambda f: change(f, num_hidden_layers=4),
         r"the weights have no 'vision_model.encoder.layers.3.layer_norm1.weight'; did you mean",
     ),
 }
 
 
 @pytest.mark.parametrize("how", BREAKS)
-def test_a_broken_checkpoint_is_named(clip: Any, tmp_path: Path, how: str) -> None:
-    change, words = BREAKS[how]
-    change(save(clip, tmp_path))
+def test_the_error_for_a_broken_checkpoint_names_the_cause(clip: Any, tmp_path: Path, how: str) -> None:
+    damage, words = BREAKS[how]
+    damage(save(clip, tmp_path))
     with pytest.raises(DanqingError, match=words):
         chinese_clip.image_tower(Checkpoint(tmp_path))
 

@@ -1,4 +1,4 @@
-"""config.json beside the weights it describes, and beside the defaults that published ones leave out."""
+"""config.json: its agreement with the weights, and the defaults that published files omit."""
 
 from __future__ import annotations
 
@@ -10,51 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    ChineseCLIPConfig,
-    ChineseCLIPModel,
-    CLIPConfig,
-    CLIPModel,
-    PreTrainedConfig,
-    SiglipConfig,
-    SiglipModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-)
+from transformers import BertConfig, ChineseCLIPConfig, CLIPConfig, PreTrainedConfig, SiglipConfig
 
 from danqing.engine.core.errors import DanqingError
-from danqing.profiling.bench.published import randomised, save
+from danqing.profiling.bench.published import save
 from danqing.trt_models.card import ImageInput, load_card
 from danqing.trt_models.export import bert, chinese_clip, eva, siglip
 from danqing.trt_models.export.checkpoint import Checkpoint
 from danqing.trt_models.export.from_checkpoint import export
-from danqing.trt_models.export.graph import Network
-from danqing.trt_models.store import is_here
-from tests.trt_models.test_checkpoints import TEXT, VISION
+from danqing.trt_models.export.graph import ExportedNetwork
+from danqing.trt_models.store import is_stored
+from tests.trt_models import small_models
+from tests.trt_models.small_models import VISION
 
-Export = Callable[[Checkpoint], Network]
+Export = Callable[[Checkpoint], ExportedNetwork]
 SECTIONS = ("text_config", "vision_config")
-LABELS: dict[str, Any] = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
-EVA: dict[str, Any] = {"embed_dim": 128, "depth": 2, "num_heads": 2, "img_size": 70}
-
-
-def _clip(kind: Any, config: Any) -> Any:
-    sections = {"text_config": TEXT | {"max_position_embeddings": 64}, "vision_config": VISION | {"projection_dim": 24}}
-    return kind(config(**sections, projection_dim=24))
-
-
 MODELS: dict[str, Callable[[], Any]] = {
-    "chinese_clip": lambda: _clip(ChineseCLIPModel, ChineseCLIPConfig),
-    "clip": lambda: _clip(CLIPModel, CLIPConfig),
-    "siglip": lambda: SiglipModel(
-        SiglipConfig(text_config=TEXT | {"max_position_embeddings": 16}, vision_config=VISION)
-    ),
-    "bert": lambda: BertForSequenceClassification(BertConfig(**TEXT, max_position_embeddings=32, **LABELS)),
-    "eva": lambda: TimmWrapperForImageClassification(
-        TimmWrapperConfig(architecture="eva02_base_patch14_448", model_args=EVA, num_labels=4)
-    ),
+    "chinese_clip": small_models.chinese_clip,
+    "clip": small_models.clip,
+    "siglip": small_models.siglip,
+    "bert": small_models.bert,
+    "eva": small_models.eva,
 }
 EXPORTS: dict[str, tuple[str, Export]] = {
     "Chinese-CLIP, pictures": ("chinese_clip", chinese_clip.image_tower),
@@ -69,11 +45,11 @@ EXPORTS: dict[str, tuple[str, Export]] = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return {name: save(randomised(make()), tmp_path_factory.mktemp(name)) for name, make in MODELS.items()}
+    return {name: save(make(), tmp_path_factory.mktemp(name)) for name, make in MODELS.items()}
 
 
 def with_tensor(folder: Path, to: Path, name: str) -> Path:
-    """The checkpoint with one more tensor, in PyTorch's format."""
+    """Copies a checkpoint with one more tensor, in PyTorch's format."""
     from safetensors.torch import load_file
 
     torch.save(load_file(folder / "model.safetensors") | {name: torch.ones(2, 3)}, to / "pytorch_model.bin")
@@ -99,13 +75,13 @@ def test_a_config_with_too_few_layers_is_refused(folders: Mapping[str, Path], tm
             section["num_hidden_layers"] -= 1
     (folder / "config.json").write_text(json.dumps(config))
     weights = Checkpoint(folder)
-    write(weights)  # makes a graph all the same
+    write(weights)  # makes a graph without an error
     with pytest.raises(DanqingError, match=r"no place for 16 of the weights, '.*\.2\..*' for one"):
         weights.expect_all_read()
 
 
 @pytest.mark.parametrize("extra", ["text_model.embeddings.position_ids", "text_model.pooler.dense.weight", "cls.bias"])
-def test_weights_that_no_network_needs_are_left(folders: Mapping[str, Path], tmp_path: Path, extra: str) -> None:
+def test_weights_that_no_network_uses_are_ignored(folders: Mapping[str, Path], tmp_path: Path, extra: str) -> None:
     weights = Checkpoint(with_tensor(folders["chinese_clip"], tmp_path, extra))
     chinese_clip.text_tower(weights)
     weights.expect_all_read()
@@ -120,23 +96,19 @@ def test_an_unknown_weight_of_a_known_part_is_refused(folders: Mapping[str, Path
         weights.expect_all_read()
 
 
-def test_the_store_keeps_no_network_with_weights_left_out(
-    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "cache"))
+def test_a_network_with_unused_weights_is_not_stored(folders: Mapping[str, Path], tmp_path: Path, store: Path) -> None:
     card = load_card("text-safety-1m")
     folder = with_tensor(folders["bert"], tmp_path, "bert.encoder.layer.3.output.dense.bias")
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", encoding="utf-8")
-    with pytest.raises(DanqingError, match=r"get config\.json and the weights from the same publication"):
+    with pytest.raises(DanqingError, match=r"get config\.json and the weights from the same repository"):
         export(card, folder)
-    assert not is_here(card)
+    assert not is_stored(card)
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_a_card_may_tell_its_checkpoint_by_the_other_tower(
-    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tower: str
+def test_a_card_can_identify_its_checkpoint_by_the_other_tower(
+    folders: Mapping[str, Path], tmp_path: Path, store: Path, tower: str
 ) -> None:
-    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "cache"))
     card = load_card(f"chinese-clip-vit-l-14-{tower}")
     assert list(card.shapes) == ["vision_model.embeddings.position_embedding.weight"]
     size = ImageInput(VISION["image_size"], VISION["image_size"]) if card.image_input else None
@@ -144,11 +116,11 @@ def test_a_card_may_tell_its_checkpoint_by_the_other_tower(
     folder = with_tensor(folders["chinese_clip"], tmp_path, "vision_model.embeddings.position_ids")
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", encoding="utf-8")
     export(card, folder)
-    assert is_here(card)
+    assert is_stored(card)
 
 
-class Asked(Checkpoint):
-    """Notes what is asked of which part of config.json, and which default the exporter has for it."""
+class RecordingCheckpoint(Checkpoint):
+    """Records the settings that an exporter reads, with their sections and the exporter's defaults."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -161,19 +133,19 @@ class Asked(Checkpoint):
 
 
 @pytest.mark.parametrize("name", [name for name in EXPORTS if name != "EVA-02"])
-def test_defaults_are_those_of_transformers(folders: Mapping[str, Path], name: str) -> None:
+def test_defaults_equal_those_of_transformers(folders: Mapping[str, Path], name: str) -> None:
     model, write = EXPORTS[name]
-    weights = Asked(folders[model])
+    weights = RecordingCheckpoint(folders[model])
     write(weights)
     kinds: dict[str, type[PreTrainedConfig]] = {
         "chinese_clip": ChineseCLIPConfig, "clip": CLIPConfig, "siglip": SiglipConfig, "bert": BertConfig,
     }  # fmt: skip
     default = kinds[model]()
     checked = 0
-    for where, key, ours in weights.defaults:
-        if ours is None or (key, model) == ("projection_size", "siglip"):  # required; the hidden size, whatever it is
+    for where, key, found in weights.defaults:
+        if found is None or (key, model) == ("projection_size", "siglip"):  # required; by default the hidden size
             continue
-        theirs = getattr(getattr(default, where) if where else default, key)
-        assert (where, key, ours) == (where, key, theirs)
+        expected = getattr(getattr(default, where) if where else default, key)
+        assert (where, key, found) == (where, key, expected)
         checked += 1
     assert checked >= 6

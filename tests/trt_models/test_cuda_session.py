@@ -1,4 +1,4 @@
-"""ONNX Runtime's session for GPUs, on a mock GPU: bound arrays, padded batches, and errors about missing libraries."""
+"""ONNX Runtime's session for GPUs on a mock GPU: bound arrays, padded batches, errors for missing libraries."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from onnx import TensorProto, helper
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.trt_models.run import session
-from danqing.trt_models.run.session import CUDA, CudaOnnxSession, numpy_type, open_session, pad_rows
-from tests.strict import Library, OnDevice
+from danqing.trt_models.run.session import CUDA_PROVIDER, CudaOnnxSession, numpy_type, open_session, pad_rows
+from tests.strict import MockLibrary, OnDevice
 
 InferenceSession = onnxruntime.InferenceSession
 
 
 class Binding:
-    """Mock of ONNX Runtime's IOBinding; its addresses are those of host memory."""
+    """Mock of ONNX Runtime's IOBinding, with addresses of host memory."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, np.ndarray] = {}
@@ -41,18 +41,18 @@ class Binding:
         self.outputs[name] = self.inputs.pop(name)
 
 
-class Gpu:
+class MockSession:
     """Mock InferenceSession whose CUDA provider runs on the CPU."""
 
     def __init__(self, path: str, providers: list[Any]) -> None:
         ((name, self.options),) = providers
-        assert name == CUDA
+        assert name == CUDA_PROVIDER
         self.shapes: list[tuple[int, ...]] = []
         self.inner = InferenceSession(path, providers=["CPUExecutionProvider"])
         self.get_outputs, self.io_binding = self.inner.get_outputs, Binding
 
     def get_providers(self) -> list[str]:
-        return [CUDA, "CPUExecutionProvider"]
+        return [CUDA_PROVIDER, "CPUExecutionProvider"]
 
     def run_with_iobinding(self, binding: Binding) -> None:
         self.shapes.append(next(iter(binding.inputs.values())).shape)
@@ -62,29 +62,29 @@ class Gpu:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Gpu)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA_PROVIDER])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", MockSession)
     address = property(lambda array: SimpleNamespace(ptr=array.ctypes.data))
     monkeypatch.setattr(OnDevice, "data", address, raising=False)
-    return Device("cuda", 1, ThreadPoolExecutor(1), Library(np), number=1)
+    return Device("cuda", 1, ThreadPoolExecutor(1), MockLibrary(np), number=1)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """tokens int32 (N, T) → their sum float32 (N,), and float16 (N, 1)."""
+    """A model of tokens int32 (N, T): their sum as float32 (N,) and as float16 (N, 1)."""
     nodes = [
         helper.make_node("Cast", ["tokens"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("ReduceSum", ["x", "axis"], ["half_sum"], keepdims=1),
         helper.make_node("Cast", ["half_sum"], ["half"], to=TensorProto.FLOAT16),
         helper.make_node("ReduceSum", ["x", "axis"], ["total"], keepdims=0),
     ]
-    given = helper.make_tensor_value_info("tokens", TensorProto.INT32, ["N", "T"])
-    made = [
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT32, ["N", "T"])
+    outputs = [
         helper.make_tensor_value_info("total", TensorProto.FLOAT, ["N"]),
         helper.make_tensor_value_info("half", TensorProto.FLOAT16, ["N", 1]),
     ]
     axis = onnx.numpy_helper.from_array(np.array([1]), "axis")
-    graph = helper.make_graph(nodes, "g", [given], made, [axis])
+    graph = helper.make_graph(nodes, "g", [tokens], outputs, [axis])
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
     return path
@@ -114,25 +114,27 @@ def test_a_full_batch_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize("name", ["float", "double", "float16", "int32", "uint8"])
-def test_types_have_numpys_names(name: str) -> None:
+def test_types_are_converted_to_numpys(name: str) -> None:
     expected = {"float": "float32", "double": "float64"}.get(name, name)
     assert numpy_type(f"tensor({name})") == np.dtype(expected)
 
 
-def test_a_session_that_lands_on_the_cpu_is_refused(gpu: Device, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gpu, "get_providers", lambda self: ["CPUExecutionProvider"])
-    # This package has no CUDA provider, so the loader reports the provider's own file first.
+def test_a_session_that_falls_back_to_the_cpu_is_refused(
+    gpu: Device, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MockSession, "get_providers", lambda self: ["CPUExecutionProvider"])
+    # The installed package has no CUDA provider, so the loader reports that file.
     with pytest.raises(DanqingError, match=r"cannot use the GPU: .*libonnxruntime_providers_cuda\.so.*\[cuda\]"):
         CudaOnnxSession(model, gpu)
-    monkeypatch.setattr(ctypes, "CDLL", lambda *given: None)
-    with pytest.raises(DanqingError, match="all of its libraries are there"):
+    monkeypatch.setattr(ctypes, "CDLL", lambda *arguments: None)
+    with pytest.raises(DanqingError, match="all of its libraries can be loaded"):
         CudaOnnxSession(model, gpu)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DanqingError, match="runs on CPUs only; pip uninstall onnxruntime"):
         CudaOnnxSession(model, gpu)
 
 
-def test_libraries_are_loaded_once_and_quietly(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_libraries_are_loaded_once_without_messages(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     calls: list[None] = []
 
     def preload_dlls() -> None:

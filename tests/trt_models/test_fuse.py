@@ -1,4 +1,4 @@
-"""Graphs in ONNX Runtime's fused operators: equal outputs, and 16 bits in the fused operators."""
+"""Graphs with ONNX Runtime's fused operators: equal outputs, and 16 bits in the fused operators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -17,7 +16,8 @@ from danqing.trt_models.compile.onnx_fusion import DOMAIN, Fusion, fuse
 from danqing.trt_models.export import exporter, open_nsfw
 from danqing.trt_models.export.checkpoint import Checkpoint
 from danqing.trt_models.precision import FUSED_EXACT_OPS, HALVES, halved
-from tests.trt_models.test_models_command import FAMILIES, inputs, own_card
+from tests.trt_models.small_models import own_card, run
+from tests.trt_models.test_models_command import FAMILIES, inputs
 
 LAYERS = 3
 EXPECTED = {
@@ -28,14 +28,8 @@ EXPECTED = {
     "text-safety-20m": {"MultiHeadAttention": LAYERS, "SkipLayerNormalization": 6, "BiasGelu": LAYERS},
     "freepik-nsfw": {"MultiHeadAttention": 2, "RotaryEmbedding": 4, "SkipLayerNormalization": 3, "QuickGelu": 2},
 }
-"""Card → number of its fused operators in the tests' small towers: all attentions and activations, and every
-normalisation after a residual sum."""
-
-
-def run(model: onnx.ModelProto, given: dict[str, np.ndarray]) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, given)
-    return output  # type: ignore[no-any-return]
+"""Card → number of fused operators in the small network: all attentions and activations, and all normalisations after a
+residual sum."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -46,15 +40,15 @@ def towers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def fused(card: Card, checkpoint: Path) -> tuple[np.ndarray, onnx.ModelProto, Fusion]:
-    """The plain graph's output, and the fused graph."""
+    """Fuses an exported graph; returns the output of the plain graph, the fused graph and its counts."""
     network = exporter(str(card.export))
     assert network is not None
     model = network(Checkpoint(checkpoint)).model()
-    plain = run(model, inputs(card))
+    plain = run(model, **inputs(card))
     return plain, model, fuse(model)
 
 
-def test_fused_graphs_are_the_plain_ones(towers: list[tuple[Card, Path]]) -> None:
+def test_fused_graphs_agree_with_the_plain_ones(towers: list[tuple[Card, Path]]) -> None:
     for card, checkpoint in towers:
         plain, model, fusion = fused(card, checkpoint)
         onnx.checker.check_model(model)
@@ -62,7 +56,7 @@ def test_fused_graphs_are_the_plain_ones(towers: list[tuple[Card, Path]]) -> Non
         # Only SigLIP's pooling, attention with one constant query, is not fused.
         assert fusion.left["Softmax"] == (1 if card.name == "siglip2-b-16-256-image" else 0)
         assert fusion.left["Erf"] == 0 and fusion.nodes == len(model.graph.node) < fusion.nodes_before
-        found = run(model, inputs(card))
+        found = run(model, **inputs(card))
         assert found.dtype == np.float32 and np.abs(found - plain).max() <= 1e-6
         kinds = Counter(node.op_type for node in model.graph.node)
         assert kinds["Shape"] == ("tokens" in inputs(card) and "siglip" not in card.name)
@@ -76,12 +70,12 @@ def test_names_of_nodes_are_optional(towers: list[tuple[Card, Path]]) -> None:
         model = network(Checkpoint(checkpoint)).model()
         for node in model.graph.node:
             node.name = ""
-        plain = run(model, inputs(card))
+        plain = run(model, **inputs(card))
         assert fuse(model).fused == EXPECTED[card.name]
-        assert np.abs(run(model, inputs(card)) - plain).max() <= 1e-6
+        assert np.abs(run(model, **inputs(card)) - plain).max() <= 1e-6
 
 
-def test_fusing_again_changes_nothing(towers: list[tuple[Card, Path]]) -> None:
+def test_fusing_again_has_no_effect(towers: list[tuple[Card, Path]]) -> None:
     for card, checkpoint in towers:
         _, model, fusion = fused(card, checkpoint)
         before = model.SerializeToString(deterministic=True)
@@ -89,17 +83,17 @@ def test_fusing_again_changes_nothing(towers: list[tuple[Card, Path]]) -> None:
         assert model.SerializeToString(deterministic=True) == before
 
 
-def test_fp16_is_near_and_stays_inside(towers: list[tuple[Card, Path]]) -> None:
+def test_fp16_agrees_with_casts_only_at_the_ends(towers: list[tuple[Card, Path]]) -> None:
     for card, checkpoint in towers:
         plain, model, fusion = fused(card, checkpoint)
         lowered = halved(model, "fp16", FUSED_EXACT_OPS["fp16"])
         onnx.checker.check_model(lowered)
-        found = run(lowered, inputs(card))  # the CPU provider casts around operators that it has in float32 only
+        found = run(lowered, **inputs(card))  # the CPU provider casts around operators that it has only in float32
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, plain, atol=5e-3)
         kinds = Counter(node.op_type for node in lowered.graph.node)
         assert all(kinds[name] == count for name, count in fusion.fused.items())
-        assert kinds["Cast"] <= 8  # at the ends only: casts around every operator of 3 layers would be dozens
+        assert kinds["Cast"] <= 8  # casts around every operator of 3 layers would be dozens
 
 
 @pytest.mark.parametrize("precision", HALVES)
@@ -122,12 +116,12 @@ def test_fused_operators_take_and_give_16_bits(towers: list[tuple[Card, Path]], 
                 assert kinds[node.input[1]] == (TensorProto.FLOAT if precision == "bf16" else half)
 
 
-def test_what_does_not_match_stays_as_it_is() -> None:
-    """Another axis of the softmax; a mask that is not padding; a graph of convolutions."""
+def test_graphs_that_do_not_match_are_not_changed() -> None:
+    """A softmax over another axis, a mask that is not for padding, and a convolutional graph."""
     chance = np.random.default_rng(0)
     shape = numpy_helper.from_array(np.array([0, 0, 2, 4]), "shape")
     joined = numpy_helper.from_array(np.array([0, 0, 8]), "joined")
-    given = {"x": chance.normal(size=(2, 3, 8)).astype(np.float32), "m": np.zeros((2, 1, 1, 3), np.float32)}
+    examples = {"x": chance.normal(size=(2, 3, 8)).astype(np.float32), "m": np.zeros((2, 1, 1, 3), np.float32)}
     for axis, masked in ((2, False), (-1, True), (-1, False)):
         nodes = [
             helper.make_node("Reshape", ["x", "shape"], ["heads"]),
@@ -140,16 +134,16 @@ def test_what_does_not_match_stays_as_it_is() -> None:
             helper.make_node("Transpose", ["mixed"], ["turned"], perm=[0, 2, 1, 3]),
             helper.make_node("Reshape", ["turned", "joined"], ["y"]),
         ]
-        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in given.items()]
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, x.shape) for name, x in examples.items()]
         out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3, 8])
         model = helper.make_model(
             helper.make_graph(nodes, "g", values, [out], [shape, joined]),
             opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
         )  # fmt: skip
-        plain = run(model, given)
+        plain = run(model, **examples)
         fusion = fuse(model)
         assert fusion.fused["MultiHeadAttention"] == (axis == -1 and not masked)
-        np.testing.assert_allclose(run(model, given), plain, atol=1e-6)
+        np.testing.assert_allclose(run(model, **examples), plain, atol=1e-6)
     model = open_nsfw.build()
     before = [node.output[0] for node in model.graph.node]
     fusion = fuse(model)

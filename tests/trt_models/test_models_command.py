@@ -1,4 +1,4 @@
-"""`danqing models export`: what it writes is PyTorch's model, and recipes find it by its card."""
+"""`danqing models export`: its models agree with PyTorch's, and recipes find them by card."""
 
 from __future__ import annotations
 
@@ -12,16 +12,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    ChineseCLIPConfig,
-    ChineseCLIPModel,
-    SiglipConfig,
-    SiglipModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-)
 
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
@@ -34,22 +24,27 @@ from danqing.trt_models.engines import Engines
 from danqing.trt_models.export import exporter, graph
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.store import model_folder, model_hash, onnx_path
-from tests.trt_models.test_checkpoints import SMALL, VISION, own_card
+from tests.trt_models import small_models
+from tests.trt_models.small_models import own_card, publish
 
-MOST_APART = 2e-5
-"""The largest difference of two numbers; unit embeddings and probabilities are of the order of 0.1 to 1."""
+pytestmark = pytest.mark.usefixtures("store")
+MAX_DIFFERENCE = 2e-5
+"""Of an output's elements, which are of the order of 0.1 to 1."""
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"一只橘猫狗在窗台上晒太阳山水红色的车停路口", "##s", "cat", "dog"]
-TEXT = SMALL | {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
-CAPTIONS = ["一只橘猫在窗台上晒太阳", "cats", "", "红色的车停在路口" * 20]
-LABELS = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
+TEXT = small_models.TEXT | {"vocab_size": 300}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A small model as published, the cards made from it, and PyTorch's answer to a card's input."""
+    """A small model of a published architecture.
+
+    Attributes:
+        model: PyTorch's model.
+        cards: built-in card of the architecture → keys to replace for the small model.
+    """
 
     model: Any
-    cards: dict[str, dict[str, Any]]  # built-in card → what is different about the small one
+    cards: dict[str, dict[str, Any]]
 
 
 def size(side: int) -> dict[str, Any]:
@@ -57,46 +52,37 @@ def size(side: int) -> dict[str, Any]:
 
 
 def chinese_clip() -> Family:
-    config = ChineseCLIPConfig(
-        text_config=TEXT | {"max_position_embeddings": 52}, vision_config=VISION, projection_dim=24
-    )
-    cards = {"chinese-clip-vit-l-14-image": size(32), "chinese-clip-vit-l-14-text": {}}
-    return Family(randomised(ChineseCLIPModel(config)), cards)
+    model = small_models.chinese_clip(TEXT | {"max_position_embeddings": 52})
+    return Family(model, {"chinese-clip-vit-l-14-image": size(32), "chinese-clip-vit-l-14-text": {}})
 
 
 def siglip() -> Family:
-    config = SiglipConfig(text_config=TEXT | {"max_position_embeddings": 64}, vision_config=VISION)
-    return Family(randomised(SiglipModel(config), 1), {"siglip2-b-16-256-image": size(32), "siglip2-b-16-256-text": {}})
+    model = small_models.siglip(TEXT | {"max_position_embeddings": 64})
+    return Family(model, {"siglip2-b-16-256-image": size(32), "siglip2-b-16-256-text": {}})
 
 
 def bert() -> Family:
-    config = BertConfig(**TEXT, max_position_embeddings=128, **LABELS)
-    return Family(randomised(BertForSequenceClassification(config), 2), {"text-safety-20m": {}})
+    return Family(small_models.bert(TEXT | {"max_position_embeddings": 128}), {"text-safety-20m": {}})
 
 
 def eva() -> Family:
-    config = TimmWrapperConfig(
-        architecture="eva02_base_patch14_448",
-        model_args={"embed_dim": 128, "depth": 2, "num_heads": 2, "img_size": 56},
-        id2label=dict(enumerate(("neutral", "low", "medium", "high"))),
-    )
-    return Family(randomised(TimmWrapperForImageClassification(config), 3), {"freepik-nsfw": size(56)})
+    return Family(small_models.eva(56), {"freepik-nsfw": size(56)})
 
 
 FAMILIES = {"chinese-clip": chinese_clip, "siglip": siglip, "bert": bert, "eva": eva}
 
 
-def reference(model: Any, card: Card, given: np.ndarray) -> np.ndarray:
-    """PyTorch's output for the input of the card's graph."""
+def reference(model: Any, card: Card, array: np.ndarray) -> np.ndarray:
+    """Computes PyTorch's output for an input of the card's graph."""
     with torch.no_grad():
         if card.task.startswith("image"):
             mean, deviation = (np.array(v, np.float32) for v in statistics(card))
-            values = torch.tensor(((given / np.float32(255) - mean) / deviation).transpose(0, 3, 1, 2))
+            values = torch.tensor(((array / np.float32(255) - mean) / deviation).transpose(0, 3, 1, 2))
             if card.task == "image_classifier":
                 return model(pixel_values=values).logits.softmax(-1)[:, 3].numpy()
             features = model.get_image_features(pixel_values=values).pooler_output
         else:
-            ids = torch.tensor(given, dtype=torch.long)
+            ids = torch.tensor(array, dtype=torch.long)
             mask = {} if "siglip" in card.name else {"attention_mask": (ids != 0).long()}
             if card.task == "text_classifier":
                 return model(input_ids=ids, **mask).logits.softmax(-1)[:, 1].numpy()
@@ -107,7 +93,7 @@ def reference(model: Any, card: Card, given: np.ndarray) -> np.ndarray:
 def statistics(card: Card) -> tuple[Any, Any]:
     from danqing.trt_models.export import chinese_clip, siglip
 
-    return (siglip.HALF, siglip.HALF) if "siglip" in card.name else (chinese_clip.MEAN, chinese_clip.DEVIATION)
+    return (siglip.MEAN, siglip.DEVIATION) if "siglip" in card.name else (chinese_clip.MEAN, chinese_clip.DEVIATION)
 
 
 def inputs(card: Card) -> dict[str, np.ndarray]:
@@ -123,23 +109,15 @@ def inputs(card: Card) -> dict[str, np.ndarray]:
     return {"tokens": tokens}
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
-
-
-@pytest.mark.parametrize("form", ["safetensors", "bin"])
-@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(("form", "large"), [("safetensors", False), ("bin", True)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_exports_are_the_models(
+def test_exports_agree_with_pytorch(
     name: str, large: bool, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
-        monkeypatch.setattr(graph, "LARGE", 1 << 12)
+        monkeypatch.setattr(graph, "EXTERNAL_DATA_BYTES", 1 << 12)
     family = FAMILIES[name]()
-    folder = save(family.model, tmp_path / "checkpoint", form)
-    for file in ("vocab.txt", "tokenizer.model"):
-        (folder / file).write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    folder = publish(family.model, tmp_path / "checkpoint", VOCABULARY, form)
     for built_in, changes in family.cards.items():
         path = own_card(built_in, tmp_path, **changes)
         assert main(["models", "export", path, "--from", str(folder)]) == 0
@@ -148,25 +126,24 @@ def test_exports_are_the_models(
         assert file.with_name("model.onnx.data").exists() == large
         onnx.checker.check_model(str(file), full_check=True)
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        given = inputs(card)
-        (found,) = session.run(None, given)
-        expected = reference(family.model, card, next(iter(given.values())))
-        assert found.dtype == np.float32 and np.abs(found - expected).max() < MOST_APART
-        assert expected.std(axis=0).min() > 1e-3, "the inputs tell nothing apart"
+        examples = inputs(card)
+        (found,) = session.run(None, examples)
+        expected = reference(family.model, card, next(iter(examples.values())))
+        assert found.dtype == np.float32 and np.abs(found - expected).max() < MAX_DIFFERENCE
+        assert expected.std(axis=0).min() > 1e-3, "the outputs do not depend on the inputs"
         if found.ndim == 2:
             assert (found * expected).sum(axis=1).min() >= 0.9999
-        (alone,) = session.run(None, {key: array[2:3] for key, array in given.items()})
-        np.testing.assert_allclose(alone, found[2:3], atol=1e-6)
+        (one_row,) = session.run(None, {key: array[2:3] for key, array in examples.items()})
+        np.testing.assert_allclose(one_row, found[2:3], atol=1e-6)
         note = json.loads(file.with_name("model.json").read_text())
         assert {"model.onnx"} < note["files"].keys() | {"-"} and "config.json" in note["checkpoint"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_compiles_for_gpus_that_are_not_there(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["siglip", "eva"])
+def test_families_compile_without_a_gpu(name: str, tmp_path: Path) -> None:
+    """The other families compile in test_engines."""
     family = FAMILIES[name]()
-    folder = save(family.model, tmp_path / "checkpoint")
-    for file in ("vocab.txt", "tokenizer.model"):
-        (folder / file).write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    folder = publish(family.model, tmp_path / "checkpoint", VOCABULARY)
     for built_in, changes in family.cards.items():
         path = own_card(built_in, tmp_path, **changes)
         assert main(["models", "export", path, "--from", str(folder)]) == 0
@@ -176,7 +153,7 @@ def test_every_family_compiles_for_gpus_that_are_not_there(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_pytorch_runs_every_published_family_to_be_timed_beside(name: str, tmp_path: Path) -> None:
+def test_every_family_can_be_timed_in_pytorch(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]()
     folder = save(family.model, tmp_path / "checkpoint")
     for built_in, changes in family.cards.items():
@@ -186,8 +163,8 @@ def test_pytorch_runs_every_published_family_to_be_timed_beside(name: str, tmp_p
         torch_job(card, tmp_path / "nothing", inputs(card), 1)
 
 
-def test_graphs_keep_what_lower_precision_needs(tmp_path: Path) -> None:
-    """Normalisation and softmax are single nodes, pixels float32 up to the first convolution, scales in weights."""
+def test_graphs_have_the_form_that_lower_precision_needs(tmp_path: Path) -> None:
+    """Normalisations and softmax are single nodes, pixels are float32 up to the convolution, scales are in weights."""
     from danqing.trt_models.export.checkpoint import Checkpoint
 
     family = chinese_clip()
@@ -207,12 +184,11 @@ def test_graphs_keep_what_lower_precision_needs(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_a_large_model_covers_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "LARGE", 1 << 12)
+    monkeypatch.setattr(graph, "EXTERNAL_DATA_BYTES", 1 << 12)
     card = load_card(own_card("text-safety-20m", tmp_path))
     hashes = set()
     for seed in (2, 3):
-        folder = save(randomised(bert().model, seed), tmp_path / str(seed))
-        (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+        folder = publish(randomised(bert().model, seed), tmp_path / str(seed), VOCABULARY)
         assert main(["models", "export", str(tmp_path / "text-safety-20m.yaml"), "--from", str(folder)]) == 0
         hashes.add((model_hash(card), onnx_path(card).read_bytes()))
     assert len({digest for digest, _ in hashes}) == len({content for _, content in hashes}) == 2
@@ -223,23 +199,20 @@ def test_the_hash_of_a_large_model_covers_its_weights(tmp_path: Path, monkeypatc
 
 
 def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = save(chinese_clip().model, tmp_path / "checkpoint")
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    folder = publish(chinese_clip().model, tmp_path / "checkpoint", VOCABULARY)
     assert main(["models", "export", "chinese-clip-vit-l-14", "--from", str(folder)]) == 2
-    said = capsys.readouterr().err
-    assert (
-        "(17, 48), chinese-clip-vit-l-14-image has (257, 1024); is it OFA-Sys/chinese-clip-vit-large-patch14?" in said
-    )
+    error = "(17, 48), chinese-clip-vit-l-14-image has (257, 1024); is it OFA-Sys/chinese-clip-vit-large-patch14?"
+    assert error in capsys.readouterr().err
     long = {"token_input": {"kind": "wordpiece", "file": "vocab.txt", "max_length": 53}}
     path = own_card("chinese-clip-vit-l-14-text", tmp_path, **long)
     assert main(["models", "export", path, "--from", str(folder)]) == 2
-    assert "says 53, and the checkpoint was made for 52" in capsys.readouterr().err
+    assert "its input has size 53, the checkpoint's has 52" in capsys.readouterr().err
     (folder / "vocab.txt").unlink()
     assert main(["models", "export", own_card("chinese-clip-vit-l-14-text", tmp_path), "--from", str(folder)]) == 2
     assert "vocab.txt: no such file" in capsys.readouterr().err
 
 
-def test_a_recipe_says_how_to_export_what_it_lacks(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_model_says_how_to_export_it(tmp_path: Path) -> None:
     own = own_card("freepik-nsfw", tmp_path)
     with pytest.raises(DanqingError, match=f"danqing models export {own} --from FOLDER"):
         ModelSet({"image_safety": own}).hashes()

@@ -1,59 +1,37 @@
-"""The paper's own recipe, start to finish, on exported checkpoints of its architectures (small, random weights)."""
+"""A full run of the paper's recipe on exported small models of its architectures."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    ChineseCLIPConfig,
-    ChineseCLIPModel,
-    CLIPConfig,
-    CLIPModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-)
 
 from danqing.engine.cli.main import main
-from danqing.profiling.bench.published import randomised, save
+from danqing.profiling.bench.published import randomised
 from danqing.trt_models.export import aesthetic
 from tests.engine.score.test_run import samples
-from tests.trt_models.test_checkpoints import Predictor, own_card
-from tests.trt_models.test_engines import LABELS, TEXT, VISION, VOCABULARY
+from tests.trt_models import small_models
+from tests.trt_models.small_models import VISION, Predictor, own_card, publish
+from tests.trt_models.test_engines import TEXT, VOCABULARY
 
 Make = Callable[..., Path]
 
 
-def test_the_papers_recipe_runs_on_exported_models(
-    make_shard: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
-    clip = ChineseCLIPConfig(
-        text_config=TEXT, vision_config=VISION | {"image_size": 224, "patch_size": 56}, projection_dim=24
-    )
-    levels = dict(enumerate(("neutral", "low", "medium", "high")))
-    small = {"embed_dim": 64, "depth": 1, "num_heads": 1, "img_size": 448}
-    eva = TimmWrapperConfig(architecture="eva02_base_patch14_448", model_args=small, id2label=levels)
-    networks: dict[str, Any] = {
-        "clip": ChineseCLIPModel(clip),
-        "eva": TimmWrapperForImageClassification(eva),
-        "bert": BertForSequenceClassification(BertConfig(**TEXT, **LABELS)),
-        "openai": CLIPModel(
-            CLIPConfig(text_config=TEXT, vision_config=clip.vision_config.to_dict(), projection_dim=24)
-        ),
+def test_the_papers_recipe_runs_on_exported_models(make_shard: Make, tmp_path: Path, store: Path) -> None:
+    vision = VISION | {"image_size": 224, "patch_size": 56}
+    networks = {
+        "clip": small_models.chinese_clip(TEXT, vision, 0, 0.1),
+        "eva": small_models.eva(448, 1, 64, seed=1, spread=0.1),
+        "bert": small_models.bert(TEXT, seed=2, spread=0.1),
+        "openai": small_models.clip(TEXT, vision, 3, 0.1),
     }
-    for number, (name, network) in enumerate(networks.items()):
-        folder = save(randomised(network, number, 0.1), tmp_path / name)
-        (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    torch.save(randomised(Predictor(24), 5).state_dict(), tmp_path / "openai" / aesthetic.HEAD)
+    for name, network in networks.items():
+        publish(network, tmp_path / name, VOCABULARY)
+    torch.save(randomised(Predictor(), 5).state_dict(), tmp_path / "openai" / aesthetic.HEAD_FILE)
     roles = {
         "image_embedding": ("chinese-clip-vit-l-14-image", "clip"),
         "text_embedding": ("chinese-clip-vit-l-14-text", "clip"),

@@ -1,4 +1,4 @@
-"""Lower precision stands in the graph: what it computes, and that TensorRT compiles it."""
+"""Graphs in lower precision: their types and results."""
 
 from __future__ import annotations
 
@@ -6,42 +6,30 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from transformers import BertConfig, BertForSequenceClassification, ChineseCLIPConfig, ChineseCLIPModel
 
 from danqing.engine.core.errors import DanqingError
-from danqing.profiling.bench.published import randomised, save
+from danqing.profiling.bench.published import save
 from danqing.trt_models.export import bert, chinese_clip
 from danqing.trt_models.export.checkpoint import Checkpoint
 from danqing.trt_models.precision import halved
-from tests.trt_models.test_checkpoints import PIXELS, TEXT, VISION, ragged_tokens
+from tests.trt_models import small_models
+from tests.trt_models.small_models import PIXELS, ragged_tokens, run
 
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[onnx.ModelProto, dict[str, np.ndarray]]]:
-    config = ChineseCLIPConfig(
-        text_config=TEXT | {"max_position_embeddings": 32}, vision_config=VISION, projection_dim=24
-    )
-    clip = Checkpoint(save(randomised(ChineseCLIPModel(config)), tmp_path_factory.mktemp("clip")))
-    classes = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
-    model = randomised(BertForSequenceClassification(BertConfig(**TEXT, **classes)))
+    clip = Checkpoint(save(small_models.chinese_clip(), tmp_path_factory.mktemp("clip")))
     return {
         "image": (chinese_clip.image_tower(clip).model(), {"pixels": PIXELS}),
         "text": (chinese_clip.text_tower(clip).model(), {"tokens": ragged_tokens()}),
         "classifier": (
-            bert.classifier(Checkpoint(save(model, tmp_path_factory.mktemp("bert")))).model(),
+            bert.classifier(Checkpoint(save(small_models.bert(), tmp_path_factory.mktemp("bert")))).model(),
             {"tokens": ragged_tokens()},
         ),
     }
-
-
-def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, inputs)
-    return output  # type: ignore[no-any-return]
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
@@ -52,7 +40,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", ["image", "text", "classifier"])
-def test_fp16_is_near_and_sums_stay_exact(graphs: Any, name: str) -> None:
+def test_fp16_agrees_and_sums_are_float32(graphs: Any, name: str) -> None:
     model, inputs = graphs[name]
     lowered = halved(model, "fp16")
     onnx.checker.check_model(lowered, full_check=True)
@@ -70,18 +58,18 @@ def test_fp16_is_near_and_sums_stay_exact(graphs: Any, name: str) -> None:
     assert next(weights) < 0.6 * next(weights)
 
 
-def test_bf16_computes_what_it_says() -> None:
-    """ONNX Runtime's CPU side has no bf16; ONNX's own reference has."""
+def test_bf16_agrees() -> None:
+    """Runs ONNX's reference evaluator, since ONNX Runtime has no bf16 on a CPU."""
     weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), "w")
     nodes = [
         helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "w"], ["y"]),
         helper.make_node("Softmax", ["y"], ["out"], axis=-1),
     ]
-    given = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 8])
+    source = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 8])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 4])
     model = helper.make_model(
-        helper.make_graph(nodes, "g", [given], [out], [weight]), opset_imports=[helper.make_opsetid("", 17)]
+        helper.make_graph(nodes, "g", [source], [out], [weight]), opset_imports=[helper.make_opsetid("", 17)]
     )
     lowered = halved(model, "bf16")
     assert {TensorProto.BFLOAT16} == {w.data_type for w in lowered.graph.initializer}
@@ -91,15 +79,15 @@ def test_bf16_computes_what_it_says() -> None:
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
-def test_a_weight_too_large_for_fp16_is_named() -> None:
+def test_the_error_for_a_weight_too_large_for_fp16_names_it() -> None:
     weight = numpy_helper.from_array(np.full((8, 4), 1e5, np.float32), "heavy")
     nodes = [
         helper.make_node("Cast", ["p"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "heavy"], ["o"]),
     ]
-    given = helper.make_tensor_value_info("p", TensorProto.UINT8, ["N", 8])
+    source = helper.make_tensor_value_info("p", TensorProto.UINT8, ["N", 8])
     out = helper.make_tensor_value_info("o", TensorProto.FLOAT, ["N", 4])
-    model = helper.make_model(helper.make_graph(nodes, "g", [given], [out], [weight]))
+    model = helper.make_model(helper.make_graph(nodes, "g", [source], [out], [weight]))
     with pytest.raises(DanqingError, match=r"weight heavy: holds 1e\+05, which fp16 cannot; use bf16"):
         halved(model, "fp16")
     with pytest.raises(DanqingError, match="precision 'fp8'"):

@@ -1,4 +1,4 @@
-"""Model cards, the files they name, and sessions over them."""
+"""Model cards, the store, and sessions of stored models."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from danqing.engine.core.errors import DanqingError
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.model_set import ModelSet
-from danqing.trt_models.run.session import BATCH, open_session
-from danqing.trt_models.store import keep, model_folder, onnx_path
+from danqing.trt_models.run.session import CPU_BATCH_ROWS, open_session
+from danqing.trt_models.store import model_folder, onnx_path, store_model
 
 
 def write_card(folder: Path, **changes: str) -> str:
-    """A model that sums each row, with its card; `changes` replace or add keys of the card."""
+    """Writes a model that sums each row, and its card with some keys replaced or added; returns the card's path."""
     rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 3])
     total = helper.make_tensor_value_info("total", TensorProto.FLOAT, ["n"])
     axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
@@ -59,13 +59,13 @@ def test_every_built_in_card_can_be_read() -> None:
         ({"image_input": "{size: 224}"}, "image_input: .*'resize'"),
     ],
 )
-def test_wrong_cards_are_refused_with_their_name(tmp_path: Path, changes: dict[str, str], words: str) -> None:
+def test_the_error_for_a_wrong_card_names_the_file(tmp_path: Path, changes: dict[str, str], words: str) -> None:
     with pytest.raises(DanqingError, match=words) as refused:
         load_card(write_card(tmp_path, **changes))
     assert "sum.yaml" in str(refused.value)
 
 
-def test_unknown_models_are_answered_with_the_nearest() -> None:
+def test_the_error_for_an_unknown_model_suggests_a_name() -> None:
     with pytest.raises(DanqingError, match="did you mean 'open-nsfw'"):
         load_card("open_nsfw")
 
@@ -79,7 +79,7 @@ def test_a_changed_file_is_not_loaded(tmp_path: Path) -> None:
         onnx_path(card)
 
 
-KEEP = """
+OPEN = """
 import sys
 from danqing.trt_models.card import load_card
 from danqing.trt_models.store import onnx_path
@@ -89,31 +89,25 @@ print(onnx_path(load_card("open-nsfw")))
 """
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
-    return tmp_path / "store"
-
-
 def test_processes_share_a_fresh_cache(store: Path) -> None:
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-c", KEEP], **pipes) for _ in range(3)]
+    processes = [subprocess.Popen([sys.executable, "-c", OPEN], **pipes) for _ in range(3)]
     for process in processes:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     answers = []
-    for process in processes:  # all are told before any is waited for
+    for process in processes:  # starts all before it waits for one
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in processes:
-        found, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+        found, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
         answers.append(found)
     assert len(set(answers)) == 1 and Path(answers[0].strip()).is_file()
     assert [path.name for path in (store / "models").iterdir()] == [Path(answers[0].strip()).parent.name]
 
 
-def test_a_model_that_another_process_has_built_meanwhile_is_used(store: Path) -> None:
+def test_a_model_that_another_process_has_just_built_is_used(store: Path) -> None:
     card = load_card("open-nsfw")
     folder = model_folder(card)
 
@@ -121,39 +115,39 @@ def test_a_model_that_another_process_has_built_meanwhile_is_used(store: Path) -
         return lambda path: path.write_bytes(content)
 
     def save_late(path: Path) -> None:
-        keep(card, folder, save(b"first"), {})
+        store_model(card, folder, save(b"first"), {})
         path.write_bytes(b"second")
 
-    keep(card, folder, save_late, {})
+    store_model(card, folder, save_late, {})
     assert (folder / "model.onnx").read_bytes() == b"first" and list(folder.parent.iterdir()) == [folder]
-    assert folder.stat().st_mode == folder.parent.stat().st_mode  # others may read it, if the umask says so
-    (folder / "model.json").unlink()  # what is incomplete is replaced
-    keep(card, folder, save(b"third"), {})
+    assert folder.stat().st_mode == folder.parent.stat().st_mode  # readable by others if the umask permits
+    (folder / "model.json").unlink()  # an incomplete folder is replaced
+    store_model(card, folder, save(b"third"), {})
     assert (folder / "model.onnx").read_bytes() == b"third"
     exported = replace(card, build=None, export="x")
-    keep(exported, folder, save(b"another checkpoint"), {})
+    store_model(exported, folder, save(b"another checkpoint"), {})
     assert (folder / "model.onnx").read_bytes() == b"another checkpoint" and list(folder.parent.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": 3}'])
-def test_a_damaged_model_json_is_said(store: Path, content: str) -> None:
+def test_the_error_for_a_damaged_model_json_says_the_remedy(store: Path, content: str) -> None:
     card = load_card("open-nsfw")
-    keep(card, model_folder(card), lambda path: path.write_bytes(b"x"), {})
+    store_model(card, model_folder(card), lambda path: path.write_bytes(b"x"), {})
     note = model_folder(card) / "model.json"
     note.write_text(content)
     with pytest.raises(DanqingError, match=f"^{note}: .*remove the folder {note.parent} and run again"):
         onnx_path(card)
 
 
-def test_a_cache_that_cannot_be_written_is_said(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = f"^{store}: the cache cannot be written; .*set DANQING_CACHE to a folder that can"
+def test_the_error_for_an_unwritable_cache_says_the_remedy(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = f"^{store}: the cache cannot be written; .*set DANQING_CACHE to a folder that can"
 
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     card = load_card("open-nsfw")
-    with pytest.raises(DanqingError, match=f"{said} .*No space left"):
-        keep(card, model_folder(card), full, {})
+    with pytest.raises(DanqingError, match=f"{error} .*No space left"):
+        store_model(card, model_folder(card), full, {})
     assert not list((store / "models").iterdir())
     monkeypatch.setenv("DANQING_CACHE", str(store / "file"))
     (store / "file").write_text("")
@@ -163,7 +157,7 @@ def test_a_cache_that_cannot_be_written_is_said(store: Path, monkeypatch: pytest
             onnx_path(card)
 
 
-def test_any_onnx_text_model_can_judge_captions(tmp_path: Path, device: Device) -> None:
+def test_any_onnx_text_model_can_be_a_classifier(tmp_path: Path, device: Device) -> None:
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT32, ["n", "length"])
     probability = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n"])
     constants = [
@@ -172,8 +166,8 @@ def test_any_onnx_text_model_can_judge_captions(tmp_path: Path, device: Device) 
     ]
     nodes = [
         helper.make_node("Equal", ["tokens", "bad"], ["found"]),
-        helper.make_node("Cast", ["found"], ["figures"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMax", ["figures", "axes"], ["probability"], keepdims=0),
+        helper.make_node("Cast", ["found"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["numbers", "axes"], ["probability"], keepdims=0),
     ]
     graph = helper.make_graph(nodes, "bad words", [tokens], [probability], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -188,7 +182,7 @@ def test_any_onnx_text_model_can_judge_captions(tmp_path: Path, device: Device) 
     assert classifier(Strings.of(["好图", "坏图", "", "好图坏"])).tolist() == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize("rows", [1, BATCH - 1, BATCH, 2 * BATCH + 3])
+@pytest.mark.parametrize("rows", [1, CPU_BATCH_ROWS - 1, CPU_BATCH_ROWS, 2 * CPU_BATCH_ROWS + 3])
 def test_a_session_takes_any_number_of_rows(tmp_path: Path, device: Device, rows: int) -> None:
     card = load_card(write_card(tmp_path))
     values = np.random.default_rng(rows).random((rows, 3), np.float32)

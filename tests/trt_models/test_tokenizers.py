@@ -1,4 +1,4 @@
-"""Every published card's tokenizer against the class that transformers has for it, over the same files."""
+"""Tokenizers of the published cards, compared with the classes of transformers on the same files."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.run.tokenizer import open_tokenizer
-from tests.kernels.text.texts import NASTY, random_texts
+from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 
 TEXTS = [
-    *NASTY, *random_texts(3000, 7),
+    *DIFFICULT_TEXTS, *random_texts(3000, 7),
     "A Picture Of Zürich, HELLO WORLD", "ΟΔΟΣ Σίσυφος", "İSTANBUL Ǆ ẞ", "<eos> 的 <pad> [CLS]", "  two  spaces  ",
     "the quick brown fox " * 30, "\n\n\t换行\n", "👨‍👩‍👧‍👦🏳️‍🌈🇨🇳", "\u2581meta\u2581 space", "Ⅷ ℃ ㍿ ﷺ",
 ]  # fmt: skip
-TRAINING = [text.replace("\0", "") for text in (*NASTY, *random_texts(3000, 1))] + ["the quick brown fox " * 30] * 20
+TRAINING = [text.replace("\0", "") for text in (*DIFFICULT_TEXTS, *random_texts(3000, 1))] + [
+    "the quick brown fox " * 30
+] * 20
 
 
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SentencePiece model trained as Gemma's, which SigLIP 2 has."""
+    """A small SentencePiece model trained with the options of Gemma's, which SigLIP 2 uses."""
     path = tmp_path_factory.mktemp("gemma") / "tokenizer"
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TRAINING), model_prefix=str(path), model_type="bpe", vocab_size=9000,
@@ -36,7 +38,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path.with_suffix(".model")
 
 
-def ours(name: str, file: Path) -> list[list[int]]:
+def tokenize(name: str, file: Path) -> list[list[int]]:
     card = load_card(name).token_input
     assert card is not None
     tokenizer = open_tokenizer(card, file)
@@ -48,24 +50,31 @@ def differing(found: list[list[int]], expected: Any) -> list[str]:
     return [text for text, a, b in zip(TEXTS, found, expected, strict=True) if list(a) != list(b)]
 
 
-@pytest.mark.parametrize("name", [n for n in card_names() if n.startswith("siglip2") and n.endswith("text")])
+def distinct(family: str) -> list[str]:
+    """Returns one text card of the family for each different tokenizer."""
+    names = [name for name in card_names() if name.startswith(family) and name.endswith("text")]
+    assert len(names) >= 3
+    return list({load_card(name).token_input: name for name in names}.values())
+
+
+@pytest.mark.parametrize("name", distinct("siglip2"))
 def test_siglip2(gemma: Path, name: str) -> None:
     extracted = SentencePieceExtractor(str(gemma)).extract(None)
     tokenizer = Siglip2Tokenizer(
         vocab=extracted["vocab"], merges=extracted["merges"], add_bos_token=False, add_eos_token=True,
-        padding_side="right", split_special_tokens=True,  # text is never taken for <eos>
+        padding_side="right", split_special_tokens=True,  # the text "<eos>" is not a special token
     )  # fmt: skip
     expected = tokenizer(TEXTS, padding="max_length", max_length=64, truncation=True)["input_ids"]
-    found = ours(name, gemma)
+    found = tokenize(name, gemma)
     assert {len(row) for row in found} == {64} and differing(found, expected) == []
     assert found[TEXTS.index("")] == [1] + [0] * 63
 
 
-@pytest.mark.parametrize("name", [n for n in card_names() if n.startswith("chinese-clip") and n.endswith("text")])
+@pytest.mark.parametrize("name", distinct("chinese-clip"))
 def test_chinese_clip(tmp_path: Path, name: str) -> None:
     characters = sorted({character for text in TRAINING for character in text.lower() if character.strip()})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters[::2], *(f"##{c}" for c in characters[::3])]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"), split_special_tokens=True)
     expected = tokenizer(TEXTS, padding="longest", max_length=52, truncation=True)["input_ids"]
-    assert differing(ours(name, tmp_path / "vocab.txt"), expected) == []
+    assert differing(tokenize(name, tmp_path / "vocab.txt"), expected) == []

@@ -13,41 +13,38 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
 
 import danqing.trt_models.compile.compilers
 import danqing.trt_models.run.torch_session
 from danqing.engine.cli.main import main
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.profiling.bench.published import randomised, save
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.compile.compilers import compile_engine
 from danqing.trt_models.engines import Engines, open_active, runtime_version
-from danqing.trt_models.run.session import RECORDINGS, OnnxSession
+from danqing.trt_models.run.session import MAX_CUDA_GRAPHS, OnnxSession
 from danqing.trt_models.run.torch_graph import TorchGraph
 from danqing.trt_models.run.torch_session import CudaTorchSession, TorchSession
 from danqing.trt_models.store import onnx_path
 from tests.engine.score.test_run import samples
-from tests.strict import Library, OnDevice, on_device, plain
-from tests.trt_models.test_checkpoints import ragged_tokens
-from tests.trt_models.test_engines import LABELS, RECIPE, TEXT, VOCABULARY
+from tests.strict import MockLibrary, OnDevice, on_device, plain
+from tests.trt_models import small_models
+from tests.trt_models.small_models import publish, ragged_tokens
+from tests.trt_models.test_engines import RECIPE, TEXT, VOCABULARY
 
 NAME = "text-safety-1m"
 
 
 @pytest.fixture
-def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
-    """A small text classifier with random weights, in a store of its own."""
-    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
-    folder = save(randomised(BertForSequenceClassification(BertConfig(**TEXT, **LABELS)), 3), tmp_path / "bert")
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+def card(tmp_path: Path, store: Path) -> Card:
+    """A small text classifier with random weights."""
+    folder = publish(small_models.bert(TEXT, seed=3), tmp_path / "bert", VOCABULARY)
     assert main(["models", "export", NAME, "--from", str(folder)]) == 0
     return load_card(NAME)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_from_model_to_engine_in_use_and_back(
+def test_the_commands_from_model_to_active_engine_and_back(
     card: Card, make_shard: Callable[..., Path], tmp_path: Path, device: Device, precision: str, capsys: Any
 ) -> None:
     shard, recipe = str(make_shard(samples(0, 20))), tmp_path / "network.yaml"
@@ -56,8 +53,8 @@ def test_from_model_to_engine_in_use_and_back(
     assert main(["models", "compile", NAME, *asked]) == 0
     assert main(["models", "activate", NAME]) == 2
     assert "parity was never measured" in capsys.readouterr().err
-    least = "0.99" if precision == "bf16" else "0.999"  # random weights are far from what a trained network loses
-    assert main(["models", "verify", NAME, "--recipe", str(recipe), "--data", shard, "--min-cosine", least]) == 0
+    min_cosine = "0.99" if precision == "bf16" else "0.999"  # random weights lose more than trained ones
+    assert main(["models", "verify", NAME, "--recipe", str(recipe), "--data", shard, "--min-cosine", min_cosine]) == 0
     (engine,) = Engines(card).all()
     assert (engine.runtime, engine.runtime_version) == ("torch", runtime_version("torch"))
     assert engine.parity is not None and engine.parity.passed
@@ -110,6 +107,8 @@ class MockGraph:
 
 
 class MockCudaGraph:
+    """Mock of `torch.cuda.CUDAGraph`, which replays the last call of the newest `MockGraph`."""
+
     def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
         assert capture_error_mode == "relaxed"
         self.graph, self.calls = MockGraph.newest, MockGraph.newest.calls
@@ -126,7 +125,7 @@ class MockCudaGraph:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Device:
-    """A mock GPU: NumPy arrays that behave as CuPy's, and torch on the CPU."""
+    """A mock GPU: mock CuPy arrays, and torch on the CPU."""
     monkeypatch.setattr(
         danqing.trt_models.run.torch_session, "from_dlpack", lambda array: torch.from_dlpack(plain(array))
     )
@@ -139,10 +138,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Device:
     }
     for name, mock in mocks.items():
         monkeypatch.setattr(torch.cuda, name, mock)
-    return Device("cuda", 1, device.pool, Library(np))
+    return Device("cuda", 1, device.pool, MockLibrary(np))
 
 
-def test_batches_on_a_gpu_are_full_and_captured_once_a_shape(
+def test_batches_on_a_gpu_are_full_and_captured_once_per_shape(
     card: Card, gpu: Device, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Engines(card).checked(compile_engine(card, "bf16", "sm_90", runtime="torch"))
@@ -151,20 +150,20 @@ def test_batches_on_a_gpu_are_full_and_captured_once_a_shape(
     there = CudaTorchSession(path, gpu, 4)
     chance = np.random.default_rng(0)
     for turn in range(2):
-        for length in range(3, 3 + RECORDINGS + 2):
+        for length in range(3, 3 + MAX_CUDA_GRAPHS + 2):
             for rows in (4, 7):
                 tokens = chance.integers(1, len(VOCABULARY), (rows, length), dtype=np.int32)
-                given = on_device(tokens) if rows == 4 else tokens  # text models get theirs from the host
-                found = there.run(tokens=given)["probability"]
+                array = on_device(tokens) if rows == 4 else tokens  # also accepts tokens from the host
+                found = there.run(tokens=array)["probability"]
                 assert isinstance(found, OnDevice) and found.shape == (rows,)
                 assert (found.get() == here.run(tokens=tokens)["probability"]).all()
-        assert MockGraph.newest.captured == RECORDINGS
+        assert MockGraph.newest.captured == MAX_CUDA_GRAPHS
         # Two calls per capture; the two other lengths have 1 and 2 batches, which run directly in each turn.
-        assert MockGraph.newest.calls == 2 * RECORDINGS + 2 * 3 * (turn + 1)
+        assert MockGraph.newest.calls == 2 * MAX_CUDA_GRAPHS + 2 * 3 * (turn + 1)
 
 
-def test_an_engine_for_a_gpu_can_be_checked_without_one(card: Card, device: Device) -> None:
-    """Its file is the lowered graph."""
+def test_an_engine_for_a_gpu_runs_on_a_cpu(card: Card, device: Device) -> None:
+    """The engine's file is the graph in lower precision."""
     engine = compile_engine(card, "fp16", "sm_90", runtime="torch")
     with pytest.raises(DanqingError, match="cannot use a GPU; install a build for CUDA"):
         CudaTorchSession(Engines(card).path(engine), device, 8)

@@ -1,4 +1,4 @@
-"""Models in torch: every exported graph compared with ONNX Runtime, groups of nodes as one call, and padded batches."""
+"""Models in torch: exported graphs compared with ONNX Runtime, fused groups of nodes, and padded batches."""
 
 from __future__ import annotations
 
@@ -11,22 +11,10 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    ChineseCLIPConfig,
-    ChineseCLIPModel,
-    CLIPConfig,
-    CLIPModel,
-    SiglipConfig,
-    SiglipModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-)
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.profiling.bench.published import randomised, save
+from danqing.profiling.bench.published import save
 from danqing.trt_models.card import load_card
 from danqing.trt_models.export import aesthetic, bert, chinese_clip, eva, siglip
 from danqing.trt_models.export.checkpoint import Checkpoint
@@ -35,7 +23,8 @@ from danqing.trt_models.run.torch_fusion import fuse_nodes
 from danqing.trt_models.run.torch_graph import TorchGraph
 from danqing.trt_models.run.torch_session import TorchSession, write_graph
 from danqing.trt_models.store import onnx_path
-from tests.trt_models.test_checkpoints import PIXELS, TEXT, VISION, WORDS, Predictor, ragged_tokens
+from tests.trt_models import small_models
+from tests.trt_models.small_models import PIXELS, WORDS, Predictor, ragged_tokens
 
 Networks = dict[str, tuple[onnx.ModelProto, dict[str, np.ndarray]]]
 CPU = torch.device("cpu")
@@ -43,15 +32,13 @@ LAYERS = 3
 DEFAULTS = ("efficientnet-lite0-conse", "open-nsfw", "use-multilingual")
 TRANSFORMERS = ("clip image", "clip text", "siglip image", "siglip text", "eva", "bert", "aesthetic")
 NETWORKS = (*TRANSFORMERS, *DEFAULTS)
-IN_HALVES = (*TRANSFORMERS, "use-multilingual")
-"""A CPU takes a minute for EfficientNet's depthwise convolutions in 16 bits."""
+HALF_NETWORKS = (*TRANSFORMERS, "use-multilingual")
+"""Networks that run in 16 bits. A CPU takes a minute for the depthwise convolutions of EfficientNet."""
 
 
 def small_clip(folder: Path) -> dict[str, onnx.ModelProto]:
-    """Both towers of a small Chinese-CLIP with random weights."""
-    text = TEXT | {"max_position_embeddings": 32}
-    model = ChineseCLIPModel(ChineseCLIPConfig(text_config=text, vision_config=VISION, projection_dim=24))
-    weights = Checkpoint(save(randomised(model), folder))
+    """Exports both towers of a small Chinese-CLIP."""
+    weights = Checkpoint(save(small_models.chinese_clip(), folder))
     return {
         "clip image": chinese_clip.image_tower(weights).model(),
         "clip text": chinese_clip.text_tower(weights).model(),
@@ -62,21 +49,12 @@ def small_clip(folder: Path) -> dict[str, onnx.ModelProto]:
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     """Every exported architecture with random weights, and the default models; each with a batch of inputs."""
 
-    def checkpoint(model: torch.nn.Module, seed: int) -> Checkpoint:
-        return Checkpoint(save(randomised(model, seed), tmp_path_factory.mktemp("checkpoint")))
+    def checkpoint(model: torch.nn.Module) -> Checkpoint:
+        return Checkpoint(save(model, tmp_path_factory.mktemp("checkpoint")))
 
     clip = small_clip(tmp_path_factory.mktemp("clip"))
-    short = TEXT | {"max_position_embeddings": 16}
-    sig = checkpoint(SiglipModel(SiglipConfig(text_config=short, vision_config=VISION)), 1)
-    timm = TimmWrapperConfig(
-        architecture="eva02_base_patch14_448",
-        model_args={"embed_dim": 128, "depth": LAYERS, "num_heads": 2, "img_size": 70},
-        id2label=dict(enumerate(eva.LEVELS)),
-    )
-    labels = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
-    openai = CLIPConfig(text_config=TEXT, vision_config=VISION | {"projection_dim": 24}, projection_dim=24)
-    rated = checkpoint(CLIPModel(openai), 4)
-    torch.save(Predictor(24).state_dict(), rated.folder / aesthetic.HEAD)
+    sig, rated = checkpoint(small_models.siglip()), checkpoint(small_models.clip())
+    torch.save(Predictor().state_dict(), rated.folder / aesthetic.HEAD_FILE)
 
     chance = np.random.default_rng(0)
     pixels, tokens = {"pixels": PIXELS}, {"tokens": ragged_tokens()}
@@ -89,60 +67,58 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
             siglip.text_tower(sig).model(), {"tokens": chance.integers(0, WORDS, (3, 16), dtype=np.int32)},
         ),
         "eva": (
-            eva.classifier(checkpoint(TimmWrapperForImageClassification(timm), 3)).model(),
+            eva.classifier(checkpoint(small_models.eva(layers=LAYERS))).model(),
             {"pixels": chance.integers(0, 256, (3, 70, 70, 3), dtype=np.uint8)},
         ),
-        "bert": (
-            bert.classifier(checkpoint(BertForSequenceClassification(BertConfig(**TEXT, **labels)), 2)).model(), tokens,
-        ),
+        "bert": (bert.classifier(checkpoint(small_models.bert())).model(), tokens),
         "aesthetic": (aesthetic.predictor(rated).model(), pixels),
     }  # fmt: skip
     for name in DEFAULTS:
-        given = {"tokens": chance.integers(-1, 9000, (3, 16), dtype=np.int32)} if "use" in name else large
-        found[name] = (onnx.load(str(onnx_path(load_card(name)))), given)
+        inputs = {"tokens": chance.integers(-1, 9000, (3, 16), dtype=np.int32)} if "use" in name else large
+        found[name] = (onnx.load(str(onnx_path(load_card(name)))), inputs)
     return found
 
 
-def lowered(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def lower(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     return model if precision == "fp32" else halved(model, precision)
 
 
-def in_torch(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+def run_in_torch(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     with torch.inference_mode():
         outputs = TorchGraph(model, CPU)(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     return [tensor.numpy() for tensor in outputs.values()]
 
 
-def in_onnx_runtime(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+def run_in_onnx_runtime(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, inputs)  # type: ignore[no-any-return]
 
 
-CASES = [("fp32", 1e-5, NETWORKS), ("fp16", 5e-3, IN_HALVES), ("bf16", 4e-2, IN_HALVES)]
+CASES = [("fp32", 1e-5, NETWORKS), ("fp16", 5e-3, HALF_NETWORKS), ("bf16", 4e-2, HALF_NETWORKS)]
 
 
-@pytest.mark.parametrize(("precision", "within", "name"), [(p, w, name) for p, w, names in CASES for name in names])
-def test_every_exported_graph_gives_what_onnx_runtime_gives(
-    networks: Networks, precision: str, within: float, name: str
+@pytest.mark.parametrize(("precision", "tolerance", "name"), [(p, t, name) for p, t, names in CASES for name in names])
+def test_exported_graphs_agree_with_onnx_runtime(
+    networks: Networks, precision: str, tolerance: float, name: str
 ) -> None:
     model, inputs = networks[name]
-    expected, found = in_onnx_runtime(model, inputs), in_torch(lowered(model, precision), inputs)
+    expected, found = run_in_onnx_runtime(model, inputs), run_in_torch(lower(model, precision), inputs)
     for left, right in zip(expected, found, strict=True):
         assert right.dtype == np.float32 and right.std() > 0
-        np.testing.assert_allclose(right, left, atol=within * max(1, np.abs(left).max()))
+        np.testing.assert_allclose(right, left, atol=tolerance * max(1, np.abs(left).max()))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_groups_of_nodes_become_one_call(networks: Networks, precision: str) -> None:
-    """`halved` puts casts around softmax and normalisation; the groups must be found all the same."""
-    found = {name: Counter(n.op_type for n in fuse_nodes(lowered(networks[name][0], precision).graph)[0])
+    """Also with the casts that `halved` adds around softmax and normalisation."""
+    found = {name: Counter(n.op_type for n in fuse_nodes(lower(networks[name][0], precision).graph)[0])
              for name in TRANSFORMERS}  # fmt: skip
     for name, calls in found.items():
-        heads = 1 if name == "siglip image" else 0  # its pooling attends, too
+        heads = 1 if name == "siglip image" else 0  # its pooling is an attention
         assert calls["Attention"] == LAYERS + heads, name
-        assert calls["Softmax"] == (name in ("eva", "bert")), name  # of the classes
-        assert not calls["Erf"] and calls["Tanh"] == (name == "bert"), name  # of its pooler
-        assert calls["Cast"] < 2 * LAYERS + 2, name  # at the ends; two a layer normalization would be more
+        assert calls["Softmax"] == (name in ("eva", "bert")), name  # over the classes
+        assert not calls["Erf"] and calls["Tanh"] == (name == "bert"), name  # in its pooler
+        assert calls["Cast"] < 2 * LAYERS + 2, name  # at the ends; fewer than two per layer normalisation
     assert found["clip image"]["QuickGeluMlp"] == found["aesthetic"]["QuickGeluMlp"] == LAYERS
     assert found["clip text"]["Gelu"] == found["siglip text"]["Gelu"] == found["bert"]["Gelu"] == LAYERS
     assert found["siglip image"]["Gelu"] == LAYERS + 1 and found["eva"]["Silu"] == LAYERS
@@ -157,18 +133,18 @@ def test_a_row_does_not_depend_on_the_others(
     onnx.save(model, str(tmp_path / "model.onnx"))
     write_graph(tmp_path / "model.onnx", tmp_path / "engine.onnx", precision)
     session = TorchSession(tmp_path / "engine.onnx", device, 2)
-    given, array = next(iter(inputs.items()))
+    input_name, array = next(iter(inputs.items()))
     array.flags.writeable = False
     together = next(iter(session.run(**inputs).values()))
     assert len(together) == len(array) and len(set(map(bytes, together))) == len(array)
     for row in range(len(array)):
-        assert next(iter(session.run(**{given: array[row : row + 1]}).values())) == pytest.approx(
+        assert next(iter(session.run(**{input_name: array[row : row + 1]}).values())) == pytest.approx(
             together[row : row + 1], abs=0
         )
 
 
 def graph(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
-    """x float32 (N, 4) → y."""
+    """Makes a graph with the input x, float32 (N, 4), and the output y."""
     return helper.make_model(
         helper.make_graph(
             nodes, "g",
@@ -180,26 +156,26 @@ def graph(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
     )  # fmt: skip
 
 
-def test_what_torch_cannot_run_is_named() -> None:
+def test_the_error_for_an_unsupported_operator_names_the_node() -> None:
     node = helper.make_node
     for model, words in (
         (graph(node("Celu", ["x"], ["y"], "layer.9")), r"node layer\.9: the operator Celu is not supported"),
-        (graph(node("Mod", ["x", "x"], ["y"], "m", fmod=1)), "node m: the setting fmod of Mod is not supported"),
+        (graph(node("Mod", ["x", "x"], ["y"], "m", fmod=1)), "node m: the attribute fmod of Mod is not supported"),
         (
             graph(node("Cast", ["x"], ["n"], to=TensorProto.INT64), node("Reshape", ["x", "n"], ["y"], "r")),
-            "node r: the shape n depends on what the input holds",
+            "node r: the shape n depends on the values of an input",
         ),
         (
             graph(node("Shape", ["x"], ["n"]), node("Cast", ["n"], ["y"], "c", to=TensorProto.FLOAT)),
-            "node c: the shape n is computed with",
+            "node c: the shape n takes part in a computation",
         ),
     ):
         with pytest.raises(DanqingError, match=words):
             TorchGraph(model, CPU)
 
 
-def test_operators_as_onnx_runtime_has_them() -> None:
-    """Settings and operand orders that no exported graph uses."""
+def test_operators_agree_with_onnx_runtime() -> None:
+    """With attributes and orders of operands that no exported graph has."""
     node, x = helper.make_node, np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     one, weight = np.float32(1), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
     for model in (
@@ -212,21 +188,21 @@ def test_operators_as_onnx_runtime_has_them() -> None:
         graph(node("Gemm", ["x", "w", "b"], ["y"]), w=weight, b=weight[0]),
         graph(node("Max", ["x", "m", "m"], ["y"]), m=one * 0.1),
         graph(node("Pad", ["x", "p", "v"], ["y"]), p=np.array([1, 0, 0, 2]), v=one),
-        # The second operand of a commutative node may be the product; no linear layer, the bias is a matrix.
+        # A product as the second operand of a sum; then a bias that is a matrix, which is not a linear layer.
         graph(node("MatMul", ["x", "w"], ["p"]), node("Add", ["b", "p"], ["y"]), w=weight, b=weight[0]),
         graph(node("MatMul", ["x", "w"], ["p"]), node("Add", ["b", "p"], ["y"]), w=weight, b=weight[:1]),
-        # x sigmoid(x) from either side, and a product of others.
+        # sigmoid(x) x, and a product of other tensors.
         graph(node("Sigmoid", ["x"], ["s"]), node("Mul", ["s", "x"], ["y"])),
         graph(node("Sigmoid", ["x"], ["s"]), node("Relu", ["x"], ["r"]), node("Mul", ["s", "r"], ["y"])),
         graph(node("Shape", ["x"], ["n"]), node("Gather", ["n", "zero"], ["k"]),
               node("Concat", ["k", "rest"], ["m"], axis=0),
               node("Unsqueeze", ["x", "zero"], ["u"]), node("Squeeze", ["u", "zero"], ["v"]),
               node("Reshape", ["v", "m"], ["y"]), zero=np.array([0]), rest=np.array([2, -1])),
-        # One row repeated for every row of the input: the shape stays on the host.
+        # One row repeated for every row of the input, with the shape on the host.
         graph(node("Shape", ["x"], ["n"]), node("Slice", ["n", "zero", "one"], ["rows"]),
               node("Concat", ["rows", "five"], ["m"], axis=0), node("Expand", ["b", "m"], ["y"]),
               zero=np.array([0]), one=np.array([1]), five=np.array([5]), b=weight[:1]),
     ):  # fmt: skip
-        (expected,), (found,) = (run(model, {"x": x}) for run in (in_onnx_runtime, in_torch))
+        (expected,), (found,) = (run(model, {"x": x}) for run in (run_in_onnx_runtime, run_in_torch))
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""From a model's ONNX to an engine for one kind of device."""
+"""Compiles a model's ONNX to an engine for one kind of device."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from danqing.trt_models.store import onnx_path
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 LARGEST_ONNX = 1 << 31
-"""Bytes that one ONNX file, a protobuf message, must stay below."""
+"""Size limit in bytes of one ONNX file, which is a protobuf message."""
 TORCH_ON_CPU, TORCH_ON_GPU = ("fp32", "bf16"), ("fp16", "bf16")
-"""Precisions of torch's engines."""
+"""Precisions of torch's engines on a CPU and on a GPU."""
 
 
 def compile_engine(
@@ -39,19 +39,23 @@ def compile_engine(
     runtime: str | None = None,
     samples: Iterable[dict[str, np.ndarray]] = (),
 ) -> Engine:
-    """Compiles a model and keeps the engine; it is not in use before it is verified and activated.
+    """Compiles a model and stores the engine. Recipes use it after it is verified and activated.
 
     Args:
-        precision: one of `PRECISIONS`; for `cpu` int8 only, as the model itself runs in fp32 (torch: `TORCH_ON_CPU`).
+        card: the model.
+        precision: one of `PRECISIONS`; for `cpu` only int8, as the model itself runs in fp32 (torch: `TORCH_ON_CPU`).
         target: `cpu` or a GPU architecture, `sm_90`. TensorRT compiles for the GPU of this machine, TensorRT-RTX for
-            any that it knows and ONNX Runtime for any, without one.
-        batch: fewest, usual and most rows the engine takes at once.
-        level: TensorRT's optimisation level, 0 to 5; None is TensorRT's own choice.
+            the GPUs that it lists, and ONNX Runtime for any; neither of these needs a GPU.
+        batch: minimum, usual and maximum rows of a batch.
+        level: TensorRT's optimisation level, 0 to 5; None for TensorRT's default.
         runtime: one of `CPU_COMPILERS` or `GPU_COMPILERS`; None takes the first that is installed.
-        samples: real inputs, for the ranges of fixed eight-bit activations.
+        samples: real inputs, name → array each, to measure the activation ranges of eight-bit engines.
+
+    Returns:
+        The engine, with the SHA-256 of its file.
 
     Raises:
-        DanqingError: what cannot be compiled here, and what is missing.
+        DanqingError: the engine cannot be compiled here; the message says what is missing.
     """
     if precision not in PRECISIONS:
         raise DanqingError(f"--precision {precision}; {did_you_mean(precision, PRECISIONS)}")
@@ -89,7 +93,7 @@ def _for_tensorrt(
 def _for_onnxruntime(
     engines: Engines, source: Path, draft: Engine, level: int | None, samples: list[dict[str, np.ndarray]]
 ) -> Engine:
-    """Fuses the graph, then lowers it to 16 bits: in the other order, casts would hide the patterns."""
+    """Fuses the graph before it lowers it to 16 bits, since casts would hide the patterns."""
     precision = draft.precision
     if precision not in ("fp32", *HALVES):
         raise DanqingError(f"--precision {precision}: on a GPU, ONNX Runtime computes in fp32, fp16 or bf16")
@@ -123,7 +127,7 @@ def _for_cpu(
     if is_convolutional(onnx.load(str(source), load_external_data=False)):
         draft = replace(draft, options={"ranges": "fixed"})
         return engines.add(draft, lambda file: quantised_statically(source, file, _needed(samples, engines.card)))
-    # A range taken from all rows at once would make each row's result depend on its company.
+    # One row per batch: a range measured over several rows would make a row's output depend on the other rows.
     draft = replace(draft, batch=(1, 1, 1), options={"ranges": "taken anew each time"})
     return engines.add(draft, lambda file: quantised_dynamically(source, file))
 
@@ -162,7 +166,7 @@ def _build_plan(
     trt = importlib.import_module(RUNTIMES[engine.runtime].module)
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
-    # TensorRT 11 knows no other kind of network; 10 has to be told.
+    # TensorRT 11 builds only strongly typed networks; TensorRT 10 needs the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +195,7 @@ def _build_plan(
 
 @contextmanager
 def _timings(config: Any, engine: Engine) -> Iterator[None]:
-    """What TensorRT measured of its kernels is kept for the next engine; TensorRT-RTX measures nothing."""
+    """Loads and saves TensorRT's kernel timings, so that the next engine compiles faster. TensorRT-RTX has none."""
     if engine.runtime != "tensorrt":
         yield
         return
@@ -204,7 +208,7 @@ def _timings(config: Any, engine: Engine) -> Iterator[None]:
 
 
 def _aim(trt: Any, config: Any, target: str) -> None:
-    """Sets the architecture to compile for; TensorRT itself knows only that of the GPU at hand."""
+    """Sets the architecture to compile for. TensorRT compiles only for the GPU of this machine."""
     if not hasattr(config, "set_compute_capability"):
         here = this_gpu()
         if here != target:
@@ -241,10 +245,10 @@ def _profile(builder: Any, network: Any, card: Card, batch: tuple[int, int, int]
 
 
 def this_gpu() -> str | None:
-    """The architecture of this machine's first GPU, `sm_90`; None without one."""
+    """Returns the architecture of this machine's first GPU, such as `sm_90`; None if there is no GPU."""
     try:
         import cupy
 
         return f"sm_{cupy.cuda.Device(0).compute_capability}"
-    except Exception:  # no cupy, no driver, no GPU
+    except Exception:  # CuPy, the driver or the GPU is missing
         return None

@@ -4,11 +4,11 @@ normalisation, GELU, rotary embedding.
 Its CUDA provider has one kernel for each, in float32, fp16 and bf16, which sums in float32. The patterns are those that
 `trt_models.export` writes, operand by operand; nodes of other graphs that do not match stay as they are. ONNX Runtime's
 own optimizer (`onnxruntime.transformers`) is not used: it applies 1/√d a second time, since the exporter has folded it
-into Q (outputs wrong by 3.8e-3 without an error; here `scale` is 1), needs a model type for every architecture, and
-does not fuse attention with a rotary embedding (EVA-02) or with our padding mask (BERT).
+into Q (outputs are wrong by 3.8e-3, without an error; here `scale` is 1), it needs a model type for every architecture,
+and it does not fuse attention with a rotary embedding (EVA-02) or with our padding mask (BERT).
 
-`Reshape` and `Transpose` around attention are part of the fused operator, so the constants of their shapes go, too. One
-node still computes a shape: BERT's `Shape(tokens)`, which cuts the positions to the captions' length.
+`Reshape` and `Transpose` around attention are part of the fused operator, so their shape constants are removed, too.
+One node still computes a shape: BERT's `Shape(tokens)`, which cuts the positions to the captions' length.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MASKED_LOGIT = -10_000.0
 """The value that `padding_mask` adds to the logits of padding."""
 
 Pattern = str | float | tuple[Any, ...]
-"""Describes a tensor: a name to bind it to, the value of a scalar weight, or the node that makes it, as (operator,
-*operands). A dictionary at the end of such a tuple holds attributes that the node must have."""
+"""Describes a tensor by the name to bind it to, by the value of a scalar weight, or by the node that produces it:
+(operator, *operands). A dictionary at the end of such a tuple holds attributes that the node must have."""
 
 QUICK_GELU: Pattern = ("Mul", "x", ("Sigmoid", ("Mul", "x", 1.702)))
 SILU: Pattern = ("Mul", "x", ("Sigmoid", "x"))
@@ -69,12 +69,12 @@ PADDING_MASK: Pattern = ("Unsqueeze", ("Mul", ("Cast", "is pad"), MASKED_LOGIT),
 
 @dataclass
 class Fusion:
-    """Counts of one fusion.
+    """Node counts of one fusion.
 
     Attributes:
         nodes_before, nodes: nodes of the graph before and after.
-        fused: fused operator → its nodes in the graph.
-        left: plain operator → nodes of it that a fused operator could have replaced, but did not.
+        fused: fused operator → number of its nodes in the graph.
+        left: plain operator → number of its nodes that a fused operator could have replaced, but did not.
     """
 
     nodes_before: int
@@ -90,13 +90,16 @@ def fuse(model: onnx.ModelProto) -> Fusion:
     """Rewrites the model in place; its outputs stay the same to rounding (1e-6).
 
     Args:
-        model: float32, with its weights.
+        model: in float32, with its weights.
+
+    Returns:
+        Node counts.
     """
     return _Rewriting(model).result()
 
 
 class _Rewriting:
-    """Replaces the last node of each match by the fused one under the same output name, then drops unread nodes."""
+    """Replaces the last node of each match by a fused node with the same output name, then drops unread nodes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model, self.graph = model, model.graph
@@ -105,7 +108,7 @@ class _Rewriting:
         self.producers = {output: node for node in self.nodes for output in node.output}
         self.new_weights: dict[str, onnx.TensorProto] = {}
         self.replacements: dict[str, list[onnx.NodeProto]] = {}
-        """First output of a node → the nodes in its place."""
+        """First output of a node → the nodes that replace it."""
         self.fusion = Fusion(len(self.nodes))
 
     def result(self) -> Fusion:
@@ -161,7 +164,7 @@ class _Rewriting:
         )
 
     def _found(self, node: onnx.NodeProto, pattern: Pattern) -> dict[str, str] | None:
-        """The tensors that the pattern's names stand for, if this node is its last."""
+        """Matches a pattern whose last node is `node`: names of the pattern → tensors, or None."""
         found: dict[str, str] = {}
         return found if self._matches(node.output[0], pattern, found) else None
 
@@ -174,7 +177,7 @@ class _Rewriting:
         return float(numpy_helper.to_array(weight)) if weight is not None and not weight.dims else None
 
     def _linear(self, name: str) -> dict[str, str] | None:
-        """`product` and `bias` of a linear layer's output."""
+        """Returns `product` and `bias` if the tensor is the output of a linear layer, else None."""
         found: dict[str, str] = {}
         if not self._matches(name, LINEAR, found) or not {found["weight"], found["bias"]} <= self.weights.keys():
             return None
@@ -190,7 +193,7 @@ class _Rewriting:
     # ── fused operators ──
 
     def _attention(self, node: onnx.NodeProto) -> bool:
-        """com.microsoft::MultiHeadAttention on (N, T, width), with the biases of Q, K and V unless they are rotated."""
+        """Writes com.microsoft::MultiHeadAttention on (N, T, width), with the biases of Q, K and V unless rotated."""
         patterns = (ATTENTION, MASKED_ATTENTION, ROTARY_ATTENTION)
         found = next((f for pattern in patterns if (f := self._found(node, pattern)) is not None), None)
         if found is None or (heads := self._heads_of(found)) is None:
@@ -226,7 +229,7 @@ class _Rewriting:
         return True
 
     def _heads_of(self, found: Mapping[str, str]) -> int | None:
-        """Number of heads; None if the shapes around the attention are not (0, 0, heads, size) and (0, 0, width)."""
+        """Returns the number of heads; None unless the shapes are (0, 0, heads, size) of q, k, v and (0, 0, width)."""
         shapes = [self._array(found[f"{name} shape"]) for name in ("q", "k", "v", "joined")]
         match [() if shape is None else tuple(shape.tolist()) for shape in shapes]:
             case [(0, 0, heads, size), k, v, joined] if k == v == (0, 0, heads, size) and joined == (
@@ -238,7 +241,7 @@ class _Rewriting:
         return None
 
     def _key_padding_mask(self, is_pad: str, before: list[onnx.NodeProto]) -> str:
-        """int32 (N, T), 1 for a token and 0 for padding; made once, before the first attention."""
+        """Writes the mask int32 (N, T), 1 for a token and 0 for padding, once, before the first attention."""
         mask = f"{is_pad}.key_padding_mask"
         if mask not in self.producers:
             no_pad = helper.make_node("Not", [is_pad], [f"{is_pad}.not"], f"{is_pad}.not")
@@ -247,7 +250,7 @@ class _Rewriting:
         return mask
 
     def _rotates_by_halves(self, found: Mapping[str, str]) -> bool:
-        """Whether the rotary embedding is the one that RotaryEmbedding computes: halves [0, h) and [h, 2 h) of a head,
+        """Whether RotaryEmbedding computes this rotary embedding: of the halves [0, h) and [h, 2 h) of a head, with
         equal tables (T, 2 h) for both (`trt_models.export.eva`)."""
         tables = [self._array(found[name]) for name in ("cos", "sin")]
         if any(table is None or table.ndim != 2 for table in tables):
@@ -262,7 +265,7 @@ class _Rewriting:
         )
 
     def _rotate(self, name: str, found: Mapping[str, str], before: list[onnx.NodeProto]) -> str:
-        """com.microsoft::RotaryEmbedding on (N, T, width), positions 0, 1, …"""
+        """Writes com.microsoft::RotaryEmbedding on (N, T, width), for positions 0, 1, …"""
         tables = []
         for table in ("cos", "sin"):
             whole = self._array(found[table])
@@ -298,8 +301,8 @@ class _Rewriting:
         return False
 
     def _normalisation(self, node: onnx.NodeProto) -> bool:
-        """com.microsoft::SkipLayerNormalization of residual + linear layer. It also outputs their sum, which the next
-        residual reads."""
+        """Writes com.microsoft::SkipLayerNormalization of residual + linear layer. It also outputs the sum, which the
+        next residual reads."""
         if node.op_type != "LayerNormalization" or len(node.input) != 3 or len(node.output) != 1:
             return False
         total = self.producers.get(node.input[0])

@@ -1,4 +1,4 @@
-"""Eight-bit networks, by ONNX Runtime's own quantiser."""
+"""Quantises networks to eight bits with ONNX Runtime's quantiser."""
 
 from __future__ import annotations
 
@@ -11,20 +11,30 @@ import onnx
 from onnx.version_converter import convert_version
 
 DYNAMIC_OPS = ("MatMul", "Gemm")
-PRODUCTS = ("Conv", "MatMul", "Gemm")
-STATIC_OPS = (*PRODUCTS, "Add", "Clip", "Relu", "MaxPool", "GlobalAveragePool")
-FIRST_WITH_FP8 = 19
-"""The version of ONNX's operators."""
+PRODUCT_OPS = ("Conv", "MatMul", "Gemm")
+STATIC_OPS = (*PRODUCT_OPS, "Add", "Clip", "Relu", "MaxPool", "GlobalAveragePool")
+FP8_OPSET = 19
+"""First version of ONNX's operators with fp8 types."""
+EXTERNAL_DATA_BYTES = 1 << 30
+"""Models above this size are written with their weights in a separate file; one ONNX file holds at most 2 GiB."""
 
 
 def is_convolutional(model: onnx.ModelProto) -> bool:
-    """Mostly convolutions: such networks gain from fixed ranges, transformers from ranges taken anew each time."""
+    """Whether a network has more convolutions than matrix products.
+
+    Such networks lose least with fixed activation ranges, transformers with ranges computed for each input.
+    """
     kinds = [node.op_type for node in model.graph.node]
     return kinds.count("Conv") > kinds.count("MatMul") + kinds.count("Gemm")
 
 
 def quantised_dynamically(source: Path, out: Path) -> None:
-    """int8 weights, a scale a column; activations are quantised as they come, each tensor by its own range."""
+    """Quantises matrix products to int8: weights with a scale per column, activations by the range of each tensor.
+
+    Args:
+        source: the model in float32.
+        out: the ONNX file to write.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(source))
@@ -37,14 +47,16 @@ def quantised_dynamically(source: Path, out: Path) -> None:
 def quantised_statically(
     source: Path, out: Path, batches: Iterable[dict[str, np.ndarray]], kind: str = "uint8"
 ) -> None:
-    """Weights and activations in eight bits, within the ranges seen on the given inputs.
+    """Quantises weights and activations to eight bits, with fixed activation ranges measured on real inputs.
 
-    The first layer keeps float32: it sees the pixels themselves, costs little, and its errors spoil all that follows.
+    The first layer stays in float32: it reads the pixels, costs little, and its errors reach all later layers.
 
     Args:
-        batches: real inputs, to see ranges on.
-        kind: of the activations. `uint8` for CPU cores; `int8` and `fp8` (e4m3) as TensorRT wants them: products only,
-            zero stays zero, biases stay float32.
+        source: the model in float32.
+        out: the ONNX file to write.
+        batches: real inputs, name → array each.
+        kind: type of the activations. `uint8` is for CPUs. `int8` and `fp8` (e4m3) are for TensorRT: only products are
+            quantised, ranges are symmetric around 0, biases stay in float32.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -60,20 +72,20 @@ def quantised_statically(
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         model = onnx.load(str(prepared))
         if kind == "fp8":
-            model = convert_version(model, FIRST_WITH_FP8)
+            model = convert_version(model, FP8_OPSET)
         for number, node in enumerate(model.graph.node):
-            node.name = node.name or f"{node.op_type}-{number}"  # layers are left out by name
-        first = next((node.name for node in model.graph.node if node.op_type in PRODUCTS), "")
+            node.name = node.name or f"{node.op_type}-{number}"  # `nodes_to_exclude` needs names
+        first = next((node.name for node in model.graph.node if node.op_type in PRODUCT_OPS), "")
         quantize_static(
             model, str(out), _Inputs(batches), quant_format=QuantFormat.QDQ, per_channel=kind != "fp8",
-            op_types_to_quantize=list(STATIC_OPS if on_cpu else PRODUCTS), nodes_to_exclude=[first],
+            op_types_to_quantize=list(STATIC_OPS if on_cpu else PRODUCT_OPS), nodes_to_exclude=[first],
             activation_type=activations, weight_type=weights, calibrate_method=ranges,
             extra_options={"ActivationSymmetric": not on_cpu, "QuantizeBias": on_cpu},
         )  # fmt: skip
 
 
 class _Inputs:
-    """ONNX Runtime's protocol for calibration data."""
+    """The batches, by ONNX Runtime's protocol for calibration data."""
 
     def __init__(self, batches: Iterable[dict[str, np.ndarray]]) -> None:
         self.batches: Iterator[dict[str, np.ndarray]] = iter(batches)
@@ -83,4 +95,5 @@ class _Inputs:
 
 
 def _is_large(source: Path) -> bool:
-    return sum(path.stat().st_size for path in source.parent.glob(f"{source.name}*")) > 1 << 30
+    """Whether the model with its separate weights, if any, needs a separate file again."""
+    return sum(path.stat().st_size for path in source.parent.glob(f"{source.name}*")) > EXTERNAL_DATA_BYTES

@@ -1,4 +1,4 @@
-"""Exporters: from published weights to ONNX. Each is found by the `build` or `export` name of a model card."""
+"""Exporters: functions that make ONNX models of published weights. A card names one by `build` or `export`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import onnx
 
     from danqing.trt_models.export.checkpoint import Checkpoint
-    from danqing.trt_models.export.graph import Network
+    from danqing.trt_models.export.graph import ExportedNetwork
 
 
 def _efficientnet_lite0_conse() -> onnx.ModelProto:
@@ -22,7 +22,7 @@ def _efficientnet_lite0_conse() -> onnx.ModelProto:
 def _use_multilingual() -> onnx.ModelProto:
     from danqing.trt_models.export import imagenet_names, use_multilingual
 
-    # Centred where the class names are: that is the space in which the image tower lays its pictures.
+    # Centred on the mean of the class names, since the image tower averages embeddings of these names.
     return use_multilingual.build(imagenet_names.class_embeddings().mean(axis=0))
 
 
@@ -37,15 +37,22 @@ BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {
     "use-multilingual": _use_multilingual,
     "open-nsfw": _open_nsfw,
 }
-"""From installed packages."""
+"""`build` of a card → function that makes the model from installed packages."""
+
+ARCHITECTURES = ("aesthetic", "bert", "chinese_clip", "eva", "siglip")
+"""Modules of this package with exporters of published checkpoints."""
 
 
-def exporter(name: str) -> Callable[[Checkpoint], Network] | None:
-    """From a published checkpoint, `MODULE.FUNCTION` of this package."""
+def exporter(name: str) -> Callable[[Checkpoint], ExportedNetwork] | None:
+    """Finds an exporter of published checkpoints.
+
+    Args:
+        name: `export` of a card, `MODULE.FUNCTION` of this package.
+
+    Returns:
+        The function; None if there is no such one.
+    """
     module, _, function = name.partition(".")
     if module not in ARCHITECTURES:
         return None
     return getattr(import_module(f"danqing.trt_models.export.{module}"), function, None)
-
-
-ARCHITECTURES = ("aesthetic", "bert", "chinese_clip", "eva", "siglip")

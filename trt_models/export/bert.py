@@ -10,24 +10,30 @@ from onnx import TensorProto
 
 from danqing.engine.core.errors import DanqingError
 from danqing.trt_models.export.checkpoint import Checkpoint
-from danqing.trt_models.export.graph import Graph, Network
+from danqing.trt_models.export.graph import ExportedNetwork, Graph
 from danqing.trt_models.export.transformer import Transformer, padding_mask
 
 SAFE_NAMES = ("safe", "normal", "neutral", "ok", "negative", "non-toxic", "clean", "label_0", "0")
-"""What the class of harmless texts is called; the others add up to the probability of unsafe ones."""
+"""Names of the class of harmless texts. The other classes' probabilities add up to that of an unsafe text."""
 
 
-def classifier(weights: Checkpoint) -> Network:
-    """tokens int32 (N, T), [CLS] first and padded with the [PAD] id → probability float32 (N,) of an unsafe text."""
+def classifier(weights: Checkpoint) -> ExportedNetwork:
+    """Writes a classifier: tokens int32 (N, T) → probability float32 (N,) of an unsafe text.
+
+    The tokens begin with [CLS] and are padded with [PAD].
+
+    Raises:
+        DanqingError: another architecture, or config.json does not name the harmless class.
+    """
     weights.expect("bert")
     graph = Graph()
-    write, x = encoder(graph, weights, weights.config, "bert")
-    x = graph.add("Tanh", write.linear(write.token(x, 0), "bert.pooler.dense", write.width))
+    writer, x = encoder(graph, weights, weights.config, "bert")
+    x = graph.add("Tanh", writer.linear(writer.token(x, 0), "bert.pooler.dense", writer.width))
     classes = len(weights("classifier.bias", -1))
-    shares = graph.add("Softmax", write.linear(x, "classifier", classes), axis=1)
+    shares = graph.add("Softmax", writer.linear(x, "classifier", classes), axis=1)
     safe = graph.add("Gather", shares, np.int64(_safe_class(weights, classes)), axis=1)
     graph.add("Sub", np.float32(1), safe, output="probability")
-    return Network(graph, "classifier", {"tokens": (TensorProto.INT32, ["N", "T"])}, {"probability": ["N"]})
+    return ExportedNetwork(graph, "classifier", {"tokens": (TensorProto.INT32, ["N", "T"])}, {"probability": ["N"]})
 
 
 def _safe_class(weights: Checkpoint, classes: int) -> int:
@@ -42,29 +48,39 @@ def _safe_class(weights: Checkpoint, classes: int) -> int:
 
 
 def encoder(graph: Graph, weights: Checkpoint, config: Mapping[str, Any], root: str) -> tuple[Transformer, str]:
-    """The hidden states (N, T, width) of the input `tokens`, and what writes more of the network."""
-    write = Transformer.of(graph, weights, config, 1e-12, "gelu")
-    width, inner = write.width, weights.setting(config, "intermediate_size", 3072)
+    """Writes the encoder.
+
+    Args:
+        graph: the graph to write to; its input is `tokens`, int32 (N, T).
+        weights: the checkpoint.
+        config: the encoder's section of config.json.
+        root: prefix of the names of the encoder's weights.
+
+    Returns:
+        A writer for the rest of the network, and the name of the hidden states (N, T, width).
+    """
+    writer = Transformer.of(graph, weights, config, 1e-12, "gelu")
+    width, inner = writer.width, weights.setting(config, "intermediate_size", 3072)
     at = f"{root}.embeddings"
     words = weights(f"{at}.word_embeddings.weight", -1, width)
-    # Every token is of the first segment, so its vector goes with the positions'.
+    # Every token is in the first segment, so the segment's vector is added to the positions.
     positions = (
         weights(f"{at}.position_embeddings.weight", -1, width)
         + weights(f"{at}.token_type_embeddings.weight", -1, width)[0]
     )
     length = graph.add("Slice", graph.add("Shape", "tokens"), np.array([1]), np.array([2]))
     x = graph.add("Gather", graph.weight(words, f"{at}.word_embeddings.weight"), "tokens")
-    x = write.add(
+    x = writer.add(
         x, graph.add("Slice", graph.weight(positions, f"{at}.positions"), np.array([0]), length, np.array([0]))
     )
-    x = write.norm(x, f"{at}.LayerNorm")
+    x = writer.norm(x, f"{at}.LayerNorm")
     mask = padding_mask(graph, "tokens", int(weights.setting(config, "pad_token_id", 0)))
     for layer in range(weights.setting(config, "num_hidden_layers", 12)):
         at = f"{root}.encoder.layer.{layer}"
         with graph.at(at):
             query, key, value = (f"{at}.attention.self.{name}" for name in ("query", "key", "value"))
-            attended = write.attention(x, query, key, value, f"{at}.attention.output.dense", mask)
-            x = write.norm(write.add(x, attended), f"{at}.attention.output.LayerNorm")
-            y = write.mlp(x, f"{at}.intermediate.dense", f"{at}.output.dense", inner)
-            x = write.norm(write.add(x, y), f"{at}.output.LayerNorm")
-    return write, x
+            attended = writer.attention(x, query, key, value, f"{at}.attention.output.dense", mask)
+            x = writer.norm(writer.add(x, attended), f"{at}.attention.output.LayerNorm")
+            y = writer.mlp(x, f"{at}.intermediate.dense", f"{at}.output.dense", inner)
+            x = writer.norm(writer.add(x, y), f"{at}.output.LayerNorm")
+    return writer, x

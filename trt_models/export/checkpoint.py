@@ -1,4 +1,4 @@
-"""A model as it is published: a folder with config.json and the weights, in Hugging Face's layout."""
+"""Reads published checkpoints: folders with config.json and the weights, in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -10,20 +10,42 @@ from typing import Any
 import numpy as np
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
-from danqing.trt_models.export.torch_file import read_checkpoint, upper_halves
+from danqing.trt_models.export.torch_file import float32_of_bfloat16, read_checkpoint
 
-KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
-POINTER = b"version https://git-lfs"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-NOT_NEEDED = ("position_ids", "token_type_ids", "text_model.pooler.dense.weight", "text_model.pooler.dense.bias")
-"""How tensors end that no network here needs: counted positions, and a pooler that Chinese-CLIP does without."""
+SAFETENSORS_TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "U8": "u1",
+    "BOOL": "?",
+}
+LFS_POINTER = b"version https://git-lfs"
+WEIGHTS_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+UNUSED_WEIGHTS = ("position_ids", "token_type_ids", "text_model.pooler.dense.weight", "text_model.pooler.dense.bias")
+"""Suffixes of tensors that no network here uses: position numbers, and a pooler that Chinese-CLIP does not run."""
 
 
 class Checkpoint:
-    """Configuration and weights of a folder. Weights come one by one, as float32, and are checked for their shape.
+    """Configuration and weights of a folder. Weights are read one at a time, as float32, and their shapes are checked.
+
+    Args:
+        folder: the published folder.
+        prefix: added to the name of every weight that is asked for.
+
+    Attributes:
+        config: content of config.json.
+        files: the files that were opened, for the record.
 
     Raises:
-        DanqingError: a file that is missing, damaged or of another architecture; names it, and what to do.
+        DanqingError: a file is missing or damaged; the message names it and the remedy.
     """
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
@@ -36,6 +58,11 @@ class Checkpoint:
         self._read: set[str] = set()
 
     def json(self, name: str) -> dict[str, Any]:
+        """Reads a JSON object of the folder.
+
+        Raises:
+            DanqingError: the file is missing or not a JSON object.
+        """
         path = self.folder / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -48,14 +75,23 @@ class Checkpoint:
         return content
 
     def expect(self, *model_types: str) -> None:
-        """Refuses another architecture than the card's."""
+        """Raises DanqingError unless `model_type` of config.json is one of these."""
         found = self.config.get("model_type")
         if found not in model_types:
             wanted = " or ".join(map(repr, model_types))
             raise DanqingError(f"{self.folder / 'config.json'}: model_type is {found!r}, the card is for {wanted}")
 
     def setting(self, section: Mapping[str, Any], name: str, default: Any = None) -> Any:
-        """A value of the configuration; published files leave out what is the architecture's default."""
+        """Returns a value of config.json.
+
+        Args:
+            section: `config` or a section of it.
+            name: the key.
+            default: the architecture's default, which published files omit; None if there is none.
+
+        Raises:
+            DanqingError: there is neither value nor default, or the value has another type.
+        """
         value = default if section.get(name) is None else section[name]
         if value is None:
             raise DanqingError(f"{self.folder / 'config.json'}: has no {name!r}")
@@ -70,12 +106,23 @@ class Checkpoint:
         return self.prefix + name in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """What a weight's shape is, None where there is no such weight. To look is not to read."""
+        """Returns a weight's shape, None if there is no such weight. Does not mark the weight as read."""
         name = self.prefix + name
         return self._tensors[name]().shape if name in self._tensors else None
 
     def __call__(self, name: str, *shape: int) -> np.ndarray:
-        """A weight as contiguous float32, of the shape given (-1: any size)."""
+        """Reads a weight.
+
+        Args:
+            name: its name, without `prefix`.
+            shape: its expected shape, -1 for any size; empty for any shape.
+
+        Returns:
+            A contiguous float32 array.
+
+        Raises:
+            DanqingError: there is no such weight, or it has another shape.
+        """
         name = self.prefix + name
         if name not in self._tensors:
             raise DanqingError(f"{self.folder}: the weights have no {name!r}; {did_you_mean(name, self._tensors)}")
@@ -91,29 +138,33 @@ class Checkpoint:
         return tensor
 
     def expect_all_read(self) -> None:
-        """Refuses weights that a finished network left out: config.json with too few layers makes a graph all the same.
+        """Checks that the network uses all weights of each part that it reads.
 
-        Only the parts that were read from at all count; a text tower needs nothing of the vision model's.
+        Otherwise a config.json with too few layers would give a valid graph. A part is the first component of a
+        weight's name, such as the vision part, which a text tower does not read.
+
+        Raises:
+            DanqingError: weights that the network does not use.
         """
         parts = {name.partition(".")[0] for name in self._read}
         left = [
             name
             for name in self._tensors
-            if name not in self._read and name.partition(".")[0] in parts and not name.endswith(NOT_NEEDED)
+            if name not in self._read and name.partition(".")[0] in parts and not name.endswith(UNUSED_WEIGHTS)
         ]
         if left:
             raise DanqingError(
                 f"{self.folder}: the network that config.json describes has no place for {len(left)} of the weights, "
-                f"{left[0]!r} for one; get config.json and the weights from the same publication"
+                f"{left[0]!r} for one; get config.json and the weights from the same repository"
             )
 
     def _open(self) -> dict[str, Callable[[], np.ndarray]]:
-        """Name → what reads the tensor."""
-        found = next((self.folder / name for name in WEIGHTS if (self.folder / name).exists()), None)
+        """Returns the tensors: name → function that reads it."""
+        found = next((self.folder / name for name in WEIGHTS_FILES if (self.folder / name).exists()), None)
         if found is None:
-            raise DanqingError(f"{self.folder}: no weights here; looked for {', '.join(WEIGHTS)}")
+            raise DanqingError(f"{self.folder}: no weights here; looked for {', '.join(WEIGHTS_FILES)}")
         with found.open("rb") as file:
-            if file.read(len(POINTER)) == POINTER:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise DanqingError(f"{found}: a pointer to the file, not the file; fetch it with `git lfs pull`")
         if found.suffix == ".json":
             shards = sorted(set(self.json(found.name).get("weight_map", {}).values()))
@@ -138,8 +189,10 @@ def _torch(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """The tensors of a file: an int64 length, so many bytes of JSON (name → dtype, shape, data_offsets), the data; see
-    github.com/huggingface/safetensors, "Format". No tensor is read before it is asked for.
+    """Yields the tensors of a file: name, and function that reads it.
+
+    Format (github.com/huggingface/safetensors, "Format"): int64 length of the header, JSON header (name → dtype, shape,
+    data_offsets), data.
     """
     try:
         size = path.stat().st_size
@@ -152,7 +205,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            kind, shape = np.dtype(KINDS[entry["dtype"]]), tuple(map(int, entry["shape"]))
+            kind, shape = np.dtype(SAFETENSORS_TYPES[entry["dtype"]]), tuple(map(int, entry["shape"]))
             first, last = map(int, entry["data_offsets"])
             if not 0 <= first <= last <= size - start or last - first != kind.itemsize * int(
                 np.prod(shape, dtype=np.int64)
@@ -170,6 +223,6 @@ def _reader(
         if 0 in shape:
             return np.empty(shape, kind)
         tensor = np.array(np.memmap(path, kind, "r", offset, shape))
-        return upper_halves(tensor) if halves else tensor
+        return float32_of_bfloat16(tensor) if halves else tensor
 
     return read

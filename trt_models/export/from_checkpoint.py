@@ -1,4 +1,4 @@
-"""From a published checkpoint to a model in the store."""
+"""Exports a published checkpoint to a model in the store."""
 
 from __future__ import annotations
 
@@ -8,47 +8,45 @@ from danqing.engine.core.errors import DanqingError
 from danqing.trt_models.card import Card
 from danqing.trt_models.export import ARCHITECTURES, exporter
 from danqing.trt_models.export.checkpoint import Checkpoint
-from danqing.trt_models.export.graph import Network
+from danqing.trt_models.export.graph import ExportedNetwork
 from danqing.trt_models.package_files import package_file, sha256
-from danqing.trt_models.store import keep, model_folder
+from danqing.trt_models.store import model_folder, store_model
 
 
 def export(card: Card, source: Path) -> Path:
-    """Makes the model's ONNX from a published checkpoint, and keeps it where recipes find it by the card's name.
+    """Exports a published checkpoint and stores the model under the card's name.
 
     Args:
+        card: a card with `export`.
         source: folder with config.json, the weights and, for a text model, its vocabulary.
 
     Returns:
-        The folder it is kept in.
+        The model's folder in the store.
 
     Raises:
-        DanqingError: a card that does not come from a checkpoint, or a checkpoint that is not the card's.
+        DanqingError: the card does not name an exporter, or the checkpoint is not the one that the card names.
     """
     if not card.export:
-        raise DanqingError(
-            f"{card.name} comes from {'installed packages' if card.build else 'beside its card'}; nothing to export"
-        )
+        source_name = "installed packages" if card.build else "files beside its card"
+        raise DanqingError(f"{card.name} comes from {source_name}; nothing to export")
     write = exporter(card.export)
     if write is None:
-        raise DanqingError(
-            f"card {card.name}: no exporter {card.export!r}; there are those of {', '.join(ARCHITECTURES)}"
-        )
+        raise DanqingError(f"card {card.name}: no exporter {card.export!r}; the modules are {', '.join(ARCHITECTURES)}")
     weights = Checkpoint(source)
-    if card.token_input:  # before the long work
+    if card.token_input:  # checks that the vocabulary exists before the slow part
         package_file(None, card.token_input.file, source)
     _check_shapes(card, weights)
     network = write(weights)
     weights.expect_all_read()
     _check_input(card, network, weights)
     note = {"checkpoint": {path.name: sha256(path) for path in weights.files}}
-    also = [source / card.token_input.file] if card.token_input else []
-    keep(card, model_folder(card), network.save, note, also)
+    extra_files = [source / card.token_input.file] if card.token_input else []
+    store_model(card, model_folder(card), network.save, note, extra_files)
     return model_folder(card)
 
 
 def _check_shapes(card: Card, weights: Checkpoint) -> None:
-    """Refuses another checkpoint of the same architecture: B/16 would make as good a graph as L/14."""
+    """Refuses another checkpoint of the same architecture, such as B/16 for L/14, which would export without error."""
     for name, shape in card.shapes.items():
         found = weights.shape(name)
         if found != tuple(shape):
@@ -56,8 +54,8 @@ def _check_shapes(card: Card, weights: Checkpoint) -> None:
             raise DanqingError(f"{weights.folder}: {what}, {card.name} has {tuple(shape)}; is it {card.published}?")
 
 
-def _check_input(card: Card, network: Network, weights: Checkpoint) -> None:
-    """The card's picture size or token count must be the network's."""
+def _check_input(card: Card, network: ExportedNetwork, weights: Checkpoint) -> None:
+    """Checks that the card and the network have the same picture size or number of tokens."""
     for _, size in network.inputs.values():
         side, tokens = size[1], card.token_input
         if tokens is None:
@@ -71,5 +69,5 @@ def _check_input(card: Card, network: Network, weights: Checkpoint) -> None:
             fits = wanted <= side
         if not fits:
             raise DanqingError(
-                f"card {card.name}: says {wanted}, and the checkpoint was made for {side}; is it {card.published}?"
+                f"card {card.name}: its input has size {wanted}, the checkpoint's has {side}; is it {card.published}?"
             )

@@ -1,4 +1,4 @@
-"""The ImageNet classes by name, English and Chinese, and where those names lie in the text tower's space."""
+"""Names of the ImageNet classes in English and Chinese, and their embeddings by the text tower."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import onnxruntime
 from danqing.trt_models.card import TokenInput
 from danqing.trt_models.export import use_multilingual
 from danqing.trt_models.package_files import package_file
-from danqing.trt_models.run.tokenizer import Tokenizer
+from danqing.trt_models.run.tokenizer import SentencePiece
 
-_BATCH = 50
+_BATCH_NAMES = 50
 
 
 @cache
 def class_names() -> tuple[tuple[str, str], ...]:
-    """(English, Simplified Chinese) of the 1000 classes, in the order of the classifier's outputs."""
+    """Returns the names (English, Simplified Chinese) of the 1000 classes, in the order of the classifier's outputs."""
     text = (resources.files("danqing.trt_models.export") / "imagenet_names.tsv").read_text(encoding="utf-8")
     rows = (line.split("\t") for line in text.splitlines())
     return tuple((english, chinese) for _, english, chinese in rows)
@@ -26,20 +26,23 @@ def class_names() -> tuple[tuple[str, str], ...]:
 
 @cache
 def class_embeddings() -> np.ndarray:
-    """float32 (1000, 512): the mean of the uncentred unit embeddings of a class's English and Chinese name.
+    """Embeds the class names.
 
-    Both names, because a rare word in one language is often a common one in the other.
+    The mean of both languages is used, because a rare word in one is often a common word in the other.
+
+    Returns:
+        float32 (1000, 512): of each class, the mean of the uncentred unit embeddings of its two names.
     """
     card = TokenInput("sentencepiece", use_multilingual.TOKENIZER, use_multilingual.PACKAGE, begin=1, end=2)
-    tokenizer = Tokenizer(card, package_file(card.package, card.file))
+    tokenizer = SentencePiece(card, package_file(card.package, card.file))
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # the same sums, and so the same model, whatever the machine's cores
+    options.intra_op_num_threads = 1  # so that sums, and with them the model, do not depend on the number of cores
     model = use_multilingual.build().SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [name for both in class_names() for name in both]
     parts = []
-    for start in range(0, len(names), _BATCH):
-        tokens = tokenizer.pad(tokenizer.encode(names[start : start + _BATCH]))
+    for start in range(0, len(names), _BATCH_NAMES):
+        tokens = tokenizer.pad(tokenizer.encode(names[start : start + _BATCH_NAMES]))
         parts.append(session.run(["embedding"], {"tokens": tokens})[0])
     embeddings: np.ndarray = np.concatenate(parts).reshape(-1, 2, 512).mean(axis=1)
     return embeddings

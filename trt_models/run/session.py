@@ -1,4 +1,4 @@
-"""A model that runs: arrays in, arrays out, any number of rows."""
+"""Sessions: models that are ready to run, on any number of rows."""
 
 from __future__ import annotations
 
@@ -18,46 +18,65 @@ from danqing.engine.core.errors import DanqingError
 if TYPE_CHECKING:
     from danqing.engine.core.device import Device
 
-BATCH = 8
+CPU_BATCH_ROWS = 8
 """Rows of a batch on a CPU core. Fixed (batches are padded), so that a row's output does not depend on other rows."""
-GPU_BATCH = 64
-"""Rows of a batch on a GPU."""
-LONG = 128
-"""Tokens of a long caption."""
+GPU_BATCH_ROWS = 64
+"""Rows of a batch on a GPU, fixed likewise."""
+LONG_CAPTION_TOKENS = 128
+MAX_CUDA_GRAPHS = 4
+"""Maximum number of CUDA graphs per session. Each has its own buffers, and texts come in many lengths."""
+CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 class Session(Protocol):
-    """A model that is ready to run. `batch`: rows of every batch that the network runs; short ones are padded."""
+    """A model that is ready to run.
+
+    Attributes:
+        batch: rows of every batch that the network runs; shorter batches are padded.
+    """
 
     batch: int
 
     def run(self, **inputs: Any) -> dict[str, Any]:
-        """Named inputs, rows first → named outputs, rows first; arrays of the device."""
+        """Runs the model.
+
+        Args:
+            inputs: by name, (rows, …) each; on a GPU, host arrays are copied to the device.
+
+        Returns:
+            The outputs by name, (rows, …) each, on the device.
+        """
         ...
 
 
 class OnnxSession:
-    """ONNX Runtime on CPU cores, a batch each: cores that share a batch wait for one another after every layer."""
+    """ONNX Runtime on a CPU: one single-threaded call per core. Threads within a call would wait after every layer.
 
-    def __init__(self, path: Path, device: Device, batch: int = BATCH) -> None:
+    Args:
+        path: the ONNX file.
+        device: its threads run the batches.
+        batch: rows of every batch; shorter ones are padded.
+    """
+
+    def __init__(self, path: Path, device: Device, batch: int = CPU_BATCH_ROWS) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.batch, self._device = batch, device
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def warm(self) -> None:
-        """Takes the memory that running takes: a batch a core, of zeros."""
+    def warm_up(self) -> None:
+        """Runs a batch of zeros per core, so that ONNX Runtime allocates its memory."""
         self.run(**self.zeros(self.batch * self._device.threads))
 
     def zeros(self, rows: int) -> dict[str, np.ndarray]:
-        """Inputs of zeros by name, `rows` rows each; where the length is free, `LONG` tokens."""
+        """Makes inputs of zeros by name, (rows, …) each, with `LONG_CAPTION_TOKENS` for a free dimension."""
         return {
-            given.name: np.zeros(
-                (rows, *(side if isinstance(side, int) else LONG for side in given.shape[1:])),
-                numpy_type(given.type),
+            tensor.name: np.zeros(
+                (rows, *(side if isinstance(side, int) else LONG_CAPTION_TOKENS for side in tensor.shape[1:])),
+                numpy_type(tensor.type),
             )
-            for given in self._session.get_inputs()
+            for tensor in self._session.get_inputs()
         }
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -99,9 +118,11 @@ def numpy_type(name: str) -> np.dtype:
 
 
 def rows_at_once(device: Device, session: Session) -> int:
-    """Rows that a stage collects before it runs a network: on a GPU the session's batch, on a CPU one batch per core
-    (more rows would only delay the next stage)."""
-    return session.batch if device.kind == "cuda" else min(GPU_BATCH, BATCH * device.threads)
+    """Returns how many rows a stage collects before it runs a network.
+
+    On a GPU the session's batch, on a CPU one batch per core: more rows would only delay the next stage.
+    """
+    return session.batch if device.kind == "cuda" else min(GPU_BATCH_ROWS, CPU_BATCH_ROWS * device.threads)
 
 
 class CudaOnnxSession:
@@ -111,14 +132,14 @@ class CudaOnnxSession:
         path: the ONNX file.
         device: the GPU.
         batch: rows of every batch; short ones are padded.
-        tf32: round the operands of float32 products to TF32 (10 bits). An engine may, the reference of parity may not.
+        tf32: round the operands of float32 products to TF32 (10 bits). The parity reference must not.
 
     Raises:
         DanqingError: this ONNX Runtime has no CUDA provider, or a library that the provider needs is missing.
     """
 
-    def __init__(self, path: Path, device: Device, batch: int = GPU_BATCH, tf32: bool = False) -> None:
-        if CUDA not in onnxruntime.get_available_providers():
+    def __init__(self, path: Path, device: Device, batch: int = GPU_BATCH_ROWS, tf32: bool = False) -> None:
+        if CUDA_PROVIDER not in onnxruntime.get_available_providers():
             raise DanqingError(
                 f"{path.name}: the installed onnxruntime runs on CPUs only; "
                 "pip uninstall onnxruntime, then pip install onnxruntime-gpu, or compile an engine of TensorRT"
@@ -131,8 +152,8 @@ class CudaOnnxSession:
             "arena_extend_strategy": "kSameAsRequested",  # the default rounds up to powers of two
             "use_tf32": str(int(tf32)),
         }
-        self._session = onnxruntime.InferenceSession(str(path), providers=[(CUDA, options)])
-        if self._session.get_providers()[0] != CUDA:  # ONNX Runtime falls back to the CPU without an exception
+        self._session = onnxruntime.InferenceSession(str(path), providers=[(CUDA_PROVIDER, options)])
+        if self._session.get_providers()[0] != CUDA_PROVIDER:  # ONNX Runtime falls back to the CPU without an exception
             raise DanqingError(
                 f"{path.name}: onnxruntime-gpu cannot use the GPU: {missing_library()}; "
                 "pip install 'danqing-engine[cuda]' brings CUDA's libraries and cuDNN"
@@ -145,9 +166,9 @@ class CudaOnnxSession:
     def run(self, **inputs: Any) -> dict[str, Any]:
         xp, batch = self._device.xp, self.batch
         rows = len(next(iter(inputs.values())))
-        given = {name: self._device.up(array) for name, array in inputs.items()}
+        arrays = {name: self._device.up(array) for name, array in inputs.items()}
         parts = [
-            {name: xp.ascontiguousarray(pad_rows(xp, array[at : at + batch], batch)) for name, array in given.items()}
+            {name: xp.ascontiguousarray(pad_rows(xp, array[at : at + batch], batch)) for name, array in arrays.items()}
             for at in range(0, rows, batch)
         ]
         outputs = {name: xp.empty((len(parts) * batch, *rest), kind) for name, (rest, kind) in self._outputs.items()}
@@ -167,21 +188,19 @@ class CudaOnnxSession:
         self._session.run_with_iobinding(binding)
 
 
-CUDA = "CUDAExecutionProvider"
-
-
 @cache
 def preload_libraries() -> None:
     """Loads CUDA's libraries and cuDNN from site-packages/nvidia, where the loader does not search; once per process.
 
-    Its messages are suppressed: if a session cannot use the GPU, `missing_library` names the library."""
+    ONNX Runtime's messages are suppressed: if a session cannot use the GPU, `missing_library` names the library.
+    """
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
         with redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
 
 
 def missing_library() -> str:
-    """The dynamic loader's error on ONNX Runtime's CUDA provider and cuDNN, which names the missing library."""
+    """Loads ONNX Runtime's CUDA provider and cuDNN; returns the loader's error, which names the missing library."""
     folder = Path(onnxruntime.__file__).parent / "capi"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
@@ -189,13 +208,23 @@ def missing_library() -> str:
         ctypes.CDLL("libcudnn.so.9")
     except OSError as problem:
         return str(problem)
-    return "all of its libraries are there; see its messages above and nvidia-smi"
+    return "all of its libraries can be loaded; see its messages above and nvidia-smi"
 
 
 class TensorRtSession:
-    """A TensorRT plan, in our own buffers and on the device's stream.
+    """A TensorRT plan on a GPU, on the device's stream; inputs and outputs stay in the GPU's memory.
 
-    Each shape of batch is recorded as a CUDA graph: a network's hundreds of launches become one.
+    The first `MAX_CUDA_GRAPHS` shapes of batches are captured as CUDA graphs, which replaces hundreds of launches per
+    batch by one.
+
+    Args:
+        plan: the file of a plan.
+        module: `tensorrt` or `tensorrt_rtx`.
+        batch: rows of every batch; shorter ones are padded.
+        device: the GPU.
+
+    Raises:
+        DanqingError: TensorRT cannot load the plan.
     """
 
     def __init__(self, plan: Path, module: str, batch: int, device: Device) -> None:
@@ -206,39 +235,39 @@ class TensorRtSession:
         if self._engine is None:
             raise DanqingError(f"{plan}: {module} cannot load it")
         names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
-        given = trt.TensorIOMode.INPUT
-        self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == given]
+        input_mode = trt.TensorIOMode.INPUT
+        self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == input_mode]
         self._outputs = {
             name: np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
             for name in names
             if name not in self._inputs
         }
         self._context = self._engine.create_execution_context()
-        self._recorded: dict[tuple[tuple[int, ...], ...], _Recorded] = {}
+        self._captured: dict[tuple[tuple[int, ...], ...], _CapturedBatch] = {}
 
     def run(self, **inputs: Any) -> dict[str, Any]:
         xp, batch = self._device.xp, self.batch
         rows = len(next(iter(inputs.values())))
-        given = {name: self._device.up(inputs[name]) for name in self._inputs}
+        arrays = {name: self._device.up(inputs[name]) for name in self._inputs}
         parts = [
-            self._run_batch({name: pad_rows(xp, array[at : at + batch], batch) for name, array in given.items()})
+            self._run_batch({name: pad_rows(xp, array[at : at + batch], batch) for name, array in arrays.items()})
             for at in range(0, rows, batch)
         ]
         return {name: xp.concatenate([part[name] for part in parts])[:rows] for name in self._outputs}
 
     def _run_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         shapes = tuple(array.shape for array in inputs.values())
-        if shapes not in self._recorded:
-            if len(self._recorded) == RECORDINGS:
-                held = {name: self._device.xp.ascontiguousarray(array) for name, array in inputs.items()}
-                outputs = self._bind(self._context, held)
+        if shapes not in self._captured:
+            if len(self._captured) == MAX_CUDA_GRAPHS:
+                arrays = {name: self._device.xp.ascontiguousarray(array) for name, array in inputs.items()}
+                outputs = self._bind(self._context, arrays)
                 self._enqueue(self._context)
                 return outputs
-            self._recorded[shapes] = self._record(inputs)
-        return self._recorded[shapes].replay(inputs)
+            self._captured[shapes] = self._capture(inputs)
+        return self._captured[shapes].replay(inputs)
 
     def _bind(self, context: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Tells TensorRT where inputs lie and outputs go; returns the outputs, not yet filled."""
+        """Sets the addresses of the inputs and of new outputs; returns the outputs, not yet filled."""
         for name, array in inputs.items():
             context.set_input_shape(name, array.shape)
             context.set_tensor_address(name, array.data.ptr)
@@ -252,10 +281,10 @@ class TensorRtSession:
         if not context.execute_async_v3(self._device.stream):
             raise RuntimeError("TensorRT refused to run the engine")
 
-    def _record(self, like: dict[str, Any]) -> _Recorded:
-        """Once as it comes, which settles what TensorRT does on first sight of a shape; then once for the record."""
+    def _capture(self, like: dict[str, Any]) -> _CapturedBatch:
+        """Runs once, so that TensorRT does its work for a new shape, and once more for the capture."""
         xp = self._device.xp
-        context = self._engine.create_execution_context()  # a graph keeps its context: no other may use it
+        context = self._engine.create_execution_context()  # the graph needs it exclusively
         inputs = {name: xp.ascontiguousarray(array).copy() for name, array in like.items()}
         outputs = self._bind(context, inputs)
         self._enqueue(context)
@@ -263,15 +292,11 @@ class TensorRtSession:
         stream.synchronize()
         stream.begin_capture()
         self._enqueue(context)
-        return _Recorded(context, inputs, outputs, stream.end_capture())
+        return _CapturedBatch(context, inputs, outputs, stream.end_capture())
 
 
-RECORDINGS = 4
-"""CUDA graphs a session holds at most, each with buffers of its own: texts come in many lengths."""
-
-
-class _Recorded(NamedTuple):
-    """A full batch as a CUDA graph, between fixed buffers."""
+class _CapturedBatch(NamedTuple):
+    """A CUDA graph that runs one batch, with its fixed input and output buffers."""
 
     context: Any
     inputs: dict[str, Any]
@@ -291,12 +316,12 @@ def open_session(path: Path, device: Device, batch: int | None = None, tf32: boo
     Args:
         path: the ONNX file.
         device: the device to run on.
-        batch: rows of every batch; None for `BATCH` or `GPU_BATCH`.
+        batch: rows of every batch; None for `CPU_BATCH_ROWS` or `GPU_BATCH_ROWS`.
         tf32: see `CudaOnnxSession`.
 
     Raises:
         DanqingError: as `CudaOnnxSession`.
     """
     if device.kind == "cuda":
-        return CudaOnnxSession(path, device, batch or GPU_BATCH, tf32)
-    return OnnxSession(path, device, batch or BATCH)
+        return CudaOnnxSession(path, device, batch or GPU_BATCH_ROWS, tf32)
+    return OnnxSession(path, device, batch or CPU_BATCH_ROWS)

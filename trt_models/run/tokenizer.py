@@ -1,4 +1,4 @@
-"""Captions to token ids, as the text model's own tokenizer does it."""
+"""Converts captions to token ids, equal to those of the text model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -15,44 +15,59 @@ from danqing.kernels.text.wordpiece import build_tables, lower_case, token_ids
 from danqing.trt_models.card import TokenInput
 
 
-class Tokenizer:
-    """SentencePiece with the card's begin and end tokens."""
+class SentencePiece:
+    """SentencePiece with the card's begin and end tokens.
+
+    Args:
+        card: the tokenizer's section of a model card.
+        model: the SentencePiece model.
+    """
 
     def __init__(self, card: TokenInput, model: Path) -> None:
         self.card = card
         self.unknown = 0 if card.unknown is None else card.unknown
-        self._nothing = [] if card.fixed_length else [self.unknown]  # a fixed length has its end token and padding
+        # A network must get at least one token; a text of fixed length always has its padding.
+        self._empty_text = [] if card.fixed_length else [self.unknown]
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """int32 ids a text, at most `max_length` (the end token stays)."""
+        """Converts each text to int32 (tokens,), at most `max_length`; a cut text keeps its end token."""
         begin = [] if self.card.begin is None else [self.card.begin]
         end = [] if self.card.end is None else [self.card.end]
-        room = self.card.max_length - len(begin) - len(end)
+        max_ids = self.card.max_length - len(begin) - len(end)
         if self.card.lower_case:
             texts = [lower_case(text) for text in texts]
         return [
-            np.array([*begin, *(ids or self._nothing)[:room], *end], np.int32) for ids in self._processor.encode(texts)
+            np.array([*begin, *(ids or self._empty_text)[:max_ids], *end], np.int32)
+            for ids in self._processor.encode(texts)
         ]
 
     def pad(self, ids: list[np.ndarray]) -> np.ndarray:
-        """int32 (texts, longest or `max_length`): one rectangle for the model, filled up with the card's pad id."""
-        return _rectangle(ids, -1 if self.card.pad is None else self.card.pad, self.card)
+        """Makes one array of texts: int32 (texts, longest or `max_length`), padded with the card's pad id."""
+        return _padded(ids, -1 if self.card.pad is None else self.card.pad, self.card)
 
 
 class WordPiece:
-    """WordPiece of a lower-case BERT vocabulary (vocab.txt: a piece a line, in the order of their ids)."""
+    """WordPiece with a lower-case BERT vocabulary.
+
+    Args:
+        card: the tokenizer's section of a model card.
+        vocabulary: vocab.txt, one piece per line in the order of their ids.
+
+    Raises:
+        DanqingError: `max_length` is below 2, or neither the vocabulary nor the card has the id of a special token.
+    """
 
     def __init__(self, card: TokenInput, vocabulary: Path) -> None:
         if card.max_length < 2:
-            raise DanqingError(f"token_input: max_length {card.max_length} has no room for [CLS] and [SEP]")
+            raise DanqingError(f"token_input: max_length {card.max_length} is too short for [CLS] and [SEP]")
         pieces = [line.rstrip() for line in vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
         ids = {piece: index for index, piece in enumerate(pieces)}
 
-        def special(given: int | None, piece: str) -> int:
-            if given is None and piece not in ids:
+        def special(card_id: int | None, piece: str) -> int:
+            if card_id is None and piece not in ids:
                 raise DanqingError(f"{vocabulary}: no line {piece}, and the card's token_input gives no id for it")
-            return ids[piece] if given is None else given
+            return ids[piece] if card_id is None else card_id
 
         self.card = card
         self.unknown, self._pad = special(card.unknown, "[UNK]"), special(card.pad, "[PAD]")
@@ -60,28 +75,36 @@ class WordPiece:
         self.tables = build_tables(pieces, (begin, end, self._pad, self.unknown))
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """int32 ids a text, at most `max_length` (the end token stays)."""
+        """Converts each text to int32 (tokens,), at most `max_length`; a cut text keeps its end token."""
         rows = Strings.of(texts)
-        ids, lengths, _ = token_ids(_ThisThread(), self.tables, rows.offsets, rows.data, self.card.max_length)
+        ids, lengths, _ = token_ids(_CallingThread(), self.tables, rows.offsets, rows.data, self.card.max_length)
         return [row[:length] for row, length in zip(ids, lengths, strict=True)]
 
     def pad(self, ids: list[np.ndarray]) -> np.ndarray:
-        """int32 (texts, longest): one rectangle for the model, the rest filled with [PAD]."""
-        return _rectangle(ids, self._pad, self.card)
+        """Makes one array of texts: int32 (texts, longest or `max_length`), padded with [PAD]."""
+        return _padded(ids, self._pad, self.card)
 
 
-AnyTokenizer = Tokenizer | WordPiece
-_KINDS: dict[str, type[Tokenizer] | type[WordPiece]] = {"sentencepiece": Tokenizer, "wordpiece": WordPiece}
+AnyTokenizer = SentencePiece | WordPiece
+_KINDS: dict[str, type[SentencePiece] | type[WordPiece]] = {"sentencepiece": SentencePiece, "wordpiece": WordPiece}
 
 
 def open_tokenizer(card: TokenInput, path: Path) -> AnyTokenizer:
-    """The tokenizer of the card's kind, from its model or vocabulary."""
+    """Opens a tokenizer of the card's kind.
+
+    Args:
+        card: the tokenizer's section of a model card.
+        path: its SentencePiece model or its vocabulary.
+
+    Raises:
+        DanqingError: an unknown kind, or as `WordPiece`.
+    """
     if card.kind not in _KINDS:
         raise DanqingError(f"token_input: no kind {card.kind!r}; {did_you_mean(card.kind, _KINDS)}")
     return _KINDS[card.kind](card, path)
 
 
-def _rectangle(ids: list[np.ndarray], pad: int, card: TokenInput) -> np.ndarray:
+def _padded(ids: list[np.ndarray], pad: int, card: TokenInput) -> np.ndarray:
     longest = card.max_length if card.fixed_length else max(map(len, ids), default=1)
     out = np.full((len(ids), longest), pad, np.int32)
     for row, tokens in enumerate(ids):
@@ -89,8 +112,8 @@ def _rectangle(ids: list[np.ndarray], pad: int, card: TokenInput) -> np.ndarray:
     return out
 
 
-class _ThisThread:
-    """Where a batch is tokenized: the stage has a thread of its own already."""
+class _CallingThread:
+    """A launcher that runs kernels on the calling thread: the stage that tokenizes has its own thread."""
 
     kind, threads = "cpu", 1
 

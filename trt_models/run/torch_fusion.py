@@ -1,6 +1,7 @@
 """Replaces groups of ONNX nodes that torch computes in one call: attention, linear layers, activations, 16-bit norms.
 
-Fewer calls mean fewer passes over the activations, which cost a transformer on a GPU most time after matrix products.
+Fewer calls mean fewer passes over the activations. On a GPU these take most of a transformer's time, after the matrix
+products.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ TYPES: Mapping[int, torch.dtype] = {
     TensorProto.DOUBLE: torch.float64, TensorProto.UINT8: torch.uint8, TensorProto.INT8: torch.int8,
     TensorProto.INT32: torch.int32, TensorProto.INT64: torch.int64, TensorProto.BOOL: torch.bool,
 }  # fmt: skip
-COMMUTATIVE = ("Add", "Mul")
-TOLERANCE = 5e-3
-"""Largest relative difference of a constant from the pattern's. Rounding it to bf16 changes it by up to 2^-9 = 2e-3."""
+COMMUTATIVE_OPS = ("Add", "Mul")
+CONSTANT_TOLERANCE = 5e-3
+"""Maximum relative difference between a graph's constant and a pattern's. Rounding to bf16 changes a constant by up to
+2^-9 = 2e-3."""
 
 Pattern = str | float | tuple[Any, ...]
-"""A tree of nodes with the last node as its root: (operator, inputs …).
+"""A tree of nodes whose root is the group's last node: (operator, inputs …).
 
-- A string stands for a tensor, in capitals for a weight; the same string always stands for the same tensor.
-- A number stands for a scalar weight of that value.
-- ("Cast?", x) stands for x after any number of casts.
+- A string matches a tensor, in capitals a weight; equal strings match the same tensor.
+- A number matches a scalar weight of that value.
+- ("Cast?", x) matches x after any number of casts.
 """
 
 _LOGITS: Pattern = ("Cast?", ("MatMul", "q", "k"))
@@ -54,7 +56,11 @@ HALF_NORM: Pattern = ("Cast", ("LayerNormalization", ("Cast", "x"), "G", "B"))
 
 
 class Weights:
-    """A graph's initializers as torch tensors in host memory, and weights derived from them under new names."""
+    """A graph's initializers as torch tensors in host memory, and weights derived from them under new names.
+
+    Args:
+        graph: keeps the stored weights, which are converted when they are read.
+    """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -73,14 +79,24 @@ class Weights:
         return torch.from_numpy(array.copy())
 
     def rank(self, name: str) -> int:
+        """Returns the number of axes of a weight."""
         return len(self._stored[name].dims) if name in self._stored else self._derived[name].ndim
 
     def scalar(self, name: str) -> float | None:
-        """The value of a weight that is one number, else None."""
+        """Returns the value of a stored weight without axes; None for other tensors."""
         return float(self[name]) if name in self._stored and self.rank(name) == 0 else None
 
     def derive(self, name: str, change: str, how: Callable[[torch.Tensor], torch.Tensor]) -> str:
-        """Adds a weight made of another one; returns its name."""
+        """Adds a weight computed from another one.
+
+        Args:
+            name: the other weight.
+            change: suffix of the new name.
+            how: computes the new weight.
+
+        Returns:
+            The new weight's name.
+        """
         derived = f"{name}.{change}"
         if derived not in self._derived:
             self._derived[derived] = how(self[name])
@@ -88,13 +104,15 @@ class Weights:
 
 
 def fuse_nodes(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], Weights]:
-    """Fuses the groups that match a pattern and drops the nodes that no output depends on.
+    """Replaces the groups that match a pattern and drops the nodes that no output depends on.
+
+    Args:
+        graph: a model's graph with its weights; not modified.
 
     Returns:
-        The nodes in order of execution, and the weights they name. Operators that ONNX lacks, with weights laid out as
-        torch wants them: Attention(q, k, v, mask?), Linear(x, W, B), Silu(x), Gelu(x),
-        QuickGeluMlp(x, W1, B1, W2, B2). LayerNormalization between casts takes 16 bits: torch computes its statistics
-        in float32 either way.
+        The nodes in order of execution, and the weights that they name. New operators, with weights in torch's layout:
+        Attention(q, k, v, mask?), Linear(x, W, B), Silu(x), Gelu(x), QuickGeluMlp(x, W1, B1, W2, B2).
+        LayerNormalization between casts becomes one on 16 bits, whose statistics torch computes in float32.
     """
     fusion = _Fusion(graph)
     nodes = [fusion.replaced(node) for node in graph.node]
@@ -102,6 +120,8 @@ def fuse_nodes(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], Weights]:
 
 
 class _Fusion:
+    """Matches the patterns, in order, against each node of a graph."""
+
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.weights = Weights(graph)
         self._producers = {output: node for node in graph.node for output in node.output}
@@ -117,6 +137,7 @@ class _Fusion:
         )
 
     def replaced(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """Returns the node that replaces the group whose last node this is; the node itself if there is none."""
         for pattern, rule in self._rules:
             for found in self._matches(pattern, node.output[0], {}):
                 replacement = rule(node, found)
@@ -125,14 +146,19 @@ class _Fusion:
         return node
 
     def _matches(self, pattern: Pattern, name: str, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yields each way in which the tensor `name` matches: names and operators of the pattern → tensors and nodes.
+        """Matches a tensor against a pattern.
 
         Args:
-            found: the matches so far.
+            pattern: a pattern or a part of one.
+            name: the tensor.
+            found: what the rest of the pattern has matched so far.
+
+        Yields:
+            For each way to match: names and operators of the pattern → tensors and nodes of the graph.
         """
         if isinstance(pattern, float):
             value = self.weights.scalar(name)
-            if value is not None and math.isclose(value, pattern, rel_tol=TOLERANCE):
+            if value is not None and math.isclose(value, pattern, rel_tol=CONSTANT_TOLERANCE):
                 yield found
             return
         if isinstance(pattern, str):
@@ -148,7 +174,7 @@ class _Fusion:
             return
         if node is None or node.op_type != operator or len(node.input) != len(inputs):
             return
-        orders = (node.input, node.input[::-1]) if operator in COMMUTATIVE else (node.input,)
+        orders = (node.input, node.input[::-1]) if operator in COMMUTATIVE_OPS else (node.input,)
         for names in orders:
             yield from self._all_match(inputs, list(names), found | {operator: node})
 
@@ -171,7 +197,7 @@ class _Fusion:
         return _node("Linear", node, found["x"], self._transposed(found["W"]), found["B"])
 
     def _quick_gelu_mlp(self, node: onnx.NodeProto, found: dict[str, Any]) -> onnx.NodeProto | None:
-        """x sigmoid(s x) = silu(s x) / s. The first layer's weights take s, the second's 1 / s; silu is one call."""
+        """Uses x sigmoid(s x) = silu(s x) / s: multiplies the first layer's weights by s and the second's by 1 / s."""
         if not (self._is_linear(found["W1"], found["B1"]) and self._is_linear(found["W2"], found["B2"])):
             return None
         first = (self._scaled(name, QUICK_GELU_SCALE) for name in (self._transposed(found["W1"]), found["B1"]))
@@ -200,5 +226,5 @@ class _Fusion:
 
 
 def _node(operator: str, last: onnx.NodeProto, *inputs: str, **attributes: Any) -> onnx.NodeProto:
-    """A node that replaces a group: it has the output and the name of the group's last node."""
+    """Makes a node that replaces a group, with the output and the name of the group's last node."""
     return helper.make_node(operator, inputs, last.output[:1], last.name, **attributes)

@@ -1,7 +1,7 @@
-"""An ONNX graph as a list of torch calls.
+"""Runs an ONNX graph as a list of torch calls.
 
 Shapes, axes and bounds, and all values computed from them, are NumPy arrays in host memory. So no call waits for the
-device to learn a shape, and CUDA can capture the whole list as one graph.
+device to compute a shape, and CUDA can capture the whole list as one graph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Call(NamedTuple):
 
     Attributes:
         function: takes the values of `inputs` and returns the value of `output`.
-        frees: values that no later call reads.
+        inputs: names of values, "" for an input that is left out.
+        output: name of a value.
+        frees: names of the values that no later call reads.
     """
 
     function: Callable[..., Any]
@@ -41,17 +43,17 @@ class TorchGraph:
     """An ONNX model that torch runs. Tensors have the types that the graph gives them.
 
     Args:
-        model: in float32 or as `halved` returns it, weights included.
+        model: in float32, or in 16 bits as `halved` returns it; with its weights.
         device: holds the weights, the inputs and the outputs.
 
     Raises:
-        DanqingError: an operator, or a setting of one, that is not supported; names the node.
+        DanqingError: an operator or an attribute is not supported; the message names the node.
     """
 
     def __init__(self, model: onnx.ModelProto, device: torch.device) -> None:
         nodes, weights = fuse_nodes(model.graph)
         self._device = device
-        self._constants: dict[str, Any] = {"": None}  # an input that is left out
+        self._constants: dict[str, Any] = {"": None}  # ONNX names an omitted input ""
         self._on_host: set[str] = set()
         self.outputs = [output.name for output in model.graph.output]
         self._calls = _with_frees([self._translated(node, weights) for node in nodes], {*self.outputs})
@@ -60,10 +62,10 @@ class TorchGraph:
         """Runs the model.
 
         Args:
-            inputs: by name, on the device, rows first.
+            inputs: by name, (rows, …) each, on the device.
 
         Returns:
-            The outputs by name, on the device, rows first.
+            The outputs by name, (rows, …) each, on the device.
         """
         values = self._constants | inputs
         for call in self._calls:
@@ -73,25 +75,25 @@ class TorchGraph:
         return {name: values[name] for name in self.outputs}
 
     def _translated(self, node: onnx.NodeProto, weights: Weights) -> Call:
-        function = PLAIN.get(node.op_type) or WITH_SETTINGS.get(node.op_type)
+        function = FUNCTIONS.get(node.op_type) or FUNCTIONS_WITH_ATTRIBUTES.get(node.op_type)
         if function is None:
             raise DanqingError(f"torch: node {node.name}: the operator {node.op_type} is not supported")
-        settings = attributes_of(node)
-        known = inspect.signature(function).parameters if node.op_type in WITH_SETTINGS else {}
-        for name in settings:
+        attributes = attributes_of(node)
+        known = inspect.signature(function).parameters if node.op_type in FUNCTIONS_WITH_ATTRIBUTES else {}
+        for name in attributes:
             if name not in known:
-                raise DanqingError(f"torch: node {node.name}: the setting {name} of {node.op_type} is not supported")
-        of_shapes = not self._on_host.isdisjoint(node.input[: OF_SHAPES.get(node.op_type, 0)])
+                raise DanqingError(f"torch: node {node.name}: the attribute {name} of {node.op_type} is not supported")
+        of_shapes = not self._on_host.isdisjoint(node.input[: SHAPE_INPUT_COUNTS.get(node.op_type, 0)])
         if of_shapes or node.op_type == "Shape":
             self._on_host.update(node.output)
         inputs = tuple(
-            self._input(node, position, of_shapes or position in ON_HOST.get(node.op_type, ()), weights)
+            self._input(node, position, of_shapes or position in HOST_INPUTS.get(node.op_type, ()), weights)
             for position in range(len(node.input))
         )
-        return Call(partial(function, **settings) if settings else function, inputs, node.output[0])
+        return Call(partial(function, **attributes) if attributes else function, inputs, node.output[0])
 
     def _input(self, node: onnx.NodeProto, position: int, on_host: bool, weights: Weights) -> str:
-        """The name under which the call finds this input. A weight is copied to the device, or kept on the host."""
+        """Returns the name of the value that the call reads. Copies a weight to the device, or keeps it on the host."""
         name = node.input[position]
         if name in weights:
             if on_host or (node.op_type == "Gather" and position == 1 and not weights.rank(name)):
@@ -103,18 +105,18 @@ class TorchGraph:
         if not name:
             return name
         if on_host != (name in self._on_host):
-            where = "depends on what the input holds" if on_host else "is computed with"
+            where = "depends on the values of an input" if on_host else "takes part in a computation"
             raise DanqingError(f"torch: node {node.name}: the shape {name} {where}, which is not supported")
         return name
 
 
 def _on_host(weight: Tensor) -> np.ndarray:
-    """The weight as a NumPy array; bounds (of Clip and Pad) in float32, since NumPy has no bf16."""
+    """Converts a weight to NumPy. The bounds of Clip and Pad become float32, since NumPy has no bf16."""
     return (weight.float() if weight.is_floating_point() else weight).numpy()
 
 
 def _with_frees(calls: Sequence[Call], kept: set[str]) -> list[Call]:
-    """Adds to each call the names of the values that it is the last to read."""
+    """Fills `frees`: the names of the values that no later call reads, except `kept`."""
     made = {call.output for call in calls} - kept
     done = []
     for call in reversed(calls):
@@ -125,7 +127,7 @@ def _with_frees(calls: Sequence[Call], kept: set[str]) -> list[Call]:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """q (N, H, T, d), k (N, H, d, S), v (N, H, S, d) → (N, H, T, d). The scale is in q's weights."""
+    """q (N, H, T, d), k (N, H, d, S), v (N, H, S, d) → (N, H, T, d). q's weights include the scale 1 / √d."""
     keys = k.transpose(-1, -2)
     q = q.expand(*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *q.shape[-2:])
     mask = None if mask is None else mask.to(q.dtype)
@@ -137,7 +139,7 @@ def _gelu(x: Tensor, *, approximate: bytes = b"none") -> Tensor:
 
 
 def _quick_gelu_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """Two linear layers; the scales of x sigmoid(1.702 x) are in their weights."""
+    """Two linear layers, whose weights include the scales of x sigmoid(1.702 x)."""
     return functional.linear(functional.silu(functional.linear(x, w1, b1)), w2, b2)
 
 
@@ -271,7 +273,7 @@ def _torch_pads(pads: Sequence[int]) -> list[int]:
     return [pad for axis in reversed(range(axes)) for pad in (pads[axis], pads[axes + axis])]
 
 
-PLAIN: Mapping[str, Callable[..., Any]] = {
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": _div, "Mod": torch.remainder, "Neg": torch.neg,
     "Sqrt": torch.sqrt, "Erf": torch.erf, "Tanh": torch.tanh, "Sigmoid": torch.sigmoid, "Relu": torch.relu,
     "Equal": torch.eq, "GreaterOrEqual": torch.ge, "Max": _maximum, "MatMul": torch.matmul, "Clip": _clip,
@@ -279,17 +281,17 @@ PLAIN: Mapping[str, Callable[..., Any]] = {
     "Unsqueeze": _unsqueeze, "Pad": _pad, "GlobalAveragePool": _mean_over_pixels,
     "Attention": _attention, "Linear": functional.linear, "Silu": functional.silu, "QuickGeluMlp": _quick_gelu_mlp,
 }  # fmt: skip
-"""Operators without settings: those that `trt_models.export` writes, and those of `fuse_nodes`."""
-WITH_SETTINGS: Mapping[str, Callable[..., Any]] = {
+"""Operators without attributes: those that `trt_models.export` writes, and those of `fuse_nodes`."""
+FUNCTIONS_WITH_ATTRIBUTES: Mapping[str, Callable[..., Any]] = {
     "Cast": _cast, "Concat": _concat, "Conv": _conv, "Flatten": _flatten, "Gather": _gather, "Gelu": _gelu,
     "Gemm": _gemm, "LayerNormalization": _layer_norm, "MaxPool": _max_pool, "ReduceL2": _reduce_l2,
     "ReduceMean": _reduce_mean, "ReduceSum": _reduce_sum, "Softmax": _softmax, "Transpose": _transpose,
 }  # fmt: skip
-"""Operators whose settings are keyword arguments of their functions."""
-ON_HOST: Mapping[str, tuple[int, ...]] = {
+"""Operators whose attributes are keyword arguments of their functions."""
+HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Reshape": (1,), "Expand": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "ReduceSum": (1,), "Pad": (1, 2),
     "Clip": (1, 2), "Slice": (1, 2, 3, 4),
 }  # fmt: skip
-"""Inputs, by position, that are read on the host."""
-OF_SHAPES: Mapping[str, int | None] = {"Slice": 1, "Gather": 1, "Concat": None}
-"""Operator that may compute a shape from shapes → how many of its inputs can be shapes (None: all)."""
+"""Operator → positions of the inputs that are read on the host."""
+SHAPE_INPUT_COUNTS: Mapping[str, int | None] = {"Slice": 1, "Gather": 1, "Concat": None}
+"""Operator that can compute a shape from shapes → number of its inputs that can be shapes (None: all)."""

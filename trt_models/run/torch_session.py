@@ -1,6 +1,6 @@
 """Sessions that run a model in torch.
 
-Imported only when such an engine is compiled or opened, since torch is an optional dependency.
+This module is imported only when such an engine is compiled or opened: torch is an optional dependency.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from danqing.engine.core.errors import DanqingError
 from danqing.trt_models.precision import HALVES, halved
-from danqing.trt_models.run.session import RECORDINGS, Session
+from danqing.trt_models.run.session import MAX_CUDA_GRAPHS, Session
 from danqing.trt_models.run.torch_graph import TorchGraph
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def write_graph(source: Path, out: Path, precision: str) -> None:
-    """Writes a model's graph in the given precision, after a check that torch can run it.
+    """Checks that torch can run a model, and writes its graph in the given precision.
 
     Args:
         source: the model in float32.
@@ -34,7 +34,7 @@ def write_graph(source: Path, out: Path, precision: str) -> None:
         precision: `fp32`, `fp16` or `bf16`.
 
     Raises:
-        DanqingError: an operator that is not supported, or a weight that 16 bits cannot hold.
+        DanqingError: an operator that is not supported, or a weight that fp16 cannot hold.
     """
     model = onnx.load(str(source))
     if precision in HALVES:
@@ -49,7 +49,7 @@ def open_torch_session(path: Path, device: Device, batch: tuple[int, int, int]) 
     Args:
         path: the ONNX file.
         device: the device to run on.
-        batch: fewest, usual and most rows; a CPU runs batches of the usual number, a GPU of the largest.
+        batch: minimum, usual and maximum rows of a batch; a CPU runs the usual number, a GPU the maximum.
 
     Raises:
         DanqingError: as `CudaTorchSession`.
@@ -60,7 +60,13 @@ def open_torch_session(path: Path, device: Device, batch: tuple[int, int, int]) 
 
 
 class TorchSession:
-    """Torch on CPU cores, one batch per core, as `OnnxSession`."""
+    """Torch on a CPU: one single-threaded call per core, as `OnnxSession`.
+
+    Args:
+        path: the ONNX file.
+        device: its threads run the batches.
+        batch: rows of every batch; shorter ones are padded.
+    """
 
     def __init__(self, path: Path, device: Device, batch: int) -> None:
         self._device, self.batch = device, batch
@@ -68,12 +74,12 @@ class TorchSession:
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         rows = len(next(iter(inputs.values())))
-        given = {name: torch.from_numpy(np.require(array, requirements=("C", "W"))) for name, array in inputs.items()}
+        tensors = {name: torch.from_numpy(np.require(array, requirements=("C", "W"))) for name, array in inputs.items()}
 
         def run_from(at: int) -> Tensors:
-            torch.set_num_threads(1)  # a batch a core; a sum's order must not depend on the number of cores
+            torch.set_num_threads(1)  # so that the order of sums does not depend on the number of cores
             with torch.inference_mode():
-                return self._graph(**_batch_at(given, at, self.batch))
+                return self._graph(**_batch_at(tensors, at, self.batch))
 
         parts = self._device.map(run_from, range(0, rows, self.batch))
         return {name: np.concatenate([part[name].numpy() for part in parts])[:rows] for name in self._graph.outputs}
@@ -82,7 +88,12 @@ class TorchSession:
 class CudaTorchSession:
     """Torch on a GPU, on the stream of the calling thread; inputs and outputs stay in the GPU's memory.
 
-    The first `RECORDINGS` shapes of batches are captured as CUDA graphs, as in `TensorRtSession`.
+    The first `MAX_CUDA_GRAPHS` shapes of batches are captured as CUDA graphs, as in `TensorRtSession`.
+
+    Args:
+        path: the ONNX file.
+        device: the GPU.
+        batch: rows of every batch; shorter ones are padded.
 
     Raises:
         DanqingError: the installed torch cannot use a GPU.
@@ -99,17 +110,17 @@ class CudaTorchSession:
         self._device, self.batch = device, batch
         self._place = torch.device("cuda", device.number)
         self._graph = TorchGraph(onnx.load(str(path)), self._place)
-        self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
-        self._pool = torch.cuda.graph_pool_handle()  # shared: the graphs of a session never run at the same time
+        self._captured: dict[tuple[torch.Size, ...], _CapturedBatch] = {}
+        self._pool = torch.cuda.graph_pool_handle()  # shared, since a session runs one graph at a time
 
     def run(self, **inputs: Any) -> dict[str, Any]:
         xp = self._device.xp
         rows = len(next(iter(inputs.values())))
-        held = {name: xp.ascontiguousarray(self._device.up(array)) for name, array in inputs.items()}
+        arrays = {name: xp.ascontiguousarray(self._device.up(array)) for name, array in inputs.items()}
         stream = torch.cuda.ExternalStream(self._device.stream, self._place)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream), torch.inference_mode():
-            given = {name: from_dlpack(array) for name, array in held.items()}
-            parts = [self._run_batch(_batch_at(given, at, self.batch)) for at in range(0, rows, self.batch)]
+            tensors = {name: from_dlpack(array) for name, array in arrays.items()}
+            parts = [self._run_batch(_batch_at(tensors, at, self.batch)) for at in range(0, rows, self.batch)]
             return {
                 name: xp.concatenate([xp.from_dlpack(part[name]) for part in parts])[:rows]
                 for name in self._graph.outputs
@@ -117,32 +128,32 @@ class CudaTorchSession:
 
     def _run_batch(self, inputs: Tensors) -> Tensors:
         shapes = tuple(tensor.shape for tensor in inputs.values())
-        if shapes not in self._recorded:
-            if len(self._recorded) == RECORDINGS:
+        if shapes not in self._captured:
+            if len(self._captured) == MAX_CUDA_GRAPHS:
                 return self._graph(**inputs)
-            self._recorded[shapes] = self._record(inputs)
-        return self._recorded[shapes].replay(inputs)
+            self._captured[shapes] = self._capture(inputs)
+        return self._captured[shapes].replay(inputs)
 
-    def _record(self, like: Tensors) -> _Recorded:
+    def _capture(self, like: Tensors) -> _CapturedBatch:
         """Runs once, so that libraries are loaded and kernels chosen for these shapes, and once for the capture."""
         inputs = {name: tensor.clone() for name, tensor in like.items()}
         self._graph(**inputs)
         self._device.wait()
         graph = torch.cuda.CUDAGraph()
-        with _CAPTURING:
+        with _capture_lock:
             # `torch.cuda.graph` would wait for the whole device and fail if another thread allocates memory meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
             outputs = self._graph(**inputs)
             graph.capture_end()
-        return _Recorded(inputs, outputs, graph)
+        return _CapturedBatch(inputs, outputs, graph)
 
 
-_CAPTURING = Lock()
-"""Held while capturing: torch's random generator and allocator take part in each capture of the process."""
+_capture_lock = Lock()
+"""Held during a capture: torch's random generator and allocator take part in every capture of the process."""
 
 
-class _Recorded(NamedTuple):
-    """A full batch as a CUDA graph, between fixed tensors."""
+class _CapturedBatch(NamedTuple):
+    """A CUDA graph that runs one batch, with its fixed input and output tensors."""
 
     inputs: Tensors
     outputs: Tensors
@@ -156,7 +167,7 @@ class _Recorded(NamedTuple):
 
 
 def _batch_at(inputs: Tensors, at: int, batch: int) -> Tensors:
-    """Rows `at` to `at + batch`, padded with copies of row `at` as in `trt_models.run.session.pad_rows`."""
+    """Returns rows `at` … `at + batch - 1`, padded with copies of row `at` as by `trt_models.run.session.pad_rows`."""
     some = {name: tensor[at : at + batch] for name, tensor in inputs.items()}
     missing = batch - len(next(iter(some.values())))
     if not missing:

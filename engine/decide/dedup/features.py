@@ -9,7 +9,7 @@ import numpy as np
 
 from danqing.engine.core.device import Device
 from danqing.engine.decide.dedup.products import PRODUCTS, Products
-from danqing.kernels.neighbours.pairs import Rows, measure, unpack
+from danqing.kernels.neighbours.pairs import Rows, fill_scales, unpack
 
 
 class Features:
@@ -34,7 +34,7 @@ class Features:
         address = device.up(address if rows is None else address[rows])
         scale = device.xp.empty(len(address))
         self.rows = Rows(address, scale, device.up([self.dimension]))
-        measure.launch(device, len(self), self.rows)
+        fill_scales.launch(device, len(self), self.rows)
 
     def __len__(self) -> int:
         return len(self.rows.address)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from danqing.engine.core.device import Device
-from danqing.kernels.neighbours.components import roots
+from danqing.kernels.neighbours.components import find_components
 from danqing.kernels.pictures.fingerprints import join_in_buckets
 
 BITS = 64
@@ -39,4 +39,4 @@ def group_hashes(device: Device, hashes: np.ndarray, within: int) -> np.ndarray:
         mask = np.uint64(((1 << int(high)) - 1) ^ ((1 << int(low)) - 1))
         order = device.up(np.argsort(values & mask, kind="stable"))
         join_in_buckets.launch(device, len(values), unique, order, device.up([mask]), within, parent)
-    return firsts[by_row][device.down(roots(device, parent))[rank[which]]]
+    return firsts[by_row][device.down(find_components(device, parent))[rank[which]]]

@@ -19,7 +19,7 @@ from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.neighbours import Joining, join_neighbours, spans
 from danqing.engine.decide.dedup.sample import JUDGED, UNSEEN, Recall, Sample
-from danqing.kernels.neighbours.lists import mean_rows, rank_lists
+from danqing.kernels.neighbours.lists import average_lists, rank_lists
 
 DEPTH = 8
 """Lists that a row looks through at most; if these are not enough, all pairs are compared."""
@@ -120,7 +120,7 @@ class Lists:
             nearest = self._rank(vectors, centres, 1)[:, 0]
             order = xp.argsort(nearest, kind="stable")
             begins = xp.searchsorted(nearest[order], xp.arange(self.count + 1))
-            mean_rows.launch(features.device, self.count, begins[:-1], begins[1:], order, vectors, centres)
+            average_lists.launch(features.device, self.count, begins[:-1], begins[1:], order, vectors, centres)
         return centres
 
     def _vectors(self, rows: Any) -> Any:

@@ -12,8 +12,8 @@ from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.lists import join_likely
 from danqing.engine.decide.dedup.neighbours import join_neighbours
 from danqing.engine.decide.dedup.sample import Recall
-from danqing.kernels.neighbours.components import roots
-from danqing.kernels.neighbours.pairs import distances, nearest_to_sum, sum_members
+from danqing.kernels.neighbours.components import find_components
+from danqing.kernels.neighbours.pairs import find_nearest_to_sum, measure_distances, sum_members
 
 SETS = 1024
 """Sets whose centroids are in memory at a time: 6 MiB at 768 numbers."""
@@ -46,7 +46,7 @@ def near_sets(
     while len(rows):
         stays[rows] = representatives(group[rows], rows, choose)
         gap = device.xp.empty(len(rows))
-        distances.launch(device, len(rows), device.up(rows), device.up(stays[rows]), features.rows, gap)
+        measure_distances.launch(device, len(rows), device.up(rows), device.up(stays[rows]), features.rows, gap)
         distance[rows] = np.where(stays[rows] == rows, 0, device.down(gap))
         rows = rows[distance[rows] > (np.inf if max_diameter is None else max_diameter)]
         if len(rows):
@@ -64,7 +64,7 @@ def chains(
     """
     parent, known = _parents(features, earlier)
     join_neighbours(features, within, parent, known, progress)
-    return features.device.down(roots(features.device, parent))
+    return features.device.down(find_components(features.device, parent))
 
 
 def likely_chains(
@@ -77,7 +77,7 @@ def likely_chains(
     """`chains`, sooner, of which a share of near pairs below 1, but at least `recall`, need be found; and what was."""
     parent, known = _parents(features, earlier)
     measured = join_likely(features, within, recall, parent, known, progress)
-    return features.device.down(roots(features.device, parent)), measured
+    return features.device.down(find_components(features.device, parent)), measured
 
 
 def _parents(features: Features, earlier: np.ndarray | None) -> tuple[Any, int]:
@@ -134,7 +134,7 @@ def nearest_to_centroid(features: Features) -> Choice:
             arguments = (*spans, device.up(members[first:last]), features.rows, sums)
             chosen = xp.empty(len(batch), np.int64)
             sum_members.launch(device, len(batch), *arguments)
-            nearest_to_sum.launch(device, len(batch), *arguments, chosen)
+            find_nearest_to_sum.launch(device, len(batch), *arguments, chosen)
             out[batch] = device.down(chosen)
         return out
 

@@ -14,7 +14,7 @@ from danqing.engine.decide.dedup.fingerprints import group_equal, group_hashes
 from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.neighbours import join_neighbours, nearest_rows
 from danqing.engine.decide.dedup.products import PRODUCTS
-from danqing.kernels.neighbours.components import roots
+from danqing.kernels.neighbours.components import find_components
 
 
 def crowd(seed: int, rows: int = 300, dimension: int = 24) -> np.ndarray:
@@ -50,7 +50,7 @@ def components(edge: np.ndarray) -> list[int]:
 def joined(device: Device, vectors: np.ndarray, within: float) -> list[int]:
     parent = np.arange(len(vectors))
     join_neighbours(Features(device, [vectors]), within, parent)
-    found: list[int] = roots(device, parent).tolist()
+    found: list[int] = find_components(device, parent).tolist()
     return found
 
 
@@ -129,7 +129,7 @@ def test_rows_known_before_are_not_compared_with_each_other(device: Device) -> N
     join_neighbours(Features(device, [vectors]), 0.1, parent, known=200)
     edge = gaps(vectors) < 0.1
     edge[:200, :200] = False
-    assert roots(device, parent).tolist() == components(edge)
+    assert find_components(device, parent).tolist() == components(edge)
 
 
 def test_the_nearest_of_others_is_found(device: Device) -> None:

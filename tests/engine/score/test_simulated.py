@@ -11,7 +11,7 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from tests.conftest import picture
 from tests.engine.score.test_run import GOOD
-from tests.simulated import RECIPE, simulate
+from tests.simulated import RECIPE, run_simulated
 
 
 def test_nothing_leaves_the_device_unasked_and_nothing_changes(make_shard: Callable[..., Path], tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_nothing_leaves_the_device_unasked_and_nothing_changes(make_shard: Calla
         "html.jpg": b"<html>", "html.txt": GOOD,
     }  # fmt: skip
     shards = [str(make_shard(members)), str(make_shard({"x.jpg": picture(9, small), "x.txt": GOOD}, "00001.tar"))]
-    simulate("-m", "tests.simulated", str(tmp_path / "there"), *shards)
+    run_simulated("-m", "tests.simulated", str(tmp_path / "there"), *shards)
     here, _, _ = curate(shards, tmp_path / "here", RECIPE, Settings(score_everything=True))
     found = diff(here, Run.open(tmp_path / "there"), Tolerance(within=1e-6, cosine=1 - 1e-6, flips=0))
     assert found.rows == 9 and found.compared == 7 and found.objections == []

@@ -1,10 +1,12 @@
+"""Connected components, compared with a flood fill."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
 from danqing.engine.core.device import Device, open_device
-from danqing.kernels.neighbours.components import roots, unite
+from danqing.kernels.neighbours.components import find_components, unite
 from danqing.kernels.portable import kernel
 
 
@@ -17,12 +19,12 @@ def join(first, last, step, left, right, parent):
 def components(device: Device, rows: int, left: np.ndarray, right: np.ndarray) -> list[int]:
     parent = np.arange(rows)
     join.launch(device, len(left), left, right, parent)
-    found: list[int] = roots(device, parent).tolist()
+    found: list[int] = find_components(device, parent).tolist()
     return found
 
 
 def flood(rows: int, left: np.ndarray, right: np.ndarray) -> list[int]:
-    """Components the slow way: spread the smallest number until nothing changes."""
+    """Computes components by spreading the smallest row of each edge until nothing changes."""
     label = list(range(rows))
     changed = True
     while changed:
@@ -42,8 +44,8 @@ def test_components_equal_a_flood_fill_in_any_edge_order(seed: int, device: Devi
         assert components(device, 200, left[order], right[order]) == expected
 
 
-def test_many_threads_that_join_at_once_lose_no_edge() -> None:
-    """Chains in random order: most edges meet a set that another thread is just joining."""
+def test_concurrent_unions_lose_no_edge() -> None:
+    """With the edges of a chain in random order, most unions meet a component that another thread is changing."""
     rows = 200_000
     shuffled = np.random.default_rng(1).permutation(rows)
     left, right = shuffled[:-1], shuffled[1:]
@@ -52,6 +54,6 @@ def test_many_threads_that_join_at_once_lose_no_edge() -> None:
             assert not any(components(device, rows, left, right))
 
 
-def test_rows_without_edges_are_alone(device: Device) -> None:
+def test_rows_without_edges_are_their_own_components(device: Device) -> None:
     nothing = np.empty(0, np.int64)
     assert components(device, 4, nothing, nothing) == [0, 1, 2, 3]

@@ -1,3 +1,5 @@
+"""Pixel statistics, compared with OpenCV and NumPy."""
+
 from __future__ import annotations
 
 import cv2
@@ -17,7 +19,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def reference(image: np.ndarray) -> tuple[float, float, float]:
-    """The same three figures by OpenCV and NumPy."""
+    """Computes the statistics with OpenCV and NumPy."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     share = np.bincount(grey.ravel(), minlength=256) / grey.size
     share = share[share > 0]
@@ -36,7 +38,7 @@ def test_grey_is_bit_equal_to_opencv_for_every_colour() -> None:
 
 
 def compiled_grey(image: np.ndarray) -> np.ndarray:
-    """What the vectorised loop of the CPU makes of the picture."""
+    """Runs the vectorised loop for CPUs on a picture."""
     size = image.shape[0] * image.shape[1]
     red, green, blue, grey = np.empty((4, size), np.uint8)
     _compiled(image.ctypes.data, size, red, green, blue, grey)
@@ -54,13 +56,13 @@ def test_statistics_equal_opencv_at_every_size(device: Device, shape: tuple[int,
     np.testing.assert_allclose(pixel_statistics(device, [image])[0], reference(image), rtol=1e-9, atol=1e-9)
 
 
-def test_a_batch_is_its_pictures_whatever_the_tiles_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_batch_tiles_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     images = [noise(*shape) for shape in SHAPES]
     with open_device(threads=1) as one, open_device(threads=3) as three:
-        alone = np.concatenate([pixel_statistics(one, [image]) for image in images])
-        assert (pixel_statistics(three, images) == alone).all()
-        monkeypatch.setitem(pixels.TILE, "cpu", (7, 16))
-        assert (pixel_statistics(three, images) == alone).all()
+        one_by_one = np.concatenate([pixel_statistics(one, [image]) for image in images])
+        assert (pixel_statistics(three, images) == one_by_one).all()
+        monkeypatch.setitem(pixels.TILE_SHAPES, "cpu", (7, 16))
+        assert (pixel_statistics(three, images) == one_by_one).all()
         assert pixel_statistics(one, []).shape == (0, 3)
 
 
@@ -73,7 +75,7 @@ def test_flat_and_strided_pictures(device: Device) -> None:
         np.testing.assert_allclose(pixel_statistics(device, [window])[0], expected, rtol=1e-9)
 
 
-def test_one_odd_pixel_in_a_large_flat_picture_is_not_lost(device: Device) -> None:
+def test_one_different_pixel_in_a_large_flat_picture_counts(device: Device) -> None:
     image = np.full((4000, 5000, 3), 254, np.uint8)
     image[1234, 2345] = 255
     np.testing.assert_allclose(pixel_statistics(device, [image])[0], reference(image), rtol=1e-9)
@@ -81,7 +83,7 @@ def test_one_odd_pixel_in_a_large_flat_picture_is_not_lost(device: Device) -> No
 
 
 def test_variance_is_exact_for_the_largest_pictures() -> None:
-    """Two values far from zero, nearly all of them alike."""
+    """All values but one are equal, and far from zero."""
     pixels = 179_000_000
     for value, other in ((255, 254), (-1020, -1019), (1020, -1020), (0, 1)):
         total, squares = value * (pixels - 1) + other, value**2 * (pixels - 1) + other**2

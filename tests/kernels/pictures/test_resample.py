@@ -1,4 +1,4 @@
-"""Resizing, against Pillow."""
+"""Resizing, compared with Pillow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def by_pillow(picture: np.ndarray, rows: int, columns: int, interpolation: int) 
     return np.asarray(across.resize((columns, rows), FILTERS[interpolation]))
 
 
-def test_every_size_is_pillows_bit_by_bit() -> None:
+def test_every_size_is_bit_equal_to_pillow() -> None:
     chance = np.random.default_rng(0)
     for number in range(300):
         height, width, rows, columns = (int(side) for side in chance.integers(1, 120, 4))
@@ -28,7 +28,7 @@ def test_every_size_is_pillows_bit_by_bit() -> None:
         assert (out == expected).all(), (height, width, rows, columns, interpolation)
 
 
-def test_a_window_is_the_crop_of_the_whole() -> None:
+def test_a_window_equals_the_crop_of_the_resized_picture() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     whole, window = np.empty((50, 64, 3), np.uint8), np.empty((20, 31, 3), np.uint8)
     resample(picture, 50, 64, 0, 0, whole, CUBIC)

@@ -25,7 +25,7 @@ def in_parts(flat: np.ndarray, windows: list[Window]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)
-def test_a_ragged_batch_is_pillows_bit_by_bit(device: Device, interpolation: int) -> None:
+def test_a_batch_of_many_sizes_is_bit_equal_to_pillow(device: Device, interpolation: int) -> None:
     chance = np.random.default_rng(interpolation)
     sides = [*chance.integers(1, 120, (60, 4)).tolist(), [1, 1, 5, 7], [1, 90, 30, 1], [90, 1, 1, 30], [64, 64, 64, 64]]
     pictures = [noise(chance, height, width) for height, width, _, _ in sides]
@@ -35,8 +35,8 @@ def test_a_ragged_batch_is_pillows_bit_by_bit(device: Device, interpolation: int
         assert (found == by_pillow(picture, window.rows, window.columns, interpolation)).all(), (picture.shape, window)
 
 
-def test_windows_strides_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are split into windows of a few rows, and one is a window itself, not contiguous."""
+def test_windows_strides_and_a_small_intermediate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small intermediate splits windows into parts of a few rows; two pictures are not contiguous."""
     chance = np.random.default_rng(1)
     pictures = [noise(chance, 70, 90), noise(chance, 300, 8)[::-1, 2:5], noise(chance, 40, 64)[::2, 3:33]]
     windows = [Window(50, 64, 13, 9, 20, 31), Window(64, 30, 2, 0, 60, 30), Window(31, 47, 0, 40, 31, 7)]

@@ -1,4 +1,4 @@
-"""UTF-8 in and out, against Python."""
+"""UTF-8 and columns of text, compared with Python and Arrow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from danqing.kernels.portable import Kernel
 from danqing.kernels.text.captions import measure
 from danqing.kernels.text.lexicon import Patterns, marks, weigh
 from danqing.kernels.text.strings import Strings, decode, encode
-from tests.kernels.text.texts import NASTY, random_texts
+from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 
 
 def decoded(data: bytes) -> str:
@@ -23,8 +23,8 @@ def decoded(data: bytes) -> str:
     return chars[:count].tobytes().decode("utf-32-le")
 
 
-def test_well_formed_text_is_decoded_and_encoded_as_python_does() -> None:
-    for text in NASTY + random_texts(300):
+def test_well_formed_text_is_decoded_and_encoded_as_in_python() -> None:
+    for text in DIFFICULT_TEXTS + random_texts(300):
         data = text.encode()
         assert decoded(data) == text
         out, end = np.zeros(len(data) + 4, np.uint8), 0
@@ -33,7 +33,7 @@ def test_well_formed_text_is_decoded_and_encoded_as_python_does() -> None:
         assert out[:end].tobytes() == data
 
 
-def test_what_is_not_utf8_becomes_replacements_and_spares_the_rest() -> None:
+def test_bytes_that_are_not_utf8_are_replaced() -> None:
     assert decoded(b"\xff\xe4\xb8") == "\ufffd\ufffd\ufffd"
     assert decoded("一".encode()[:2] + "二".encode()) == "\ufffd\ufffd二"
     assert decoded(b"\xc0\x80a\xe0\x80\x80\xed\xa0\x80\xf4\x90\x80\x80\xf8") == (
@@ -46,7 +46,7 @@ def test_what_is_not_utf8_becomes_replacements_and_spares_the_rest() -> None:
         assert strict.replace("\ufffd", "") == data.decode("utf-8", "ignore")
 
 
-def test_strings_of_lists_and_of_arrow_without_a_copy() -> None:
+def test_strings_are_made_of_lists_and_without_a_copy_of_arrow() -> None:
     texts = ["一", None, "", "\ud800坏", "😀"]
     strings = Strings.of(texts)
     assert strings.arrow().to_pylist() == ["一", "", "", "\ufffd坏", "😀"]
@@ -56,7 +56,7 @@ def test_strings_of_lists_and_of_arrow_without_a_copy() -> None:
     assert sliced.data.ctypes.data == array.buffers()[2].address
 
 
-def test_parts_of_rows_know_their_bytes(device: Device) -> None:
+def test_parts_of_rows_have_their_size_in_bytes(device: Device) -> None:
     texts = ["甲", "", "乙乙", "b", "丙c"]
     for rows in (1, 2, 5, 9):
         parts = list(Strings.of(pa.array(["x", *texts]).slice(1)).parts(device, rows))
@@ -66,19 +66,19 @@ def test_parts_of_rows_know_their_bytes(device: Device) -> None:
     assert list(Strings.of([]).parts(device, 2)) == []
 
 
-class Away:
-    """An array in a GPU's memory, of which the host knows the length."""
+class DeviceArray:
+    """An array in a GPU's memory, of which only the length can be read."""
 
     def __len__(self) -> int:
         return 3
 
 
-def test_memory_for_a_launch_is_set_aside_without_asking_the_device(
+def test_memory_for_a_launch_is_allocated_without_reading_device_memory(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[str] = []
     monkeypatch.setattr(Kernel, "launch", lambda self, *arguments: launched.append(self.name))
-    rows = Strings(Away(), Away(), 27)
+    rows = Strings(DeviceArray(), DeviceArray(), 27)
     measure(device, rows, open_dictionary(), character_classes())
     weigh(device, rows, marks(), Patterns())
     assert launched == ["measure_rows", "weigh_rows"]

@@ -1,4 +1,4 @@
-"""Cleaning and measuring, against plain Python."""
+"""Cleaning and measures, compared with plain Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.kernels.text.captions import MEASURES, clean, measure
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.package_files import package_file
-from tests.kernels.text.texts import NASTY, random_texts
+from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 
 STOP_WORDS = set(package_file("jionlp", "jionlp/dictionary/stopwords.txt").read_text(encoding="utf-8").split())
 TAGGER = jieba.posseg.POSTokenizer()
@@ -39,7 +39,7 @@ def longest_repetition(text: str) -> int:
 
 
 def test_measures_equal_plain_python(device: Device) -> None:
-    texts = [*NASTY, *random_texts(500, seed=1), "我的 C 和 A 和 I", "附表 B 与 V"]
+    texts = [*DIFFICULT_TEXTS, *random_texts(500, seed=1), "我的 C 和 A 和 I", "附表 B 与 V"]
     measured = measures_of(device, texts)
     for row, text in enumerate(texts):
         words = [token for token in jieba.lcut(text) if any(map(str.isalnum, token))]
@@ -85,8 +85,8 @@ def test_cleaning_is_linear_and_safe_on_hostile_text(device: Device) -> None:
     assert measured["longest_repetition"].tolist() == [400_000, 10_000, 100_000, 1000, 400_000]
 
 
-def test_results_do_not_depend_on_threads_or_company(device: Device) -> None:
+def test_results_do_not_depend_on_threads_or_other_rows(device: Device) -> None:
     texts = random_texts(700, seed=2)
     together = measure(device, Strings.of(texts), open_dictionary(), character_classes())
-    alone = [measure(device, Strings.of([text]), open_dictionary(), character_classes())[0] for text in texts]
-    assert (together == np.array(alone)).all()
+    one_by_one = [measure(device, Strings.of([text]), open_dictionary(), character_classes())[0] for text in texts]
+    assert (together == np.array(one_by_one)).all()

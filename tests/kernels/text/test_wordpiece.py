@@ -1,3 +1,5 @@
+"""WordPiece tokens, compared with the `tokenizers` library."""
+
 from __future__ import annotations
 
 import random
@@ -11,16 +13,16 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.kernels.text.strings import decode_one
 from danqing.kernels.text.wordpiece import (
-    ALONE,
-    CODE,
+    CODE_MASK,
+    CODE_SHIFT,
     DROP,
+    ISOLATED,
     KEEP,
-    KIND,
-    LONGEST,
+    KIND_MASK,
+    MAX_WORD_CHARACTERS,
     SEVERAL,
-    SHIFT,
     SPACE,
-    Tables,
+    WordPieceTables,
     build_tables,
     token_ids,
     tokenize,
@@ -32,26 +34,35 @@ tokenizers = pytest.importorskip("tokenizers")
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP = 0, 1, 2, 3
-# Scripts that normalise in unlike ways: Latin, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Thai, Jamo, Balinese,
-# Greek with accents, punctuation, kana, fullwidth, musical signs (kept marks of several classes), emoji, flags.
+# Scripts with different rules of normalisation: Latin, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Thai, Jamo,
+# Balinese, Greek with accents, punctuation, kana, fullwidth, musical signs (kept marks of several classes), emoji,
+# flags.
 SCRIPTS = (
     *((0x0, 0x250), (0x300, 0x5FF), (0x600, 0x6FF), (0x8D0, 0x97F), (0xE00, 0xE7F), (0x1100, 0x11FF), (0x1B00, 0x1BFF)),
     *((0x1E00, 0x1FFF), (0x2000, 0x206F), (0x2E00, 0x2E7F), (0x3000, 0x30FF), (0xA940, 0xA9DF), (0xFE00, 0xFFFF)),
     *((0x11400, 0x1147F), (0x1D100, 0x1D1FF), (0x1F300, 0x1F64F), (0xE0000, 0xE007F)),
 )
-NASTY = (
+DIFFICULT_TEXTS = (
     *("", " ", "\t\r\n", "\0", "一只黑色的猫", "Café Zoë naïve ÅNGSTRÖM", "ＡＢＣ１２３，。！", "İstanbul ΣΊΣΥΦΟΣ ẞ ß"),
     *("price: $3.99/kg (50% off)!!!", "[CLS] [SEP] [UNK] [PAD] ##ing # ##", "iPhone15Pro新款手机壳", "ﬁne ½ № ㎏ ①"),
     *("👩‍👩‍👧‍👦👨🏽‍🚀🇨🇳❤️", "สวัสดีครับ ภาษาไทย", "안녕하세요 한국어 텍스트", "नमस्ते क्षि", "שָׁלוֹם مَرْحَبًا", "がぎぐ が ｶﾞ ヴ"),
     *("a\u0000b\u0007c\u200bd\u00ade\ufefff\ufffdg", "\u202eevil\u202c \u2066x\u2069", "e\u0301\u0323o\u0323\u0301"),
     *("a\u302e\u1baab", "a\u302e\u0941\u1baab", "a\u302e\u200d\u1baab", "\U0001d15e\U0001d16d\U0001d165", "\u0344"),
     *("豈\ufa0e\U0002f800\U0002b825", "x\u2028y\u2029z\u3000w\xa0v", "≠ ≮ \u037e \u1fef \u0387", "\U000e0041\ue000"),
-    *("a" * LONGEST, "a" * (LONGEST + 1), "é" * LONGEST, "你" * 200, "ab " * 200, "." * 200, "word" * 26),
+    *(
+        "a" * MAX_WORD_CHARACTERS,
+        "a" * (MAX_WORD_CHARACTERS + 1),
+        "é" * MAX_WORD_CHARACTERS,
+        "你" * 200,
+        "ab " * 200,
+        "." * 200,
+        "word" * 26,
+    ),
 )
 
 
 def vocabulary() -> list[str]:
-    """Han, single characters of most scripts (some only within words, some not at all) and ASCII pieces."""
+    """Makes pieces of Han, of single characters of most scripts (some only within words) and of ASCII syllables."""
     draw = random.Random(1)
     pieces = list(SPECIAL)
     for code in (*range(0x21, 0x3100), *range(0x3400, 0x3600), *range(0x4E00, 0xA000), *range(0xA900, 0xAC00)):
@@ -66,15 +77,17 @@ def vocabulary() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def tables() -> Tables:
+def tables() -> WordPieceTables:
     return build_tables(vocabulary(), (CLS, SEP, PAD, UNK))
 
 
 @pytest.fixture(scope="module")
 def library() -> tokenizers.Tokenizer:
-    """The library's parts, without its search of the raw text for [CLS] and the like."""
+    """The library's normaliser, pre-tokenizer and model, without its search for special tokens in the text."""
     ids = {piece: index for index, piece in enumerate(vocabulary())}
-    built = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=LONGEST))
+    built = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS)
+    )
     built.normalizer = tokenizers.normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
     )
@@ -87,8 +100,8 @@ def columns(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return offsets, np.frombuffer(b"".join(texts), np.uint8)
 
 
-def ours(device: Device, tables: Tables, texts: list[bytes], max_length: int = 52) -> list[list[int]]:
-    """The tokens between [CLS] and [SEP], the rest checked."""
+def token_lists(device: Device, tables: WordPieceTables, texts: list[bytes], max_length: int = 52) -> list[list[int]]:
+    """Returns the tokens between [CLS] and [SEP], and checks the rest of the output."""
     ids, lengths, unknown = token_ids(device, tables, *columns(texts), max_length)
     assert ids.shape == (len(texts), max_length) and ids.dtype == lengths.dtype == unknown.dtype == np.int32
     out = []
@@ -99,21 +112,23 @@ def ours(device: Device, tables: Tables, texts: list[bytes], max_length: int = 5
     return out
 
 
-def theirs(library: tokenizers.Tokenizer, texts: list[str], max_length: int = 52) -> list[list[int]]:
+def library_token_lists(library: tokenizers.Tokenizer, texts: list[str], max_length: int = 52) -> list[list[int]]:
     return [encoding.ids[: max_length - 2] for encoding in library.encode_batch(texts)]
 
 
 def test_every_code_point_is_normalised_and_split_as_the_library_does(
-    tables: Tables, library: tokenizers.Tokenizer
+    tables: WordPieceTables, library: tokenizers.Tokenizer
 ) -> None:
-    shown = {DROP: "", SPACE: " ", ALONE: " {} ", KEEP: "{}"}
+    shown = {DROP: "", SPACE: " ", ISOLATED: " {} ", KEEP: "{}"}
 
     def normalised(code: int) -> str:
         entries = [int(tables.characters[code])]
-        if entries[0] & KIND == SEVERAL:
-            run = tables.runs[entries[0] >> SHIFT :][:8].tolist()
+        if entries[0] & KIND_MASK == SEVERAL:
+            run = tables.sequences[entries[0] >> CODE_SHIFT :][:8].tolist()
             entries = run[: run.index(DROP)]
-        return "".join(shown.get(entry & KIND, "").format(chr(entry >> SHIFT & CODE)) for entry in entries)
+        return "".join(
+            shown.get(entry & KIND_MASK, "").format(chr(entry >> CODE_SHIFT & CODE_MASK)) for entry in entries
+        )
 
     for start in range(0, 0x110000, 0x100):
         codes = [code for code in range(start, start + 0x100) if not 0xD800 <= code < 0xE000]
@@ -123,12 +138,16 @@ def test_every_code_point_is_normalised_and_split_as_the_library_does(
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 52, 400])
-def test_nasty_texts(device: Device, tables: Tables, library: tokenizers.Tokenizer, max_length: int) -> None:
-    assert ours(device, tables, [text.encode() for text in NASTY], max_length) == theirs(library, [*NASTY], max_length)
+def test_difficult_texts(
+    device: Device, tables: WordPieceTables, library: tokenizers.Tokenizer, max_length: int
+) -> None:
+    assert token_lists(device, tables, [text.encode() for text in DIFFICULT_TEXTS], max_length) == library_token_lists(
+        library, [*DIFFICULT_TEXTS], max_length
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_texts(device: Device, tables: Tables, library: tokenizers.Tokenizer, seed: int) -> None:
+def test_random_texts(device: Device, tables: WordPieceTables, library: tokenizers.Tokenizer, seed: int) -> None:
     draw = random.Random(seed)
 
     def character(scripts: list[tuple[int, int]]) -> str:
@@ -144,49 +163,44 @@ def test_random_texts(device: Device, tables: Tables, library: tokenizers.Tokeni
     for _ in range(2000):
         scripts = draw.choices(SCRIPTS, k=3)
         texts.append("".join(character(scripts) for _ in range(draw.randrange(60))))
-    assert ours(device, tables, [text.encode() for text in texts]) == theirs(library, texts)
+    assert token_lists(device, tables, [text.encode() for text in texts]) == library_token_lists(library, texts)
 
 
-def test_bytes_that_are_no_utf8_are_dropped(device: Device, tables: Tables, library: tokenizers.Tokenizer) -> None:
+def test_bytes_that_are_not_utf8_are_dropped(
+    device: Device, tables: WordPieceTables, library: tokenizers.Tokenizer
+) -> None:
     draw = random.Random(0)
     parts = [b"\x80", b"\xc0\x80", b"\xe0\x81\xa1", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf8", b"\xff", b"\xc3"]
     parts += [b"\xe4\xb8", b"\xf0\x9f\x98", b"\xf0\x80\x81\xa1", b"a", b"t", b" ", *map(str.encode, "é的😀")]
     texts = [b"".join(draw.choices(parts, k=draw.randrange(12))) for _ in range(2000)]
     texts += [bytes([byte]) for byte in range(256)]
-    assert decode_one(np.frombuffer(b"\xf4\x90\x80\x80", np.uint8), 0, 4) == (0xFFFD, 1)  # no look beyond the table
-    assert ours(device, tables, texts) == theirs(library, [text.decode("utf-8", "replace") for text in texts])
+    assert decode_one(np.frombuffer(b"\xf4\x90\x80\x80", np.uint8), 0, 4) == (0xFFFD, 1)  # beyond the character table
+    decoded = [text.decode("utf-8", "replace") for text in texts]
+    assert token_lists(device, tables, texts) == library_token_lists(library, decoded)
 
 
-def test_hostile_texts_take_linear_time(device: Device, tables: Tables, library: tokenizers.Tokenizer) -> None:
+def test_hostile_texts_take_linear_time(device: Device, tables: WordPieceTables, library: tokenizers.Tokenizer) -> None:
     marks = "\u302e" * 90 + "\u1baa" * 9
     texts = ["a" * 10**6, "😀" * 10**4, "a" + "\u0301" * 10**5, "\u302e" * 10**5 + "\u1baa" * 10**5]
     texts += [(marks + " ") * 1000, "\u200d" * 10**6, " " * 10**6, "，" * 10**5, "ab" * 49 + "\U0010ffff", "각" * 10**5]
-    ours(device, tables, [b""])  # compiled
+    token_lists(device, tables, [b""])  # compiles the kernel
     started = time.perf_counter()
-    found = ours(device, tables, [text.encode() for text in texts], 10_100)
+    found = token_lists(device, tables, [text.encode() for text in texts], 10_100)
     assert time.perf_counter() - started < 5
-    assert found == theirs(library, texts, 10_100)
+    assert found == library_token_lists(library, texts, 10_100)
 
 
-def test_threads_and_strides_change_nothing(device: Device, tables: Tables) -> None:
-    texts = [text.encode() for text in NASTY] * 40
-    assert ours(device, tables, texts) == ours(device, tables, texts[: len(NASTY)]) * 40
-    assert ours(device, tables, []) == []
+def test_results_do_not_depend_on_threads_or_strides(device: Device, tables: WordPieceTables) -> None:
+    texts = [text.encode() for text in DIFFICULT_TEXTS] * 40
+    assert token_lists(device, tables, texts) == token_lists(device, tables, texts[: len(DIFFICULT_TEXTS)]) * 40
+    assert token_lists(device, tables, []) == []
 
     once, rows, stride = token_ids(device, tables, *columns(texts), 52), len(texts), 7
     outputs = [np.full_like(output, -9) for output in once]
-    scratch = np.full((rows, LONGEST), -9, np.int32)
-    for thread in range(stride):  # the rows of each of seven CUDA threads
+    scratch = np.full((rows, MAX_WORD_CHARACTERS), -9, np.int32)
+    for thread in range(stride):  # as seven CUDA threads
         tokenize._on_cpu(thread, rows, stride, *columns(texts), *tables, scratch, *outputs)
     assert all(np.array_equal(one, other) for one, other in zip(once, outputs, strict=True))
-
-
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_compiles_for_cuda(tables: Tables, capability: tuple[int, int]) -> None:
-    pytest.importorskip("numba.cuda")
-    whole, line = np.zeros((2, 52), np.int32), np.zeros(2, np.int32)
-    text = tokenize.ptx(capability, *columns([b"a"] * 2), *tables, whole, whole, line, line)
-    assert f".target sm_{capability[0]}{capability[1]}" in text
 
 
 def card(**values: int) -> TokenInput:
@@ -202,11 +216,11 @@ def test_the_tokenizer_of_a_card(tmp_path: Path) -> None:
     assert [row.tolist() for row in ids] == [[2, 6, 7, 5, 3], [2, 3], [2, 5, 5, 5, 5, 3], [2, 1, 3]]
     assert all(row.dtype == np.int32 for row in ids)
     assert opened.pad(ids[:2]).tolist() == [[2, 6, 7, 5, 3], [2, 3, 0, 0, 0]]
-    given = open_tokenizer(card(begin=11, end=12, pad=13, unknown=14), path)
-    assert given.pad(given.encode(["dog cat", ""])).tolist() == [[11, 14, 6, 12], [11, 12, 13, 13]]
+    with_ids = open_tokenizer(card(begin=11, end=12, pad=13, unknown=14), path)
+    assert with_ids.pad(with_ids.encode(["dog cat", ""])).tolist() == [[11, 14, 6, 12], [11, 12, 13, 13]]
 
 
-def test_a_card_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_a_card_that_does_not_fit_its_vocabulary_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("[UNK]\n[CLS]\n[PAD]\n", encoding="utf-8")
     with pytest.raises(DanqingError, match=r"no line \[SEP\]"):

@@ -1,10 +1,10 @@
-"""Captions that break things, for the tests of the text kernels."""
+"""Difficult captions for the tests of the text kernels."""
 
 from __future__ import annotations
 
 import random
 
-NASTY = [
+DIFFICULT_TEXTS = [
     "",
     " ",
     "一只橘猫趴在窗台上晒太阳",
@@ -34,7 +34,7 @@ NASTY = [
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:
-    """Strings of characters from all corners, mostly Han, so that words and runs of single characters occur."""
+    """Makes strings of characters of many kinds, mostly Han, with words and sequences of single characters."""
     chance = random.Random(seed)
     common = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过"
     pools = [
