@@ -350,8 +350,9 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _recipe(options: argparse.Namespace, default: str = "embedded") -> Recipe:
     from danqing.engine.phases import known_columns
+    from danqing.engine.stages import model_roles
 
-    return load_recipe(options.recipe or default, options.set, known_columns())
+    return load_recipe(options.recipe or default, options.set, known_columns(), model_roles())
 
 
 def curate(options: argparse.Namespace) -> None:
