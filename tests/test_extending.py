@@ -31,7 +31,7 @@ CAPTIONS = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: pairs/, the files of one section, and its package as if it were installed."""
+    """The working directory, with pairs/ in it."""
     (tmp_path / "pairs").mkdir()
     for number, caption in enumerate(CAPTIONS):
         (tmp_path / "pairs" / f"{number}.jpg").write_bytes(picture(number))
@@ -42,9 +42,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(section: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes the files of a section and runs its commands; the page's first file, a recipe, is always there."""
     text = next(part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE) if part.startswith(f"{section}\n"))
     blocks = BLOCK.findall(text)
-    for _, name, content in [block for block in BLOCK.findall(PAGE) if block[1] == "digits.yaml"] + blocks:
+    for _, name, content in [BLOCK.findall(PAGE)[0], *blocks]:
         if name:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(content, encoding="utf-8")

@@ -154,5 +154,7 @@ def test_curate_takes_the_format_from_the_command_line(tmp_path: Path, plain_rec
         == 0
     )
     assert "4 pairs in" in capsys.readouterr().out and not (tmp_path / "out" / "shards" / "00000.tar").exists()
+    assert main(["write", out, "--output-format", "webdatset"]) == 2
+    assert "no 'webdatset' is installed; did you mean 'webdataset'?" in capsys.readouterr().err
     assert main(["write", out, "--output-format", "webdataset"]) == 0
     assert (tmp_path / "out" / "shards" / "00000.tar").exists()
