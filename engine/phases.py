@@ -22,7 +22,7 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
 from danqing.engine.sources import find_shards
 from danqing.engine.stages import stored_columns
-from danqing.engine.write.writing import WEBDATASET, write
+from danqing.engine.write.writing import WEBDATASET, WRITERS, write
 from danqing.trt_models.model_set import ModelSet
 
 
@@ -117,6 +117,7 @@ def curate(
         excluded: folders of evaluation pictures, or runs of them; what is near one of them is dropped.
         watcher: see `score_inputs`.
     """
+    WRITERS.named(output_format)  # an unknown format is an error now, not after scoring
     for folder in against:
         Run.open(folder)
     references = {folder: place_of_reference(folder, output) for folder in excluded}

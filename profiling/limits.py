@@ -40,7 +40,7 @@ def measure_limits(shards: Iterable[Shard], layout: Layout, plan: Plan, context:
         sound = batch.take(np.array([error is None for error in batch["error"]]))
         batch = sound if len(sound) else None
         if batch is not None:
-            if alone := stage.alone(batch):
+            if alone := stage.vendor_part(batch):
                 found[stage.name] = _rate(alone, context.device)
             batch.drop(step.spent)
     return Limits(found, _copy_bandwidth(context.device))

@@ -29,22 +29,12 @@ from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import GIVEN, batches_of, run_stages
 from danqing.engine.sources import find_shards, open_shard
-from danqing.engine.stages import CATALOGUE
+from danqing.engine.stages import CATALOGUE, columns_of_role
 from danqing.profiling.torch_peer import torch_rate
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.engines import COSINE, DIFFERENCE, Engine, Engines, Parity, runtime_version
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.session import Session
-
-TOUCHED = {
-    "image_embedding": {FEATURES, "alignment_distance"},
-    "text_embedding": {"alignment_distance"},
-    "image_safety": {"unsafe_image"},
-    "aesthetics": {"aesthetic"},
-    "text_safety": {"unsafe_text"},
-    "caption_safety": {"unsafe_caption"},
-}
-"""Role → the columns that its model has a part in."""
 
 
 def verify(
@@ -105,7 +95,8 @@ def place_of(card: Card, recipe: Recipe) -> tuple[str, Recipe]:
         raise DanqingError(
             f"the recipe {recipe.name} does not use {card.name}; give one that does, or --set models.ROLE={card.name}"
         )
-    touched = tuple(criterion for criterion in recipe.criteria if criterion.column in TOUCHED[role])
+    columns = columns_of_role(role)
+    touched = tuple(criterion for criterion in recipe.criteria if criterion.column in columns)
     if not touched:
         raise DanqingError(f"the recipe {recipe.name} has no criterion that {card.name} takes part in")
     return role, replace(recipe, criteria=touched)

@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +23,8 @@ from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.files import read_json, write_json, writing_cache
 from danqing.trt_models.card import Card
 from danqing.trt_models.package_files import cache_folder, sha256
-from danqing.trt_models.run.session import Session, TensorRtSession, open_session
+from danqing.trt_models.run.session import Session, open_session
+from danqing.trt_models.runtimes import RUNTIMES
 from danqing.trt_models.store import model_hash, onnx_path
 
 if TYPE_CHECKING:
@@ -33,44 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("danqing")
 
 
-class Runtime(NamedTuple):
-    """A library that runs engines.
-
-    Attributes:
-        module: its Python module.
-        packages: names of the distributions that contain it.
-        open: opens an engine's file as a session on the device.
-        file: file name of its engines.
-        portable: whether every version of the library runs the file. A plan runs only on the version that compiled it.
-    """
-
-    module: str
-    packages: tuple[str, ...]
-    open: Callable[[Path, Engine, Device], Session]
-    file: str = "engine.plan"
-    portable: bool = False
-
-
-def _open_onnx(path: Path, engine: Engine, device: Device) -> Session:
-    return open_session(path, device, engine.batch[2 if is_gpu(engine.target) else 1], tf32=True)
-
-
-def _open_plan(path: Path, engine: Engine, device: Device) -> Session:
-    return TensorRtSession(path, RUNTIMES[engine.runtime].module, engine.batch[2], device)
-
-
-def _open_torch(path: Path, engine: Engine, device: Device) -> Session:
-    from danqing.trt_models.run.torch_session import open_torch_session  # imports torch
-
-    return open_torch_session(path, device, engine.batch)
-
-
-RUNTIMES = {
-    "onnxruntime": Runtime("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), _open_onnx, "engine.onnx", portable=True),
-    "tensorrt": Runtime("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), _open_plan),
-    "tensorrt-rtx": Runtime("tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu13"), _open_plan),
-    "torch": Runtime("torch", ("torch",), _open_torch, "engine.onnx", portable=True),
-}
 LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
 """Default limits of parity: minimum mean cosine of the outputs, maximum share of pairs whose verdict changes."""
 COSINE, DIFFERENCE = "cosine", "1 - |difference|"
@@ -386,7 +348,7 @@ def open_model(card: Card, device: Device, engine: Engine | None) -> Opened:
     if engine is None:
         return Opened(open_session(onnx_path(card), device), model_hash(card))
     path = Engines(card).checked(engine)
-    return Opened(RUNTIMES[engine.runtime].open(path, engine, device), engine.sha256)
+    return Opened(RUNTIMES[engine.runtime].open(path, engine.batch, device), engine.sha256)
 
 
 def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
@@ -419,13 +381,8 @@ def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
 
 
 def runtime_version(runtime: str) -> str | None:
-    """Returns the installed version of a runtime; None if it is not installed."""
-    for package in RUNTIMES[runtime].packages:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    """The installed version of what runs an engine; None if there is none."""
+    return RUNTIMES[runtime].version()
 
 
 def is_gpu(target: str) -> bool:

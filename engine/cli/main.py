@@ -311,9 +311,9 @@ def _reference_options() -> argparse.ArgumentParser:
 def _output_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument_group("output").add_argument(
-        "--output-format", choices=("webdataset", "parquet"), default="webdataset",
-        help="kept pairs as .tar shards with a table of scores, or as Parquet with the pictures inside "
-        "(default: webdataset)",
+        "--output-format", metavar="NAME", default="webdataset",
+        help="webdataset: .tar shards with a table of scores; parquet: pictures inside the table; or the writer of an "
+        "installed package (default: webdataset)",
     )  # fmt: skip
     return parser
 
@@ -350,8 +350,9 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _recipe(options: argparse.Namespace, default: str = "embedded") -> Recipe:
     from danqing.engine.phases import known_columns
+    from danqing.engine.stages import model_roles
 
-    return load_recipe(options.recipe or default, options.set, known_columns())
+    return load_recipe(options.recipe or default, options.set, known_columns(), model_roles())
 
 
 def curate(options: argparse.Namespace) -> None:

@@ -215,11 +215,12 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     """The recipe given, else the built-in one that uses the model."""
     from danqing.engine.phases import known_columns
     from danqing.engine.recipe.reading import builtin_names, load_recipe
+    from danqing.engine.stages import model_roles
 
     if options.recipe:
-        return load_recipe(options.recipe, options.set, known_columns())
+        return load_recipe(options.recipe, options.set, known_columns(), model_roles())
     for name in reversed(builtin_names()):
-        recipe = load_recipe(name, options.set, known_columns())
+        recipe = load_recipe(name, options.set, known_columns(), model_roles())
         if options.name in recipe.models.values():
             return recipe
     raise DanqingError(f"no built-in recipe uses {options.name}; give one that does with --recipe FILE")

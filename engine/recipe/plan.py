@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,7 +71,14 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         given: columns that reading provides.
         also: columns wanted beside the recipe's own.
     """
-    producers: Mapping[str, type[Any]] = {name: stage for stage in catalogue for name in stage.produces}
+    producers: dict[str, type[Any]] = {}
+    for stage in catalogue:
+        for name in stage.produces:
+            if producers.setdefault(name, stage) is not stage:
+                raise DanqingError(
+                    f"the stages {producers[name].name!r} and {stage.name!r} both compute the column {name!r}; "
+                    "uninstall the package of one of them"
+                )
     steps: list[Step] = []
     available = set(given)
 

@@ -16,7 +16,6 @@ import yaml
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.recipe.criteria import FEATURES, AnyCriterion, Apart, Criterion, Interval, Redundancy
 
-ROLES = ("image_embedding", "text_embedding", "image_safety", "aesthetics", "text_safety", "caption_safety")
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
 REDUNDANCY_KEYS = ("within", "keep", "max_diameter", "recall", "not_near")
@@ -58,7 +57,7 @@ class Recipe:
         mine, theirs = self.to_dict(), other.to_dict()
         found = [
             f"models.{role}: {theirs['models'].get(role)} there, {mine['models'].get(role)} here"
-            for role in ROLES
+            for role in dict.fromkeys([*theirs["models"], *mine["models"]])
             if mine["models"].get(role) != theirs["models"].get(role)
         ]
         if mine["also"] != theirs["also"]:
@@ -98,13 +97,16 @@ def builtin_names() -> list[str]:
     )
 
 
-def load_recipe(name_or_path: str | Path, settings: Iterable[str] = (), columns: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path, settings: Iterable[str] = (), columns: Iterable[str] = (), roles: Iterable[str] = ()
+) -> Recipe:
     """Reads a built-in recipe by name or a YAML file by path, then applies `settings`.
 
     Args:
         name_or_path: `embedded`, `danqing` or a file.
         settings: `words.max=40`, `models.image_embedding=my-clip`: dotted path, equals, YAML value.
         columns: the score columns that stages can produce; if given, every criterion's column must be one.
+        roles: the roles that stages have a model for; if given, every key under `models` must be one.
 
     Raises:
         DanqingError: names the file and line, and the nearest valid name.
@@ -126,7 +128,7 @@ def load_recipe(name_or_path: str | Path, settings: Iterable[str] = (), columns:
     tree = _compose(text, where)
     for setting in settings:
         _apply(tree, setting)
-    return _read(tree, where, set(columns))
+    return _read(tree, where, set(columns), set(roles))
 
 
 def recipe_from_dict(content: Mapping[str, Any], where: str, settings: Iterable[str] = ()) -> Recipe:
@@ -134,7 +136,7 @@ def recipe_from_dict(content: Mapping[str, Any], where: str, settings: Iterable[
     tree = _compose(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), where)
     for setting in settings:
         _apply(tree, setting)
-    return _read(tree, where, set())
+    return _read(tree, where, set(), set())
 
 
 def _compose(text: str, where: str) -> yaml.Node:
@@ -214,7 +216,7 @@ def _refuse_unknown(keys: Mapping[str, tuple[yaml.Node, yaml.Node]], known: Iter
             raise DanqingError(f"{_place(key, where)}: unknown key {name!r} in {of}; {did_you_mean(name, known)}")
 
 
-def _read(tree: yaml.Node, where: str, columns: set[str]) -> Recipe:
+def _read(tree: yaml.Node, where: str, columns: set[str], known_roles: set[str]) -> Recipe:
     top = _mapping(tree, where, "a recipe")
     _refuse_unknown(top, TOP_KEYS, where, "the recipe")
     for needed in ("recipe", "criteria"):
@@ -223,7 +225,8 @@ def _read(tree: yaml.Node, where: str, columns: set[str]) -> Recipe:
     models: dict[str, str] = {}
     if "models" in top:
         roles = _mapping(top["models"][1], where, "'models'")
-        _refuse_unknown(roles, ROLES, where, "models")
+        if known_roles:
+            _refuse_unknown(roles, known_roles, where, "models")
         models = {role: _scalar(node, where, f"models.{role}", str) for role, (_, node) in roles.items()}
     also = _read_also(top["also"][1], where, columns) if "also" in top else ()
     listed = _mapping(top["criteria"][1], where, "'criteria'")

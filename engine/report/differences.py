@@ -120,10 +120,11 @@ def _compare_shard(found: Difference, ours: Run, theirs: Run, number: int, name:
     if uids[0] != uids[1]:
         raise DanqingError(f"shard {name} holds other pairs in {theirs.folder}: {_first_apart(*uids)}")
     found.rows += len(a)
+    said_by_models = _said_by_models()
     for column, kind in stored_columns().items():
         if column in a.column_names and column in b.column_names:
             exact = not pa.types.is_floating(kind)
-            entry = found.columns.setdefault(column, Column(column, column not in _SAID_BY_MODELS, exact))
+            entry = found.columns.setdefault(column, Column(column, column not in said_by_models, exact))
             entry.add(a["key"], a[column], b[column])
     _compare_features(found, a["feature_row"].to_numpy(), b["feature_row"].to_numpy(), ours, theirs, number)
     a, b = (pq.read_table(run.verdicts(number), columns=["key", "dropped_by", "group"]) for run in (ours, theirs))
@@ -162,6 +163,3 @@ def _said_by_models() -> set[str]:
         if issubclass(stage, Network) or out.intersection(stage.needs):
             out.update(stage.produces)
     return out
-
-
-_SAID_BY_MODELS = _said_by_models()

@@ -37,7 +37,6 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import run_stages
 from danqing.engine.sources.tables import Columns, Part, check_tables, find_tables, read_parts
 from danqing.engine.stages import CATALOGUE
-from danqing.engine.stages.resize import Resize
 from danqing.trt_models.model_set import ModelSet
 
 GIVEN = ("row", "url", "caption", "error")
@@ -153,7 +152,7 @@ def before_download(recipe: Recipe) -> Recipe:
     early = replace(early, criteria=tuple(c for c in early.criteria if isinstance(c, Criterion)))
     if not early.criteria:
         raise DanqingError(f"recipe {recipe.name}: every criterion needs a picture; there is nothing to select by")
-    looking = set(Resize.ROLES.values())
+    looking = {stage.role for stage in CATALOGUE if stage.image_inputs}
     return replace(early, models={role: name for role, name in recipe.models.items() if role not in looking})
 
 

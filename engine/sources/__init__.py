@@ -1,4 +1,4 @@
-"""Inputs: from what the user typed to shards of rows, and from a shard to its samples."""
+"""Inputs: finds the shards of files and folders, and opens a shard to read its samples."""
 
 from __future__ import annotations
 
@@ -8,34 +8,44 @@ from functools import partial
 from pathlib import Path
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.sources.folder import FolderShard, pictures_in
+from danqing.engine.core.registry import Registry
+from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard, files_in, find_files
-from danqing.engine.sources.listed import ListedShard, listed
-from danqing.engine.sources.parquet import ParquetShard, row_groups
-from danqing.engine.sources.sample import Layout, Sample, Source
-from danqing.engine.sources.tables import SUFFIXES as TABLES
-from danqing.engine.sources.webdataset import TarShard
+from danqing.engine.sources.sample import Layout, Sample
 
-__all__ = ["Layout", "Sample", "Shard", "Source", "find_shards", "open_shard"]
+__all__ = ["SOURCES", "Layout", "Sample", "Shard", "Source", "find_shards", "open_shard"]
 
+FOLDER = "folder"
+SOURCES: Registry[type[Source]] = Registry(
+    "danqing.sources",
+    {
+        "webdataset": "danqing.engine.sources.webdataset:WebDataset",
+        "parquet": "danqing.engine.sources.parquet:Parquet",
+        "text-table": "danqing.engine.sources.text_table:TextTable",
+        FOLDER: "danqing.engine.sources.folder:PictureFolder",
+    },
+)
 SHARD_ROWS = 10_000
-"""Where larger inputs than a shard are cut, as img2dataset cuts them."""
-
-KINDS = ".tar shards, tables (.parquet, .csv, .jsonl) or pictures"
+"""Larger inputs are cut into shards of this many rows, the default of img2dataset."""
 
 
 def find_shards(inputs: Iterable[str], layout: Layout | None = None) -> list[Shard]:
-    """The shards of all inputs, in the order given; folders, tables and large Parquet files are cut into several.
+    """Finds the shards of all inputs, in the given order.
+
+    Folders of pictures, tables and Parquet files of more than `SHARD_ROWS` rows are cut into several shards.
+
+    Args:
+        inputs: files, folders, globs and brace ranges (`{00000..00041}.tar`).
+        layout: which parts of a sample are its picture and its caption.
 
     Raises:
-        DanqingError: an input that is missing, empty, given twice, of no known kind, or without the columns.
+        DanqingError: an input is missing, empty, given twice, not readable by any source, or lacks a column.
     """
     layout = layout or Layout()
-    for kept in (pictures_in, listed):
-        kept.cache_clear()  # what an earlier run saw may have changed
-    paths = find_files(
-        inputs, (".tar", *TABLES), f"not an input this command reads ({KINDS})", partial(_inside, layout)
-    )
+    for source in SOURCES.values():
+        source.clear_cache()
+    suffixes = tuple(suffix for source in SOURCES.values() for suffix in source.suffixes)
+    paths = find_files(inputs, suffixes, f"not an input this command reads ({_kinds()})", partial(_in_folder, layout))
     stems = Counter(map(_stem, paths))
     names = [_stem(p) if stems[_stem(p)] == 1 else f"{p.parent.name}/{_stem(p)}" for p in paths]
     if len(set(names)) < len(names):
@@ -44,38 +54,56 @@ def find_shards(inputs: Iterable[str], layout: Layout | None = None) -> list[Sha
     for name, path in zip(names, paths, strict=True):
         slices = list(_slices(path, layout))
         for number, (first, rows, size) in enumerate(slices):
-            called = name if len(slices) == 1 else f"{name}-{number:05d}"
-            shards.append(Shard(len(shards), called, path, size, first, rows))
-        if path.name.endswith(TABLES) and not path.is_dir():
-            open_shard(shards[-1], layout)  # a wrong column is said now and not in an hour
+            shard_name = name if len(slices) == 1 else f"{name}-{number:05d}"
+            shards.append(Shard(len(shards), shard_name, path, size, first, rows))
+        if _source_of(path).is_table:
+            open_shard(shards[-1], layout)  # a missing column is an error now, not after hours of scoring
     return shards
 
 
 def open_shard(shard: Shard, layout: Layout) -> Source:
-    """The samples of a shard.
+    """Opens a shard to read its samples.
 
     Raises:
-        DanqingError: a file that cannot be read at all, or without the columns; names them.
+        DanqingError: the file cannot be read or lacks a column; names it.
     """
-    if shard.path.is_dir():
-        return FolderShard(shard, layout)
-    if shard.path.suffix == ".tar":
-        return TarShard(shard, layout)
-    return (ParquetShard if shard.path.suffix == ".parquet" else ListedShard)(shard, layout)
+    return _source_of(shard.path)(shard, layout)
+
+
+def _source_of(path: Path) -> type[Source]:
+    """The source with the longest suffix of the file's name; of equal ones, the first that is registered."""
+    if path.is_dir():
+        return SOURCES[FOLDER]
+    matching = [
+        (len(suffix), source) for source in SOURCES.values() for suffix in source.suffixes if path.name.endswith(suffix)
+    ]
+    if not matching:
+        raise DanqingError(f"{path}: no installed source reads such files ({_kinds()})")
+    return max(matching, key=lambda match: match[0])[1]
+
+
+def _suffixes(is_table: bool) -> tuple[str, ...]:
+    return tuple(suffix for source in SOURCES.values() if source.is_table == is_table for suffix in source.suffixes)
+
+
+def _kinds() -> str:
+    return f"{', '.join(_suffixes(False))} shards, tables ({', '.join(_suffixes(True))}) or pictures"
 
 
 def _stem(path: Path) -> str:
-    suffix = next((s for s in (".tar", *TABLES) if path.name.endswith(s)), "")
+    """The file's name without the suffix of its source, or the folder's name."""
+    suffixes = sorted((*_suffixes(False), *_suffixes(True)), key=len, reverse=True)
+    suffix = next((suffix for suffix in suffixes if path.name.endswith(suffix)), "")
     return path.name.removesuffix(suffix) or path.resolve().name
 
 
-def _inside(layout: Layout, folder: Path) -> list[Path]:
-    """What a folder stands for: its shards, else its tables of pictures, else its pictures."""
-    if shards := files_in(folder, (".tar",)):
+def _in_folder(layout: Layout, folder: Path) -> list[Path]:
+    """The inputs that a folder stands for: its shards, else its tables of pictures, else its pictures."""
+    if shards := files_in(folder, _suffixes(is_table=False)):
         return shards
-    # Beside a folder 00000/ of pictures, img2dataset leaves 00000.parquet, which has their captions but not them.
-    tables = [path for path in files_in(folder, TABLES) if not (folder / _stem(path)).is_dir()]
-    if named := [path for path in tables if _stem(path) == "metadata"]:  # Hugging Face's name for it
+    # Beside a folder 00000/ of pictures, img2dataset writes 00000.parquet, which has their captions but no pictures.
+    tables = [path for path in files_in(folder, _suffixes(is_table=True)) if not (folder / _stem(path)).is_dir()]
+    if named := [path for path in tables if _stem(path) == "metadata"]:  # Hugging Face's name of such a table
         return named
     if tables and files_in(folder, tuple(f".{key}" for key in layout.image_keys)):
         raise DanqingError(
@@ -86,23 +114,15 @@ def _inside(layout: Layout, folder: Path) -> list[Path]:
 
 
 def _slices(path: Path, layout: Layout) -> Iterator[tuple[int, int | None, int]]:
-    """First row, rows and bytes of each shard that the input makes."""
-    if path.suffix == ".tar" and not path.is_dir():
+    """First row, rows and bytes of each shard of an input; rows are None if they are not counted yet."""
+    pieces = _source_of(path).pieces(path, layout)
+    if pieces is None:
         yield 0, None, path.stat().st_size
         return
-    sizes: list[tuple[int, int]]  # rows that stay together, and their bytes
-    if path.is_dir():
-        pictures = pictures_in(path, layout)
-        if not pictures:
-            raise DanqingError(f"{path}: a folder without {KINDS}")
-        sizes = [(1, sum((path / file).stat().st_size for file in picture.files.values())) for picture in pictures]
-    elif path.suffix == ".parquet":
-        sizes = row_groups(path)
-    else:
-        rows = len(listed(path))
-        sizes = [(1, path.stat().st_size // max(rows, 1))] * rows
+    if path.is_dir() and not pieces:
+        raise DanqingError(f"{path}: a folder without {_kinds()}")
     first = rows = size = 0
-    for more_rows, more_bytes in sizes:
+    for more_rows, more_bytes in pieces:
         rows, size = rows + more_rows, size + more_bytes
         if rows >= SHARD_ROWS:
             yield first, rows, size

@@ -1,4 +1,4 @@
-"""From what the user typed to files: folders, globs and brace ranges."""
+"""From arguments of the command line to files: folders, globs and brace ranges."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows that are scored and written together: one input file, or a slice of a larger one or of a folder.
+    """Rows that are scored and written together: an input file, or a slice of a larger file or of a folder.
 
-    `number` names the run's files (00000), `name` the shard in every row. `first`, `rows`: where in `path` the slice
-    lies; None for all of a file whose rows nobody has counted yet.
+    Attributes:
+        number: position among the run's shards; names the run's files (00000).
+        name: name of the shard in every row.
+        path: the input file or folder.
+        bytes: size of the rows in the input.
+        first: position in `path` of the first row.
+        rows: number of rows; None for a whole file whose rows are not counted yet.
     """
 
     number: int
@@ -32,16 +37,16 @@ class Shard:
 
     @property
     def span(self) -> slice:
-        """The shard's rows, of all those in `path`."""
+        """The shard's rows among those of `path`."""
         return slice(self.first, None if self.rows is None else self.first + self.rows)
 
     def key(self, row: int) -> str:
-        """A key for a row that has none of its own, as img2dataset makes them: the shard's number, then the row's."""
+        """Makes a key for a row without one, in img2dataset's form: the shard's number, then the row's."""
         return f"{self.number:05d}{row:04d}"
 
 
 def expand(pattern: str) -> list[str]:
-    """`{00000..00041}` and `{a,b}` as the shell and webdataset write them, then globs; sorted within a glob."""
+    """Expands brace ranges (`{00000..00041}`, `{a,b}`), then globs; sorts the matches of each glob."""
     found = RANGE.search(pattern)
     if found:
         first, last, words = found.groups()
@@ -58,17 +63,18 @@ def expand(pattern: str) -> list[str]:
 
 
 def find_files(
-    inputs: Iterable[str], suffixes: tuple[str, ...], wrong: str, inside: Callable[[Path], list[Path]]
+    inputs: Iterable[str], suffixes: tuple[str, ...], refusal: str, in_folder: Callable[[Path], list[Path]]
 ) -> list[Path]:
-    """The files of all inputs (files, folders, globs, brace ranges), in the order given.
+    """Finds the files of all inputs (files, folders, globs, brace ranges), in the given order.
 
     Args:
-        suffixes: how the names of such files end.
-        wrong: what to say of any other file.
-        inside: what a folder stands for.
+        inputs: arguments of the command line.
+        suffixes: accepted ends of files' names.
+        refusal: error text for a file with another name.
+        in_folder: lists the files or folders that a folder stands for.
 
     Raises:
-        DanqingError: an input names nothing, is missing, given twice or no such file.
+        DanqingError: an input matches nothing, is missing, is given twice or has another suffix; names it.
     """
     paths: list[Path] = []
     for text in inputs:
@@ -76,14 +82,14 @@ def find_files(
         if not matches:
             raise DanqingError(f"{text}: matches no file")
         for path in matches:
-            paths.extend(inside(path) if path.is_dir() else [path])
+            paths.extend(in_folder(path) if path.is_dir() else [path])
     for path in paths:
         if path.is_dir():
             continue
         if not path.is_file():
             raise DanqingError(f"{path}: no such file")
         if not path.name.endswith(suffixes):
-            raise DanqingError(f"{path}: {wrong}")
+            raise DanqingError(f"{path}: {refusal}")
     twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
     if twice:
         raise DanqingError(f"{twice[0]}: given twice")
@@ -91,7 +97,7 @@ def find_files(
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The visible files directly in a folder whose names end so, sorted."""
+    """Lists the files directly in a folder whose names have one of the suffixes, sorted; hidden files are left out."""
     return sorted(
         p for p in folder.iterdir() if p.name.endswith(suffixes) and not p.name.startswith(".") and p.is_file()
     )

@@ -1,4 +1,4 @@
-"""Parquet tables of pairs: pictures as bytes, as Hugging Face's {bytes, path}, or as names of files."""
+"""Parquet files of pairs: a picture is bytes, Hugging Face's {bytes, path}, or the name of a file."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import PROBLEM, Layout, Sample, choose_column, from_record
 
-BATCH_ROWS = 64  # as many pictures are in memory at a time
+BATCH_ROWS = 64
+"""Rows, and thus pictures, in memory at a time."""
 
 
-class ParquetShard:
-    """Whole row groups of a Parquet file. One that cannot be read costs its own rows."""
+class Parquet(Source):
+    """Whole row groups of a Parquet file. If a row group cannot be read, only its rows fail."""
 
-    damage: str | None = None
+    suffixes = (".parquet",)
+    is_table = True
 
     def __init__(self, shard: Shard, layout: Layout) -> None:
         self.shard = shard
@@ -35,11 +38,18 @@ class ParquetShard:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         first = 0
         self.groups: list[tuple[int, int, int]] = []
-        """Of each row group in the shard: its number, the row it begins with, and its rows."""
+        """Row groups of the shard: number, first row in the file, rows."""
         for group, rows in enumerate(sizes):
             if shard.first <= first and (shard.rows is None or first < shard.first + shard.rows):
                 self.groups.append((group, first, rows))
             first += rows
+
+    @classmethod
+    def pieces(cls, path: Path, layout: Layout) -> list[tuple[int, int]]:
+        """Rows and compressed bytes of every row group."""
+        with _open(path) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        return [(g.num_rows, sum(g.column(c).total_compressed_size for c in range(g.num_columns))) for g in groups]
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self.groups)
@@ -60,16 +70,9 @@ class ParquetShard:
                         yield Sample(self.shard.key(row - self.shard.first), b"", "", "", {PROBLEM: message})
 
 
-def row_groups(path: Path) -> list[tuple[int, int]]:
-    """Rows and compressed bytes of every row group."""
-    with _open(path) as file:
-        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-    return [(g.num_rows, sum(g.column(c).total_compressed_size for c in range(g.num_columns))) for g in groups]
-
-
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, pre_buffer=False)  # pre-buffering would keep all of the file in memory
+        return pq.ParquetFile(path, pre_buffer=False)  # pre-buffering keeps the whole file in memory
     except (pa.ArrowException, OSError) as problem:
         raise DanqingError(f"{path}: cannot be read as Parquet: {problem}") from None
 

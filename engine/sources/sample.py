@@ -1,31 +1,34 @@
-"""One pair as it lies in the input, whatever kind of input that is."""
+"""Sample: one pair as it is in the input, for every kind of input."""
 
 from __future__ import annotations
 
 import json
 import re
 import stat
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import xxhash
 
 from danqing.engine.core.errors import DanqingError
 
 PROBLEM = "read_error"
-"""The metadata field that says, in words, what could not be read of a sample."""
+"""The metadata field that describes what could not be read of a sample."""
 UID = re.compile("[0-9a-f]{32}")
-"""A uid of the input that is kept as it is."""
+"""A uid of the input that the engine keeps."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which of a sample's parts are its picture and its caption; the first that is there counts.
+    """Which of a sample's parts are its picture and its caption: the first name that the sample has.
 
     The names are extensions of a shard's members, fields of a .json beside them, or columns of a table.
+
+    >>> Layout(caption_keys=("alt",)).caption_extensions
+    ('alt',)
     """
 
     image_keys: tuple[str, ...] = (
@@ -35,7 +38,7 @@ class Layout:
 
     @cached_property
     def image_extensions(self) -> tuple[str, ...]:
-        """`image_keys` in lower case: extensions of members are compared without regard to case."""
+        """`image_keys` in lower case; the case of members' extensions is ignored."""
         return tuple(map(str.lower, self.image_keys))
 
     @cached_property
@@ -46,7 +49,15 @@ class Layout:
 
 @dataclass
 class Sample:
-    """What is missing is empty, never left out. `image_extension` is the picture file's own (`jpg`), if it had one."""
+    """One pair.
+
+    Attributes:
+        key: the input's key.
+        image: encoded bytes of the picture; empty if it is missing.
+        image_extension: extension of the picture's file, `jpg`; empty if it has none.
+        caption: empty if it is missing.
+        metadata: the input's other fields.
+    """
 
     key: str
     image: bytes
@@ -56,7 +67,7 @@ class Sample:
 
     @property
     def uid(self) -> str:
-        """32 hex digits: the input's own `uid`, else xxh128 of picture bytes and caption (as DataComp's uids)."""
+        """32 hex digits, as DataComp's uids: the input's own `uid`, else xxh128 of picture bytes and caption."""
         own = self.metadata.get("uid")
         if isinstance(own, str) and UID.fullmatch(own):
             return own
@@ -65,25 +76,18 @@ class Sample:
         return digest.hexdigest()
 
 
-class Source(Protocol):
-    """The samples of one shard, in order, as often as one asks.
-
-    `damage` says in words if the file is broken; its whole samples are there nevertheless.
-    """
-
-    damage: str | None
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Sample]: ...
-
-
 def from_members(key: str, members: Container[str], read: Callable[[str], bytes], layout: Layout) -> Sample:
-    """A sample whose parts are files: the picture, its caption (.txt) and a .json of metadata.
+    """Makes a sample of files: the picture, its caption (.txt) and its metadata (.json).
 
     Args:
-        members: extensions of the files there are, in lower case.
-        read: extension → content.
+        key: the sample's key.
+        members: extensions of the sample's files, in lower case.
+        read: extension → content of the file.
+        layout: which extensions are the picture and the caption; without a caption file, which field of the .json.
+
+    >>> files = {"jpg": b"...", "json": b'{"caption": "a cat"}'}
+    >>> from_members("000", files, files.__getitem__, Layout()).caption
+    'a cat'
     """
     metadata = _metadata(read("json")) if "json" in members else {}
     image = next((k for k in layout.image_extensions if k in members), None)
@@ -96,7 +100,7 @@ def from_members(key: str, members: Container[str], read: Callable[[str], bytes]
 
 
 def _metadata(data: bytes) -> dict[str, Any]:
-    """A sample's .json as a flat record; what cannot be read is carried as `metadata_error`, never lost silently."""
+    """Reads a sample's .json; `metadata_error` says why one cannot be read."""
     if not data:
         return {}
     try:
@@ -109,12 +113,14 @@ def _metadata(data: bytes) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any], image: str, caption: str, folder: Path, key: str) -> Sample:
-    """A sample that is a row of a table.
+    """Makes a sample of a row of a table.
 
     Args:
-        record: column → value; other columns than the two become metadata, unless they hold bytes (other pictures).
+        record: column → value; the columns beside `image` and `caption` become metadata, unless they hold bytes.
         image: column of the picture: its bytes, Hugging Face's `{bytes, path}`, or a file's name relative to `folder`.
-        key: the sample's key, should the row have none (`key`, `__key__`, or the name of its file).
+        caption: column of the caption.
+        folder: folder of the table.
+        key: the sample's key if the row has none of its own (`key`, `__key__`, or the name of the picture's file).
     """
     metadata = {k: v for k, v in record.items() if k not in (image, caption) and not _holds_bytes(v)}
     picture, text = record.get(image), record.get(caption)
@@ -139,12 +145,12 @@ def _holds_bytes(value: Any) -> bool:
 
 
 def _read_picture(folder: Path, name: str) -> tuple[bytes, str | None]:
-    """The content of a file, or what is wrong with it."""
+    """Returns the content of a file and None, or no bytes and the problem."""
     if "://" in name:
         return b"", f"{name[:200]} is a URL: download first (`danqing select`, then img2dataset)"
     path = folder / name
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device need not end
             return b"", f"{path}: not a file"
         return path.read_bytes(), None
     except (OSError, ValueError) as problem:
@@ -152,10 +158,17 @@ def _read_picture(folder: Path, name: str) -> tuple[bytes, str | None]:
 
 
 def choose_column(path: Path, names: list[str], wanted: Iterable[str], what: str, flag: str) -> str:
-    """The first wanted column that the table has.
+    """Returns the first wanted column that the table has.
+
+    Args:
+        path: the table, for error messages.
+        names: the table's columns.
+        wanted: the columns to look for, in order of preference.
+        what: what the column holds, `picture` or `caption`.
+        flag: the flag that chooses another column.
 
     Raises:
-        DanqingError: none; says which there are, and the flag that names another.
+        DanqingError: the table has none of the columns, or has one twice; lists its columns and names the flag.
     """
     wanted = list(wanted)
     found = next((name for name in wanted if name in names), None)

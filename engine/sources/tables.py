@@ -1,7 +1,7 @@
 """Tables of URLs and captions: Parquet, CSV and JSON lines, a bounded number of rows at a time.
 
-CSV and JSON lines are read by Python's own parsers, a record at a time: Arrow's readers are faster, but guess the types
-from the first block and give the whole file up at the first line that disagrees. Here a broken line costs one row.
+CSV and JSON lines are read by Python's parsers, record by record. Arrow's readers are faster, but they infer types from
+the first block and refuse the whole file at the first line that disagrees; here a broken line fails one row.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
-PEEK_ROWS = 1000
+CHECKED_ROWS = 1000
+"""Rows of each table that are read to check its columns before work begins."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the URL and the caption."""
+    """Names of the columns that hold the URL and the caption."""
 
     url: str = "url"
     caption: str = "caption"
@@ -38,14 +39,15 @@ class Columns:
 
 @dataclass
 class Part:
-    """Rows that are read, and later written, together; a part never crosses the border of a file.
+    """Consecutive rows of one file that are read and written together.
 
     Attributes:
+        file: the file.
         first: position in the file of the part's first row.
-        table: the rows as they came, all columns; a row that could not be read is null throughout.
-        urls, captions: of `table`'s rows, as strings or null.
+        table: the rows with all columns as read; every cell of a row that cannot be read is null.
+        urls, captions: string columns of `table`'s rows; null where the cell is missing.
         errors: row of the part → what is wrong with it.
-        bytes: how much of the file the part stands for (for the progress bar).
+        bytes: the part's share of the file's size, for the progress bar.
     """
 
     file: Shard
@@ -68,33 +70,37 @@ class _Rows:
 
 
 def find_tables(inputs: Iterable[str]) -> list[Shard]:
-    """The tables of all inputs (files, folders, globs, brace ranges), in the order given.
+    """Finds the tables of all inputs (files, folders, globs, brace ranges), in the given order.
 
     Raises:
-        DanqingError: see `find_files`.
+        DanqingError: as `find_files`; or a folder holds no table.
     """
     kinds = ", ".join(SUFFIXES)
 
-    def inside(folder: Path) -> list[Path]:
+    def in_folder(folder: Path) -> list[Path]:
         if not (tables := files_in(folder, SUFFIXES)):
             raise DanqingError(f"{folder}: a folder without tables ({kinds})")
         return tables
 
-    paths = find_files(inputs, SUFFIXES, f"not a table this command reads ({kinds})", inside)
+    paths = find_files(inputs, SUFFIXES, f"not a table this command reads ({kinds})", in_folder)
     return [Shard(number, str(path), path, path.stat().st_size) for number, path in enumerate(paths)]
 
 
 def check_tables(files: Iterable[Shard], columns: Columns) -> None:
-    """Reads each table's first rows, so that a wrong column name is said now and not in an hour."""
+    """Reads each table's first rows, so that a wrong column name is an error before work begins.
+
+    Raises:
+        DanqingError: as `read_parts`.
+    """
     for file in files:
-        next(read_parts(file, columns, PEEK_ROWS), None)
+        next(read_parts(file, columns, CHECKED_ROWS), None)
 
 
 def read_parts(file: Shard, columns: Columns, rows: int) -> Iterator[Part]:
-    """The table in parts of `rows` rows (the last may be shorter); the same parts every time.
+    """Reads a table in parts of `rows` rows; the last may be shorter. Every call gives the same parts.
 
     Raises:
-        DanqingError: a file that cannot be read, or without the columns; names file, columns and flag.
+        DanqingError: the file cannot be read, or lacks a column; names file, columns and flag.
     """
     first = 0
     for some in (_parquet if file.path.suffix == ".parquet" else _text)(file, columns, rows):
@@ -105,7 +111,7 @@ def read_parts(file: Shard, columns: Columns, rows: int) -> Iterator[Part]:
 
 
 def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: bool) -> pa.Array:
-    """A column as strings, whatever textual type it has in the file."""
+    """Returns a text column as strings; the file may store it as binary, large or dictionary-encoded text."""
     count = table.column_names.count(name)
     if count > 1:
         raise DanqingError(f"{file.path}: has {count} columns {name!r}; choose another with {flag}")
@@ -115,7 +121,7 @@ def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: boo
                 f"{file.path}: no column {name!r}; {did_you_mean(name, table.column_names)} "
                 f"The table has: {', '.join(table.column_names) or 'no columns'}. Choose with {flag}."
             )
-        return pa.nulls(len(table), pa.string())  # JSON lines may leave a field out wherever they have no value
+        return pa.nulls(len(table), pa.string())  # JSON lines may leave a field out where it has no value
     column = table[name].combine_chunks()
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -127,16 +133,16 @@ def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: boo
 
 def _parquet(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
     try:
-        # Arrow's pre-buffering keeps every byte it has read until the file is closed.
+        # Pre-buffering keeps every byte that was read until the file is closed.
         with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
             per_row = file.bytes / max(parquet.metadata.num_rows, 1)
             nothing = waiting = parquet.schema_arrow.empty_table()
-            for batch in parquet.iter_batches(rows):  # not always full: some stop at every row group
+            for batch in parquet.iter_batches(rows):  # shorter ones end at row groups
                 fresh = pa.Table.from_batches([batch])
                 waiting = pa.concat_tables([waiting, fresh]) if len(waiting) else fresh
                 if len(waiting) >= rows:
                     yield _Rows(waiting.slice(0, rows), round(per_row * rows))
-                    # an empty slice would hold on to all the rows it was cut from
+                    # An empty slice would keep the memory of the table that it was cut from.
                     waiting = waiting.slice(rows) if len(waiting) > rows else nothing
             if len(waiting):
                 yield _Rows(waiting, round(per_row * len(waiting)))
@@ -145,21 +151,21 @@ def _parquet(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
 
 
 Record = tuple[dict[str, Any], str | None]
-"""A row's fields, and what is wrong with it, if anything."""
+"""A row's fields, and a description of what is wrong with it or None."""
 
 
 def _text(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
     with _open(file.path) as (raw, lines):
-        here = 0
+        position = 0
         checked = _checked(_parse(file.path, lines), lines, columns)
         while some := list(itertools.islice(checked, rows)):
-            before, here = here, raw.tell()
+            before, position = position, raw.tell()
             errors = {row: problem for row, (_, problem) in enumerate(some) if problem is not None}
-            yield _Rows(_table([record for record, _ in some]), here - before, errors)
+            yield _Rows(_table([record for record, _ in some]), position - before, errors)
 
 
 def records(path: Path) -> Iterator[Record]:
-    """The rows of a CSV or JSON lines file, one by one."""
+    """Reads the rows of a CSV or JSON lines file one by one."""
     with _open(path) as (_, lines):
         yield from _parse(path, lines)
 
@@ -169,7 +175,7 @@ def _parse(path: Path, lines: _Lines) -> Iterator[Record]:
 
 
 def _checked(rows: Iterable[Record], lines: _Lines, columns: Columns) -> Iterator[Record]:
-    """Takes cells out of the two columns that are no text."""
+    """Removes cells of the two columns that are not text, and says so in the row's problem."""
     for record, problem in rows:
         for name in (columns.url, columns.caption):
             value = record.get(name)
@@ -180,7 +186,7 @@ def _checked(rows: Iterable[Record], lines: _Lines, columns: Columns) -> Iterato
 
 
 class _Lines:
-    """The lines of a text file, of which a record may take several, and give back all but its first."""
+    """Lines of a text file. A record may take several lines, and return all but its first."""
 
     def __init__(self, stream: Iterable[str]) -> None:
         self._stream = iter(stream)
@@ -195,7 +201,7 @@ class _Lines:
     def __next__(self) -> str:
         try:
             line = self._back.pop() if self._back else next(self._stream)
-        except (OSError, EOFError, zlib.error) as problem:  # a .gz cut short: what came before it counts
+        except (OSError, EOFError, zlib.error) as problem:  # a truncated .gz: the lines before are used
             self.damage = f"the file ends here: {problem}"
             raise StopIteration from None
         self._taken.append(line)
@@ -205,43 +211,44 @@ class _Lines:
         self.start += len(self._taken)
         self._taken.clear()
 
-    def give_back(self) -> None:
-        """All lines of the record at hand but its first: a quote never closed must not swallow what follows it."""
+    def return_lines(self) -> None:
+        """Returns all lines of the current record but its first, because a quote that is never closed takes every
+        line that follows."""
         self._back.extend(reversed(self._taken[1:]))
         del self._taken[1:]
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[BinaryIO, _Lines]]:
-    """The file as it lies on disk, and its lines; bytes that are not UTF-8 become U+FFFD, as in captions of shards."""
+    """Opens a file as raw bytes and as lines; bytes that are not UTF-8 become U+FFFD, as in captions of shards."""
     with path.open("rb") as raw:
         content: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         yield raw, _Lines(io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline=""))
 
 
 def _csv(path: Path, lines: _Lines) -> Iterator[Record]:
-    reader = csv.reader(lines, strict=True)  # lenient, it would take a stray quote for part of the text, or a new row
+    reader = csv.reader(lines, strict=True)  # not strict, it reads a stray quote as part of the text
     try:
         header = next(reader, [])
-    except csv.Error as problem:
-        raise DanqingError(f"{path}: the header cannot be read: {problem}") from None
+    except csv.Error as error:
+        raise DanqingError(f"{path}: the header cannot be read: {error}") from None
     if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise DanqingError(f"{path}: the header names {twice!r} twice")
+        duplicate = next(name for name in header if header.count(name) > 1)
+        raise DanqingError(f"{path}: the header names {duplicate!r} twice")
     while True:
         lines.next_record()
-        wrong = None
+        problem = None
         try:
             fields = next(reader, None)
-        except csv.Error as problem:
-            fields, wrong = [], str(problem)
+        except csv.Error as error:
+            fields, problem = [], str(error)
         if fields is None:
             break
         if fields and len(fields) != len(header):
-            wrong = f"{len(fields)} fields where the header has {len(header)}"
-        if wrong is not None:
-            lines.give_back()
-            yield dict.fromkeys(header), f"line {lines.start}: {wrong}"
+            problem = f"{len(fields)} fields where the header has {len(header)}"
+        if problem is not None:
+            lines.return_lines()
+            yield dict.fromkeys(header), f"line {lines.start}: {problem}"
         elif fields:  # an empty line is no row
             yield dict(zip(header, fields, strict=True)), None
     if lines.damage:
@@ -271,7 +278,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Values of one kind as they are; lists, objects and mixtures as JSON text."""
+    """Converts values of one scalar type to a column of that type; lists, objects and mixed types to JSON text."""
     try:
         column = pa.array(values)
         if not pa.types.is_nested(column.type):
@@ -282,6 +289,6 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _as_text(value: Any) -> str | None:
-    if isinstance(value, str):  # what cannot be UTF-8 (lone surrogates from JSON) is replaced, not fatal
+    if isinstance(value, str):  # JSON can hold lone surrogates, which UTF-8 cannot
         return value.encode("utf-8", "replace").decode()
     return None if value is None else json.dumps(value)

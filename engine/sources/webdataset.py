@@ -8,21 +8,23 @@ from collections.abc import Iterator
 from functools import partial
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import Layout, Sample, from_members
 from danqing.engine.sources.tar import read_members
 
 
-class TarShard:
-    """An indexed tar: its rows in order of first appearance, members read by offset.
+class WebDataset(Source):
+    """An indexed tar: rows in the order of their first members, members read by offset.
 
-    The index reads headers only, so a row's members may lie anywhere in the file. A tar cut short keeps its
-    whole members; `damage` then says so in words.
+    The index reads headers only, so a row's members may lie anywhere in the file. Of a truncated tar the complete
+    members are used; `damage` describes the truncation.
     """
+
+    suffixes = (".tar",)
 
     def __init__(self, shard: Shard, layout: Layout) -> None:
         self.path, self.layout = shard.path, layout
-        self.damage: str | None = None
         self.members: dict[str, dict[str, tuple[int, int]]] = {}
         try:
             self._index()

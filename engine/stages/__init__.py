@@ -1,36 +1,36 @@
-"""The stages there are. Which of them run, and when, follows from the recipe (`engine.recipe.plan`)."""
+"""The registered stages. Which of them run, and in which order, follows from the recipe (`engine.recipe.plan`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, ValuesView
 
 import pyarrow as pa
 
-from danqing.engine.stages.aesthetic import Aesthetic
+from danqing.engine.core.registry import Registry
 from danqing.engine.stages.base import Context, Stage
-from danqing.engine.stages.decode import Decode
-from danqing.engine.stages.embed import Alignment, ImageEmbedding, TextEmbedding, Tokens
-from danqing.engine.stages.fingerprint import Digest, PerceptualHash
-from danqing.engine.stages.header import Header
-from danqing.engine.stages.pixels import PixelStatistics
-from danqing.engine.stages.resize import Resize
-from danqing.engine.stages.safety import ImageSafety
-from danqing.engine.stages.source import Source
-from danqing.engine.stages.text import Caption, Refine
 
-CATALOGUE: tuple[type[Stage], ...] = (
-    Source,
-    Caption,
-    Refine,
-    Tokens,
-    Digest,
-    Header,
-    Decode,
-    PixelStatistics,
-    Resize,
-    PerceptualHash,
-    ImageEmbedding,
-    ImageSafety,
-    Aesthetic,
-    TextEmbedding,
-    Alignment,
+STAGES: Registry[type[Stage]] = Registry(
+    "danqing.stages",
+    {
+        "source": "danqing.engine.stages.source:Source",
+        "caption": "danqing.engine.stages.text:Caption",
+        "refine": "danqing.engine.stages.text:Refine",
+        "tokens": "danqing.engine.stages.embed:Tokens",
+        "digest": "danqing.engine.stages.fingerprint:Digest",
+        "header": "danqing.engine.stages.header:Header",
+        "decode": "danqing.engine.stages.decode:Decode",
+        "pixels": "danqing.engine.stages.pixels:PixelStatistics",
+        "resize": "danqing.engine.stages.resize:Resize",
+        "perceptual-hash": "danqing.engine.stages.fingerprint:PerceptualHash",
+        "image-embedding": "danqing.engine.stages.embed:ImageEmbedding",
+        "image-safety": "danqing.engine.stages.safety:ImageSafety",
+        "aesthetic": "danqing.engine.stages.aesthetic:Aesthetic",
+        "text-embedding": "danqing.engine.stages.embed:TextEmbedding",
+        "alignment": "danqing.engine.stages.embed:Alignment",
+    },
 )
+CATALOGUE: ValuesView[type[Stage]] = STAGES.values()
+"""Every registered stage; imported when it is first iterated over."""
 
 
 def stored_columns() -> dict[str, pa.DataType]:
@@ -39,4 +39,21 @@ def stored_columns() -> dict[str, pa.DataType]:
     return {name: kind for name, kind in produced.items() if kind is not None}
 
 
-__all__ = ["CATALOGUE", "Context", "Stage", "stored_columns"]
+def model_roles() -> set[str]:
+    """Every role that a recipe can name a model for."""
+    return {stage.role for stage in CATALOGUE if stage.role}
+
+
+def _from_model(stage: type[Stage]) -> Iterable[str]:
+    return stage.produces if stage.model_columns is None else stage.model_columns
+
+
+def columns_of_role(role: str) -> set[str]:
+    """Every column whose values depend on the outputs of the model in a role."""
+    found = {name for stage in CATALOGUE if stage.role == role for name in _from_model(stage)}
+    while more := {name for stage in CATALOGUE if found & set(stage.needs) for name in stage.produces} - found:
+        found |= more
+    return found
+
+
+__all__ = ["CATALOGUE", "STAGES", "Context", "Stage", "columns_of_role", "model_roles", "stored_columns"]

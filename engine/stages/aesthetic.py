@@ -16,6 +16,7 @@ class Aesthetic(Network):
     name = "aesthetic"
     role = "aesthetics"
     needs = ("aesthetic_input",)
+    image_inputs = {"aesthetic_input": None}
     produces = {"aesthetic": pa.float32()}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:

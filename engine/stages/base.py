@@ -1,4 +1,4 @@
-"""What a stage is: it adds named columns to a batch and touches nothing else."""
+"""Stage: one step of SCORE. It adds named columns to a batch and changes nothing else."""
 
 from __future__ import annotations
 
@@ -13,12 +13,24 @@ import pyarrow as pa
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.core.memory import Memory
+from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
 
 
 @dataclass(frozen=True)
 class Context:
-    """Everything that stages need to open. `resizer`: see `engine.stages.resize.open_resizer`."""
+    """What stages need to open.
+
+    Attributes:
+        device: computes and holds the columns.
+        models: the recipe's models, by role.
+        wanted: the columns that the plan uses.
+        blocked_domains: lower-case domains of the block list.
+        max_pixels: pictures with more pixels are refused.
+        user_dictionaries: files of words for jieba.
+        memory: bounds of a batch.
+        resizer: see `engine.stages.resize.open_resizer`.
+    """
 
     device: Device
     models: ModelSet
@@ -33,31 +45,48 @@ class Context:
 class Stage:
     """One step of SCORE.
 
-    A row that cannot go on gets its reason, in words, in the batch's `error` column; it leaves the stream after
-    the stage, alone. `produces` maps a column to its Arrow type, or to None if it only travels to later stages.
+    To fail a row, a stage writes the reason to the row's `error`; the row leaves the stream after the stage, and the
+    other rows go on.
+
+    Attributes:
+        name: unique, shown in reports.
+        needs: the columns that the stage reads.
+        produces: column → Arrow type it is stored with; None for a column that is not stored.
+        role: key of the stage's model under `models` of a recipe; None without a model.
+        model_columns: the columns in `produces` that depend on the model's outputs; None for all.
+        image_inputs: columns in `needs` that `Resize` makes of the picture → their size, crop and interpolation; None
+            for those on the card of the model.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     produces: ClassVar[Mapping[str, pa.DataType | None]]
+    role: ClassVar[str | None] = None
+    model_columns: ClassVar[tuple[str, ...] | None] = None
+    image_inputs: ClassVar[Mapping[str, ImageInput | None]] = {}
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     @property
     def capacity(self) -> float | None:
-        """The weight of a full batch; None: batches are taken as they come."""
+        """Weight of a full batch, for which the stage collects rows; None: it takes every batch as it arrives."""
         return None
 
     @staticmethod
     def weights(batch: Batch) -> np.ndarray:
-        """What each row adds to a batch: by default, one row."""
+        """Weight of each row, float64 (rows,), in the unit of `capacity`; by default 1."""
         return np.ones(len(batch))
 
     def __call__(self, batch: Batch) -> None:
+        """Adds the columns of `produces`, on the device or the host, to a batch that has those of `needs`."""
         raise NotImplementedError
 
-    def alone(self, batch: Batch) -> Callable[[], int] | None:
-        """What cannot be spared of this stage's work (the codec, the network), ready to run on these rows; it returns
-        the pairs it has done. None: the stage is all our own, and only memory sets it a limit."""
+    def vendor_part(self, batch: Batch) -> Callable[[], int] | None:
+        """Prepares a run of only the vendor part of the stage: the codec or the network.
+
+        Returns:
+            A function that runs it on the batch's rows and returns their number, which the profiler uses as the
+            stage's upper bound; None if there is no vendor part.
+        """
         return None

@@ -80,8 +80,8 @@ class Decode(Stage):
         batch["error"] = errors
         batch["decodable"] = np.array([picture is not None for picture in pictures], np.int8)
 
-    def alone(self, batch: Batch) -> Callable[[], int]:
-        """The codec."""
+    def vendor_part(self, batch: Batch) -> Callable[[], int]:
+        """The codec on the batch's files."""
         files = batch["image"]
 
         def run() -> int:

@@ -19,6 +19,7 @@ class ImageEmbedding(Network):
     name = "image embedding"
     role = "image_embedding"
     needs = ("embedding_input",)
+    image_inputs = {"embedding_input": None}
     produces = {"image_embedding": None, FEATURES: pa.list_(pa.float16())}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -42,12 +43,14 @@ class Tokens(Stage):
     """`token_ids` of the clean caption under the text model's tokenizer; `unknown_tokens` counts its [UNK]."""
 
     name = "tokens"
+    role = "text_embedding"
+    model_columns = ()  # the tokenizer makes them, not the network
     needs = ("text_clean",)
     produces = {"token_ids": None, "unknown_tokens": pa.int32()}
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.tokenizer = context.models.tokenizer("text_embedding")
+        self.tokenizer = context.models.tokenizer(self.role)
 
     def __call__(self, batch: Batch) -> None:
         ids = self.tokenizer.encode(batch["text_clean"])

@@ -9,7 +9,10 @@ import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.stages.base import Stage
-from danqing.engine.stages.resize import HASHED
+from danqing.trt_models.card import ImageInput
+
+HASHED = ImageInput(32, 32, "stretch", "lanczos")
+"""The small picture that a perceptual hash is made of, scaled as imagehash does it."""
 
 
 class Digest(Stage):
@@ -33,6 +36,7 @@ class PerceptualHash(Stage):
 
     name = "perceptual hash"
     needs = ("hash_input",)
+    image_inputs = {"hash_input": HASHED}
     produces = {"perceptual_hash": pa.uint64()}
 
     def __call__(self, batch: Batch) -> None:

@@ -33,8 +33,8 @@ class Network(Stage):
         """Its outputs by name, rows first."""
         return self.session.run(**self.inputs(batch))
 
-    def alone(self, batch: Batch) -> Callable[[], int]:
-        """The network on a full batch, made of the given rows."""
+    def vendor_part(self, batch: Batch) -> Callable[[], int]:
+        """The network on a full batch, made of the batch's rows."""
         rows = np.arange(self.capacity) % len(batch)
         inputs = {name: array[rows] for name, array in self.inputs(batch).items()}
 

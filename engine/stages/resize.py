@@ -12,34 +12,38 @@ from PIL import Image
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.device import Device
+from danqing.engine.stages import CATALOGUE
 from danqing.engine.stages.base import Context, Stage
 from danqing.kernels.pictures.resample import CUBIC, LANCZOS, LINEAR, resample
 from danqing.kernels.pictures.resample_batches import Window, resample_pictures
 from danqing.trt_models.card import ImageInput
 
 INTERPOLATIONS = {"lanczos": LANCZOS, "cubic": CUBIC, "linear": LINEAR}
-HASHED = ImageInput(32, 32, "stretch", "lanczos")
-"""The small picture that a perceptual hash is made of, scaled as imagehash does it."""
+
+
+class _Columns:
+    """The columns of `Resize`: every image input that a registered stage declares."""
+
+    def __get__(self, stage: object, kind: type[Stage]) -> dict[str, None]:
+        return {column: None for stage in CATALOGUE for column in stage.image_inputs}
 
 
 class Resize(Stage):
-    """The input of every image model in the plan, and of the perceptual hash: uint8 (rows, size, size, 3) each."""
+    """Resizes and crops pictures to the image inputs that the plan uses: uint8 (rows, size, size, 3) each."""
 
     name = "resize"
     needs = ("pixels",)
-    produces = {"embedding_input": None, "safety_input": None, "aesthetic_input": None, "hash_input": None}
-    ROLES = {
-        "embedding_input": "image_embedding",
-        "safety_input": "image_safety",
-        "aesthetic_input": "aesthetics",
-    }
-    FIXED = {"hash_input": HASHED}
+    produces = _Columns()
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.columns = [column for column in self.produces if column in context.wanted]
-        inputs = [self.FIXED.get(column) or context.models.image_input(self.ROLES[column]) for column in self.columns]
-        self.resize = open_resizer(inputs, context.device, context.resizer)
+        inputs: dict[str, ImageInput] = {}
+        for stage in CATALOGUE:
+            for column, size in stage.image_inputs.items():
+                if column in context.wanted:
+                    inputs[column] = size or context.models.image_input(str(stage.role))
+        self.columns = list(inputs)
+        self.resize = open_resizer(list(inputs.values()), context.device, context.resizer)
 
     def __call__(self, batch: Batch) -> None:
         for column, resized in zip(self.columns, self.resize(batch["pixels"]), strict=True):

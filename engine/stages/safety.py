@@ -16,6 +16,7 @@ class ImageSafety(Network):
     name = "image safety"
     role = "image_safety"
     needs = ("safety_input",)
+    image_inputs = {"safety_input": None}
     produces = {"unsafe_image": pa.float32()}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:

@@ -45,12 +45,14 @@ class Caption(CaptionStage):
     """
 
     name = "caption"
+    role = "text_safety"
+    model_columns = ("unsafe_text",)
     needs = ("caption",)
     produces = {"words": pa.int32(), "unsafe_text": pa.float32(), "caption_measures": None}
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.unsafe = context.models.text_classifier("text_safety", context.device)
+        self.unsafe = context.models.text_classifier(self.role, context.device)
 
     def __call__(self, batch: Batch) -> None:
         captions = Strings.of(batch["caption"]).on(self.context.device)
@@ -67,6 +69,8 @@ class Refine(CaptionStage):
     """
 
     name = "refine"
+    role = "caption_safety"
+    model_columns = ("unsafe_caption",)
     needs = ("caption", "caption_measures")
     produces = {
         "text_clean": pa.string(),
@@ -87,7 +91,7 @@ class Refine(CaptionStage):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.unsafe = context.models.text_classifier("caption_safety", context.device)
+        self.unsafe = context.models.text_classifier(self.role, context.device)
 
     def __call__(self, batch: Batch) -> None:
         texts = clean(self.context, batch["caption"])

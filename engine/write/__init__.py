@@ -1,1 +1,1 @@
-"""WRITE: the kept pairs as new shards."""
+"""WRITE: copies the kept pairs into new shards."""

@@ -11,7 +11,8 @@ import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.stages.decode import open_decoder
-from danqing.engine.stages.resize import HASHED, open_resizer
+from danqing.engine.stages.fingerprint import HASHED
+from danqing.engine.stages.resize import open_resizer
 from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.trt_models.card import ImageInput
 from tests.conftest import picture

@@ -9,8 +9,7 @@ import numpy as np
 
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.lists import join_likely
-from danqing.engine.decide.dedup.neighbours import join_neighbours
+from danqing.engine.decide.dedup.index import INDEXES
 from danqing.engine.decide.dedup.sample import Recall
 from danqing.kernels.neighbours.components import find_components
 from danqing.kernels.neighbours.pairs import find_nearest_to_sum, measure_distances, sum_members
@@ -55,15 +54,20 @@ def near_sets(
 
 
 def chains(
-    features: Features, within: float, progress: Progress | None = None, earlier: np.ndarray | None = None
+    features: Features,
+    within: float,
+    progress: Progress | None = None,
+    earlier: np.ndarray | None = None,
+    index: str = "tiles",
 ) -> np.ndarray:
     """The smallest row of each row's chain of neighbours: int64 (rows,).
 
     Args:
         earlier: the same for so many first rows, which are not compared with each other again.
+        index: name of a registered index that finds all near pairs.
     """
     parent, known = _parents(features, earlier)
-    join_neighbours(features, within, parent, known, progress)
+    INDEXES.named(index)().join(features, within, parent, known, progress)
     return features.device.down(find_components(features.device, parent))
 
 
@@ -73,10 +77,11 @@ def likely_chains(
     recall: float,
     progress: Progress | None = None,
     earlier: np.ndarray | None = None,
-) -> tuple[np.ndarray, Recall]:
+    index: str = "lists",
+) -> tuple[np.ndarray, Recall | None]:
     """`chains`, sooner, of which a share of near pairs below 1, but at least `recall`, need be found; and what was."""
     parent, known = _parents(features, earlier)
-    measured = join_likely(features, within, recall, parent, known, progress)
+    measured = INDEXES.named(index)(recall).join(features, within, parent, known, progress)
     return features.device.down(find_components(features.device, parent)), measured
 
 

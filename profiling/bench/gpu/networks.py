@@ -18,7 +18,8 @@ from danqing.profiling.bench.gpu.material import SEED, Job, wait_for_tower
 from danqing.profiling.parity import similarity
 from danqing.trt_models.card import Card
 from danqing.trt_models.compile.compilers import compile_engine
-from danqing.trt_models.engines import RUNTIMES, Engine, Engines, open_model
+from danqing.trt_models.engines import Engine, Engines, open_model
+from danqing.trt_models.runtimes import RUNTIMES
 from danqing.trt_models.store import onnx_path
 
 BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 64}, 0.999

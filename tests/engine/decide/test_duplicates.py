@@ -16,7 +16,7 @@ from danqing.engine.cli.main import main
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.decide.dedup import sets
+from danqing.engine.decide.dedup import index
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.reference import held_against
 from danqing.engine.phases import curate, decide_run, known_columns, merge_runs, write_run
@@ -175,13 +175,13 @@ def test_a_run_added_later_is_compared_with_all_and_they_not_again(
     whole, _ = merge_runs(batches, tmp_path / "whole")
     merge_runs(batches[:2], tmp_path / "grown")
     compared = []
-    join = sets.join_neighbours
+    join = index.join_neighbours
 
     def watched(features: Any, within: float, parent: Any, known: int = 0, progress: Any = None) -> None:
         compared.append((known, len(features)))
         join(features, within, parent, known, progress)
 
-    monkeypatch.setattr(sets, "join_neighbours", watched)
+    monkeypatch.setattr(index, "join_neighbours", watched)
     grown, funnel = merge_runs(batches, tmp_path / "grown")
     assert compared[0] == (5, 8) and all(known == rows for known, rows in compared[1:])
     assert verdicts(grown) == verdicts(whole)

@@ -68,3 +68,9 @@ def test_a_gate_never_runs_ahead_of_an_earlier_criterion(tmp_path: Path, first: 
         known |= set(step.stage.produces)
         for gate in step.gates:
             assert set(order[: order.index(gate.name) + 1]) <= known
+
+
+def test_two_stages_of_one_column_are_refused() -> None:
+    twin = type("Twin", (), {"name": "twin", "needs": (), "produces": {"words": None}})
+    with pytest.raises(DanqingError, match="'caption' and 'twin' both compute the column 'words'"):
+        make_plan(load_recipe("danqing"), [*CATALOGUE, twin], GIVEN)

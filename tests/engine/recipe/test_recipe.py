@@ -8,6 +8,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import known_columns
 from danqing.engine.recipe.criteria import Criterion, Redundancy
 from danqing.engine.recipe.reading import Recipe, builtin_names, load_recipe, recipe_from_dict
+from danqing.engine.stages import model_roles
 
 # DanQing (arXiv 2601.10305), Table 6 and section 3: criterion → what the paper states.
 PAPER = {
@@ -75,7 +76,7 @@ def test_a_bound_can_be_taken_away() -> None:
 )
 def test_wrong_settings_are_refused_in_words(setting: str, message: str) -> None:
     with pytest.raises(DanqingError) as caught:
-        load_recipe("danqing", [setting], known_columns())
+        load_recipe("danqing", [setting], known_columns(), model_roles())
     assert message in str(caught.value)
 
 

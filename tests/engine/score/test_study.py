@@ -21,9 +21,9 @@ from danqing.engine.phases import score_inputs
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.stages.base import Context
-from danqing.engine.stages.fingerprint import PerceptualHash
+from danqing.engine.stages.fingerprint import HASHED, PerceptualHash
 from danqing.engine.stages.header import JPEG_TABLES, Header
-from danqing.engine.stages.resize import HASHED, open_resizer
+from danqing.engine.stages.resize import open_resizer
 from danqing.trt_models.model_set import ModelSet
 from tests.conftest import picture
 

@@ -21,7 +21,8 @@ from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.sources import Layout, Sample, find_shards, open_shard
-from danqing.engine.write.writing import PARQUET, WEBDATASET
+from danqing.engine.write.formats import image_extension
+from danqing.engine.write.writing import WEBDATASET, WRITERS
 from tests.conftest import picture
 
 GOOD = "公園的草地上有一隻可愛的小貓在曬太陽"
@@ -63,7 +64,7 @@ def as_folder(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [as_parquet, as_table, as_folder])
-@pytest.mark.parametrize("output_format", [WEBDATASET, PARQUET])
+@pytest.mark.parametrize("output_format", sorted(WRITERS))
 def test_every_kind_of_input_becomes_every_kind_of_output(
     tmp_path: Path, plain_recipe: Recipe, make: Callable[[Path], Path], output_format: str
 ) -> None:
@@ -102,7 +103,7 @@ def test_keys_never_lead_out_of_a_tar_and_have_one_dot(tmp_path: Path, plain_rec
 
 
 def test_parquet_is_as_hugging_face_reads_it(tmp_path: Path, plain_recipe: Recipe) -> None:
-    run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, PARQUET)
+    run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, "parquet")
     schema = pq.read_schema(run.table(0))
     assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
     first = pq.read_table(run.table(0)).to_pylist()[0]
@@ -113,17 +114,17 @@ def test_parquet_is_as_hugging_face_reads_it(tmp_path: Path, plain_recipe: Recip
 def test_the_format_can_be_changed_without_scoring_again(tmp_path: Path, plain_recipe: Recipe) -> None:
     given = [str(as_parquet(tmp_path))]
     run, _, _ = curate(given, tmp_path / "out", plain_recipe, SETTINGS)
-    assert write_run(run, PARQUET) == 4 and not run.tar(0).exists()
+    assert write_run(run, "parquet") == 4 and not run.tar(0).exists()
     written = run.table(0).stat().st_mtime_ns
-    assert write_run(Run.open(run.folder), PARQUET) == 4 and run.table(0).stat().st_mtime_ns == written
+    assert write_run(Run.open(run.folder), "parquet") == 4 and run.table(0).stat().st_mtime_ns == written
     assert write_run(run, WEBDATASET) == 4 and "image" not in pq.read_schema(run.table(0)).names
 
 
 def test_large_shards_are_written_in_parts(
     tmp_path: Path, plain_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("danqing.engine.write.writing.ROW_GROUP", 3)
-    run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, PARQUET)
+    monkeypatch.setattr("danqing.engine.write.formats.ROW_GROUP", 3)
+    run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, "parquet")
     assert pq.read_metadata(run.table(0)).num_row_groups == 2
     assert [row["bytes"] for row in pq.read_table(run.table(0))["image"].to_pylist()] == KEPT
 
@@ -133,16 +134,14 @@ def test_an_input_that_changed_is_refused(tmp_path: Path, plain_recipe: Recipe) 
     run, _, _ = curate([str(as_folder(tmp_path))], out, plain_recipe, SETTINGS)
     (tmp_path / "1.png").write_bytes(picture(77))
     with pytest.raises(DanqingError, match=r"row 1 \(1\) was changed since it was scored"):
-        write_run(Run.open(run.folder), PARQUET)
+        write_run(Run.open(run.folder), "parquet")
 
 
 def test_a_broken_picture_is_no_reason_to_fail_where_pictures_do_not_matter(tmp_path: Path) -> None:
-    from danqing.engine.write.writing import _extension
-
-    assert _extension(Sample("k", b"junk", "", "")) == "bin"
+    assert image_extension(Sample("k", b"junk", "", "")) == "bin"
     buffer = io.BytesIO()
     Image.new("L", (9, 9)).save(buffer, "TIFF")
-    assert _extension(Sample("k", buffer.getvalue(), "", "")) == "tif"
+    assert image_extension(Sample("k", buffer.getvalue(), "", "")) == "tif"
 
 
 def test_curate_takes_the_format_from_the_command_line(tmp_path: Path, plain_recipe: Recipe, capsys: Any) -> None:
@@ -155,5 +154,7 @@ def test_curate_takes_the_format_from_the_command_line(tmp_path: Path, plain_rec
         == 0
     )
     assert "4 pairs in" in capsys.readouterr().out and not (tmp_path / "out" / "shards" / "00000.tar").exists()
+    assert main(["write", out, "--output-format", "webdatset"]) == 2
+    assert "no 'webdatset' is installed; did you mean 'webdataset'?" in capsys.readouterr().err
     assert main(["write", out, "--output-format", "webdataset"]) == 0
     assert (tmp_path / "out" / "shards" / "00000.tar").exists()

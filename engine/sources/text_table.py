@@ -1,4 +1,4 @@
-"""Tables (CSV, JSON lines) of captions that name their picture files, as Hugging Face's `metadata.csv` does."""
+"""Tables of captions (CSV, JSON lines) that name their picture files, as Hugging Face's `metadata.csv` does."""
 
 from __future__ import annotations
 
@@ -7,23 +7,37 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import PROBLEM, Layout, Sample, choose_column, from_record
 from danqing.engine.sources.tables import Record, records
 
+NAMED_ROWS = 1000
+"""The columns are those of the first rows: JSON lines may leave a field out where it has no value."""
 
-class ListedShard:
-    """Rows of a table; the pictures' names are relative to its folder. A row that cannot be read costs itself."""
 
-    damage: str | None = None
+class TextTable(Source):
+    """Rows of a table; names of pictures are relative to its folder. A row that cannot be read fails, not the table."""
+
+    suffixes = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+    is_table = True
 
     def __init__(self, shard: Shard, layout: Layout) -> None:
-        rows = listed(shard.path)
-        names = list(dict.fromkeys(itertools.chain.from_iterable(record for record, _ in rows[:1000])))
+        rows = read_rows(shard.path)
+        names = list(dict.fromkeys(itertools.chain.from_iterable(record for record, _ in rows[:NAMED_ROWS])))
         self.image = choose_column(shard.path, names, layout.image_keys, "picture", "--image-key")
         self.caption = choose_column(shard.path, names, layout.caption_keys, "caption", "--caption-key")
         self.shard = shard
         self.rows = rows[shard.span]
+
+    @classmethod
+    def pieces(cls, path: Path, layout: Layout) -> list[tuple[int, int]]:
+        rows = len(read_rows(path))
+        return [(1, path.stat().st_size // max(rows, 1))] * rows
+
+    @classmethod
+    def clear_cache(cls) -> None:
+        read_rows.cache_clear()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -37,7 +51,7 @@ class ListedShard:
                 yield Sample(key, b"", "", "", {PROBLEM: f"{self.shard.path}: {problem}"})
 
 
-@lru_cache(1)  # every shard of a long table asks for it
-def listed(path: Path) -> tuple[Record, ...]:
-    """The rows of the table, each with what is wrong with it, if anything."""
+@lru_cache(1)  # all shards of a long table need the same rows
+def read_rows(path: Path) -> tuple[Record, ...]:
+    """Reads the rows of a table, each with a description of what is wrong with it, or None."""
     return tuple(records(path))

@@ -1,0 +1,53 @@
+"""Source: a kind of input. A class says which files it reads and how it cuts them; an instance reads a shard."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from danqing.engine.sources.inputs import Shard
+from danqing.engine.sources.sample import Layout, Sample
+
+
+class Source(ABC):
+    """The samples of one shard, in order; every iteration reads them again.
+
+    Attributes:
+        suffixes: ends of the names of the files that the source reads; empty for the source of folders.
+        is_table: whether a file lists captions beside their pictures. A folder stands for its tables only if it has no
+            other files that a source reads; a table is opened when inputs are looked for, to find missing columns.
+        damage: what is wrong with the file as a whole, if its readable samples are used nevertheless.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    is_table: ClassVar[bool] = False
+    damage: str | None = None
+
+    @classmethod
+    def pieces(cls, path: Path, layout: Layout) -> Sequence[tuple[int, int]] | None:
+        """Lists the rows of an input that must stay in one shard, as (rows, bytes) in order.
+
+        Returns:
+            None if the whole file is one shard whose rows are counted when it is opened.
+        """
+        return None
+
+    @classmethod  # noqa: B027  # most sources have no cache
+    def clear_cache(cls) -> None:
+        """Forgets what was read of earlier inputs, which may have changed."""
+
+    @abstractmethod
+    def __init__(self, shard: Shard, layout: Layout) -> None:
+        """Opens a shard.
+
+        Raises:
+            DanqingError: the file cannot be read, or lacks a column; names the file and what to do.
+        """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Sample]: ...
