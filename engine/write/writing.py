@@ -40,10 +40,10 @@ def write(run: Run, progress: Progress, output_format: str = WEBDATASET) -> int:
     """
     uids: list[str] = []
     for shard in run.shards:
-        mark = f"{output_format} {sha256(run.verdicts(shard.number))}"
+        mark = f"{output_format} {sha256(run.verdicts_path(shard.number))}"
         if not _is_written(run, shard, mark):
             _write_shard(run, shard, mark, FORMATS[output_format])
-        table = pq.read_table(run.verdicts(shard.number), columns=["uid", "keep"])
+        table = pq.read_table(run.verdicts_path(shard.number), columns=["uid", "keep"])
         uids += table.filter(table["keep"])["uid"].to_pylist()
         progress.expect(len(table), shard.bytes)
         progress.advance(len(table))
@@ -53,15 +53,16 @@ def write(run: Run, progress: Progress, output_format: str = WEBDATASET) -> int:
 
 
 def _is_written(run: Run, shard: Shard, mark: str) -> bool:
-    path = run.table(shard.number)
+    path = run.table_path(shard.number)
     return path.exists() and (pq.read_schema(path).metadata or {}).get(VERDICT) == mark.encode()
 
 
 def _write_shard(run: Run, shard: Shard, mark: str, written: Callable[[Run, int, pa.Table, Pairs], None]) -> None:
-    run.table(shard.number).unlink(missing_ok=True)  # the parquet, written last, is the mark that the shard is whole
-    run.tar(shard.number).unlink(missing_ok=True)
-    verdicts = pq.read_table(run.verdicts(shard.number))
-    kept = pq.read_table(run.scores(shard.number)).append_column("group", verdicts["group"]).filter(verdicts["keep"])
+    run.table_path(shard.number).unlink(missing_ok=True)  # the table, written last, marks a complete shard
+    run.tar_path(shard.number).unlink(missing_ok=True)
+    verdicts = pq.read_table(run.verdicts_path(shard.number))
+    scores = pq.read_table(run.scores_path(shard.number))
+    kept = scores.append_column("group", verdicts["group"]).filter(verdicts["keep"])
     kept = kept.replace_schema_metadata({**(kept.schema.metadata or {}), VERDICT: mark.encode()})
     written(run, shard.number, kept, _kept_pairs(run, shard, kept, len(verdicts)))
     log.info("wrote %s: %d of %d pairs", shard.name, len(kept), len(verdicts))
@@ -82,13 +83,13 @@ def _kept_pairs(run: Run, shard: Shard, kept: pa.Table, scored: int) -> Pairs:
 
 def _write_webdataset(run: Run, number: int, kept: pa.Table, pairs: Pairs) -> None:
     """NNNNN.tar as img2dataset writes it, and NNNNN.parquet with the scores."""
-    with commit(run.tar(number)) as file, tarfile.open(fileobj=file, mode="w") as tar:
+    with commit(run.tar_path(number)) as file, tarfile.open(fileobj=file, mode="w") as tar:
         for sample, record in pairs:
             name = _member_name(sample.key)
             _add(tar, f"{name}.{_extension(sample)}", sample.image)
             _add(tar, f"{name}.txt", _caption(sample, record).encode())
             _add(tar, f"{name}.json", json.dumps(_plain(record), ensure_ascii=False, default=str).encode())
-    with commit(run.table(number)) as file:
+    with commit(run.table_path(number)) as file:
         pq.write_table(kept, file)
 
 
@@ -101,7 +102,10 @@ def _write_parquet(run: Run, number: int, kept: pa.Table, pairs: Pairs) -> None:
     schema = pa.schema([("image", image), ("text", pa.string()), *scores.schema])
     schema = schema.with_metadata({**kept.schema.metadata, b"huggingface": features.encode()})
     first = 0
-    with commit(run.table(number)) as file, pq.ParquetWriter(file, schema, use_dictionary=scores.column_names) as out:
+    with (
+        commit(run.table_path(number)) as file,
+        pq.ParquetWriter(file, schema, use_dictionary=scores.column_names) as out,
+    ):
         while some := list(islice(pairs, ROW_GROUP)):
             pictures = [{"bytes": s.image, "path": f"{s.key}.{_extension(s)}"} for s, _ in some]
             texts = [_caption(sample, record) for sample, record in some]

@@ -147,13 +147,13 @@ def test_an_engine_activated_in_mid_run_scores_from_the_next_shard_on(
 
     monkeypatch.setattr(Ledger, "expect", expect)
     run, _, _ = curate(shards, tmp_path / "out", recipe, Settings())
-    used = [json.loads(pq.read_schema(run.scores(n)).metadata[ENGINES])["text_safety"] for n in range(3)]
+    used = [json.loads(pq.read_schema(run.scores_path(n)).metadata[ENGINES])["text_safety"] for n in range(3)]
     assert used == [engines.onnx, engines.onnx, engine.sha256]
     monkeypatch.undo()
     monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
     again, _, _ = curate(shards, tmp_path / "again", recipe, Settings())
     for number in range(3):  # each shard as its engine scores it, whatever scored the others
-        left, right = (pq.read_table(r.scores(number))["unsafe_text"].to_pylist() for r in (run, again))
+        left, right = (pq.read_table(r.scores_path(number))["unsafe_text"].to_pylist() for r in (run, again))
         assert (left == right) == (number == 2)
 
 
@@ -317,7 +317,7 @@ def test_parity_counts_outputs_and_flips(card: Card, checkpoint: Path, shards: l
     assert parity is not None and parity.torch_rate and parity.rate
     assert parity.rows == 60 and parity.flips == 0 and 0.9 < parity.cosine_min < 1
     # A threshold in the middle of the scores makes tiny differences flip verdicts.
-    run = pq.read_table(curate(shards, Path(shards[0]).parent / "x", recipe, Settings())[0].scores(0))
+    run = pq.read_table(curate(shards, Path(shards[0]).parent / "x", recipe, Settings())[0].scores_path(0))
     middle = float(np.median(run["unsafe_text"].to_numpy()))
     edge = replace(
         recipe, criteria=(replace(recipe.criteria[0], interval=type(recipe.criteria[0].interval)(maximum=middle)),)

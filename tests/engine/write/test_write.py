@@ -71,7 +71,7 @@ def test_every_kind_of_input_becomes_every_kind_of_output(
     given = str(make(tmp_path / "in"))
     run, funnel, _ = curate([given], tmp_path / "out", plain_recipe, SETTINGS, output_format)
     assert (funnel.collected, funnel.kept) == (5, 4)
-    assert run.tar(0).exists() == (output_format == WEBDATASET)
+    assert run.tar_path(0).exists() == (output_format == WEBDATASET)
     # What was written is input again, with the clean captions and the very bytes.
     (shard,) = find_shards([str(run.folder / "shards")])
     samples = list(open_shard(shard, Layout()))
@@ -83,7 +83,7 @@ def test_every_kind_of_input_becomes_every_kind_of_output(
 
 def test_pictures_without_a_name_get_their_formats_extension(tmp_path: Path, plain_recipe: Recipe) -> None:
     run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS)
-    with tarfile.open(run.tar(0)) as tar:
+    with tarfile.open(run.tar_path(0)) as tar:
         names = tar.getnames()
         record = json.load(tar.extractfile("000000000.json"))  # type: ignore[arg-type]
     assert [name for name in names if not name.endswith((".txt", ".json"))] == [
@@ -97,15 +97,15 @@ def test_keys_never_lead_out_of_a_tar_and_have_one_dot(tmp_path: Path, plain_rec
     (tmp_path / "cat.1.jpg").write_bytes(picture(1))
     (tmp_path / "a" / "t.csv").write_text(f"file_name,text\n../cat.1.jpg,{GOOD}\n", encoding="utf-8")
     run, _, _ = curate([str(tmp_path / "a" / "t.csv")], tmp_path / "out", plain_recipe, Settings())
-    with tarfile.open(run.tar(0)) as tar:
+    with tarfile.open(run.tar_path(0)) as tar:
         assert tar.getnames() == ["cat%2E1.jpg", "cat%2E1.txt", "cat%2E1.json"]
 
 
 def test_parquet_is_as_hugging_face_reads_it(tmp_path: Path, plain_recipe: Recipe) -> None:
     run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, PARQUET)
-    schema = pq.read_schema(run.table(0))
+    schema = pq.read_schema(run.table_path(0))
     assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
-    first = pq.read_table(run.table(0)).to_pylist()[0]
+    first = pq.read_table(run.table_path(0)).to_pylist()[0]
     assert first["image"] == {"bytes": KEPT[0], "path": "000000000.jpg"} and first["text"] == CLEAN
     assert first["input_text"] == "不是这一列" and first["words"] > 5
 
@@ -113,10 +113,10 @@ def test_parquet_is_as_hugging_face_reads_it(tmp_path: Path, plain_recipe: Recip
 def test_the_format_can_be_changed_without_scoring_again(tmp_path: Path, plain_recipe: Recipe) -> None:
     given = [str(as_parquet(tmp_path))]
     run, _, _ = curate(given, tmp_path / "out", plain_recipe, SETTINGS)
-    assert write_run(run, PARQUET) == 4 and not run.tar(0).exists()
-    written = run.table(0).stat().st_mtime_ns
-    assert write_run(Run.open(run.folder), PARQUET) == 4 and run.table(0).stat().st_mtime_ns == written
-    assert write_run(run, WEBDATASET) == 4 and "image" not in pq.read_schema(run.table(0)).names
+    assert write_run(run, PARQUET) == 4 and not run.tar_path(0).exists()
+    written = run.table_path(0).stat().st_mtime_ns
+    assert write_run(Run.open(run.folder), PARQUET) == 4 and run.table_path(0).stat().st_mtime_ns == written
+    assert write_run(run, WEBDATASET) == 4 and "image" not in pq.read_schema(run.table_path(0)).names
 
 
 def test_large_shards_are_written_in_parts(
@@ -124,8 +124,8 @@ def test_large_shards_are_written_in_parts(
 ) -> None:
     monkeypatch.setattr("danqing.engine.write.writing.ROW_GROUP", 3)
     run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, PARQUET)
-    assert pq.read_metadata(run.table(0)).num_row_groups == 2
-    assert [row["bytes"] for row in pq.read_table(run.table(0))["image"].to_pylist()] == KEPT
+    assert pq.read_metadata(run.table_path(0)).num_row_groups == 2
+    assert [row["bytes"] for row in pq.read_table(run.table_path(0))["image"].to_pylist()] == KEPT
 
 
 def test_an_input_that_changed_is_refused(tmp_path: Path, plain_recipe: Recipe) -> None:
