@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import io
 import json
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -21,6 +22,7 @@ from PIL import Image
 import danqing
 import danqing.api
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 CAPTION = "公园的草地上有一只可爱的小猫在晒太阳"
 RECIPE = """
 recipe: example
@@ -165,3 +167,20 @@ def test_kept_pairs_can_be_read_as_one_table(notebook: Path, tmp_path: Path) -> 
     kept = run.kept()
     assert kept.schema.field("image").type == pa.struct({"bytes": pa.binary(), "path": pa.string()})
     assert pq.read_table(run.table_path(0)).num_rows == 4 and kept.count_rows() == 5
+
+
+def test_the_example_scripts_run(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def output_of(script: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    out = str(tmp_path / "out")
+    looked = output_of("curate_and_look.py", "shards/*.tar", out, "recipe.yaml")
+    assert "kept 5 of 8 pairs" in looked and "cannot be decoded" in looked and "dropped by" in looked
+    read = output_of("read_for_training.py", out)
+    assert read.splitlines() == [f"(4, 64, 64, 3) uint8 {CAPTION}", f"(1, 64, 64, 3) uint8 {CAPTION}"]
+    assert "kept: 5 before, 4 now, of 8" in output_of("change_a_threshold.py", out, "words.max=11")
+    assert len(list(EXAMPLES.glob("*.py"))) == 3
