@@ -186,6 +186,9 @@ class Run(EngineRun):
         """
         explain_pair(self, key)
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     def _numbers(self) -> Iterator[int]:
         return (shard.number for shard in self.shards)
 
@@ -208,6 +211,12 @@ class Run(EngineRun):
 def open_run(folder: StrPath) -> Run:
     """Opens the folder of a run.
 
+    Args:
+        folder: the folder, scored, decided or written; by this API or by the commands.
+
+    Returns:
+        The run.
+
     Raises:
         DanqingError: there is no run.
 
@@ -222,7 +231,10 @@ def load_recipe(recipe: StrPath | Recipe, set: Overrides = ()) -> Recipe:
 
     Args:
         recipe: name of a built-in recipe, path of a YAML file, or a recipe.
-        set: values to override.
+        set: values to override, see `Overrides`.
+
+    Returns:
+        The recipe, every key, column and value checked.
 
     Raises:
         DanqingError: names the line of the file and the nearest valid name.
@@ -300,7 +312,16 @@ def score(
     progress: bool | None = None,
     **options: Unpack[ScoringOptions],
 ) -> Run:
-    """Computes the scores of every pair, once; the expensive phase. Arguments, result and errors: see `curate`.
+    """Computes the scores of every pair, once; the expensive phase. An interrupted run is resumed.
+
+    Args:
+        inputs, output, recipe, set, progress, options: see `curate`.
+
+    Returns:
+        The scored run; `decide` comes next.
+
+    Raises:
+        DanqingError: an input, an option or the folder cannot be used.
 
     >>> score("shards", "scored", "recipe.yaml", score_everything=True).scores().count_rows()
     8
@@ -395,7 +416,7 @@ def merge(
     >>> [half.funnel.kept for half in halves], merge(halves, "both").funnel.kept
     ([4, 2], 5)
     """
-    folders = [run.folder if isinstance(run, EngineRun) else Path(run) for run in runs]
+    folders = [run.folder if isinstance(run, EngineRun) else Path(run) for run in _listed(runs)]
     bar = _progress(progress)
     merged, _ = phases.merge_runs(folders, Path(output), device, _positive("threads", threads), bar)
     phases.write_run(merged, _one_of("output_format", output_format, ("webdataset", "parquet")), bar)

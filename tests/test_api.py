@@ -109,7 +109,8 @@ def test_tables_are_datasets_of_all_shards(notebook: Path) -> None:
 
 def test_paths_and_recipes_in_any_form_name_the_same_run(notebook: Path) -> None:
     recipe = danqing.load_recipe(notebook / "recipe.yaml")
-    for inputs in ("shards", Path("shards"), ["shards/00000.tar", Path("shards/00001.tar")]):
+    both: list[str | Path] = ["shards/00000.tar", Path("shards/00001.tar")]
+    for inputs in ("shards", Path("shards"), both):
         assert danqing.curate(inputs, Path("out"), recipe).folder == Path("out")
     assert danqing.load_recipe(recipe, set="words.max=40") == danqing.load_recipe("recipe.yaml", set={"words.max": 40})
 
