@@ -2,7 +2,8 @@
 
 A path is a `str` or a `Path` everywhere, and one path stands for a list of one. A progress bar is shown if standard
 error is a terminal; `progress=True` and `progress=False` force it on and off. Every function raises `DanqingError` for
-bad input, with the file, the row or the option and what to do; the message names an option as the flag of the command.
+bad input; its message names the file, the row or the option (the engine's messages by its flag, `--memory-limit`) and
+what to do.
 
 >>> import danqing
 >>> run = danqing.curate("shards/*.tar", "study", recipe="recipe.yaml")
@@ -106,7 +107,7 @@ class ScoringOptions(TypedDict, total=False):
 class Run(EngineRun):
     """A run's folder, with its tables as datasets. `open_run` and all functions of this module make them.
 
-    It adds to the engine's `Run` what needs DECIDE and the reports, which the engine's class is not to import.
+    It extends the engine's `Run`, which is below DECIDE and the reports in the import layers, by what needs these.
 
     Attributes:
         folder: the folder, a `Path`.

@@ -15,10 +15,10 @@ def main(folder: str, *overrides: str) -> None:
     run = danqing.open_run(folder)
     before = run.funnel
     after = danqing.decide(run, set=overrides).funnel
-    print(f"{'criterion':24}{'rule':32}{'dropped before':>16}{'now':>8}")
+    print(f"{'criterion':24}{'rule':42}{'dropped before':>16}{'now':>8}")
     for old, new in zip(before.lines, after.lines, strict=True):
         mark = "  <" if new.dropped != old.dropped else ""
-        print(f"{new.criterion:24}{new.rule:32}{old.dropped:16}{new.dropped:8}{mark}")
+        print(f"{new.criterion:24}{new.rule:42}{old.dropped:16}{new.dropped:8}{mark}")
     print(f"kept: {before.kept} before, {after.kept} now, of {after.collected}")
     danqing.write(run)  # the shards follow the verdicts; unchanged shards are not written again
 
