@@ -47,7 +47,7 @@ class Runtime(NamedTuple):
     module: str
     packages: tuple[str, ...]
     open: Callable[[Path, Engine, Device], Session]
-    file: str = "danqing.engine.recipe.plan"
+    file: str = "engine.plan"
     portable: bool = False
 
 
