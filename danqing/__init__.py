@@ -1,3 +1,54 @@
-"""DanQing Engine: turns crawled Chinese image-text pairs into a training set."""
+"""DanQing Engine: turns crawled Chinese image-text pairs into a training set.
+
+The names of `__all__` are the public API; see `danqing.api`. They are loaded on first use, so that `import danqing`
+takes milliseconds.
+"""
+
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DanqingError",
+    "Recipe",
+    "Run",
+    "ScoringOptions",
+    "Selection",
+    "__version__",
+    "curate",
+    "decide",
+    "load_recipe",
+    "merge",
+    "open_run",
+    "score",
+    "select",
+    "write",
+]
+
+if TYPE_CHECKING:
+    from danqing.api import (
+        DanqingError,
+        Recipe,
+        Run,
+        ScoringOptions,
+        Selection,
+        curate,
+        decide,
+        load_recipe,
+        merge,
+        open_run,
+        score,
+        select,
+        write,
+    )
+else:  # hidden from type checkers: with a module's __getattr__, they would accept any name
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'danqing' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module("danqing.api"), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,4 +1,7 @@
-"""The three phases in a row, as the commands, the demo and the benchmarks run them."""
+"""The phases as one call each: opens devices, shows progress, keeps the log and the manifest.
+
+The commands, the Python API, the demo and the benchmarks all run these functions.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.progress import OpenProgress
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
@@ -32,12 +36,28 @@ def known_columns() -> list[str]:
 
 
 def score_inputs(
-    inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings, watcher: Watcher | None = None
+    inputs: Iterable[str],
+    output: Path,
+    recipe: Recipe,
+    settings: Settings,
+    watcher: Watcher | None = None,
+    progress: OpenProgress = ProgressBar,
 ) -> tuple[Run, Spans]:
-    """SCORE: creates the run, or goes on with it. Returns no spans if there was nothing left to do.
+    """SCORE: starts a run, or resumes the one in `output`.
 
     Args:
-        watcher: profiles the scoring (`profiling.watch.watched`); one device at a time.
+        inputs: files, folders, globs and brace ranges.
+        output: folder of the run.
+        recipe: names the models and the criteria.
+        settings: how to score, and on which devices.
+        watcher: profiles the scoring (`profiling.watch.watched`); for one device only.
+        progress: opens the listener to the phase.
+
+    Returns:
+        The run, and a span for each stage; no spans if all shards had scores.
+
+    Raises:
+        DanqingError: an input, a setting or the folder cannot be used; the message says which.
     """
     if watcher and settings.devices:
         raise DanqingError("--profile looks at one device at a time; leave --devices out")
@@ -54,44 +74,95 @@ def score_inputs(
     if not waiting:
         return run, Spans()
     started = time.monotonic()
-    with run.logged(), ProgressBar("score", sum(shard.bytes for shard in waiting)) as progress:
+    with run.logged(), progress("score", sum(shard.bytes for shard in waiting)) as listener:
         if settings.devices:
-            spans = score_on_several(run, settings, progress)
+            spans = score_on_several(run, settings, listener)
         else:
-            spans = score_on_one(run, settings, progress, watcher=watcher)
+            spans = score_on_one(run, settings, listener, watcher=watcher)
     run.note("counts", scored_shards=len(run.shards))
     run.note("times", score_seconds=round(time.monotonic() - started, 3))
     return run, spans
 
 
-def decide_run(run: Run, recipe: Recipe, device: str = "cpu", threads: int | None = None) -> Funnel:
-    """DECIDE, on a device opened for it."""
-    with run.logged(), open_device(device, threads) as opened, ProgressBar("decide", 0, "comparisons") as progress:
-        return decide(run, recipe, opened, progress)
+def decide_run(
+    run: Run, recipe: Recipe, device: str = "cpu", threads: int | None = None, progress: OpenProgress = ProgressBar
+) -> Funnel:
+    """DECIDE: opens the device and writes the verdicts and the funnel.
+
+    Args:
+        run: a scored run.
+        recipe: the criteria to apply.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+        threads: host threads; None for all cores.
+        progress: opens the listener to the phase.
+
+    Returns:
+        What each criterion dropped.
+
+    Raises:
+        DanqingError: shards or columns without scores.
+    """
+    with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
+        return decide(run, recipe, opened, listener)
 
 
 def merge_runs(
-    folders: Sequence[Path], output: Path, device: str = "cpu", threads: int | None = None
+    folders: Sequence[Path],
+    output: Path,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: OpenProgress = ProgressBar,
 ) -> tuple[Run, Funnel]:
-    """MERGE, on a device opened for it."""
-    with open_device(device, threads) as opened, ProgressBar("merge", 0, "comparisons") as progress:
-        return merge(folders, output, opened, progress)
+    """MERGE: opens the device and makes one run of several.
+
+    Args:
+        folders: decided runs of the same recipe, models and layout.
+        output: folder of the merged run.
+        device, threads, progress: see `decide_run`.
+
+    Returns:
+        The merged run, decided but not written, and its funnel.
+
+    Raises:
+        DanqingError: the runs cannot be merged; the message lists the differences.
+    """
+    with open_device(device, threads) as opened, progress("merge", 0, "comparisons") as listener:
+        return merge(folders, output, opened, listener)
 
 
-def write_run(run: Run, output_format: str = WEBDATASET) -> int:
-    """WRITE, with the report, unless these verdicts are written so already; returns the number of kept pairs."""
+def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress = ProgressBar) -> int:
+    """WRITE: copies the kept pairs into shards and writes the report; skipped if that is done for these verdicts.
+
+    Args:
+        run: a decided run.
+        output_format: `webdataset` or `parquet`.
+        progress: opens the listener to the phase.
+
+    Returns:
+        Number of kept pairs.
+
+    Raises:
+        DanqingError: no verdicts, or an input that changed since it was scored.
+    """
     run.check_decided()
     wanted = {"recipe_hash": run.manifest["decided"]["recipe_hash"], "output_format": output_format}
     if wanted.items() - run.manifest.get("written", {}).items():
-        with run.logged(), ProgressBar("write", sum(shard.bytes for shard in run.shards)) as progress:
-            kept = write(run, progress, output_format)
+        with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
+            kept = write(run, listener, output_format)
             write_report(run)
         run.note("written", **wanted, kept=kept)
     return int(run.manifest["written"]["kept"])
 
 
 def topics_of(run: Run, sample: int, smallest: int | None, device: str = "cpu", threads: int | None = None) -> Topics:
-    """TOPICS, on a device opened for it, and the report with them."""
+    """TOPICS: opens the device, finds the topics of the kept captions and writes them and the report.
+
+    Args:
+        run: a decided run.
+        sample: number of captions to look at, about.
+        smallest: captions that make a topic; None for a thousandth of the sample, at least 10.
+        device, threads: see `decide_run`.
+    """
     with run.logged(), open_device(device, threads) as opened, ProgressBar("topics", 0, "captions") as progress:
         context = Settings().context(opened, ModelSet(run.recipe.models), ())
         found = find_topics(run, context, progress, sample, smallest)
@@ -109,13 +180,22 @@ def curate(
     excluded: Sequence[Path] = (),
     exclude_within: float | None = None,
     watcher: Watcher | None = None,
+    progress: OpenProgress = ProgressBar,
 ) -> tuple[Run, Funnel, Spans]:
-    """SCORE, DECIDE, WRITE; what is finished already is not done again.
+    """SCORE, DECIDE, WRITE; finished work is not repeated.
 
     Args:
-        against: curated runs; what is near one of their kept rows is dropped.
-        excluded: folders of evaluation pictures, or runs of them; what is near one of them is dropped.
-        watcher: see `score_inputs`.
+        inputs, output, recipe, settings, watcher, progress: see `score_inputs`.
+        output_format: `webdataset` or `parquet`.
+        against: curated runs; pairs near one of their kept rows are dropped.
+        excluded: folders of evaluation images, or runs of them; pairs near one of these images are dropped.
+        exclude_within: cosine distance to evaluation images; None for that of the recipe's redundancy criterion.
+
+    Returns:
+        The run, what each criterion dropped, and a span for each stage (see `score_inputs`).
+
+    Raises:
+        DanqingError: an input, a setting or a folder cannot be used; the message says which.
     """
     WRITERS.named(output_format)  # an unknown format is an error now, not after scoring
     for folder in against:
@@ -123,11 +203,11 @@ def curate(
     references = {folder: place_of_reference(folder, output) for folder in excluded}
     pictures = {folder: place for folder, place in references.items() if folder != place}
     for folder in pictures:
-        find_shards([str(folder)], settings.layout)  # now, not when everything has been scored
+        find_shards([str(folder)], settings.layout)  # a wrong folder is reported before the scoring, not after it
     recipe = held_against(recipe, against, references.values(), exclude_within)
-    run, spans = score_inputs(inputs, output, recipe, settings, watcher)
+    run, spans = score_inputs(inputs, output, recipe, settings, watcher, progress)
     for folder, place in pictures.items():
-        score_inputs([str(folder)], place, only_features(recipe), settings)
-    funnel = decide_run(run, recipe, settings.device, settings.threads)
-    write_run(run, output_format)
+        score_inputs([str(folder)], place, only_features(recipe), settings, progress=progress)
+    funnel = decide_run(run, recipe, settings.device, settings.threads, progress)
+    write_run(run, output_format, progress)
     return run, funnel, spans

@@ -431,12 +431,12 @@ def merge(options: argparse.Namespace) -> None:
 
 
 def select(options: argparse.Namespace) -> None:
-    from danqing.engine.report.terminal import print_funnel, print_spans
+    from danqing.engine.report.terminal import ProgressBar, print_funnel, print_spans
     from danqing.engine.select.selection import select
     from danqing.engine.sources.tables import Columns
 
     columns = Columns(options.url_col, options.caption_col)
-    chosen = select(options.inputs, options.output, _recipe(options), columns, _settings(options))
+    chosen = select(options.inputs, options.output, _recipe(options), columns, _settings(options), ProgressBar)
     if not chosen.spans:
         print(f"{chosen.folder}: already selected; nothing to do")
     print_spans(chosen.spans)

@@ -1,19 +1,41 @@
-"""How the phases report that they get on; the terminal's progress bar is one listener, silence another."""
+"""Progress of a phase, as the phase reports it; a progress bar is one listener, `silent` another."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
 class Progress(Protocol):
+    """Listens to one phase."""
+
     def expect(self, rows: int, size: int) -> None:
-        """A shard of `size` bytes turned out to hold `rows` rows; where no size was announced, any will do."""
+        """A shard of `size` bytes was opened and holds `rows` rows; `size` is 0 if no total was announced."""
 
     def advance(self, rows: int) -> None:
-        """So many rows more are done."""
+        """`rows` more rows are finished."""
+
+
+class OpenProgress(Protocol):
+    """Opens the listener of a phase, for a `with` block.
+
+    Args:
+        label: name of the phase.
+        total_bytes: bytes of all shards, from which the total of rows is estimated; 0 if unknown.
+        unit: what is counted.
+    """
+
+    def __call__(self, label: str, total_bytes: int, unit: str = "pairs") -> AbstractContextManager[Progress]: ...
 
 
 class Silent:
+    """Ignores all reports."""
+
     def expect(self, rows: int, size: int) -> None: ...
 
     def advance(self, rows: int) -> None: ...
+
+
+def silent(label: str, total_bytes: int, unit: str = "pairs") -> AbstractContextManager[Progress]:
+    """An `OpenProgress` without output."""
+    return nullcontext(Silent())

@@ -119,7 +119,7 @@ def _open(
         if before == merged:
             return there, before
         for left_over in there.shards[len(shards) :]:  # a smaller merge must leave no shards of the larger one
-            for kind in (Run.scores, Run.features, Run.verdicts, Run.tar, Run.table):
+            for kind in (Run.scores_path, Run.features_path, Run.verdicts_path, Run.tar_path, Run.table_path):
                 kind(there, left_over.number).unlink(missing_ok=True)
     listed = [
         asdict(replace(shard, number=number)) | {"path": str(shard.path)} for number, (_, shard) in enumerate(shards)
@@ -127,7 +127,7 @@ def _open(
     same = {part: runs[0].manifest[part] for part in ("layout", "models")}
     run = Run.create(output, recipe, {"shards": listed, **same, MERGED: []})  # none until chains.npy is in
     for number, (part, shard) in enumerate(shards):
-        for kind in (Run.scores, Run.features):
+        for kind in (Run.scores_path, Run.features_path):
             link = kind(run, number)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
@@ -139,7 +139,7 @@ def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdict
     """What the runs decided, one after the other."""
     tables, first = [], len(scores.uid)
     for run in runs:
-        table = pa.concat_tables([pq.read_table(run.verdicts(shard.number)) for shard in run.shards])
+        table = pa.concat_tables([pq.read_table(run.verdicts_path(shard.number)) for shard in run.shards])
         group = table["group"].to_numpy()
         # A set's number becomes one that no other run's set can have, nor one that is found now.
         apart = pa.array(np.where(group >= 0, group + first, -1))

@@ -126,7 +126,7 @@ def load(run: Run, recipe: Recipe) -> Scores:
     tables, blocks = [], []
     offset = 0
     for shard in run.shards:
-        path = run.scores(shard.number)
+        path = run.scores_path(shard.number)
         known = pq.read_schema(path).names
         absent = [name for name in names if name not in known]
         if absent:
@@ -134,7 +134,7 @@ def load(run: Run, recipe: Recipe) -> Scores:
         table = pq.read_table(path, columns=["uid", "error", "gated_at", "feature_row", *names])
         rows = table["feature_row"].to_numpy()
         tables.append(table.set_column(3, "feature_row", pa.array(np.where(rows >= 0, rows + offset, -1), pa.int64())))
-        block = np.load(run.features(shard.number), mmap_mode="r")
+        block = np.load(run.features_path(shard.number), mmap_mode="r")
         if len(block):
             blocks.append(block)
             offset += len(block)
@@ -157,7 +157,7 @@ def load_reference(folder: Path, device: Device) -> tuple[np.ndarray, Features]:
     scores = load(run, replace(run.recipe, criteria=()))
     counts = scores.feature_row >= 0
     if "decided" in run.manifest:
-        kept = [pq.read_table(run.verdicts(shard.number), columns=["keep"]) for shard in run.shards]
+        kept = [pq.read_table(run.verdicts_path(shard.number), columns=["keep"]) for shard in run.shards]
         counts &= pa.concat_tables(kept)["keep"].to_numpy()
     return scores.uid[counts], Features(device, scores.features, scores.feature_row[counts])
 
@@ -283,7 +283,7 @@ def _write(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None
     for shard, rows in zip(run.shards, scores.shard_rows, strict=True):
         part = slice(start, start + rows)
         start += rows
-        identity = pq.read_table(run.scores(shard.number), columns=["shard", "row", "key", "uid"])
+        identity = pq.read_table(run.scores_path(shard.number), columns=["shard", "row", "key", "uid"])
         table = (
             identity.append_column("keep", pa.array(verdicts.dropped_by[part] < 0))
             .append_column("dropped_by", pa.array(names[verdicts.dropped_by[part]], pa.string()))
@@ -291,5 +291,5 @@ def _write(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None
             .append_column("kept_instead", pa.array(verdicts.kept_instead[part], pa.string()))
             .append_column("distance", pa.array(verdicts.distance[part], mask=np.isnan(verdicts.distance[part])))
         )
-        with commit(run.verdicts(shard.number)) as file:
+        with commit(run.verdicts_path(shard.number)) as file:
             pq.write_table(table, file)

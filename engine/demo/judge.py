@@ -84,8 +84,8 @@ def roc_area(lower: list[float], higher: list[float]) -> float:
 
 def _records(run: Run, number: int) -> list[dict[str, Any]]:
     names = ["uid", "key", "photo", "planted", "expected", "alignment_distance"]
-    scores = pq.read_table(run.scores(number), columns=names).to_pylist()
-    verdicts = pq.read_table(run.verdicts(number), columns=["keep", "dropped_by", "kept_instead"]).to_pylist()
+    scores = pq.read_table(run.scores_path(number), columns=names).to_pylist()
+    verdicts = pq.read_table(run.verdicts_path(number), columns=["keep", "dropped_by", "kept_instead"]).to_pylist()
     return [score | verdict for score, verdict in zip(scores, verdicts, strict=True)]
 
 

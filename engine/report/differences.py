@@ -115,7 +115,7 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
 
 
 def _compare_shard(found: Difference, ours: Run, theirs: Run, number: int, name: str) -> None:
-    a, b = (pq.read_table(run.scores(number)) for run in (ours, theirs))
+    a, b = (pq.read_table(run.scores_path(number)) for run in (ours, theirs))
     uids = [table["uid"].to_pylist() for table in (a, b)]
     if uids[0] != uids[1]:
         raise DanqingError(f"shard {name} holds other pairs in {theirs.folder}: {_first_apart(*uids)}")
@@ -127,7 +127,7 @@ def _compare_shard(found: Difference, ours: Run, theirs: Run, number: int, name:
             entry = found.columns.setdefault(column, Column(column, column not in said_by_models, exact))
             entry.add(a["key"], a[column], b[column])
     _compare_features(found, a["feature_row"].to_numpy(), b["feature_row"].to_numpy(), ours, theirs, number)
-    a, b = (pq.read_table(run.verdicts(number), columns=["key", "dropped_by", "group"]) for run in (ours, theirs))
+    a, b = (pq.read_table(run.verdicts_path(number), columns=["key", "dropped_by", "group"]) for run in (ours, theirs))
     for key, *outcome in zip(*(c.to_pylist() for c in (a["key"], a["dropped_by"], b["dropped_by"])), strict=True):
         if outcome[0] != outcome[1]:
             found.flips.append((key, *outcome))
@@ -140,7 +140,7 @@ def _compare_features(
     both = (rows_a >= 0) & (rows_b >= 0)
     if not both.any():
         return
-    blocks = (np.load(run.features(number), mmap_mode="r") for run in (ours, theirs))
+    blocks = (np.load(run.features_path(number), mmap_mode="r") for run in (ours, theirs))
     a, b = (block[rows[both]].astype(np.float64) for block, rows in zip(blocks, (rows_a, rows_b), strict=True))
     if a.shape != b.shape:
         raise DanqingError(f"features have {a.shape[1]} dimensions in {ours.folder}, {b.shape[1]} in {theirs.folder}")

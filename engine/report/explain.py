@@ -31,15 +31,15 @@ def explain_pair(run: Run, key: str) -> None:
 
 
 def _find(run: Run, number: int, key: str) -> list[dict[str, Any]]:
-    if not run.scores(number).exists():
+    if not run.scores_path(number).exists():
         return []
-    identity = pq.read_table(run.scores(number), columns=["key", "uid"])
+    identity = pq.read_table(run.scores_path(number), columns=["key", "uid"])
     rows = pc.indices_nonzero(pc.or_(pc.equal(identity["key"], key), pc.equal(identity["uid"], key)))
     if not len(rows):
         return []
-    records = pq.read_table(run.scores(number)).take(rows).to_pylist()
-    if run.verdicts(number).exists():
-        verdicts = pq.read_table(run.verdicts(number)).take(rows).to_pylist()
+    records = pq.read_table(run.scores_path(number)).take(rows).to_pylist()
+    if run.verdicts_path(number).exists():
+        verdicts = pq.read_table(run.verdicts_path(number)).take(rows).to_pylist()
         records = [record | verdict for record, verdict in zip(records, verdicts, strict=True)]
     return records
 

@@ -40,7 +40,7 @@ def write_report(run: Run) -> None:
     """Writes report.html for a decided run."""
     recipe = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
     funnel = Funnel.read(run.folder / "funnel.json")
-    verdicts = pa.concat_tables([pq.read_table(run.verdicts(s.number)) for s in run.shards])
+    verdicts = pa.concat_tables([pq.read_table(run.verdicts_path(s.number)) for s in run.shards])
     topics = Topics.of(run)
     shown = topic_galleries(topics, verdicts) | _sample(verdicts)
     pictures = _pictures(run, {position for positions in shown.values() for position in positions}, verdicts)
@@ -78,7 +78,7 @@ def _histograms(run: Run, recipe: Recipe) -> Iterable[str]:
     for criterion in recipe.criteria:
         if not isinstance(criterion, Criterion):
             continue
-        columns = [pq.read_table(run.scores(s.number), columns=[criterion.column]) for s in run.shards]
+        columns = [pq.read_table(run.scores_path(s.number), columns=[criterion.column]) for s in run.shards]
         values = pa.concat_tables(columns)[criterion.column].cast(pa.float64()).drop_null().to_numpy()
         if len(np.unique(values)) > 1:
             yield _histogram(criterion, values)
@@ -126,10 +126,10 @@ def _pictures(run: Run, wanted: set[int], verdicts: pa.Table) -> dict[int, str]:
     figures: dict[int, str] = {}
     start = 0
     for shard in run.shards:
-        rows = pq.read_metadata(run.verdicts(shard.number)).num_rows
+        rows = pq.read_metadata(run.verdicts_path(shard.number)).num_rows
         here = {position - start for position in wanted if start <= position < start + rows}
         if here:
-            records = pq.read_table(run.scores(shard.number), columns=["key", "caption", "error"]).to_pylist()
+            records = pq.read_table(run.scores_path(shard.number), columns=["key", "caption", "error"]).to_pylist()
             for row, sample in enumerate(open_shard(shard, run.layout)):
                 if row in here:
                     figures[start + row] = _figure(sample.image, records[row])

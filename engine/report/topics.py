@@ -135,10 +135,11 @@ def draw(run: Run, sample: int) -> tuple[int, pa.Table]:
     below = f"{min(sample * EVERY_UID // max(kept, 1), EVERY_UID - 1):032x}"
     tables = []
     for shard in run.shards:
-        names = pq.read_schema(run.scores(shard.number)).names
+        names = pq.read_schema(run.scores_path(shard.number)).names
         caption = "text_clean" if "text_clean" in names else "caption"
-        table = pq.read_table(run.scores(shard.number), columns=["uid", caption]).rename_columns(["uid", "caption"])
-        keep = pq.read_table(run.verdicts(shard.number), columns=["keep"])["keep"]
+        table = pq.read_table(run.scores_path(shard.number), columns=["uid", caption])
+        table = table.rename_columns(["uid", "caption"])
+        keep = pq.read_table(run.verdicts_path(shard.number), columns=["keep"])["keep"]
         tables.append(table.filter(pc.and_(keep, pc.less_equal(table["uid"], below))))
     return kept, pa.concat_tables(tables)
 

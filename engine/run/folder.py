@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, what is finished, and files that are either whole or not there."""
+"""The folder of a run: its files, its manifest and its log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from danqing import __version__
 from danqing.engine.core.errors import DanqingError
@@ -22,7 +22,7 @@ from danqing.engine.sources import Layout, Shard
 
 log = logging.getLogger("danqing")
 
-VERSIONED = (
+RECORDED_PACKAGES = (
     "nvidia-nvimgcodec-cu13",
     "onnxruntime",
     "onnxruntime-gpu",
@@ -37,10 +37,16 @@ VERSIONED = (
     "jieba",
     "opencc",
 )
+"""Packages whose versions the manifest records: a change of one can change scores."""
 
 
 class Run:
-    """The folder of one run and its manifest, run.json."""
+    """A run: its folder, and the manifest of what was done in it (run.json).
+
+    Attributes:
+        folder: OUT of the commands.
+        manifest: content of run.json: inputs, recipe, hashes of the models, versions, counts, times.
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
@@ -55,13 +61,17 @@ class Run:
         layout: Layout,
         identity: Mapping[str, Any],
     ) -> Run:
-        """Opens OUT for scoring.
+        """Opens a folder for scoring: starts a run in an empty folder, resumes the run that is there.
 
         Args:
-            identity: what else the scores depend on (model hashes, block list, options), compared word by word.
+            folder: OUT; created if it does not exist.
+            shards: the inputs, in output order.
+            recipe: the models and criteria to score for.
+            layout: which parts of a sample are the image and the caption.
+            identity: everything else that scores depend on (model hashes, block list, options), as JSON values.
 
         Raises:
-            DanqingError: OUT holds a run with another recipe, other models or other inputs; says which.
+            DanqingError: the folder holds a run with another recipe, identity or other inputs; lists the differences.
         """
         wanted = {
             "shards": [asdict(shard) | {"path": str(shard.path.resolve())} for shard in shards],
@@ -82,9 +92,15 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, content: Mapping[str, Any]) -> Run:
-        """Starts a run; what `content` holds beside shards and layout is its identity."""
+        """Starts a run and writes its manifest.
+
+        Args:
+            folder: OUT.
+            recipe: see `create_or_resume`.
+            content: the keys `shards` and `layout`, and the run's identity.
+        """
         versions = {"python": platform.python_version()}
-        for name in VERSIONED:
+        for name in RECORDED_PACKAGES:
             with suppress(metadata.PackageNotFoundError):
                 versions[name] = metadata.version(name)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -94,7 +110,12 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: Path) -> Self:
+        """Reads the manifest of a run.
+
+        Raises:
+            DanqingError: the folder has no run.json, or one that is not valid JSON.
+        """
         path = folder / "run.json"
         try:
             return cls(folder, json.loads(path.read_text(encoding="utf-8")))
@@ -104,9 +125,11 @@ class Run:
             raise DanqingError(f"{path}: not valid JSON: {problem}") from None
 
     def save(self) -> None:
+        """Writes the manifest."""
         write_json(self.folder / "run.json", self.manifest)
 
     def note(self, section: str, **values: Any) -> None:
+        """Updates a section of the manifest and writes it."""
         self.manifest.setdefault(section, {}).update(values)
         self.save()
 
@@ -117,41 +140,49 @@ class Run:
 
     @property
     def layout(self) -> Layout:
+        """Which parts of a sample are the image and the caption."""
         return Layout(**{name: tuple(keys) for name, keys in self.manifest["layout"].items()})
 
     @property
     def shards(self) -> list[Shard]:
+        """The run's inputs, in output order; a shard's position is its number."""
         return [Shard(**shard | {"path": Path(shard["path"])}) for shard in self.manifest["shards"]]
 
     def _file(self, kind: str, number: int, suffix: str) -> Path:
         return self.folder / kind / f"{number:05d}{suffix}"
 
-    def scores(self, number: int) -> Path:
+    def scores_path(self, number: int) -> Path:
+        """Every row of a shard with every score."""
         return self._file("scores", number, ".parquet")
 
-    def features(self, number: int) -> Path:
+    def features_path(self, number: int) -> Path:
+        """The shard's image embeddings: float16, (rows with one, dimension), unit length."""
         return self._file("features", number, ".npy")
 
-    def verdicts(self, number: int) -> Path:
+    def verdicts_path(self, number: int) -> Path:
+        """Every row of a shard: kept, or dropped by which criterion."""
         return self._file("verdicts", number, ".parquet")
 
-    def tar(self, number: int) -> Path:
+    def tar_path(self, number: int) -> Path:
+        """The kept pairs of a shard, as WebDataset."""
         return self._file("shards", number, ".tar")
 
-    def table(self, number: int) -> Path:
+    def table_path(self, number: int) -> Path:
+        """The kept rows of a shard with their scores; with the images, if the output format is Parquet."""
         return self._file("shards", number, ".parquet")
 
     def check_decided(self) -> None:
-        """Raises DanqingError: there are no verdicts yet; says how to come to some."""
+        """Raises DanqingError if the run has no verdicts."""
         if "decided" not in self.manifest:
             raise DanqingError(f"{self.folder}: no verdicts yet; run `danqing decide {self.folder}` first")
 
     def unscored(self) -> list[Shard]:
-        return [s for s in self.shards if not self.scores(s.number).exists()]
+        """The shards that have no scores yet."""
+        return [s for s in self.shards if not self.scores_path(s.number).exists()]
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """run.log receives what the engine says, one line a shard, and what codecs print, while a `with` block runs."""
+        """Appends log records and the stderr of native libraries (codecs) to run.log, within a `with` block."""
         path = self.folder / "run.log"
         handler = logging.FileHandler(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -166,7 +197,7 @@ class Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run is there; False means that one can be started.
+    """Says whether a folder holds a run; if not, it is empty or does not exist.
 
     Raises:
         DanqingError: the folder holds something else.
@@ -179,7 +210,15 @@ def is_run(folder: Path) -> bool:
 
 
 def identity_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between an identity read back from JSON and the one of now, a line each."""
+    """Compares identities (see `Run.create_or_resume`).
+
+    Args:
+        there: the identity of a run, read from its run.json.
+        here: the identity of this call; only its keys are compared.
+
+    Returns:
+        One line per difference.
+    """
     return [
         f"{key}: {_short(there.get(key))} there, {_short(value)} here"
         for key, value in here.items()

@@ -1,4 +1,4 @@
-"""How to score, beside the recipe."""
+"""Settings of a command: how to score, and on which devices."""
 
 from __future__ import annotations
 
@@ -19,15 +19,26 @@ from danqing.engine.stages.source import read_blocklist
 from danqing.trt_models.model_set import ModelSet
 
 DEFAULT_MAX_PIXELS = 178_956_970
-"""Where Pillow, too, refuses a picture as a decompression bomb."""
+"""Pillow's limit for decompression bombs: 2 × `PIL.Image.MAX_IMAGE_PIXELS`."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to score, beside the recipe. What can change a score is part of the run's identity.
+    """How to score, beside the recipe. Settings that can change a score are part of the run's identity.
 
-    `user_dictionaries`: words that jieba does not know, in its format. `devices`: those that score, if more than one.
-    `strict_engines`: raise an error if an engine in use does not open. `resizer`: see `open_resizer`.
+    Attributes:
+        layout: which parts of a sample are the image and the caption.
+        blocklist: file of blocked domains, one a line.
+        user_dictionaries: files of words that jieba does not know, in jieba's format.
+        score_everything: no gates; every score of every row.
+        max_pixels: images with more pixels are refused.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+        devices: the devices of the scoring processes, one process each; empty for one device in this process.
+        threads: host threads; None for all cores.
+        memory_limit: bytes of resident host memory that scoring keeps to; None for no limit.
+        strict_engines: a compiled engine that does not open is an error; by default the one before it is used.
+        resizer: `auto`, `dali` or `kernel`, see `open_resizer`.
+        metrics_port, metrics_address: where Prometheus metrics are served; None for nowhere.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -46,10 +57,11 @@ class Settings:
 
     @cached_property
     def blocked_domains(self) -> frozenset[str]:
+        """The domains of the block list."""
         return read_blocklist(self.blocklist) if self.blocklist else frozenset()
 
     def rules(self) -> dict[str, Any]:
-        """What captions and URLs are judged by, as hashes."""
+        """Hashes of the block list and the user dictionaries, for the run's identity."""
         blocked = "\n".join(sorted(self.blocked_domains)).encode()
         return {
             "blocklist": hashlib.sha256(blocked).hexdigest()[:16] if blocked else None,
@@ -58,10 +70,17 @@ class Settings:
 
     @property
     def resizers(self) -> list[str]:
-        """Names of the resizers of the devices that score. `kernel` gives equal pixels on all devices, `dali` not."""
+        """Names of the scoring devices' resizers: `kernel` gives equal pixels on all devices, `dali` does not."""
         return sorted({chosen_resizer(self.resizer, kind_of(name)) for name in self.devices or (self.device,)})
 
     def context(self, device: Device, models: ModelSet, wanted: Iterable[str]) -> Context:
+        """Makes what the stages share on an open device.
+
+        Args:
+            device: runs the stages.
+            models: the recipe's models.
+            wanted: names of the columns to compute.
+        """
         memory = Memory.of(device.kind, self.memory_limit, self.max_pixels)
         return Context(
             device, models, frozenset(wanted), self.blocked_domains, self.max_pixels, self.user_dictionaries, memory,

@@ -99,9 +99,9 @@ class Ledger:
         kept = sorted(entry.features)
         features = np.stack([entry.features[row] for row in kept]) if kept else np.empty((0, 0), np.float16)
         table = self._assemble(entry, kept).replace_schema_metadata({ENGINES: json.dumps(self.running)})
-        with commit(self.run.features(entry.shard.number)) as file:
+        with commit(self.run.features_path(entry.shard.number)) as file:
             np.save(file, features)
-        with commit(self.run.scores(entry.shard.number)) as file:
+        with commit(self.run.scores_path(entry.shard.number)) as file:
             pq.write_table(table, file)
         errors, seconds = entry.rows - table["error"].null_count, time.monotonic() - entry.started
         with self._lock:

@@ -24,14 +24,13 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
-from danqing.engine.core.progress import Progress
+from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.walk import Scores, walk
 from danqing.engine.recipe.criteria import Criterion, Interval
 from danqing.engine.recipe.plan import decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
-from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.folder import identity_differences
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import run_stages
@@ -100,6 +99,7 @@ def select(
     recipe: Recipe,
     columns: Columns | None = None,
     settings: Settings | None = None,
+    progress: OpenProgress = silent,
 ) -> Selection:
     """Judges every row of the tables by the recipe's criteria that need no picture, and writes what stays.
 
@@ -127,16 +127,16 @@ def select(
     if not (output / "funnel.json").exists():
         criteria = replace(early, criteria=(USABLE, *early.criteria))
         total = sum(file.bytes for file in files)
-        with open_device(settings.device, settings.threads) as device, ProgressBar("select", total, "rows") as progress:
+        with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
             context = settings.context(device, models, plan.wanted)
             parts = (part for file in files for part in read_parts(file, columns, PART_ROWS))
             for number, part in enumerate(spans.timed("read", parts)):
-                progress.expect(len(part), part.bytes)
+                listener.expect(len(part), part.bytes)
                 urls, verdicts = (output / kind / f"{number:05d}.parquet" for kind in ("urls", "verdicts"))
                 if verdicts.exists():  # written last, so this part is finished
-                    progress.advance(len(part))
+                    listener.advance(len(part))
                     continue
-                judged = Judged(part, plan.scores, device, progress)
+                judged = Judged(part, plan.scores, device, listener)
                 run_stages(judged.batches(), plan, context, judged, spans)
                 dropped_by = judged.dropped_by(criteria)
                 _write(urls, judged.kept(dropped_by < 0))

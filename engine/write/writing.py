@@ -53,7 +53,7 @@ def write(run: Run, progress: Progress, output_format: str = WEBDATASET) -> int:
     writer = WRITERS.named(output_format)
     uids: list[str] = []
     for shard in run.shards:
-        mark = f"{output_format} {sha256(run.verdicts(shard.number))}"
+        mark = f"{output_format} {sha256(run.verdicts_path(shard.number))}"
         if not _is_written(run, shard, mark):
             _write_shard(run, shard, mark, writer)
         table = pq.read_table(run.verdicts(shard.number), columns=["uid", "keep"])
@@ -66,7 +66,7 @@ def write(run: Run, progress: Progress, output_format: str = WEBDATASET) -> int:
 
 
 def _is_written(run: Run, shard: Shard, mark: str) -> bool:
-    path = run.table(shard.number)
+    path = run.table_path(shard.number)
     return path.exists() and (pq.read_schema(path).metadata or {}).get(VERDICT) == mark.encode()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from danqing import __version__
 from danqing.engine.cli.main import main
-from danqing.engine.run.folder import VERSIONED, Run
+from danqing.engine.run.folder import RECORDED_PACKAGES, Run
 from tests.conftest import RECIPE_WITHOUT_NETWORKS
 from tests.engine.score.test_run import samples, tree
 
@@ -76,7 +76,7 @@ def test_the_core_runs_without_the_extras(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-2000:]
     versions = Run.open(tmp_path / "demo" / "run").manifest["versions"]
     assert {"python", "numpy", "onnxruntime"} <= versions.keys()  # of what is there, none of what is not
-    assert "onnxruntime-gpu" in VERSIONED and "onnxruntime-gpu" not in versions
+    assert "onnxruntime-gpu" in RECORDED_PACKAGES and "onnxruntime-gpu" not in versions
 
 
 def test_a_killed_run_leaves_whole_files_and_goes_on(make_shard: Make, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_traditional_and_decorated_captions_are_kept_and_cleaned(judged: tuple[R
     by_script: Counter[str] = Counter()
     captions = {caption for record in photographs() for caption in record["captions"]}
     for shard in run.shards:
-        for row in pq.read_table(run.scores(shard.number)).to_pylist():
+        for row in pq.read_table(run.scores_path(shard.number)).to_pylist():
             if row.get("script") and row["planted"] == CLEAN:
                 by_script[row["script"]] += 1
                 assert row["caption"] != row["text_clean"] and row["text_clean"] in captions
@@ -79,7 +79,7 @@ def test_traditional_and_decorated_captions_are_kept_and_cleaned(judged: tuple[R
 
 def test_of_every_set_one_member_is_kept(judged: tuple[Run, Judgement]) -> None:
     run, _ = judged
-    verdicts = [row for s in run.shards for row in pq.read_table(run.verdicts(s.number)).to_pylist()]
+    verdicts = [row for s in run.shards for row in pq.read_table(run.verdicts_path(s.number)).to_pylist()]
     sets = Counter(row["group"] for row in verdicts if row["group"] >= 0)
     stayed = Counter(row["group"] for row in verdicts if row["group"] >= 0 and row["dropped_by"] != "redundancy")
     assert sets and all(size > 1 for size in sets.values())

@@ -138,7 +138,7 @@ def test_a_run_uses_a_new_active_engine_from_its_next_shard_on(
 
     monkeypatch.setattr(Ledger, "expect", expect)
     run, _, _ = curate(shards, tmp_path / "out", recipe, Settings())
-    used = [json.loads(pq.read_schema(run.scores(n)).metadata[ENGINES])["text_safety"] for n in range(3)]
+    used = [json.loads(pq.read_schema(run.scores_path(n)).metadata[ENGINES])["text_safety"] for n in range(3)]
     assert used == [engines.onnx, engines.onnx, engine.sha256]
     monkeypatch.undo()
     monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))

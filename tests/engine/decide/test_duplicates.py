@@ -61,7 +61,7 @@ def members(pictures: dict[str, bytes]) -> dict[str, bytes | str | dict[str, Any
 
 
 def verdicts(run: Run) -> dict[str, dict[str, Any]]:
-    return {r["key"]: r for s in run.shards for r in pq.read_table(run.verdicts(s.number)).to_pylist()}
+    return {r["key"]: r for s in run.shards for r in pq.read_table(run.verdicts_path(s.number)).to_pylist()}
 
 
 def test_copies_fall_by_bytes_then_by_hash_then_by_features(make_shard: Any, recipe: Recipe, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_merging_drops_what_runs_have_in_common(
     assert found["c3"]["group"] == found["b3"]["group"] and len({r["group"] for r in found.values()}) == 5
     line = Funnel.read(run.folder / "funnel.json").lines[-1]
     assert (line.dropped, line.left) == (3, 5)
-    written = [pq.read_table(run.table(shard.number))["key"].to_pylist() for shard in run.shards]
+    written = [pq.read_table(run.table_path(shard.number))["key"].to_pylist() for shard in run.shards]
     assert written == [["a0", "a1", "a2"], ["b3"], ["c4"]] and len(np.load(run.folder / "kept_uids.npy")) == 5
     assert (run.folder / "report.html").exists()
     assert main(["explain", str(run.folder), "c3"]) == 0 and "kept instead: run1" in capsys.readouterr().out

@@ -29,11 +29,11 @@ def runs(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> tuple[Run, R
     """A run and its copy; features are made up, for the recipe has no model."""
     ours, _, _ = curate(crawl, tmp_path / "ours", plain_recipe, Settings())
     for shard in ours.shards:
-        table = pq.read_table(ours.scores(shard.number))
+        table = pq.read_table(ours.scores_path(shard.number))
         rows = pa.array(np.arange(len(table), dtype=np.int32))
-        change(ours.scores(shard.number), "feature_row", lambda column, rows=rows: rows)
+        change(ours.scores_path(shard.number), "feature_row", lambda column, rows=rows: rows)
         vectors = np.random.default_rng(shard.number).normal(size=(len(table), 8))
-        np.save(ours.features(shard.number), vectors.astype(np.float16))
+        np.save(ours.features_path(shard.number), vectors.astype(np.float16))
     shutil.copytree(ours.folder, tmp_path / "theirs")
     return ours, Run.open(tmp_path / "theirs")
 
@@ -65,28 +65,28 @@ def test_a_run_is_like_itself(runs: tuple[Run, Run], capsys: pytest.CaptureFixtu
 
 
 def test_measured_numbers_may_differ_a_little_words_not_at_all(runs: tuple[Run, Run]) -> None:
-    change(runs[1].scores(0), "pixel_std", scaled(2, 1 + 5e-5))
+    change(runs[1].scores_path(0), "pixel_std", scaled(2, 1 + 5e-5))
     assert not diff(*runs).objections and diff(*runs).columns["pixel_std"].unequal == 1
-    change(runs[1].scores(0), "laplacian_variance", scaled(3, 1 + 5e-4))
-    change(runs[1].scores(2), "text_clean", at(1, "别的"))
+    change(runs[1].scores_path(0), "laplacian_variance", scaled(3, 1 + 5e-4))
+    change(runs[1].scores_path(2), "text_clean", at(1, "别的"))
     assert diff(*runs).objections == [
         "text_clean: 1 of 15 differ, 00021 most", "laplacian_variance: 1 of 12 differ, 00003 most"
     ]  # fmt: skip
 
 
 def test_features_must_point_the_same_way(runs: tuple[Run, Run]) -> None:
-    vectors = np.load(runs[1].features(1))
-    np.save(runs[1].features(1), vectors * 2)  # their length does not count
+    vectors = np.load(runs[1].features_path(1))
+    np.save(runs[1].features_path(1), vectors * 2)  # their length does not count
     assert diff(*runs).cosine > 0.99999
     vectors[4] = -vectors[4]
-    np.save(runs[1].features(1), vectors)
+    np.save(runs[1].features_path(1), vectors)
     found = diff(*runs)
     assert found.cosine == pytest.approx(-1) and found.objections == ["features: least cosine -1.000000, below 0.999"]
 
 
 def test_hardly_a_verdict_may_change(runs: tuple[Run, Run], capsys: pytest.CaptureFixture[str]) -> None:
-    change(runs[1].verdicts(0), "dropped_by", at(1, "words"))
-    change(runs[1].verdicts(2), "group", at(0, 14))
+    change(runs[1].verdicts_path(0), "dropped_by", at(1, "words"))
+    change(runs[1].verdicts_path(2), "group", at(0, 14))
     found = diff(*runs)
     assert found.flips == [("00001", None, "words")] and found.regrouped == 1 and len(found.objections) == 2
     folders = [str(run.folder) for run in runs]
@@ -101,7 +101,7 @@ def test_only_runs_over_the_same_input_can_be_compared(
     run, _, _ = curate(other, tmp_path / "other", plain_recipe, Settings())
     with pytest.raises(DanqingError, match="different shards: 3 there, 1 here"):
         diff(runs[0], run)
-    change(runs[1].scores(1), "uid", at(0, "0" * 32))
+    change(runs[1].scores_path(1), "uid", at(0, "0" * 32))
     with pytest.raises(DanqingError, match="shard 00001 holds other pairs"):
         diff(*runs)
     del runs[1].manifest["decided"]

@@ -74,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_planted_themes_are_found_with_their_words_and_shown(run: Run) -> None:
     found = topics_of(run, 1000, 12)
     table = pq.read_table(run.folder / "topics.parquet")
-    scores = pq.read_table(run.scores(0), columns=["uid", "theme"]).to_pylist()
+    scores = pq.read_table(run.scores_path(0), columns=["uid", "theme"]).to_pylist()
     theme_of = {record["uid"]: record["theme"] for record in scores}
     assert (found.kept, found.sample) == (90, 90) and len(table) == 90
     assert found == Topics.of(run)

@@ -51,7 +51,7 @@ def crawl(make_shard: Make) -> list[str]:
 
 
 def rows_of(run: Run, kind: str = "scores") -> dict[str, dict[str, Any]]:
-    path = {"scores": run.scores, "verdicts": run.verdicts}[kind]
+    path = {"scores": run.scores_path, "verdicts": run.verdicts_path}[kind]
     return {r["key"]: r for s in run.shards for r in pq.read_table(path(s.number)).to_pylist()}
 
 
@@ -74,7 +74,7 @@ def test_every_row_ends_up_in_scores_with_its_reason(crawl: list[str], plain_rec
     assert "an HTML page" in scores["html"]["error"] and "cannot be decoded" in scores["cut"]["error"]
     assert scores["short"]["gated_at"] == "refine" and scores["wide"]["gated_at"] == "decode"
     assert scores["short"]["text_clean"] is None and scores["00011"]["gated_at"] is None
-    assert [r["row"] for r in pq.read_table(run.scores(1)).to_pylist()] == list(range(9))
+    assert [r["row"] for r in pq.read_table(run.scores_path(1)).to_pylist()] == list(range(9))
     assert spans["caption"].rows == 17 and spans["decode"].rows == 13
 
 
@@ -102,7 +102,7 @@ def test_kept_pairs_are_written_with_their_original_bytes(
     run, funnel, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
     members: dict[str, bytes] = {}
     for shard in run.shards:
-        with tarfile.open(run.tar(shard.number)) as tar:
+        with tarfile.open(run.tar_path(shard.number)) as tar:
             members |= {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
     assert len(members) == 3 * funnel.kept
     assert all(members[f"{i:05d}.jpg"] == picture(i) for i in (*range(5), *range(10, 14), *range(20, 23)))
@@ -113,7 +113,7 @@ def test_kept_pairs_are_written_with_their_original_bytes(
     assert uids.dtype == np.dtype("u8,u8") and len(uids) == funnel.kept
     expected = sorted(v["uid"] for v in rows_of(run, "verdicts").values() if v["keep"])
     assert [f"{int(high):016x}{int(low):016x}" for high, low in uids] == expected
-    assert sum(pq.read_metadata(run.table(s.number)).num_rows for s in run.shards) == funnel.kept
+    assert sum(pq.read_metadata(run.table_path(s.number)).num_rows for s in run.shards) == funnel.kept
     assert (
         "<svg" in (run.folder / "report.html").read_text()
         and "data:image/jpeg" in (run.folder / "report.html").read_text()
@@ -122,7 +122,7 @@ def test_kept_pairs_are_written_with_their_original_bytes(
 
 def test_a_finished_run_is_left_alone(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     run, _, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
-    times = {p: p.stat().st_mtime_ns for s in run.shards for p in (run.scores(s.number), run.tar(s.number))}
+    times = {p: p.stat().st_mtime_ns for s in run.shards for p in (run.scores_path(s.number), run.tar_path(s.number))}
     _, funnel, spans = curate(crawl, tmp_path / "out", plain_recipe, Settings())
     assert not spans and funnel.kept == 12
     assert {p: p.stat().st_mtime_ns for p in times} == times
@@ -183,12 +183,12 @@ def test_another_recipe_or_input_is_refused_in_words(crawl: list[str], plain_rec
 
 def test_decide_alone_rewrites_verdicts_only(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     run, before, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
-    scores = {s.number: run.scores(s.number).stat().st_mtime_ns for s in run.shards}
+    scores = {s.number: run.scores_path(s.number).stat().st_mtime_ns for s in run.shards}
     stricter = load_recipe(tmp_path / "plain.yaml", ["words.max=10"])
     after = decide_run(run, stricter)
     assert after.kept < before.kept
-    assert {s.number: run.scores(s.number).stat().st_mtime_ns for s in run.shards} == scores
-    assert write_run(run) == after.kept == sum(pq.read_metadata(run.table(s.number)).num_rows for s in run.shards)
+    assert {s.number: run.scores_path(s.number).stat().st_mtime_ns for s in run.shards} == scores
+    assert write_run(run) == after.kept == sum(pq.read_metadata(run.table_path(s.number)).num_rows for s in run.shards)
 
 
 def test_a_looser_recipe_is_refused_unless_everything_was_scored(
@@ -220,7 +220,7 @@ def test_phases_out_of_order_say_what_to_do(crawl: list[str], plain_recipe: Reci
     run, _ = score_inputs(crawl, tmp_path / "out", plain_recipe, Settings())
     with pytest.raises(DanqingError, match="run `danqing decide"):
         write_run(run)
-    run.scores(1).unlink()
+    run.scores_path(1).unlink()
     with pytest.raises(DanqingError, match="1 shards have no scores yet"):
         decide_run(run, plain_recipe)
 
@@ -228,7 +228,7 @@ def test_phases_out_of_order_say_what_to_do(crawl: list[str], plain_recipe: Reci
 def test_an_empty_shard_is_a_shard(make_shard: Make, plain_recipe: Recipe, tmp_path: Path) -> None:
     shards = [str(make_shard({}, "00000.tar")), str(make_shard(samples(0, 2), "00001.tar"))]
     run, funnel, _ = curate(shards, tmp_path / "out", plain_recipe, Settings())
-    assert funnel.kept == 2 and pq.read_metadata(run.scores(0)).num_rows == 0
+    assert funnel.kept == 2 and pq.read_metadata(run.scores_path(0)).num_rows == 0
 
 
 def test_bytes_do_not_depend_on_threads_or_batches(

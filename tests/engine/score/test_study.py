@@ -103,10 +103,10 @@ def test_study_columns_are_scored_when_asked_for(make_shard: Any, plain_recipe: 
     shard = str(make_shard({"a.jpg": picture(1), "a.txt": text, "b.jpg": b"<html>", "b.txt": text, "c.txt": text}))
     recipe = replace(plain_recipe, also=("sha256", "perceptual_hash"))
     run, _ = score_inputs([shard], tmp_path / "out", recipe, Settings())
-    first, second, third = pq.read_table(run.scores(0)).to_pylist()
+    first, second, third = pq.read_table(run.scores_path(0)).to_pylist()
     assert first["sha256"] == hashlib.sha256(picture(1)).hexdigest() and first["perceptual_hash"] > 0
     assert first["jpeg_quality"] == 75 and first["animated"] is False
     assert second["sha256"] == hashlib.sha256(b"<html>").hexdigest() and second["perceptual_hash"] is None
     assert third["sha256"] == hashlib.sha256(b"").hexdigest()
     run, _ = score_inputs([shard], tmp_path / "plain", plain_recipe, Settings())
-    assert not {"sha256", "perceptual_hash"} & set(pq.read_schema(run.scores(0)).names)
+    assert not {"sha256", "perceptual_hash"} & set(pq.read_schema(run.scores_path(0)).names)

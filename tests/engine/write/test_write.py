@@ -72,7 +72,7 @@ def test_every_kind_of_input_becomes_every_kind_of_output(
     given = str(make(tmp_path / "in"))
     run, funnel, _ = curate([given], tmp_path / "out", plain_recipe, SETTINGS, output_format)
     assert (funnel.collected, funnel.kept) == (5, 4)
-    assert run.tar(0).exists() == (output_format == WEBDATASET)
+    assert run.tar_path(0).exists() == (output_format == WEBDATASET)
     # What was written is input again, with the clean captions and the very bytes.
     (shard,) = find_shards([str(run.folder / "shards")])
     samples = list(open_shard(shard, Layout()))
@@ -84,7 +84,7 @@ def test_every_kind_of_input_becomes_every_kind_of_output(
 
 def test_pictures_without_a_name_get_their_formats_extension(tmp_path: Path, plain_recipe: Recipe) -> None:
     run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS)
-    with tarfile.open(run.tar(0)) as tar:
+    with tarfile.open(run.tar_path(0)) as tar:
         names = tar.getnames()
         record = json.load(tar.extractfile("000000000.json"))  # type: ignore[arg-type]
     assert [name for name in names if not name.endswith((".txt", ".json"))] == [
@@ -98,7 +98,7 @@ def test_keys_never_lead_out_of_a_tar_and_have_one_dot(tmp_path: Path, plain_rec
     (tmp_path / "cat.1.jpg").write_bytes(picture(1))
     (tmp_path / "a" / "t.csv").write_text(f"file_name,text\n../cat.1.jpg,{GOOD}\n", encoding="utf-8")
     run, _, _ = curate([str(tmp_path / "a" / "t.csv")], tmp_path / "out", plain_recipe, Settings())
-    with tarfile.open(run.tar(0)) as tar:
+    with tarfile.open(run.tar_path(0)) as tar:
         assert tar.getnames() == ["cat%2E1.jpg", "cat%2E1.txt", "cat%2E1.json"]
 
 
@@ -106,7 +106,7 @@ def test_parquet_is_as_hugging_face_reads_it(tmp_path: Path, plain_recipe: Recip
     run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, "parquet")
     schema = pq.read_schema(run.table(0))
     assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
-    first = pq.read_table(run.table(0)).to_pylist()[0]
+    first = pq.read_table(run.table_path(0)).to_pylist()[0]
     assert first["image"] == {"bytes": KEPT[0], "path": "000000000.jpg"} and first["text"] == CLEAN
     assert first["input_text"] == "不是这一列" and first["words"] > 5
 

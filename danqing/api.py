@@ -1,0 +1,564 @@
+"""The public Python API: one function per command, with the command's flags as keyword arguments.
+
+A path is a `str` or a `Path` everywhere, and one path stands for a list of one. A progress bar is shown if standard
+error is a terminal; `progress=True` and `progress=False` force it on and off. Every function raises `DanqingError` for
+bad input; its message names the file, the row or the option (the engine's messages by its flag, `--memory-limit`) and
+what to do.
+
+>>> import danqing
+>>> run = danqing.curate("shards/*.tar", "study", recipe="recipe.yaml")
+>>> run.funnel.collected, run.funnel.kept
+(8, 5)
+>>> run.scores(["key", "words"]).to_table().num_rows
+8
+>>> stricter = danqing.decide(run, set={"words.max": 11})
+>>> danqing.write(stricter).funnel.kept
+4
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from danqing.engine import phases
+from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.core.memory import read_size
+from danqing.engine.core.progress import OpenProgress, silent
+from danqing.engine.decide.funnel import Funnel
+from danqing.engine.recipe import reading
+from danqing.engine.recipe.reading import Recipe
+from danqing.engine.report.explain import explain_pair
+from danqing.engine.report.terminal import ProgressBar
+from danqing.engine.run.folder import Run as EngineRun
+from danqing.engine.run.settings import Settings
+from danqing.engine.select.selection import Selection
+from danqing.engine.select.selection import select as select_tables
+from danqing.engine.sources import Layout
+from danqing.engine.sources.tables import Columns
+
+__all__ = [
+    "DanqingError",
+    "Recipe",
+    "Run",
+    "ScoringOptions",
+    "Selection",
+    "curate",
+    "decide",
+    "load_recipe",
+    "merge",
+    "open_run",
+    "score",
+    "select",
+    "write",
+]
+
+StrPath = str | os.PathLike[str]
+StrPaths = StrPath | Iterable[StrPath]
+OutputFormat = Literal["webdataset", "parquet"]
+Overrides = str | Iterable[str] | Mapping[str, object]
+"""Values that replace those of a recipe: `"words.max=40"`, a list of such texts, or `{"words.max": 40}`."""
+
+
+class ScoringOptions(TypedDict, total=False):
+    """Keyword arguments of `curate` and `score`, named like the flags of the commands.
+
+    Attributes:
+        image_key: names of the image part: member extensions or columns; `"jpg,png"` or a list.
+        caption_key: names of the caption part: member extensions, fields of the .json, or columns.
+        blocklist: file of blocked domains, one a line; subdomains are blocked, too.
+        user_dict: files of words that jieba does not know, one `word [frequency] [tag]` a line.
+        score_everything: no gates; every score of every pair, so that thresholds can be loosened later.
+        max_pixels: refuse images with more pixels; default: Pillow's limit.
+        resizer: `kernel`: bit-equal to Pillow on every device; `dali`: DALI's graph; `auto` (default): `dali` on a GPU,
+            `kernel` on a CPU.
+        memory_limit: host memory that scoring keeps to: bytes, or text like `"4G"`.
+        strict_engines: raise an error if a compiled engine does not open; by default the one before it is used.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto` (default): a GPU if there is one.
+        devices: score on these GPUs, one process each: `"0,1"` or `[0, 1]`. The processes are spawned: a script must
+            call the function under `if __name__ == "__main__":`.
+        workers_per_gpu: processes on each device; default 1.
+        threads: host threads; default: all cores.
+    """
+
+    image_key: str | Iterable[str]
+    caption_key: str | Iterable[str]
+    blocklist: StrPath | None
+    user_dict: StrPaths
+    score_everything: bool
+    max_pixels: int | None
+    resizer: Literal["auto", "dali", "kernel"]
+    memory_limit: int | str | None
+    strict_engines: bool
+    device: str
+    devices: str | Iterable[str | int]
+    workers_per_gpu: int
+    threads: int | None
+
+
+class Run(EngineRun):
+    """A run's folder, with its tables as datasets. `open_run` and all functions of this module make them.
+
+    It extends the engine's `Run`, which is below DECIDE and the reports in the import layers, by what needs these.
+
+    Attributes:
+        folder: the folder, a `Path`.
+        manifest: content of run.json.
+    """
+
+    def scores(self, columns: Iterable[str] | None = None) -> ds.Dataset:
+        """Every row with every score, of the shards scored so far.
+
+        Args:
+            columns: only these, in this order; a filter can use no others. Default: all columns.
+
+        Returns:
+            A `pyarrow.dataset.Dataset` in input order; null where a score was not computed (see `gated_at`, `error`).
+
+        Raises:
+            DanqingError: no shard has scores yet, or a column that there is not.
+
+        >>> open_run("out").scores(["key", "words"]).head(2).to_pylist()
+        [{'key': '0000', 'words': 11}, {'key': '0001', 'words': 11}]
+        >>> open_run("out").scores().to_table(filter=ds.field("words") < 5)["caption"].to_pylist()
+        ['小猫']
+        """
+        return self._dataset("scores", "score", map(self.scores_path, self._numbers()), columns)
+
+    def verdicts(self) -> ds.Dataset:
+        """Every row's identity, `keep`, `dropped_by`, `group`, `kept_instead` and `distance`, in input order.
+
+        Raises:
+            DanqingError: the run is not decided.
+
+        >>> open_run("out").verdicts().to_table(filter=ds.field("dropped_by") == "words")["key"].to_pylist()
+        ['0006']
+        """
+        self.check_decided()
+        return self._dataset("verdicts", "decide", map(self.verdicts_path, self._numbers()))
+
+    def kept(self) -> ds.Dataset:
+        """The kept rows with their scores, as written; with `image` and `text`, if the output format is `parquet`.
+
+        The images of the format `webdataset` are in `folder / "shards" / "*.tar"`.
+
+        Raises:
+            DanqingError: the run is not written.
+
+        >>> open_run("out").kept().count_rows()
+        5
+        """
+        files = map(self.table_path, self._numbers() if "written" in self.manifest else ())
+        return self._dataset("written shards", "write", files)
+
+    @property
+    def funnel(self) -> Funnel:
+        """What each criterion dropped: `.collected`, `.kept`, `.lines`; `.to_dict()` is the content of funnel.json.
+
+        Raises:
+            DanqingError: the run is not decided.
+
+        >>> [(line.criterion, line.dropped) for line in open_run("out").funnel.lines if line.dropped]
+        [('words', 1), ('decodable', 1), ('redundancy', 1)]
+        """
+        self.check_decided()
+        return Funnel.read(self.folder / "funnel.json")
+
+    def explain(self, key: str) -> None:
+        """Prints every score of a pair beside the criteria, and why it was kept or dropped.
+
+        Args:
+            key: the pair's key, or its uid (32 hex digits).
+
+        Raises:
+            DanqingError: the run has no such pair.
+
+        >>> open_run("out").explain("0006")  # doctest: +ELLIPSIS
+        <BLANKLINE>
+        00001 row 2  key 0006 ...
+        """
+        explain_pair(self, key)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def _numbers(self) -> Iterator[int]:
+        return (shard.number for shard in self.shards)
+
+    def _dataset(
+        self, what: str, command: str, files: Iterable[Path], columns: Iterable[str] | None = None
+    ) -> ds.Dataset:
+        there = [file for file in files if file.exists()]
+        if not there:
+            raise DanqingError(f"{self.folder}: no {what} yet; run `danqing {command}` or `danqing.{command}` first")
+        schema = _common_schema(there)
+        if columns is not None:
+            names = _listed(columns)
+            for name in names:
+                if name not in schema.names:
+                    raise DanqingError(f"{self.folder}: no column {name!r}; {did_you_mean(name, schema.names)}")
+            schema = pa.schema([schema.field(name) for name in names])
+        return ds.dataset(there, schema=schema)
+
+
+def open_run(folder: StrPath) -> Run:
+    """Opens the folder of a run.
+
+    Args:
+        folder: the folder, scored, decided or written; by this API or by the commands.
+
+    Returns:
+        The run.
+
+    Raises:
+        DanqingError: there is no run.
+
+    >>> open_run("out").recipe.name
+    'example'
+    """
+    return Run.open(Path(folder))
+
+
+def load_recipe(recipe: StrPath | Recipe, set: Overrides = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        recipe: name of a built-in recipe, path of a YAML file, or a recipe.
+        set: values to override, see `Overrides`.
+
+    Returns:
+        The recipe, every key, column and value checked.
+
+    Raises:
+        DanqingError: names the line of the file and the nearest valid name.
+
+    >>> load_recipe("embedded", set={"words.max": 40}).criteria[2].rule
+    '5 ≤ words ≤ 40'
+    """
+    if isinstance(set, Mapping):
+        set = [f"{name}={json.dumps(value)}" for name, value in set.items()]
+    if isinstance(recipe, Recipe):
+        return reading.recipe_from_dict(recipe.to_dict(), recipe.name, _listed(set))
+    return reading.load_recipe(os.fspath(recipe), _listed(set), phases.known_columns())
+
+
+def curate(
+    inputs: StrPaths,
+    output: StrPath,
+    recipe: StrPath | Recipe = "embedded",
+    *,
+    set: Overrides = (),
+    output_format: OutputFormat = "webdataset",
+    against: StrPaths = (),
+    exclude_similar_to: StrPaths = (),
+    exclude_within: float | None = None,
+    progress: bool | None = None,
+    **options: Unpack[ScoringOptions],
+) -> Run:
+    """Scores, decides and writes. An interrupted run is resumed; a finished one is left as it is.
+
+    Args:
+        inputs: WebDataset shards, Parquet files with images, tables that name image files, or folders of these or of
+            images; globs and brace ranges.
+        output: folder of the run.
+        recipe: see `load_recipe`.
+        set: values of the recipe to override.
+        output_format: `webdataset`: .tar shards and a table of scores; `parquet`: one table with the images.
+        against: curated runs; pairs whose image is a near-duplicate of one that they kept are dropped.
+        exclude_similar_to: evaluation data: folders of images or shards, or runs; pairs with a near image are dropped.
+        exclude_within: cosine distance to evaluation data; default: that of the recipe's near-duplicates.
+        progress: show a progress bar; default: only on a terminal.
+        options: see `ScoringOptions`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        DanqingError: an input, an option or a folder cannot be used.
+
+    >>> run = curate(["shards/00000.tar", Path("shards/00001.tar")], "out", "recipe.yaml", device="cpu", threads=1)
+    >>> run.kept().to_table(columns=["key", "width"]).to_pylist()[0]
+    {'key': '0000', 'width': 160}
+    >>> sorted(path.name for path in (run.folder / "shards").iterdir())
+    ['00000.parquet', '00000.tar', '00001.parquet', '00001.tar']
+    """
+    phases.curate(
+        _paths(inputs),
+        Path(output),
+        load_recipe(recipe, set),
+        _settings(options),
+        output_format,
+        list(map(Path, _listed(against))),
+        list(map(Path, _listed(exclude_similar_to))),
+        exclude_within,
+        progress=_progress(progress),
+    )
+    return open_run(output)
+
+
+def score(
+    inputs: StrPaths,
+    output: StrPath,
+    recipe: StrPath | Recipe = "embedded",
+    *,
+    set: Overrides = (),
+    progress: bool | None = None,
+    **options: Unpack[ScoringOptions],
+) -> Run:
+    """Computes the scores of every pair, once; the expensive phase. An interrupted run is resumed.
+
+    Args:
+        inputs, output, recipe, set, progress, options: see `curate`.
+
+    Returns:
+        The scored run; `decide` comes next.
+
+    Raises:
+        DanqingError: an input, an option or the folder cannot be used.
+
+    >>> score("shards", "scored", "recipe.yaml", score_everything=True).scores().count_rows()
+    8
+    """
+    phases.score_inputs(
+        _paths(inputs), Path(output), load_recipe(recipe, set), _settings(options), progress=_progress(progress)
+    )
+    return open_run(output)
+
+
+def decide(
+    run: StrPath | EngineRun,
+    recipe: StrPath | Recipe | None = None,
+    *,
+    set: Overrides = (),
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """Applies a recipe's criteria to a scored run; takes seconds and rewrites verdicts and funnel only.
+
+    Args:
+        run: a run or its folder.
+        recipe: see `load_recipe`; default: the recipe the run was scored with.
+        set: values of the recipe to override.
+        device: see `ScoringOptions`.
+        threads: host threads; default: all cores.
+        progress: show a progress bar; default: only on a terminal.
+
+    Returns:
+        The decided run; `write` copies its kept pairs.
+
+    Raises:
+        DanqingError: shards without scores, or a recipe that needs scores which were not computed.
+
+    >>> scored = score("shards", "scored", "recipe.yaml", score_everything=True)
+    >>> decide(scored, set=["words.min=1"]).funnel.kept
+    6
+    """
+    opened = _opened(run)
+    chosen = load_recipe(opened.recipe if recipe is None else recipe, set)
+    phases.decide_run(opened, chosen, device, _positive("threads", threads), _progress(progress))
+    return opened
+
+
+def write(run: StrPath | EngineRun, *, output_format: OutputFormat = "webdataset", progress: bool | None = None) -> Run:
+    """Copies the kept pairs of a decided run into shards, with kept_uids.npy and report.html.
+
+    Args:
+        run: a run or its folder.
+        output_format: see `curate`.
+        progress: show a progress bar; default: only on a terminal.
+
+    Returns:
+        The written run.
+
+    Raises:
+        DanqingError: the run is not decided, or an input changed since it was scored.
+
+    >>> write(decide("scored"), output_format="parquet").kept().to_table()["text"][0].as_py()
+    '公园的草地上有一只可爱的小猫在晒太阳'
+    """
+    opened = _opened(run)
+    phases.write_run(opened, _one_of("output_format", output_format, ("webdataset", "parquet")), _progress(progress))
+    return opened
+
+
+def merge(
+    runs: Iterable[StrPath | EngineRun],
+    output: StrPath,
+    *,
+    output_format: OutputFormat = "webdataset",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """Makes one run of several decided runs, without near-duplicates between them, and writes it.
+
+    Args:
+        runs: runs or their folders.
+        output: folder of the merged run.
+        output_format: see `curate`.
+        device, threads, progress: see `decide`.
+
+    Returns:
+        The merged run.
+
+    Raises:
+        DanqingError: the runs have no verdicts, or differ in recipe, models or layout.
+
+    >>> halves = [curate(f"shards/0000{i}.tar", f"half{i}", "recipe.yaml") for i in range(2)]
+    >>> [half.funnel.kept for half in halves], merge(halves, "both").funnel.kept
+    ([4, 2], 5)
+    """
+    folders = [run.folder if isinstance(run, EngineRun) else Path(run) for run in _listed(runs)]
+    bar = _progress(progress)
+    merged, _ = phases.merge_runs(folders, Path(output), device, _positive("threads", threads), bar)
+    phases.write_run(merged, _one_of("output_format", output_format, ("webdataset", "parquet")), bar)
+    return open_run(output)
+
+
+def select(
+    inputs: StrPaths,
+    output: StrPath,
+    recipe: StrPath | Recipe = "embedded",
+    *,
+    set: Overrides = (),
+    url_col: str = "url",
+    caption_col: str = "caption",
+    blocklist: StrPath | None = None,
+    user_dict: StrPaths = (),
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> Selection:
+    """Drops rows of URL tables by the criteria that need no image, before anything is downloaded.
+
+    Args:
+        inputs: Parquet, CSV or JSON lines: files, folders, globs, brace ranges.
+        output: folder of the selection.
+        recipe: see `load_recipe`.
+        set: values of the recipe to override.
+        url_col: column of the URLs.
+        caption_col: column of the captions.
+        blocklist, user_dict, device, threads: see `ScoringOptions`.
+        progress: show a progress bar; default: only on a terminal.
+
+    Returns:
+        The selection: `.urls` (folder of the kept rows), `.funnel`, `.download_command()`.
+
+    Raises:
+        DanqingError: a table that cannot be read, or a folder with another selection.
+
+    >>> select("urls.csv", "selected", "recipe.yaml").funnel.kept
+    2
+    """
+    settings = _settings({"blocklist": blocklist, "user_dict": user_dict, "device": device, "threads": threads})
+    return select_tables(
+        _paths(inputs),
+        Path(output),
+        load_recipe(recipe, set),
+        Columns(url_col, caption_col),
+        settings,
+        _progress(progress),
+    )
+
+
+def _settings(options: ScoringOptions) -> Settings:
+    """The engine's settings for options as a caller gives them.
+
+    Raises:
+        TypeError: an unknown option. DanqingError: a value that is not valid.
+    """
+    for name in options:
+        if name not in ScoringOptions.__annotations__:
+            raise TypeError(f"unknown option {name!r}; {did_you_mean(name, ScoringOptions.__annotations__)}")
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    named = [f"cuda:{name}" if str(name).isdecimal() else str(name) for name in _words(given.get("devices", ()))]
+    workers = _positive("workers_per_gpu", given.get("workers_per_gpu")) or 1
+    devices = (*(named or [given.get("device", "auto")]),) * workers
+    return Settings(
+        layout=Layout(
+            tuple(name.lstrip(".") for name in _words(given.get("image_key", Layout.image_keys))),
+            tuple(name.lstrip(".") for name in _words(given.get("caption_key", Layout.caption_keys))),
+        ),
+        blocklist=Path(given["blocklist"]) if "blocklist" in given else None,
+        user_dictionaries=tuple(map(Path, _listed(given.get("user_dict", ())))),
+        score_everything=bool(given.get("score_everything", False)),
+        max_pixels=_positive("max_pixels", given.get("max_pixels")) or Settings.max_pixels,
+        device=devices[0],
+        devices=devices if len(devices) > 1 else (),
+        threads=_positive("threads", given.get("threads")),
+        memory_limit=_size(given.get("memory_limit")),
+        strict_engines=bool(given.get("strict_engines", False)),
+        resizer=_one_of("resizer", given.get("resizer", Settings.resizer), ("auto", "dali", "kernel")),
+    )
+
+
+def _progress(wanted: bool | None) -> OpenProgress:
+    return ProgressBar if (sys.stderr.isatty() if wanted is None else wanted) else silent
+
+
+def _opened(run: StrPath | EngineRun) -> Run:
+    if isinstance(run, Run):
+        return run
+    return open_run(run.folder if isinstance(run, EngineRun) else run)
+
+
+def _listed(value: Any) -> list[Any]:
+    """A value, or several, as a list; texts and paths are one value."""
+    one = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
+    return [value] if one else list(value)
+
+
+def _paths(inputs: StrPaths) -> list[str]:
+    return list(map(os.fspath, _listed(inputs)))
+
+
+def _words(value: str | Iterable[str | int]) -> list[Any]:
+    """The items of `"a,b"`, or of a list."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else _listed(value)
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise DanqingError(f"{name}={value!r}: give a whole number of 1 or more")
+    return value
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise DanqingError(f"{name}={value!r}: {did_you_mean(value, known)}")
+    return value
+
+
+def _size(value: int | str | None) -> int | None:
+    try:
+        return _positive("memory_limit", read_size(value) if isinstance(value, str) else value)
+    except ValueError:
+        raise DanqingError(f"memory_limit={value!r}: give a number of bytes, or text like '4G'") from None
+
+
+def _common_schema(files: Iterable[Path]) -> pa.Schema:
+    """The columns of all files. A field of the input that has different types in different files is read as text."""
+    types: dict[str, pa.DataType] = {}
+    for file in files:
+        for field in pq.read_schema(file):
+            before = types.setdefault(field.name, field.type)
+            if before != field.type:
+                types[field.name] = _common_type(before, field.type)
+    return pa.schema(list(types.items()))
+
+
+def _common_type(*types: pa.DataType) -> pa.DataType:
+    schemas = [pa.schema([("", kind)]) for kind in types]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowTypeError:
+        return pa.string()

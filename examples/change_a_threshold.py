@@ -1,0 +1,27 @@
+"""Decides a run again with other thresholds, and compares the funnels. Nothing is scored again, so it takes seconds.
+
+    python examples/change_a_threshold.py out words.max=40
+
+Arguments: folder of a run, and the values to override. Thresholds can be tightened freely. To loosen them, score with
+`score_everything=True`: by default a pair that a criterion drops is not scored any further.
+"""
+
+import sys
+
+import danqing
+
+
+def main(folder: str, *overrides: str) -> None:
+    run = danqing.open_run(folder)
+    before = run.funnel
+    after = danqing.decide(run, set=overrides).funnel
+    print(f"{'criterion':24}{'rule':42}{'dropped before':>16}{'now':>8}")
+    for old, new in zip(before.lines, after.lines, strict=True):
+        mark = "  <" if new.dropped != old.dropped else ""
+        print(f"{new.criterion:24}{new.rule:42}{old.dropped:16}{new.dropped:8}{mark}")
+    print(f"kept: {before.kept} before, {after.kept} now, of {after.collected}")
+    danqing.write(run)  # the shards follow the verdicts; unchanged shards are not written again
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
