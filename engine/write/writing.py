@@ -56,7 +56,7 @@ def write(run: Run, progress: Progress, output_format: str = WEBDATASET) -> int:
         mark = f"{output_format} {sha256(run.verdicts_path(shard.number))}"
         if not _is_written(run, shard, mark):
             _write_shard(run, shard, mark, writer)
-        table = pq.read_table(run.verdicts(shard.number), columns=["uid", "keep"])
+        table = pq.read_table(run.verdicts_path(shard.number), columns=["uid", "keep"])
         uids += table.filter(table["keep"])["uid"].to_pylist()
         progress.expect(len(table), shard.bytes)
         progress.advance(len(table))
@@ -71,12 +71,14 @@ def _is_written(run: Run, shard: Shard, mark: str) -> bool:
 
 
 def _write_shard(run: Run, shard: Shard, mark: str, writer: Writer) -> None:
-    table = run.table(shard.number)
+    table = run.table_path(shard.number)
     table.unlink(missing_ok=True)  # first, because it marks the shard as complete
     for file in table.parent.glob(f"{table.stem}.*"):  # another format's
         file.unlink()
-    verdicts = pq.read_table(run.verdicts(shard.number))
-    kept = pq.read_table(run.scores(shard.number)).append_column("group", verdicts["group"]).filter(verdicts["keep"])
+    verdicts = pq.read_table(run.verdicts_path(shard.number))
+    kept = (
+        pq.read_table(run.scores_path(shard.number)).append_column("group", verdicts["group"]).filter(verdicts["keep"])
+    )
     kept = kept.replace_schema_metadata({**(kept.schema.metadata or {}), VERDICT: mark.encode()})
     writer(table.with_suffix(""), kept, _kept_pairs(run, shard, kept, len(verdicts)))
     if not table.exists():

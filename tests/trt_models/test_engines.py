@@ -144,7 +144,7 @@ def test_a_run_uses_a_new_active_engine_from_its_next_shard_on(
     monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
     again, _, _ = curate(shards, tmp_path / "again", recipe, Settings())
     for number in range(3):  # the engine of the other shards has no effect
-        left, right = (pq.read_table(r.scores(number))["unsafe_text"].to_pylist() for r in (run, again))
+        left, right = (pq.read_table(r.scores_path(number))["unsafe_text"].to_pylist() for r in (run, again))
         assert (left == right) == (number == 2)
 
 
@@ -316,7 +316,7 @@ def test_parity_measures_outputs_and_flips(
     assert parity is not None and parity.torch_rate and parity.rate and len(compiled) == 1
     assert parity.rows == 60 and parity.flips == 0 and 0.9 < parity.cosine_min < 1
     # With a threshold in the middle of the scores, small differences flip verdicts.
-    run = pq.read_table(curate(shards, Path(shards[0]).parent / "x", recipe, Settings())[0].scores(0))
+    run = pq.read_table(curate(shards, Path(shards[0]).parent / "x", recipe, Settings())[0].scores_path(0))
     middle = float(np.median(run["unsafe_text"].to_numpy()))
     edge = replace(
         recipe, criteria=(replace(recipe.criteria[0], interval=type(recipe.criteria[0].interval)(maximum=middle)),)

@@ -104,7 +104,7 @@ def test_keys_never_lead_out_of_a_tar_and_have_one_dot(tmp_path: Path, plain_rec
 
 def test_parquet_is_as_hugging_face_reads_it(tmp_path: Path, plain_recipe: Recipe) -> None:
     run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, "parquet")
-    schema = pq.read_schema(run.table(0))
+    schema = pq.read_schema(run.table_path(0))
     assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
     first = pq.read_table(run.table_path(0)).to_pylist()[0]
     assert first["image"] == {"bytes": KEPT[0], "path": "000000000.jpg"} and first["text"] == CLEAN
@@ -114,10 +114,10 @@ def test_parquet_is_as_hugging_face_reads_it(tmp_path: Path, plain_recipe: Recip
 def test_the_format_can_be_changed_without_scoring_again(tmp_path: Path, plain_recipe: Recipe) -> None:
     given = [str(as_parquet(tmp_path))]
     run, _, _ = curate(given, tmp_path / "out", plain_recipe, SETTINGS)
-    assert write_run(run, "parquet") == 4 and not run.tar(0).exists()
-    written = run.table(0).stat().st_mtime_ns
-    assert write_run(Run.open(run.folder), "parquet") == 4 and run.table(0).stat().st_mtime_ns == written
-    assert write_run(run, WEBDATASET) == 4 and "image" not in pq.read_schema(run.table(0)).names
+    assert write_run(run, "parquet") == 4 and not run.tar_path(0).exists()
+    written = run.table_path(0).stat().st_mtime_ns
+    assert write_run(Run.open(run.folder), "parquet") == 4 and run.table_path(0).stat().st_mtime_ns == written
+    assert write_run(run, WEBDATASET) == 4 and "image" not in pq.read_schema(run.table_path(0)).names
 
 
 def test_large_shards_are_written_in_parts(
@@ -125,8 +125,8 @@ def test_large_shards_are_written_in_parts(
 ) -> None:
     monkeypatch.setattr("danqing.engine.write.formats.ROW_GROUP", 3)
     run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, "parquet")
-    assert pq.read_metadata(run.table(0)).num_row_groups == 2
-    assert [row["bytes"] for row in pq.read_table(run.table(0))["image"].to_pylist()] == KEPT
+    assert pq.read_metadata(run.table_path(0)).num_row_groups == 2
+    assert [row["bytes"] for row in pq.read_table(run.table_path(0))["image"].to_pylist()] == KEPT
 
 
 def test_an_input_that_changed_is_refused(tmp_path: Path, plain_recipe: Recipe) -> None:
