@@ -27,7 +27,8 @@ class Settings:
     """How to score, beside the recipe. What can change a score is part of the run's identity.
 
     `user_dictionaries`: words that jieba does not know, in its format. `devices`: those that score, if more than one.
-    `strict_engines`: raise an error if an engine in use does not open. `resizer`: see `open_resizer`.
+    `strict_engines`: raise an error if an engine in use does not open. `resizer`: see `open_resizer`. `limit`: use only
+    the first rows of the input.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -43,6 +44,7 @@ class Settings:
     resizer: str = "auto"
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
+    limit: int | None = None
 
     @cached_property
     def blocked_domains(self) -> frozenset[str]:

@@ -59,6 +59,14 @@ class Part:
     def __len__(self) -> int:
         return len(self.table)
 
+    def head(self, rows: int) -> Part:
+        """Returns the first rows of the part."""
+        if rows == len(self):
+            return self
+        errors = {row: problem for row, problem in self.errors.items() if row < rows}
+        columns = (column.slice(0, rows) for column in (self.table, self.urls, self.captions))
+        return Part(self.file, self.first, *columns, errors, self.bytes * rows // len(self))
+
 
 @dataclass
 class _Rows:
