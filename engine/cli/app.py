@@ -23,6 +23,8 @@ EXAMPLES = (
     "danqing curate --help                    options and examples of a command",
 )
 
+MODELS_HELP = "Export, compile, verify and activate models."
+
 PHASES = Group("Phases", sort_key=1)
 RUNS = Group("Runs", sort_key=2)
 MODELS = Group("Models", sort_key=3)
@@ -39,20 +41,22 @@ def examples_text(lines: Iterable[str]) -> str:
     return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
+PARAMETERS = Parameter(negative=(), show_default=shown_default, allow_repeating=True)
+
 app = App(
     "danqing",
     help=ABOUT,
     help_epilogue=examples_text(EXAMPLES),
     help_format="plaintext",  # Markdown would join the lines of examples, and its parser takes 70 ms to import
     version=f"danqing {__version__}",
-    default_parameter=Parameter(negative=(), show_default=shown_default, allow_repeating=True),
+    default_parameter=PARAMETERS,
     group_commands=GENERAL,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
     exit_on_error=False,
     print_error=False,
 )
-app.register_install_completion_command(group=GENERAL)
+app.command("danqing.engine.cli.models:models", name="models", help=MODELS_HELP, group=MODELS)  # imported when used
 
 
 def command(*examples: str, group: Group, parent: App = app, name: str | None = None) -> Callable[[Function], Function]:

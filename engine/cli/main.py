@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from cyclopts import CycloptsError
 
-from danqing.engine.cli import inspect, models, phases  # noqa: F401
-from danqing.engine.cli.app import app
+from danqing.engine.cli import inspect, phases  # noqa: F401
+from danqing.engine.cli.app import GENERAL, app, command
 from danqing.engine.core.errors import DanqingError
+
+
+@command("danqing --install-completion", group=GENERAL, name="--install-completion")
+def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -> None:
+    """Install the completion of commands and options for your shell."""
+    print(f"{app.install_completion(shell=shell)}: start a new shell to use it")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

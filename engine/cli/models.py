@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from danqing.engine.cli.app import MODELS, app, command, examples_text
+from danqing.engine.cli.app import MODELS, MODELS_HELP, PARAMETERS, command, examples_text
 from danqing.engine.cli.options import MACHINE, PositiveInt, RecipeOptions
 from danqing.engine.cli.output import Json, print_json
 from danqing.engine.core.errors import DanqingError
@@ -27,14 +27,7 @@ EXAMPLES = (
     "danqing models activate chinese-clip-vit-l-14-image --rollback",
 )
 
-models = App(
-    "models",
-    help="Export, compile, verify and activate models.",
-    help_epilogue=examples_text(EXAMPLES),
-    group=MODELS,
-    sort_key=0,
-)
-app.command(models)
+models = App("models", help=MODELS_HELP, help_epilogue=examples_text(EXAMPLES), default_parameter=PARAMETERS)
 
 Name = Annotated[str, Parameter(help="A model card's name, or the path of one of your own (.yaml).")]
 EngineName = Annotated[str, Parameter(help="A part of the engine's name; by default the newest engine.")]

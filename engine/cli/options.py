@@ -132,7 +132,7 @@ class TextOptions:
         tuple[Path, ...],
         Parameter(
             metavar="FILE",
-            help="Words jieba does not know, one `word [frequency] [tag]` a line; repeatable.",
+            help="Words that jieba does not know, one a line, with frequency and tag if known; repeatable.",
         ),
     ] = ()
 

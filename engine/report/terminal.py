@@ -127,8 +127,8 @@ class ProgressBar:
         task = self._bar.tasks[0]
         if kind is None and task.completed and not self._quiet and not self._on_terminal:
             seconds = task.elapsed or 0.0
-            rate = task.completed / seconds if seconds else 0.0
-            done = f"{task.completed:,.0f} {self._unit} in {_duration(seconds)}, {rate:,.0f} {self._unit}/s"
+            rate = _number(task.completed / seconds if seconds else 0.0)
+            done = f"{task.completed:,.0f} {self._unit} in {_duration(seconds)}, {rate} {self._unit}/s"
             print(f"{self._title}: {done}", file=self._stream, flush=True)
 
     def _remark(self, text: str) -> None:
@@ -153,12 +153,16 @@ class _StatusColumn(ProgressColumn):
 def _status(task: Task, unit: str) -> str:
     """Rows done, total, rate over the last 30 s, and the time left at that rate."""
     counted = f"{task.completed:,.0f}" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f}"
-    parts = [f"{counted} {unit}", f"{task.finished_speed or task.speed or 0:,.0f}/s"]
+    parts = [f"{counted} {unit}", f"{_number(task.finished_speed or task.speed or 0.0)}/s"]
     if task.finished:
         parts.append(_duration(task.finished_time or 0))
     elif task.time_remaining is not None:
         parts.append(f"{_duration(task.time_remaining)} left")
     return ", ".join(parts) + task.fields["remark"]
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate == 0 or rate >= 10 else f"{rate:.1f}"
 
 
 def _duration(seconds: float) -> str:
