@@ -91,6 +91,12 @@ class RecipeOptions:
         ),
     ] = ()
 
+    @property
+    def arguments(self) -> list[str]:
+        """The options as they were given, for the command line of the next step."""
+        given = ["--recipe", self.recipe] if self.recipe else []
+        return [*given, *(word for value in self.settings for word in ("--set", value))]
+
     def load(self, default: str = DEFAULT_RECIPE) -> Recipe:
         """Reads the recipe, `default` if none is given."""
         from danqing.engine.phases import known_columns
@@ -135,6 +141,12 @@ class TextOptions:
             help="Words that jieba does not know, one a line, with frequency and tag if known; repeatable.",
         ),
     ] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as they were given, for the command line of the next step."""
+        given = ["--blocklist", str(self.blocklist)] if self.blocklist else []
+        return [*given, *(word for path in self.user_dict for word in ("--user-dict", str(path)))]
 
 
 @Parameter(name="*", group=PICTURES)

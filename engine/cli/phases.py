@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,7 +106,9 @@ def select(
     settings = ScoringOptions(text, machine=machine).settings(limit=limit)
     with out.progress(machine.note):
         chosen = select(tables, output, recipe.load(), Columns(columns.url_col, columns.caption_col), settings)
-    next_commands = [chosen.download_command(), f"danqing curate {chosen.folder / 'images'} -o curated"]
+    images = str(chosen.folder / "images")
+    curate_command = ["danqing", "curate", images, "-o", "curated", *recipe.arguments, *text.arguments]
+    next_commands = [chosen.download_command(), shlex.join(curate_command)]
     result = {
         "folder": chosen.folder,
         "urls": chosen.urls,

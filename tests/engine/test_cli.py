@@ -15,7 +15,8 @@ import pytest
 from cyclopts import App
 
 from danqing import __version__
-from danqing.engine.cli.main import app, main
+from danqing.engine.cli.app import app
+from danqing.engine.cli.main import main
 from danqing.engine.cli.options import MachineOptions, SeveralOptions
 from danqing.engine.cli.reference import reference
 from danqing.engine.run.folder import VERSIONED, Run

@@ -16,7 +16,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from danqing.engine.cli.main import app, main
+from danqing.engine.cli.app import app
+from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import curate, score_inputs
 from danqing.engine.recipe.reading import Recipe
@@ -34,7 +35,7 @@ def test_two_workers_make_the_run_that_one_makes(
     command = ["curate", *crawl, "-o", str(tmp_path / "two"), "--recipe", str(tmp_path / "plain.yaml")]
     assert main([*command, "--devices", "cpu,cpu"]) == 0
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
-    assert "17/17 pairs" in capfd.readouterr().err  # both tell the same bar
+    assert "score: 17 pairs in" in capfd.readouterr().err  # both report to the same progress
     run = Run.open(tmp_path / "two")
     assert run.manifest["counts"]["scored_shards"] == 3 and run.manifest["engines"] == {}
     assert main([*command, "--devices", "cpu,cpu"]) == 0  # nothing left to do
