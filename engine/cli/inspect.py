@@ -18,7 +18,7 @@ from danqing.engine.cli.options import (
     PositiveInt,
     RecipeOptions,
     RunFolder,
-    ScoringOptions,
+    StageOptions,
     at_least,
 )
 from danqing.engine.cli.output import Json, OutputOptions, QuietOptions, print_json
@@ -129,7 +129,7 @@ def profile(
     limit: Limit = None,
     recipe: RecipeOptions = RecipeOptions(),
     layout: LayoutOptions = LayoutOptions(),
-    scoring: ScoringOptions = ScoringOptions(),
+    scoring: StageOptions = StageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Measure where the time of scoring goes.

@@ -264,7 +264,7 @@ class SeveralOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class ScoringOptions:
+class StageOptions:
     """What scores may depend on beside input and recipe, and the machine that computes them."""
 
     text: TextOptions = TextOptions()

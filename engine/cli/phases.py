@@ -21,8 +21,8 @@ from danqing.engine.cli.options import (
     OutputFormat,
     RecipeOptions,
     RunFolder,
-    ScoringOptions,
     SeveralOptions,
+    StageOptions,
     TextOptions,
 )
 from danqing.engine.cli.output import OutputOptions, stages_of
@@ -103,7 +103,7 @@ def select(
     from danqing.engine.select.selection import select
     from danqing.engine.sources.tables import Columns
 
-    settings = ScoringOptions(text, machine=machine).settings(limit=limit)
+    settings = StageOptions(text, machine=machine).settings(limit=limit)
     with out.progress(machine.note):
         chosen = select(tables, output, recipe.load(), Columns(columns.url_col, columns.caption_col), settings)
     images = str(chosen.folder / "images")
@@ -145,7 +145,7 @@ def curate(
     limit: Limit = None,
     recipe: RecipeOptions = RecipeOptions(),
     layout: LayoutOptions = LayoutOptions(),
-    scoring: ScoringOptions = ScoringOptions(),
+    scoring: StageOptions = StageOptions(),
     several: SeveralOptions = SeveralOptions(),
     other: ReferenceOptions = ReferenceOptions(),
     output_format: OutputFormat = "webdataset",
@@ -194,7 +194,7 @@ def score(
     limit: Limit = None,
     recipe: RecipeOptions = RecipeOptions(),
     layout: LayoutOptions = LayoutOptions(),
-    scoring: ScoringOptions = ScoringOptions(),
+    scoring: StageOptions = StageOptions(),
     several: SeveralOptions = SeveralOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:
@@ -343,7 +343,7 @@ def demo(
     output: Annotated[Path, Parameter(name=["--output", "-o"], metavar="OUT", help="Folder to write to.")] = Path(
         "demo"
     ),
-    scoring: ScoringOptions = ScoringOptions(),
+    scoring: StageOptions = StageOptions(),
 ) -> None:
     """Curate a small crawl with known defects, and count what was caught.
 

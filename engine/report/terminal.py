@@ -79,15 +79,15 @@ class ProgressBar:
     characters, for log files.
 
     Args:
-        title: name of the phase.
-        total: bytes of all shards, from which the total number of rows is estimated; 0 if unknown.
+        label: name of the phase.
+        total_bytes: bytes of all shards, from which the total number of rows is estimated; 0 if unknown.
         unit: what is counted.
         quiet: show nothing (default: as set by `display`).
     """
 
-    def __init__(self, title: str, total: int, unit: str = "pairs", quiet: bool | None = None) -> None:
-        self._title, self._unit = title, unit
-        self._total_bytes, self._seen_bytes, self._rows = total, 0, 0
+    def __init__(self, label: str, total_bytes: int, unit: str = "pairs", quiet: bool | None = None) -> None:
+        self._label, self._unit = label, unit
+        self._total_bytes, self._seen_bytes, self._rows = total_bytes, 0, 0
         self._stream = sys.stderr
         shown = _display.get() or _Display()
         self._quiet = shown.quiet if quiet is None else quiet
@@ -98,7 +98,7 @@ class ProgressBar:
         self._on_terminal = self._stream.isatty() and not err.is_dumb_terminal
         columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), _StatusColumn(unit)
         self._bar = Bar(*columns, console=err, disable=self._quiet or not self._on_terminal)
-        self._task = self._bar.add_task(title, total=None, remark="")
+        self._task = self._bar.add_task(label, total=None, remark="")
         self._stopped = threading.Event()
         self._open = ExitStack()
 
@@ -106,8 +106,8 @@ class ProgressBar:
         """Adds the rows of a shard of `size` bytes to the total."""
         self._rows += rows
         self._seen_bytes += size
-        if seen := self._seen_bytes:
-            self._bar.update(self._task, total=round(self._rows * max(self._total_bytes, seen) / seen))
+        scale = max(self._total_bytes / self._seen_bytes, 1.0) if self._seen_bytes else 1.0
+        self._bar.update(self._task, total=round(self._rows * scale))
 
     def advance(self, rows: int) -> None:
         """Adds rows to those that are done."""
@@ -129,14 +129,14 @@ class ProgressBar:
             seconds = task.elapsed or 0.0
             rate = _number(task.completed / seconds if seconds else 0.0)
             done = f"{task.completed:,.0f} {self._unit} in {_duration(seconds)}, {rate} {self._unit}/s"
-            print(f"{self._title}: {done}", file=self._stream, flush=True)
+            print(f"{self._label}: {done}", file=self._stream, flush=True)
 
     def _remark(self, text: str) -> None:
         self._bar.update(self._task, remark=text)
 
     def _print_lines(self) -> None:
         while not self._stopped.wait(LINE_SECONDS):
-            print(f"{self._title}: {_status(self._bar.tasks[0], self._unit)}", file=self._stream, flush=True)
+            print(f"{self._label}: {_status(self._bar.tasks[0], self._unit)}", file=self._stream, flush=True)
 
 
 class _StatusColumn(ProgressColumn):
