@@ -21,8 +21,7 @@ from danqing.engine.report.topics import Topics, find_topics
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
-from danqing.engine.sources import find_shards
-from danqing.engine.sources.limit import first_rows
+from danqing.engine.sources import find_shards, first_rows
 from danqing.engine.stages import stored_columns
 from danqing.engine.write.writing import WEBDATASET, write
 from danqing.trt_models.model_set import ModelSet

@@ -13,8 +13,7 @@ from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import GIVEN, score
-from danqing.engine.sources import find_shards
-from danqing.engine.sources.limit import first_rows
+from danqing.engine.sources import find_shards, first_rows
 from danqing.engine.stages import CATALOGUE
 from danqing.profiling.limits import measure_limits
 from danqing.profiling.profile import Profile

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.sources.folder import FolderShard, pictures_in
 from danqing.engine.sources.inputs import Shard, files_in, find_files
+from danqing.engine.sources.limit import Head
 from danqing.engine.sources.listed import ListedShard, listed
 from danqing.engine.sources.parquet import ParquetShard, row_groups
 from danqing.engine.sources.sample import Layout, Sample, Source
 from danqing.engine.sources.tables import SUFFIXES as TABLES
 from danqing.engine.sources.webdataset import TarShard
 
-__all__ = ["Layout", "Sample", "Shard", "Source", "find_shards", "open_shard"]
+__all__ = ["Layout", "Sample", "Shard", "Source", "find_shards", "first_rows", "open_shard"]
 
 SHARD_ROWS = 10_000
 """Where larger inputs than a shard are cut, as img2dataset cuts them."""
@@ -57,11 +59,33 @@ def open_shard(shard: Shard, layout: Layout) -> Source:
     Raises:
         DanqingError: a file that cannot be read at all, or without the columns; names them.
     """
+    source: Source
     if shard.path.is_dir():
-        return FolderShard(shard, layout)
-    if shard.path.suffix == ".tar":
-        return TarShard(shard, layout)
-    return (ParquetShard if shard.path.suffix == ".parquet" else ListedShard)(shard, layout)
+        source = FolderShard(shard, layout)
+    elif shard.path.suffix == ".tar":
+        source = TarShard(shard, layout)
+    else:
+        source = (ParquetShard if shard.path.suffix == ".parquet" else ListedShard)(shard, layout)
+    return source if shard.rows is None or len(source) <= shard.rows else Head(source, shard.rows)
+
+
+def first_rows(shards: Iterable[Shard], limit: int | None, layout: Layout) -> list[Shard]:
+    """Returns the shards that hold the first `limit` rows over all shards; the last of them may be cut.
+
+    Shards behind the limit are not opened. Without a limit these are all shards.
+    """
+    if limit is None:
+        return list(shards)
+    chosen: list[Shard] = []
+    for shard in shards:
+        rows = len(open_shard(shard, layout)) if shard.rows is None else shard.rows
+        if rows > limit:
+            shard = replace(shard, rows=limit, bytes=shard.bytes * limit // rows)
+        chosen.append(shard)
+        limit -= min(rows, limit)
+        if limit == 0:
+            break
+    return chosen
 
 
 def _stem(path: Path) -> str:

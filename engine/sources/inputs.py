@@ -20,7 +20,8 @@ class Shard:
     """Rows that are scored and written together: one input file, or a slice of a larger one or of a folder.
 
     `number` names the run's files (00000), `name` the shard in every row. `first`, `rows`: where in `path` the slice
-    lies; None for all of a file whose rows nobody has counted yet.
+    lies; None for all of a file whose rows nobody has counted yet. A limit of rows cuts
+    `rows`.
     """
 
     number: int

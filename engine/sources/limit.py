@@ -1,27 +1,22 @@
-"""The first rows of the input, for a trial."""
+"""The first rows of a shard, for a run with a limit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterator
+from itertools import islice
 
-from danqing.engine.sources import Layout, Shard, open_shard
+from danqing.engine.sources.sample import Sample, Source
 
 
-def first_rows(shards: Iterable[Shard], limit: int | None, layout: Layout) -> list[Shard]:
-    """Returns the shards that hold the first `limit` rows over all shards; the last of them may be cut.
+class Head:
+    """The first `rows` rows of a source."""
 
-    Shards behind the limit are not opened. Without a limit these are all shards.
-    """
-    if limit is None:
-        return list(shards)
-    chosen: list[Shard] = []
-    for shard in shards:
-        rows = len(open_shard(shard, layout)) if shard.rows is None else shard.rows
-        if rows > limit:
-            shard = replace(shard, rows=limit, bytes=shard.bytes * limit // rows)
-        chosen.append(shard)
-        limit -= min(rows, limit)
-        if limit == 0:
-            break
-    return chosen
+    def __init__(self, source: Source, rows: int) -> None:
+        self.source, self.rows = source, rows
+        self.damage = source.damage
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[Sample]:
+        return islice(self.source, self.rows)

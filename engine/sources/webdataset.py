@@ -28,8 +28,6 @@ class TarShard:
             self._index()
         except (OSError, tarfile.TarError) as problem:
             raise DanqingError(f"{self.path}: cannot be read as a tar file: {problem}") from None
-        if shard.rows is not None:
-            self.members = dict(list(self.members.items())[shard.span])
 
     def _index(self) -> None:
         members, self.damage = read_members(self.path)
