@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ndanqing: interrupted; finished shards are kept, the same command goes on from there", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `danqing … | head`
+    except (BrokenPipeError, SystemExit):  # `danqing … | head`; rich answers a closed pipe with SystemExit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as problem:
