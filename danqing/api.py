@@ -36,7 +36,7 @@ from danqing.engine.core.progress import OpenProgress, silent
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe import reading
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.report.explain import explain_pair
+from danqing.engine.report.explain import find_pairs, print_pair
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.folder import Run as EngineRun
 from danqing.engine.run.settings import Settings
@@ -185,7 +185,8 @@ class Run(EngineRun):
         <BLANKLINE>
         00001 row 2  key 0006 ...
         """
-        explain_pair(self, key)
+        for record in find_pairs(self, key):
+            print_pair(self, record)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from danqing.engine.core.device import open_device
@@ -24,7 +25,7 @@ from danqing.engine.report.topics import Topics, find_topics
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
-from danqing.engine.sources import find_shards
+from danqing.engine.sources import find_shards, first_rows
 from danqing.engine.stages import stored_columns
 from danqing.engine.write.writing import WEBDATASET, WRITERS, write
 from danqing.trt_models.model_set import ModelSet
@@ -61,13 +62,14 @@ def score_inputs(
     """
     if watcher and settings.devices:
         raise DanqingError("--profile looks at one device at a time; leave --devices out")
-    shards = find_shards(inputs, settings.layout)
+    shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
     identity = {
         "models": ModelSet(recipe.models).hashes(),
         **settings.rules(),
         "score_everything": settings.score_everything,
         "max_pixels": settings.max_pixels,
         "resizers": settings.resizers,
+        "limit": settings.limit,
     }
     run = Run.create_or_resume(output, shards, recipe, settings.layout, identity)
     waiting = run.unscored()
@@ -207,7 +209,7 @@ def curate(
     recipe = held_against(recipe, against, references.values(), exclude_within)
     run, spans = score_inputs(inputs, output, recipe, settings, watcher, progress)
     for folder, place in pictures.items():
-        score_inputs([str(folder)], place, only_features(recipe), settings, progress=progress)
+        score_inputs([str(folder)], place, only_features(recipe), replace(settings, limit=None), progress=progress)
     funnel = decide_run(run, recipe, settings.device, settings.threads, progress)
     write_run(run, output_format, progress)
     return run, funnel, spans

@@ -13,7 +13,7 @@ from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import GIVEN, score
-from danqing.engine.sources import find_shards
+from danqing.engine.sources import find_shards, first_rows
 from danqing.engine.stages import CATALOGUE
 from danqing.profiling.limits import measure_limits
 from danqing.profiling.profile import Profile
@@ -30,7 +30,8 @@ def profile(
     Args:
         models: to score with, if not those that the recipe names as they are in use.
     """
-    shards, plan = find_shards(inputs, settings.layout), make_plan(recipe, CATALOGUE, GIVEN)
+    shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
+    plan = make_plan(recipe, CATALOGUE, GIVEN)
     size, gated = sum(shard.bytes for shard in shards), not settings.score_everything
     with TemporaryDirectory() as scratch, open_device(settings.device, settings.threads) as device:
         models = models or ModelSet(recipe.models, strict=settings.strict_engines)

@@ -2,231 +2,291 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from cyclopts import App, Parameter
+
+from danqing.engine.cli.app import MODELS, MODELS_HELP, PARAMETERS, command, examples_text
+from danqing.engine.cli.options import MACHINE, PositiveInt, RecipeOptions
+from danqing.engine.cli.output import Json, print_json
 from danqing.engine.core.errors import DanqingError
 
 if TYPE_CHECKING:
     from danqing.engine.recipe.reading import Recipe
-    from danqing.engine.run.settings import Settings
     from danqing.trt_models.card import Card
     from danqing.trt_models.engines import Engine
 
-DESCRIPTION = """\
-The models that score, and their compiled engines.
+EXAMPLES = (
+    "danqing models export chinese-clip-vit-l-14 --from FOLDER",
+    "danqing models compile chinese-clip-vit-l-14-image --precision fp16",
+    "danqing models verify chinese-clip-vit-l-14-image --data 'shards/*.tar'",
+    "danqing models activate chinese-clip-vit-l-14-image",
+    "danqing models activate chinese-clip-vit-l-14-image --rollback",
+)
 
-  danqing models export chinese-clip-vit-l-14 --from FOLDER     a published checkpoint, ready for recipes
-  danqing models compile chinese-clip-vit-l-14-image --precision fp16 --target sm_90
-  danqing models verify chinese-clip-vit-l-14-image --data 'shards/*.tar' --recipe danqing
-  danqing models activate chinese-clip-vit-l-14-image           from the next shard on, wherever a run is under way
-  danqing models activate chinese-clip-vit-l-14-image --rollback
-"""
+models = App("models", help=MODELS_HELP, help_epilogue=examples_text(EXAMPLES), default_parameter=PARAMETERS)
 
-
-def add_models_commands(commands: Any, recipe: argparse.ArgumentParser) -> None:
-    """Adds `models` and its subcommands to the command line."""
-    models = commands.add_parser(
-        "models", help="export, compile, verify and activate models", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    under = models.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(function: Any, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        parser = under.add_parser(
-            function.__name__.strip("_"), help=text, description=f"{text}.", parents=list(parents)
-        )
-        parser.set_defaults(function=function)
-        return parser
-
-    def named(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        parser.add_argument("name", metavar="NAME", help="a model card's name, or the path of one of your own (.yaml)")
-        return parser
-
-    def data(parser: argparse.ArgumentParser, pairs: int, required: bool) -> None:
-        parser.add_argument(
-            "--data", nargs="+", required=required, default=[], metavar="INPUT", help="shards of real pairs"
-        )
-        parser.add_argument(
-            "--pairs", type=int, default=pairs, metavar="N", help=f"how many of them (default: {pairs})"
-        )
-        parser.add_argument("--threads", type=int, metavar="N", help="host threads (default: all cores)")
-
-    command(list_, "show the models there are, and the engines compiled of them")
-    parser = command(export, "make a model of a published checkpoint, so that recipes can name it")
-    parser.add_argument("name", metavar="NAME", help="a card, or what the cards of both towers begin with")
-    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER",
-                        help="config.json, weights and vocabulary, as published")  # fmt: skip
-    parser = named(command(compile, "compile an engine of a model", recipe))
-    parser.add_argument("--precision", default="fp16", help="fp32, fp16, bf16, int8 or fp8 (default: fp16)")
-    parser.add_argument(
-        "--target", "--gpu", metavar="ARCH", help="cpu, sm_80, sm_90 … (default: this machine's GPU, else cpu)"
-    )
-    parser.add_argument("--batch", default="1,8,64", metavar="MIN,USUAL,MAX", help="rows at a time (default: 1,8,64)")
-    parser.add_argument("--level", type=int, choices=range(6), help="TensorRT's optimisation level")
-    parser.add_argument(
-        "--runtime", metavar="NAME",
-        help="tensorrt, tensorrt-rtx, onnxruntime or torch (default: the first of them that is installed)",
-    )  # fmt: skip
-    data(parser, 128, required=False)
-    parser = named(command(verify, "measure how near an engine comes to its model, on real pairs", recipe))
-    parser.epilog = "Exit status 1 if parity fails."
-    parser.add_argument("engine", nargs="?", default="newest", help="a part of its name (default: the newest)")
-    data(parser, 512, required=True)
-    parser.add_argument(
-        "--min-cosine", type=float, default=0.999, metavar="X",
-        help="least mean cosine of embeddings, or 1 - |difference| of a classifier's probability (default: 0.999)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-flips", type=float, default=0.001, help="most verdicts changed, a share (default: 0.001)"
-    )
-    parser.add_argument("--from", dest="checkpoint", type=Path, metavar="FOLDER",
-                        help="the checkpoint it was exported from, to time torch.compile beside")  # fmt: skip
-    parser = named(command(activate, "take a verified engine into use, or the present one out of it"))
-    parser.add_argument("engine", nargs="?", default="newest", help="a part of its name (default: the newest)")
-    parser.add_argument("--rollback", action="store_true", help="back to the engine before")
-    parser.add_argument("--target", metavar="ARCH", help="of the rollback (default: this machine's GPU, else cpu)")
+Name = Annotated[str, Parameter(help="A model card's name, or the path of one of your own (.yaml).")]
+EngineName = Annotated[str, Parameter(help="A part of the engine's name; by default the newest engine.")]
+Data = Annotated[list[str], Parameter(consume_multiple=(1, None), metavar="INPUT", help="Shards of real pairs.")]
+Pairs = Annotated[PositiveInt, Parameter(metavar="N", help="Number of pairs used of them.")]
+Threads = Annotated[
+    PositiveInt | None, Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores).")
+]
 
 
-def list_(options: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class ListedEngine:
+    """An engine as `models list` shows it."""
+
+    name: str
+    in_use: bool = False
+    readable: bool = True
+
+    def __str__(self) -> str:
+        remarks = ["in use"] * self.in_use + ["unreadable"] * (not self.readable)
+        return f"{self.name} ({', '.join(remarks)})" if remarks else self.name
+
+
+@command("danqing models list", "danqing models list --json", group=MODELS, parent=models, name="list")
+def list_models(*, json: Json = False) -> None:
+    """Show the models and the engines compiled of them."""
     from danqing.engine.report.terminal import print_models
     from danqing.trt_models.card import card_names, load_card
     from danqing.trt_models.store import is_stored
 
-    rows: list[tuple[Card, str, list[str]]] = []
+    rows: list[tuple[Card, str, list[ListedEngine]]] = []
     for card in map(load_card, card_names()):
         if not is_stored(card):
             rows.append((card, "when first used" if card.build else "", []))
             continue
         try:
-            rows.append((card, "yes", [] if card.lexicon else _engine_lines(card)))
+            rows.append((card, "yes", [] if card.lexicon else _listed_engines(card)))
         except DanqingError as problem:
             rows.append((card, "unreadable", []))
             print(f"danqing: {problem}", file=sys.stderr)
-    print_models(rows)
+    if not json:
+        print_models((card, here, list(map(str, engines))) for card, here, engines in rows)
+        return
+    listed = [
+        {"name": card.name, "task": card.task, "here": here == "yes", "engines": list(map(asdict, engines))}
+        for card, here, engines in rows
+    ]
+    print_json({"models": listed})
 
 
-def _engine_lines(card: Card) -> list[str]:
-    """Names of a model's engines, with remarks. Engines that cannot be read are listed, too."""
+def _listed_engines(card: Card) -> list[ListedEngine]:
+    """Engines of a model, also those that cannot be read; what is wrong with these goes to stderr."""
     from danqing.trt_models.engines import Engines, UnreadableEngine
 
     engines = Engines(card)
-    entries, in_use, lines = {entry.name: entry for entry in engines.entries()}, set(), []
+    entries, in_use, listed = {entry.name: entry for entry in engines.entries()}, set(), []
     try:
         first = [entry for target in engines.targets() for entry in engines.active(target)[:1]]
         in_use = {entry.name for entry in first}
         entries = {entry.name: entry for entry in first} | entries
     except DanqingError as problem:
-        lines = ["active.json (unreadable)"]
+        listed = [ListedEngine("active.json", readable=False)]
         print(f"danqing: {problem}", file=sys.stderr)
     for name, entry in sorted(entries.items()):
-        remarks = ["in use"] * (name in in_use)
+        readable = not isinstance(entry, UnreadableEngine)
+        listed.append(ListedEngine(name, name in in_use, readable))
         if isinstance(entry, UnreadableEngine):
-            remarks.append("unreadable")
             print(f"danqing: {entry.reason}", file=sys.stderr)
-        lines.append(f"{name} ({', '.join(remarks)})" if remarks else name)
-    return lines
+    return listed
 
 
-def export(options: argparse.Namespace) -> None:
+@command(
+    "danqing models export chinese-clip-vit-l-14 --from FOLDER      both towers",
+    "danqing models export my-card.yaml --from checkpoint/",
+    group=MODELS,
+    parent=models,
+)
+def export(
+    name: Annotated[str, Parameter(help="A card, or the common beginning of the names of both towers' cards.")],
+    /,
+    *,
+    source: Annotated[
+        Path, Parameter(name="--from", metavar="FOLDER", help="config.json, weights and vocabulary, as published.")
+    ],
+) -> None:
+    """Make a model of a published checkpoint, so that recipes can name it."""
     from danqing.trt_models.card import card_names, load_card
     from danqing.trt_models.export.from_checkpoint import export
 
-    towers = [name for tower in ("image", "text") if (name := f"{options.name}-{tower}") in card_names()]
-    for name in towers or [options.name]:
-        folder = export(load_card(name), options.source)
-        print(f"{name}: {folder}")
+    towers = [card for tower in ("image", "text") if (card := f"{name}-{tower}") in card_names()]
+    for card in towers or [name]:
+        print(f"{card}: {export(load_card(card), source)}")
 
 
-def compile(options: argparse.Namespace) -> None:
+@command(
+    "danqing models compile chinese-clip-vit-l-14-image --target sm_90",
+    "danqing models compile open-nsfw --precision int8 --data 'demo/crawl/*.tar'",
+    group=MODELS,
+    parent=models,
+    name="compile",
+)
+def compile_model(
+    name: Name,
+    /,
+    *,
+    precision: Annotated[str, Parameter(metavar="NAME", help="fp32, fp16, bf16, int8 or fp8.")] = "fp16",
+    target: Annotated[
+        str | None,
+        Parameter(
+            name=["--target", "--gpu"],
+            metavar="ARCH",
+            help="cpu, sm_80, sm_90, … (default: this machine's GPU, else cpu).",
+        ),
+    ] = None,
+    batch: Annotated[str, Parameter(metavar="MIN,USUAL,MAX", help="Rows at a time.")] = "1,8,64",
+    level: Annotated[Literal[0, 1, 2, 3, 4, 5] | None, Parameter(help="TensorRT's optimisation level.")] = None,
+    runtime: Annotated[
+        str | None,
+        Parameter(
+            metavar="NAME",
+            help="tensorrt, tensorrt-rtx, onnxruntime or torch (default: the first of them that is installed).",
+        ),
+    ] = None,
+    data: Data | None = None,
+    pairs: Pairs = 128,
+    threads: Threads = None,
+    recipe: RecipeOptions = RecipeOptions(),
+) -> None:
+    """Compile an engine of a model."""
     from danqing.engine.report.terminal import print_fusion
+    from danqing.engine.run.settings import Settings
     from danqing.profiling.parity import samples
     from danqing.trt_models.compile.compilers import compile_engine, this_gpu
 
-    card = _network_card(options)
-    target = options.target or this_gpu() or "cpu"
+    card = _network_card(name)
     try:
-        fewest, usual, most = map(int, options.batch.split(","))
+        fewest, usual, most = map(int, batch.split(","))
     except ValueError:
-        raise DanqingError(f"--batch {options.batch}: write it as fewest,usual,most rows, for example 1,8,64") from None
-    given = samples(card, options.data, _recipe(options), _settings(options), options.pairs) if options.data else []
+        raise DanqingError(f"--batch {batch}: write it as fewest,usual,most rows, for example 1,8,64") from None
+    given = samples(card, data, _recipe_with(name, recipe), Settings(threads=threads), pairs) if data else []
     engine = compile_engine(
-        card, options.precision, target, (fewest, usual, most), options.level, options.runtime, given
+        card, precision, target or this_gpu() or "cpu", (fewest, usual, most), level, runtime, given
     )
     if "fused" in engine.options:
         print_fusion(engine.options)
-    print(f"{engine.name}: compiled\nNext: danqing models verify {options.name} {engine.name} --data INPUT")
+    print(f"{engine.name}: compiled\nNext: danqing models verify {name} {engine.name} --data INPUT")
 
 
-def verify(options: argparse.Namespace) -> int:
+@command(
+    "danqing models verify chinese-clip-vit-l-14-image --data 'shards/*.tar'",
+    "danqing models verify open-nsfw int8 --data shards/ --min-cosine 0.99",
+    group=MODELS,
+    parent=models,
+)
+def verify(
+    name: Name,
+    engine: EngineName = "newest",
+    /,
+    *,
+    data: Data,
+    pairs: Pairs = 512,
+    min_cosine: Annotated[
+        float,
+        Parameter(
+            metavar="X",
+            help="Least mean cosine of embeddings, or 1 - |difference| of a classifier's probability.",
+        ),
+    ] = 0.999,
+    max_flips: Annotated[float, Parameter(metavar="X", help="Largest share of verdicts that may change.")] = 0.001,
+    checkpoint: Annotated[
+        Path | None,
+        Parameter(
+            name="--from",
+            metavar="FOLDER",
+            help="The checkpoint it was exported from, to compare the speed of torch.compile.",
+        ),
+    ] = None,
+    threads: Threads = None,
+    recipe: RecipeOptions = RecipeOptions(),
+) -> int:
+    """Measure on real pairs how closely an engine agrees with its model.
+
+    The exit status is 1 if parity fails.
+    """
     from danqing.engine.report.terminal import print_parity
+    from danqing.engine.run.settings import Settings
     from danqing.profiling.parity import verify
     from danqing.trt_models.engines import Engines
 
-    card, engine = _engine(options)
-    wanted = {"cosine_mean": options.min_cosine, "flips": options.max_flips}
-    engine = verify(
-        card, engine, options.data, _recipe(options), _settings(options), options.pairs, wanted, options.checkpoint
-    )
-    print_parity(engine)
-    if engine.parity is None or not engine.parity.passed:
-        if [entry.name for entry in Engines(card).active(engine.target)[:1]] == [engine.name]:
-            back = f"danqing models activate {options.name} --rollback --target {engine.target}"
-            print(f"{engine.name} is still in use on {engine.target}; to take it out of use: {back}")
+    card, found = _engine(name, engine)
+    wanted = {"cosine_mean": min_cosine, "flips": max_flips}
+    settings = Settings(threads=threads)
+    found = verify(card, found, data, _recipe_with(name, recipe), settings, pairs, wanted, checkpoint)
+    print_parity(found)
+    if found.parity is None or not found.parity.passed:
+        if [entry.name for entry in Engines(card).active(found.target)[:1]] == [found.name]:
+            back = f"danqing models activate {name} --rollback --target {found.target}"
+            print(f"{found.name} is still in use on {found.target}; to take it out of use: {back}")
         return 1
-    print(f"Next: danqing models activate {options.name} {engine.name}")
+    print(f"Next: danqing models activate {name} {found.name}")
     return 0
 
 
-def activate(options: argparse.Namespace) -> None:
+@command(
+    "danqing models activate open-nsfw",
+    "danqing models activate open-nsfw --rollback --target sm_90",
+    group=MODELS,
+    parent=models,
+)
+def activate(
+    name: Name,
+    engine: EngineName = "newest",
+    /,
+    *,
+    rollback: Annotated[bool, Parameter(help="Return to the engine that was in use before.")] = False,
+    target: Annotated[
+        str | None,
+        Parameter(metavar="ARCH", help="Target of the rollback (default: this machine's GPU, else cpu)."),
+    ] = None,
+) -> None:
+    """Take a verified engine into use, or the present one out of use."""
     from danqing.trt_models.compile.compilers import this_gpu
     from danqing.trt_models.engines import Engines, UnreadableEngine
 
-    if options.rollback:
-        before = Engines(_network_card(options)).rollback(options.target or this_gpu() or "cpu")
-        print(f"{options.name}: {before.name if before else 'the model itself'} is in use again")
+    if rollback:
+        before = Engines(_network_card(name)).rollback(target or this_gpu() or "cpu")
+        print(f"{name}: {before.name if before else 'the model itself'} is in use again")
         if isinstance(before, UnreadableEngine):
             print(f"danqing: it does not open: {before.reason}", file=sys.stderr)
         return
-    card, engine = _engine(options)
-    Engines(card).activate(engine)
-    print(f"{engine.name}: in use from the next shard on")
+    card, found = _engine(name, engine)
+    Engines(card).activate(found)
+    print(f"{found.name}: in use from the next shard on")
 
 
-def _engine(options: argparse.Namespace) -> tuple[Card, Engine]:
+def _engine(name: str, engine: str) -> tuple[Card, Engine]:
     from danqing.trt_models.engines import Engines
 
-    card = _network_card(options)
-    return card, Engines(card).named(options.engine)
+    card = _network_card(name)
+    return card, Engines(card).named(engine)
 
 
-def _network_card(options: argparse.Namespace) -> Card:
+def _network_card(name: str) -> Card:
     from danqing.trt_models.card import load_card
 
-    card = load_card(options.name)
+    card = load_card(name)
     if card.lexicon:
         raise DanqingError(f"{card.name} is a word list; there is nothing to compile")
     return card
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe given, else the built-in one that uses the model."""
-    from danqing.engine.phases import known_columns
-    from danqing.engine.recipe.reading import builtin_names, load_recipe
-    from danqing.engine.stages import model_roles
+def _recipe_with(name: str, options: RecipeOptions) -> Recipe:
+    """Returns the recipe given, else the built-in one that uses the model."""
+    from danqing.engine.recipe.reading import builtin_names
 
     if options.recipe:
-        return load_recipe(options.recipe, options.set, known_columns(), model_roles())
-    for name in reversed(builtin_names()):
-        recipe = load_recipe(name, options.set, known_columns(), model_roles())
-        if options.name in recipe.models.values():
+        return options.load()
+    for builtin in reversed(builtin_names()):
+        recipe = options.load(builtin)
+        if name in recipe.models.values():
             return recipe
-    raise DanqingError(f"no built-in recipe uses {options.name}; give one that does with --recipe FILE")
-
-
-def _settings(options: argparse.Namespace) -> Settings:
-    from danqing.engine.run.settings import Settings
-
-    return Settings(threads=options.threads)
+    raise DanqingError(f"no built-in recipe uses {name}; give one that does with --recipe FILE")

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from danqing.engine.core.errors import DanqingError
@@ -17,8 +18,8 @@ from danqing.engine.run.folder import Run
 from danqing.engine.sources.sample import PROBLEM
 
 
-def explain_pair(run: Run, key: str) -> None:
-    """Prints every pair with that key or uid: its caption, its scores beside the criteria, and its verdict.
+def find_pairs(run: Run, key: str) -> list[dict[str, Any]]:
+    """Returns every pair with that key or uid: its columns of scores and verdicts.
 
     Raises:
         DanqingError: no such pair in the run.
@@ -26,8 +27,7 @@ def explain_pair(run: Run, key: str) -> None:
     found = [record for shard in run.shards for record in _find(run, shard.number, key)]
     if not found:
         raise DanqingError(f"{run.folder}: no pair with key or uid {key!r}")
-    for record in found:
-        _print(run, record)
+    return found
 
 
 def _find(run: Run, number: int, key: str) -> list[dict[str, Any]]:
@@ -44,16 +44,18 @@ def _find(run: Run, number: int, key: str) -> list[dict[str, Any]]:
     return records
 
 
-def _print(run: Run, record: dict[str, Any]) -> None:
+def print_pair(run: Run, record: dict[str, Any]) -> None:
+    """Prints one pair of `find_pairs`: its caption, its scores beside the criteria, and its verdict."""
     decided = run.manifest.get("decided")
     recipe = recipe_from_dict(decided["recipe"], "run.json") if decided else run.recipe
-    console.print(f"\n[bold]{record['shard']}[/] row {record['row']}  key {record['key']}  uid {record['uid']}")
+    place = f"row {record['row']}  key {record['key']}  uid {record['uid']}"
+    console.print(f"\n[bold]{escape(record['shard'])}[/] {escape(place)}")
     for name in ("caption", "text_clean", "url", "error", PROBLEM):
         if record.get(name):
             console.print(f"  {name}: ", record[name], markup=False, sep="")
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("criterion", "score", "rule", "verdict"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "criterion")
     judged = set()
     fallen = False
     for criterion in recipe.criteria:
@@ -82,7 +84,7 @@ def _print(run: Run, record: dict[str, Any]) -> None:
     if record.get("kept_instead"):
         kept = next((r for shard in run.shards for r in _find(run, shard.number, record["kept_instead"])), None)
         name = f"{kept['shard']} key {kept['key']}, uid {kept['uid']}" if kept else record["kept_instead"]
-        console.print(f"  kept instead: {name}, distance {_number(record.get('distance'))}")
+        console.print(f"  kept instead: {name}, distance {_number(record.get('distance'))}", markup=False)
     if "keep" in record:
         console.print("  [green]kept[/]" if record["keep"] else f"  [red]dropped by {record['dropped_by']}[/]")
 

@@ -1,17 +1,25 @@
-"""What a person sees in the terminal: progress with rates, and tables."""
+"""Terminal output: progress on stderr, tables on stdout."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from numba.core import event
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
@@ -22,87 +30,190 @@ if TYPE_CHECKING:
     from danqing.trt_models.card import Card
     from danqing.trt_models.engines import Engine
 
-console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+PIPE_COLUMNS = 140
+"""Width of tables that are written to a pipe or a file, unless COLUMNS is set."""
+NARROW_COLUMNS = 120
+"""Below this width the funnel's sections become headings of their own and the step's title is left out."""
+MAX_TABLE_COLUMNS = 1000
+"""Maximum width of a table whose lines must not be broken."""
+LINE_SECONDS = 10.0
+"""Time between two lines of progress where stderr is no terminal."""
+MAX_FLIPS = 20
+"""Maximum number of changed verdicts listed by `print_difference`."""
+MAX_TOPICS = 25
+"""Maximum number of topics listed by `print_topics`."""
+
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS, highlight=False)
+
+
+@dataclass
+class _Display:
+    """How progress is shown: not at all if `quiet`; `note` is printed before the first progress, once."""
+
+    quiet: bool = False
+    note: str = ""
+
+
+_display: ContextVar[_Display | None] = ContextVar("display", default=None)
+
+
+@contextmanager
+def display(quiet: bool = False, note: str = "") -> Iterator[None]:
+    """Sets how progress is shown during a `with` block.
+
+    Args:
+        quiet: show no progress.
+        note: one line for stderr, printed when the first phase starts, so that bad input is reported without it.
+    """
+    token = _display.set(_Display(quiet, note))
+    try:
+        yield
+    finally:
+        _display.reset(token)
 
 
 class ProgressBar:
-    """A progress bar on stderr: pairs done and pairs a second; the total is judged by the shards' bytes."""
+    """Shows the progress of one phase on stderr: rows done, rate and estimated time left.
 
-    def __init__(self, label: str, total_bytes: int, unit: str = "pairs") -> None:
-        self._bytes_left = self._total_bytes = total_bytes
-        self._bar = Bar(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn(f"{unit}  {{task.fields[rate]:,.0f}} {unit}/s {{task.fields[remark]}}"), TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )  # fmt: skip
-        self._task = self._bar.add_task(label, total=None, rate=0.0, remark="")
-        self._rows = 0
-        self._compiling = event.install_listener("numba:compile", _Compilation(self._remark))
+    On a terminal this is a bar. Elsewhere it is a plain line every `LINE_SECONDS` and one at the end, without control
+    characters, for log files.
+
+    Args:
+        label: name of the phase.
+        total_bytes: bytes of all shards, from which the total number of rows is estimated; 0 if unknown.
+        unit: what is counted.
+        quiet: show nothing (default: as set by `display`).
+    """
+
+    def __init__(self, label: str, total_bytes: int, unit: str = "pairs", quiet: bool | None = None) -> None:
+        self._label, self._unit = label, unit
+        self._total_bytes, self._seen_bytes, self._rows = total_bytes, 0, 0
+        self._stream = sys.stderr
+        shown = _display.get() or _Display()
+        self._quiet = shown.quiet if quiet is None else quiet
+        if shown.note and not self._quiet:
+            print(shown.note, file=self._stream)
+            shown.note = ""
+        err = Console(stderr=True)
+        self._on_terminal = self._stream.isatty() and not err.is_dumb_terminal
+        columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), _StatusColumn(unit)
+        self._bar = Bar(*columns, console=err, disable=self._quiet or not self._on_terminal)
+        self._task = self._bar.add_task(label, total=None, remark="")
+        self._stopped = threading.Event()
+        self._open = ExitStack()
+
+    def expect(self, rows: int, size: int) -> None:
+        """Adds the rows of a shard of `size` bytes to the total."""
+        self._rows += rows
+        self._seen_bytes += size
+        scale = max(self._total_bytes / self._seen_bytes, 1.0) if self._seen_bytes else 1.0
+        self._bar.update(self._task, total=round(self._rows * scale))
+
+    def advance(self, rows: int) -> None:
+        """Adds rows to those that are done."""
+        self._bar.advance(self._task, rows)
+
+    def __enter__(self) -> ProgressBar:
+        self._open.enter_context(event.install_listener("numba:compile", _CompileListener(self._remark)))
+        self._bar.start()
+        if not self._quiet and not self._on_terminal:
+            threading.Thread(target=self._print_lines, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._stopped.set()
+        self._bar.stop()
+        self._open.close()
+        task = self._bar.tasks[0]
+        if kind is None and task.completed and not self._quiet and not self._on_terminal:
+            seconds = task.elapsed or 0.0
+            rate = _number(task.completed / seconds if seconds else 0.0)
+            done = f"{task.completed:,.0f} {self._unit} in {_duration(seconds)}, {rate} {self._unit}/s"
+            print(f"{self._label}: {done}", file=self._stream, flush=True)
 
     def _remark(self, text: str) -> None:
         self._bar.update(self._task, remark=text)
 
-    def expect(self, rows: int, size: int) -> None:
-        self._rows += rows
-        self._bytes_left -= size
-        seen = self._total_bytes - self._bytes_left
-        total = round(self._rows * max(self._total_bytes, seen) / seen) if seen else None
-        self._bar.update(self._task, total=total)
-
-    def advance(self, rows: int) -> None:
-        self._bar.advance(self._task, rows)
-        task = self._bar.tasks[0]
-        if task.elapsed:
-            self._bar.update(self._task, rate=task.completed / task.elapsed)
-
-    def __enter__(self) -> ProgressBar:
-        self._compiling.__enter__()
-        self._bar.start()
-        return self
-
-    def __exit__(self, *outcome: object) -> None:
-        self._bar.stop()
-        self._compiling.__exit__(None, None, None)
+    def _print_lines(self) -> None:
+        while not self._stopped.wait(LINE_SECONDS):
+            print(f"{self._label}: {_status(self._bar.tasks[0], self._unit)}", file=self._stream, flush=True)
 
 
-class _Compilation(event.Listener):
-    """Says that a kernel is being compiled, which happens once a machine and takes seconds."""
+class _StatusColumn(ProgressColumn):
+    """The text behind the bar."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(_status(task, self.unit), no_wrap=True, overflow="ellipsis")
+
+
+def _status(task: Task, unit: str) -> str:
+    """Rows done, total, rate over the last 30 s, and the time left at that rate."""
+    counted = f"{task.completed:,.0f}" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f}"
+    parts = [f"{counted} {unit}", f"{_number(task.finished_speed or task.speed or 0.0)}/s"]
+    if task.finished:
+        parts.append(_duration(task.finished_time or 0))
+    elif task.time_remaining is not None:
+        parts.append(f"{_duration(task.time_remaining)} left")
+    return ", ".join(parts) + task.fields["remark"]
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate == 0 or rate >= 10 else f"{rate:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+class _CompileListener(event.Listener):
+    """Remarks that a kernel is being compiled: this takes seconds, once per machine."""
 
     def __init__(self, remark: Callable[[str], None]) -> None:
         self.remark = remark
 
     def on_start(self, event: event.Event) -> None:
-        self.remark("(compiling kernels, first use only)")
+        self.remark(" (compiling kernels, first use only)")
 
     def on_end(self, event: event.Event) -> None:
         self.remark("")
 
 
 def print_funnel(funnel: Funnel) -> None:
-    """The funnel in the layout of the paper's Table 6."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"recipe {funnel.recipe}", title_justify="left")
-    table.add_column("group", style="dim")
-    table.add_column("step")
-    table.add_column("rule", style="dim")
+    """Prints the funnel in the layout of the paper's Table 6. Names of criteria are never broken."""
+    narrow = console.width < NARROW_COLUMNS
+    table = Table(box=box.SIMPLE_HEAD, title=escape(f"recipe {funnel.recipe}"), title_justify="left")
+    if not narrow:
+        table.add_column("section", style="dim")
+        table.add_column("step")
+    longest = max((len(line.criterion) for line in funnel.lines), default=0)
+    table.add_column("rule", overflow="fold", min_width=longest + 1)
     for name in ("pairs left", "dropped", "share"):
-        table.add_column(name, justify="right")
-    table.add_row("", "collected", "", f"{funnel.collected:,}", "", "")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(*(["collected"] if narrow else ["", "collected", ""]), f"{funnel.collected:,}", "", "")
     before = ""
     for line in funnel.lines:
-        group = line.group if line.group != before else ""
+        section = line.group if line.group != before else ""
         before = line.group
-        table.add_row(group, line.step, line.told, f"{line.left:,}", f"{line.dropped:,}", f"{line.share:.2%}")
+        rule = line.told if line.criterion in line.told else f"{line.criterion}: {line.told}"
+        counts = f"{line.left:,}", f"{line.dropped:,}", f"{line.share:.2%}"
+        if narrow and section:
+            table.add_row(Text(section, "bold"))
+        table.add_row(*([] if narrow else [escape(section), escape(line.step)]), escape(rule), *counts)
     console.print(table)
 
 
 def print_spans(spans: Spans) -> None:
-    """Of every stage: pairs seen, time at work and rate meanwhile, time spent waiting."""
+    """Prints of every stage the pairs it processed, its busy time and rate, and its waiting times."""
     if not spans:
         return
     total = sum(span.seconds for span in spans.values())
     table = Table(box=box.SIMPLE_HEAD, caption="seconds; waits: for the stage before, for the stage behind")
     for name in ("stage", "pairs in", "at work", "share", "pairs/s", "waits", "waits behind"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for name, span in spans.items():
         rate = span.rows / span.seconds if span.seconds else 0.0
         shares = (f"{span.seconds:.2f}", f"{span.seconds / total:.1%}", f"{rate:,.0f}")
@@ -111,54 +222,48 @@ def print_spans(spans: Spans) -> None:
 
 
 def print_topics(found: Topics) -> None:
-    """Every topic's share and words, the largest first."""
+    """Prints every topic's share and words, the largest topic first."""
     title = f"{len(found.topics):,} topics among {found.sample:,} of {found.kept:,} kept captions"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for heading in ("topic", "captions", "share", "words"):
         table.add_column(heading, justify="left" if heading == "words" else "right")
-    rows = [(str(number), topic.captions, topic.words) for number, topic in enumerate(found.topics[:TOPICS])]
-    if smaller := found.topics[TOPICS:]:
+    rows = [(str(number), topic.captions, topic.words) for number, topic in enumerate(found.topics[:MAX_TOPICS])]
+    if smaller := found.topics[MAX_TOPICS:]:
         rows.append(("smaller", sum(topic.captions for topic in smaller), ()))
     for label, captions, words in (*rows, ("none", found.loose, ())):
-        table.add_row(label, f"{captions:,}", f"{captions / found.sample:.2%}", " ".join(words))
+        table.add_row(label, f"{captions:,}", f"{captions / found.sample:.2%}", escape(" ".join(words)))
     console.print(table)
 
 
 def print_difference(found: Difference) -> None:
-    """Two runs beside each other: score by score, then features, verdicts and what is objected to."""
+    """Prints a comparison of two runs: scores, features, verdicts, and what is beyond the tolerance."""
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("score", "on both sides", "on one", "unequal", "largest difference", "at"):
-        table.add_column(heading, justify="left" if heading in ("score", "at") else "right")
+        table.add_column(heading, justify="left" if heading in ("score", "at") else "right", no_wrap=heading == "score")
     for c in found.columns.values():
         largest = "" if c.exact else f"{c.largest:.2g}"
         name = c.name if c.judged else f"{c.name} (a model's)"
-        table.add_row(name, f"{c.rows:,}", f"{c.one_sided:,}", f"{c.unequal:,}", largest, c.worst)
+        table.add_row(name, f"{c.rows:,}", f"{c.one_sided:,}", f"{c.unequal:,}", largest, escape(c.worst))
     console.print(table)
     if found.compared:
         mean = found.cosines / found.compared
-        console.print(f"features: {found.compared:,} pairs, cosine {mean:.6f} on average, {found.cosine:.6f} at least")
-    for key, ours, theirs in found.flips[:FLIPS]:
+        console.print(f"features: {found.compared:,} pairs, mean cosine {mean:.6f}, minimum {found.cosine:.6f}")
+    for key, ours, theirs in found.flips[:MAX_FLIPS]:
         console.print(f"  {key}: {ours or 'kept'} there, {theirs or 'kept'} here", markup=False)
+    if len(found.flips) > MAX_FLIPS:
+        console.print(f"  … and {len(found.flips) - MAX_FLIPS:,} more")
     console.print(
         f"verdicts: {len(found.flips):,} of {found.rows:,} differ; "
-        f"{found.regrouped:,} pairs in other sets of near-duplicates"
+        f"{found.regrouped:,} pairs are in other groups of near-duplicates"
     )
     for objection in found.objections:
-        console.print(f"not alike: {objection}", markup=False)
+        console.print(f"beyond the tolerance: {objection}", markup=False)
     if not found.objections:
-        console.print("alike")
-
-
-FLIPS, TOPICS = 20, 25
-"""Verdicts that differ, and topics, shown at most."""
-
-
-MAX_TABLE_COLUMNS = 1000
-"""Width of a table whose lines may be longer than the terminal's, at most."""
+        console.print("the runs agree")
 
 
 def print_models(rows: Iterable[tuple[Card, str, list[str]]]) -> None:
-    """The model cards: what each is for, whether it can be used at once, and its engines, one a line.
+    """Prints the model cards: task, source, whether the model is here, and its engines, one a line.
 
     Names are copied into commands, so lines are never broken: the table is as wide as its longest row.
     """
@@ -190,10 +295,10 @@ def print_fusion(options: Mapping[str, Any]) -> None:
 
 
 def print_parity(engine: Engine) -> None:
-    """How near an engine comes to its model."""
+    """Prints how closely an engine agrees with its model."""
     parity = engine.parity
     assert parity is not None
-    table = Table(box=box.SIMPLE_HEAD, title=engine.name, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=escape(engine.name), title_justify="left")
     for heading in ("", "found", "wanted"):
         table.add_column(heading, justify="left" if not heading else "right")
     table.add_row(f"mean {parity.measure}", f"{parity.cosine_mean:.6f}", f"≥ {parity.wanted['cosine_mean']}")

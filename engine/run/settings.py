@@ -39,6 +39,7 @@ class Settings:
         strict_engines: a compiled engine that does not open is an error; by default the one before it is used.
         resizer: `auto`, `dali` or `kernel`, see `open_resizer`.
         metrics_port, metrics_address: where Prometheus metrics are served; None for nowhere.
+        limit: only the first rows of the input are used; None for all.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -54,6 +55,7 @@ class Settings:
     resizer: str = "auto"
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
+    limit: int | None = None
 
     @cached_property
     def blocked_domains(self) -> frozenset[str]:

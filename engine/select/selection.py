@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import identity_differences
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import run_stages
+from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, check_tables, find_tables, read_parts
 from danqing.engine.stages import CATALOGUE
 from danqing.trt_models.model_set import ModelSet
@@ -110,7 +112,8 @@ def select(
     """
     columns, settings = columns or Columns(), settings or Settings()
     files = find_tables(inputs)
-    check_tables(files, columns)
+    if settings.limit is None:  # a limited selection opens no table that it does not need
+        check_tables(files, columns)
     early = before_download(recipe)
     later = tuple(c.name for c in recipe.criteria if c not in early.criteria)
     plan = make_plan(early, CATALOGUE, GIVEN, also=[CLEAN])
@@ -121,16 +124,16 @@ def select(
         "models": {role: models.card(role).hash for role in early.models},
         **settings.rules(),
         "part_rows": PART_ROWS,
+        "limit": settings.limit,
     }
     _create_or_resume(output, early, identity)
     spans = Spans()
     if not (output / "funnel.json").exists():
         criteria = replace(early, criteria=(USABLE, *early.criteria))
-        total = sum(file.bytes for file in files)
+        total = sum(file.bytes for file in files) if settings.limit is None else 0
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
             context = settings.context(device, models, plan.wanted)
-            parts = (part for file in files for part in read_parts(file, columns, PART_ROWS))
-            for number, part in enumerate(spans.timed("read", parts)):
+            for number, part in enumerate(spans.timed("read", _parts(files, columns, settings.limit))):
                 listener.expect(len(part), part.bytes)
                 urls, verdicts = (output / kind / f"{number:05d}.parquet" for kind in ("urls", "verdicts"))
                 if verdicts.exists():  # written last, so this part is finished
@@ -143,6 +146,17 @@ def select(
                 _write(verdicts, judged.verdicts(dropped_by, criteria))
         write_json(output / "funnel.json", count(output, criteria).to_dict())
     return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, later)
+
+
+def _parts(files: Iterable[Shard], columns: Columns, limit: int | None) -> Iterator[Part]:
+    """Yields the tables in parts, up to `limit` rows in all."""
+    left = sys.maxsize if limit is None else limit
+    for file in files:
+        for part in read_parts(file, columns, min(PART_ROWS, left)):
+            yield (head := part.head(min(len(part), left)))
+            left -= len(head)
+            if left == 0:
+                return
 
 
 def before_download(recipe: Recipe) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.registry import Registry
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard, files_in, find_files
+from danqing.engine.sources.limit import Head
 from danqing.engine.sources.sample import Layout, Sample
 
-__all__ = ["SOURCES", "Layout", "Sample", "Shard", "Source", "find_shards", "open_shard"]
+__all__ = ["SOURCES", "Layout", "Sample", "Shard", "Source", "find_shards", "first_rows", "open_shard"]
 
 FOLDER = "folder"
 SOURCES: Registry[type[Source]] = Registry(
@@ -67,7 +69,27 @@ def open_shard(shard: Shard, layout: Layout) -> Source:
     Raises:
         DanqingError: the file cannot be read or lacks a column; names it.
     """
-    return _source_of(shard.path)(shard, layout)
+    source = _source_of(shard.path)(shard, layout)
+    return source if shard.rows is None or len(source) <= shard.rows else Head(source, shard.rows)
+
+
+def first_rows(shards: Iterable[Shard], limit: int | None, layout: Layout) -> list[Shard]:
+    """Returns the shards that hold the first `limit` rows over all shards; the last of them may be cut.
+
+    Shards behind the limit are not opened. Without a limit these are all shards.
+    """
+    if limit is None:
+        return list(shards)
+    chosen: list[Shard] = []
+    for shard in shards:
+        rows = len(open_shard(shard, layout)) if shard.rows is None else shard.rows
+        if rows > limit:
+            shard = replace(shard, rows=limit, bytes=shard.bytes * limit // rows)
+        chosen.append(shard)
+        limit -= min(rows, limit)
+        if limit == 0:
+            break
+    return chosen
 
 
 def _source_of(path: Path) -> type[Source]:

@@ -14,7 +14,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +60,19 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def head(self, rows: int) -> Part:
+        """Returns the first rows of the part."""
+        if rows == len(self):
+            return self
+        return replace(
+            self,
+            table=self.table.slice(0, rows),
+            urls=self.urls.slice(0, rows),
+            captions=self.captions.slice(0, rows),
+            errors={row: problem for row, problem in self.errors.items() if row < rows},
+            bytes=self.bytes * rows // len(self),
+        )
 
 
 @dataclass

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from cyclopts import App
 
 from danqing import __version__
+from danqing.engine.cli.app import app
 from danqing.engine.cli.main import main
+from danqing.engine.cli.options import MachineOptions, SeveralOptions
+from danqing.engine.cli.reference import reference
 from danqing.engine.run.folder import RECORDED_PACKAGES, Run
 from tests.conftest import RECIPE_WITHOUT_NETWORKS
 from tests.engine.score.test_run import samples, tree
@@ -19,13 +27,108 @@ from tests.engine.score.test_run import samples, tree
 Make = Callable[..., Path]
 
 
+def commands(parent: App = app, *names: str) -> Iterator[tuple[str, ...]]:
+    """Yields the words of every command."""
+    for name in parent:
+        if name not in (*parent.help_flags, *parent.version_flags):
+            yield (*names, name)
+            yield from commands(parent[name], *names, name)
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--version"], ["--help"], ["curate", "--help"], ["explain", "--help"]):
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 0
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"danqing {__version__}\n"
+    assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert __version__ in shown and "words.max=40" in shown and "brace ranges" in shown
+    assert main([]) == 0 and capsys.readouterr().out == shown and "words.max=40" in shown
+    assert {("curate",), ("models", "verify"), ("--install-completion",)} <= set(commands())
+    for words in commands():
+        assert main([*words, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert "\nExamples" in shown and f"danqing {' '.join(words)}" in shown.split("\nExamples")[1]
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_reference_page_is_current() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
+    assert page.read_text(encoding="utf-8") == f"{reference()}\n", (
+        "make it anew: python -m danqing.engine.cli.reference > docs/reference/cli.md"
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from danqing.engine.cli.main import main; main(['curate', '--help']);"
+        "print({'numpy', 'pyarrow', 'numba', 'yaml', 'danqing.engine.phases'} & sys.modules.keys())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "danqing.engine.cli.main", "--help"]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["score", "a.tar", "-o", "o", "--threads", "-1"], "--threads. It must be a whole number of 1 or more."),
+        (["score", "a.tar", "-o", "o", "--max-pixels", "-5"], '"-5" for --max-pixels'),
+        (["score", "a.tar", "-o", "o", "--limit=0"], '"0" for --limit'),
+        (["score", "a.tar", "-o", "o", "--workers-per-gpu", "two"], "--workers-per-gpu"),
+        (["score", "a.tar", "-o", "o", "--memory-limit", "lots"], "--memory-limit: 'lots' is no size"),
+        (["topics", "o", "--smallest", "1"], "whole number of 2 or more"),
+        (["models", "compile", "open-nsfw", "--level", "6"], "--level"),
+        (["curat"], 'Did you mean "curate"?'),
+        (["models", "verfy"], 'Did you mean "verify"?'),
+        (["curate", "a.tar", "-o", "o", "--divice", "cpu"], "Did you mean --device? See danqing curate --help"),
+        (["curate", "a.tar"], "--output"),
+        (["models", "verify", "open-nsfw", "--data"], "--data"),
+    ],
+)
+def test_wrong_arguments_are_answered_with_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("danqing: ") and said.err.count("\n") == 1 and words in said.err
+
+
+def test_options_that_take_several_values() -> None:
+    _, bound, _ = app.parse_args("models verify NAME ENGINE --data a.tar b.tar --set x.min=1 --set y.max=2")
+    assert bound.arguments["data"] == ["a.tar", "b.tar"] and bound.arguments["engine"] == "ENGINE"
+    assert bound.arguments["recipe"].settings == ("x.min=1", "y.max=2")
+    _, bound, _ = app.parse_args("models compile NAME --gpu sm_90 --data a.tar b.tar")
+    assert bound.arguments["data"] == ["a.tar", "b.tar"] and bound.arguments["target"] == "sm_90"
+    _, bound, _ = app.parse_args("curate a.tar b.tar -o out --against x --against y --device cpu --device cuda")
+    assert bound.arguments["inputs"] == ["a.tar", "b.tar"] and bound.arguments["other"].against == (
+        Path("x"),
+        Path("y"),
+    )
+    assert bound.arguments["scoring"].machine.device == "cuda"  # the last one
+
+
+def test_auto_is_the_default_and_says_what_it_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = MachineOptions()
+    assert (machine.chosen, machine.note) == ("cpu", "device: cpu (no GPU found)")
+    assert MachineOptions("cpu").note == ""
+    monkeypatch.setattr("danqing.engine.core.device._counted_gpus", lambda: 2)
+    machine = MachineOptions()
+    assert (machine.chosen, machine.note) == ("cuda:0", "device: cuda:0")
+    assert SeveralOptions(devices="0,1").note(machine) == ""
+
+
+def test_completion_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--install-completion", "--shell", "bash"]) == 0
+    script = Path(capsys.readouterr().out.split(": ")[0])
+    assert script.is_relative_to(tmp_path) and "--exclude-similar-to" in script.read_text()
 
 
 def test_bad_input_exits_with_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +136,14 @@ def test_bad_input_exits_with_2_and_one_line(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().err.strip() == f"danqing: {tmp_path / 'none.tar'}: no such file"
     assert main(["decide", str(tmp_path)]) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_made_is_one_line(
+    make_shard: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["curate", str(make_shard(samples(0, 1))), "-o", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err == f"danqing: {tmp_path / 'file' / 'out'}: Not a directory\n"
 
 
 def test_the_commands_one_after_the_other(make_shard: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,6 +162,73 @@ def test_the_commands_one_after_the_other(make_shard: Make, tmp_path: Path, caps
     shown = capsys.readouterr().out
     assert "公园的草地上有一只可爱的小猫" in shown and "dropped here" in shown and "an HTML page" in shown
     assert main(["explain", out, "nobody"]) == 2
+
+
+def test_scripts_get_one_json_object(make_shard: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, out = tmp_path / "plain.yaml", str(tmp_path / "out")
+    recipe.write_text(RECIPE_WITHOUT_NETWORKS)
+
+    def run(*arguments: str) -> Any:
+        assert main([*arguments, "--json"]) == 0
+        said = capsys.readouterr()
+        assert "\x1b" not in said.err and "danqing:" not in said.err
+        return json.loads(said.out)
+
+    shard = str(make_shard(samples(0, 3)))
+    scored = run("score", shard, "-o", out, "--recipe", str(recipe))
+    assert scored["folder"] == out and scored["stages"]["read"]["pairs"] == 3 and not scored["already_scored"]
+    curated = run("curate", shard, "-o", out, "--recipe", str(recipe))
+    assert curated["kept"] == curated["funnel"]["kept"] == 3 and curated["already_scored"]
+    assert run("decide", out, "--set", "words.max=6")["kept"] == 0
+    assert run("write", out)["kept"] == 0
+    pairs = run("explain", out, "00001")["pairs"]
+    assert [pair["dropped_by"] for pair in pairs] == ["words"]
+    assert run("diff", out, out)["agree"] is True
+    assert {model["name"] for model in run("models", "list")["models"]} >= {"open-nsfw"}
+
+
+def test_quiet_prints_nothing(make_shard: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe, out = tmp_path / "plain.yaml", str(tmp_path / "out")
+    recipe.write_text(RECIPE_WITHOUT_NETWORKS)
+    shard = str(make_shard(samples(0, 3)))
+    assert main(["curate", shard, "-o", out, "--recipe", str(recipe), "--quiet"]) == 0
+    assert main(["decide", out, "--quiet"]) == main(["write", out, "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert main(["write", str(tmp_path), "--quiet"]) == 2
+    assert capfd.readouterr().err.startswith("danqing: ")
+
+
+def test_a_limit_takes_the_first_rows(make_shard: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, out = tmp_path / "plain.yaml", tmp_path / "out"
+    recipe.write_text(RECIPE_WITHOUT_NETWORKS)
+    shards = [str(make_shard(samples(100 * i, 3), f"{i:05d}.tar")) for i in range(2)]
+    (tmp_path / "00002.tar").write_bytes(b"not opened")
+    command = ["curate", *shards, str(tmp_path / "00002.tar"), "-o", str(out), "--recipe", str(recipe)]
+    assert main([*command, "--limit", "5"]) == 0
+    keys = [pq.read_table(path)["key"].to_pylist() for path in sorted((out / "scores").glob("*.parquet"))]
+    assert keys == [["00000", "00001", "00002"], ["00100", "00101"]]
+    assert "5 pairs in" in capsys.readouterr().out
+    with tarfile.open(out / "shards" / "00001.tar") as written:
+        assert sorted(written.getnames()) == sorted(
+            f"{key}.{kind}" for key in keys[1] for kind in ("jpg", "json", "txt")
+        )
+    assert main([*command, "--limit", "4"]) == 2
+    assert "limit: 5 there, 4 here" in capsys.readouterr().err
+
+
+def test_a_limit_takes_the_first_rows_of_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, out = tmp_path / "plain.yaml", tmp_path / "out"
+    recipe.write_text(RECIPE_WITHOUT_NETWORKS)
+    for name, first, rows in (("a", 0, 3), ("b", 3, 3)):
+        lines = [f"https://example.com/{row}.jpg,公园的草地上有一只可爱的小猫" for row in range(first, first + rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["url,caption", *lines]))
+    (tmp_path / "c.csv").write_text("no,such,columns\n")
+    command = ["select", str(tmp_path / "?.csv"), "-o", str(out), "--recipe", str(recipe), "--json"]
+    assert main([*command, "--limit", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["funnel"]["collected"] == 4
+    rows = [pq.read_table(path)["row"].to_pylist() for path in sorted((out / "verdicts").glob("*.parquet"))]
+    assert rows == [[0, 1, 2], [0]]
+    assert main(command) == 2
 
 
 WITHOUT_EXTRAS = """

@@ -61,7 +61,7 @@ def test_a_run_is_like_itself(runs: tuple[Run, Run], capsys: pytest.CaptureFixtu
     assert found.columns["words"].rows == 17 and found.columns["pixel_std"].rows == 12
     assert not any(column.unequal or column.one_sided for column in found.columns.values())
     assert main(["diff", str(runs[0].folder), str(runs[1].folder)]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("alike")
+    assert capsys.readouterr().out.rstrip().endswith("the runs agree")
 
 
 def test_measured_numbers_may_differ_a_little_words_not_at_all(runs: tuple[Run, Run]) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.sources import Layout, Source, find_shards, open_shard
+from danqing.engine.sources import Layout, Source, find_shards, first_rows, open_shard
 from danqing.engine.sources.inputs import expand
 from danqing.engine.sources.sample import PROBLEM
 from tests.conftest import picture
@@ -232,3 +232,24 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "t.csv").write_text("file_name,text\npipe.jpg,一\n/dev/zero,二\n")
     assert ["not a file" in s.metadata[PROBLEM] for s in opened(tmp_path / "t.csv")] == [True, True]
+
+
+def test_a_limit_cuts_every_kind_of_input(make_shard: Make, tmp_path: Path) -> None:
+    tar = make_shard({f"{row}.{kind}": b"x" for row in range(4) for kind in ("jpg", "txt")})
+    columns = {"image": [b"x"] * 4, "caption": list("abcd")}
+    parquet = as_parquet(tmp_path / "table.parquet", columns, row_group_size=3)
+    (tmp_path / "table.csv").write_text("file_name,caption\n" + "x.jpg,a\n" * 4)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for row in range(4):
+        (folder / f"{row}.jpg").write_bytes(b"x")
+    for path in (tar, parquet, tmp_path / "table.csv", folder):
+        shards = find_shards([str(path)])
+        whole = [sample.key for sample in open_shard(shards[0], Layout())]
+        for limit in (1, 2, 4, 9):
+            (shard,) = first_rows(shards, limit, Layout())
+            source = open_shard(shard, Layout())
+            assert [sample.key for sample in source] == whole[:limit] and len(source) == min(limit, 4)
+    shards = find_shards([str(tar), str(parquet)])
+    assert [shard.rows for shard in first_rows(shards, 6, Layout())] == [None, 2]
+    assert first_rows(shards, 4, Layout()) == shards[:1] and first_rows(shards, None, Layout()) == shards

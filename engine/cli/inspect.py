@@ -1,0 +1,148 @@
+"""The commands that look at runs and at the machine: EXPLAIN, DIFF, TOPICS, PROFILE."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from danqing.engine.cli.app import RUNS, command
+from danqing.engine.cli.options import (
+    Inputs,
+    LayoutOptions,
+    Limit,
+    MachineOptions,
+    OutputFolder,
+    PositiveInt,
+    RecipeOptions,
+    RunFolder,
+    StageOptions,
+    at_least,
+)
+from danqing.engine.cli.output import Json, OutputOptions, QuietOptions, print_json
+
+
+@command("danqing explain out 000001234", "danqing explain out 000001234 --json", group=RUNS)
+def explain(
+    run: RunFolder,
+    key: Annotated[str, Parameter(help="The pair's key, or its uid (32 hex digits).")],
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """Show every score of one pair, and why it was kept or dropped."""
+    from danqing.engine.report.explain import find_pairs, print_pair
+    from danqing.engine.run.folder import Run
+
+    opened = Run.open(run)
+    pairs = find_pairs(opened, key)
+    if json:
+        print_json({"folder": run, "pairs": pairs})
+        return
+    for pair in pairs:
+        print_pair(opened, pair)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ToleranceOptions:
+    """Limits within which two runs agree."""
+
+    within: Annotated[float, Parameter(metavar="X", help="Largest relative difference of a measured number.")] = 1e-4
+    cosine: Annotated[float, Parameter(metavar="X", help="Least cosine of a pair's features.")] = 0.999
+    flips: Annotated[
+        float, Parameter(metavar="X", help="Largest share of pairs with another verdict or group of near-duplicates.")
+    ] = 0.001
+
+
+@command("danqing diff run-on-cpu run-on-gpu", "danqing diff before after --flips 0.01 --json", group=RUNS)
+def diff(
+    first: Annotated[Path, Parameter(help="Folder of a decided run.")],
+    second: Annotated[Path, Parameter(help="Folder of another decided run over the same input.")],
+    /,
+    *,
+    tolerance: ToleranceOptions = ToleranceOptions(),
+    json: Json = False,
+) -> int:
+    """Compare two runs over the same input, score by score.
+
+    For runs made on another device, with other engines or another version. The exit status is 1 if they disagree.
+    """
+    from danqing.engine.report.differences import Tolerance, diff
+    from danqing.engine.report.terminal import print_difference
+    from danqing.engine.run.folder import Run
+
+    limits = Tolerance(within=tolerance.within, cosine=tolerance.cosine, flips=tolerance.flips)
+    found = diff(Run.open(first), Run.open(second), limits)
+    if json:
+        print_json({"agree": not found.objections, **asdict(found), "objections": found.objections})
+    else:
+        print_difference(found)
+    return 1 if found.objections else 0
+
+
+@command("danqing topics out", "danqing topics out --sample 20000 --smallest 50", group=RUNS)
+def topics(
+    run: RunFolder,
+    /,
+    *,
+    sample: Annotated[PositiveInt, Parameter(metavar="N", help="Number of captions, about.")] = 100_000,
+    smallest: Annotated[
+        int | None,
+        Parameter(
+            metavar="N",
+            validator=at_least(2),
+            help="Captions that make a topic (default: sample / 1000, at least 10).",
+        ),
+    ] = None,
+    machine: MachineOptions = MachineOptions(),
+    out: QuietOptions = QuietOptions(),
+) -> None:
+    """Find the topics of the kept captions.
+
+    Embeddings of the captions under the run's text model, UMAP and HDBSCAN, and the words that distinguish each topic.
+    Writes topics.json and topics.parquet, and report.html with a map and pictures.
+    """
+    from danqing.engine.phases import topics_of
+    from danqing.engine.report.terminal import print_topics
+    from danqing.engine.run.folder import Run
+
+    with out.progress(machine.note):
+        found = topics_of(Run.open(run), sample, smallest, machine.chosen, machine.threads)
+    if not out.quiet:
+        print_topics(found)
+        print(f"A map and pictures: {run / 'report.html'}")
+
+
+@command(
+    "danqing profile 'shards/00000.tar' -o profile",
+    "danqing profile shards/ -o profile --limit 2000 --device cuda",
+    group=RUNS,
+)
+def profile(
+    inputs: Inputs,
+    /,
+    *,
+    output: OutputFolder,
+    limit: Limit = None,
+    recipe: RecipeOptions = RecipeOptions(),
+    layout: LayoutOptions = LayoutOptions(),
+    scoring: StageOptions = StageOptions(),
+    out: OutputOptions = OutputOptions(),
+) -> None:
+    """Measure where the time of scoring goes.
+
+    Scores the pairs twice, stages in turn and all at once, and keeps no scores. Writes profile.json, profile.html and
+    trace.json (for ui.perfetto.dev).
+    """
+    from danqing.profiling.profiler import profile
+    from danqing.profiling.report import print_profile
+
+    with out.progress(scoring.machine.note):
+        found = profile(inputs, output, recipe.load(), scoring.settings(layout, limit=limit))
+    if out.finish(found.to_dict()):
+        return
+    print_profile(found)
+    print(f"Timeline: {output / 'profile.html'}; trace for ui.perfetto.dev: {output / 'trace.json'}")

@@ -1,0 +1,308 @@
+"""Options that several commands share: what they are called, what they accept, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+if TYPE_CHECKING:
+    from danqing.engine.recipe.reading import Recipe
+    from danqing.engine.run.settings import Settings
+    from danqing.engine.score.workers import Watcher
+
+BUILTIN_RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipe" / "recipes").glob("*.yaml"))
+DEFAULT_RECIPE = "embedded"
+
+RECIPE = Group("Recipe", sort_key=1)
+LAYOUT = Group("Input layout", sort_key=2)
+TEXT = Group("Text", sort_key=3)
+PICTURES = Group("Pictures", sort_key=4)
+MACHINE = Group("Machine", sort_key=5)
+SEVERAL = Group("Several GPUs", sort_key=6)
+MONITORING = Group("Monitoring", sort_key=7)
+OTHER_DATA = Group("Other data", sort_key=8)
+OUTPUT = Group("Output", sort_key=9)
+
+
+def at_least(minimum: int) -> Callable[[Any, int | None], None]:
+    """Returns a validator of whole numbers."""
+
+    def check(kind: Any, value: int | None) -> None:
+        if value is not None and value < minimum:
+            raise ValueError(f"It must be a whole number of {minimum} or more.")
+
+    return check
+
+
+def _size(kind: Any, tokens: Sequence[Any]) -> int:
+    from danqing.engine.core.memory import read_size
+
+    try:
+        return read_size(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no size; write for example 4G or 900M.") from None
+
+
+PositiveInt = Annotated[int, Parameter(validator=at_least(1))]
+Size = Annotated[int, Parameter(converter=_size, metavar="SIZE")]
+
+Inputs = Annotated[
+    list[str],
+    Parameter(
+        help="WebDataset shards (.tar), Parquet with pictures, tables (.csv, .jsonl) that name picture files, folders "
+        "of any of these or of pictures with .txt beside them; globs and brace ranges ({00000..00041}.tar)."
+    ),
+]
+OutputFolder = Annotated[Path, Parameter(name=["--output", "-o"], metavar="OUT", help="Folder to write to.")]
+RunFolder = Annotated[Path, Parameter(help="Folder of the run.")]
+Limit = Annotated[
+    PositiveInt | None,
+    Parameter(metavar="N", help="Use only the first N rows of the input; shards behind them are not opened."),
+]
+OutputFormat = Annotated[
+    str,
+    Parameter(
+        group=OUTPUT,
+        metavar="NAME",
+        help="webdataset: .tar shards with a table of scores; parquet: pictures inside the table; or the writer of an "
+        "installed package.",
+    ),
+]
+
+
+@Parameter(name="*", group=RECIPE)
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Which recipe, and values of it that are overridden."""
+
+    recipe: Annotated[
+        str | None, Parameter(metavar="NAME|FILE", help=f"{', '.join(BUILTIN_RECIPES)}, or a YAML file.")
+    ] = None
+    settings: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--set",
+            metavar="NAME.KEY=VALUE",
+            help="Override one value, e.g. words.max=40 or models.image_embedding=my-card.yaml; repeatable.",
+        ),
+    ] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as they were given, for the command line of the next step."""
+        given = ["--recipe", self.recipe] if self.recipe else []
+        return [*given, *(word for value in self.settings for word in ("--set", value))]
+
+    def load(self, default: str = DEFAULT_RECIPE) -> Recipe:
+        """Reads the recipe, `default` if none is given."""
+        from danqing.engine.phases import known_columns
+        from danqing.engine.recipe.reading import load_recipe
+        from danqing.engine.stages import model_roles
+
+        return load_recipe(self.recipe or default, self.settings, known_columns(), model_roles())
+
+
+@Parameter(name="*", group=LAYOUT)
+@dataclass(frozen=True)
+class LayoutOptions:
+    """Where the picture and the caption of a row are."""
+
+    image_key: Annotated[
+        str | None,
+        Parameter(
+            metavar="NAME,…",
+            help="Extension of a member or name of a column with the picture (default: jpg, png, …, image, file_name).",
+        ),
+    ] = None
+    caption_key: Annotated[
+        str | None,
+        Parameter(
+            metavar="NAME,…",
+            help="Extension, .json field or column with the caption (default: txt, text, caption, alt_text).",
+        ),
+    ] = None
+
+
+@Parameter(name="*", group=TEXT)
+@dataclass(frozen=True)
+class TextOptions:
+    """Lists that URLs and captions are judged by."""
+
+    blocklist: Annotated[
+        Path | None, Parameter(metavar="FILE", help="Blocked domains, one a line; subdomains are included.")
+    ] = None
+    user_dict: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            metavar="FILE",
+            help="Words that jieba does not know, one a line, with frequency and tag if known; repeatable.",
+        ),
+    ] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as they were given, for the command line of the next step."""
+        given = ["--blocklist", str(self.blocklist)] if self.blocklist else []
+        return [*given, *(word for path in self.user_dict for word in ("--user-dict", str(path)))]
+
+
+@Parameter(name="*", group=PICTURES)
+@dataclass(frozen=True)
+class PictureOptions:
+    """How pictures and their models are run."""
+
+    score_everything: Annotated[bool, Parameter(help="No gates: all scores of all pairs.")] = False
+    max_pixels: Annotated[
+        PositiveInt | None, Parameter(metavar="N", help="Refuse larger pictures (default: Pillow's limit).")
+    ] = None
+    resizer: Annotated[
+        Literal["auto", "dali", "kernel"],
+        Parameter(
+            help="kernel: bit-equal to Pillow on every device; dali: DALI's graph; "
+            "auto: dali on a GPU, kernel on a CPU."
+        ),
+    ] = "auto"
+    strict_engines: Annotated[
+        bool,
+        Parameter(
+            help="Stop if an engine in use does not open; by default the previous engine runs, or the model itself."
+        ),
+    ] = False
+    memory_limit: Annotated[
+        Size | None, Parameter(help="Limit of the host memory that scoring uses, as 4G or 900M.")
+    ] = None
+
+
+@Parameter(name="*", group=MACHINE)
+@dataclass(frozen=True)
+class MachineOptions:
+    """Which device computes, with how many host threads."""
+
+    device: Annotated[str, Parameter(metavar="NAME", help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")] = (
+        "auto"
+    )
+    threads: Annotated[PositiveInt | None, Parameter(metavar="N", help="Host threads (default: all cores).")] = None
+
+    @cached_property
+    def chosen(self) -> str:
+        """The device's name; `auto` is resolved to `cuda:0` or `cpu`."""
+        from danqing.engine.core.device import kind_of
+
+        if self.device != "auto":
+            return self.device
+        return "cuda:0" if kind_of("auto") == "cuda" else "cpu"
+
+    @property
+    def note(self) -> str:
+        """Line that says what `auto` has chosen, and why; empty if the device was named."""
+        if self.device != "auto":
+            return ""
+        if self.chosen != "cpu":
+            return f"device: {self.chosen}"
+        if Path("/dev/nvidia0").exists() and not find_spec("cupy"):
+            return "device: cpu (to use the GPU: pip install 'danqing-engine[cuda]')"
+        return "device: cpu (no GPU found)"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SeveralOptions:
+    """Several workers, and what is measured while they score."""
+
+    devices: Annotated[
+        str,
+        Parameter(
+            group=SEVERAL,
+            metavar="N,…",
+            help="Score on these GPUs, one process each; a process takes the next shard when it is free.",
+        ),
+    ] = ""
+    workers_per_gpu: Annotated[
+        PositiveInt,
+        Parameter(
+            group=SEVERAL,
+            metavar="N",
+            help="Processes on each GPU, each with its own models, if one process is too slow for it.",
+        ),
+    ] = 1
+    profile: Annotated[
+        bool, Parameter(group=MONITORING, help="Measure where the time of scoring goes; writes OUT/profile/.")
+    ] = False
+    metrics_port: Annotated[
+        PositiveInt | None,
+        Parameter(
+            group=MONITORING,
+            metavar="PORT",
+            help="Serve rates, queues, errors and drops to Prometheus while scoring; of several workers, the second "
+            "serves the next port, and so on.",
+        ),
+    ] = None
+    metrics_address: Annotated[
+        str, Parameter(group=MONITORING, metavar="ADDRESS", help="Address to serve at; by default this machine only.")
+    ] = "127.0.0.1"
+
+    def workers(self, machine: MachineOptions) -> tuple[str, ...]:
+        """Returns the device of every worker, each as often as it has workers."""
+        names = tuple(name.strip() for name in self.devices.split(",") if name.strip())
+        devices = tuple(f"cuda:{name}" if name.isdecimal() else name for name in names) or (machine.chosen,)
+        return devices * self.workers_per_gpu
+
+    def note(self, machine: MachineOptions) -> str:
+        """Returns the line about the chosen device; empty if devices were named."""
+        return "" if self.devices else machine.note
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """What profiles the scoring, if anything."""
+        from danqing.profiling.watch import watched
+
+        return watched if self.profile else None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class StageOptions:
+    """What scores may depend on beside input and recipe, and the machine that computes them."""
+
+    text: TextOptions = TextOptions()
+    pictures: PictureOptions = PictureOptions()
+    machine: MachineOptions = MachineOptions()
+
+    def settings(
+        self,
+        layout: LayoutOptions | None = None,
+        several: SeveralOptions | None = None,
+        limit: int | None = None,
+    ) -> Settings:
+        """Builds the settings of a run; `limit` is the number of rows to score."""
+        from danqing.engine.run.settings import DEFAULT_MAX_PIXELS, Settings
+        from danqing.engine.sources import Layout
+
+        layout, several = layout or LayoutOptions(), several or SeveralOptions()
+        devices = several.workers(self.machine)
+        return Settings(
+            layout=Layout(_keys(layout.image_key, Layout.image_keys), _keys(layout.caption_key, Layout.caption_keys)),
+            blocklist=self.text.blocklist,
+            user_dictionaries=self.text.user_dict,
+            score_everything=self.pictures.score_everything,
+            max_pixels=self.pictures.max_pixels or DEFAULT_MAX_PIXELS,
+            device=devices[0],
+            devices=devices if len(devices) > 1 else (),
+            threads=self.machine.threads,
+            memory_limit=self.pictures.memory_limit,
+            strict_engines=self.pictures.strict_engines,
+            resizer=self.pictures.resizer,
+            metrics_port=several.metrics_port,
+            metrics_address=several.metrics_address,
+            limit=limit,
+        )
+
+
+def _keys(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key.strip().lstrip(".") for key in text.replace(";", ",").split(",")) if text else default

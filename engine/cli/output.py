@@ -1,0 +1,81 @@
+"""What a command prints: progress and tables for people, or one JSON object for scripts."""
+
+from __future__ import annotations
+
+import json as json_format
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from danqing.engine.cli.options import OUTPUT
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from danqing.engine.core.spans import Spans
+
+Json = Annotated[
+    bool, Parameter(name="--json", group=OUTPUT, help="Print one JSON object to stdout in place of tables.")
+]
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True)
+class QuietOptions:
+    """Whether a command shows progress and tables."""
+
+    quiet: Annotated[bool, Parameter(help="Print nothing but errors.")] = False
+
+    def progress(self, note: str = "") -> AbstractContextManager[None]:
+        """Returns the context in which a phase runs; `note` is said before its first progress."""
+        from danqing.engine.report.terminal import display
+
+        return display(self.quiet, note)
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True)
+class OutputOptions(QuietOptions):
+    """What a command prints."""
+
+    json: Json = False
+
+    def finish(self, result: Mapping[str, Any]) -> bool:
+        """Prints the result if JSON is wanted; returns whether nothing else is to be printed."""
+        if self.json:
+            print_json(result)
+        return self.json or self.quiet
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Prints one JSON object. Paths become text; numbers that JSON has no notation for become null."""
+    print(json_format.dumps(_plain(result), ensure_ascii=False, indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def stages_of(spans: Spans) -> dict[str, dict[str, Any]]:
+    """Returns what `print_spans` shows, as JSON."""
+    return {
+        name: {
+            "pairs": span.rows,
+            "passed": span.passed,
+            "errors": span.failed,
+            "dropped": span.dropped,
+            "seconds": round(span.seconds, 3),
+            "starved_seconds": round(span.starved, 3),
+            "blocked_seconds": round(span.blocked, 3),
+        }
+        for name, span in spans.items()
+    }

@@ -1,0 +1,358 @@
+"""The commands that run the phases: SELECT, SCORE, DECIDE, WRITE, and several of them in a row."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from danqing.engine.cli.app import GENERAL, PHASES, command
+from danqing.engine.cli.options import (
+    OTHER_DATA,
+    Inputs,
+    LayoutOptions,
+    Limit,
+    MachineOptions,
+    OutputFolder,
+    OutputFormat,
+    RecipeOptions,
+    RunFolder,
+    SeveralOptions,
+    StageOptions,
+    TextOptions,
+)
+from danqing.engine.cli.output import OutputOptions, stages_of
+
+if TYPE_CHECKING:
+    from danqing.engine.core.spans import Spans
+    from danqing.engine.run.folder import Run
+
+
+@Parameter(name="*", group=OTHER_DATA)
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """Other data that pairs are compared with."""
+
+    against: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            metavar="RUN",
+            help="Drop pairs whose picture is a near-duplicate of one that this curated run kept; repeatable.",
+        ),
+    ] = ()
+    exclude_similar_to: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            metavar="DIR",
+            help="Drop pairs whose picture is near one of an evaluation set: a folder of pictures or shards, or a run; "
+            "repeatable.",
+        ),
+    ] = ()
+    exclude_within: Annotated[
+        float | None,
+        Parameter(
+            metavar="DISTANCE",
+            help="Cosine distance that is too near to evaluation data (default: the recipe's for near-duplicates).",
+        ),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ColumnOptions:
+    """Which columns of a table hold URL and caption."""
+
+    url_col: Annotated[str, Parameter(metavar="NAME", help="Column of the URLs.")] = "url"
+    caption_col: Annotated[str, Parameter(metavar="NAME", help="Column of the captions.")] = "caption"
+
+
+@command(
+    "danqing select 'cc/*.parquet' more.csv.gz -o chosen --caption-col alt_text",
+    "danqing select 'cc/*.parquet' -o tried --limit 10000 --json",
+    "",
+    "chosen/urls/       the kept rows, all their columns and text_clean:",
+    "                   the input of img2dataset",
+    "chosen/verdicts/   every row: keep, dropped_by, its scores, its error",
+    "chosen/funnel.json what each criterion dropped",
+    group=PHASES,
+)
+def select(
+    tables: Annotated[
+        list[str],
+        Parameter(help="Parquet, CSV or JSON lines (.csv.gz and .jsonl.gz too): files, folders, globs, brace ranges."),
+    ],
+    /,
+    *,
+    output: OutputFolder,
+    columns: ColumnOptions = ColumnOptions(),
+    limit: Limit = None,
+    recipe: RecipeOptions = RecipeOptions(),
+    text: TextOptions = TextOptions(),
+    machine: MachineOptions = MachineOptions(),
+    out: OutputOptions = OutputOptions(),
+) -> None:
+    """Drop rows of URL tables before anything is downloaded.
+
+    Applies the recipe's criteria that need no picture, a part at a time. An interrupted selection is continued.
+    """
+    from danqing.engine.report.terminal import ProgressBar, print_funnel, print_spans
+    from danqing.engine.select.selection import select
+    from danqing.engine.sources.tables import Columns
+
+    settings = StageOptions(text, machine=machine).settings(limit=limit)
+    with out.progress(machine.note):
+        chosen = select(
+            tables, output, recipe.load(), Columns(columns.url_col, columns.caption_col), settings, ProgressBar
+        )
+    images = str(chosen.folder / "images")
+    curate_command = ["danqing", "curate", images, "-o", "curated", *recipe.arguments, *text.arguments]
+    next_commands = [chosen.download_command(), shlex.join(curate_command)]
+    result = {
+        "folder": chosen.folder,
+        "urls": chosen.urls,
+        "kept": chosen.funnel.kept,
+        "funnel": chosen.funnel.to_dict(),
+        "judged_after_download": chosen.later,
+        "stages": stages_of(chosen.spans),
+        "next": next_commands,
+    }
+    if out.finish(result):
+        return
+    if not chosen.spans:
+        print(f"{chosen.folder}: already selected; nothing to do")
+    print_spans(chosen.spans)
+    print_funnel(chosen.funnel)
+    print(f"\n{chosen.funnel.kept} URLs in {chosen.urls}")
+    if chosen.later:
+        print(f"Judged after the download: {', '.join(chosen.later)}")
+    print("Next:", *next_commands, sep="\n  ")
+
+
+@command(
+    "danqing curate 'shards/{00000..00041}.tar' -o out",
+    "danqing curate shards/ -o tried --limit 1000     the first 1,000 pairs only",
+    "danqing curate shards/ -o out --blocklist domains.txt --set words.max=40",
+    "danqing curate new/ -o out2 --against out --exclude-similar-to benchmarks/",
+    group=PHASES,
+)
+def curate(
+    inputs: Inputs,
+    /,
+    *,
+    output: OutputFolder,
+    limit: Limit = None,
+    recipe: RecipeOptions = RecipeOptions(),
+    layout: LayoutOptions = LayoutOptions(),
+    scoring: StageOptions = StageOptions(),
+    several: SeveralOptions = SeveralOptions(),
+    other: ReferenceOptions = ReferenceOptions(),
+    output_format: OutputFormat = "webdataset",
+    out: OutputOptions = OutputOptions(),
+) -> None:
+    """Score, decide and write, in a row.
+
+    An interrupted run is continued where it stopped; a finished one is left as it is.
+    """
+    from danqing.engine.phases import curate
+    from danqing.engine.report.terminal import print_funnel
+
+    with out.progress(several.note(scoring.machine)):
+        run, funnel, spans = curate(
+            inputs, output, recipe.load(), scoring.settings(layout, several, limit), output_format,
+            other.against, other.exclude_similar_to, other.exclude_within, several.watcher,
+        )  # fmt: skip
+    result = {
+        **_scored(run, spans),
+        "kept": funnel.kept,
+        "funnel": funnel.to_dict(),
+        "output_format": output_format,
+        "shards": run.folder / "shards",
+        "report": run.folder / "report.html",
+    }
+    if out.finish(result):
+        return
+    if not spans:
+        print(f"{run.folder}: already scored; nothing was scored again")
+    _print_scored(run, spans)
+    print_funnel(funnel)
+    print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
+
+
+@command(
+    "danqing score 'shards/*.tar' -o out --recipe danqing",
+    "danqing score 'shards/*.tar' -o out --devices 0,1,2,3 --metrics-port 9100",
+    "danqing score shards/ -o tried --limit 1000 --score-everything --json",
+    group=PHASES,
+)
+def score(
+    inputs: Inputs,
+    /,
+    *,
+    output: OutputFolder,
+    limit: Limit = None,
+    recipe: RecipeOptions = RecipeOptions(),
+    layout: LayoutOptions = LayoutOptions(),
+    scoring: StageOptions = StageOptions(),
+    several: SeveralOptions = SeveralOptions(),
+    out: OutputOptions = OutputOptions(),
+) -> None:
+    """Compute the scores of every pair, once.
+
+    The expensive phase. Rows that an early criterion drops do not reach the costly stages.
+    """
+    from danqing.engine.phases import score_inputs
+
+    settings = scoring.settings(layout, several, limit)
+    with out.progress(several.note(scoring.machine)):
+        run, spans = score_inputs(inputs, output, recipe.load(), settings, several.watcher)
+    if out.finish(_scored(run, spans)):
+        return
+    _print_scored(run, spans)
+    print(f"{run.folder}: scored{'' if spans else ' already; nothing to do'}. Next: danqing decide {run.folder}")
+
+
+def _scored(run: Run, spans: Spans) -> dict[str, Any]:
+    """What SCORE did, as JSON."""
+    return {
+        "folder": run.folder,
+        "input_shards": len(run.shards),
+        "already_scored": not spans,
+        "stages": stages_of(spans),
+        "refused_engines": run.manifest.get("refused_engines", {}),
+        "profile": run.folder / "profile" / "profile.json" if spans.profiled else None,
+    }
+
+
+def _print_scored(run: Run, spans: Spans) -> None:
+    from danqing.engine.report.terminal import print_spans
+
+    print_spans(spans)
+    if spans.profiled:
+        profile = json.loads((run.folder / "profile" / "profile.json").read_text(encoding="utf-8"))
+        print(f"{profile['verdict']} More in {run.folder / 'profile' / 'profile.html'}")
+    for reason in run.manifest.get("refused_engines", {}).values():
+        print(f"Scored without an engine that is in use: {reason}")
+
+
+@command(
+    "danqing decide out --set words.max=40",
+    "danqing decide out --recipe my-recipe.yaml --json",
+    group=PHASES,
+)
+def decide(
+    run: RunFolder,
+    /,
+    *,
+    recipe: RecipeOptions = RecipeOptions(),
+    machine: MachineOptions = MachineOptions(),
+    out: OutputOptions = OutputOptions(),
+) -> None:
+    """Apply a recipe's thresholds to a scored run.
+
+    Takes seconds and rewrites verdicts and funnel only. Without --recipe: the recipe the run was scored with.
+    """
+    from danqing.engine.phases import decide_run
+    from danqing.engine.recipe.reading import recipe_from_dict
+    from danqing.engine.report.terminal import print_funnel
+    from danqing.engine.run.folder import Run
+
+    opened = Run.open(run)
+    own = opened.manifest["recipe"]
+    chosen = recipe.load() if recipe.recipe else recipe_from_dict(own, "run.json", recipe.settings)
+    with out.progress(machine.note):
+        funnel = decide_run(opened, chosen, machine.chosen, machine.threads)
+    if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}):
+        return
+    print_funnel(funnel)
+    print(f"Next: danqing write {run}")
+
+
+@command(
+    "danqing write out",
+    "danqing write out --output-format parquet --json",
+    group=PHASES,
+)
+def write(
+    run: RunFolder, /, *, output_format: OutputFormat = "webdataset", out: OutputOptions = OutputOptions()
+) -> None:
+    """Copy the kept pairs into new shards.
+
+    Writes the original picture bytes, clean captions, kept_uids.npy and report.html.
+    """
+    from danqing.engine.phases import write_run
+    from danqing.engine.run.folder import Run
+
+    with out.progress():
+        kept = write_run(Run.open(run), output_format)
+    shards, report = run / "shards", run / "report.html"
+    if not out.finish(
+        {"folder": run, "kept": kept, "output_format": output_format, "shards": shards, "report": report}
+    ):
+        print(f"{kept} pairs in {shards}; pictures in {report}")
+
+
+@command(
+    "danqing merge batch1 batch2 -o all",
+    "danqing merge batch1 batch2 batch3 -o all    only batch3 is compared anew",
+    group=PHASES,
+)
+def merge(
+    runs: Annotated[list[Path], Parameter(help="Folders of decided runs.")],
+    /,
+    *,
+    output: OutputFolder,
+    output_format: OutputFormat = "webdataset",
+    machine: MachineOptions = MachineOptions(),
+    out: OutputOptions = OutputOptions(),
+) -> None:
+    """Make one run of several, without near-duplicates between them.
+
+    Redundancy among the rows that survived in each run, then writing. A run that is added later is compared with the
+    others; those are not compared with each other again.
+    """
+    from danqing.engine.phases import merge_runs, write_run
+    from danqing.engine.report.terminal import print_funnel
+
+    with out.progress(machine.note):
+        run, funnel = merge_runs(runs, output, machine.chosen, machine.threads)
+        kept = write_run(run, output_format)
+    shards, report = run.folder / "shards", run.folder / "report.html"
+    result = {
+        "folder": run.folder,
+        "kept": kept,
+        "funnel": funnel.to_dict(),
+        "output_format": output_format,
+        "shards": shards,
+        "report": report,
+    }
+    if out.finish(result):
+        return
+    print_funnel(funnel)
+    print(f"\n{kept} pairs in {shards}; pictures in {report}")
+
+
+@command(
+    "danqing demo",
+    "danqing demo -o /tmp/demo --device cpu",
+    group=GENERAL,
+)
+def demo(
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], metavar="OUT", help="Folder to write to.")] = Path(
+        "demo"
+    ),
+    scoring: StageOptions = StageOptions(),
+) -> None:
+    """Curate a small crawl with known defects, and count what was caught.
+
+    Real photographs with true captions, and a planted defect for every criterion of the recipe.
+    """
+    from danqing.engine.demo import run_demo
+    from danqing.engine.report.terminal import display
+
+    with display(note=scoring.machine.note):
+        run_demo(output, scoring.settings())
