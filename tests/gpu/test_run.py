@@ -104,8 +104,7 @@ def test_topics_are_cumls(gpu: Device) -> None:
 
 def test_near_duplicates_are_those_of_the_cpu(gpu: Device, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half precision, large tiles and page-locked memory change no set, at the threshold either."""
-    block = np.empty((30_000, 256), np.float16)
-    planted(len(block), 1, None, block)
+    block = planted(device, 30_000, 256, seed=1)
     expected = chains(Features(device, [block]), 0.1)
     assert (chains(Features(gpu, [block]), 0.1) == expected).all()
     nearest = nearest_rows(Features(device, [block[:9000]]), Features(device, [block[9000:]]), 0.1)
