@@ -57,12 +57,11 @@ BOOKED = {
     "danqing.trt_models.model_set:ModelSet.reopen": END,
 }
 """Function → the name that its time is booked on; `END` is not reported."""
-RELEASING = (
+LOCK_RELEASING = (
     "os:pread", "os:fsync", "xxhash:xxh128", "danqing.kernels.portable:Kernel.launch",
     "sentencepiece:SentencePieceProcessor.encode", "danqing.engine.stages.embed:has_direction",
     "pyarrow.parquet:write_table", "numpy:save",
 )  # fmt: skip
-"""Functions that release the lock."""
 FAST_PATHS = ("danqing.engine.sources.tar:walk_plain", "danqing.engine.stages.header:read_plain_header")
 """Our readers of a tar's index and of a JPEG header; after None, `tarfile` and Pillow read them."""
 
@@ -211,7 +210,7 @@ def measure(
     run = Run.create_or_resume(folder, list(shards), recipe, settings.layout, {})
     with ExitStack() as patches:
         patches.enter_context(patch.object(OneRow, "run", meter.releasing(OneRow.run)))
-        for target in RELEASING:
+        for target in LOCK_RELEASING:
             patched(patches, target, meter.releasing)
         for target, name in BOOKED.items():
             patched(patches, target, partial(meter.named, name))

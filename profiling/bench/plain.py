@@ -1,9 +1,9 @@
 """The plain script that the engine is compared with: a day's careful work with the usual libraries.
 
-tarfile, Pillow, OpenCV, jieba, OpenCC, fastText, SentencePiece, ONNX Runtime with its defaults, NumPy, SciPy. It
-computes the same models, figures and criteria as `danqing curate --recipe embedded`, with one process per core, models
-in batches of `--batch`, and no further work on a pair that fails, unless `--everything`. From this project it takes the
-recipe, the model cards and the files that they name; it computes every figure itself.
+tarfile, Pillow, OpenCV, jieba, OpenCC, fastText, SentencePiece, ONNX Runtime with its defaults, NumPy, SciPy. Models,
+figures and criteria are those of `danqing curate --recipe embedded`. One process per core, models in batches of
+`--batch`, no further work on a pair that fails, unless `--everything`. From this project it takes the recipe, the model
+cards and their files.
 """
 
 from __future__ import annotations

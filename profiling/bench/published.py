@@ -15,9 +15,6 @@ BERT = {"vocab_size": 21128, "hidden_size": 768, "num_hidden_layers": 12, "num_a
         "intermediate_size": 3072, "max_position_embeddings": 512, "pad_token_id": 0}  # fmt: skip
 LARGE_BERT = BERT | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
-_UNREGISTERED = ("nms", "qnms")
-_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-
 
 def mend_torchvision() -> None:
     """Makes torchvision importable beside a PyTorch that it was not compiled for. Call it before timm is imported.
@@ -28,8 +25,8 @@ def mend_torchvision() -> None:
     try:
         import torchvision
     except RuntimeError:
-        for name in _UNREGISTERED:
-            torch.library.define(f"torchvision::{name}", _SCHEMA)
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         import torchvision  # noqa: F401

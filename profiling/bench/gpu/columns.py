@@ -29,7 +29,6 @@ from danqing.profiling.bench.gpu.material import Figure, Job, captions, demo_pho
 from danqing.profiling.bench.harness import SEED
 from danqing.trt_models.model_set import ModelSet
 
-CPU_CORE = "about 100,000 a core of a CPU"
 NEAREST, QUERIES, UPLOADED = 64, 16_384, 100_000
 BAR = "≥ 90,000: NeMo Curator's semantic deduplication, a GPU of eight H100s"
 WARM_UP_ROWS = 64
@@ -61,7 +60,7 @@ def measure_kernels(job: Job) -> Iterator[Figure]:
         theirs = chains(Features(host, [device.down(vectors)]), WITHIN)
         yield Figure("rows whose near-duplicate group differs", int((ours != theirs).sum()), "rows")
         speed = rate(lambda: measure_captions(column, device), job.rows, device)
-        yield Figure(f"captions, column of {job.rows:,} with its upload", speed, "1/s", CPU_CORE)
+        yield Figure(f"captions, column of {job.rows:,} with its upload", speed, "1/s", "about 100,000 a core of a CPU")
         yield Figure("pixel statistics", rate(lambda: pixel_statistics(device, there), len(there), device), "1/s")
 
 
