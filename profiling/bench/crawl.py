@@ -23,11 +23,7 @@ from danqing.profiling.bench.harness import SEED
 
 
 def pictures(data: Sequence[str], count: int) -> list[Sample]:
-    """The first samples of the data that have a picture.
-
-    Raises:
-        DanqingError: there is none.
-    """
+    """The first samples of the data that have a picture; a DanqingError if there is none."""
     samples = (sample for shard in find_shards(data) for sample in open_shard(shard, Layout()))
     found = list(islice((sample for sample in samples if sample.image), count))
     if not found:

@@ -42,24 +42,25 @@ def planted(device: Device, rows: int, dimension: int, seed: int, real: np.ndarr
     xp = device.xp
     centre_of, groups = grouped(rows, np.random.default_rng(seed))
     chance = xp.random.default_rng(seed)
-    order = itertools.count() if real is None else iter(np.random.default_rng(seed).permutation(len(real)))
+    order = iter(() if real is None else np.random.default_rng(seed).permutation(len(real)))
 
-    def others(count: int) -> Any:
-        if real is None:
-            return _unit(xp, chance.standard_normal((count, dimension), dtype=np.float32))
-        return _unit(xp, device.up(real[sorted(itertools.islice(order, count))].astype(np.float32)))
+    def noise(count: int) -> Any:
+        return _unit(xp, chance.standard_normal((count, dimension), dtype=np.float32))
 
-    centres = others(groups)
+    def real_rows(wanted: np.ndarray) -> Any:
+        found = np.ones((len(wanted), dimension), np.float32)
+        found[wanted] = real[sorted(itertools.islice(order, int(wanted.sum())))]  # type: ignore[index]
+        return _unit(xp, device.up(found))
+
+    centres = noise(groups) if real is None else real_rows(np.ones(groups, bool))
     out = xp.empty((rows, dimension), np.float16)
     for start in range(0, rows, CHUNK_ROWS):
-        part = centre_of[start : start + CHUNK_ROWS]
-        grouped_rows, vectors = device.up(part >= 0), xp.empty((len(part), dimension), np.float32)
-        of = device.up(part[part >= 0])
-        vectors[~grouped_rows] = others(len(part) - len(of))
-        shift = _unit(xp, chance.standard_normal((len(of), dimension), dtype=np.float32))
-        reach = 0.05 + 0.15 * chance.random((len(of), 1), dtype=np.float32)
-        vectors[grouped_rows] = _unit(xp, centres[of] + reach * shift)
-        out[start : start + CHUNK_ROWS] = vectors
+        members = centre_of[start : start + CHUNK_ROWS]
+        part, shift = device.up(members), noise(len(members))
+        reach = 0.05 + 0.15 * chance.random((len(members), 1), dtype=np.float32)
+        near = _unit(xp, centres[part] + reach * shift)
+        others = shift if real is None else real_rows(members < 0)
+        out[start : start + CHUNK_ROWS] = xp.where(part[:, None] >= 0, near, others)
     device.wait()
     return out
 

@@ -1,4 +1,4 @@
-"""What the steps share: their settings, figures and clock, and their inputs: pictures, captions, a tower."""
+"""Shared by the steps: settings, figures, `rate`, and inputs (pictures, captions, an image tower)."""
 
 from __future__ import annotations
 

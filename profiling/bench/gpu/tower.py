@@ -37,7 +37,7 @@ ON_CPU = {"onnxruntime": "int8", "torch": "bf16"}
 BAR = "≥ 1,125: ten times NeMo Curator's nightly floor for a GPU"
 SHARD_PAIRS = 1000
 SWITCH_SECONDS = 0.0005
-"""Interval after which a thread gives the interpreter's lock to a waiting one, in one run; Python's default is 0.005."""
+"""Python's switch interval in one of the runs; its default is 0.005. A thread that feeds the GPU waits for the lock."""
 
 
 def measure_networks(job: Job) -> Iterator[Figure]:
