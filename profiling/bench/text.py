@@ -14,7 +14,6 @@ import pickle
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,8 @@ Work = Callable[[list[str]], Any]
 """Captions → tokens of each, or None where no strings are made."""
 
 
-def our_device() -> Device:
-    """The CPU, with a thread per core of this process; open until the process ends."""
-    return ExitStack().enter_context(open_device(threads=len(os.sched_getaffinity(0))))
-
-
-def our_lists(hmm: bool) -> Work:
-    device, words = our_device(), open_dictionary()
+def our_lists(hmm: bool, device: Device) -> Work:
+    words = open_dictionary()
 
     def cut(captions: list[str]) -> list[list[str]]:
         parts = (Strings.of(captions[start : start + BATCH]) for start in range(0, len(captions), BATCH))
@@ -54,8 +48,8 @@ def our_lists(hmm: bool) -> Work:
     return cut
 
 
-def our_cuts(hmm: bool) -> Work:
-    device, words = our_device(), open_dictionary()
+def our_cuts(hmm: bool, device: Device) -> Work:
+    words = open_dictionary()
 
     def cut(captions: list[str]) -> None:
         for start in range(0, len(captions), BATCH):
@@ -66,14 +60,14 @@ def our_cuts(hmm: bool) -> Work:
     return cut
 
 
-def jieba_rs(hmm: bool) -> Work:
+def jieba_rs(hmm: bool, device: Device) -> Work:
     import rjieba  # type: ignore[import-not-found, unused-ignore]
 
     cut = rjieba.cut
     return lambda captions: [cut(caption, hmm) for caption in captions]
 
 
-def jieba_lcut(hmm: bool) -> Work:
+def jieba_lcut(hmm: bool, device: Device) -> Work:
     import jieba
 
     jieba.setLogLevel("WARNING")
@@ -81,9 +75,9 @@ def jieba_lcut(hmm: bool) -> Work:
     return lambda captions: [jieba.lcut(caption, HMM=hmm) for caption in captions]
 
 
-def our_stage() -> Work:
+def our_stage(device: Device) -> Work:
     wanted = frozenset(name for stage in (Caption, Refine) for name, kind in stage.produces.items() if kind)
-    context = Context(our_device(), ModelSet(load_recipe("embedded").models), wanted)
+    context = Context(device, ModelSet(load_recipe("embedded").models), wanted)
     stages = [Caption(context), Refine(context)]
 
     def run(captions: list[str]) -> None:
@@ -97,7 +91,7 @@ def our_stage() -> Work:
 
 
 LISTS, TWO_CORES = "ours, as lists", "ours, two cores"
-SEGMENTERS: dict[str, dict[str, Callable[[], Work]]] = {
+SEGMENTERS: dict[str, dict[str, Callable[[Device], Work]]] = {
     f"segmentation, HMM {state}": {
         "ours, in memory": partial(our_cuts, hmm),
         LISTS: partial(our_lists, hmm),
@@ -113,9 +107,11 @@ SIDES = SEGMENTERS | {"text stage": {"ours": our_stage, TWO_CORES: our_stage}}
 def time_side(title: str, name: str, folder: Path) -> None:
     """In the child: warms up, times one run, and keeps its result."""
     captions = pickle.loads((folder / "captions").read_bytes())
-    work, results = SIDES[title][name](), []
-    work(captions[:WARM_UP])
-    harness.time_and_report(lambda: results.append(work(captions[WARM_UP:])))
+    results: list[Any] = []
+    with open_device(threads=len(os.sched_getaffinity(0))) as device:
+        work = SIDES[title][name](device)
+        work(captions[:WARM_UP])
+        harness.time_and_report(lambda: results.append(work(captions[WARM_UP:])))
     (folder / name).write_bytes(pickle.dumps(results[0]))
 
 
