@@ -1,4 +1,4 @@
-"""Crawls for benchmarks: real pictures with captions, as many as are wanted, in shards."""
+"""Crawls for benchmarks: shards of real pictures, repeated with other captions until there are enough pairs."""
 
 from __future__ import annotations
 
@@ -19,69 +19,66 @@ import yaml
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.sources import Layout, Sample, find_shards, open_shard
-from danqing.profiling.bench.plain_text import is_word
-
-SEED = 20260122
+from danqing.profiling.bench.harness import SEED
 
 
-def collect(data: Sequence[str], wanted: int, captions: Path | None) -> list[Sample]:
-    """The first pairs of the data that have a picture; those without a caption get one."""
-    pairs = [sample for shard in find_shards(data) for sample in islice(open_shard(shard, Layout()), wanted)]
-    pairs = [sample for sample in pairs if sample.image][:wanted]
-    without = [sample for sample in pairs if not sample.caption.strip()]
-    if without:
-        lines = chinese_lines(captions, len(without))
-        for sample, line in zip(without, lines, strict=True):
-            sample.caption = line
-    return pairs
+def pictures(data: Sequence[str], count: int) -> list[Sample]:
+    """The first samples of the data that have a picture; a DanqingError if there is none."""
+    samples = (sample for shard in find_shards(data) for sample in open_shard(shard, Layout()))
+    found = list(islice((sample for sample in samples if sample.image), count))
+    if not found:
+        raise DanqingError(f"no pictures in {' '.join(data)}")
+    return found
 
 
-def chinese_lines(captions: Path | None, wanted: int) -> list[str]:
-    """Lines drawn by a fixed seed: of the given Parquet, else of the demo's captions.
+def chinese_lines(captions: Path | None, count: int, words: tuple[int, int] | None = (8, 40)) -> list[str]:
+    """Draws Chinese lines by a fixed seed, from a Parquet file or from the demo's captions.
 
-    Of the Parquet only lines of 8 to 40 words are taken, as long as real captions are.
+    Args:
+        captions: Parquet with a column `text`, and perhaps `language`; None: the demo's captions, repeated.
+        words: least and most words of a line of the Parquet; None: any number.
+
+    Raises:
+        DanqingError: the Parquet has fewer such lines.
     """
     chance = random.Random(SEED)
-    demo = resources.files("danqing.engine.demo") / "photos.yaml"
     if captions is None:
-        if not demo.is_file():
-            raise DanqingError("pictures without captions: give --captions PARQUET with a column 'text'")
-        lines = [line for record in yaml.safe_load(demo.read_text(encoding="utf-8")) for line in record["captions"]]
-        return [chance.choice(lines) for _ in range(wanted)]
+        demo = (resources.files("danqing.engine.demo") / "photos.yaml").read_text(encoding="utf-8")
+        lines = [line for record in yaml.safe_load(demo) for line in record["captions"]]
+        return [chance.choice(lines) for _ in range(count)]
     table = pq.read_table(captions)
     if "language" in table.column_names:
         chinese = [str(language).startswith("zh") for language in table["language"].to_pylist()]
         table = table.filter(pa.array(chinese))
     lines = table["text"].to_pylist()
     chance.shuffle(lines)
-    out = [line for line in islice(lines, 50 * wanted) if 8 <= sum(map(is_word, jieba.lcut(line))) <= 40]
-    if len(out) < wanted:
-        raise DanqingError(f"{captions}: fewer than {wanted} Chinese lines of 8 to 40 words")
-    return out[:wanted]
+    if words:
+        tokens = ((line, jieba.lcut(line)) for line in islice(lines, 50 * count))
+        least, most = words
+        lines = [line for line, cut in tokens if least <= sum(any(map(str.isalnum, t)) for t in cut) <= most]
+    if len(lines) < count:
+        raise DanqingError(f"{captions}: {len(lines)} suitable Chinese lines; {count} are needed")
+    return lines[:count]
 
 
-def repeated(pairs: Sequence[Sample], captions: Path | None, wanted: int) -> list[Sample]:
-    """So many pairs: pictures over and over, each time with another caption."""
-    lines = chinese_lines(captions, wanted)
-    return [replace(pair, caption=line) for pair, line in zip(cycle(pairs), lines, strict=False)]
+def repeated(samples: Sequence[Sample], captions: Path | None, count: int) -> list[Sample]:
+    """Repeats the pictures, each time with another caption, until there are `count` pairs."""
+    lines = chinese_lines(captions, count)
+    return [replace(sample, caption=line) for sample, line in zip(cycle(samples), lines, strict=False)]
 
 
-def write_shards(pairs: Sequence[Sample], folder: Path, shards: int, copies: int = 1) -> list[Path]:
-    """Tars of equal size; each copy's pairs have keys of their own."""
+def write_shards(samples: Sequence[Sample], folder: Path, shards: int) -> list[Path]:
+    """Writes the samples to tars of equal size."""
     folder.mkdir()
-    size = -(-len(pairs) // shards)
+    size = -(-len(samples) // shards)
     paths = []
-    for number in range(shards * copies):
+    for number in range(shards):
         paths.append(folder / f"{number:05d}.tar")
         with tarfile.open(paths[-1], "w") as tar:
-            start = number % shards * size
-            for row, pair in enumerate(pairs[start : start + size]):
-                own = {name: value for name, value in pair.metadata.items() if name in ("url", "license", "source")}
-                members = {
-                    pair.image_extension: pair.image,
-                    "txt": pair.caption.encode(),
-                    "json": json.dumps(own, ensure_ascii=False).encode(),
-                }
+            start = number * size
+            for row, sample in enumerate(samples[start : start + size]):
+                url = json.dumps({name: value for name, value in sample.metadata.items() if name == "url"}).encode()
+                members = {sample.image_extension: sample.image, "txt": sample.caption.encode(), "json": url}
                 for extension, content in members.items():
                     member = tarfile.TarInfo(f"{number:05d}{row:04d}.{extension}")
                     member.size = len(content)

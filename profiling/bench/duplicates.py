@@ -1,80 +1,89 @@
-"""Near-duplicate search beside what others do for the same sets, over the same float16 features, on the same cores.
+"""Compares near-duplicate search with other ways to the same groups, over the same float16 features and cores.
 
     pip install faiss-cpu scipy
-    python -m danqing.profiling.bench.duplicates --rows 10000,50000,100000,200000
+    python -m danqing.profiling.bench.duplicates --rows 50000,200000 --features features.npy
+    python -m danqing.profiling.bench.duplicates --growth --rows 10000,30000,100000,300000,1000000
 
-Every method gets the rows in memory and returns a label a row; each runs in a process of its own, which tells how much
-memory it took beside the features. `edges` is the share of the true pairs (exact float64 cosines of all that float32
-cannot rule out) whose two rows have one label; the search is exact if that is 1 and there are as many sets. The data:
-30 % of the rows in groups of 2 to 50 that lie within the threshold of a common centre, the others real features
-(`--features`) or, hardest of all, isotropic noise.
+30 % of the rows are in groups of 2 to 50 within the threshold of a common centre; the others are isotropic noise, the
+hardest case, or with `--features` real features. Every method is a process that loads the features and labels every
+row; `MiB` is its peak beside them. `edges` is the share of the true pairs (exact float64 cosines) whose two rows have
+one label. With `--growth` only our two searches run, without true pairs.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
+import os
 import re
-import subprocess
 import sys
-import tempfile
-import time
+from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-WITHIN, RECALL, TILE = 0.1, 0.999, 2048
-SLOW = {"FAISS range_search": 50_000, "HNSW": 50_000}
-"""Methods that are not run on more rows than this."""
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.sets import chains, likely_chains
+from danqing.profiling.bench import harness
 
-console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-
-
-def planted(rows: int, seed: int, real: np.ndarray | None, out: np.ndarray) -> None:
-    """Fills float16 (rows, dimension): 30 % of the rows are in groups, shuffled among the others."""
-    rng = np.random.default_rng(seed)
-    order = None if real is None else iter(rng.permutation(len(real)))
-
-    def others(count: int) -> np.ndarray:
-        if real is None or order is None:
-            return unit(rng.normal(size=(count, out.shape[1])))
-        return unit(real[sorted(itertools.islice(order, count))])
-
-    centre_of, groups = grouped(rows, rng)
-    centres = others(groups)
-    for start in range(0, rows, 10_000):
-        part = centre_of[start : start + 10_000]
-        member, vectors = part >= 0, np.empty((len(part), out.shape[1]), np.float32)
-        vectors[~member] = others(int((~member).sum()))
-        shift = unit(rng.normal(size=(int(member.sum()), out.shape[1]))) * rng.uniform(0.05, 0.2, (member.sum(), 1))
-        vectors[member] = unit(centres[part[member]] + shift)
-        out[start : start + 10_000] = vectors
+WITHIN, RECALL, DIMENSION = 0.1, 0.999, 768
+TILE_ROWS, WARM_UP_ROWS, CHUNK_ROWS = 2048, 9000, 1 << 17
 
 
-def grouped(rows: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+def planted(device: Device, rows: int, dimension: int, seed: int, real: np.ndarray | None = None) -> Any:
+    """Makes vectors on the device: 30 % of the rows in groups, the others noise or rows of `real`.
+
+    Returns:
+        float16 (rows, dimension), unit length, on the device.
+    """
+    xp = device.xp
+    centre_of, groups = grouped(rows, np.random.default_rng(seed))
+    chance = xp.random.default_rng(seed)
+    order = iter(() if real is None else np.random.default_rng(seed).permutation(len(real)))
+
+    def noise(count: int) -> Any:
+        return _unit(xp, chance.standard_normal((count, dimension), dtype=np.float32))
+
+    def real_rows(wanted: np.ndarray) -> Any:
+        found = np.ones((len(wanted), dimension), np.float32)
+        found[wanted] = real[sorted(itertools.islice(order, int(wanted.sum())))]  # type: ignore[index]
+        return _unit(xp, device.up(found))
+
+    centres = noise(groups) if real is None else real_rows(np.ones(groups, bool))
+    out = xp.empty((rows, dimension), np.float16)
+    for start in range(0, rows, CHUNK_ROWS):
+        members = centre_of[start : start + CHUNK_ROWS]
+        part, shift = device.up(members), noise(len(members))
+        reach = 0.05 + 0.15 * chance.random((len(members), 1), dtype=np.float32)
+        near = _unit(xp, centres[part] + reach * shift)
+        others = shift if real is None else real_rows(members < 0)
+        out[start : start + CHUNK_ROWS] = xp.where(part[:, None] >= 0, near, others)
+    device.wait()
+    return out
+
+
+def grouped(rows: int, chance: np.random.Generator) -> tuple[np.ndarray, int]:
     """Assigns 30 % of the rows to groups of 2 to 50.
 
     Returns:
         int64 (rows,), the group of each row, -1 for none; and the number of groups.
     """
-    sizes = rng.integers(2, 51, rows // 2 + 1)
+    sizes = chance.integers(2, 51, rows // 2 + 1)
     sizes = sizes[: np.searchsorted(np.cumsum(sizes), 0.3 * rows) + 1]
     groups = np.repeat(np.arange(len(sizes)), sizes)[:rows]
-    return rng.permutation(np.r_[groups, np.full(rows - len(groups), -1)]), len(sizes)
+    return chance.permutation(np.r_[groups, np.full(rows - len(groups), -1)]), len(sizes)
 
 
-def unit(features: np.ndarray) -> np.ndarray:
-    out = features.astype(np.float32)
-    return out / np.linalg.norm(out, axis=1, keepdims=True)
+def _unit(xp: Any, vectors: Any, kind: Any = np.float32) -> Any:
+    vectors = vectors.astype(kind, copy=False)
+    return vectors / xp.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def linked(rows: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """int32 (rows,): labels of the connected components of a graph with these edges."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -83,55 +92,48 @@ def linked(rows: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return labels
 
 
-def near_pairs(features: np.ndarray, within: float) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs whose float32 product lies above 1 - within: a blocked BLAS product of the upper half."""
-    vectors, pairs = unit(features), []
-    for top in range(0, len(vectors), TILE):
-        for start in range(top, len(vectors), TILE):
-            found = vectors[top : top + TILE] @ vectors[start : start + TILE].T > 1 - within
+def near_pairs(features: np.ndarray, within: float, kind: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs whose product, in numbers of this kind, is above 1 - within: a blocked product of the upper half."""
+    vectors, pairs = _unit(np, features, kind), []
+    for top in range(0, len(vectors), TILE_ROWS):
+        for start in range(top, len(vectors), TILE_ROWS):
+            found = vectors[top : top + TILE_ROWS] @ vectors[start : start + TILE_ROWS].T > 1 - within
             left, right = np.nonzero(found)
             forward = top + left < start + right
             pairs.append((top + left[forward], start + right[forward]))
     return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
 
 
-def product(features: np.ndarray) -> np.ndarray:
-    return linked(len(features), *near_pairs(features, WITHIN))
+# ── methods: features → labels, and the recall that the search itself measured ──
 
 
-def ours(features: np.ndarray) -> np.ndarray:
-    from danqing.engine.core.device import open_device
-    from danqing.engine.decide.dedup.features import Features
-    from danqing.engine.decide.dedup.sets import chains
-
+def ours(features: np.ndarray, recall: float = 1.0) -> tuple[np.ndarray, str]:
     with open_device() as device:
-        return chains(Features(device, [features]), WITHIN)
+        if recall == 1:
+            return chains(Features(device, [features]), WITHIN), ""
+        labels, measured = likely_chains(Features(device, [features]), WITHIN, recall)
+        return labels, f"measured recall: {measured}"
 
 
-def ours_likely(features: np.ndarray) -> np.ndarray:
-    from danqing.engine.core.device import open_device
-    from danqing.engine.decide.dedup.features import Features
-    from danqing.engine.decide.dedup.sets import likely_chains
-
-    with open_device() as device:
-        return likely_chains(Features(device, [features]), WITHIN, RECALL)[0]
+def product(features: np.ndarray) -> tuple[np.ndarray, str]:
+    return linked(len(features), *near_pairs(features, WITHIN)), ""
 
 
-def faiss_range(features: np.ndarray) -> np.ndarray:
+def faiss_range(features: np.ndarray) -> tuple[np.ndarray, str]:
     import faiss
 
-    vectors = unit(features)
+    vectors = _unit(np, features)
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     limits, _, right = index.range_search(vectors, 1 - WITHIN)
-    return linked(len(vectors), np.repeat(np.arange(len(vectors)), np.diff(limits).astype(np.int64)), right)
+    return linked(len(vectors), np.repeat(np.arange(len(vectors)), np.diff(limits).astype(np.int64)), right), ""
 
 
-def semdedup(features: np.ndarray) -> np.ndarray:
+def semdedup(features: np.ndarray) -> tuple[np.ndarray, str]:
     """Abbas et al. 2023: k-means, then all pairs inside a cluster; about 300 rows a cluster."""
     import faiss
 
-    vectors = unit(features)
+    vectors = _unit(np, features)
     clusters = max(len(vectors) // 300, 1)
     means = faiss.Kmeans(vectors.shape[1], clusters, niter=10, spherical=True, seed=1, max_points_per_centroid=100)
     means.train(vectors)
@@ -141,120 +143,77 @@ def semdedup(features: np.ndarray) -> np.ndarray:
     for members in np.split(order, np.flatnonzero(np.diff(of[order])) + 1):
         left, right = np.nonzero(np.triu(vectors[members] @ vectors[members].T > 1 - WITHIN, 1))
         pairs.append((members[left], members[right]))
-    return linked(len(vectors), np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs]))
+    return linked(len(vectors), np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])), ""
 
 
-def hnsw(features: np.ndarray) -> np.ndarray:
-    import faiss
-
-    vectors = unit(features)
-    index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    index.add(vectors)
-    cosine, right = index.search(vectors, 50)
-    left, place = np.nonzero((cosine > 1 - WITHIN) & (right >= 0))
-    return linked(len(vectors), left, right[left, place])
-
-
-METHODS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "ours, exact": ours,
-    f"ours, recall {RECALL}": ours_likely,
-    "blocked product": product,
-    "FAISS range_search": faiss_range,
-    "k-means + in-cluster (SemDeDup)": semdedup,
-    "HNSW": hnsw,
+METHODS: dict[str, tuple[Callable[[np.ndarray], tuple[np.ndarray, str]], int]] = {
+    "ours, exact": (ours, 300_000),
+    f"ours, recall {RECALL}": (partial(ours, recall=RECALL), 1 << 40),
+    "blocked product": (product, 1 << 40),
+    "FAISS range_search": (faiss_range, 50_000),
+    "k-means + in-cluster (SemDeDup)": (semdedup, 1 << 40),
 }
+"""Name → method, and the most rows that it is run on."""
 
 
-def resident(kind: str) -> int:
-    """Bytes of this process: `VmRSS` now, `VmHWM` at most; `RssAnon`: those that are no file's."""
-    found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
+def resident_mib(kind: str) -> float:
+    """Resident memory of this process: `VmRSS` now, `VmHWM` at most."""
+    (kilobytes,) = re.findall(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) / 1024
 
 
-def run_one(method: str, folder: Path) -> None:
-    """In the process of its own: warms up on a few rows, then labels all of them."""
-    features = np.load(folder / "features.npy")
-    METHODS[method](features[:9000])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, started = resident("VmRSS"), time.perf_counter()
-    labels = METHODS[method](features)
-    seconds = time.perf_counter() - started
-    np.save(folder / "labels.npy", labels)
-    print(json.dumps({"seconds": seconds, "bytes": resident("VmHWM") - before}))
+def time_method(name: str, folder: Path) -> None:
+    """In the child: warms up on a few rows, then times the method."""
+    features, method = np.load(folder / "features.npy"), METHODS[name][0]
+    results: list[tuple[np.ndarray, str]] = []
+    method(features[:WARM_UP_ROWS])
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = resident_mib("VmRSS")
+    harness.time_and_report(lambda: results.append(method(features)), lambda: resident_mib("VmHWM") - before)
+    np.save(folder / f"{name}.npy", results[0][0])
+    (folder / f"{name}.txt").write_text(results[0][1])
 
 
-def true_pairs(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    left, right = near_pairs(features, WITHIN + 1e-4)
-    keep = np.empty(len(left), bool)
-    for start in range(0, len(left), 20_000):
-        part = slice(start, start + 20_000)
-        a, b = features[left[part]].astype(np.float64), features[right[part]].astype(np.float64)
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        keep[part] = 1 - (a * b).sum(1) / norms < WITHIN
-    return left[keep], right[keep]
-
-
-def measure(rows: int, real: np.ndarray | None, folder: Path, methods: list[str]) -> list[dict[str, Any]]:
-    features = np.empty((rows, 768 if real is None else real.shape[1]), np.float16)
-    planted(rows, rows, real, features)
+def measure(rows: int, real: np.ndarray | None, options: Namespace, folder: Path) -> None:
+    with open_device() as device:
+        features = planted(device, rows, DIMENSION if real is None else real.shape[1], rows, real)
     np.save(folder / "features.npy", features)
-    left, right = true_pairs(features)
-    sets = len(np.unique(linked(rows, left, right)))
-    kind = "noise" if real is None else "real"
-    results: list[dict[str, Any]] = []
-    for method in methods:
-        if rows > SLOW.get(method, rows):
-            continue
-        command = [sys.executable, "-m", "danqing.profiling.bench.duplicates", "--one", method, str(folder)]
-        done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        labels = np.load(folder / "labels.npy")
-        edges = float((labels[left] == labels[right]).mean())
-        found = {"sets": len(np.unique(labels)), "true_sets": sets, "edges": edges, "pairs": len(left)}
-        results.append({"data": kind, "rows": rows, "method": method, **done, **found})
-    return results
+    names = [name for name, (_, most) in METHODS.items() if rows <= most and (not options.growth or "ours" in name)]
+    cores = sorted(os.sched_getaffinity(0))
+
+    def side(name: str) -> harness.Side:
+        return partial(harness.time_child, "duplicates", [name, folder], cores, folder / "child"), None
+
+    runs = harness.take_turns({name: side(name) for name in names}, options.rounds)
+    notes = {name: (folder / f"{name}.txt").read_text() for name in names}
+    if not options.growth:
+        left, right = near_pairs(features, WITHIN, np.float64)
+        for name in names:
+            labels = np.load(folder / f"{name}.npy")
+            notes[name] += f" edges: {(labels[left] == labels[right]).mean():.5f}"
+    title = f"{rows:,} rows, {'noise' if real is None else 'real features'}"
+    harness.print_table(title, runs, rows, names[-1] if options.growth else "blocked product", notes)
 
 
-def show(results: list[dict[str, Any]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("data", "rows", "method", "seconds", "product / it", "MB beside", "edges", "sets - true"):
-        table.add_column(heading, justify="left" if heading in ("data", "method") else "right")
-    base = {(r["data"], r["rows"]): r["seconds"] for r in results if r["method"] == "blocked product"}
-    for r in results:
-        seconds, peer = r["seconds"], base.get((r["data"], r["rows"]))
-        ratio = f"{peer / seconds:.2f}" if peer else ""
-        more = r["sets"] - r["true_sets"]
-        beside = f"{r['bytes'] / 1e6:.0f}"
-        figures = (f"{r['rows']:,}", r["method"], f"{seconds:.2f}", ratio, beside, f"{r['edges']:.5f}", str(more))
-        table.add_row(r["data"], *figures)
-    console.print(table)
+def compare(options: Namespace, folder: Path) -> None:
+    real = np.load(options.features, mmap_mode="r") if options.features else None
+    for rows in map(int, options.rows.split(",")):
+        measure(rows, None, options, folder)
+        if real is not None and len(real) >= 0.75 * rows:
+            measure(rows, real, options, folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="10000,50000", metavar="N,…", help="(default: 10000,50000)")
+def main() -> int:
+    parser = harness.new_parser(__doc__, rounds=1)
+    parser.add_argument("--rows", default="10000,50000", metavar="N,…", help="default: 10000,50000")
     parser.add_argument("--features", type=Path, metavar="FILE.npy", help="real features: float16 (rows, dimension)")
-    parser.add_argument("--no-noise", action="store_true", help="real features only")
-    parser.add_argument("--methods", metavar="NAME;…", help=f"of {', '.join(METHODS)} (default: all)")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="results, beside the table")
-    parser.add_argument("--one", nargs=2, metavar=("METHOD", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--growth", action="store_true", help="only our searches, without true pairs")
     options = parser.parse_args()
     if options.one:
-        run_one(options.one[0], Path(options.one[1]))
-        return
-    real = np.load(options.features, mmap_mode="r") if options.features else None
-    methods = [name.strip() for name in options.methods.split(";")] if options.methods else list(METHODS)
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for rows in map(int, options.rows.split(",")):
-            if not options.no_noise:
-                results += measure(rows, None, Path(folder), methods)
-            if real is not None and len(real) >= 0.75 * rows:
-                results += measure(rows, real, Path(folder), methods)
-    show(results)
-    if options.output:
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        time_method(options.one[0], Path(options.one[1]))
+        return 0
+    return harness.main(compare, options, ("scipy", "faiss-cpu"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,52 +2,35 @@
 
     python -m danqing.profiling.bench.host --data 'photos/*.tar' --json host.json
 
-SCORE runs over the data in one thread, one stage after the other, every pair through every stage. It measures CPU time
-of the process, which other programs on the machine disturb least, and takes the least of the rounds. Each interval is
-booked on the code that runs: a stage, the index of a tar, the ledger. Calls that release the lock (reading and writing
-files, xxHash, kernels, SentencePiece) are booked separately. The rest of a stage is Python code and calls that hold the
-lock or are too short to matter: OpenCC, fastText, Pillow. The time of the measurement itself is subtracted.
+SCORE runs in one thread, every pair through every stage. CPU time of the process, the least of the rounds, is booked on
+the code that runs, and separately for calls that release the lock: files, xxHash, kernels, SentencePiece. The rest is
+Python code and calls that hold the lock or are too short to matter: OpenCC, fastText, Pillow.
 
-Codec, resizer and networks are stand-ins: one small picture for every file, and a network's output for one row for
-every row. Batches are as large as on a GPU. The sum lacks the Python code that a GPU needs for every picture, around
-nvImageCodec, DALI and CuPy.
-
-The sum includes the costs per shard (opening it, writing and committing its files), so shards of 10,000 pairs, as
-img2dataset writes them, give lower figures than small ones.
-
-The peer is the same code with every tar indexed by `tarfile` and every header read by Pillow, alternating in one run.
+Stand-ins replace codec, resizer and networks; batches are as large as on a GPU. The sum lacks the Python code around
+nvImageCodec, DALI and CuPy. It includes the costs per shard: small shards give higher figures than 10,000 pairs. The
+peer is the same code, but `tarfile` indexes every tar and Pillow reads every header.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import time
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from pkgutil import resolve_name
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet as pq
-import xxhash
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from sentencepiece import SentencePieceProcessor
 
-import danqing.engine.score.loop
-import danqing.engine.sources.tar
-import danqing.engine.stages.decode
-import danqing.engine.stages.embed
-import danqing.engine.stages.header
-import danqing.engine.stages.network
-import danqing.engine.stages.resize
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.progress import Silent
 from danqing.engine.core.spans import Spans
@@ -57,29 +40,37 @@ from danqing.engine.recipe.plan import make_plan
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
-from danqing.engine.score.ledger import Ledger
 from danqing.engine.score.loop import GIVEN, score
 from danqing.engine.sources import Shard, find_shards
 from danqing.engine.stages import CATALOGUE
-from danqing.kernels.portable import Kernel
-from danqing.profiling.bench import in_scratch, machine
+from danqing.profiling.bench import harness
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.session import GPU_BATCH_ROWS, OnnxSession
 
-B = TypeVar("B", bound=Any)
-
-PACKAGES = ("numpy", "pyarrow", "pillow", "opencc", "xxhash")
-INDEX, COLUMNS, LEDGER, FILES, BETWEEN = "tar index", "rows to columns", "ledger", "shard files", "packing and gates"
-
-console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+BETWEEN, END = "packing and gates", "end"
+BOOKED = {
+    "danqing.engine.score.loop:open_shard": "tar index",
+    "danqing.engine.score.loop:_batch": "rows to columns",
+    "danqing.engine.score.ledger:Ledger.enter": "ledger",
+    "danqing.engine.score.ledger:Ledger._commit": "shard files",
+    "danqing.trt_models.model_set:ModelSet.reopen": END,
+}
+"""Function → the name that its time is booked on; `END` is not reported."""
+LOCK_RELEASING = (
+    "os:pread", "os:fsync", "xxhash:xxh128", "danqing.kernels.portable:Kernel.launch",
+    "sentencepiece:SentencePieceProcessor.encode", "danqing.engine.stages.embed:has_direction",
+    "pyarrow.parquet:write_table", "numpy:save",
+)  # fmt: skip
+FAST_PATHS = ("danqing.engine.sources.tar:walk_plain", "danqing.engine.stages.header:read_plain_header")
+"""Our readers of a tar's index and of a JPEG header; after None, `tarfile` and Pillow read them."""
 
 
 class Meter:
-    """CPU seconds of this process, each interval booked on the innermost name only.
+    """CPU seconds of this process, each interval booked on the innermost name only. For one thread at a time.
 
     `held`: seconds of Python code, by name. `released`: seconds of calls that release the lock, by the name of their
-    caller. Only one thread may run at a time.
+    caller. The time of the measurement itself is subtracted.
     """
 
     def __init__(self) -> None:
@@ -157,7 +148,7 @@ class MeteredSpans(Spans):
         with self._meter(name), super().__call__(name, rows):
             yield
 
-    def timed(self, name: str, batches: Iterable[B], size: Callable[[B], int] | None = None) -> Iterator[B]:
+    def timed(self, name: str, batches: Iterable[Any], size: Callable[[Any], int] | None = None) -> Iterator[Any]:
         stream = super().timed(name, batches, size)
         while True:
             with self._meter(name):
@@ -171,7 +162,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 
 
 class OnePicture:
-    """Stand-in for the codec and the resizer: one small picture for every file, zeros for every input."""
+    """Replaces the codec and the resizer: one small picture for every file, zeros for every input."""
 
     def __init__(self, inputs: Sequence[ImageInput], device: Device, resizer: str = "auto") -> None:
         self._inputs = inputs
@@ -185,7 +176,7 @@ class OnePicture:
 
 
 class OneRow:
-    """Stand-in for a network: returns its output for one row of zeros, for every row.
+    """Replaces a network: returns its output for one row of zeros, for every row.
 
     Features are float16, as they are stored, so that NumPy's cast, which releases the lock, is not counted as held.
     """
@@ -193,76 +184,60 @@ class OneRow:
     batch = GPU_BATCH_ROWS
 
     def __init__(self, network: OnnxSession) -> None:
-        self._network = network
-        self._found: dict[str, np.ndarray] = {}
+        self._found = network.run(**network.zeros(1))
+        if FEATURES in self._found:
+            self._found[FEATURES] = self._found[FEATURES].astype(np.float16)
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        if not self._found:
-            self._found = self._network.run(**self._network.zeros(1))
-            if FEATURES in self._found:
-                self._found[FEATURES] = self._found[FEATURES].astype(np.float16)
         rows = len(next(iter(inputs.values())))
         return {name: np.repeat(output[:1], rows, axis=0) for name, output in self._found.items()}
 
 
-def measure(
-    shards: Sequence[Shard], recipe: Recipe, models: ModelSet, device: Device, folder: Path, old_way: bool
-) -> Meter:
-    """Scores the shards into the folder; returns the meter of the run.
+def patched(patches: ExitStack, target: str, change: Callable[[Any], Any]) -> None:
+    """Replaces `module:name` by what `change` makes of it, until the stack is closed."""
+    module, _, name = target.partition(":")
+    *owners, attribute = name.split(".")
+    owner = resolve_name(f"{module}:{'.'.join(owners)}")
+    patches.enter_context(patch.object(owner, attribute, change(getattr(owner, attribute))))
 
-    Args:
-        old_way: index every tar with `tarfile` and read every header with Pillow.
-    """
+
+def measure(
+    shards: Sequence[Shard], recipe: Recipe, models: ModelSet, device: Device, folder: Path, slow: bool
+) -> Meter:
+    """Scores the shards into the folder; `slow` without the fast paths. Returns the meter of the run."""
     plan, meter, settings = make_plan(recipe, CATALOGUE, GIVEN), Meter(), Settings()
     context = settings.context(device, models, plan.wanted)
     run = Run.create_or_resume(folder, list(shards), recipe, settings.layout, {})
     with ExitStack() as patches:
-        for owner, name in (
-            (os, "pread"), (os, "fsync"), (xxhash, "xxh128"), (Kernel, "launch"), (SentencePieceProcessor, "encode"),
-            (OneRow, "run"), (danqing.engine.stages.embed, "has_direction"), (pq, "write_table"), (np, "save"),
-        ):  # fmt: skip
-            patches.enter_context(patch.object(owner, name, meter.releasing(getattr(owner, name))))
-        for owner, name, booked in (
-            (danqing.engine.score.loop, "open_shard", INDEX), (danqing.engine.score.loop, "_batch", COLUMNS),
-            (Ledger, "enter", LEDGER), (Ledger, "_commit", FILES), (ModelSet, "reopen", "end"),
-        ):  # fmt: skip
-            patches.enter_context(patch.object(owner, name, meter.named(booked, getattr(owner, name))))
-        if old_way:
-            for module, name in (
-                (danqing.engine.sources.tar, "walk_plain"),
-                (danqing.engine.stages.header, "read_plain_header"),
-            ):
-                patches.enter_context(patch.object(module, name, lambda given: None))
+        patches.enter_context(patch.object(OneRow, "run", meter.releasing(OneRow.run)))
+        for target in LOCK_RELEASING:
+            patched(patches, target, meter.releasing)
+        for target, name in BOOKED.items():
+            patched(patches, target, partial(meter.named, name))
+        for target in FAST_PATHS if slow else ():
+            patched(patches, target, lambda _: lambda given: None)
         score(run, plan, context, Silent(), gated=False, room=0, spans=MeteredSpans(meter))
-    del meter.held["end"]
+    del meter.held[END]
     return meter
 
 
-def microseconds(meters: Sequence[dict[str, float]], pairs: int) -> dict[str, float]:
-    """Microseconds a pair by name, the least of the rounds: other programs on the machine only add to it."""
-    return {name: 1e6 / pairs * min(meter.get(name, 0.0) for meter in meters) for name in meters[0]}
+def figures(fast: Sequence[Meter], slow: Sequence[Meter], pairs: int) -> dict[str, Any]:
+    """Microseconds per pair and name, the least of the rounds, and the highest rate in pairs per second."""
 
+    def microseconds(meters: Sequence[dict[str, float]]) -> dict[str, float]:
+        return {name: 1e6 / pairs * min(meter.get(name, 0.0) for meter in meters) for name in meters[0]}
 
-def report(new: Sequence[Meter], old: Sequence[Meter], pairs: int) -> dict[str, Any]:
-    """The results as `--json` writes them: microseconds a pair, and the highest rate in pairs a second."""
-    held, peer = (microseconds([meter.held for meter in meters], pairs) for meters in (new, old))
-    released = microseconds([meter.released for meter in new], pairs)
+    held, peer = (microseconds([meter.held for meter in meters]) for meters in (fast, slow))
+    ours, theirs = sum(held.values()), sum(peer.values())
     return {
-        "pairs": pairs,
-        "held_us": held,
-        "released_us": released,
-        "peer_held_us": peer,
-        "sum_us": sum(held.values()),
-        "peer_sum_us": sum(peer.values()),
-        "most_pairs_a_second": 1e6 / sum(held.values()),
-        "peer_most_pairs_a_second": 1e6 / sum(peer.values()),
-    }
+        "pairs": pairs, "held_us": held, "peer_held_us": peer, "sum_us": ours, "peer_sum_us": theirs,
+        "released_us": microseconds([meter.released for meter in fast]),
+        "most_pairs_a_second": 1e6 / ours, "peer_most_pairs_a_second": 1e6 / theirs,
+    }  # fmt: skip
 
 
-def print_report(found: dict[str, Any]) -> None:
-    title = f"{found['pairs']:,} pairs, µs a pair"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("")
+def print_figures(found: dict[str, Any]) -> None:
+    table = Table("", box=box.SIMPLE_HEAD, title=f"{found['pairs']:,} pairs, µs a pair", title_justify="left")
     for name in ("lock held", "peer: tarfile, Pillow", "CPU, lock released"):
         table.add_column(name, justify="right")
     for stage, value in found["held_us"].items():
@@ -271,17 +246,16 @@ def print_report(found: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("sum", f"{found['sum_us']:.1f}", f"{found['peer_sum_us']:.1f}")
     table.add_row("pairs/s at most", *(f"{found[n]:,.0f}" for n in ("most_pairs_a_second", "peer_most_pairs_a_second")))
-    console.print(table)
+    harness.console.print(table)
 
 
-def run(options: argparse.Namespace, scratch: Path) -> None:
-    console.print(machine(PACKAGES), style="dim", soft_wrap=True)
+def compare(options: Namespace, scratch: Path) -> None:
     shards = find_shards(options.data or map(str, build_crawl(scratch / "crawl")))
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe("embedded")
     models, real = ModelSet(recipe.models), ModelSet.session
     sessions: dict[str, OneRow] = {}
 
-    def one_row(self: ModelSet, role: str, device: Device) -> OneRow:
+    def one_row(self: ModelSet, role: str, device: Device) -> Any:
         if role not in sessions:
             network = real(self, role, device)
             assert isinstance(network, OnnxSession)
@@ -289,36 +263,34 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
         return sessions[role]
 
     meters: dict[bool, list[Meter]] = {False: [], True: []}
-    with ExitStack() as stand_ins, open_device(threads=1) as device:
-        for owner, name, other in (
-            (ModelSet, "session", one_row),
-            (danqing.engine.stages.network, "rows_at_once", lambda device, session: session.batch),
-            (danqing.engine.stages.decode, "open_decoder", partial(OnePicture, ())),
-            (danqing.engine.stages.decode, "_decode_slowly", lambda data: PICTURE),
-            (danqing.engine.stages.resize, "open_resizer", OnePicture),
-        ):
-            stand_ins.enter_context(patch.object(owner, name, other))
+    stand_ins: dict[str, Callable[..., Any]] = {
+        "danqing.trt_models.model_set:ModelSet.session": one_row,
+        "danqing.engine.stages.network:rows_at_once": lambda device, session: session.batch,
+        "danqing.engine.stages.decode:open_decoder": partial(OnePicture, ()),
+        "danqing.engine.stages.decode:_decode_slowly": lambda data: PICTURE,
+        "danqing.engine.stages.resize:open_resizer": OnePicture,
+    }
+    with ExitStack() as patches, open_device(threads=1) as device:
+        for target, stand_in in stand_ins.items():
+            patched(patches, target, partial(lambda new, _: new, stand_in))
         for number in range(1 + options.rounds):
-            for old_way in (False, True) if number % 2 else (True, False):
-                folder = scratch / f"{number}-{'old' if old_way else 'new'}"
-                meter = measure(shards, recipe, models, device, folder, old_way)
-                if number:  # the first round compiles kernels and runs the networks
-                    meters[old_way].append(meter)
+            for slow in (False, True) if number % 2 else (True, False):
+                folder = scratch / f"{number}-{slow}"
+                meter = measure(shards, recipe, models, device, folder, slow)
+                if number:  # the first round compiles kernels
+                    meters[slow].append(meter)
     pairs = sum(pq.read_metadata(path).num_rows for path in (folder / "scores").iterdir())
-    found = report(meters[False], meters[True], pairs)
-    print_report(found)
+    found = figures(meters[False], meters[True], pairs)
+    print_figures(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.new_parser(__doc__, rounds=5)
     parser.add_argument("--data", nargs="+", metavar="INPUT", help="tars, tables, folders, globs (default: the demo's)")
-    parser.add_argument("--recipe", default="embedded", metavar="NAME|FILE", help="default: embedded")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
-    options = parser.parse_args(arguments)
-    return in_scratch("host", partial(run, options))
+    return harness.main(compare, parser.parse_args(arguments), ("pillow", "opencc", "xxhash"))
 
 
 if __name__ == "__main__":

@@ -102,8 +102,7 @@ def test_cuml_finds_the_topics(gpu: Device) -> None:
 
 def test_near_duplicate_groups_equal_the_cpus(gpu: Device, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also at the threshold, with half precision, large tiles and page-locked memory."""
-    block = np.empty((30_000, 256), np.float16)
-    planted(len(block), 1, None, block)
+    block = planted(device, 30_000, 256, seed=1)
     expected = chains(Features(device, [block]), 0.1)
     assert (chains(Features(gpu, [block]), 0.1) == expected).all()
     nearest = nearest_rows(Features(device, [block[:9000]]), Features(device, [block[9000:]]), 0.1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from danqing.profiling.bench.gpu.__main__ import STEPS
+from danqing.profiling.bench.gpu.__main__ import figures
 from danqing.profiling.bench.gpu.material import SMALL, Job, export_tower
 
 
@@ -22,9 +22,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def measured(step: str, job: Job) -> dict[str, float | str]:
-    figures = list(STEPS[step].measure(job))
-    assert all(figure.text for figure in figures)
-    return {figure.name: figure.value for figure in figures}
+    found = list(figures(step, job))
+    assert all(figure.text for figure in found)
+    return {figure.name: figure.value for figure in found}
 
 
 def rates(found: dict[str, float | str]) -> list[float]:

@@ -6,72 +6,63 @@
 
 Steps: kernels (parity with the CPU, captions a second), neighbours (near-duplicates beside FAISS), pictures (decode,
 resize), networks (an image tower of random weights in every runtime that is installed), end-to-end (shards to scores),
-tables (SELECT, captions of a cuDF column). If a step fails or runs out of time, the others still run; the exit
-status is then 1.
+tables (SELECT, captions of a cuDF column). Each is a process; if one fails or runs out of time, the others still run,
+and the exit status is 1. The tower is exported in the background while the first steps run.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
-from importlib import import_module
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from pkgutil import resolve_name
+from typing import Any
 
-from rich.console import Console
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
-from danqing.profiling.bench import in_scratch, machine
-from danqing.profiling.bench.gpu.figures import Figure, Result, to_table
-from danqing.profiling.bench.gpu.material import SMALL, Job, export_tower, link_cache
+from danqing.engine.core.files import write_json
+from danqing.profiling.bench import harness
+from danqing.profiling.bench.gpu.material import SMALL, Figure, Job, export_tower, link_cache
 
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tensorrt-cu13", "torch", "nvidia-nvimgcodec-cu13", "nvidia-dali-cuda130",
             "cupy-cuda13x", "numba-cuda", "cudf-cu13", "faiss-gpu", "faiss-gpu-cuvs")  # fmt: skip
 TOWER = "tower"
-
-
-class Step(NamedTuple):
-    """A step: its module in this package, and its time limit on a GPU."""
-
-    module: str
-    limit_seconds: float
-
-    @property
-    def measure(self) -> Callable[[Job], Iterator[Figure]]:
-        return import_module(f"danqing.profiling.bench.gpu.{self.module}").measure
-
-
 STEPS = {
-    "kernels": Step("kernels", 100),
-    "neighbours": Step("neighbours", 60),
-    "pictures": Step("pictures", 60),
-    "networks": Step("networks", 180),
-    "end-to-end": Step("end_to_end", 180),
-    "tables": Step("tables", 60),
+    "kernels": ("columns:measure_kernels", 100),
+    "neighbours": ("columns:measure_neighbours", 60),
+    "pictures": ("pictures:measure", 60),
+    "networks": ("tower:measure_networks", 180),
+    "end-to-end": ("tower:measure_end_to_end", 180),
+    "tables": ("columns:measure_tables", 60),
 }
+"""Name → the function of this package that yields its figures, and its time limit on a GPU in seconds."""
 
-console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+def figures(step: str, job: Job) -> Iterator[Figure]:
+    """Runs a step in this process."""
+    found: Iterator[Figure] = resolve_name(f"danqing.profiling.bench.gpu.{STEPS[step][0]}")(job)
+    return found
 
 
 def main() -> int:
     options = _options()
     if options.one:
-        return _run_one(options)
-    return in_scratch("gpu", partial(_run, options)) or (1 if options.failed else 0)
+        _run_one(options.one[0], _job(options, Path(options.one[1])))
+        return 0
+    return harness.main(_run, options, PACKAGES) or int(options.failed)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m danqing.profiling.bench.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _options() -> Namespace:
+    parser = harness.new_parser(__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"default: all; of {', '.join(STEPS)}")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
     parser.add_argument("--minutes", type=float, default=10, help="time limit of all steps together (default: 10)")
@@ -81,7 +72,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, help="pairs end to end (default: 8,000; on a CPU 32)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep STEP.json of every step there")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep tower and engines there for the next call")
-    parser.add_argument("--one", nargs=2, metavar=("STEP", "SCRATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := [step for step in options.steps if step not in STEPS]:
         parser.error(f"no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
@@ -93,13 +83,12 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _job(options: argparse.Namespace, scratch: Path) -> Job:
-    return Job(
-        options.device, scratch, options.work or scratch, options.tower, options.captions, options.rows, options.pairs
-    )
+def _job(options: Namespace, scratch: Path) -> Job:
+    work = options.work or scratch
+    return Job(options.device, scratch, work, options.tower, options.captions, options.rows, options.pairs)
 
 
-def _run(options: argparse.Namespace, scratch: Path) -> None:
+def _run(options: Namespace, scratch: Path) -> None:
     """Runs every step in a process of its own, and the tower's export at the same time."""
     output, deadline = options.output or scratch / "results", time.monotonic() + 60 * options.minutes
     job = _job(options, scratch)
@@ -112,61 +101,72 @@ def _run(options: argparse.Namespace, scratch: Path) -> None:
         results = []
         for name in options.steps or STEPS:
             left = deadline - time.monotonic()
+            result = _result(name, error="no time left")
             if left > 0:
-                result = _run_step(name, scratch, min(STEPS[name].limit_seconds, left), environment)
-            else:
-                result = Result(name, 0.0, error="no time left")
-            result.write(output)
+                result = _run_step(name, scratch, min(STEPS[name][1], left), environment)
+            write_json(output / f"{name}.json", result)
             results.append(result)
-            console.print(f"{name}: {result.error or 'done'} in {result.seconds:.0f} s", style="dim")
+            harness.console.print(f"{name}: {result['error'] or 'done'} in {result['seconds']:.0f} s", style="dim")
         with suppress(ProcessLookupError):
             tower.kill()
         tower.wait()
-    console.print(to_table(results, bars=options.device != "cpu"))
-    console.print(machine(PACKAGES))
-    options.failed = any(result.error for result in results)
+    harness.console.print(_to_table(results, bars=options.device != "cpu"))
+    options.failed = any(result["error"] for result in results)
+
+
+def _result(step: str, seconds: float = 0.0, figures: Sequence[Figure] = (), error: str = "") -> dict[str, Any]:
+    """A step's result as its JSON file has it; `error`: why it ended early."""
+    return {"step": step, "seconds": seconds, "figures": list(map(asdict, figures)), "error": error}
+
+
+def _to_table(results: Iterable[dict[str, Any]], bars: bool) -> Table:
+    """A table of all steps, one row per figure; with the bars, which are those of a GPU, or without."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("step", "figure", "value", "unit", "bar"):
+        table.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
+    for result in results:
+        name = f"{result['step']} ({result['seconds']:.0f} s)"
+        for figure in (Figure(**fields) for fields in result["figures"]):
+            table.add_row(name, figure.name, escape(figure.text), figure.unit, figure.bar if bars else "")
+            name = ""
+        if result["error"]:
+            table.add_row(name, escape(result["error"]), "failed", "", "", style="red")
+        table.add_section()
+    return table
 
 
 def _command(step: str, scratch: Path) -> list[str]:
     return [sys.executable, "-m", "danqing.profiling.bench.gpu", *sys.argv[1:], "--one", step, str(scratch)]
 
 
-def _run_step(name: str, scratch: Path, limit: float, environment: dict[str, str]) -> Result:
-    started, log = time.monotonic(), scratch / f"{name}.log"
-    try:
-        with log.open("wb") as file:
-            status = subprocess.run(
-                _command(name, scratch), stdout=file, stderr=file, timeout=limit, env=environment
-            ).returncode
-    except subprocess.TimeoutExpired:
-        status = None
+def _run_step(name: str, scratch: Path, limit: float, environment: dict[str, str]) -> dict[str, Any]:
+    started, log, written = time.monotonic(), scratch / f"{name}.log", scratch / f"{name}.json"
+    command, status = _command(name, scratch), None
+    with log.open("wb") as file, suppress(subprocess.TimeoutExpired):
+        status = subprocess.run(command, stdout=file, stderr=file, timeout=limit, env=environment).returncode
     seconds = time.monotonic() - started
-    found = Result.read(scratch, name)
+    found = json.loads(written.read_text(encoding="utf-8")) if written.exists() else _result(name)
     if status == 0:
         return found
     if status is None:
-        return replace(found, seconds=seconds, error=f"stopped after {limit:.0f} s, its limit")
+        return found | {"seconds": seconds, "error": f"stopped after {limit:.0f} s, its limit"}
     last_output = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-600:]
-    return replace(found, seconds=seconds, error=f"ended with {status}: {last_output}")
+    return found | {"seconds": seconds, "error": f"ended with {status}: {last_output}"}
 
 
-def _run_one(options: argparse.Namespace) -> int:
+def _run_one(step: str, job: Job) -> None:
     """Runs one step, or the tower's export, in this process."""
-    step, scratch = options.one[0], Path(options.one[1])
-    job, started = _job(options, scratch), time.monotonic()
-    if step != TOWER:
-        result = Result(step, 0.0)
-        for figure in STEPS[step].measure(job):  # written one by one, so that a later failure loses none
-            seconds = round(time.monotonic() - started, 1)
-            result = Result(step, seconds, (*result.figures, figure))
-            result.write(scratch)
-        return 0
-    try:
-        export_tower(job)
-    except BaseException:
-        (job.work / "tower.failed").touch()
-        raise
-    return 0
+    started, found = time.monotonic(), []
+    if step == TOWER:
+        try:
+            export_tower(job)
+        except BaseException:
+            (job.work / "tower.failed").touch()
+            raise
+        return
+    for figure in figures(step, job):  # written one by one, so that a later failure loses none
+        found.append(figure)
+        write_json(job.scratch / f"{step}.json", _result(step, round(time.monotonic() - started, 1), found))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Inputs of the steps: pictures, captions, vectors with planted neighbours, a tower of random weights."""
+"""Shared by the steps: settings, figures, `rate`, and inputs (pictures, captions, an image tower)."""
 
 from __future__ import annotations
 
 import io
 import random
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-import numpy as np
 import yaml
 from PIL import Image
 
@@ -20,16 +20,12 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import write_json
 from danqing.profiling.bench.crawl import chinese_lines
-from danqing.profiling.bench.duplicates import grouped
+from danqing.profiling.bench.harness import SEED
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.package_files import cache_folder
 from danqing.trt_models.store import model_folder
 
-SEED, SIDE, QUALITY = 20260122, 512, 90
-"""Of random numbers; of the JPEG files: pixels a side, and quality."""
-DISTINCT_CAPTIONS = 4096
-PLANTED_ROWS = 1 << 17
-"""Rows of planted vectors made at a time."""
+JPEG_SIDE, JPEG_QUALITY, DISTINCT_JPEGS, DISTINCT_CAPTIONS = 512, 90, 512, 4096
 SMALL = "small"
 """A tower of two layers, to try the steps on a CPU."""
 SMALL_CARD = {
@@ -41,6 +37,29 @@ SMALL_CARD = {
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One measured value.
+
+    Attributes:
+        value: the figure; a string says why there is none.
+        unit: of the value, `1/s` for instance.
+        bar: the figure to compare with, in words: a peer's published figure or a goal of ours.
+    """
+
+    name: str
+    value: float | str
+    unit: str = ""
+    bar: str = ""
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.value, str):
+            return self.value
+        digits = 0 if abs(self.value) >= 100 or self.value == int(self.value) else 3 if abs(self.value) >= 0.1 else 6
+        return f"{self.value:,.{digits}f}"
+
+
+@dataclass(frozen=True)
 class Job:
     """Settings of a step.
 
@@ -48,7 +67,7 @@ class Job:
         device: `cuda`, `cuda:N` or `cpu`.
         scratch: folder that the steps of this run share.
         work: folder of the tower and its engines, which later runs may use again.
-        tower: name of an image tower of `profiling.bench.export_parity`, or `small`.
+        tower: name in `published.TOWERS`, or `small`.
         captions: Parquet with a column `text`; None: the demo's captions.
         rows: captions and vectors in the measured columns.
         pairs: pairs of the end-to-end run.
@@ -64,11 +83,31 @@ class Job:
 
     @property
     def card(self) -> Card:
-        return load_card(str(self.card_name))
+        return load_card(self.card_name)
 
     @property
     def card_name(self) -> str:
         return str(self.work / "small-image.yaml") if self.tower == SMALL else f"{self.tower}-image"
+
+
+def rate(work: Callable[[], object], count: int, device: Device, seconds: float = 0.5, repeats: int = 3) -> float:
+    """Items a second: the median of the runs of `work`, after one that warms up.
+
+    Args:
+        count: items that one run processes.
+        device: the device to wait for after each run.
+        seconds: least time of all runs together.
+        repeats: least number of runs.
+    """
+    work()
+    device.wait()
+    taken: list[float] = []
+    while len(taken) < repeats or sum(taken) < seconds:
+        started = time.perf_counter()
+        work()
+        device.wait()
+        taken.append(time.perf_counter() - started)
+    return count / median(taken)
 
 
 def demo_photographs() -> list[Path]:
@@ -85,8 +124,8 @@ def jpegs(count: int) -> list[bytes]:
         picture = photographs[number % len(photographs)]
         side = chance.randint(min(picture.size) // 2, min(picture.size))
         left, top = chance.randint(0, picture.width - side), chance.randint(0, picture.height - side)
-        buffer = io.BytesIO()
-        picture.resize((SIDE, SIDE), box=(left, top, left + side, top + side)).save(buffer, "JPEG", quality=QUALITY)
+        resized = picture.resize((JPEG_SIDE, JPEG_SIDE), box=(left, top, left + side, top + side))
+        resized.save(buffer := io.BytesIO(), "JPEG", quality=JPEG_QUALITY)
         return buffer.getvalue()
 
     with ThreadPoolExecutor() as pool:
@@ -96,31 +135,6 @@ def jpegs(count: int) -> list[bytes]:
 def captions(path: Path | None, count: int) -> list[str]:
     """Chinese captions of 8 to 40 words, in a cycle of at most 4,096 distinct ones."""
     return list(islice(cycle(chinese_lines(path, min(count, DISTINCT_CAPTIONS))), count))
-
-
-def planted_on(device: Device, rows: int, dimension: int) -> Any:
-    """Makes unit vectors on the device: 30 % of the rows in groups within a cosine distance of 0.1, the rest noise.
-
-    Returns:
-        float16 (rows, dimension), on the device.
-    """
-    xp = device.xp
-    centre_of, groups = grouped(rows, np.random.default_rng(SEED))
-    chance = xp.random.default_rng(SEED)
-    centres = _unit(xp, chance.standard_normal((groups, dimension), dtype=np.float32))
-    out = xp.empty((rows, dimension), np.float16)
-    for start in range(0, rows, PLANTED_ROWS):
-        part = device.up(centre_of[start : start + PLANTED_ROWS])
-        noise = _unit(xp, chance.standard_normal((len(part), dimension), dtype=np.float32))
-        reach = 0.05 + 0.15 * chance.random((len(part), 1), dtype=np.float32)
-        near = _unit(xp, centres[part] + reach * noise)
-        out[start : start + PLANTED_ROWS] = xp.where(part[:, None] >= 0, near, noise)
-    device.wait()
-    return out
-
-
-def _unit(xp: Any, vectors: Any) -> Any:
-    return vectors / xp.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def link_cache(work: Path) -> Path:
@@ -141,25 +155,24 @@ def export_tower(job: Job) -> None:
     """Exports the tower with random weights, unless `tower.json` in the work folder shows that it is there."""
     import torch
 
-    from danqing.profiling.bench.export_parity import MODELS, SPREAD, build_chinese_clip, vision
-    from danqing.profiling.bench.published import mend_torchvision, randomised, save
+    from danqing.profiling.bench import published
     from danqing.trt_models.export.from_checkpoint import export
 
     if (job.work / "tower.json").exists():
         return
     started = time.monotonic()
-    mend_torchvision()
+    published.mend_torchvision()
     torch.manual_seed(SEED)
     if job.tower == SMALL:
         Path(job.card_name).write_text(yaml.safe_dump(SMALL_CARD), encoding="utf-8")
         text = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
                 "intermediate_size": 64, "pad_token_id": 0}  # fmt: skip
-        model = build_chinese_clip(text, vision(128, 2, 2, 224, 32), 64)
+        model = published.build_chinese_clip(text, published.vision(128, 2, 2, 224, 32), 64)
     else:
-        model = MODELS[job.tower]()
+        model = published.TOWERS[job.tower]()
     if model_folder(job.card).is_symlink():  # the user's own model of that name, which stays as it is
         model_folder(job.card).unlink()
-    export(job.card, save(randomised(model, spread=SPREAD), job.work / "checkpoint"))
+    export(job.card, published.save(published.randomised(model, spread=published.SPREAD), job.work / "checkpoint"))
     write_json(job.work / "tower.json", {"seconds": round(time.monotonic() - started, 1)})
 
 
@@ -171,6 +184,6 @@ def wait_for_tower(job: Job) -> None:
     """
     while not (job.work / "tower.json").exists():
         if (job.work / "tower.failed").exists():
-            said = (job.work / "tower.log").read_text(encoding="utf-8", errors="replace")
-            raise DanqingError(f"the tower {job.tower} was not exported: {said[-1500:]}")
+            log = (job.work / "tower.log").read_text(encoding="utf-8", errors="replace")
+            raise DanqingError(f"the tower {job.tower} was not exported: {log[-1500:]}")
         time.sleep(0.2)

@@ -15,18 +15,17 @@ from danqing.engine.stages.decode import Decode, open_decoder
 from danqing.engine.stages.header import Header
 from danqing.engine.stages.pixels import PixelStatistics
 from danqing.engine.stages.resize import Resizer, chosen_resizer, open_resizer
-from danqing.profiling.bench.gpu.figures import Figure, rate
-from danqing.profiling.bench.gpu.material import SIDE, Job, jpegs
+from danqing.profiling.bench.gpu.material import DISTINCT_JPEGS, JPEG_SIDE, Figure, Job, jpegs, rate
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
 
-DISTINCT, BATCH = 512, 256
+BATCH = 256
 INPUTS = [ImageInput(224, 224, "stretch", "cubic"), ImageInput(224, 256)]
 """Chinese-CLIP's input and a classifier's."""
 
 
 def measure(job: Job) -> Iterator[Figure]:
-    files = jpegs(min(DISTINCT, job.pairs))
+    files = jpegs(min(DISTINCT_JPEGS, job.pairs))
     with open_device(job.device) as device, open_device() as host:
         context = Context(device, ModelSet({}), frozenset())
         decoder, size = open_decoder(device), min(BATCH, len(files))
@@ -53,7 +52,7 @@ def measure(job: Job) -> Iterator[Figure]:
                 device.wait()
 
         kilobytes = sum(map(len, files)) / len(files) / 1000
-        yield Figure(f"JPEG {SIDE} × {SIDE}, mean size", kilobytes, "kB")
+        yield Figure(f"JPEG {JPEG_SIDE} × {JPEG_SIDE}, mean size", kilobytes, "kB")
         yield Figure("pictures decoded, codec alone", rate(decode, count, device), "1/s")
         for name, resizer in resizers.items():
             speed = rate(partial(resizer, decoded), size, device)

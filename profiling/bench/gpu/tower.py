@@ -1,24 +1,34 @@
-"""Measures the image tower in every installed runtime: pictures a second, parity, share of the chip's peak."""
+"""Measures an image tower: in every installed runtime, and in a run from shards to scores, all stages at once."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from itertools import cycle, islice
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+import yaml
 
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
-from danqing.profiling.bench.gpu.figures import Figure, rate
-from danqing.profiling.bench.gpu.material import SEED, Job, wait_for_tower
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.sources import Sample
+from danqing.profiling.bench.crawl import write_shards
+from danqing.profiling.bench.duplicates import WITHIN
+from danqing.profiling.bench.gpu.material import DISTINCT_JPEGS, Figure, Job, captions, jpegs, rate, wait_for_tower
+from danqing.profiling.bench.harness import SEED
 from danqing.profiling.parity import similarity
+from danqing.profiling.profile import Profile
+from danqing.profiling.profiler import profile
 from danqing.trt_models.card import Card
 from danqing.trt_models.compile.compilers import compile_engine
 from danqing.trt_models.engines import Engine, Engines, open_model
+from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.runtimes import RUNTIMES
 from danqing.trt_models.store import onnx_path
 
@@ -26,9 +36,12 @@ BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 64}, 0.999
 ON_CPU = {"onnxruntime": "int8", "torch": "bf16"}
 """Runtime → precision of its engine for a CPU; on a GPU it is fp16."""
 BAR = "≥ 1,125: ten times NeMo Curator's nightly floor for a GPU"
+SHARD_PAIRS = 1000
+SWITCH_SECONDS = 0.0005
+"""Python's switch interval in one of the runs; its default is 0.005. A thread that feeds the GPU waits for the lock."""
 
 
-def measure(job: Job) -> Iterator[Figure]:
+def measure_networks(job: Job) -> Iterator[Figure]:
     wait_for_tower(job)
     card = job.card
     with open_device(job.device) as device:
@@ -107,12 +120,63 @@ def flops(path: Path) -> float:
     infos = (*inferred.value_info, *inferred.input, *inferred.output)
     shapes = {info.name: [side.dim_value for side in info.type.tensor_type.shape.dim] for info in infos}
     shapes |= {weight.name: list(weight.dims) for weight in inferred.initializer}
-    return float(sum(_operations(node, shapes) for node in inferred.node))
+    total = 0
+    for node in inferred.node:
+        if node.op_type in ("MatMul", "Gemm"):
+            total += 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+        elif node.op_type == "Conv":
+            total += 2 * prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
+    return float(total)
 
 
-def _operations(node: Any, shapes: Mapping[str, list[int]]) -> int:
-    if node.op_type in ("MatMul", "Gemm"):
-        return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
-    if node.op_type == "Conv":
-        return 2 * prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
-    return 0
+def measure_end_to_end(job: Job) -> Iterator[Figure]:
+    files = jpegs(min(DISTINCT_JPEGS, job.pairs))
+    lines = captions(job.captions, job.pairs)
+    pairs = [Sample("", image, "jpg", line) for image, line in zip(islice(cycle(files), job.pairs), lines, strict=True)]
+    shards = write_shards(pairs, job.scratch / "crawl", max(job.pairs // SHARD_PAIRS, 1))
+    recipe, settings = _recipe(job), Settings(score_everything=True, device=job.device)
+
+    def score(engine: Engine | None) -> Profile:
+        models = ModelSet(recipe.models, {"image_embedding": engine})
+        return profile(map(str, shards), job.scratch / "profile", recipe, settings, models)
+
+    wait_for_tower(job)
+    engines: list[Engine | None] = [None]
+    if job.device != "cpu":
+        with open_device(job.device) as device:
+            engines = [engine for _, engine in _engines(job.card, device) if isinstance(engine, Engine)] or engines
+    yield Figure("pairs of 512 × 512 in a run", job.pairs)
+    for engine in engines:
+        found = score(engine)
+        name = f"{job.tower}, {engine.runtime} {engine.precision}" if engine else f"{job.tower}, onnxruntime fp32"
+        yield Figure(name, found.pairs / found.seconds, "pairs/s", "≥ 1,125")
+        yield Figure(f"{name}: end to end ÷ slowest stage alone", found.efficiency or 0.0, "", "≥ 0.95")
+    for way, copied, bar in zip(("up", "down"), found.copied, ("", "≤ 4,096"), strict=True):
+        yield Figure(f"bytes {way}", copied, "B/pair", bar)
+    yield Figure("cores busy", found.cores_busy)
+    for stage in found.stages:
+        if stage.limit:
+            yield Figure(f"{stage.stage}, its codec or network alone", stage.limit, "pairs/s")
+        yield Figure(f"{stage.stage}, stage alone", stage.rate, "pairs/s")
+    yield Figure("verdict", found.verdict)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        found = score(engines[-1])
+    finally:
+        sys.setswitchinterval(usual)
+    yield Figure(f"{name}, threads switch every 0.5 ms", found.pairs / found.seconds, "pairs/s")
+
+
+def _recipe(job: Job) -> Recipe:
+    """A recipe that needs text measures, pixel statistics and the tower's features."""
+    models = load_recipe("embedded").models
+    criteria = {
+        "unsafe_text": {"min": 0}, "words": {"min": 0}, "unsafe_caption": {"min": 0}, "decodable": {"min": 1},
+        "laplacian_variance": {"min": 0}, "redundancy": {"within": WITHIN},
+    }  # fmt: skip
+    lists = {role: models[role] for role in ("text_safety", "caption_safety")}
+    content = {"recipe": "gpu", "models": {**lists, "image_embedding": job.card_name}, "criteria": criteria}
+    path = Path(job.scratch) / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return load_recipe(path)

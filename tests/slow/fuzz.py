@@ -1,21 +1,19 @@
-"""Mutated pictures through the picture stages: does a broken file ever cost more than its own row?
+"""Runs mutated pictures through the picture stages: a broken file must not cost more than its own row.
 
-    python -m danqing.profiling.bench.fuzz --data 'photos/*.tar' --files 20000
+    pytest tests/slow/fuzz.py -s
+    FUZZ_DATA='photos/*.tar' FUZZ_FILES=100000 FUZZ_SEED=2 pytest tests/slow/fuzz.py -s
 
-Real files of every format are cut, spliced, flipped and overwritten, and go through header, decode, statistics and
-resizing in batches, a sound picture at every eighth place. Counted: batches that raise, batches that kill the process
-(each runs in a child, which is replaced if it dies), sound pictures whose figures change, and pictures that fail
-without a reason in words.
+Files of every format (default: 20,000, from the demo's photographs) are cut, spliced, flipped and overwritten, and go
+through header, decode, statistics and resizing in batches, with a sound picture at every eighth place. It counts
+batches that raise, batches that kill the process (each runs in a child, which is replaced), sound pictures whose
+figures change, and pictures that fail without a message.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import random
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -34,10 +32,12 @@ from danqing.engine.stages.decode import Decode
 from danqing.engine.stages.header import Header
 from danqing.engine.stages.pixels import PixelStatistics
 from danqing.engine.stages.resize import open_resizer
+from danqing.profiling.bench.gpu.material import demo_photographs
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
 
-BATCH, SOUND_EVERY = 64, 8
+DATA, FILES, SEED = (os.environ.get(f"FUZZ_{name}", "") for name in ("DATA", "FILES", "SEED"))
+BATCH, SOUND_EVERY, SOURCES = 64, 8, 120
 FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("BMP", {}),
     ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("JPEG2000", {}), ("GIF", {}), ("PPM", {}),
@@ -45,10 +45,13 @@ FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
 INPUTS = [ImageInput(224, 256)]
 
 
-def seeds(data: Sequence[str], count: int) -> list[bytes]:
+def sources(count: int) -> list[bytes]:
     """Photographs as they are, and small ones in every format."""
-    samples = (sample for shard in find_shards(data) for sample in open_shard(shard, Layout()))
-    photos = [sample.image for sample in samples if sample.image]
+    if DATA:
+        samples = (sample for shard in find_shards([DATA]) for sample in open_shard(shard, Layout()))
+        photos = [sample.image for sample in samples if sample.image]
+    else:
+        photos = [path.read_bytes() for path in demo_photographs()]
     out = photos[:count]
     for number, photo in enumerate(photos[:count]):
         form, options = FORMS[number % len(FORMS)]
@@ -61,7 +64,7 @@ def seeds(data: Sequence[str], count: int) -> list[bytes]:
 
 
 def mutated(data: bytes, chance: random.Random, others: Sequence[bytes]) -> bytes:
-    """One file, broken in one to four ways; half of the breaks fall into the first 200 bytes, where headers are."""
+    """Breaks a file in one to four places, half of them in the first 200 bytes, where headers are."""
     out = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(min(len(out), 200) if chance.random() < 0.5 else len(out)) if out else 0
@@ -83,13 +86,13 @@ def mutated(data: bytes, chance: random.Random, others: Sequence[bytes]) -> byte
     return bytes(out)
 
 
-def hush() -> None:
+def discard_stderr() -> None:
     """Codecs print a line for every broken file."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def judge(files: list[bytes]) -> tuple[list[tuple[float, ...]], list[str | None]]:
-    """The figures and the error of each file; NaN where it has none."""
+    """Runs the picture stages; returns each file's figures, NaN where it has none, and its error."""
     with open_device(threads=1) as device:
         context = Context(device, ModelSet({}), frozenset(), max_pixels=50_000_000)
         batch = Batch({"row": np.arange(len(files)), "image": files, "error": [None] * len(files)})
@@ -109,26 +112,23 @@ def judge(files: list[bytes]) -> tuple[list[tuple[float, ...]], list[str | None]
     return figures, errors
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True, metavar="INPUT", help="shards with pictures")
-    parser.add_argument("--files", type=int, default=20_000, help="mutated files (default: 20000)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    chance = random.Random(options.seed)
-    sources = seeds(options.data, 120)
-    sound = sources[: BATCH // SOUND_EVERY]
+def test_a_broken_picture_costs_only_its_own_row() -> None:
+    chance, files_wanted = random.Random(int(SEED or 0)), int(FILES or 20_000)
+    originals = sources(SOURCES)
+    sound = originals[: BATCH // SOUND_EVERY]
     expected, _ = judge(sound)
 
     def pool() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, get_context("spawn"), hush)
+        return ProcessPoolExecutor(1, get_context("spawn"), discard_stderr)
 
-    counts: Counter[str] = Counter()
-    started, worker = time.perf_counter(), pool()
-    while counts["files"] < options.files:
+    bad = ("batches that killed the process", "batches that raised", "sound pictures that changed",
+           "refused without a reason")  # fmt: skip
+    counts: Counter[str] = Counter(dict.fromkeys(("files", *bad), 0))
+    worker = pool()
+    while counts["files"] < files_wanted:
         places = [place // SOUND_EVERY if place % SOUND_EVERY == 0 else None for place in range(BATCH)]
         files = [
-            mutated(chance.choice(sources), chance, sources) if place is None else sound[place] for place in places
+            mutated(chance.choice(originals), chance, originals) if place is None else sound[place] for place in places
         ]
         counts["files"] += places.count(None)
         try:
@@ -139,7 +139,7 @@ def main() -> int:
             continue
         except Exception as problem:
             counts["batches that raised"] += 1
-            print(f"raised: {problem!r}", file=sys.stderr)
+            print(f"raised: {problem!r}")
             continue
         for place, figure, error in zip(places, figures, errors, strict=True):
             if place is not None:
@@ -151,15 +151,5 @@ def main() -> int:
                 counts["refused with a reason"] += 1
                 counts["refused without a reason"] += not error.strip(": ")
     worker.shutdown()
-    for name in ("batches that killed the process", "batches that raised", "sound pictures that changed",
-                 "refused without a reason"):  # fmt: skip
-        counts.setdefault(name, 0)
-    for name, count in counts.items():
-        print(f"{count:8,}  {name}")
-    print(f"{time.perf_counter() - started:8,.1f}  seconds")
-    bad = ("batches that killed the process", "batches that raised", "sound pictures that changed")
-    return 1 if any(counts[name] for name in bad) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(*(f"{count:8,}  {name}" for name, count in counts.items()), sep="\n")
+    assert not any(counts[name] for name in bad)

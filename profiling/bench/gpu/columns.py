@@ -1,0 +1,149 @@
+"""Measures the kernels for captions and pixels, near-duplicate search and SELECT: parity with the CPU, and rates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.sets import chains
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.select.frames import measure_captions
+from danqing.engine.select.selection import select
+from danqing.engine.stages.base import Context
+from danqing.engine.stages.decode import open_decoder
+from danqing.engine.stages.text import clean
+from danqing.kernels.pictures.pixels import pixel_statistics
+from danqing.kernels.text.strings import Strings
+from danqing.profiling.bench.duplicates import DIMENSION, WITHIN, planted
+from danqing.profiling.bench.gpu.material import Figure, Job, captions, demo_photographs, rate
+from danqing.profiling.bench.harness import SEED
+from danqing.trt_models.model_set import ModelSet
+
+NEAREST, QUERIES, UPLOADED = 64, 16_384, 100_000
+BAR = "≥ 90,000: NeMo Curator's semantic deduplication, a GPU of eight H100s"
+WARM_UP_ROWS = 64
+LEFT_OUT = ("blocked_source", "unknown_tokens")
+"""Criteria that need a list of the user, or the text tower."""
+
+
+def measure_kernels(job: Job) -> Iterator[Figure]:
+    lines = captions(job.captions, min(job.rows, 20_000))
+    photos = [path.read_bytes() for path in demo_photographs()]
+    with open_device(job.device) as device, open_device() as host:
+        started = time.perf_counter()
+        measure_captions(lines[:64], device)
+        first = time.perf_counter() - started
+        pixels = [picture for picture in open_decoder(host).decode(photos) if picture is not None]
+        there = [device.up(picture) for picture in pixels]
+        column = pa.array(captions(job.captions, job.rows), pa.large_string())
+        yield Figure("first launch of the text kernels", first, "s")
+        yield Figure("captions whose measures differ from the CPU's", _unequal_measures(lines, device, host), "rows")
+        cleaned = zip(*(clean(_context(where), lines) for where in (device, host)), strict=True)
+        yield Figure("captions whose cleaned text differs", sum(a != b for a, b in cleaned), "rows")
+        ours, theirs = (_classes(lines, where) for where in (device, host))
+        yield Figure("captions whose classification differs", int((ours != theirs).sum()), "rows")
+        found, expected = device.down(pixel_statistics(device, there)), pixel_statistics(host, pixels)
+        difference = float(np.max(np.abs(found - expected) / np.maximum(np.abs(expected), 1e-12)))
+        yield Figure("pixel statistics, largest relative difference", difference)
+        vectors = planted(device, min(job.rows, 30_000), 256, SEED)
+        ours = chains(Features(device, [vectors]), WITHIN)
+        theirs = chains(Features(host, [device.down(vectors)]), WITHIN)
+        yield Figure("rows whose near-duplicate group differs", int((ours != theirs).sum()), "rows")
+        speed = rate(lambda: measure_captions(column, device), job.rows, device)
+        yield Figure(f"captions, column of {job.rows:,} with its upload", speed, "1/s", "about 100,000 a core of a CPU")
+        yield Figure("pixel statistics", rate(lambda: pixel_statistics(device, there), len(there), device), "1/s")
+
+
+def _unequal_measures(lines: list[str], device: Device, host: Device) -> int:
+    """Number of rows of which some measure differs by more than 1e-5 of its value."""
+    wrong = np.zeros(len(lines), bool)
+    expected = measure_captions(lines, host)
+    for name, column in measure_captions(lines, device).items():
+        wrong |= ~np.isclose(device.down(column), expected[name], rtol=1e-5, atol=1e-6, equal_nan=True)
+    return int(wrong.sum())
+
+
+def _context(device: Device) -> Context:
+    return Context(device, ModelSet(load_recipe("embedded").models), frozenset())
+
+
+def _classes(lines: list[str], device: Device) -> Any:
+    classify = _context(device).models.text_classifier("caption_safety", device)
+    return device.down(classify(Strings.of(lines).on(device)))
+
+
+def measure_neighbours(job: Job) -> Iterator[Figure]:
+    """Yields figures of near-duplicate search over vectors that are already on the device, and of FAISS."""
+    with open_device(job.device) as device:
+        vectors = planted(device, job.rows, DIMENSION, SEED)
+        chains(Features(device, [vectors[:9000]]), WITHIN)  # compiles the kernels
+        started = time.perf_counter()
+        labels = chains(Features(device, [vectors]), WITHIN)
+        seconds = time.perf_counter() - started
+        groups, uploaded = len(np.unique(labels)), min(job.rows, UPLOADED)
+        started = time.perf_counter()
+        device.up(np.zeros((uploaded, DIMENSION), np.float16))
+        device.wait()
+        upload = time.perf_counter() - started
+        yield Figure(f"exact groups of {job.rows:,} × {DIMENSION}, tiles", job.rows / seconds, "rows/s", BAR)
+        yield Figure("groups found", groups)
+        yield Figure("upload of the vectors", uploaded / upload, "rows/s")
+        with suppress(ImportError):
+            name = f"FAISS flat, the {NEAREST} nearest of {min(QUERIES, job.rows):,} rows"
+            yield Figure(name, _faiss_rate(device, vectors), "rows/s", BAR)
+
+
+def _faiss_rate(device: Device, vectors: Any) -> float:
+    """Rows a second for which FAISS finds the nearest neighbours among all; on a GPU its index stores float16."""
+    import faiss
+
+    rows = vectors.astype(np.float32)
+    if device.kind == "cuda":
+        resources, config = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
+        config.useFloat16, config.device = True, device.number
+        index = faiss.GpuIndexFlatIP(resources, DIMENSION, config)
+        device.wait()
+        index.add_ex(len(rows), faiss.cast_integer_to_void_ptr(rows.data.ptr), faiss.Float32)
+        queries = device.down(rows[:QUERIES])
+    else:
+        index, queries = faiss.IndexFlatIP(DIMENSION), rows[:QUERIES]
+        index.add(rows)
+    index.search(queries[:256], NEAREST)
+    started = time.perf_counter()
+    index.search(queries, NEAREST)
+    return len(queries) / (time.perf_counter() - started)
+
+
+def measure_tables(job: Job) -> Iterator[Figure]:
+    """Yields figures of a cuDF column, measured without a copy, and of SELECT from file to file."""
+    lines = captions(job.captions, job.rows)
+    with open_device(job.device) as device:
+        if device.kind == "cuda":
+            try:
+                import cudf
+
+                column = cudf.Series(pa.array(lines, pa.large_string()))
+                figure = rate(lambda: measure_captions(column, device), job.rows, device)
+                yield Figure(f"captions, cuDF column of {job.rows:,}", figure, "1/s")
+            except ImportError as problem:
+                yield Figure("captions, cuDF column", f"not installed: {problem}")
+    urls = np.char.add("https://example.com/", np.arange(job.rows).astype(str))
+    table, recipe = pa.table({"url": urls, "caption": lines}), load_recipe("embedded")
+    recipe = replace(recipe, criteria=tuple(c for c in recipe.criteria if c.name not in LEFT_OUT))
+    for rows in (min(WARM_UP_ROWS, job.rows), job.rows):
+        path = job.scratch / f"urls-{rows}.parquet"
+        pq.write_table(table.slice(0, rows), path)
+        started = time.perf_counter()
+        select([str(path)], job.scratch / f"selected-{rows}", recipe, settings=Settings(device=job.device))
+        seconds = time.perf_counter() - started
+    yield Figure(f"SELECT of {job.rows:,} rows, Parquet to Parquet", job.rows / seconds, "rows/s")
