@@ -400,13 +400,16 @@ def _print_refused(run: Run) -> None:
 
 
 def decide(options: argparse.Namespace) -> None:
-    from danqing.engine.phases import decide_run
+    from danqing.engine.phases import decide_run, known_columns
     from danqing.engine.recipe.reading import recipe_from_dict
     from danqing.engine.report.terminal import print_funnel
     from danqing.engine.run.folder import Run
 
     run = Run.open(options.run)
-    recipe = _recipe(options) if options.recipe else recipe_from_dict(run.manifest["recipe"], "run.json", options.set)
+    if options.recipe:
+        recipe = _recipe(options)
+    else:
+        recipe = recipe_from_dict(run.manifest["recipe"], "run.json", options.set, known_columns())
     print_funnel(decide_run(run, recipe, options.device, options.threads))
     print(f"Next: danqing write {run.folder}")
 

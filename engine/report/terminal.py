@@ -89,9 +89,11 @@ def print_funnel(funnel: Funnel) -> None:
     table.add_row("", "collected", "", f"{funnel.collected:,}", "", "")
     before = ""
     for line in funnel.lines:
-        group = line.group if line.group != before else ""
-        before = line.group
-        table.add_row(group, line.step, line.told, f"{line.left:,}", f"{line.dropped:,}", f"{line.share:.2%}")
+        section = line.section if line.section != before else ""
+        before = line.section
+        table.add_row(
+            section, line.step, line.measured_rule, f"{line.left:,}", f"{line.dropped:,}", f"{line.share:.2%}"
+        )
     console.print(table)
 
 

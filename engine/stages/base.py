@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import Column
 from danqing.engine.core.device import Device
 from danqing.engine.core.memory import Memory
 from danqing.trt_models.model_set import ModelSet
@@ -34,12 +34,12 @@ class Stage:
     """One step of SCORE.
 
     A row that cannot go on gets its reason, in words, in the batch's `error` column; it leaves the stream after
-    the stage, alone. `produces` maps a column to its Arrow type, or to None if it only travels to later stages.
+    the stage, alone. `produces`: the columns that the stage adds, by name (`engine.core.columns.produced`).
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
-    produces: ClassVar[Mapping[str, pa.DataType | None]]
+    produces: ClassVar[Mapping[str, Column]]
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -11,6 +11,7 @@ from PIL import Image
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
+from danqing.engine.core.columns import produced
 from danqing.engine.core.device import Device
 from danqing.engine.stages.base import Context, Stage
 from danqing.kernels.pictures.resample import CUBIC, LANCZOS, LINEAR, resample
@@ -27,7 +28,7 @@ class Resize(Stage):
 
     name = "resize"
     needs = ("pixels",)
-    produces = {"embedding_input": None, "safety_input": None, "aesthetic_input": None, "hash_input": None}
+    produces = produced("embedding_input", "safety_input", "aesthetic_input", "hash_input")
     ROLES = {
         "embedding_input": "image_embedding",
         "safety_input": "image_safety",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
-
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import produced
 from danqing.engine.stages.network import Network
 
 
@@ -16,7 +15,7 @@ class ImageSafety(Network):
     name = "image safety"
     role = "image_safety"
     needs = ("safety_input",)
-    produces = {"unsafe_image": pa.float32()}
+    produces = produced("unsafe_image")
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return {"pixels": batch["safety_input"]}

@@ -48,17 +48,17 @@ import danqing.engine.stages.embed
 import danqing.engine.stages.header
 import danqing.engine.stages.network
 import danqing.engine.stages.resize
+from danqing.engine.core.columns import FEATURES, SHARD_COLUMNS
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.progress import Silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.demo.crawl import build_crawl
-from danqing.engine.recipe.criteria import FEATURES
 from danqing.engine.recipe.plan import make_plan
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.ledger import Ledger
-from danqing.engine.score.loop import GIVEN, score
+from danqing.engine.score.loop import score
 from danqing.engine.sources import Shard, find_shards
 from danqing.engine.stages import CATALOGUE
 from danqing.kernels.portable import Kernel
@@ -213,7 +213,7 @@ def measure(
     Args:
         old_way: index every tar with `tarfile` and read every header with Pillow.
     """
-    plan, meter, settings = make_plan(recipe, CATALOGUE, GIVEN), Meter(), Settings()
+    plan, meter, settings = make_plan(recipe, CATALOGUE, SHARD_COLUMNS), Meter(), Settings()
     context = settings.context(device, models, plan.wanted)
     run = Run.create_or_resume(folder, list(shards), recipe, settings.layout, {})
     with ExitStack() as patches:

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from danqing.engine.core.spans import Span, Spans
-from danqing.engine.recipe.criteria import Criterion, Redundancy
+from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.profiling.bench.plain_text import Texts
 from danqing.trt_models.card import ImageInput, load_card
@@ -176,8 +176,8 @@ class Script:
     everything: bool
 
     @property
-    def criteria(self) -> list[Criterion]:
-        return [criterion for criterion in self.recipe.criteria if isinstance(criterion, Criterion)]
+    def criteria(self) -> list[Threshold]:
+        return [criterion for criterion in self.recipe.criteria if isinstance(criterion, Threshold)]
 
     def passes(self, pair: Pair) -> bool:
         """No figure that is known so far fails its criterion."""

@@ -21,13 +21,14 @@ from statistics import median
 
 from rich.console import Console
 
+from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.device import open_device
 from danqing.engine.core.progress import Silent
 from danqing.engine.recipe.plan import make_plan
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
-from danqing.engine.score.loop import GIVEN, score
+from danqing.engine.score.loop import score
 from danqing.engine.sources import find_shards
 from danqing.engine.stages import CATALOGUE
 from danqing.profiling.bench import in_scratch, machine
@@ -82,7 +83,7 @@ def compare_cores(bench: Bench, pairs: int, most: int, rounds: int) -> None:
 def compare_profiled(shards: list[Path], scratch: Path, threads: int, rounds: int) -> None:
     """The same scoring with a watch and without, in turn, in this process, which is warm by then."""
     recipe, settings = load_recipe("embedded"), Settings(score_everything=True, threads=threads)
-    plan, found = make_plan(recipe, CATALOGUE, GIVEN), find_shards(map(str, shards))
+    plan, found = make_plan(recipe, CATALOGUE, SHARD_COLUMNS), find_shards(map(str, shards))
     seconds: dict[bool, list[float]] = {False: [], True: []}
     with open_device(threads=threads) as device:
         context = settings.context(device, ModelSet(recipe.models), plan.wanted)

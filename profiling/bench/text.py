@@ -109,7 +109,7 @@ def our_stage(threads: int) -> Work:
     from danqing.engine.stages.text import Caption, Refine
     from danqing.trt_models.model_set import ModelSet
 
-    wanted = frozenset(name for stage in (Caption, Refine) for name, kind in stage.produces.items() if kind)
+    wanted = frozenset(name for stage in (Caption, Refine) for name, column in stage.produces.items() if column.type)
     context = Context(our_device(threads), ModelSet(load_recipe("embedded").models), wanted)
     stages = [Caption(context), Refine(context)]
 

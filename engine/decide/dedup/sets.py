@@ -11,7 +11,7 @@ from danqing.engine.core.progress import Progress
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.lists import join_likely
 from danqing.engine.decide.dedup.neighbours import join_neighbours
-from danqing.engine.decide.dedup.sample import Recall
+from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.components import roots
 from danqing.kernels.neighbours.pairs import distances, nearest_to_sum, sum_members
 

@@ -18,9 +18,9 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.decide.dedup import sets
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.decide.reference import held_against
+from danqing.engine.decide.reference import with_references
 from danqing.engine.phases import curate, decide_run, known_columns, merge_runs, write_run
-from danqing.engine.recipe.criteria import Apart, Redundancy
+from danqing.engine.recipe.criteria import Exclusion, Redundancy
 from danqing.engine.recipe.reading import Recipe, load_recipe, recipe_from_dict
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
@@ -116,13 +116,13 @@ def test_pictures_of_an_evaluation_set_are_kept_out(make_shard: Any, recipe: Rec
 
 
 def test_references_stand_around_the_redundancy_criterion(recipe: Recipe) -> None:
-    held = held_against(recipe, [Path("run")], [Path("x"), Path("y")], None)
+    held = with_references(recipe, [Path("run")], [Path("x"), Path("y")], None)
     names = [c.name for c in held.criteria]
     assert names == ["decodable", "same_bytes", "same_look", "excluded", "excluded_2", "redundancy", "already_kept"]
-    assert {c.within for c in held.criteria if isinstance(c, Apart)} == {0.05}
+    assert {c.within for c in held.criteria if isinstance(c, Exclusion)} == {0.05}
     assert recipe_from_dict(held.to_dict(), "run.json") == held
     with pytest.raises(DanqingError, match="--exclude-within 5: a cosine distance between 0 and 2"):
-        held_against(recipe, [], [Path("x")], 5)
+        with_references(recipe, [], [Path("x")], 5)
 
 
 def test_runs_of_other_models_are_not_compared(make_shard: Any, recipe: Recipe, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_runs_of_other_models_are_not_compared(make_shard: Any, recipe: Recipe, 
     second, _, _ = curate([str(make_shard(members({"a": photo(0)}), "b.tar"))], tmp_path / "second", recipe, Settings())
     first.note("models", image_embedding="another")
     with pytest.raises(DanqingError, match="same image_embedding"):
-        decide_run(second, held_against(recipe, [tmp_path / "first"]))
+        decide_run(second, with_references(recipe, [tmp_path / "first"]))
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_only_like_runs_are_merged(batches: list[Path], recipe: Recipe, tmp_path
     decide_run(Run.open(batches[1]), other)
     with pytest.raises(DanqingError, match=r"redundancy.within: 0.05 there, 0.2 here"):
         merge_runs(batches, tmp_path / "all")
-    with pytest.raises(DanqingError, match="a run that is no merge"):
+    with pytest.raises(DanqingError, match="a run that is not a merge"):
         merge_runs(batches[:1], batches[0])
     run = Run.open(batches[2])
     del run.manifest["decided"]
@@ -220,11 +220,20 @@ def test_only_like_runs_are_merged(batches: list[Path], recipe: Recipe, tmp_path
         ({"within": 9, "column": "perceptual_hash"}, "a number of bits from 0 to 8, not 9"),
         ({"within": 0.5, "column": "perceptual_hash"}, "a number of bits from 0 to 8, not 0.5"),
         ({"within": 0.1, "max_diameter": 3}, "'max_diameter' is a cosine distance between 0 and 2"),
-        ({"within": 0, "column": "sha256", "max_diameter": 0.1}, "a column of other values has none"),
-        ({"max": 1, "column": "width", "keep": "first"}, "without 'within' it is a criterion of one score"),
+        (
+            {"within": 0, "column": "sha256", "max_diameter": 0.1},
+            "'max_diameter' is a distance of features; sha256 has none",
+        ),
+        (
+            {"max": 1, "column": "width", "keep": "first"},
+            "without 'within' it is a threshold of one score, which takes no 'keep'",
+        ),
         ({"within": 0.1, "recall": 1.5}, "'recall' is a share above 0, at most 1, not 1.5"),
-        ({"within": 0, "column": "sha256", "recall": 0.9}, "'recall' is of features"),
+        ({"within": 0, "column": "sha256", "recall": 0.9}, "'recall' is for features"),
         ({"within": 0.1, "not_near": "x", "keep": "first"}, "which takes no 'keep'"),
+        ({"not_near": "x"}, "'not_near' needs 'within'"),
+        ({"within": 0, "column": "pixels"}, "the column 'pixels' is not stored"),
+        ({"within": 0.1, "keep": "highest:language"}, "the column 'language' holds text"),
         ({"within": 0.1, "max": 1}, "'within' makes it a redundancy criterion, which takes no 'max'"),
     ],
 )

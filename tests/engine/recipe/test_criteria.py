@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from danqing.engine.recipe.criteria import Criterion, Interval, Redundancy
+from danqing.engine.recipe.criteria import Interval, Redundancy, Threshold
 
 
 def test_bounds_are_included_or_not() -> None:
@@ -30,9 +30,9 @@ def test_impossible_intervals_are_refused(bounds: dict[str, float]) -> None:
 
 
 def test_rules_read_as_mathematics() -> None:
-    assert Criterion("words", "words", Interval(minimum=5, maximum=60)).rule == "5 ≤ words ≤ 60"
-    assert Criterion("edge", "shortest_edge", Interval(above=100)).rule == "shortest_edge > 100"
-    assert Criterion("stop", "share", Interval(below=1)).rule == "share < 1"
+    assert Threshold("words", "words", Interval(minimum=5, maximum=60)).rule == "5 ≤ words ≤ 60"
+    assert Threshold("edge", "shortest_edge", Interval(above=100)).rule == "shortest_edge > 100"
+    assert Threshold("stop", "share", Interval(below=1)).rule == "share < 1"
 
 
 def test_redundancy_takes_a_cosine_distance() -> None:
