@@ -55,8 +55,8 @@ class Line:
     def from_dict(cls, content: Mapping[str, Any]) -> Line:
         """The inverse of `to_dict`."""
         recall = Recall(**found) if (found := content.get("recall")) else None
-        names = ("criterion", SECTION, "step", "rule", "left", "dropped")
-        return cls(*(content[name] for name in names), recall)
+        values = {name: content[name] for name in ("criterion", "step", "rule", "left", "dropped")}
+        return cls(section=content[SECTION], recall=recall, **values)
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,12 @@ def merge(
     verdicts.dropped_by[alive] = -1
     rows = np.flatnonzero(alive)
     earlier = np.load(output / "chains.npy") if before and before == merged[: len(before)] else None
-    features = scores.features_of(rows, device)
-    chains, recall = find_chains(features, criterion, progress, earlier)
+    chains = find_chains(scores.features_of(rows, device), criterion, progress, earlier)
     with commit(output / "chains.npy") as file:
-        np.save(file, chains)
+        np.save(file, chains.first)
     run.manifest[MERGED] = merged
     run.save()
-    verdicts.enter(last, alive, scores.group_chains(criterion, rows, features, chains, recall, progress))
+    verdicts.enter(last, alive, scores.group_chains(criterion, rows, chains, progress))
     decision = {
         "recipe": recipe.to_dict(),
         "recipe_hash": recipe.hash,

@@ -68,28 +68,16 @@ class Scores:
         if criterion.column != FEATURES:
             return self._group_values(criterion, rows, device)
         features = self.features_of(rows, device)
-        chains, recall = find_chains(features, criterion, progress)
-        return self.group_chains(criterion, rows, features, chains, recall, progress)
+        return self.group_chains(criterion, rows, find_chains(features, criterion, progress), progress)
 
     def group_chains(
-        self,
-        criterion: Redundancy,
-        rows: np.ndarray,
-        features: Features,
-        chains: np.ndarray,
-        recall: Recall | None = None,
-        progress: Progress | None = None,
+        self, criterion: Redundancy, rows: np.ndarray, chains: Chains, progress: Progress | None = None
     ) -> Outcome:
-        """Groups rows whose chains of neighbours are known.
-
-        Args:
-            features: of the rows.
-            chains: see `find_chains`.
-        """
-        centroid = criterion.keep == "centroid"
+        """Groups rows whose chains are known."""
+        features, centroid = chains.features, criterion.keep == "centroid"
         choose = sets.nearest_to_centroid(features) if centroid else self._choice(criterion, rows)
-        found = sets.near_sets(features, criterion.within, choose, criterion.max_diameter, progress, chains)
-        return replace(self._outcome(rows, *found), recall=recall)
+        found = sets.near_sets(features, criterion.within, choose, criterion.max_diameter, progress, chains.first)
+        return replace(self._outcome(rows, *found), recall=chains.recall)
 
     def _group_values(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> Outcome:
         """Groups rows of equal values, or of hashes that differ in a few bits."""
@@ -141,23 +129,35 @@ class Scores:
         )
 
 
+@dataclass(frozen=True)
+class Chains:
+    """Rows chained together by near pairs.
+
+    Attributes:
+        features: of the rows.
+        first: int64 (rows,), the smallest row of each one's chain.
+        recall: measured, if the search may miss pairs.
+    """
+
+    features: Features
+    first: np.ndarray
+    recall: Recall | None = None
+
+
 def find_chains(
     features: Features, criterion: Redundancy, progress: Progress | None = None, earlier: np.ndarray | None = None
-) -> tuple[np.ndarray, Recall | None]:
+) -> Chains:
     """Finds which rows are chained together by near pairs.
 
     Args:
         features: of the rows to compare.
         criterion: its distance and the recall it asks for.
         progress: counts comparisons.
-        earlier: int64, the chains of the first rows, which are not compared with each other again.
-
-    Returns:
-        int64 (rows,), the smallest row of each one's chain; and the measured recall, if the search may miss pairs.
+        earlier: int64, `first` of the first rows, which are not compared with each other again.
     """
     if criterion.recall == 1:
-        return sets.chains(features, criterion.within, progress, earlier), None
-    return sets.likely_chains(features, criterion.within, criterion.recall, progress, earlier)
+        return Chains(features, sets.chains(features, criterion.within, progress, earlier))
+    return Chains(features, *sets.likely_chains(features, criterion.within, criterion.recall, progress, earlier))
 
 
 def read_scores(run: Run, recipe: Recipe) -> Scores:

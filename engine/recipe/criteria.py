@@ -164,16 +164,16 @@ class Criterion(ABC):
 
     marker: ClassVar[str] = ""
     kind: ClassVar[str]
-    keys: ClassVar[Mapping[str, type]]
+    keys: ClassVar[dict[str, type]]
 
     @classmethod
     @abstractmethod
-    def read(cls, name: str, values: Mapping[str, Any], **labels: str) -> Criterion:
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Criterion:
         """Makes the criterion from its line.
 
         Args:
             values: those of `keys` that the line has.
-            labels: `section` and `step`.
+            section, step: see `Criterion`.
 
         Raises:
             ValueError: values that cannot be used; a `FieldError` names the key.
@@ -251,9 +251,9 @@ class Threshold(RowCriterion):
     keys = {"column": str, **dict.fromkeys(BOUNDS, float)}
 
     @classmethod
-    def read(cls, name: str, values: Mapping[str, Any], **labels: str) -> Threshold:
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Threshold:
         interval = Interval(**{BOUNDS[key]: value for key, value in values.items() if key in BOUNDS})
-        return cls(name, values.get("column", name), interval, **labels)
+        return cls(name, values.get("column", name), interval, section=section, step=step)
 
     def to_dict(self) -> dict[str, Any]:
         bounds = {key: getattr(self.interval, attribute) for key, attribute in BOUNDS.items()}
@@ -330,8 +330,8 @@ class Redundancy(Criterion):
             raise FieldError("recall", f"'recall' is for features; the search in {self.column} is always complete")
 
     @classmethod
-    def read(cls, name: str, values: Mapping[str, Any], **labels: str) -> Redundancy:
-        return cls(name, **values, **labels)
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Redundancy:
+        return cls(name, **values, section=section, step=step)
 
     def to_dict(self) -> dict[str, Any]:
         default = Redundancy(self.name, self.within, self.column)
@@ -399,10 +399,10 @@ class Exclusion(Criterion):
         _check_distance("within", self.within)
 
     @classmethod
-    def read(cls, name: str, values: Mapping[str, Any], **labels: str) -> Exclusion:
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Exclusion:
         if "within" not in values:
             raise FieldError("not_near", "'not_near' needs 'within', a cosine distance, for example within: 0.1")
-        return cls(name, values["within"], values["not_near"], **labels)
+        return cls(name, values["within"], values["not_near"], section=section, step=step)
 
     def to_dict(self) -> dict[str, Any]:
         return {"within": self.within, "not_near": self.folder}

@@ -292,7 +292,7 @@ def _read_criterion(
     values = {word: _scalar(value, where, f"{name}.{word}", types[word]) for word, (_, value) in fields.items()}
     section, step = (values.pop(label, "") for label in labels)
     try:
-        criterion = kind.read(name, values, section=section, step=step)
+        criterion = kind.read(name, values, section, step)
         if columns is not None:
             criterion.check(columns)
     except ValueError as problem:

@@ -12,11 +12,11 @@ from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.stages import CATALOGUE
 
 
-def test_the_paper_needs_every_stage_and_decides_cheap_things_first() -> None:
+def test_the_paper_recipe_runs_every_stage_and_the_cheap_ones_first() -> None:
     plan = make_plan(load_recipe("danqing"), CATALOGUE, SHARD_COLUMNS)
     names = [step.stage.name for step in plan.steps]
-    for_study = {"digest", "perceptual hash", "aesthetic"}
-    assert sorted(names) == sorted({stage.name for stage in CATALOGUE} - for_study)
+    optional = {"digest", "perceptual hash", "aesthetic"}
+    assert sorted(names) == sorted({stage.name for stage in CATALOGUE} - optional)
     gates = {gate.name: step.stage.name for step in plan.steps for gate in step.gates}
     assert gates["words"] == "source" or gates["words"] == "caption"
     assert gates["aspect_ratio"] == gates["shortest_edge"] == "header"  # before a pixel is decoded
@@ -24,7 +24,7 @@ def test_the_paper_needs_every_stage_and_decides_cheap_things_first() -> None:
     assert names.index("image safety") < names.index("text embedding")
 
 
-def test_a_column_is_there_before_it_is_needed() -> None:
+def test_every_column_is_computed_before_it_is_needed() -> None:
     have = set(SHARD_COLUMNS)
     for step in make_plan(load_recipe("danqing"), CATALOGUE, SHARD_COLUMNS).steps:
         assert set(step.stage.needs) <= have
@@ -32,7 +32,7 @@ def test_a_column_is_there_before_it_is_needed() -> None:
         have -= set(step.spent)
 
 
-def test_stages_nobody_asks_for_do_not_run(tmp_path: Path) -> None:
+def test_stages_that_no_criterion_needs_do_not_run(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("recipe: r\ncriteria:\n  image_entropy: {min: 3}\n")
     plan = make_plan(load_recipe(path), CATALOGUE, SHARD_COLUMNS)
@@ -40,7 +40,7 @@ def test_stages_nobody_asks_for_do_not_run(tmp_path: Path) -> None:
     assert "pixels" in plan.steps[-1].spent and "image" in plan.steps[1].spent
 
 
-def test_study_columns_come_right_after_what_they_need() -> None:
+def test_also_columns_are_computed_right_after_what_they_need() -> None:
     plain = load_recipe("danqing")
     names = [step.stage.name for step in make_plan(plain, CATALOGUE, SHARD_COLUMNS).steps]
     plan = make_plan(replace(plain, also=("perceptual_hash", "sha256")), CATALOGUE, SHARD_COLUMNS)
@@ -56,8 +56,8 @@ def test_study_columns_come_right_after_what_they_need() -> None:
 
 
 @pytest.mark.parametrize("first", ["image_entropy", "words"])
-def test_a_gate_never_runs_ahead_of_an_earlier_criterion(tmp_path: Path, first: str) -> None:
-    """Whatever the order, when a row is dropped at a gate all earlier criteria are known."""
+def test_a_gate_runs_after_every_earlier_criterion(tmp_path: Path, first: str) -> None:
+    """When a gate drops a row, the columns of all earlier criteria are computed."""
     second = {"image_entropy": "words", "words": "image_entropy"}[first]
     path = tmp_path / "r.yaml"
     path.write_text(f"recipe: r\nmodels: {{}}\ncriteria:\n  {first}: {{min: 3}}\n  {second}: {{min: 3}}\n")

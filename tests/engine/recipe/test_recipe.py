@@ -55,7 +55,7 @@ def test_settings_override() -> None:
     ]
 
 
-def test_a_bound_can_be_taken_away() -> None:
+def test_a_bound_can_be_removed() -> None:
     words = next(c for c in load_recipe("danqing", ["words.max=null"]).criteria if c.name == "words")
     assert isinstance(words, Threshold) and words.interval.maximum is None
 
@@ -75,7 +75,7 @@ def test_a_bound_can_be_taken_away() -> None:
         ("words.column=wrds", "did you mean 'words'?"),
     ],
 )
-def test_wrong_settings_are_refused_in_words(setting: str, message: str) -> None:
+def test_wrong_settings_are_refused(setting: str, message: str) -> None:
     with pytest.raises(DanqingError) as caught:
         load_recipe("danqing", [setting], known_columns())
     assert message in str(caught.value)
@@ -170,12 +170,12 @@ def test_wrong_recipes_end_a_command_before_any_shard_is_opened(
         assert "holds text" in capsys.readouterr().err
 
 
-def test_unknown_recipe_names_the_nearest() -> None:
+def test_an_unknown_recipe_suggests_the_nearest_name() -> None:
     with pytest.raises(DanqingError, match="did you mean 'danqing'"):
         load_recipe("danqin")
 
 
-def test_a_recipe_comes_back_from_its_own_dict() -> None:
+def test_a_recipe_is_read_back_from_its_dict() -> None:
     recipe = load_recipe("danqing", ["words.max=41"])
     again = recipe_from_dict(recipe.to_dict(), "run.json")
     assert again == recipe and again.hash == recipe.hash != load_recipe("danqing").hash
@@ -188,7 +188,7 @@ def test_order_is_part_of_the_hash() -> None:
     assert turned.differences(recipe) == ["the order of the criteria"]
 
 
-def test_study_columns_are_named_and_checked(tmp_path: Path) -> None:
+def test_also_columns_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("recipe: r\nalso: [sha256]\ncriteria:\n  words: {min: 3}\n")
     recipe = load_recipe(path)
