@@ -270,13 +270,13 @@ class Threshold(RowCriterion):
     def check(self, columns: Mapping[str, Column]) -> None:
         column = _score_column(self.column, columns, "column")
         if self.interval.excludes(column.range):
-            raise ValueError(f"{self.rule} drops every pair: {column.name} is {column.range_text}")
+            raise ValueError(f"{self.rule} drops every pair, since values are {column.range_text}")
         low, high = column.range
         if low is None or high is None or not self.interval.includes(column.range):
             return
         if any(not low <= bound <= high for bound in self.interval.bounds):
             raise ValueError(
-                f"{self.rule} drops no pair: {column.name} is {column.range_text}; give bounds in that range, "
+                f"{self.rule} drops no pair, since values are {column.range_text}; give a bound between these, "
                 "or remove the criterion"
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from danqing.engine.core.columns import ENCODED, FEATURES, Column
+from danqing.engine.core.columns import ENCODED, Column
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.reading import Recipe
@@ -54,7 +54,8 @@ class Plan:
         produced: dict[str, Column] = {}
         for step in self.steps:
             produced |= step.stage.produces
-        return {name: column.type for name, column in produced.items() if column.type is not None and name != FEATURES}
+        stored = (column for column in produced.values() if column.type is not None and column.file == "scores")
+        return {column.name: column.type for column in stored}
 
 
 def decidable(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str]) -> Recipe:

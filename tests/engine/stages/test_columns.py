@@ -9,7 +9,7 @@ import pytest
 from danqing.engine.core import columns
 from danqing.engine.core.columns import COLUMNS, COMPUTED, Column, produced
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.recipe import criteria
+from danqing.engine.recipe import criteria, reading
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.stages import CATALOGUE, Stage
 from danqing.engine.stages.columns import known_columns, page
@@ -46,7 +46,7 @@ def test_a_stage_of_another_package_brings_its_columns(tmp_path: Path) -> None:
     assert load_recipe(path, columns=known).criteria[0].rule == "brightness ≥ 20"
     with pytest.raises(DanqingError, match=r"r\.yaml:3: brightness: no stage computes a column 'brightness'"):
         load_recipe(path)
-    with pytest.raises(DanqingError, match="drops every pair: brightness is between 0 and 255 grey levels"):
+    with pytest.raises(DanqingError, match="drops every pair, since values are between 0 and 255 grey levels"):
         load_recipe(path, ["brightness.min=300"], known)
 
 
@@ -70,6 +70,6 @@ def test_stages_that_contradict_the_table_are_refused() -> None:
         produced("wrods")
 
 
-@pytest.mark.parametrize("module", [columns, criteria])
+@pytest.mark.parametrize("module", [columns, criteria, reading])
 def test_examples_run(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
