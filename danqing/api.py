@@ -44,6 +44,8 @@ from danqing.engine.select.selection import Selection
 from danqing.engine.select.selection import select as select_tables
 from danqing.engine.sources import Layout
 from danqing.engine.sources.tables import Columns
+from danqing.engine.stages import model_roles
+from danqing.engine.stages.columns import known_columns
 
 __all__ = [
     "DanqingError",
@@ -247,8 +249,8 @@ def load_recipe(recipe: StrPath | Recipe, set: Overrides = ()) -> Recipe:
     if isinstance(set, Mapping):
         set = [f"{name}={json.dumps(value)}" for name, value in set.items()]
     if isinstance(recipe, Recipe):
-        return reading.recipe_from_dict(recipe.to_dict(), recipe.name, _listed(set))
-    return reading.load_recipe(os.fspath(recipe), _listed(set), phases.known_columns())
+        return reading.recipe_from_dict(recipe.to_dict(), recipe.name, _listed(set), known_columns())
+    return reading.load_recipe(os.fspath(recipe), _listed(set), known_columns(), model_roles())
 
 
 def curate(

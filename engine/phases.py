@@ -16,7 +16,7 @@ from danqing.engine.core.progress import OpenProgress
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
-from danqing.engine.decide.reference import held_against, only_features, place_of_reference
+from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
 from danqing.engine.decide.walk import decide
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.html import write_report
@@ -26,14 +26,9 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
 from danqing.engine.sources import find_shards, first_rows
-from danqing.engine.stages import stored_columns
+from danqing.engine.stages.columns import known_columns as known_columns
 from danqing.engine.write.writing import WEBDATASET, WRITERS, write
 from danqing.trt_models.model_set import ModelSet
-
-
-def known_columns() -> list[str]:
-    """Every column a criterion may name."""
-    return [*stored_columns(), "image_bytes"]
 
 
 def score_inputs(
@@ -202,14 +197,14 @@ def curate(
     WRITERS.named(output_format)  # an unknown format is an error now, not after scoring
     for folder in against:
         Run.open(folder)
-    references = {folder: place_of_reference(folder, output) for folder in excluded}
+    references = {folder: reference_run_folder(folder, output) for folder in excluded}
     pictures = {folder: place for folder, place in references.items() if folder != place}
     for folder in pictures:
         find_shards([str(folder)], settings.layout)  # a wrong folder is reported before the scoring, not after it
-    recipe = held_against(recipe, against, references.values(), exclude_within)
+    recipe = with_references(recipe, against, references.values(), exclude_within)
     run, spans = score_inputs(inputs, output, recipe, settings, watcher, progress)
     for folder, place in pictures.items():
-        score_inputs([str(folder)], place, only_features(recipe), replace(settings, limit=None), progress=progress)
+        score_inputs([str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress)
     funnel = decide_run(run, recipe, settings.device, settings.threads, progress)
     write_run(run, output_format, progress)
     return run, funnel, spans

@@ -17,17 +17,18 @@ import numpy as np
 import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import FEATURES, SHARD_COLUMNS
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import Memory
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Spans
-from danqing.engine.decide.walk import Scores, columns_of, walk
-from danqing.engine.recipe.criteria import FEATURES
+from danqing.engine.decide.scores import Scores
+from danqing.engine.decide.walk import walk
 from danqing.engine.recipe.plan import make_plan
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
-from danqing.engine.score.loop import GIVEN, batches_of, run_stages
+from danqing.engine.score.loop import batches_of, run_stages
 from danqing.engine.sources import find_shards, open_shard
 from danqing.engine.stages import CATALOGUE, columns_of_role
 from danqing.profiling.torch_peer import torch_rate
@@ -96,7 +97,7 @@ def place_of(card: Card, recipe: Recipe) -> tuple[str, Recipe]:
             f"the recipe {recipe.name} does not use {card.name}; give one that does, or --set models.ROLE={card.name}"
         )
     columns = columns_of_role(role)
-    touched = tuple(criterion for criterion in recipe.criteria if criterion.column in columns)
+    touched = tuple(criterion for criterion in recipe.criteria if not columns.isdisjoint(criterion.columns))
     if not touched:
         raise DanqingError(f"the recipe {recipe.name} has no criterion that {card.name} takes part in")
     return role, replace(recipe, criteria=touched)
@@ -165,7 +166,7 @@ class Pass:
         self.recipe = recipe
         self.rows: dict[tuple[int, int], dict[str, Any]] = {}
         models = _Watched(recipe, role, engine)
-        plan = make_plan(recipe, CATALOGUE, GIVEN)
+        plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
         context = settings.context(device, models, plan.wanted)
         with native_stderr_to(Path(os.devnull)):
             copies = (Batch(dict(batch.columns)) for batch in batches)
@@ -176,14 +177,12 @@ class Pass:
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows out of the stream, as SCORE's ledger does."""
-        read, compared = columns_of(self.recipe)
-        names = [name for name in (*read, *compared, FEATURES, "error") if name in batch]
+        names = [name for name in (*self.recipe.columns, FEATURES, "error") if name in batch]
         for position, identity in enumerate(zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)):
             self.rows[identity] = {name: batch[name][position] for name in names}
 
     def dropped_by(self, device: Device) -> np.ndarray:
         """Position of the criterion that drops each row, -1 for those that stay: DECIDE's own walk."""
-        read, compared = columns_of(self.recipe)
         rows = [self.rows[identity] for identity in sorted(self.rows)]
         has_features = np.array([FEATURES in row and row["error"] is None for row in rows], bool)
         features = [row[FEATURES] for row, has in zip(rows, has_features, strict=True) if has]
@@ -193,11 +192,14 @@ class Pass:
             gated_at=np.full(len(rows), None),
             feature_row=np.where(has_features, np.cumsum(has_features) - 1, -1),
             features=[np.stack(features)] if features else [],
-            columns={name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in read},
-            compared={name: pa.chunked_array([pa.array([row.get(name) for row in rows])]) for name in compared},
+            columns={name: _column([row.get(name) for row in rows]) for name in self.recipe.columns},
             shard_rows=[len(rows)],
         )
         return walk(scores, self.recipe, device).dropped_by
+
+
+def _column(values: list[Any]) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(values, from_pandas=True)])
 
 
 class _Watched(ModelSet):

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.device import open_device
 from danqing.engine.recipe.plan import make_plan
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
-from danqing.engine.score.loop import GIVEN, score
+from danqing.engine.score.loop import score
 from danqing.engine.sources import find_shards, first_rows
 from danqing.engine.stages import CATALOGUE
 from danqing.profiling.limits import measure_limits
@@ -31,7 +32,7 @@ def profile(
         models: to score with, if not those that the recipe names as they are in use.
     """
     shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
-    plan = make_plan(recipe, CATALOGUE, GIVEN)
+    plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
     size, gated = sum(shard.bytes for shard in shards), not settings.score_everything
     with TemporaryDirectory() as scratch, open_device(settings.device, settings.threads) as device:
         models = models or ModelSet(recipe.models, strict=settings.strict_engines)

@@ -255,14 +255,14 @@ def decide(
 
     Takes seconds and rewrites verdicts and funnel only. Without --recipe: the recipe the run was scored with.
     """
-    from danqing.engine.phases import decide_run
+    from danqing.engine.phases import decide_run, known_columns
     from danqing.engine.recipe.reading import recipe_from_dict
     from danqing.engine.report.terminal import print_funnel
     from danqing.engine.run.folder import Run
 
     opened = Run.open(run)
     own = opened.manifest["recipe"]
-    chosen = recipe.load() if recipe.recipe else recipe_from_dict(own, "run.json", recipe.settings)
+    chosen = recipe.load() if recipe.recipe else recipe_from_dict(own, "run.json", recipe.settings, known_columns())
     with out.progress(machine.note):
         funnel = decide_run(opened, chosen, machine.chosen, machine.threads)
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}):

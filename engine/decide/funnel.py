@@ -1,4 +1,4 @@
-"""The funnel: what each criterion left and dropped, as the paper's Table 6."""
+"""The funnel: how many rows each criterion left and dropped, as in the paper's Table 6."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from danqing.engine.decide.dedup.sample import Recall
-from danqing.engine.recipe.reading import Recipe
+from danqing.engine.recipe.outcome import Recall
+from danqing.engine.recipe.reading import SECTION, Recipe
 
 
 @dataclass(frozen=True)
 class Line:
-    """One step: `dropped` rows fell here, `left` stayed; `share` = dropped ÷ the rows that came in.
+    """One criterion of the funnel.
 
-    `recall`: of a search that need not find all, what it found.
+    Attributes:
+        criterion: its name.
+        section: the heading it is shown under.
+        step: what reports call it.
+        rule: what a row must satisfy.
+        left: rows that passed it and every criterion before.
+        dropped: rows that it dropped.
+        recall: measured, if its search may miss pairs.
     """
 
     criterion: str
-    group: str
+    section: str
     step: str
     rule: str
     left: int
@@ -30,45 +37,65 @@ class Line:
     recall: Recall | None = None
 
     @property
-    def told(self) -> str:
-        """The rule, and how well it was kept to."""
+    def measured_rule(self) -> str:
+        """The rule, with the measured recall if there is one."""
         return f"{self.rule} (measured: {self.recall})" if self.recall else self.rule
 
     @property
     def share(self) -> float:
+        """Dropped rows ÷ rows that the criterion judged."""
         return self.dropped / (self.left + self.dropped) if self.left + self.dropped else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line as funnel.json holds it."""
+        values = {SECTION if key == "section" else key: value for key, value in asdict(self).items()}
+        return values | {"share": round(self.share, 6)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Line:
+        """The inverse of `to_dict`."""
+        recall = Recall(**found) if (found := content.get("recall")) else None
+        values = {name: content[name] for name in ("criterion", "step", "rule", "left", "dropped")}
+        return cls(section=content[SECTION], recall=recall, **values)
 
 
 @dataclass(frozen=True)
 class Funnel:
+    """A recipe's criteria in order, with their rows; `collected` rows came in."""
+
     recipe: str
     collected: int
     lines: tuple[Line, ...]
 
     @property
     def kept(self) -> int:
+        """Rows that passed every criterion."""
         return self.lines[-1].left if self.lines else self.collected
 
     @classmethod
     def count(cls, recipe: Recipe, dropped_by: np.ndarray, recall: Mapping[int, Recall] | None = None) -> Funnel:
-        """From each row's criterion position (-1 = kept), and the recall that was measured at some positions."""
+        """Counts the rows of every criterion.
+
+        Args:
+            dropped_by: int64 (rows,), position of the criterion that dropped the row, -1 for kept rows.
+            recall: position → measured recall.
+        """
         left, lines = len(dropped_by), []
         for position, criterion in enumerate(recipe.criteria):
             dropped = int((dropped_by == position).sum())
             left -= dropped
             step = criterion.step or criterion.name
             measured = (recall or {}).get(position)
-            lines.append(Line(criterion.name, criterion.group, step, criterion.rule, left, dropped, measured))
+            lines.append(Line(criterion.name, criterion.section, step, criterion.rule, left, dropped, measured))
         return cls(recipe.name, len(dropped_by), tuple(lines))
 
     def to_dict(self) -> dict[str, Any]:
-        lines = [asdict(line) | {"share": round(line.share, 6)} for line in self.lines]
-        return {"recipe": self.recipe, "collected": self.collected, "kept": self.kept, "steps": lines}
+        """The funnel as funnel.json holds it."""
+        steps = [line.to_dict() for line in self.lines]
+        return {"recipe": self.recipe, "collected": self.collected, "kept": self.kept, "steps": steps}
 
     @classmethod
     def read(cls, path: Path) -> Funnel:
+        """Reads a funnel.json."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        lines = ({k: v for k, v in step.items() if k not in ("share", "recall")} for step in content["steps"])
-        recalls = (Recall(**found) if (found := step.get("recall")) else None for step in content["steps"])
-        told = (Line(**line, recall=recall) for line, recall in zip(lines, recalls, strict=True))
-        return cls(content["recipe"], content["collected"], tuple(told))
+        return cls(content["recipe"], content["collected"], tuple(map(Line.from_dict, content["steps"])))

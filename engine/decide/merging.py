@@ -1,8 +1,8 @@
-"""MERGE: several decided runs as one: redundancy once more, among the rows that survived in each.
+"""MERGE: joins several decided runs and applies the redundancy criterion once more, to the rows that each run kept.
 
-The merged run is a folder like any other, whose scores and features are links to those of its runs; so writing,
-explaining and reporting work as ever. Of the search is kept which rows were chained to which (chains.npy), so that
-a run that comes later is compared with all rows, and those before it not with each other again.
+The merged run is a run folder whose scores and features are links to those of its runs; it is written, explained and
+reported like any other. The chains of near rows are stored (chains.npy): when a run is added later, its rows are
+compared with all rows, but the earlier rows are not compared with each other again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.progress import Progress
-from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.decide.walk import MERGED, Scores, Verdicts, find_chains, load, near_sets_among, record
-from danqing.engine.recipe.criteria import FEATURES, Redundancy
+from danqing.engine.decide.scores import Scores, find_chains, read_scores
+from danqing.engine.decide.walk import MERGED, Verdicts, record
+from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import Run, is_run
 
@@ -35,10 +35,16 @@ NAME, STEP = "cross_batch_redundancy", "cross-batch redundancy"
 def merge(
     folders: Sequence[Path], output: Path, device: Device, progress: Progress | None = None
 ) -> tuple[Run, Funnel]:
-    """Makes OUT the run of all the runs' rows, with verdicts and funnel; does nothing if it is already that.
+    """Makes the output folder the run of all the runs' rows, with verdicts and funnel, unless it is that already.
+
+    Args:
+        folders: the runs, all decided.
+        output: the merged run's folder.
+        device: searches for near-duplicates.
+        progress: counts comparisons.
 
     Raises:
-        DanqingError: runs without verdicts, or by different recipes, models or layouts; says which.
+        DanqingError: runs without verdicts, or with different recipes, models or layouts; says which.
     """
     runs = [Run.open(folder) for folder in folders]
     recipe = common_recipe(runs)
@@ -48,23 +54,21 @@ def merge(
         return run, Funnel.read(output / "funnel.json")
     criterion = recipe.criteria[-1]
     assert isinstance(criterion, Redundancy)
-    scores = load(run, replace(recipe, criteria=(criterion,)))
+    scores = read_scores(run, replace(recipe, criteria=(criterion,)))
     verdicts = _verdicts_of(runs, recipe, scores)
     last = len(recipe.criteria) - 1
-    rows = np.flatnonzero(((verdicts.dropped_by < 0) | (verdicts.dropped_by == last)) & (scores.feature_row >= 0))
     again = verdicts.dropped_by == last
+    alive = ((verdicts.dropped_by < 0) | again) & criterion.can_judge(scores)
     verdicts.group[again], verdicts.kept_instead[again], verdicts.distance[again] = -1, None, np.nan
+    verdicts.dropped_by[alive] = -1
+    rows = np.flatnonzero(alive)
     earlier = np.load(output / "chains.npy") if before and before == merged[: len(before)] else None
-    features = Features(device, scores.features, scores.feature_row[rows])
-    chains, measured = find_chains(features, criterion, progress, earlier)
+    chains = find_chains(scores.features_of(rows, device), criterion, progress, earlier)
     with commit(output / "chains.npy") as file:
-        np.save(file, chains)
+        np.save(file, chains.first)
     run.manifest[MERGED] = merged
     run.save()
-    verdicts.recall |= {last: measured} if measured else {}
-    verdicts.dropped_by[rows] = last
-    stay = verdicts.enter_sets(scores, rows, *near_sets_among(scores, criterion, rows, features, chains, progress))
-    verdicts.dropped_by[stay] = -1
+    verdicts.enter(last, alive, scores.group_chains(criterion, rows, chains, progress))
     decision = {
         "recipe": recipe.to_dict(),
         "recipe_hash": recipe.hash,
@@ -75,7 +79,11 @@ def merge(
 
 
 def common_recipe(runs: Sequence[Run]) -> Recipe:
-    """The recipe all runs were decided with, its last criterion a redundancy of features (added if it has none)."""
+    """The recipe that all runs were decided with; a last redundancy criterion of features is added if it has none.
+
+    Raises:
+        DanqingError: the runs differ in recipe, models or layout, or the recipe does not compare features.
+    """
     first = runs[0]
     for run in runs:
         run.check_decided()
@@ -85,12 +93,13 @@ def common_recipe(runs: Sequence[Run]) -> Recipe:
                 differences.append(f"{part}: {first.manifest[part]} there, {run.manifest[part]} here")
         if differences:
             listed = "\n  ".join(differences)
-            raise DanqingError(f"{run.folder} (here) was made otherwise than {first.folder} (there):\n  {listed}")
+            raise DanqingError(f"{run.folder} (here) was made differently from {first.folder} (there):\n  {listed}")
     recipe = _recipe(first)
-    sought = [c for c in recipe.criteria if isinstance(c, Redundancy) and c.column == FEATURES]
+    sought = recipe.near_duplicates
     if not sought:
         raise DanqingError(
-            f"recipe {recipe.name} has no redundancy criterion of features; there is nothing to merge by"
+            f"recipe {recipe.name} has no redundancy criterion of features, which merging applies; "
+            "add one, for example redundancy: {within: 0.1}, and decide the runs again"
         )
     if recipe.criteria[-1] is not sought[-1]:
         recipe = replace(recipe, criteria=(*recipe.criteria, replace(sought[-1], name=NAME, step=STEP)))
@@ -108,24 +117,24 @@ def _hash(content: Any) -> str:
 def _open(
     output: Path, runs: Sequence[Run], recipe: Recipe, merged: list[dict[str, str]]
 ) -> tuple[Run, list[dict[str, str]]]:
-    """The merged run, all its shards linked, and the runs that chains.npy was found among."""
+    """Links the shards of the runs; returns the merged run, and the runs that chains.npy was computed for."""
     before: list[dict[str, str]] = []
     shards = [(run, shard) for run in runs for shard in run.shards]
     if is_run(output):
         there = Run.open(output)
         if MERGED not in there.manifest:
-            raise DanqingError(f"{output} holds a run that is no merge; choose another --output")
+            raise DanqingError(f"{output} holds a run that is not a merge; choose another --output")
         before = there.manifest[MERGED] if there.manifest["recipe_hash"] == recipe.hash else []
         if before == merged:
             return there, before
-        for left_over in there.shards[len(shards) :]:  # a smaller merge must leave no shards of the larger one
+        for left_over in there.shards[len(shards) :]:  # a smaller merge removes the shards of the larger one
             for kind in (Run.scores_path, Run.features_path, Run.verdicts_path, Run.tar_path, Run.table_path):
                 kind(there, left_over.number).unlink(missing_ok=True)
     listed = [
         asdict(replace(shard, number=number)) | {"path": str(shard.path)} for number, (_, shard) in enumerate(shards)
     ]
     same = {part: runs[0].manifest[part] for part in ("layout", "models")}
-    run = Run.create(output, recipe, {"shards": listed, **same, MERGED: []})  # none until chains.npy is in
+    run = Run.create(output, recipe, {"shards": listed, **same, MERGED: []})  # empty until chains.npy is written
     for number, (part, shard) in enumerate(shards):
         for kind in (Run.scores_path, Run.features_path):
             link = kind(run, number)
@@ -136,12 +145,12 @@ def _open(
 
 
 def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdicts:
-    """What the runs decided, one after the other."""
+    """The verdicts of the runs, one after the other."""
     tables, first = [], len(scores.uid)
     for run in runs:
         table = pa.concat_tables([pq.read_table(run.verdicts_path(shard.number)) for shard in run.shards])
         group = table["group"].to_numpy()
-        # A set's number becomes one that no other run's set can have, nor one that is found now.
+        # Unique over the runs, and different from the groups that are found now, which are rows of the merged run.
         apart = pa.array(np.where(group >= 0, group + first, -1))
         tables.append(table.set_column(table.column_names.index("group"), "group", apart))
         first += len(table)

@@ -1,4 +1,4 @@
-"""Other runs that rows are held against: what an earlier curated set has already, or an evaluation set."""
+"""Reference runs: earlier curated sets or evaluation data, whose near-duplicates a run must not keep."""
 
 from __future__ import annotations
 
@@ -8,83 +8,88 @@ from dataclasses import replace
 from pathlib import Path
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.recipe.criteria import FEATURES, Apart, Redundancy
+from danqing.engine.recipe.criteria import Exclusion, Redundancy
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
 
-USUAL = 0.1
-"""The paper's threshold, for recipes that look for no near-duplicates themselves."""
+DEFAULT_DISTANCE = 0.1
+"""The paper's threshold, for recipes without a redundancy criterion of features."""
 
 
-def held_against(
+def with_references(
     recipe: Recipe, kept: Iterable[Path] = (), excluded: Iterable[Path] = (), within: float | None = None
 ) -> Recipe:
-    """The recipe with criteria that drop what is near the rows of other runs.
+    """Adds criteria that drop the near-duplicates of other runs' rows.
 
     Args:
-        kept: runs that have been curated; looked at last, when near-duplicates among the new rows are gone.
-        excluded: runs of evaluation pictures; looked at first, so that no set is represented by one of them.
-        within: their cosine distance; default: that of the recipe's first redundancy criterion.
+        recipe: its first redundancy criterion of features gives the place and the default distance.
+        kept: curated runs; compared last, when the new rows have no near-duplicates among themselves.
+        excluded: runs of evaluation pictures; compared before redundancy, so that none of their near-duplicates
+            represents a group.
+        within: the cosine distance to `excluded`.
 
     Raises:
-        DanqingError: a distance that is none.
+        DanqingError: `within` is no cosine distance.
     """
-    sought = [c for c in recipe.criteria if isinstance(c, Redundancy) and c.column == FEATURES]
-    usual = sought[0].within if sought else USUAL
+    sought = recipe.near_duplicates
+    default = sought[0].within if sought else DEFAULT_DISTANCE
     place = recipe.criteria.index(sought[0]) if sought else len(recipe.criteria)
     if within is not None and not 0 < within < 2:
-        raise DanqingError(f"--exclude-within {within:g}: a cosine distance between 0 and 2, for example {USUAL}")
-    exclude = [
-        Apart(
-            f"excluded{_number(i)}", usual if within is None else within, str(folder.resolve()), step="evaluation data"
+        raise DanqingError(
+            f"--exclude-within {within:g}: a cosine distance between 0 and 2, for example {DEFAULT_DISTANCE}"
         )
-        for i, folder in enumerate(excluded)
+    before = _exclusions("excluded", excluded, default if within is None else within, "evaluation data")
+    after = _exclusions("already_kept", kept, default, "kept before")
+    return replace(recipe, criteria=(*recipe.criteria[:place], *before, *recipe.criteria[place:], *after))
+
+
+def _exclusions(name: str, folders: Iterable[Path], within: float, step: str) -> list[Exclusion]:
+    return [
+        Exclusion(f"{name}_{number}" if number > 1 else name, within, str(folder.resolve()), step=step)
+        for number, folder in enumerate(folders, 1)
     ]
-    earlier = [
-        Apart(f"already_kept{_number(i)}", usual, str(folder.resolve()), step="kept before")
-        for i, folder in enumerate(kept)
-    ]
-    return replace(recipe, criteria=(*recipe.criteria[:place], *exclude, *recipe.criteria[place:], *earlier))
 
 
-def _number(place: int) -> str:
-    return f"_{place + 1}" if place else ""
-
-
-def place_of_reference(folder: Path, output: Path) -> Path:
-    """Where the run of a folder of pictures is kept, OUT/references/…; a folder that is a run is its own."""
+def reference_run_folder(folder: Path, output: Path) -> Path:
+    """The folder of the run of a folder of pictures, OUT/references/…; a folder that is a run is returned as it is."""
     if (folder / "run.json").exists():
         return folder
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
     return output / "references" / f"{folder.resolve().name}-{name}"
 
 
-def only_features(recipe: Recipe) -> Recipe:
-    """The recipe that computes the features of the given one and nothing else."""
+def features_recipe(recipe: Recipe) -> Recipe:
+    """The recipe that computes the features of the given one and nothing else.
+
+    Raises:
+        DanqingError: the recipe has no image embedding model.
+    """
     role = "image_embedding"
     if role not in recipe.models:
-        raise DanqingError(f"recipe {recipe.name} names no model for {role}; pictures cannot be compared without one")
-    return Recipe("features", {role: recipe.models[role]}, (Redundancy("redundancy", USUAL),))
+        raise DanqingError(f"recipe {recipe.name} names no model for {role}, so that pictures cannot be compared")
+    return Recipe("features", {role: recipe.models[role]}, (Redundancy("redundancy", DEFAULT_DISTANCE),))
 
 
 def check_references(run: Run, recipe: Recipe) -> dict[str, object]:
-    """What the runs are that the recipe holds rows against, folder by folder: part of what a decision depends on.
+    """Checks the reference runs of a recipe.
+
+    Returns:
+        Folder → what a decision depends on: its number of shards and the hash of the recipe it was decided with.
 
     Raises:
-        DanqingError: one is not there, not finished, or has features of another model.
+        DanqingError: a reference run is missing, not finished, or has features of another model.
     """
     states: dict[str, object] = {}
     for criterion in recipe.criteria:
-        if not isinstance(criterion, Apart):
-            continue
-        other = Run.open(Path(criterion.folder))
-        if other.unscored():
-            raise DanqingError(f"{other.folder}: not all of its shards have scores; finish that run first")
-        mine, theirs = (each.manifest["models"].get("image_embedding") for each in (run, other))
-        if mine != theirs:
-            raise DanqingError(
-                f"{criterion.name}: the features of {other.folder} come from another model than those of {run.folder}; "
-                "score both with the same image_embedding"
-            )
-        states[criterion.folder] = [len(other.shards), other.manifest.get("decided", {}).get("recipe_hash")]
+        for folder in criterion.run_folders:
+            other = Run.open(Path(folder))
+            if other.unscored():
+                raise DanqingError(f"{other.folder}: not all of its shards have scores; finish that run first")
+            mine, theirs = (each.manifest["models"].get("image_embedding") for each in (run, other))
+            if mine != theirs:
+                raise DanqingError(
+                    f"{criterion.name}: the features of {other.folder} are of another model than those of "
+                    f"{run.folder}; score both with the same image_embedding"
+                )
+            states[folder] = [len(other.shards), other.manifest.get("decided", {}).get("recipe_hash")]
     return states

@@ -1,27 +1,72 @@
-"""Criteria are data: a name, a score column and the interval it must lie in.
+"""The kinds of criteria. A recipe is an ordered list of criteria; nothing else decides whether a pair is kept.
 
-A recipe is an ordered list of them. Nothing else in the engine decides whether a pair stays.
+A kind is one class: the keys it has in a recipe, the columns it reads, the check of both before any work, and `judge`,
+which DECIDE calls. To add a kind, write the class and add it to `KINDS`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-FEATURES = "features"
-"""The pseudo-column of near-duplicate features; no score, so that only criteria of likeness look at it."""
+import numpy as np
 
-HASHES = ("perceptual_hash",)
-"""Columns of 64 bits that may differ in a few."""
-MOST_BITS = 8
-"""More would join pictures that are not alike (`tests/engine/test_study.py`: others differ in 10 and more)."""
+from danqing.engine.core.columns import FEATURES, Column, Range
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import did_you_mean
+from danqing.engine.core.progress import Progress
+from danqing.engine.recipe.outcome import Outcome
+
+MAX_BITS = 8
+"""Perceptual hashes of different pictures differ in 10 bits and more (`tests/engine/score/test_study.py`)."""
+
+BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
+"""Key of a recipe → attribute of `Interval`."""
+
+
+class FieldError(ValueError):
+    """A value of a recipe that cannot be used; `key` says which."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(problem)
+        self.key = key
+
+
+class Scores(Protocol):
+    """The scores of a run, as `judge` sees them (`engine.decide.scores`)."""
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """float64 (rows,): the column's numbers, NaN where there is none."""
+        ...
+
+    def known(self, column: str) -> np.ndarray:
+        """Boolean (rows,): the rows that have a value in the column."""
+        ...
+
+    def group_duplicates(
+        self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None
+    ) -> Outcome:
+        """Groups the near-duplicates among the rows and keeps one row of each group."""
+        ...
+
+    def compare_with_run(
+        self, criterion: Exclusion, rows: np.ndarray, device: Device, progress: Progress | None
+    ) -> Outcome:
+        """Drops the rows that are near a row of another run."""
+        ...
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a score must lie. Every bound is optional; `minimum`/`maximum` include it, `above`/`below` don't."""
+    """The interval that a score must lie in. `minimum` and `maximum` include the bound, `above` and `below` do not.
+
+    >>> Interval(minimum=5, maximum=60).around("words")
+    '5 ≤ words ≤ 60'
+    """
 
     minimum: float | None = None
     maximum: float | None = None
@@ -29,26 +74,26 @@ class Interval:
     below: float | None = None
 
     def __post_init__(self) -> None:
-        if any(bound is not None and math.isnan(bound) for bound in astuple(self)):
+        if any(math.isnan(bound) for bound in self.bounds):
             raise ValueError("a bound must be a number")
         if self.minimum is not None and self.above is not None:
             raise ValueError("give either 'min' (included) or 'above' (excluded), not both")
         if self.maximum is not None and self.below is not None:
             raise ValueError("give either 'max' (included) or 'below' (excluded), not both")
-        low, high = self._first(self.minimum, self.above), self._first(self.maximum, self.below)
-        if low is None and high is None:
+        if not self.bounds:
             raise ValueError("give at least one of 'min', 'max', 'above', 'below'")
-        if low is not None and high is not None:
-            open_ended = self.above is not None or self.below is not None
-            if low > high or (low == high and open_ended):
-                raise ValueError(f"no value lies in {self}")
+        low = self.above if self.minimum is None else self.minimum
+        high = self.below if self.maximum is None else self.maximum
+        if self.excludes((low, high)):
+            raise ValueError(f"no value lies in {self}")
 
-    @staticmethod
-    def _first(included: float | None, excluded: float | None) -> float | None:
-        return excluded if included is None else included
+    @property
+    def bounds(self) -> list[float]:
+        """The bounds that are given."""
+        return [bound for bound in astuple(self) if bound is not None]
 
     def holds(self, scores: Any) -> Any:
-        """Boolean array: which scores lie inside. NaN (no score) never does."""
+        """Boolean array of the scores' shape: whether each lies in the interval. NaN (no score) never does."""
         inside = scores == scores
         if self.minimum is not None:
             inside &= scores >= self.minimum
@@ -60,8 +105,28 @@ class Interval:
             inside &= scores < self.below
         return inside
 
+    def excludes(self, values: Range) -> bool:
+        """Whether no value of a range lies in the interval."""
+        low, high = _ends(values)
+        return (
+            (self.minimum is not None and self.minimum > high)
+            or (self.maximum is not None and self.maximum < low)
+            or (self.above is not None and self.above >= high)
+            or (self.below is not None and self.below <= low)
+        )
+
+    def includes(self, values: Range) -> bool:
+        """Whether every value of a range lies in the interval."""
+        low, high = _ends(values)
+        return (
+            (self.minimum is None or self.minimum <= low)
+            and (self.maximum is None or self.maximum >= high)
+            and (self.above is None or self.above < low)
+            and (self.below is None or self.below > high)
+        )
+
     def around(self, name: str) -> str:
-        """The rule in words of mathematics: `5 ≤ words ≤ 60`, `shortest_edge > 100`."""
+        """The interval as mathematics: `5 ≤ words ≤ 60`, `shortest_edge > 100`."""
         low = None if self.minimum is None else (self.minimum, "≤", "≥")
         low = (self.above, "<", ">") if self.above is not None else low
         high = None if self.maximum is None else (self.maximum, "≤")
@@ -74,15 +139,125 @@ class Interval:
         return self.around("score")
 
 
+def _ends(values: Range) -> tuple[float, float]:
+    low, high = values
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
 @dataclass(frozen=True)
-class Criterion:
-    """A row stays if its score in `column` lies in `interval`."""
+class Criterion(ABC):
+    """One line of a recipe.
+
+    Attributes:
+        name: the key of the line.
+        section: the heading that reports show it under.
+        step: what reports call it; empty for the name.
+        marker: the key that makes a line this kind; empty for the kind that needs none.
+        kind: the kind in messages.
+        keys: the kind's keys in a recipe, besides the labels → type of the value.
+        run_folders: folders of other runs that `judge` reads.
+    """
 
     name: str
+    section: str = field(default="", kw_only=True)
+    step: str = field(default="", kw_only=True)
+
+    marker: ClassVar[str] = ""
+    kind: ClassVar[str]
+    keys: ClassVar[dict[str, type]]
+
+    @classmethod
+    @abstractmethod
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Criterion:
+        """Makes the criterion from its line.
+
+        Args:
+            values: those of `keys` that the line has.
+            section, step: see `Criterion`.
+
+        Raises:
+            ValueError: values that cannot be used; a `FieldError` names the key.
+        """
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The inverse of `read`: `keys` with their values, without defaults."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns that stages must compute for the criterion."""
+
+    @property
+    @abstractmethod
+    def rule(self) -> str:
+        """The criterion in words or mathematics."""
+
+    @property
+    def run_folders(self) -> tuple[str, ...]:
+        return ()
+
+    @abstractmethod
+    def check(self, columns: Mapping[str, Column]) -> None:
+        """Checks the criterion against the columns that a recipe can name.
+
+        Raises:
+            FieldError: an unknown column, one of the wrong type, or values outside its range.
+        """
+
+    def can_judge(self, scores: Scores) -> np.ndarray:
+        """Boolean (rows,): the rows that have what the criterion needs."""
+        return np.logical_and.reduce([scores.known(column) for column in self.columns])
+
+    @abstractmethod
+    def judge(self, scores: Scores, alive: np.ndarray, device: Device, progress: Progress | None = None) -> Outcome:
+        """Decides which rows pass.
+
+        Args:
+            scores: of the whole run.
+            alive: boolean (rows,), the rows to judge: no earlier criterion has dropped them, and `can_judge` is true.
+            device: computes the search for near-duplicates.
+            progress: counts its comparisons.
+        """
+
+
+class RowCriterion(Criterion):
+    """A criterion that judges each row by itself, so that SCORE can use it as a gate."""
+
+    @abstractmethod
+    def passes(self, columns: Any) -> Any:
+        """Boolean (rows,): the rows that pass.
+
+        Args:
+            columns: `columns[name]` is an array (rows,) of numbers on the host, NaN where there is none.
+        """
+
+    def judge(self, scores: Scores, alive: np.ndarray, device: Device, progress: Progress | None = None) -> Outcome:
+        return Outcome(np.flatnonzero(alive & self.passes(scores)))
+
+
+@dataclass(frozen=True)
+class Threshold(RowCriterion):
+    """A row passes if its score in `column` lies in `interval`.
+
+    >>> Threshold("edge", "shortest_edge", Interval(above=100)).rule
+    'shortest_edge > 100'
+    """
+
     column: str
     interval: Interval
-    group: str = ""
-    step: str = ""
+
+    kind = "a threshold of one score"
+    keys = {"column": str, **dict.fromkeys(BOUNDS, float)}
+
+    @classmethod
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Threshold:
+        interval = Interval(**{BOUNDS[key]: value for key, value in values.items() if key in BOUNDS})
+        return cls(name, values.get("column", name), interval, section=section, step=step)
+
+    def to_dict(self) -> dict[str, Any]:
+        bounds = {key: getattr(self.interval, attribute) for key, attribute in BOUNDS.items()}
+        return {"column": self.column} | {key: bound for key, bound in bounds.items() if bound is not None}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -92,55 +267,85 @@ class Criterion:
     def rule(self) -> str:
         return self.interval.around(self.column)
 
+    def check(self, columns: Mapping[str, Column]) -> None:
+        column = _score_column(self.column, columns, "column")
+        if self.interval.excludes(column.range):
+            raise ValueError(f"{self.rule} drops every pair, since values are {column.range_text}")
+        low, high = column.range
+        if low is None or high is None or not self.interval.includes(column.range):
+            return
+        if any(not low <= bound <= high for bound in self.interval.bounds):
+            raise ValueError(
+                f"{self.rule} drops no pair, since values are {column.range_text}; give a bound between these, "
+                "or remove the criterion"
+            )
+
+    def passes(self, columns: Any) -> Any:
+        return self.interval.holds(columns[self.column])
+
 
 @dataclass(frozen=True)
-class Redundancy:
-    """Of every set of rows chained together by likeness, one row stays.
+class Redundancy(Criterion):
+    """Of each group of near-duplicates, one row passes: its representative.
 
-    Two rows are joined when the cosine distance of their features is below `within`, when their hashes (`column`)
-    differ in at most `within` bits, or, in any other column, when their values are equal (`within` 0). Sets are the
+    Two rows are joined if the cosine distance of their features is below `within`; if their hashes (`column`) differ
+    in at most `within` bits; or, in any other column, if their values are equal (`within` is 0). Groups are the
     connected components (Union-Find).
 
-    `keep`: who stays, the first one among equals: the row nearest to the set's `centroid` (features only, and their
-    default), the `first`, or the one with the `highest:<column>`. `max_diameter`: members farther than this from who
-    stays leave the set and form sets among themselves. `recall`: the share of near pairs that must be found; below 1,
-    the search is quicker, and the share is measured.
+    Attributes:
+        column: what is compared.
+        keep: the representative, the first one among equals: the row nearest to the group's `centroid` (features only,
+            and their default), the `first` row, or the row with the highest value of a column, `highest:<column>`.
+        max_diameter: members farther than this from the representative leave the group and are grouped again.
+        recall: least share of near pairs that the search must find; below 1 the search is faster, and the share that
+            it found is measured.
     """
 
-    name: str
     within: float
     column: str = FEATURES
     keep: str = ""
     max_diameter: float | None = None
     recall: float = 1.0
-    group: str = ""
-    step: str = ""
+
+    marker = "within"
+    kind = "a redundancy criterion"
+    keys = {"column": str, "within": float, "keep": str, "max_diameter": float, "recall": float}
 
     def __post_init__(self) -> None:
         if not self.keep:
             object.__setattr__(self, "keep", "centroid" if self.column == FEATURES else "first")
         allowed = ("centroid", "first") if self.column == FEATURES else ("first",)
         if self.keep not in allowed and not self.highest:
-            raise ValueError(f"'keep' is {', '.join(allowed)} or highest:<column>, not {self.keep!r}")
+            raise FieldError("keep", f"'keep' is {', '.join(allowed)} or highest:<column>, not {self.keep!r}")
         if self.column == FEATURES:
             _check_distance("within", self.within)
             if self.max_diameter is not None:
                 _check_distance("max_diameter", self.max_diameter)
             if not 0 < self.recall <= 1:
-                raise ValueError(f"'recall' is a share above 0, at most 1, not {self.recall:g}")
+                raise FieldError("recall", f"'recall' is a share above 0, at most 1, not {self.recall:g}")
             return
         if self.max_diameter is not None:
-            raise ValueError("'max_diameter' is a distance of features; a column of other values has none")
+            raise FieldError("max_diameter", f"'max_diameter' is a distance of features; {self.column} has none")
         if self.recall != 1:
-            raise ValueError("'recall' is of features; a column of other values is always searched through")
-        most = MOST_BITS if self.column in HASHES else 0
-        if self.within not in range(most + 1):
-            bits = f"a number of bits from 0 to {most}" if most else "0: its values are equal or not"
-            raise ValueError(f"'within' of {self.column} is {bits}, not {self.within:g}")
+            raise FieldError("recall", f"'recall' is for features; the search in {self.column} is always complete")
+
+    @classmethod
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Redundancy:
+        return cls(name, **values, section=section, step=step)
+
+    def to_dict(self) -> dict[str, Any]:
+        default = Redundancy(self.name, self.within, self.column)
+        chosen = {key: getattr(self, key) for key in ("keep", "max_diameter", "recall")}
+        column = {} if self.column == FEATURES else {"column": self.column}
+        return (
+            column
+            | {"within": self.within}
+            | {key: value for key, value in chosen.items() if value != getattr(default, key)}
+        )
 
     @property
     def highest(self) -> str | None:
-        """The column whose highest value stays."""
+        """The column whose highest value chooses the representative."""
         return self.keep.partition("highest:")[2] or None
 
     @property
@@ -150,42 +355,106 @@ class Redundancy:
     @property
     def rule(self) -> str:
         if self.column == FEATURES:
-            like = f"cosine distance < {self.within:g}"
+            near = f"cosine distance < {self.within:g}"
         else:
-            like = f"{self.column}: ≤ {self.within:g} bits differ" if self.within else f"equal {self.column}"
-        most = f", ≤ {self.max_diameter:g} from it" if self.max_diameter is not None else ""
+            near = f"{self.column}: ≤ {self.within:g} bits differ" if self.within else f"equal {self.column}"
+        diameter = f", ≤ {self.max_diameter:g} from it" if self.max_diameter is not None else ""
         kept = "" if self.keep in ("centroid", "first") else f", {self.keep.replace(':', ' ')} stays"
-        found = "" if self.recall == 1 else f", recall ≥ {self.recall:g}"
-        return f"one of each set, {like}{most}{kept}{found}"
+        recall = "" if self.recall == 1 else f", recall ≥ {self.recall:g}"
+        return f"one of each set, {near}{diameter}{kept}{recall}"
+
+    def check(self, columns: Mapping[str, Column]) -> None:
+        column = _stored_column(self.column, columns, "column")
+        if column.distance != "cosine":
+            most = MAX_BITS if column.distance == "bits" else 0
+            if self.within not in range(most + 1):
+                bits = f"a number of bits from 0 to {most}" if most else "0: its values are equal or not"
+                raise FieldError("within", f"'within' of {self.column} is {bits}, not {self.within:g}")
+        if self.highest:
+            _score_column(self.highest, columns, "keep")
+
+    def can_judge(self, scores: Scores) -> np.ndarray:
+        return scores.known(self.column)
+
+    def judge(self, scores: Scores, alive: np.ndarray, device: Device, progress: Progress | None = None) -> Outcome:
+        return scores.group_duplicates(self, np.flatnonzero(alive), device, progress)
 
 
 @dataclass(frozen=True)
-class Apart:
-    """A row stays unless the cosine distance of its features to those of a row of another run is below `within`.
+class Exclusion(Criterion):
+    """A row passes unless the cosine distance of its features to those of a row of another run is below `within`.
 
-    `folder`: that run; its kept rows count, or all where it has no verdicts.
+    Attributes:
+        folder: the other run; its kept rows are compared, or all rows if it has no verdicts.
     """
 
-    name: str
     within: float
     folder: str
-    group: str = ""
-    step: str = ""
 
-    column = FEATURES
-    columns = (FEATURES,)
+    marker = "not_near"
+    kind = "a distance to another run"
+    keys = {"within": float, "not_near": str}
 
     def __post_init__(self) -> None:
         _check_distance("within", self.within)
+
+    @classmethod
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Exclusion:
+        if "within" not in values:
+            raise FieldError("not_near", "'not_near' needs 'within', a cosine distance, for example within: 0.1")
+        return cls(name, values["within"], values["not_near"], section=section, step=step)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"within": self.within, "not_near": self.folder}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (FEATURES,)
 
     @property
     def rule(self) -> str:
         return f"cosine distance ≥ {self.within:g} to all of {Path(self.folder).name}"
 
+    @property
+    def run_folders(self) -> tuple[str, ...]:
+        return (self.folder,)
+
+    def check(self, columns: Mapping[str, Column]) -> None:
+        _stored_column(FEATURES, columns, "not_near")
+
+    def judge(self, scores: Scores, alive: np.ndarray, device: Device, progress: Progress | None = None) -> Outcome:
+        return scores.compare_with_run(self, np.flatnonzero(alive), device, progress)
+
+
+KINDS: tuple[type[Criterion], ...] = (Exclusion, Redundancy, Threshold)
+"""Every kind of criterion; a line of a recipe is of the first kind whose marker it has."""
+
 
 def _check_distance(key: str, value: float) -> None:
     if not 0 < value < 2:
-        raise ValueError(f"'{key}' is a cosine distance between 0 and 2, not {value:g}")
+        raise FieldError(key, f"'{key}' is a cosine distance between 0 and 2, not {value:g}")
 
 
-AnyCriterion = Criterion | Redundancy | Apart
+def _stored_column(name: str, columns: Mapping[str, Column], key: str) -> Column:
+    stored = [column.name for column in columns.values() if column.type is not None]
+    if name not in columns:
+        raise FieldError(key, f"no stage computes a column {name!r}; {did_you_mean(name, stored)}")
+    if name not in stored:
+        raise FieldError(key, f"the column {name!r} is not stored, so that DECIDE cannot read it")
+    return columns[name]
+
+
+def _score_column(name: str, columns: Mapping[str, Column], key: str) -> Column:
+    """The column if it holds numbers that can be compared with a bound."""
+    scores = [column.name for column in columns.values() if column.is_score]
+    if name not in columns:
+        raise FieldError(key, f"no stage computes a column {name!r}; {did_you_mean(name, scores)}")
+    column = columns[name]
+    if column.is_score:
+        return column
+    if column.distance:
+        example = "within: 0.1" if column.distance == "cosine" else "within: 4"
+        use = f"compare it with 'within', for example {{column: {name}, {example}}}"
+    else:
+        use = f"columns of numbers: {', '.join(sorted(scores))}"
+    raise FieldError(key, f"the column {name!r} holds {column.content}, and a threshold needs numbers; {use}")

@@ -1,4 +1,4 @@
-"""From criteria to columns, from columns to stages, from both to gates."""
+"""The plan of SCORE: criteria → columns → stages, and the gates between them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from danqing.engine.core.columns import ENCODED, Column
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.recipe.criteria import FEATURES, Criterion, Redundancy
+from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.reading import Recipe
-
-ENCODED = "image"
-"""The column of encoded bytes, as read."""
 
 
 @dataclass
 class Step:
-    """A stage, the criteria that become decidable with it, and the columns nobody needs afterwards."""
+    """A stage of the plan.
+
+    Attributes:
+        stage: the class.
+        gates: criteria that can be judged once the stage has run.
+        spent: columns that no later stage needs; they are dropped after the stage.
+    """
 
     stage: type[Any]
-    gates: list[Criterion] = field(default_factory=list)
+    gates: list[RowCriterion] = field(default_factory=list)
     spent: tuple[str, ...] = ()
 
 
@@ -27,9 +31,12 @@ class Step:
 class Plan:
     """The stages that run, in order.
 
-    Stages stand in the order in which the recipe's criteria ask for them, so a gate only ever drops a row whose
-    earlier criteria are all known: `dropped_by` is the same with gates and without. `also`: columns that no gate
-    asks for.
+    Stages are in the order in which the recipe's criteria need them. A row that a gate drops therefore has the columns
+    of every earlier criterion, and `dropped_by` is the same with gates and without.
+
+    Attributes:
+        steps: the stages with their gates.
+        also: columns that are computed though no gate reads them.
     """
 
     steps: tuple[Step, ...]
@@ -37,19 +44,22 @@ class Plan:
 
     @property
     def wanted(self) -> set[str]:
-        """Every column that some stage of this plan needs, a criterion reads, or is computed for study."""
+        """The columns that a stage needs, a gate reads, or `also` lists."""
         needs = {need for step in self.steps for need in step.stage.needs}
-        return needs | {gate.column for step in self.steps for gate in step.gates} | set(self.also)
+        return needs | {column for step in self.steps for gate in step.gates for column in gate.columns} | {*self.also}
 
     @property
     def scores(self) -> dict[str, Any]:
-        """The stored columns and their Arrow types, in order of computation."""
-        produced = {name: kind for step in self.steps for name, kind in step.stage.produces.items()}
-        return {name: kind for name, kind in produced.items() if kind is not None and name != FEATURES}
+        """The computed columns of scores/*.parquet and their Arrow types, in order of computation."""
+        produced: dict[str, Column] = {}
+        for step in self.steps:
+            produced |= step.stage.produces
+        stored = (column for column in produced.values() if column.type is not None and column.file == "scores")
+        return {column.name: column.type for column in stored}
 
 
 def decidable(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str]) -> Recipe:
-    """The recipe with only those criteria and study columns that can be computed from the columns given."""
+    """The recipe without the criteria and `also` columns that cannot be computed from the given columns."""
     available = set(given)
     waiting = list(catalogue)
     while ready := [stage for stage in waiting if available.issuperset(stage.needs)]:
@@ -63,13 +73,16 @@ def decidable(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
 
 
 def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str], also: Iterable[str] = ()) -> Plan:
-    """Schedules what the recipe's criteria need and its study columns, nothing else.
+    """Schedules the stages that a recipe needs.
 
     Args:
-        catalogue: the stages there are; each has `name`, `needs` and `produces` (column → Arrow type, or None
-            for a column that only travels to later stages).
+        recipe: its criteria and `also` columns are computed.
+        catalogue: the stages to choose from; each has `name`, `needs` and `produces`.
         given: columns that reading provides.
-        also: columns wanted beside the recipe's own.
+        also: more columns to compute.
+
+    Raises:
+        DanqingError: no stage computes a column that is needed.
     """
     producers: dict[str, type[Any]] = {}
     for stage in catalogue:
@@ -94,25 +107,26 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         available.update(stage.produces)
 
     def soonest(stage: type[Any]) -> int:
-        """Right after what it needs: what only travels (pixels, encoded bytes) should not wait for the models."""
-        given_by = (n for n, step in enumerate(steps, 1) if not set(step.stage.produces).isdisjoint(stage.needs))
-        return max(given_by, default=0)
+        """The place right after the stages that it needs, so that pixels and encoded bytes are not kept for it."""
+        needed = (n for n, step in enumerate(steps, 1) if not set(step.stage.produces).isdisjoint(stage.needs))
+        return max(needed, default=0)
 
-    waiting: list[Criterion] = []  # decidable before any stage has run
+    waiting: list[RowCriterion] = []  # can be judged before any stage has run
     for criterion in recipe.criteria:
         for column in criterion.columns:
             schedule(column)
         gates = steps[-1].gates if steps else waiting
-        if isinstance(criterion, Criterion):
+        if isinstance(criterion, RowCriterion):
             gates.append(criterion)
-    compared = [c for criterion in recipe.criteria if isinstance(criterion, Redundancy) for c in criterion.columns]
-    also = (*recipe.also, *also, *compared)
+    ungated = [c for criterion in recipe.criteria if not isinstance(criterion, RowCriterion) for c in criterion.columns]
+    also = (*recipe.also, *also, *ungated)
     for column in also:
         schedule(column, soonest)
     if steps:
         steps[0].gates[:0] = waiting
-    # What only travels is let go as soon as nobody later needs it; the encoded picture is the heaviest of all.
-    travelling = {ENCODED} | {c for step in steps for c, kind in step.stage.produces.items() if kind is None}
+    # Columns that are not stored are dropped after the last stage that needs them: pixels and encoded bytes are large.
+    produced = (column for step in steps for column in step.stage.produces.values())
+    unstored = {ENCODED} | {column.name for column in produced if column.type is None}
     for position, step in enumerate(steps):
-        step.spent = tuple(sorted(travelling - {n for other in steps[position + 1 :] for n in other.stage.needs}))
+        step.spent = tuple(sorted(unstored - {n for other in steps[position + 1 :] for n in other.stage.needs}))
     return Plan(tuple(steps), also)

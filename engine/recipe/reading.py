@@ -1,4 +1,4 @@
-"""A recipe: the models to score with and the ordered criteria, read from YAML and checked line by line."""
+"""Recipe: the models and the ordered criteria, read from YAML and checked line by line."""
 
 from __future__ import annotations
 
@@ -6,54 +6,70 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from danqing.engine.core.columns import FEATURES, RECIPE_COLUMNS, Column
 from danqing.engine.core.errors import DanqingError, did_you_mean
-from danqing.engine.recipe.criteria import FEATURES, AnyCriterion, Apart, Criterion, Interval, Redundancy
+from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Redundancy
 
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
-BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
-REDUNDANCY_KEYS = ("within", "keep", "max_diameter", "recall", "not_near")
-CRITERION_KEYS = ("column", "group", "step", *REDUNDANCY_KEYS, *BOUNDS)
+SECTION, STEP = "group", "step"
+"""Keys of a criterion's labels, in recipes, run.json and funnel.json."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to compute and what to keep; immutable, hashable, readable back from its own `to_dict`.
+    """What to compute and what to keep; immutable, and read back from `to_dict` without loss.
 
-    `also`: columns computed for study, beside those that the criteria read.
+    Attributes:
+        name: the key `recipe`.
+        models: role → model card.
+        criteria: in the order in which they are applied.
+        description: one sentence.
+        also: columns that are computed and stored though no criterion reads them.
     """
 
     name: str
     models: Mapping[str, str]
-    criteria: tuple[AnyCriterion, ...]
+    criteria: tuple[Criterion, ...]
     description: str = ""
     also: tuple[str, ...] = ()
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of scores/*.parquet that the criteria read, by name."""
+        return tuple(sorted({column for criterion in self.criteria for column in criterion.columns} - {FEATURES}))
+
+    @property
+    def near_duplicates(self) -> tuple[Redundancy, ...]:
+        """The criteria that compare the rows' features."""
+        found = (criterion for criterion in self.criteria if isinstance(criterion, Redundancy))
+        return tuple(criterion for criterion in found if criterion.column == FEATURES)
+
     def to_dict(self) -> dict[str, Any]:
-        """The recipe in the layout of its YAML file, thresholds as they are in force."""
+        """The recipe in the layout of its YAML file, with the thresholds in force."""
         return {
             "recipe": self.name,
             "description": self.description,
             "models": dict(self.models),
             "also": list(self.also),
-            "criteria": {c.name: _criterion_dict(c) for c in self.criteria},
+            "criteria": {c.name: {SECTION: c.section, STEP: c.step} | c.to_dict() for c in self.criteria},
         }
 
     @property
     def hash(self) -> str:
-        """16 hex digits; equal for recipes that decide alike (comments, study columns and layout don't)."""
+        """16 hex digits of the models and criteria; comments, layout and `also` do not change it."""
         content = {key: value for key, value in self.to_dict().items() if key in ("models", "criteria")}
         text = json.dumps([content, list(content["criteria"])], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, other: Recipe) -> list[str]:
-        """What one would have to change in `other` to get this recipe, one sentence each."""
+        """The differences of another recipe (`there`) from this one (`here`), one sentence each."""
         mine, theirs = self.to_dict(), other.to_dict()
         found = [
             f"models.{role}: {theirs['models'].get(role)} there, {mine['models'].get(role)} here"
@@ -75,21 +91,8 @@ class Recipe:
         return found
 
 
-def _criterion_dict(criterion: AnyCriterion) -> dict[str, Any]:
-    out: dict[str, Any] = {"group": criterion.group, "step": criterion.step}
-    if isinstance(criterion, Apart):
-        return out | {"within": criterion.within, "not_near": criterion.folder}
-    if isinstance(criterion, Redundancy):
-        default = Redundancy(criterion.name, criterion.within, criterion.column)
-        chosen = {key: getattr(criterion, key) for key in ("keep", "max_diameter", "recall")}
-        chosen = {key: value for key, value in chosen.items() if value != getattr(default, key)}
-        column = {} if criterion.column == FEATURES else {"column": criterion.column}
-        return out | column | {"within": criterion.within} | chosen
-    bounds = asdict(criterion.interval)
-    return out | {"column": criterion.column} | {k: bounds[v] for k, v in BOUNDS.items() if bounds[v] is not None}
-
-
 def builtin_names() -> list[str]:
+    """The names of the recipes that come with the engine."""
     return sorted(
         p.name[:-5]
         for p in (resources.files("danqing.engine.recipe") / "recipes").iterdir()
@@ -98,18 +101,24 @@ def builtin_names() -> list[str]:
 
 
 def load_recipe(
-    name_or_path: str | Path, settings: Iterable[str] = (), columns: Iterable[str] = (), roles: Iterable[str] = ()
+    name_or_path: str | Path,
+    settings: Iterable[str] = (),
+    columns: Mapping[str, Column] = RECIPE_COLUMNS,
+    roles: Iterable[str] = (),
 ) -> Recipe:
-    """Reads a built-in recipe by name or a YAML file by path, then applies `settings`.
+    """Reads a built-in recipe by name or a YAML file by path, applies `settings`, and checks the result.
 
     Args:
         name_or_path: `embedded`, `danqing` or a file.
         settings: `words.max=40`, `models.image_embedding=my-clip`: dotted path, equals, YAML value.
-        columns: the score columns that stages can produce; if given, every criterion's column must be one.
+        columns: the columns that the recipe can name; with other packages' stages, `engine.stages.columns`.
         roles: the roles that stages have a model for; if given, every key under `models` must be one.
 
     Raises:
-        DanqingError: names the file and line, and the nearest valid name.
+        DanqingError: the recipe cannot be read or used; names the file, the line and the nearest valid name.
+
+    >>> load_recipe("embedded", ["words.max=40"]).criteria[2].rule
+    '5 ≤ words ≤ 40'
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
@@ -128,15 +137,31 @@ def load_recipe(
     tree = _compose(text, where)
     for setting in settings:
         _apply(tree, setting)
-    return _read(tree, where, set(columns), set(roles))
+    return _read(tree, where, columns, set(roles))
 
 
-def recipe_from_dict(content: Mapping[str, Any], where: str, settings: Iterable[str] = ()) -> Recipe:
-    """A recipe back from `Recipe.to_dict`, as run.json stores it, with `settings` applied."""
+def recipe_from_dict(
+    content: Mapping[str, Any],
+    where: str,
+    settings: Iterable[str] = (),
+    columns: Mapping[str, Column] | None = None,
+) -> Recipe:
+    """Reads a recipe from `Recipe.to_dict`, as run.json stores it, and applies `settings`.
+
+    Args:
+        content: the recipe.
+        where: the file that messages name.
+        settings: see `load_recipe`.
+        columns: the columns that the recipe can name; None leaves the criteria unchecked, for a recipe that was
+            checked before it was stored.
+
+    Raises:
+        DanqingError: as `load_recipe`.
+    """
     tree = _compose(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), where)
     for setting in settings:
         _apply(tree, setting)
-    return _read(tree, where, set(), set())
+    return _read(tree, where, columns, set())
 
 
 def _compose(text: str, where: str) -> yaml.Node:
@@ -150,7 +175,7 @@ def _compose(text: str, where: str) -> yaml.Node:
 
 
 def _apply(tree: yaml.Node, setting: str) -> None:
-    """`words.max=40` → the node tree; names are checked later, with everything else."""
+    """Changes the tree by a setting, `words.max=40`. Names of keys are checked later, with the file's."""
     path, equals, value = setting.partition("=")
     parts = path.strip().split(".")
     if not equals or not all(parts):
@@ -169,8 +194,8 @@ def _apply(tree: yaml.Node, setting: str) -> None:
         if not last:
             node = pairs[part][1]
             if not isinstance(node, yaml.MappingNode):
-                raise DanqingError(f"--set {setting}: {part!r} has no keys of its own")
-        elif leaf.tag == "tag:yaml.org,2002:null":  # words.max=null takes the bound away
+                raise DanqingError(f"--set {setting}: {part!r} has no keys")
+        elif leaf.tag == "tag:yaml.org,2002:null":  # words.max=null removes the bound
             pairs.pop(part, None)
         else:
             key = yaml.ScalarNode("tag:yaml.org,2002:str", part, start_mark=leaf.start_mark)
@@ -192,7 +217,7 @@ def _mapping(node: yaml.Node, where: str, what: str) -> dict[str, tuple[yaml.Nod
     seen: dict[str, tuple[yaml.Node, yaml.Node]] = {}
     for key, value in node.value:
         if key.value in seen:
-            raise DanqingError(f"{_place(key, where)}: {key.value!r} stands here twice")
+            raise DanqingError(f"{_place(key, where)}: {key.value!r} is here twice")
         seen[key.value] = (key, value)
     return seen
 
@@ -216,7 +241,7 @@ def _refuse_unknown(keys: Mapping[str, tuple[yaml.Node, yaml.Node]], known: Iter
             raise DanqingError(f"{_place(key, where)}: unknown key {name!r} in {of}; {did_you_mean(name, known)}")
 
 
-def _read(tree: yaml.Node, where: str, columns: set[str], known_roles: set[str]) -> Recipe:
+def _read(tree: yaml.Node, where: str, columns: Mapping[str, Column] | None, known_roles: set[str]) -> Recipe:
     top = _mapping(tree, where, "a recipe")
     _refuse_unknown(top, TOP_KEYS, where, "the recipe")
     for needed in ("recipe", "criteria"):
@@ -241,65 +266,41 @@ def _read(tree: yaml.Node, where: str, columns: set[str], known_roles: set[str])
     )
 
 
-def _read_also(node: yaml.Node, where: str, columns: set[str]) -> tuple[str, ...]:
+def _read_also(node: yaml.Node, where: str, columns: Mapping[str, Column] | None) -> tuple[str, ...]:
     if not isinstance(node, yaml.SequenceNode):
         raise DanqingError(f"{_place(node, where)}: 'also' is a list of columns, for example [sha256, perceptual_hash]")
     names = tuple(_scalar(item, where, "a column of 'also'", str) for item in node.value)
-    for name in names:
-        if columns and name not in columns:
-            raise DanqingError(
-                f"{_place(node, where)}: no stage computes a column {name!r}; {did_you_mean(name, columns)}"
-            )
+    if columns is not None:
+        stored = [column.name for column in columns.values() if column.type is not None]
+        for name in names:
+            if name not in stored:
+                raise DanqingError(
+                    f"{_place(node, where)}: no stage stores a column {name!r}; {did_you_mean(name, stored)}"
+                )
     return tuple(dict.fromkeys(names))
 
 
-def _read_criterion(name: str, key: yaml.Node, node: yaml.Node, where: str, columns: set[str]) -> AnyCriterion:
-    fields = _mapping(node, where, f"criterion {name!r}")
-    _refuse_unknown(fields, CRITERION_KEYS, where, f"criterion {name!r}")
-
-    def text(field: str, default: str = "") -> str:
-        return _scalar(fields[field][1], where, f"{name}.{field}", str) if field in fields else default
-
-    def number(field: str) -> float | None:
-        return _scalar(fields[field][1], where, f"{name}.{field}", float) if field in fields else None
-
-    within, bounds = number("within"), {attribute: number(word) for word, attribute in BOUNDS.items()}
-    labels = {"name": name, "group": text("group"), "step": text("step")}
-
-    def refuse_both(word: str, mixed: Iterable[str], what: str) -> None:
-        for other in mixed:
-            if other in fields:
-                raise DanqingError(
-                    f"{_place(fields[other][0], where)}: {name}: {word} {what}, which takes no {other!r}"
-                )
-
-    criterion: AnyCriterion
+def _read_criterion(
+    name: str, key: yaml.Node, node: yaml.Node, where: str, columns: Mapping[str, Column] | None
+) -> Criterion:
+    what = f"criterion {name!r}"
+    fields = _mapping(node, where, what)
+    labels: dict[str, type] = {SECTION: str, STEP: str}
+    _refuse_unknown(fields, dict.fromkeys([*labels, *(word for kind in KINDS for word in kind.keys)]), where, what)
+    kind = next(kind for kind in KINDS if not kind.marker or kind.marker in fields)
+    types = labels | kind.keys
+    for word, (at, _) in fields.items():
+        if word not in types:
+            cause = f"{kind.marker!r} makes it" if kind.marker else "without 'within' it is"
+            raise DanqingError(f"{_place(at, where)}: {name}: {cause} {kind.kind}, which takes no {word!r}")
+    values = {word: _scalar(value, where, f"{name}.{word}", types[word]) for word, (_, value) in fields.items()}
+    section, step = (values.pop(label, "") for label in labels)
     try:
-        if within is not None:
-            refuse_both("'within' makes it", BOUNDS, "a redundancy criterion")
-            if "not_near" in fields:
-                refuse_both(
-                    "'not_near' makes it", ("column", "keep", "max_diameter", "recall"), "a distance to another run"
-                )
-                return Apart(within=within, folder=text("not_near"), **labels)
-            criterion = Redundancy(
-                within=within,
-                column=text("column", FEATURES),
-                keep=text("keep"),
-                max_diameter=number("max_diameter"),
-                recall=1.0 if (recall := number("recall")) is None else recall,
-                **labels,
-            )
-        else:
-            refuse_both("without 'within' it is", REDUNDANCY_KEYS, "a criterion of one score")
-            criterion = Criterion(column=text("column", name), interval=Interval(**bounds), **labels)
+        criterion = kind.read(name, values, section, step)
+        if columns is not None:
+            criterion.check(columns)
     except ValueError as problem:
-        at = next((fields[w][0] for w in (*BOUNDS, *REDUNDANCY_KEYS) if w in fields), key)
+        words = [problem.key] if isinstance(problem, FieldError) else [*kind.keys]
+        at = next((fields[word][0] for word in words if word in fields), key)
         raise DanqingError(f"{_place(at, where)}: {name}: {problem}") from None
-    given = () if isinstance(criterion, Criterion) else (FEATURES,)
-    for column in criterion.columns:
-        if columns and column not in (*columns, *given):
-            word = "column" if column == criterion.column else "keep"
-            place = _place(fields[word][1] if word in fields else key, where)
-            raise DanqingError(f"{place}: no stage computes a column {column!r}; {did_you_mean(column, columns)}")
     return criterion

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.recipe.criteria import Criterion, Redundancy
+from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import recipe_from_dict
 from danqing.engine.report.terminal import console
 from danqing.engine.run.folder import Run
@@ -60,7 +60,7 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
     fallen = False
     for criterion in recipe.criteria:
         dropped = record.get("dropped_by") == criterion.name
-        if isinstance(criterion, Criterion):
+        if isinstance(criterion, Threshold):
             judged.add(criterion.column)
             value = record.get(criterion.column)
             shown, rule = _number(value), criterion.rule

@@ -17,7 +17,7 @@ from PIL import Image
 
 from danqing.engine.core.files import commit
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.recipe.criteria import Criterion
+from danqing.engine.recipe.criteria import Threshold
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.topic_map import topic_galleries, topic_section
 from danqing.engine.report.topics import Topics
@@ -65,7 +65,7 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
 
 def _funnel(funnel: Funnel) -> str:
     rows = [
-        f"<tr><td>{html.escape(line.group)}<td>{html.escape(line.step)}<td>{html.escape(line.told)}"
+        f"<tr><td>{html.escape(line.section)}<td>{html.escape(line.step)}<td>{html.escape(line.measured_rule)}"
         f"<td class=n>{line.left:,}<td class=n>{line.dropped:,}<td class=n>{line.share:.2%}"
         f"<td style='width:20%'><div class=bar style='width:{100 * line.left / max(funnel.collected, 1):.1f}%'></div>"
         for line in funnel.lines
@@ -76,7 +76,7 @@ def _funnel(funnel: Funnel) -> str:
 
 def _histograms(run: Run, recipe: Recipe) -> Iterable[str]:
     for criterion in recipe.criteria:
-        if not isinstance(criterion, Criterion):
+        if not isinstance(criterion, Threshold):
             continue
         columns = [pq.read_table(run.scores_path(s.number), columns=[criterion.column]) for s in run.shards]
         values = pa.concat_tables(columns)[criterion.column].cast(pa.float64()).drop_null().to_numpy()
@@ -84,7 +84,7 @@ def _histograms(run: Run, recipe: Recipe) -> Iterable[str]:
             yield _histogram(criterion, values)
 
 
-def _histogram(criterion: Criterion, values: np.ndarray) -> str:
+def _histogram(criterion: Threshold, values: np.ndarray) -> str:
     """An SVG of 40 bins between the 0.5th and 99.5th percentile, the interval shaded."""
     width, height = 320, 110
     low, high = np.percentile(values, [0.5, 99.5])

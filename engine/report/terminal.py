@@ -196,9 +196,9 @@ def print_funnel(funnel: Funnel) -> None:
     table.add_row(*(["collected"] if narrow else ["", "collected", ""]), f"{funnel.collected:,}", "", "")
     before = ""
     for line in funnel.lines:
-        section = line.group if line.group != before else ""
-        before = line.group
-        rule = line.told if line.criterion in line.told else f"{line.criterion}: {line.told}"
+        section = line.section if line.section != before else ""
+        before = line.section
+        rule = line.measured_rule if line.criterion in line.measured_rule else f"{line.criterion}: {line.measured_rule}"
         counts = f"{line.left:,}", f"{line.dropped:,}", f"{line.share:.2%}"
         if narrow and section:
             table.add_row(Text(section, "bold"))

@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import FEATURES, arrow_types
 from danqing.engine.core.files import commit
 from danqing.engine.core.progress import Progress
-from danqing.engine.recipe.criteria import FEATURES
 from danqing.engine.run.folder import Run, log
 from danqing.engine.sources import Shard
 
-IDENTITY = {"row": pa.int32(), "key": pa.string(), "uid": pa.string(), "url": pa.string()}
-GIVEN = {"caption": pa.string(), "image_bytes": pa.int64()}
 ENGINES = b"danqing.engines"
 """In the metadata of a shard's scores: what scored it, role → SHA-256."""
-OUTCOME = {"gated_at": pa.string(), "error": pa.string()}
+READ_COLUMNS = ("row", "key", "uid", "url", "caption", "image_bytes")
+"""Columns that are stored as they were read, before the scores; `shard` is stored by name, in front of them."""
+OUTCOME_COLUMNS = ("gated_at", "error")
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Ledger:
         self, run: Run, scores: dict[str, pa.DataType], progress: Progress, running: Mapping[str, str] | None = None
     ) -> None:
         self.run, self.progress, self.running = run, progress, {} if running is None else running
-        self.schema = IDENTITY | GIVEN | scores | OUTCOME
+        self.schema = arrow_types(READ_COLUMNS) | scores | arrow_types(OUTCOME_COLUMNS)
         self._open: dict[int, _Open] = {}
         self._lock = threading.Lock()
 

@@ -20,19 +20,17 @@ import numpy as np
 import pyarrow as pa
 
 from danqing.engine.core.batch import Batch, pack
+from danqing.engine.core.columns import ENCODED, SHARD_COLUMNS
 from danqing.engine.core.memory import Memory
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Span, Spans
-from danqing.engine.recipe.criteria import Criterion
-from danqing.engine.recipe.plan import ENCODED, Plan, Step
+from danqing.engine.recipe.criteria import RowCriterion
+from danqing.engine.recipe.plan import Plan, Step
 from danqing.engine.run.folder import Run, log
 from danqing.engine.score.ledger import Ledger
 from danqing.engine.score.overlap import Overlap
 from danqing.engine.sources import Layout, Sample, Shard, open_shard
 from danqing.engine.stages import Context, Stage
-
-GIVEN = ("shard", "row", "key", "uid", "url", "caption", "image", "image_bytes", "metadata", "error")
-"""The columns that reading provides."""
 
 READ_ROWS = 256
 
@@ -128,7 +126,7 @@ def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger, memory: Memory
 
 
 def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterator[Batch]:
-    """A shard's samples with the columns of `GIVEN`."""
+    """A shard's samples with the columns of `SHARD_COLUMNS`."""
     rows: list[tuple[Any, ...]] = []
     size = 0
     for row, sample in enumerate(source):
@@ -144,7 +142,8 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
 
 
 def _batch(rows: list[tuple[Any, ...]]) -> Batch:
-    columns: dict[str, Any] = {name: list(column) for name, column in zip(GIVEN, zip(*rows, strict=True), strict=True)}
+    by_column = zip(SHARD_COLUMNS, zip(*rows, strict=True), strict=True)
+    columns: dict[str, Any] = {name: list(column) for name, column in by_column}
     for name in ("shard", "row", "image_bytes"):
         columns[name] = np.array(columns[name], np.int64)
     return Batch(columns)
@@ -172,7 +171,7 @@ def through(
 
 
 def _passing(
-    batch: Batch, stage: Stage, gates: Sequence[Criterion], ledger: Exit, span: Span, following: str | None
+    batch: Batch, stage: Stage, gates: Sequence[RowCriterion], ledger: Exit, span: Span, following: str | None
 ) -> Batch:
     """Returns the rows that have no error and pass every gate; enters the others in the ledger."""
     sound = np.array([error is None for error in batch["error"]])
@@ -181,7 +180,7 @@ def _passing(
         ledger.enter(batch.take(~sound))
     passes = sound.copy()
     for gate in gates:
-        falls = passes & ~gate.interval.holds(batch[gate.column])
+        falls = passes & ~gate.passes(batch)
         span.dropped[gate.name] += int(falls.sum())
         passes &= ~falls
     if (sound & ~passes).any():
@@ -204,13 +203,13 @@ def work(stage: Stage, batch: Batch) -> None:
     """The stage on the batch, until the device is done: for whoever uses it next, and before anything it has read is
     let go. What is stored comes to the host; what only travels stays where it is."""
     stage(batch)
-    for name, kind in stage.produces.items():
-        if kind is None or name not in batch or isinstance(batch[name], list):
+    for name, column in stage.produces.items():
+        if column.type is None or name not in batch or isinstance(batch[name], list):
             continue
         batch[name] = stage.context.device.down(batch[name])
         # A gate must see what DECIDE will read: the score as it is stored, compared as float64.
-        if pa.types.is_floating(kind):
-            batch[name] = batch[name].astype(kind.to_pandas_dtype()).astype(np.float64)
+        if pa.types.is_floating(column.type):
+            batch[name] = batch[name].astype(column.type.to_pandas_dtype()).astype(np.float64)
     stage.context.device.wait()
 
 

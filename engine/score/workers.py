@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.device import available_threads, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import Progress
@@ -20,7 +21,7 @@ from danqing.engine.core.spans import Span, Spans
 from danqing.engine.recipe.plan import Plan, make_plan
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
-from danqing.engine.score.loop import GIVEN, score
+from danqing.engine.score.loop import score
 from danqing.engine.score.metrics import served
 from danqing.engine.sources import Shard
 from danqing.engine.stages import CATALOGUE, Context
@@ -48,7 +49,7 @@ def score_on_one(
         watcher: profiles the scoring.
     """
     recipe = run.recipe
-    plan = make_plan(recipe, CATALOGUE, GIVEN)
+    plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
     with open_device(settings.device, settings.threads) as device:
         models = ModelSet(recipe.models, strict=settings.strict_engines)
         context = settings.context(device, models, plan.wanted)

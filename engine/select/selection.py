@@ -22,14 +22,16 @@ import pyarrow.parquet as pq
 
 from danqing import __version__
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.decide.walk import Scores, walk
-from danqing.engine.recipe.criteria import Criterion, Interval
+from danqing.engine.decide.scores import Scores
+from danqing.engine.decide.walk import walk
+from danqing.engine.recipe.criteria import Interval, RowCriterion, Threshold
 from danqing.engine.recipe.plan import decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import identity_differences
@@ -40,12 +42,9 @@ from danqing.engine.sources.tables import Columns, Part, check_tables, find_tabl
 from danqing.engine.stages import CATALOGUE
 from danqing.trt_models.model_set import ModelSet
 
-GIVEN = ("row", "url", "caption", "error")
-"""The columns that a table of URLs and captions provides."""
-
 CLEAN = "text_clean"
 
-USABLE = Criterion("usable", "usable", Interval(minimum=1), "input", "a URL and a caption")
+USABLE = Threshold("usable", "usable", Interval(minimum=1), section="input", step="a URL and a caption")
 """Stands before the recipe's criteria: 1 if the row could be read and both cells hold text."""
 
 PART_ROWS, BATCH_ROWS = 100_000, 2048
@@ -116,7 +115,7 @@ def select(
         check_tables(files, columns)
     early = before_download(recipe)
     later = tuple(c.name for c in recipe.criteria if c not in early.criteria)
-    plan = make_plan(early, CATALOGUE, GIVEN, also=[CLEAN])
+    plan = make_plan(early, CATALOGUE, TABLE_COLUMNS, also=[CLEAN])
     models = ModelSet(early.models)
     identity = {
         "inputs": [[str(file.path.resolve()), file.bytes] for file in files],
@@ -161,9 +160,9 @@ def _parts(files: Iterable[Shard], columns: Columns, limit: int | None) -> Itera
 
 def before_download(recipe: Recipe) -> Recipe:
     """The recipe without the criteria that need a picture, and without the models that look at one."""
-    early = decidable(recipe, CATALOGUE, GIVEN)
+    early = decidable(recipe, CATALOGUE, TABLE_COLUMNS)
     # Duplicates are looked for among all rows at once, and here only a part of them is at hand.
-    early = replace(early, criteria=tuple(c for c in early.criteria if isinstance(c, Criterion)))
+    early = replace(early, criteria=tuple(c for c in early.criteria if isinstance(c, RowCriterion)))
     if not early.criteria:
         raise DanqingError(f"recipe {recipe.name}: every criterion needs a picture; there is nothing to select by")
     looking = {stage.role for stage in CATALOGUE if stage.image_inputs}
@@ -208,7 +207,8 @@ class Judged:
         """Position of the criterion that drops each row, -1 for those that stay: DECIDE's own walk."""
         rows = len(self.part)
         nothing, error = np.full(rows, -1), self.columns["error"] != np.array(None)
-        scores = Scores(nothing, error, np.full(rows, None), nothing, [], self.columns, {}, [rows])
+        columns = {name: pa.chunked_array([pa.array(self.columns[name], from_pandas=True)]) for name in recipe.columns}
+        scores = Scores(nothing, error, np.full(rows, None), nothing, [], columns, [rows])
         return walk(scores, recipe, self.device).dropped_by
 
     def kept(self, keep: np.ndarray) -> pa.Table:

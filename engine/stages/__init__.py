@@ -35,8 +35,8 @@ CATALOGUE: ValuesView[type[Stage]] = STAGES.values()
 
 def stored_columns() -> dict[str, pa.DataType]:
     """Every column that some stage stores, and its type."""
-    produced = {name: kind for stage in CATALOGUE for name, kind in stage.produces.items()}
-    return {name: kind for name, kind in produced.items() if kind is not None}
+    produced = (column for stage in CATALOGUE for column in stage.produces.values())
+    return {column.name: column.type for column in produced if column.type is not None}
 
 
 def model_roles() -> set[str]:

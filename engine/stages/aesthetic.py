@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
-
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import produced
 from danqing.engine.stages.network import Network
 
 
@@ -17,7 +16,7 @@ class Aesthetic(Network):
     role = "aesthetics"
     needs = ("aesthetic_input",)
     image_inputs = {"aesthetic_input": None}
-    produces = {"aesthetic": pa.float32()}
+    produces = produced("aesthetic")
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return {"pixels": batch["aesthetic_input"]}

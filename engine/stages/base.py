@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import Column
 from danqing.engine.core.device import Device
 from danqing.engine.core.memory import Memory
 from danqing.trt_models.card import ImageInput
@@ -51,7 +51,7 @@ class Stage:
     Attributes:
         name: unique, shown in reports.
         needs: the columns that the stage reads.
-        produces: column → Arrow type it is stored with; None for a column that is not stored.
+        produces: the columns that the stage adds, by name (`engine.core.columns.produced`).
         role: key of the stage's model under `models` of a recipe; None without a model.
         model_columns: the columns in `produces` that depend on the model's outputs; None for all.
         image_inputs: columns in `needs` that `Resize` makes of the picture → their size, crop and interpolation; None
@@ -60,7 +60,7 @@ class Stage:
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
-    produces: ClassVar[Mapping[str, pa.DataType | None]]
+    produces: ClassVar[Mapping[str, Column]]
     role: ClassVar[str | None] = None
     model_columns: ClassVar[tuple[str, ...] | None] = None
     image_inputs: ClassVar[Mapping[str, ImageInput | None]] = {}

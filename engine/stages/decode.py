@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image, ImageOps
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import produced
 from danqing.engine.core.device import Device
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.header import has_alpha
@@ -43,7 +43,7 @@ class Decode(Stage):
 
     name = "decode"
     needs = ("image", "width", "height", "decode_format", "pixel_mode", "has_alpha")
-    produces = {"pixels": None, "decodable": pa.int8()}
+    produces = produced("pixels", "decodable")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

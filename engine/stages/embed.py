@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
-from danqing.engine.recipe.criteria import FEATURES
+from danqing.engine.core.columns import FEATURES, produced
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.network import Network
 
@@ -20,7 +19,7 @@ class ImageEmbedding(Network):
     role = "image_embedding"
     needs = ("embedding_input",)
     image_inputs = {"embedding_input": None}
-    produces = {"image_embedding": None, FEATURES: pa.list_(pa.float16())}
+    produces = produced("image_embedding", FEATURES)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return {"pixels": batch["embedding_input"]}
@@ -46,7 +45,7 @@ class Tokens(Stage):
     role = "text_embedding"
     model_columns = ()  # the tokenizer makes them, not the network
     needs = ("text_clean",)
-    produces = {"token_ids": None, "unknown_tokens": pa.int32()}
+    produces = produced("token_ids", "unknown_tokens")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -65,7 +64,7 @@ class TextEmbedding(Network):
     name = "text embedding"
     role = "text_embedding"
     needs = ("token_ids",)
-    produces = {"text_embedding": None}
+    produces = produced("text_embedding")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -83,7 +82,7 @@ class Alignment(Stage):
 
     name = "alignment"
     needs = ("image_embedding", "text_embedding")
-    produces = {"alignment_distance": pa.float32()}
+    produces = produced("alignment_distance")
 
     def __call__(self, batch: Batch) -> None:
         xp = self.context.device.xp

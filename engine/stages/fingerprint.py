@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import produced
 from danqing.engine.stages.base import Stage
 from danqing.trt_models.card import ImageInput
 
@@ -20,7 +20,7 @@ class Digest(Stage):
 
     name = "digest"
     needs = ("image",)
-    produces = {"sha256": pa.string()}
+    produces = produced("sha256")
 
     def __call__(self, batch: Batch) -> None:
         digests = self.context.device.map(hashlib.sha256, batch["image"])
@@ -37,7 +37,7 @@ class PerceptualHash(Stage):
     name = "perceptual hash"
     needs = ("hash_input",)
     image_inputs = {"hash_input": HASHED}
-    produces = {"perceptual_hash": pa.uint64()}
+    produces = produced("perceptual_hash")
 
     def __call__(self, batch: Batch) -> None:
         xp, up = self.context.device.xp, self.context.device.up

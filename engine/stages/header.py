@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import produced
 from danqing.engine.stages.base import Stage
 from danqing.engine.stages.plain_headers import Facts, Table, read_plain_header
 
@@ -32,18 +32,10 @@ class Header(Stage):
 
     name = "header"
     needs = ("image",)
-    produces = {
-        "readable": pa.int8(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "aspect_ratio": pa.float64(),
-        "shortest_edge": pa.int32(),
-        "decode_format": pa.string(),
-        "has_alpha": pa.bool_(),
-        "animated": pa.bool_(),
-        "jpeg_quality": pa.int16(),
-        "pixel_mode": None,
-    }
+    produces = produced(
+        "readable", "width", "height", "aspect_ratio", "shortest_edge", "decode_format", "has_alpha",
+        "animated", "jpeg_quality", "pixel_mode",
+    )  # fmt: skip
 
     def __call__(self, batch: Batch) -> None:
         headers = [read_header(image) for image in batch["image"]]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import produced
 from danqing.engine.stages.base import Stage
 from danqing.kernels.pictures.pixels import STATISTICS, pixel_statistics
 
@@ -14,7 +13,7 @@ class PixelStatistics(Stage):
 
     name = "pixels"
     needs = ("pixels",)
-    produces = dict.fromkeys(STATISTICS, pa.float64())
+    produces = produced(*STATISTICS)
 
     def __call__(self, batch: Batch) -> None:
         figures = self.context.device.down(pixel_statistics(self.context.device, batch["pixels"]))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
+from danqing.engine.core.columns import COLUMNS, Column
 from danqing.engine.core.device import Device
 from danqing.engine.stages import CATALOGUE
 from danqing.engine.stages.base import Context, Stage
@@ -24,8 +25,13 @@ INTERPOLATIONS = {"lanczos": LANCZOS, "cubic": CUBIC, "linear": LINEAR}
 class _Columns:
     """The columns of `Resize`: every image input that a registered stage declares."""
 
-    def __get__(self, stage: object, kind: type[Stage]) -> dict[str, None]:
-        return {column: None for stage in CATALOGUE for column in stage.image_inputs}
+    def __get__(self, stage: object, kind: type[Stage]) -> dict[str, Column]:
+        names = (name for stage in CATALOGUE for name in stage.image_inputs)
+        array = "uint8 (rows, size, size, 3)"
+        return {
+            name: COLUMNS.get(name) or Column(name, None, "pixels for a model", array=array, device=True)
+            for name in names
+        }
 
 
 class Resize(Stage):

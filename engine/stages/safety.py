@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
-
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import produced
 from danqing.engine.stages.network import Network
 
 
@@ -17,7 +16,7 @@ class ImageSafety(Network):
     role = "image_safety"
     needs = ("safety_input",)
     image_inputs = {"safety_input": None}
-    produces = {"unsafe_image": pa.float32()}
+    produces = produced("unsafe_image")
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return {"pixels": batch["safety_input"]}

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import produced
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.stages.base import Stage
 
@@ -19,7 +19,7 @@ class Source(Stage):
 
     name = "source"
     needs = ("url",)
-    produces = {"blocked_source": pa.int8()}
+    produces = produced("blocked_source")
 
     def __call__(self, batch: Batch) -> None:
         blocked = self.context.blocked_domains

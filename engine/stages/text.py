@@ -11,10 +11,10 @@ from functools import cache
 
 import numpy as np
 import opencc
-import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
+from danqing.engine.core.columns import produced
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.kernels.text import captions as kernels
@@ -48,7 +48,7 @@ class Caption(CaptionStage):
     role = "text_safety"
     model_columns = ("unsafe_text",)
     needs = ("caption",)
-    produces = {"words": pa.int32(), "unsafe_text": pa.float32(), "caption_measures": None}
+    produces = produced("words", "unsafe_text", "caption_measures")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -72,22 +72,11 @@ class Refine(CaptionStage):
     role = "caption_safety"
     model_columns = ("unsafe_caption",)
     needs = ("caption", "caption_measures")
-    produces = {
-        "text_clean": pa.string(),
-        "language": pa.string(),
-        "chinese_confidence": pa.float32(),
-        "stop_word_share": pa.float32(),
-        "nouns": pa.int32(),
-        "content_word_share": pa.float32(),
-        "text_entropy": pa.float32(),
-        "han_share": pa.float32(),
-        "kana_share": pa.float32(),
-        "latin_share": pa.float32(),
-        "digit_share": pa.float32(),
-        "symbol_share": pa.float32(),
-        "longest_repetition": pa.int32(),
-        "unsafe_caption": pa.float32(),
-    }
+    produces = produced(
+        "text_clean", "language", "chinese_confidence", "stop_word_share", "nouns", "content_word_share",
+        "text_entropy", "han_share", "kana_share", "latin_share", "digit_share", "symbol_share",
+        "longest_repetition", "unsafe_caption",
+    )  # fmt: skip
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

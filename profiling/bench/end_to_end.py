@@ -24,11 +24,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.recipe.criteria import Criterion
+from danqing.engine.recipe.criteria import Threshold
 from danqing.engine.recipe.plan import decidable
 from danqing.engine.recipe.reading import load_recipe
-from danqing.engine.score.loop import GIVEN
 from danqing.engine.stages import CATALOGUE
 from danqing.engine.stages.network import Network
 from danqing.profiling.bench import harness
@@ -88,7 +88,7 @@ def write_recipe_without_networks(path: Path) -> Path:
     """The default recipe without the criteria that a network decides."""
     recipe = load_recipe("embedded")
     stages = [stage for stage in CATALOGUE if not issubclass(stage, Network)]
-    kept = [c.name for c in decidable(recipe, stages, GIVEN).criteria if isinstance(c, Criterion)]
+    kept = [c.name for c in decidable(recipe, stages, SHARD_COLUMNS).criteria if isinstance(c, Threshold)]
     whole: dict[str, Any] = recipe.to_dict()
     content = {"recipe": "without-models", "models": whole["models"]}
     content["criteria"] = {name: rule for name, rule in whole["criteria"].items() if name in kept}

@@ -31,16 +31,16 @@ import pyarrow.parquet as pq
 from rich import box
 from rich.table import Table
 
+from danqing.engine.core.columns import FEATURES, SHARD_COLUMNS
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.progress import Silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.demo.crawl import build_crawl
-from danqing.engine.recipe.criteria import FEATURES
 from danqing.engine.recipe.plan import make_plan
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
-from danqing.engine.score.loop import GIVEN, score
+from danqing.engine.score.loop import score
 from danqing.engine.sources import Shard, find_shards
 from danqing.engine.stages import CATALOGUE
 from danqing.profiling.bench import harness
@@ -205,7 +205,7 @@ def measure(
     shards: Sequence[Shard], recipe: Recipe, models: ModelSet, device: Device, folder: Path, slow: bool
 ) -> Meter:
     """Scores the shards into the folder; `slow` without the fast paths. Returns the meter of the run."""
-    plan, meter, settings = make_plan(recipe, CATALOGUE, GIVEN), Meter(), Settings()
+    plan, meter, settings = make_plan(recipe, CATALOGUE, SHARD_COLUMNS), Meter(), Settings()
     context = settings.context(device, models, plan.wanted)
     run = Run.create_or_resume(folder, list(shards), recipe, settings.layout, {})
     with ExitStack() as patches:

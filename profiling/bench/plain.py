@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 import sentencepiece
 from PIL import Image, ImageOps
 
-from danqing.engine.recipe.criteria import Criterion, Redundancy
+from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.profiling.bench.duplicates import linked, near_pairs
 from danqing.trt_models.card import Card, ImageInput, load_card
@@ -186,7 +186,7 @@ class Models:
             pair["features"], pair["unsafe_image"], pair["alignment_distance"] = figures
 
 
-def holds(criterion: Criterion, pair: Pair) -> bool:
+def holds(criterion: Threshold, pair: Pair) -> bool:
     return bool(criterion.interval.holds(pair.get(criterion.column, math.nan)))
 
 
@@ -239,7 +239,7 @@ class Script:
 
     def passes(self, pair: Pair) -> bool:
         """No figure that is known so far fails its criterion."""
-        criteria = (c for c in self.recipe.criteria if isinstance(c, Criterion))
+        criteria = (c for c in self.recipe.criteria if isinstance(c, Threshold))
         return self.everything or all(holds(c, pair) for c in criteria if c.column in pair)
 
     def __call__(self, shards: list[Path]) -> list[Pair]:

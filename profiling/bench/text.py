@@ -76,7 +76,7 @@ def jieba_lcut(hmm: bool, device: Device) -> Work:
 
 
 def our_stage(device: Device) -> Work:
-    wanted = frozenset(name for stage in (Caption, Refine) for name, kind in stage.produces.items() if kind)
+    wanted = frozenset(name for stage in (Caption, Refine) for name, column in stage.produces.items() if column.type)
     context = Context(device, ModelSet(load_recipe("embedded").models), wanted)
     stages = [Caption(context), Refine(context)]
 

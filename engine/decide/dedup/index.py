@@ -10,7 +10,7 @@ from danqing.engine.core.registry import Registry
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.lists import join_likely
 from danqing.engine.decide.dedup.neighbours import join_neighbours
-from danqing.engine.decide.dedup.sample import Recall
+from danqing.engine.recipe.outcome import Recall
 
 
 class Index(ABC):

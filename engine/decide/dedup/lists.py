@@ -18,7 +18,8 @@ from danqing.engine.core.progress import Progress, Silent
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.neighbours import Joining, join_neighbours, spans
-from danqing.engine.decide.dedup.sample import JUDGED, UNSEEN, Recall, Sample
+from danqing.engine.decide.dedup.sample import JUDGED, UNSEEN, Sample
+from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.lists import average_lists, rank_lists
 
 DEPTH = 8

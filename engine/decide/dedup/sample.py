@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,27 +10,13 @@ from danqing.engine.core.progress import Progress, Silent
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.neighbours import Tile, spans
+from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.pairs import count_joined, list_near
 
 SAMPLE, NEAR = 4096, 64
 """Rows whose neighbours are looked up, and how many of them are remembered of each."""
 JUDGED, UNSEEN = slice(0, None, 2), slice(1, None, 2)
 """Those a search may look at to know when to stop, and those that tell how well it did."""
-
-
-@dataclass(frozen=True)
-class Recall:
-    """`joined` of `pairs` neighbours that were found exactly are in one set."""
-
-    joined: int
-    pairs: int
-
-    @property
-    def share(self) -> float:
-        return self.joined / self.pairs if self.pairs else float("nan")
-
-    def __str__(self) -> str:
-        return f"{self.share:.5f} of {self.pairs:,} pairs" if self.pairs else "no pairs to measure it by"
 
 
 class Sample:

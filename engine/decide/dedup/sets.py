@@ -10,7 +10,7 @@ import numpy as np
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import INDEXES
-from danqing.engine.decide.dedup.sample import Recall
+from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.components import find_components
 from danqing.kernels.neighbours.pairs import find_nearest_to_sum, measure_distances, sum_members
 

@@ -18,9 +18,9 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.decide.dedup import index
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.decide.reference import held_against
+from danqing.engine.decide.reference import with_references
 from danqing.engine.phases import curate, decide_run, known_columns, merge_runs, write_run
-from danqing.engine.recipe.criteria import Apart, Redundancy
+from danqing.engine.recipe.criteria import Exclusion, Redundancy
 from danqing.engine.recipe.reading import Recipe, load_recipe, recipe_from_dict
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
@@ -64,7 +64,9 @@ def verdicts(run: Run) -> dict[str, dict[str, Any]]:
     return {r["key"]: r for s in run.shards for r in pq.read_table(run.verdicts_path(s.number)).to_pylist()}
 
 
-def test_copies_fall_by_bytes_then_by_hash_then_by_features(make_shard: Any, recipe: Recipe, tmp_path: Path) -> None:
+def test_copies_are_dropped_by_bytes_then_by_hash_then_by_features(
+    make_shard: Any, recipe: Recipe, tmp_path: Path
+) -> None:
     flipped = io.BytesIO()
     Image.open(PHOTOS[2]).convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(flipped, "JPEG", quality=95)
     pictures = {
@@ -84,7 +86,7 @@ def test_copies_fall_by_bytes_then_by_hash_then_by_features(make_shard: Any, rec
     assert recipe_from_dict(recipe.to_dict(), "run.json") == recipe
 
 
-def test_what_an_earlier_run_kept_falls(
+def test_near_duplicates_of_an_earlier_run_are_dropped(
     make_shard: Any, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     earlier = make_shard(members({"a": photo(0), "b": photo(1), "copy": photo(1)}), "earlier.tar")
@@ -95,18 +97,18 @@ def test_what_an_earlier_run_kept_falls(
     found = verdicts(Run.open(tmp_path / "second"))
     assert {key: row["dropped_by"] for key, row in found.items()} == {"b": "already_kept", "c": None, "d": None}
     assert found["b"]["kept_instead"] == verdicts(first)["b"]["uid"] and 0 < found["b"]["distance"] < 0.05
-    assert main(["decide", str(tmp_path / "second")]) == 0  # of itself it still holds them against the first run
+    assert main(["decide", str(tmp_path / "second")]) == 0  # the first run is still compared with
     assert verdicts(Run.open(tmp_path / "second"))["b"]["dropped_by"] == "already_kept"
     capsys.readouterr()
     assert main([*command[:-1], str(tmp_path / "near.yaml"), "--against", str(tmp_path / "nowhere")]) == 2
     assert "no run here" in capsys.readouterr().err
 
 
-def test_pictures_of_an_evaluation_set_are_kept_out(make_shard: Any, recipe: Recipe, tmp_path: Path) -> None:
+def test_near_duplicates_of_evaluation_pictures_are_dropped(make_shard: Any, recipe: Recipe, tmp_path: Path) -> None:
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
     for number in (1, 4):
-        (evaluation / f"{number}.jpg").write_bytes(photo(number, 0.8))  # no captions there
+        (evaluation / f"{number}.jpg").write_bytes(photo(number, 0.8))  # without captions
     pictures = {"a": photo(0), "b": photo(1), "b_again": photo(1, 0.9), "c": photo(2)}
     shard = str(make_shard(members(pictures)))
     run, funnel, _ = curate([shard], tmp_path / "out", recipe, Settings(), excluded=[evaluation], exclude_within=0.06)
@@ -115,14 +117,14 @@ def test_pictures_of_an_evaluation_set_are_kept_out(make_shard: Any, recipe: Rec
     assert "≥ 0.06 to all of evaluation-" in next(line.rule for line in funnel.lines if line.criterion == "excluded")
 
 
-def test_references_stand_around_the_redundancy_criterion(recipe: Recipe) -> None:
-    held = held_against(recipe, [Path("run")], [Path("x"), Path("y")], None)
-    names = [c.name for c in held.criteria]
+def test_references_are_compared_before_and_after_redundancy(recipe: Recipe) -> None:
+    extended = with_references(recipe, [Path("run")], [Path("x"), Path("y")], None)
+    names = [c.name for c in extended.criteria]
     assert names == ["decodable", "same_bytes", "same_look", "excluded", "excluded_2", "redundancy", "already_kept"]
-    assert {c.within for c in held.criteria if isinstance(c, Apart)} == {0.05}
-    assert recipe_from_dict(held.to_dict(), "run.json") == held
+    assert {c.within for c in extended.criteria if isinstance(c, Exclusion)} == {0.05}
+    assert recipe_from_dict(extended.to_dict(), "run.json") == extended
     with pytest.raises(DanqingError, match="--exclude-within 5: a cosine distance between 0 and 2"):
-        held_against(recipe, [], [Path("x")], 5)
+        with_references(recipe, [], [Path("x")], 5)
 
 
 def test_runs_of_other_models_are_not_compared(make_shard: Any, recipe: Recipe, tmp_path: Path) -> None:
@@ -130,12 +132,12 @@ def test_runs_of_other_models_are_not_compared(make_shard: Any, recipe: Recipe, 
     second, _, _ = curate([str(make_shard(members({"a": photo(0)}), "b.tar"))], tmp_path / "second", recipe, Settings())
     first.note("models", image_embedding="another")
     with pytest.raises(DanqingError, match="same image_embedding"):
-        decide_run(second, held_against(recipe, [tmp_path / "first"]))
+        decide_run(second, with_references(recipe, [tmp_path / "first"]))
 
 
 @pytest.fixture
 def batches(make_shard: Any, recipe: Recipe, tmp_path: Path) -> list[Path]:
-    """Three decided runs with photographs in common: 1 in the first two, 2 and 3 in the last as well."""
+    """Three decided runs that share photographs: the first two share 1, the last has 2 and 3 again."""
     contents = [
         {"a0": photo(0), "a0_again": photo(0), "a1": photo(1), "a2": photo(2)},
         {"b1": photo(1, 0.7), "b3": photo(3)},
@@ -169,7 +171,7 @@ def test_merging_drops_what_runs_have_in_common(
     assert main(["decide", str(run.folder)]) == 2 and "is a merge" in capsys.readouterr().err
 
 
-def test_a_run_added_later_is_compared_with_all_and_they_not_again(
+def test_a_run_added_later_is_compared_with_all_earlier_rows(
     batches: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = merge_runs(batches, tmp_path / "whole")
@@ -186,21 +188,23 @@ def test_a_run_added_later_is_compared_with_all_and_they_not_again(
     assert compared[0] == (5, 8) and all(known == rows for known, rows in compared[1:])
     assert verdicts(grown) == verdicts(whole)
     compared.clear()
-    assert merge_runs(batches, tmp_path / "grown")[1] == funnel and compared == []  # nothing changed, nothing is done
+    assert (
+        merge_runs(batches, tmp_path / "grown")[1] == funnel and compared == []
+    )  # nothing changed, so nothing is compared
     write_run(grown)
     fewer, _ = merge_runs(batches[1:], tmp_path / "grown")
-    assert compared[0] == (0, 5)  # not the runs from before: all anew
+    assert compared[0] == (0, 5)  # other runs than before: every row is compared
     write_run(fewer)
-    for kind in ("scores", "features", "verdicts", "shards"):  # and none of their shards is left
+    for kind in ("scores", "features", "verdicts", "shards"):  # the shards of the other runs are removed
         assert {path.stem for path in (fewer.folder / kind).iterdir()} == {"00000", "00001"}
 
 
-def test_only_like_runs_are_merged(batches: list[Path], recipe: Recipe, tmp_path: Path) -> None:
+def test_runs_that_differ_are_not_merged(batches: list[Path], recipe: Recipe, tmp_path: Path) -> None:
     other = load_recipe(tmp_path / "near.yaml", ["redundancy.within=0.2"])
     decide_run(Run.open(batches[1]), other)
     with pytest.raises(DanqingError, match=r"redundancy.within: 0.05 there, 0.2 here"):
         merge_runs(batches, tmp_path / "all")
-    with pytest.raises(DanqingError, match="a run that is no merge"):
+    with pytest.raises(DanqingError, match="a run that is not a merge"):
         merge_runs(batches[:1], batches[0])
     run = Run.open(batches[2])
     del run.manifest["decided"]
@@ -220,15 +224,24 @@ def test_only_like_runs_are_merged(batches: list[Path], recipe: Recipe, tmp_path
         ({"within": 9, "column": "perceptual_hash"}, "a number of bits from 0 to 8, not 9"),
         ({"within": 0.5, "column": "perceptual_hash"}, "a number of bits from 0 to 8, not 0.5"),
         ({"within": 0.1, "max_diameter": 3}, "'max_diameter' is a cosine distance between 0 and 2"),
-        ({"within": 0, "column": "sha256", "max_diameter": 0.1}, "a column of other values has none"),
-        ({"max": 1, "column": "width", "keep": "first"}, "without 'within' it is a criterion of one score"),
+        (
+            {"within": 0, "column": "sha256", "max_diameter": 0.1},
+            "'max_diameter' is a distance of features; sha256 has none",
+        ),
+        (
+            {"max": 1, "column": "width", "keep": "first"},
+            "without 'within' it is a threshold of one score, which takes no 'keep'",
+        ),
         ({"within": 0.1, "recall": 1.5}, "'recall' is a share above 0, at most 1, not 1.5"),
-        ({"within": 0, "column": "sha256", "recall": 0.9}, "'recall' is of features"),
+        ({"within": 0, "column": "sha256", "recall": 0.9}, "'recall' is for features"),
         ({"within": 0.1, "not_near": "x", "keep": "first"}, "which takes no 'keep'"),
+        ({"not_near": "x"}, "'not_near' needs 'within'"),
+        ({"within": 0, "column": "pixels"}, "the column 'pixels' is not stored"),
+        ({"within": 0.1, "keep": "highest:language"}, "the column 'language' holds text"),
         ({"within": 0.1, "max": 1}, "'within' makes it a redundancy criterion, which takes no 'max'"),
     ],
 )
-def test_what_a_recipe_cannot_say_of_duplicates(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+def test_wrong_redundancy_criteria_are_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(f"recipe: bad\ncriteria:\n  near: {keys}\n")
     with pytest.raises(DanqingError) as caught:
@@ -236,13 +249,13 @@ def test_what_a_recipe_cannot_say_of_duplicates(tmp_path: Path, keys: dict[str, 
     assert message in str(caught.value) and "bad.yaml:3" in str(caught.value)
 
 
-def test_rules_say_who_stays() -> None:
+def test_rules_name_the_representative() -> None:
     assert Redundancy("r", 0.1).rule == "one of each set, cosine distance < 0.1"
     assert "≤ 0.2 from it, highest width stays" in Redundancy("r", 0.1, keep="highest:width", max_diameter=0.2).rule
     assert Redundancy("r", 4, "perceptual_hash").rule == "one of each set, perceptual_hash: ≤ 4 bits differ"
 
 
-def test_a_vector_without_direction_is_an_error_of_its_row(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zero_or_non_finite_embedding_is_an_error_of_its_row(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     class Session:
         batch = 4
 

@@ -12,11 +12,13 @@ from danqing.engine.core.files import write_json
 from danqing.engine.decide.dedup import lists, sample
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.products import PRODUCTS
-from danqing.engine.decide.dedup.sample import UNSEEN, Recall, Sample
+from danqing.engine.decide.dedup.sample import UNSEEN, Sample
 from danqing.engine.decide.dedup.sets import chains, likely_chains
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.decide.walk import Scores, walk
+from danqing.engine.decide.scores import Scores
+from danqing.engine.decide.walk import walk
 from danqing.engine.recipe.criteria import Redundancy
+from danqing.engine.recipe.outcome import Recall
 from danqing.engine.recipe.reading import load_recipe
 
 ROWS, WITHIN = 12_000, 0.1
@@ -149,12 +151,12 @@ def test_the_funnel_tells_the_recall_that_was_measured(device: Device, vectors: 
     assert recipe.criteria == (Redundancy("near", 0.1, recall=0.99),)
     rows = np.arange(ROWS)
     text = rows.astype(str).astype(object)
-    scores = Scores(text, np.zeros(ROWS, bool), np.full(ROWS, None), rows, [vectors], {}, {}, [ROWS])
+    scores = Scores(text, np.zeros(ROWS, bool), np.full(ROWS, None), rows, [vectors], {}, [ROWS])
     verdicts = walk(scores, recipe, device)
     funnel = Funnel.count(recipe, verdicts.dropped_by, verdicts.recall)
     measured = funnel.lines[0].recall
     assert measured is not None and measured.share >= 0.99
     told = f"(measured: {measured.share:.5f} of {measured.pairs:,} pairs)"
-    assert funnel.lines[0].told == f"one of each set, cosine distance < 0.1, recall ≥ 0.99 {told}"
+    assert funnel.lines[0].measured_rule == f"one of each set, cosine distance < 0.1, recall ≥ 0.99 {told}"
     write_json(tmp_path / "funnel.json", funnel.to_dict())
     assert Funnel.read(tmp_path / "funnel.json") == funnel

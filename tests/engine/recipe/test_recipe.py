@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import known_columns
-from danqing.engine.recipe.criteria import Criterion, Redundancy
+from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe, builtin_names, load_recipe, recipe_from_dict
+from danqing.engine.run.folder import Run
 from danqing.engine.stages import model_roles
 
 # DanQing (arXiv 2601.10305), Table 6 and section 3: criterion → what the paper states.
@@ -28,7 +30,7 @@ def test_the_paper_recipe_has_the_papers_thresholds() -> None:
     criteria = {c.name: c for c in load_recipe("danqing", columns=known_columns()).criteria}
     for name, bounds in PAPER.items():
         criterion = criteria[name]
-        assert isinstance(criterion, Criterion)
+        assert isinstance(criterion, Threshold)
         for bound, value in bounds.items():
             assert getattr(criterion.interval, bound) == pytest.approx(value)
     beta = criteria["redundancy"]
@@ -45,7 +47,7 @@ def test_the_embedded_recipe_is_the_same_list() -> None:
 def test_settings_override() -> None:
     recipe = load_recipe("danqing", ["words.max=40", "models.image_safety=other", "text_entropy.min=1e-3"])
     words = next(c for c in recipe.criteria if c.name == "words")
-    assert isinstance(words, Criterion) and words.interval.maximum == 40 and words.interval.minimum == 5
+    assert isinstance(words, Threshold) and words.interval.maximum == 40 and words.interval.minimum == 5
     assert recipe.models["image_safety"] == "other"
     assert recipe.differences(load_recipe("danqing")) == [
         "models.image_safety: freepik-nsfw there, other here",
@@ -54,9 +56,9 @@ def test_settings_override() -> None:
     ]
 
 
-def test_a_bound_can_be_taken_away() -> None:
+def test_a_bound_can_be_removed() -> None:
     words = next(c for c in load_recipe("danqing", ["words.max=null"]).criteria if c.name == "words")
-    assert isinstance(words, Criterion) and words.interval.maximum is None
+    assert isinstance(words, Threshold) and words.interval.maximum is None
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_a_bound_can_be_taken_away() -> None:
         ("words.column=wrds", "did you mean 'words'?"),
     ],
 )
-def test_wrong_settings_are_refused_in_words(setting: str, message: str) -> None:
+def test_wrong_settings_are_refused(setting: str, message: str) -> None:
     with pytest.raises(DanqingError) as caught:
         load_recipe("danqing", [setting], known_columns(), model_roles())
     assert message in str(caught.value)
@@ -91,9 +93,12 @@ def test_wrong_settings_are_refused_in_words(setting: str, message: str) -> None
             "recipe: x\ncritera:\n  words: {min: 5}\n",
             ":2: unknown key 'critera' in the recipe; did you mean 'criteria'?",
         ),
-        ("recipe: x\ncriteria:\n  words: {min: 5}\n  words: {min: 6}\n", ":4: 'words' stands here twice"),
+        ("recipe: x\ncriteria:\n  words: {min: 5}\n  words: {min: 6}\n", ":4: 'words' is here twice"),
         ("recipe: x\ncriteria:\n  words: {min: five}\n", ":3: words.min must be a number, not 'five'"),
-        ("recipe: x\ncriteria:\n  wrods: {min: 5}\n", ":3: no stage computes a column 'wrods'; did you mean 'words'?"),
+        (
+            "recipe: x\ncriteria:\n  wrods: {min: 5}\n",
+            ":3: wrods: no stage computes a column 'wrods'; did you mean 'words'?",
+        ),
         ("recipe: x\ncriteria:\n  words: {min: 7, max: 6}\n", ":3: words: no value lies in"),
         ("recipe: x\ncriteria:\n  words: 5\n", ":3: criterion 'words' must be a mapping"),
         ("recipe: x\n", "the key 'criteria' is missing"),
@@ -110,12 +115,68 @@ def test_wrong_files_are_refused_with_the_line(tmp_path: Path, text: str, messag
     assert message in str(caught.value)
 
 
-def test_unknown_recipe_names_the_nearest() -> None:
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        ("language: {min: 1}", "the column 'language' holds text, and a threshold needs numbers; columns of numbers:"),
+        ("text_clean: {below: 1}", "the column 'text_clean' holds text"),
+        ("features: {min: 0}", "holds vectors, and a threshold needs numbers; compare it with 'within', for example"),
+        ("hash: {column: perceptual_hash, max: 4}", "{column: perceptual_hash, within: 4}"),
+        ("pixels: {min: 1}", "holds values that are not stored"),
+        ("caption: {min: 1}", "no stage computes a column 'caption'"),
+        ("keep: {min: 1}", "no stage computes a column 'keep'"),
+        ("image_entropy: {min: 9}", "image_entropy ≥ 9 drops every pair, since values are between 0 and 8 bits"),
+        ("words: {max: -1}", "drops every pair, since values are at least 0 words"),
+        ("readable: {above: 1}", "drops every pair"),
+        ("image_entropy: {max: 9}", "image_entropy ≤ 9 drops no pair"),
+        ("stop_word_share: {below: 50}", "stop_word_share < 50 drops no pair"),
+    ],
+)
+def test_a_criterion_must_suit_its_column(tmp_path: Path, criterion: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"recipe: x\ncriteria:\n  {criterion}\n")
+    with pytest.raises(DanqingError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value) and f"{path}:3: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    ["words: {min: -5}", "unsafe_image: {max: 1}", "image_entropy: {min: 3, max: 9}", "has_alpha: {max: 0}"],
+)
+def test_bounds_that_suit_their_column_are_accepted(tmp_path: Path, criterion: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"recipe: x\ncriteria:\n  {criterion}\n")
+    assert load_recipe(path).criteria
+
+
+def test_other_thresholds_for_a_run_are_checked_too() -> None:
+    stored = load_recipe("danqing").to_dict()
+    assert recipe_from_dict(stored, "run.json", ["words.column=language"])  # as stored, unchecked
+    with pytest.raises(DanqingError, match=r"--set words\.column=language: words: the column 'language' holds text"):
+        recipe_from_dict(stored, "run.json", ["words.column=language"], known_columns())
+
+
+def test_wrong_recipes_end_a_command_before_any_shard_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: x\ncriteria:\n  text_clean: {min: 1}\n")
+    for command in ("score", "curate", "select"):
+        assert main([command, "nowhere.tar", "-o", str(tmp_path / "out"), "--recipe", str(path)]) == 2
+        assert f"{path}:3: text_clean: the column 'text_clean' holds text" in capsys.readouterr().err
+    Run.create(tmp_path / "run", load_recipe("embedded"), {"shards": []})
+    for options in (["--recipe", str(path)], ["--set", "words.column=language"]):
+        assert main(["decide", str(tmp_path / "run"), *options]) == 2
+        assert "holds text" in capsys.readouterr().err
+
+
+def test_an_unknown_recipe_suggests_the_nearest_name() -> None:
     with pytest.raises(DanqingError, match="did you mean 'danqing'"):
         load_recipe("danqin")
 
 
-def test_a_recipe_comes_back_from_its_own_dict() -> None:
+def test_a_recipe_is_read_back_from_its_dict() -> None:
     recipe = load_recipe("danqing", ["words.max=41"])
     again = recipe_from_dict(recipe.to_dict(), "run.json")
     assert again == recipe and again.hash == recipe.hash != load_recipe("danqing").hash
@@ -128,19 +189,18 @@ def test_order_is_part_of_the_hash() -> None:
     assert turned.differences(recipe) == ["the order of the criteria"]
 
 
-def test_study_columns_are_named_and_checked(tmp_path: Path) -> None:
+def test_also_columns_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("recipe: r\nalso: [sha256]\ncriteria:\n  words: {min: 3}\n")
-    columns = ["words", "sha256", "perceptual_hash"]
-    recipe = load_recipe(path, columns=columns)
+    recipe = load_recipe(path)
     assert recipe.also == ("sha256",)
-    other = load_recipe(path, ["also=[sha256, perceptual_hash]"], columns)
+    other = load_recipe(path, ["also=[sha256, perceptual_hash]"])
     assert other.hash == recipe.hash and other.differences(recipe) == [
         "also: ['sha256'] there, ['sha256', 'perceptual_hash'] here"
     ]
     assert recipe_from_dict(other.to_dict(), "run.json") == other
-    with pytest.raises(DanqingError, match=r"--set also=\[sha257\]: no stage computes .* did you mean 'sha256'"):
-        load_recipe(path, ["also=[sha257]"], columns)
+    with pytest.raises(DanqingError, match=r"--set also=\[sha257\]: no stage stores .* did you mean 'sha256'"):
+        load_recipe(path, ["also=[sha257]"])
     path.write_text("recipe: r\nalso: sha256\ncriteria:\n  words: {min: 3}\n")
     with pytest.raises(DanqingError, match=r"r\.yaml:2: 'also' is a list of columns"):
         load_recipe(path)

@@ -15,12 +15,13 @@ import pytest
 
 import danqing.engine.select.selection
 from danqing.engine.cli.main import main
+from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import curate
 from danqing.engine.recipe.plan import decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.settings import Settings
-from danqing.engine.select.selection import GIVEN, Selection, before_download, select
+from danqing.engine.select.selection import Selection, before_download, select
 from danqing.engine.sources.tables import Columns, find_tables, read_parts
 from danqing.engine.stages import CATALOGUE
 from tests.conftest import picture
@@ -71,14 +72,14 @@ def table(tmp_path: Path) -> str:
 
 def test_only_what_needs_no_picture_is_decided() -> None:
     recipe = load_recipe("danqing")
-    names = [criterion.name for criterion in decidable(recipe, CATALOGUE, GIVEN).criteria]
+    names = [criterion.name for criterion in decidable(recipe, CATALOGUE, TABLE_COLUMNS).criteria]
     assert names == [
         "unsafe_text", "blocked_source", "words", "chinese_confidence", "stop_word_share", "nouns", "unknown_tokens",
         "text_entropy", "unsafe_caption",
     ]  # fmt: skip
     early = before_download(recipe)
     assert set(early.models) == {"text_embedding", "text_safety", "caption_safety"}
-    assert [step.stage.name for step in make_plan(early, CATALOGUE, GIVEN).steps][-1] == "tokens"
+    assert [step.stage.name for step in make_plan(early, CATALOGUE, TABLE_COLUMNS).steps][-1] == "tokens"
 
 
 def test_kept_rows_carry_their_columns_and_the_clean_caption(table: str, plain_recipe: Recipe, tmp_path: Path) -> None:
