@@ -126,8 +126,8 @@ class ProgressBar:
         self._open.close()
         task = self._bar.tasks[0]
         if kind is None and task.completed and not self._quiet and not self._on_terminal:
-            seconds = task.elapsed or 0.0
-            rate = _number(task.completed / seconds if seconds else 0.0)
+            seconds = task.elapsed or 1e-9
+            rate = _number(task.completed / seconds)
             done = f"{task.completed:,.0f} {self._unit} in {_duration(seconds)}, {rate} {self._unit}/s"
             print(f"{self._label}: {done}", file=self._stream, flush=True)
 
@@ -153,7 +153,8 @@ class _StatusColumn(ProgressColumn):
 def _status(task: Task, unit: str) -> str:
     """Rows done, total, rate over the last 30 s, and the time left at that rate."""
     counted = f"{task.completed:,.0f}" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f}"
-    parts = [f"{counted} {unit}", f"{_number(task.finished_speed or task.speed or 0.0)}/s"]
+    overall = task.completed / task.elapsed if task.elapsed else 0.0
+    parts = [f"{counted} {unit}", f"{_number(task.finished_speed or task.speed or overall)}/s"]
     if task.finished:
         parts.append(_duration(task.finished_time or 0))
     elif task.time_remaining is not None:

@@ -16,10 +16,10 @@ import pytest
 from cyclopts import App
 
 from danqing import __version__
-from danqing.engine.cli.app import app
-from danqing.engine.cli.main import main
+from danqing.engine.cli.commands import app
+from danqing.engine.cli.main import HELP, main
 from danqing.engine.cli.options import MachineOptions, SeveralOptions
-from danqing.engine.cli.reference import reference
+from danqing.engine.cli.reference import general_help, reference
 from danqing.engine.run.folder import RECORDED_PACKAGES, Run
 from tests.conftest import RECIPE_WITHOUT_NETWORKS
 from tests.engine.score.test_run import samples, tree
@@ -48,20 +48,21 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_the_reference_page_is_current() -> None:
-    page = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
-    assert page.read_text(encoding="utf-8") == f"{reference()}\n", (
-        "make it anew: python -m danqing.engine.cli.reference > docs/reference/cli.md"
-    )
+def test_the_generated_pages_are_current() -> None:
+    page, command = "docs/reference/cli.md", "python -m danqing.engine.cli.reference"
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    assert text == reference() and HELP.read_text(encoding="utf-8") == general_help(), f"run: {command} {page}"
 
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from danqing.engine.cli.main import main; main(['curate', '--help']);"
-        "print({'numpy', 'pyarrow', 'numba', 'yaml', 'danqing.engine.phases'} & sys.modules.keys())"
+        "import sys; from danqing.engine.cli.main import main; main();"
+        "print({'numpy', 'pyarrow', 'numba', 'yaml', 'cyclopts', 'danqing.engine.phases'} & sys.modules.keys())"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[-1] == "set()"
+    for arguments, imported in (([], "set()"), (["curate"], "{'cyclopts'}")):
+        command = [sys.executable, "-c", code, *arguments, "--help"]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert run.stdout.splitlines()[-1] == imported
 
 
 def test_a_closed_pipe_is_no_error() -> None:

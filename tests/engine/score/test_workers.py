@@ -16,7 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from danqing.engine.cli.app import app
+from danqing.engine.cli.commands import app
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import curate, score_inputs
