@@ -1,4 +1,4 @@
-"""PROFILE: SCORE of the same pairs twice, stages in turn and at once, to see where the time goes; nothing is kept."""
+"""PROFILE: scores the same pairs twice, sequentially and pipelined, and reports per stage. The scores are not kept."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ from danqing.trt_models.model_set import ModelSet
 def profile(
     inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings, models: ModelSet | None = None
 ) -> Profile:
-    """Writes profile.json, profile.html and trace.json into the folder.
+    """Profiles SCORE; writes profile.json, profile.html and trace.json.
 
     Args:
-        models: to score with, if not those that the recipe names as they are in use.
+        inputs: paths or patterns of shards.
+        output: the folder to write to.
+        recipe: gives the stages and gates.
+        settings: the device, threads and limits.
+        models: the models to score with; None: the recipe's models with the engines in use.
     """
     shards, plan = find_shards(inputs, settings.layout), make_plan(recipe, CATALOGUE, GIVEN)
     size, gated = sum(shard.bytes for shard in shards), not settings.score_everything

@@ -40,7 +40,7 @@ from danqing.engine.recipe.plan import decidable
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.score.loop import GIVEN
 from danqing.engine.stages import CATALOGUE
-from danqing.engine.stages.network import Network
+from danqing.engine.stages.network import ModelStage
 from danqing.profiling.bench import machine
 from danqing.profiling.bench.crawl import collect, repeated, write_shards
 from danqing.profiling.bench.measured import FEW, Measured, Side, first_cores, measured, take_turns, turns_table
@@ -107,7 +107,7 @@ class Bench:
 def write_recipe_without_networks(path: Path) -> Path:
     """The default recipe, less the criteria that a network decides."""
     recipe = load_recipe("embedded")
-    stages = [stage for stage in CATALOGUE if not issubclass(stage, Network)]
+    stages = [stage for stage in CATALOGUE if not issubclass(stage, ModelStage)]
     kept = [c.name for c in decidable(recipe, stages, GIVEN).criteria if isinstance(c, Criterion)]
     whole: dict[str, Any] = recipe.to_dict()
     content = {"recipe": "without-models", "models": whole["models"]}

@@ -1,4 +1,4 @@
-"""The demo crawl, start to finish: real photographs, real models, planted defects."""
+"""The demo: the crawl, its photographs, and the verdicts on the planted defects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 
 
-def test_photographs_are_many_attributed_and_small() -> None:
+def test_photographs_are_attributed_and_small() -> None:
     records = photographs()
     files = sorted(p.name for p in (FOLDER / "photos").iterdir())
     assert [r["file"] for r in records] == files and len(files) >= 30
@@ -77,13 +77,13 @@ def test_traditional_and_decorated_captions_are_kept_and_cleaned(judged: tuple[R
     assert by_script["traditional"] >= 5 and by_script["decorated"] >= 5
 
 
-def test_of_every_set_one_member_is_kept(judged: tuple[Run, Judgement]) -> None:
+def test_one_member_of_every_group_is_kept(judged: tuple[Run, Judgement]) -> None:
     run, _ = judged
     verdicts = [row for s in run.shards for row in pq.read_table(run.verdicts(s.number)).to_pylist()]
-    sets = Counter(row["group"] for row in verdicts if row["group"] >= 0)
-    stayed = Counter(row["group"] for row in verdicts if row["group"] >= 0 and row["dropped_by"] != "redundancy")
-    assert sets and all(size > 1 for size in sets.values())
-    assert stayed == Counter(dict.fromkeys(sets, 1))
+    groups = Counter(row["group"] for row in verdicts if row["group"] >= 0)
+    kept = Counter(row["group"] for row in verdicts if row["group"] >= 0 and row["dropped_by"] != "redundancy")
+    assert groups and all(size > 1 for size in groups.values())
+    assert kept == Counter(dict.fromkeys(groups, 1))
     uids = {row["uid"] for row in verdicts if row["group"] >= 0}
     assert all(row["kept_instead"] in uids for row in verdicts if row["dropped_by"] == "redundancy")
 
