@@ -42,16 +42,16 @@ def test_every_criterion_has_a_planted_defect() -> None:
     assert sum(counts.values()) >= 600 and min(counts.values()) >= 20 and counts[CLEAN] >= 40
 
 
-def test_the_crawl_is_the_same_every_time(tmp_path: Path) -> None:
-    first, second = build_crawl(tmp_path / "a"), build_crawl(tmp_path / "b")
-    assert [Path(p).read_bytes() for p in first] == [Path(p).read_bytes() for p in second]
-
-
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Judgement]:
     folder = tmp_path_factory.mktemp("demo")
     judgement = run_demo(folder, Settings())
     return Run.open(folder / "run"), judgement
+
+
+def test_the_crawl_is_the_same_every_time(judged: tuple[Run, Judgement], tmp_path: Path) -> None:
+    first, second = sorted((judged[0].folder.parent / "crawl").iterdir()), build_crawl(tmp_path)
+    assert [path.read_bytes() for path in first] == [Path(path).read_bytes() for path in second]
 
 
 def test_planted_defects_are_caught_and_clean_pairs_kept(judged: tuple[Run, Judgement]) -> None:
