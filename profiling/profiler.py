@@ -39,12 +39,12 @@ def profile(
     with TemporaryDirectory() as scratch, open_device(settings.device, settings.threads) as device:
         models = models or ModelSet(recipe.models, strict=settings.strict_engines)
         context = settings.context(device, models, plan.wanted)
-        run = Run.create_or_resume(Path(scratch) / "in_turn", shards, recipe, settings.layout, {})
+        run = Run.create_or_resume(Path(scratch) / "sequential", shards, recipe, settings.layout, {})
         with run.logged():
             limits = measure_limits(shards, settings.layout, plan, context)
-            with ProgressBar("in turn", size) as progress, Sampler() as in_turn:
+            with ProgressBar("sequential", size) as progress, Sampler() as in_turn:
                 alone = score(run, plan, context, progress, gated, room=0)
-            run = Run.create_or_resume(Path(scratch) / "at_once", shards, recipe, settings.layout, {})
-            with ProgressBar("at once", size) as progress, Watch(device, limits) as watch:
+            run = Run.create_or_resume(Path(scratch) / "pipelined", shards, recipe, settings.layout, {})
+            with ProgressBar("pipelined", size) as progress, Watch(device, limits) as watch:
                 score(run, plan, context, progress, gated, spans=watch.spans)
         return watch.write(output, alone, in_turn)

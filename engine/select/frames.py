@@ -38,6 +38,7 @@ def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Pat
     Returns:
         Measure → float32 (rows,), on the device.
 
+    >>> from danqing.engine.core.device import open_device
     >>> with open_device("cpu") as device:
     ...     measure_captions(["一只橘猫趴在窗台上"], device)["words"].tolist()
     [4.0]
