@@ -108,6 +108,9 @@ def role_and_recipe(card: Card, recipe: Recipe) -> tuple[str, Recipe]:
     """Returns the model's role, and the recipe with only the criteria that depend on the model.
 
     Other criteria could drop a pair first, and so hide that this model's verdict has changed.
+
+    Raises:
+        DanqingError: the recipe does not use the model, or has no criterion that depends on it.
     """
     role = next((role for role, name in recipe.models.items() if load_card(name) == card), None)
     if role is None:

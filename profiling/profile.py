@@ -59,6 +59,7 @@ class StageFigures:
 
     @classmethod
     def of(cls, name: str, span: Span, alone: Span | None, limit: float | None) -> StageFigures:
+        """Makes the figures from the spans of the pipelined and, if there was one, of the sequential run."""
         return cls(
             stage=name, pairs=span.rows, passed=span.passed, failed=span.failed,
             alone=alone.seconds if alone else None, together=span.seconds, starved=span.starved, blocked=span.blocked,

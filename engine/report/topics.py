@@ -148,6 +148,10 @@ def draw_sample(run: Run, sample: int) -> tuple[int, pa.Table]:
 
     uids are hashes, so the pairs with uids below a bound are a random sample, and no shard depends on the others.
 
+    Args:
+        run: a decided run.
+        sample: approximate number of pairs.
+
     Returns:
         The number of kept pairs, and the columns `uid` and `caption` (cleaned, if the run has that) of about `sample`
         of them.
@@ -167,7 +171,16 @@ def draw_sample(run: Run, sample: int) -> tuple[int, pa.Table]:
 
 
 def embed(texts: list[str], context: Context, progress: Progress) -> np.ndarray:
-    """Embeds captions with the run's text model: float32 (captions, dimension), unit vectors, on the host."""
+    """Embeds captions with the run's text model.
+
+    Args:
+        texts: the captions.
+        context: opens the model.
+        progress: receives the number of captions embedded.
+
+    Returns:
+        float32 (captions, dimension), unit vectors, on the host.
+    """
     tokens, network = Tokens(context), TextEmbedding(context)
     size = int(network.capacity)
     progress.expect(len(texts), 1)

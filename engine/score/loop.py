@@ -227,7 +227,7 @@ def pack_weight(stage: Stage, batch: Batch) -> np.ndarray:
 
 
 def apply_stage(stage: Stage, batch: Batch) -> None:
-    """Runs the stage on the batch and synchronizes its stream.
+    """Runs the stage on the batch, and synchronizes its stream, so that other threads can use the columns.
 
     Columns that are stored are copied to the host; columns that only later stages use stay on the device.
     """

@@ -69,6 +69,11 @@ def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
     A worker takes the next shard when it has read its last one. Worker i gets an equal share of the cores and of the
     memory limit, and serves metrics at `settings.metrics_port` + i.
 
+    Args:
+        run: the run folder.
+        settings: the devices, one per worker, and the limits of all workers together.
+        progress: receives the rows of all workers.
+
     Returns:
         The counts and times of the stages, summed over all workers.
 

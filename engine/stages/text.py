@@ -107,7 +107,15 @@ class Refine(CaptionStage):
 
 
 def measure_captions(context: Context, captions: Strings) -> np.ndarray:
-    """Measures captions on the device; returns float32 (rows, len(MEASURES)) on the host."""
+    """Measures captions on the device.
+
+    Args:
+        context: the device and the user dictionaries.
+        captions: on the device.
+
+    Returns:
+        float32 (rows, len(MEASURES)), on the host.
+    """
     device, words = context.device, open_dictionary(context.user_dictionaries)
     return device.down(kernels.measure(device, captions, words, character_classes()))
 

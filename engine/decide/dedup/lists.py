@@ -73,7 +73,7 @@ Piece = tuple[bool, int, int]
 Pair = tuple[Piece, Piece]
 
 
-class Filed(NamedTuple):
+class SortedRows(NamedTuple):
     """All rows, sorted by list. Arrays are int64, on the device.
 
     Attributes:
@@ -98,9 +98,9 @@ class Lists:
         self.features, self.within, self.known = features, within, known
         self.count = min(1 << round(np.log2(16 * len(features)) / 2), MAX_LISTS)
         # Pairs within a list are one in `count` of all pairs, but nearly all near pairs. Choosing lists needs less.
-        self.fold, self.coarsely = (Folding.fit(features, 1 - within, crowding) for crowding in (self.count, 1))
+        self.fold, self.coarse_fold = (Folding.fit(features, 1 - within, crowding) for crowding in (self.count, 1))
         self.products = features.products
-        self.room = features.device.xp.empty(max(self.products.tile**2, self.count), np.float32)
+        self.buffer = features.device.xp.empty(max(self.products.tile**2, self.count), np.float32)
         centres = self._centres()
         self.ranks = features.device.xp.empty((DEPTH, len(features)), np.uint16)
         for start, stop in spans(0, len(features), self.products.block):
@@ -138,25 +138,25 @@ class Lists:
         return centres
 
     def _vectors(self, rows: Any) -> Any:
-        return self.coarsely.coordinates(self.coarsely(self.features.take(rows)))
+        return self.coarse_fold.coordinates(self.coarse_fold(self.features.take(rows)))
 
     def _rank(self, vectors: Any, centres: Any, depth: int) -> Any:
         xp = self.features.device.xp
         ranks, best = xp.empty((len(vectors), depth), np.uint16), xp.empty((len(vectors), depth), np.float32)
-        for start, stop in spans(0, len(vectors), len(self.room) // self.count):
-            products = self.room[: (stop - start) * self.count].reshape(stop - start, self.count)
+        for start, stop in spans(0, len(vectors), len(self.buffer) // self.count):
+            products = self.buffer[: (stop - start) * self.count].reshape(stop - start, self.count)
             xp.matmul(vectors[start:stop], centres.T, out=products)
             rank_lists.launch(self.features.device, stop - start, products, best[start:stop], ranks[start:stop])
         return ranks
 
-    def _file(self, rank: int) -> Filed:
+    def _file(self, rank: int) -> SortedRows:
         xp, lists = self.features.device.xp, self.ranks[rank]
         counts, known = (xp.bincount(some, minlength=self.count) for some in (lists, lists[: self.known]))
         begins = xp.cumsum(counts) - counts
-        return Filed(xp.argsort(lists, kind="stable"), begins, begins + known, begins + counts)
+        return SortedRows(xp.argsort(lists, kind="stable"), begins, begins + known, begins + counts)
 
 
-def _to_compare(members: Filed, visitors: Filed, tile: int) -> Iterator[Pair]:
+def _to_compare(members: SortedRows, visitors: SortedRows, tile: int) -> Iterator[Pair]:
     """Yields the pairs of pieces of every list and its visitors of which at least one has not been compared before."""
     same = visitors is members
     for (begin, new, end), (first, later, last) in zip(members.lists(), visitors.lists(), strict=True):

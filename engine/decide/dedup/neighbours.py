@@ -95,6 +95,7 @@ class Tile:
         self.room = self.xp.empty(products.tile**2, products.kind)
 
     def product(self, left: Any, right: Any) -> Any:
+        """Multiplies folded vectors: (left, right), valid until the next call."""
         out = self.room[: len(left) * len(right)].reshape(len(left), len(right))
         self.xp.matmul(left, right.T, out=out)
         return out

@@ -48,16 +48,16 @@ def near_sets(
     """
     device, rows = features.device, np.arange(len(features))
     group = chains(features, within, progress) if found is None else found.copy()
-    stays, distance = rows.copy(), np.zeros(len(rows))
+    representative, distance = rows.copy(), np.zeros(len(rows))
     while len(rows):
-        stays[rows] = representatives(group[rows], rows, choose)
+        representative[rows] = representatives(group[rows], rows, choose)
         gap = device.xp.empty(len(rows))
-        distances.launch(device, len(rows), device.up(rows), device.up(stays[rows]), features.rows, gap)
-        distance[rows] = np.where(stays[rows] == rows, 0, device.down(gap))
+        distances.launch(device, len(rows), device.up(rows), device.up(representative[rows]), features.rows, gap)
+        distance[rows] = np.where(representative[rows] == rows, 0, device.down(gap))
         rows = rows[distance[rows] > (np.inf if max_diameter is None else max_diameter)]
         if len(rows):
             group[rows] = rows[chains(features.take(rows), within, progress)]
-    return group, stays, distance
+    return group, representative, distance
 
 
 def chains(
