@@ -1,1 +1,1 @@
-"""How fast, and where the time goes."""
+"""Measures throughput, where the time goes, and whether engines agree with their models."""

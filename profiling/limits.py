@@ -1,4 +1,4 @@
-"""How fast this machine could be: each stage's codec or network alone, and copying memory."""
+"""Measures upper bounds of this machine: each stage's codec or network alone, and copying memory."""
 
 from __future__ import annotations
 
@@ -13,21 +13,30 @@ from danqing.engine.core.batch import Batch, pack
 from danqing.engine.core.device import Device
 from danqing.engine.core.memory import Memory
 from danqing.engine.recipe.plan import Plan
-from danqing.engine.score.loop import batches_of, load, work
+from danqing.engine.score.loop import apply_stage, batches_of, pack_weight
 from danqing.engine.sources import Layout, Shard, open_shard
 from danqing.engine.stages import Context
 from danqing.profiling.profile import Limits
 
-FIRST = 64
-"""Pairs that are measured on, at most."""
-SECONDS = 0.5
-"""How long something is repeated, at least."""
-COPIED = 128 << 20
-"""Bytes copied at a time, by all threads together: more than caches hold."""
+MAX_PAIRS = 64
+"""Maximum number of pairs to measure with."""
+MIN_SECONDS = 0.5
+"""Minimum duration of a measurement."""
+COPY_BYTES = 128 << 20
+"""Bytes copied per call, over all threads: more than the caches hold."""
 
 
 def measure_limits(shards: Iterable[Shard], layout: Layout, plan: Plan, context: Context) -> Limits:
-    """Scores the first pairs, ungated, and measures on the way; kernels are compiled and sessions opened meanwhile."""
+    """Runs the stages on the first pairs, without gates, and measures the vendor part of each stage on its input.
+
+    This also compiles the kernels and opens the sessions, so a profile that follows does not measure either.
+
+    Args:
+        shards: where the pairs come from.
+        layout: how the shards are read.
+        plan: the stages.
+        context: what the stages need to open.
+    """
     found: dict[str, float] = {}
     batch = _first(shards, layout, context.memory)
     for step in plan.steps:
@@ -35,8 +44,8 @@ def measure_limits(shards: Iterable[Shard], layout: Layout, plan: Plan, context:
         if batch is None:
             break
         if stage.capacity is not None:
-            batch = next(pack([batch], 1.0, partial(load, stage)))
-        work(stage, batch)
+            batch = next(pack([batch], 1.0, partial(pack_weight, stage)))
+        apply_stage(stage, batch)
         sound = batch.take(np.array([error is None for error in batch["error"]]))
         batch = sound if len(sound) else None
         if batch is not None:
@@ -47,24 +56,24 @@ def measure_limits(shards: Iterable[Shard], layout: Layout, plan: Plan, context:
 
 
 def _first(shards: Iterable[Shard], layout: Layout, memory: Memory) -> Batch | None:
-    firsts = (batches_of(shard, islice(open_shard(shard, layout), FIRST), memory) for shard in shards)
+    firsts = (batches_of(shard, islice(open_shard(shard, layout), MAX_PAIRS), memory) for shard in shards)
     return next(chain.from_iterable(firsts), None)
 
 
 def _rate(function: Callable[[], int], device: Device) -> float:
-    """What it counts, a second of the device's."""
+    """Calls the function repeatedly; returns the sum of its results per second."""
     function()
     device.wait()
     done, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < SECONDS or not done:
+    while (seconds := time.perf_counter() - started) < MIN_SECONDS or not done:
         done += function()
         device.wait()
     return done / seconds
 
 
 def _copy_bandwidth(device: Device) -> float:
-    """Bytes a second that all threads read and write."""
-    size = COPIED // device.threads
+    """Measures how many bytes per second all threads together read and write."""
+    size = COPY_BYTES // device.threads
     sides = [(np.ones(size, np.uint8), np.ones(size, np.uint8)) for _ in range(device.threads)]
 
     def copy() -> int:

@@ -1,6 +1,6 @@
-"""VERIFY: how near a compiled engine comes to its model, on real pairs: its outputs, and the verdicts they lead to.
+"""VERIFY: compares a compiled engine with its model on real pairs: the outputs, and the verdicts that follow from them.
 
-The same pairs go through the stages twice, once with the model in float32 and once with the engine, all else equal.
+The stages run twice on the same pairs, with the model in float32 and with the engine. Everything else is equal.
 """
 
 from __future__ import annotations
@@ -42,31 +42,39 @@ def verify(
     card: Card, engine: Engine, inputs: Iterable[str], recipe: Recipe, settings: Settings, pairs: int,
     wanted: dict[str, float], checkpoint: Path | None = None,
 ) -> Engine:  # fmt: skip
-    """Measures an engine's parity on the first `pairs` pairs of the inputs and keeps it in its JSON.
+    """Measures an engine's parity and stores it in the engine's JSON.
 
     Args:
-        recipe: its criteria give the verdicts; one of its models is the engine's.
+        card: the model.
+        engine: the engine, compiled from the model.
+        inputs: paths or patterns of shards.
+        recipe: gives the verdicts; uses the model.
+        settings: the device, threads and limits.
+        pairs: the number of pairs to compare, from the start of the inputs.
         wanted: the limits, `cosine_mean` and `flips`.
-        checkpoint: the folder that the model was exported from; PyTorch's own model of it is timed beside.
+        checkpoint: the folder that the model was exported from, to also time it in PyTorch; None: not timed.
+
+    Returns:
+        The engine with its parity.
 
     Raises:
-        DanqingError: the recipe does not use the model, an engine for another device, or pairs that never reach it.
+        DanqingError: the recipe does not use the model, the engine is for another device, or no pair reaches the model.
     """
-    role, recipe = place_of(card, recipe)
-    batches = sampled(inputs, settings, pairs)
+    role, recipe = role_and_recipe(card, recipe)
+    batches = first_pairs(inputs, settings, pairs)
     with open_device(settings.device, settings.threads) as device:
         if engine.target != device.target:
             raise DanqingError(f"{engine.name} is for {engine.target}, and this is {device.target}; verify it there")
         model, compiled = (Pass(recipe, role, choice, device, settings, batches) for choice in (None, engine))
         if not model.outputs:
-            raise DanqingError(f"no pair of these inputs ever reached {card.name}")
+            raise DanqingError(f"no pair of these inputs reached {card.name}; give other inputs, or more --pairs")
         flips = float((model.dropped_by(device) != compiled.dropped_by(device)).mean())
     classifies = card.task.endswith("_classifier")
-    pairs_of_outputs = [(model.outputs[name], compiled.outputs[name]) for name in model.outputs]
-    likeness = np.concatenate([(agreement if classifies else similarity)(*pair) for pair in pairs_of_outputs])
+    compare = agreement if classifies else similarity
+    found = np.concatenate([compare(model.outputs[name], compiled.outputs[name]) for name in model.outputs])
     torch = torch_rate(card, checkpoint, model.inputs, device.threads) if checkpoint else None
     parity = Parity(
-        sum(map(len, batches)), float(likeness.min()), float(likeness.mean()), flips, compiled.rate, model.rate,
+        sum(map(len, batches)), float(found.min()), float(found.mean()), flips, compiled.rate, model.rate,
         recipe.name, engine.target, str(runtime_version(engine.runtime)), wanted, torch,
         DIFFERENCE if classifies else COSINE,
     )  # fmt: skip
@@ -78,19 +86,23 @@ def verify(
 def samples(
     card: Card, inputs: Iterable[str], recipe: Recipe, settings: Settings, pairs: int
 ) -> list[dict[str, np.ndarray]]:
-    """What the model is given for the first pairs of the inputs: real batches, to take ranges from.
+    """Returns the model's inputs for the first pairs, batch by batch: name → array. They calibrate int8 engines.
+
+    For the arguments and errors see `verify`.
+    """
+    role, recipe = role_and_recipe(card, recipe)
+    with open_device(settings.device, settings.threads) as device:
+        return Pass(recipe, role, None, device, settings, first_pairs(inputs, settings, pairs)).inputs
+
+
+def role_and_recipe(card: Card, recipe: Recipe) -> tuple[str, Recipe]:
+    """Returns the model's role, and the recipe with only the criteria that depend on the model.
+
+    Other criteria could drop a pair first, and so hide that this model's verdict has changed.
 
     Raises:
-        DanqingError: as `verify`.
+        DanqingError: the recipe does not use the model, or has no criterion that depends on it.
     """
-    role, recipe = place_of(card, recipe)
-    with open_device(settings.device, settings.threads) as device:
-        return Pass(recipe, role, None, device, settings, sampled(inputs, settings, pairs)).inputs
-
-
-def place_of(card: Card, recipe: Recipe) -> tuple[str, Recipe]:
-    """The role that the model has in the recipe, and the recipe with only the criteria that it takes part in: a pair
-    that falls by another one would hide that this model's verdict has changed."""
     role = next((role for role, name in recipe.models.items() if load_card(name) == card), None)
     if role is None:
         raise DanqingError(
@@ -103,8 +115,8 @@ def place_of(card: Card, recipe: Recipe) -> tuple[str, Recipe]:
     return role, replace(recipe, criteria=touched)
 
 
-def sampled(inputs: Iterable[str], settings: Settings, pairs: int) -> list[Batch]:
-    """The first pairs of the inputs, as they are read."""
+def first_pairs(inputs: Iterable[str], settings: Settings, pairs: int) -> list[Batch]:
+    """Reads the first pairs of the inputs."""
     batches: list[Batch] = []
     missing = pairs
     for shard in find_shards(inputs, settings.layout):
@@ -152,12 +164,12 @@ def _probabilities(answers: np.ndarray) -> np.ndarray:
 
 
 class Pass:
-    """All the pairs through all the stages, with one model of them watched.
+    """Runs all stages on the pairs, and records one model.
 
     Attributes:
-        inputs: what the model was given, batch by batch.
-        outputs: what it said, by name, rows in the order it saw them.
-        rate: rows a second while it worked.
+        inputs: the model's inputs, batch by batch.
+        outputs: the model's outputs by name, rows in the order of processing.
+        rate: rows per second of the model.
     """
 
     def __init__(
@@ -165,7 +177,7 @@ class Pass:
     ) -> None:
         self.recipe = recipe
         self.rows: dict[tuple[int, int], dict[str, Any]] = {}
-        models = _Watched(recipe, role, engine)
+        models = _RecordingModels(recipe, role, engine)
         plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
         context = settings.context(device, models, plan.wanted)
         with native_stderr_to(Path(os.devnull)):
@@ -173,16 +185,16 @@ class Pass:
             run_stages(copies, plan, context, self, Spans(), gated=False, room=0)
         self.inputs = models.inputs
         self.outputs = {name: np.concatenate(parts) for name, parts in models.outputs.items()}
-        self.rate = models.seen / models.seconds if models.seconds else 0.0
+        self.rate = models.rows / models.seconds if models.seconds else 0.0
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
-        """Takes rows out of the stream, as SCORE's ledger does."""
+        """Takes rows that leave the stages; see `engine.score.loop.Exit`."""
         names = [name for name in (*self.recipe.columns, FEATURES, "error") if name in batch]
         for position, identity in enumerate(zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)):
             self.rows[identity] = {name: batch[name][position] for name in names}
 
     def dropped_by(self, device: Device) -> np.ndarray:
-        """Position of the criterion that drops each row, -1 for those that stay: DECIDE's own walk."""
+        """Decides every row as DECIDE does: int64 (rows,), the position of the criterion that drops it, or -1."""
         rows = [self.rows[identity] for identity in sorted(self.rows)]
         has_features = np.array([FEATURES in row and row["error"] is None for row in rows], bool)
         features = [row[FEATURES] for row, has in zip(rows, has_features, strict=True) if has]
@@ -202,32 +214,32 @@ def _column(values: list[Any]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(values, from_pandas=True)])
 
 
-class _Watched(ModelSet):
-    """The models of a recipe; what one of them answers is kept, and how long it takes."""
+class _RecordingModels(ModelSet):
+    """The models of a recipe; records inputs, outputs and time of the model in one role."""
 
     def __init__(self, recipe: Recipe, role: str, engine: Engine | None) -> None:
         super().__init__(recipe.models, {role: engine})
         self.role = role
         self.inputs: list[dict[str, np.ndarray]] = []
         self.outputs: dict[str, list[np.ndarray]] = defaultdict(list)
-        self.seen, self.seconds = 0, 0.0
+        self.rows, self.seconds = 0, 0.0
 
     def session(self, role: str, device: Device) -> Session:
         session = super().session(role, device)
-        return _WatchedSession(session, self, device) if role == self.role else session
+        return _RecordingSession(session, self, device) if role == self.role else session
 
 
-class _WatchedSession:
-    def __init__(self, session: Session, watch: _Watched, device: Device) -> None:
-        self.inner, self.watch, self.device, self.batch = session, watch, device, session.batch
+class _RecordingSession:
+    def __init__(self, session: Session, models: _RecordingModels, device: Device) -> None:
+        self.inner, self.models, self.device, self.batch = session, models, device, session.batch
 
     def run(self, **inputs: Any) -> dict[str, Any]:
         started = time.perf_counter()
         outputs = self.inner.run(**inputs)
         answers = {name: self.device.down(array) for name, array in outputs.items()}
-        self.watch.seconds += time.perf_counter() - started
-        self.watch.seen += len(next(iter(answers.values())))
-        self.watch.inputs.append({name: self.device.down(array) for name, array in inputs.items()})
+        self.models.seconds += time.perf_counter() - started
+        self.models.rows += len(next(iter(answers.values())))
+        self.models.inputs.append({name: self.device.down(array) for name, array in inputs.items()})
         for name, array in answers.items():
-            self.watch.outputs[name].append(array)
+            self.models.outputs[name].append(array)
         return outputs

@@ -1,4 +1,4 @@
-"""Where the time of SCORE goes: every stage with the machine to itself, then all of them at once."""
+"""Profile of SCORE: what each stage takes, run sequentially and pipelined, and what limits the throughput."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from danqing.engine.core.nvml import GpuLook
+from danqing.engine.core.nvml import GpuReading
 from danqing.engine.core.spans import Event, Span, Spans
-from danqing.profiling.sampler import Look, Sampler
+from danqing.profiling.sampler import Reading, Sampler
 
-BUSY = 0.9
-"""Share of its cores a process uses that has no time left."""
+BUSY_SHARE = 0.9
+"""From this share on, cores or a stage count as fully busy."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine cannot exceed: `pairs` a second of a stage's codec or network alone, by stage; bytes a second
-    that all cores together read and write while they `copy` memory."""
+    """Upper bounds of this machine.
+
+    Attributes:
+        pairs: stage → pairs per second of its codec or network alone.
+        copy: bytes per second that all cores together read and write when they copy memory.
+    """
 
     pairs: Mapping[str, float]
     copy: float
@@ -27,8 +31,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class StageFigures:
-    """Seconds at work: `alone`, while no other stage was (None: not measured), and `together`; `starved`, `blocked`,
-    `fill`, and bytes `taken`, `made`, `up`, `down`, `held` as in `Span`. `limit`: see `Limits`."""
+    """Figures of one stage.
+
+    Attributes:
+        pairs, passed, failed: rows processed, kept by the gate, and with an error.
+        alone: seconds of processing in the sequential run; None if there was none.
+        together: seconds of processing in the pipelined run.
+        starved, blocked, fill, taken, made, up, down, held: of the pipelined run; see `Span`.
+        limit: pairs per second of the stage's codec or network alone; None if it has none.
+    """
 
     stage: str
     pairs: int
@@ -48,6 +59,7 @@ class StageFigures:
 
     @classmethod
     def of(cls, name: str, span: Span, alone: Span | None, limit: float | None) -> StageFigures:
+        """Makes the figures from the spans of the pipelined and, if there was one, of the sequential run."""
         return cls(
             stage=name, pairs=span.rows, passed=span.passed, failed=span.failed,
             alone=alone.seconds if alone else None, together=span.seconds, starved=span.starved, blocked=span.blocked,
@@ -56,16 +68,22 @@ class StageFigures:
 
     @property
     def work(self) -> float:
-        """Seconds, alone where that was measured."""
+        """Seconds of processing, in the sequential run if there was one."""
         return self.together if self.alone is None else self.alone
 
     @property
     def rate(self) -> float:
-        """Pairs a second of work."""
+        """Pairs per second of processing."""
         return self.pairs / self.work if self.work else 0.0
 
     def share(self, copy: float) -> float:
-        """How near it comes to its limit; a stage that is all our own, to copying what it takes in and makes."""
+        """Returns the share of the upper bound that the stage reaches, 0 to 1.
+
+        The bound of a stage without a codec or network is copying its inputs and outputs.
+
+        Args:
+            copy: see `Limits`.
+        """
         if self.limit:
             return self.rate / self.limit
         return (self.taken + self.made) / self.work / copy if self.work else 0.0
@@ -73,8 +91,19 @@ class StageFigures:
 
 @dataclass(frozen=True)
 class Profile:
-    """`seconds`: all stages at once; `in_turn`: one after the other, where that was measured. `cpu_seconds`: of all
-    cores, at once. `peak`: bytes resident. `copy`: see `Limits`. `gpu`: means over the run, of `memory` the most."""
+    """Profile of a scoring.
+
+    Attributes:
+        pairs: pairs read.
+        threads: host threads of the device.
+        seconds: duration of the pipelined run.
+        in_turn: duration of the sequential run; None if there was none.
+        cpu_seconds: CPU time of all cores, in the pipelined run.
+        peak: largest resident memory, in bytes.
+        copy: see `Limits`.
+        stages: the figures of each stage.
+        gpu: means over the pipelined run, and the maximum of `memory`; None on a CPU.
+    """
 
     pairs: int
     threads: int
@@ -84,12 +113,20 @@ class Profile:
     peak: int
     copy: float
     stages: tuple[StageFigures, ...]
-    gpu: GpuLook | None = None
+    gpu: GpuReading | None = None
 
     @classmethod
     def of(
         cls, threads: int, limits: Limits, together: Spans, at_once: Sampler, alone: Spans, in_turn: Sampler | None
     ) -> Profile:
+        """Makes the profile.
+
+        Args:
+            threads: host threads of the device.
+            limits: the upper bounds.
+            together, at_once: spans and sampler of the pipelined run.
+            alone, in_turn: the same of the sequential run; empty spans and None if there was none.
+        """
         stages = [
             StageFigures.of(name, span, alone.get(name), limits.pairs.get(name)) for name, span in together.items()
         ]
@@ -102,44 +139,52 @@ class Profile:
             peak=at_once.peak,
             copy=limits.copy,
             stages=tuple(stages),
-            gpu=_over_all([look.gpu for look in at_once.looks if look.gpu]),
+            gpu=_summarize([reading.gpu for reading in at_once.readings if reading.gpu]),
         )
 
     @property
     def slowest(self) -> StageFigures:
+        """The stage that takes the most seconds."""
         return max(self.stages, key=lambda figures: figures.work)
 
     @property
     def efficiency(self) -> float | None:
-        """End to end ÷ the slowest stage alone. Where stages share cores it cannot reach 1: see `cores_busy`."""
+        """End-to-end rate ÷ rate of the slowest stage alone; below 1 if stages share cores (see `cores_busy`)."""
         return None if self.slowest.alone is None else self.slowest.alone / self.seconds
 
     @property
     def cores_busy(self) -> float:
-        """Share of the threads' time that was work."""
+        """CPU time ÷ (threads × duration)."""
         return self.cpu_seconds / (self.threads * self.seconds)
 
     @property
     def copied(self) -> tuple[float, float]:
-        """Bytes a pair up to the device, and down from it."""
-        ways = (sum(figures.up for figures in self.stages), sum(figures.down for figures in self.stages))
-        return ways[0] / max(self.pairs, 1), ways[1] / max(self.pairs, 1)
+        """Bytes per pair copied to the device, and from it."""
+        up, down = (sum(figures.up for figures in self.stages), sum(figures.down for figures in self.stages))
+        return up / max(self.pairs, 1), down / max(self.pairs, 1)
 
     @property
     def verdict(self) -> str:
-        """Which stage limits, and what would lift it."""
-        total, first = sum(figures.work for figures in self.stages), self.slowest
-        share = first.work / total if total else 0.0
-        costliest = f"{first.stage} takes {share:.0%} of the work"
-        if first.limit:
-            costliest += f", at {first.share(self.copy):.0%} of its limit"
-        if self.cores_busy >= BUSY:
-            return f"The cores limit ({self.cores_busy:.0%} busy): {costliest}; a quicker engine for it, or more cores."
-        if first.together >= BUSY * self.seconds:
-            return f"{first.stage} limits: the others wait for it; a quicker engine for it, or more devices."
-        return f"Waiting limits (cores {self.cores_busy:.0%} busy): {costliest}, yet none works all the time."
+        """Says what limits the throughput, and what would raise it."""
+        total, slowest = sum(figures.work for figures in self.stages), self.slowest
+        share = slowest.work / total if total else 0.0
+        costliest = f"{slowest.stage} takes {share:.0%} of the processing time"
+        if slowest.limit:
+            costliest += f", at {slowest.share(self.copy):.0%} of its limit"
+        if self.cores_busy >= BUSY_SHARE:
+            return (
+                f"The cores are the limit ({self.cores_busy:.0%} busy): {costliest}. "
+                "Use a faster engine for it, or more cores."
+            )
+        if slowest.together >= BUSY_SHARE * self.seconds:
+            return (
+                f"{slowest.stage} is the limit: the other stages wait for it. "
+                "Use a faster engine for it, or more devices."
+            )
+        return f"Waiting is the limit (cores {self.cores_busy:.0%} busy): {costliest}, but no stage is always busy."
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the content of profile.json."""
         derived = {
             "pairs_per_second": round(self.pairs / self.seconds, 2),
             "pairs_per_second_in_turn": round(self.pairs / self.in_turn, 2) if self.in_turn else None,
@@ -154,17 +199,18 @@ class Profile:
         return asdict(self) | {"stages": stages, "gpu": gpu} | derived
 
 
-def _over_all(looks: Sequence[GpuLook]) -> GpuLook | None:
-    if not looks:
+def _summarize(readings: Sequence[GpuReading]) -> GpuReading | None:
+    if not readings:
         return None
-    means = GpuLook(*(float(np.mean(column)) for column in zip(*looks, strict=True)))
-    return means._replace(memory=max(look.memory for look in looks))
+    means = GpuReading(*(float(np.mean(column)) for column in zip(*readings, strict=True)))
+    return means._replace(memory=max(reading.memory for reading in readings))
 
 
-def to_trace(events: Sequence[Event], looks: Iterable[Look]) -> dict[str, Any]:
-    """What every thread did and when, for ui.perfetto.dev: Google's Trace Event Format, times in microseconds.
+def to_trace(events: Sequence[Event], readings: Iterable[Reading]) -> dict[str, Any]:
+    """Makes a timeline of all threads for ui.perfetto.dev.
 
-    One complete event (`X`) a batch and stage; counters (`C`) of busy cores and memory, and of the GPU's figures.
+    The format is Google's Trace Event Format, with times in microseconds: a complete event (`X`) per batch and stage,
+    counters (`C`) of busy cores, memory and the GPU.
     """
     start = min((event.started for event in events), default=0.0)
     threads = {name: number for number, name in enumerate(dict.fromkeys(event.thread for event in events), 1)}
@@ -182,14 +228,14 @@ def to_trace(events: Sequence[Event], looks: Iterable[Look]) -> dict[str, Any]:
         for event in events
     ]  # fmt: skip
     counters = [
-        {"ph": "C", "name": name, "pid": 1, "ts": at(look.at), "args": {name: value}}
-        for look in looks
-        for name, value in _counters(look)
+        {"ph": "C", "name": name, "pid": 1, "ts": at(reading.at), "args": {name: value}}
+        for reading in readings
+        for name, value in _counters(reading)
     ]
     return {"displayTimeUnit": "ms", "traceEvents": names + batches + counters}
 
 
-def _counters(look: Look) -> list[tuple[str, float]]:
-    gpu = [(f"GPU {name}", value) for name, value in look.gpu._asdict().items()] if look.gpu else []
-    host = [("busy cores", round(look.cores, 2)), ("resident MB", round(look.resident / 1e6))]
+def _counters(reading: Reading) -> list[tuple[str, float]]:
+    gpu = [(f"GPU {name}", value) for name, value in reading.gpu._asdict().items()] if reading.gpu else []
+    host = [("busy cores", round(reading.cores, 2)), ("resident MB", round(reading.resident / 1e6))]
     return host + [(name, value) for name, value in gpu if not np.isnan(value)]

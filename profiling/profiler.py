@@ -1,4 +1,4 @@
-"""PROFILE: SCORE of the same pairs twice, stages in turn and at once, to see where the time goes; nothing is kept."""
+"""PROFILE: scores the same pairs twice, sequentially and pipelined, and reports per stage. The scores are not kept."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ from danqing.trt_models.model_set import ModelSet
 def profile(
     inputs: Iterable[str], output: Path, recipe: Recipe, settings: Settings, models: ModelSet | None = None
 ) -> Profile:
-    """Writes profile.json, profile.html and trace.json into the folder.
+    """Profiles SCORE; writes profile.json, profile.html and trace.json.
 
     Args:
-        models: to score with, if not those that the recipe names as they are in use.
+        inputs: paths or patterns of shards.
+        output: the folder to write to.
+        recipe: gives the stages and gates.
+        settings: the device, threads and limits.
+        models: the models to score with; None: the recipe's models with the engines in use.
     """
     shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
     plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
@@ -37,12 +41,12 @@ def profile(
     with TemporaryDirectory() as scratch, open_device(settings.device, settings.threads) as device:
         models = models or ModelSet(recipe.models, strict=settings.strict_engines)
         context = settings.context(device, models, plan.wanted)
-        run = Run.create_or_resume(Path(scratch) / "in_turn", shards, recipe, settings.layout, {})
+        run = Run.create_or_resume(Path(scratch) / "sequential", shards, recipe, settings.layout, {})
         with run.logged():
             limits = measure_limits(shards, settings.layout, plan, context)
-            with ProgressBar("in turn", size) as progress, Sampler() as in_turn:
+            with ProgressBar("sequential", size) as progress, Sampler() as in_turn:
                 alone = score(run, plan, context, progress, gated, room=0)
-            run = Run.create_or_resume(Path(scratch) / "at_once", shards, recipe, settings.layout, {})
-            with ProgressBar("at once", size) as progress, Watch(device, limits) as watch:
+            run = Run.create_or_resume(Path(scratch) / "pipelined", shards, recipe, settings.layout, {})
+            with ProgressBar("pipelined", size) as progress, Watch(device, limits) as watch:
                 score(run, plan, context, progress, gated, spans=watch.spans)
         return watch.write(output, alone, in_turn)

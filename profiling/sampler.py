@@ -1,4 +1,4 @@
-"""What the machine does meanwhile: looked at a few times a second, from a thread of its own."""
+"""Samples CPU, memory and GPU usage in the background."""
 
 from __future__ import annotations
 
@@ -10,30 +10,47 @@ from typing import NamedTuple
 
 import psutil
 
-from danqing.engine.core.nvml import GpuLook
+from danqing.engine.core.nvml import GpuReading
 
-EVERY, MOST = 0.1, 10_000
-"""Seconds between two looks, to begin with; and looks that are kept: beyond so many, every second one."""
+INTERVAL_SECONDS = 0.1
+"""Initial time between two readings."""
+MAX_READINGS = 10_000
+"""When there are more, every second reading is dropped and the interval doubled."""
 
 
-class Look(NamedTuple):
-    """`at`: `time.perf_counter`. `cores`: how many this process kept busy since the last look. `resident`: bytes."""
+class Reading(NamedTuple):
+    """Usage at one moment.
+
+    Attributes:
+        at: `time.perf_counter`.
+        cores: mean number of cores that this process has kept busy since the last reading.
+        resident: bytes of resident memory.
+        gpu: the GPU's values; None on a CPU.
+    """
 
     at: float
     cores: float
     resident: int
-    gpu: GpuLook | None = None
+    gpu: GpuReading | None = None
 
 
 class Sampler:
-    """Looks while its `with` block runs; through `meter` at a GPU, too."""
+    """Takes readings during a `with` block, in its own thread.
 
-    def __init__(self, meter: Callable[[], GpuLook] | None = None) -> None:
+    Args:
+        meter: reads the GPU (`open_meter`); None on a CPU.
+
+    Attributes:
+        readings: in order of time.
+        peak: largest resident memory, in bytes.
+        seconds, cpu_seconds: duration of the block and the process's CPU time in it; set when the block ends.
+    """
+
+    def __init__(self, meter: Callable[[], GpuReading] | None = None) -> None:
         self._meter = meter
-        self._every = EVERY
-        self.looks: list[Look] = []
+        self._interval = INTERVAL_SECONDS
+        self.readings: list[Reading] = []
         self.peak = 0
-        """Most bytes that were resident at a look."""
         self._process = psutil.Process()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="danqing sampler", daemon=True)
@@ -47,22 +64,22 @@ class Sampler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stopped.set()
         self._thread.join()
-        self._look()
+        self._read()
         self.seconds = self._before - self.started
         self.cpu_seconds = self._cpu_before - self._cpu_started
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._every):
-            self._look()
+        while not self._stopped.wait(self._interval):
+            self._read()
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         now, cpu = time.perf_counter(), self._cpu()
         cores = (cpu - self._cpu_before) / max(now - self._before, 1e-9)
         gpu = self._meter() if self._meter else None
-        self.looks.append(Look(now, cores, self._process.memory_info().rss, gpu))
-        self.peak = max(self.peak, self.looks[-1].resident)
-        if len(self.looks) > MOST:
-            self.looks, self._every = self.looks[::2], 2 * self._every
+        self.readings.append(Reading(now, cores, self._process.memory_info().rss, gpu))
+        self.peak = max(self.peak, self.readings[-1].resident)
+        if len(self.readings) > MAX_READINGS:
+            self.readings, self._interval = self.readings[::2], 2 * self._interval
         self._before, self._cpu_before = now, cpu
 
     def _cpu(self) -> float:

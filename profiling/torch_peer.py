@@ -1,4 +1,4 @@
-"""A published checkpoint as PyTorch runs it, to time models against: what it answers is not looked at."""
+"""Times a published checkpoint in PyTorch, to compare models with. Its outputs are not used."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import numpy as np
 from danqing.engine.core.errors import DanqingError
 from danqing.trt_models.card import Card
 
-BATCH = 8
+BATCH_ROWS = 8
 
 
 def torch_rate(card: Card, folder: Path, inputs: list[dict[str, np.ndarray]], threads: int) -> float:
-    """Rows a second of the checkpoint under `torch.compile`, without the time to compile.
+    """Measures the rows per second of a checkpoint under `torch.compile`, without the time to compile.
 
     Args:
-        inputs: what the model was given, batch by batch.
+        card: the model exported from the checkpoint.
+        folder: the checkpoint.
+        inputs: the model's inputs, batch by batch.
+        threads: number of CPU threads.
 
     Raises:
         DanqingError: PyTorch or transformers is not installed, or transformers cannot read the checkpoint.
@@ -35,12 +38,21 @@ def torch_rate(card: Card, folder: Path, inputs: list[dict[str, np.ndarray]], th
 def torch_job(
     card: Card, folder: Path, rows: dict[str, np.ndarray], threads: int, compiled: bool = False
 ) -> Callable[[], None]:
-    """A job that puts all rows through transformers' own model of a checkpoint, `BATCH` at a time, in float32."""
+    """Makes a function that runs transformers' model of a checkpoint on all rows, in float32.
+
+    Args:
+        card, folder, threads: see `torch_rate`.
+        rows: the model's inputs by name, rows first; a batch has `BATCH_ROWS` rows.
+        compiled: whether to use `torch.compile`.
+
+    Raises:
+        DanqingError: see `torch_rate`.
+    """
     try:
         import torch
         import transformers
     except ImportError as problem:
-        raise DanqingError(f"timing PyTorch needs it installed, and transformers: {problem}") from None
+        raise DanqingError(f"timing PyTorch needs the packages torch and transformers: {problem}") from None
     classes = {
         "image_classifier": transformers.AutoModelForImageClassification,
         "text_classifier": transformers.AutoModelForSequenceClassification,
@@ -54,15 +66,15 @@ def torch_job(
     call = torch.compile(call) if compiled else call
     if "pixels" in rows:
         pixels = torch.from_numpy(rows["pixels"]).permute(0, 3, 1, 2)
-        given = {"pixel_values": (pixels.float() / 127.5 - 1).contiguous()}  # their mean and spread cost all the same
+        tensors = {"pixel_values": (pixels.float() / 127.5 - 1).contiguous()}  # the values do not change the time
     else:
         tokens = torch.from_numpy(rows["tokens"]).long()
-        given = {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
+        tensors = {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
 
     def run() -> None:
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            for at in range(0, len(next(iter(given.values()))), BATCH):
-                call(**{name: tensor[at : at + BATCH] for name, tensor in given.items()})
+            for start in range(0, len(next(iter(tensors.values()))), BATCH_ROWS):
+                call(**{name: tensor[start : start + BATCH_ROWS] for name, tensor in tensors.items()})
 
     return run

@@ -1,4 +1,4 @@
-"""Profiling a scoring: what to hand to it, who looks at the machine meanwhile, and what is written of it."""
+"""Profiles a scoring while it runs: spans, sampler, and the files written afterwards."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ from danqing.profiling.sampler import Sampler
 
 
 class Watch:
-    """Its `spans` are handed to a scoring that runs within the `with` block; then there is a profile.
+    """Records a scoring that runs within its `with` block, with `spans`; `write` then makes the profile.
 
-    On a GPU every stage is also an NVTX range of its name, for Nsight Systems, if the package nvtx is installed.
+    On a GPU every call of a stage is also an NVTX range, for Nsight Systems, if the package nvtx is installed.
+
+    Args:
+        device: the device that scores.
+        limits: the upper bounds (`measure_limits`).
 
     Raises:
-        DanqingError: a GPU, and a package is missing that looks at it.
+        DanqingError: the device is a GPU, and the package nvidia-ml-py is missing.
     """
 
     def __init__(self, device: Device, limits: Limits) -> None:
@@ -53,22 +57,27 @@ class Watch:
         self.sampler.__exit__(kind, error, trace)
 
     def write(self, folder: Path, alone: Spans | None = None, in_turn: Sampler | None = None) -> Profile:
-        """profile.json, profile.html and trace.json.
+        """Writes profile.json, profile.html and trace.json.
 
         Args:
-            alone, in_turn: of a scoring of the same pairs with the stages in turn.
+            folder: where to write.
+            alone, in_turn: spans and sampler of a sequential scoring of the same pairs, if there was one.
         """
         found = Profile.of(self.device.threads, self.limits, self.spans, self.sampler, alone or Spans(), in_turn)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "profile.json", found.to_dict())
-        write_json(folder / "trace.json", to_trace(self.spans.events, self.sampler.looks))
-        write_profile(folder / "profile.html", found, self.spans.events, self.sampler.looks)
+        write_json(folder / "trace.json", to_trace(self.spans.events, self.sampler.readings))
+        write_profile(folder / "profile.html", found, self.spans.events, self.sampler.readings)
         return found
 
 
 @contextmanager
 def watched(run: Run, plan: Plan, context: Context) -> Iterator[Spans]:
-    """Measures the limits, yields spans for the scoring within the `with` block, and writes OUT/profile/."""
+    """Profiles a scoring within a `with` block; writes OUT/profile/.
+
+    Yields:
+        The spans that the scoring must record in.
+    """
     watch = Watch(context.device, measure_limits(run.unscored(), run.layout, plan, context))
     with watch:
         yield watch.spans
@@ -76,7 +85,7 @@ def watched(run: Run, plan: Plan, context: Context) -> Iterator[Spans]:
 
 
 def _nvtx_range() -> Range | None:
-    """A function that makes the NVTX range of a stage's name; None without the package nvtx."""
+    """Returns a function that opens an NVTX range; None without the package nvtx."""
     try:
         import nvtx
     except ImportError:

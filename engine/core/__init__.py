@@ -1,1 +1,1 @@
-"""What all parts stand on: devices, files, batches, progress, spans."""
+"""Foundations of all other packages: devices, files, batches, memory, progress, spans, errors."""

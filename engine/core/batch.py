@@ -1,4 +1,4 @@
-"""Batch: rows that travel together through the stages, as named columns of equal length."""
+"""Batch: the rows that a stage processes in one call, as named columns of equal length."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ Column = Any
 
 @dataclass
 class Batch:
-    """Columns by name; a stage adds columns and touches nothing else.
+    """Columns by name. A stage adds columns and changes no others.
 
-    `shard` (int) and `row` (int) identify each row wherever it travels. `error` holds None or, in words, why
-    the row cannot go on.
+    The columns `shard` and `row` (int) identify a row. `error` is None, or the reason why the row leaves the pipeline.
+
+    >>> batch = Batch({"row": np.arange(3), "caption": ["a", "b", "c"]})
+    >>> batch.take(np.array([True, False, True]))["caption"]
+    ['a', 'c']
     """
 
     columns: dict[str, Column] = field(default_factory=dict)
@@ -37,23 +40,30 @@ class Batch:
         return name in self.columns
 
     def bytes(self, names: Iterable[str]) -> int:
-        """What those of the columns that are there hold."""
+        """Returns the size in bytes of the named columns; columns that the batch does not have count as 0."""
         return sum(_bytes(self.columns[name]) for name in names if name in self.columns)
 
     def drop(self, names: Iterable[str]) -> None:
+        """Removes the named columns; columns that the batch does not have are skipped."""
         for name in names:
             self.columns.pop(name, None)
 
     def take(self, rows: np.ndarray) -> Batch:
-        """The given rows (int positions or a boolean mask), in that order."""
+        """Returns the given rows as a new batch.
+
+        Args:
+            rows: int (count,) positions, in any order, or bool (len(self),).
+        """
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
         return Batch({name: _take(column, positions) for name, column in self.columns.items()})
 
     def slice(self, start: int, stop: int) -> Batch:
+        """Returns the rows `start` to `stop` (exclusive); arrays are views."""
         return Batch({name: column[start:stop] for name, column in self.columns.items()})
 
     @staticmethod
     def concat(batches: Sequence[Batch]) -> Batch:
+        """Joins batches that have the same columns."""
         if len(batches) == 1:
             return batches[0]
         return Batch({name: _concat([b[name] for b in batches]) for name in batches[0].columns})
@@ -78,23 +88,26 @@ def _concat(columns: Sequence[Column]) -> Column:
 
 
 def pack(batches: Iterable[Batch], capacity: float, weights: Any) -> Iterator[Batch]:
-    """Regroups a stream into full batches, across whatever borders it came with.
+    """Regroups a stream of batches into full batches, without changing the order of the rows.
 
     Args:
-        batches: any sizes; empty ones vanish.
-        capacity: most weight a batch may hold; a row heavier than that travels alone.
-        weights: Batch → float (rows,), what each row weighs.
+        batches: batches of any size, which may be empty.
+        capacity: largest sum of weights in a batch. A row that weighs more gets a batch of its own.
+        weights: Batch → float (rows,), the weight of each row.
+
+    Yields:
+        Batches that are not empty.
     """
     waiting: list[Batch] = []
-    load = 0.0
+    total = 0.0
     for batch in batches:
         start = 0
         for row, weight in enumerate(weights(batch).tolist()):
-            if load and load + weight > capacity:
+            if total and total + weight > capacity:
                 waiting.append(batch.slice(start, row))
                 yield Batch.concat([part for part in waiting if len(part)])
-                waiting, load, start = [], 0.0, row
-            load += weight
+                waiting, total, start = [], 0.0, row
+            total += weight
         if start < len(batch):
             waiting.append(batch.slice(start, len(batch)))
     if waiting:

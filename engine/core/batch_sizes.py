@@ -1,4 +1,4 @@
-"""Batch sizes of each kind of device: large enough to keep it busy, small enough for its memory.
+"""Batch sizes for each kind of device: large enough to keep it busy, small enough for its memory.
 
 The tiles and blocks of near-duplicate search are in `engine.decide.dedup.products`.
 """
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Upper bounds of the batches of one kind of device.
+    """Upper bounds on the batches of one kind of device.
 
     Attributes:
         caption_characters: characters in one launch of the text kernels, plus 32 for every caption
-            (`engine.stages.text.CaptionStage`). If the batch holds pictures too, `encoded_bytes` may end it sooner.
+            (`engine.stages.text.CaptionStage`). In a batch that has pictures, `encoded_bytes` can be reached first.
         frame_rows: captions in one launch of `engine.select.frames`.
-        encoded_bytes: encoded pictures in one batch as it is read, in bytes.
+        encoded_bytes: bytes of encoded pictures in one batch, as it is read.
         pixels: pixels decoded in one batch.
-        resized_pictures: pictures in one pass of DALI's graph.
+        resized_pictures: pictures in one run of the DALI graph.
     """
 
     caption_characters: int
@@ -29,13 +29,13 @@ class BatchSizes:
 
 
 BATCH_SIZES = {
-    # About 500 captions, or ten pictures of three megapixels: enough for a few cores, and many batches are in flight.
+    # About 500 captions, or ten pictures of three megapixels: enough for a few cores, as many batches are in flight.
     "cpu": BatchSizes(
         caption_characters=1 << 15, frame_rows=1 << 12, encoded_bytes=32 << 20, pixels=32_000_000, resized_pictures=32
     ),
-    # About 17,000 captions: 4 warps for each of an H100's 132 multiprocessors. The text kernels use thirty bytes of
-    # working memory per byte of text: 100 MB. 64 M pixels are 244 pictures of 512 × 512: an H200 decodes batches of 256
-    # at its full rate, and the models start sooner than with batches of 976 (BENCHMARKS.md).
+    # About 17,000 captions: 4 warps for each of an H100's 132 multiprocessors. The text kernels use 30 bytes of working
+    # memory per byte of text: 100 MB. 64 M pixels are 244 pictures of 512 × 512: an H200 decodes batches of 256 at its
+    # full rate, and the models start sooner than with batches of 976 (BENCHMARKS.md).
     "cuda": BatchSizes(
         caption_characters=1 << 20,
         frame_rows=1 << 20,

@@ -1,4 +1,4 @@
-"""Bytes copied between the host and a device, tallied for each thread: who times a stage sees what it copied."""
+"""Counts the bytes copied between the host and a device, per thread, so that `Spans` can book them on a stage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import threading
 
 
 class Copied(threading.local):
-    """`up`: bytes this thread has sent to a device so far; `down`: bytes it has fetched."""
+    """Counters of the current thread.
+
+    Attributes:
+        up: bytes copied from the host to a device.
+        down: bytes copied from a device to the host.
+    """
 
     up = 0
     down = 0

@@ -1,8 +1,8 @@
-"""The one place that knows what hardware there is.
+"""Devices: where arrays live and kernels run. Only this module looks for hardware.
 
-Our own code is written against `device.xp` (arrays) and kernels; vendors' parts (decoder, resizer, model session) ask
-the device how to open. Every thread that works on a GPU has a stream of its own there, and a stage is over when its
-work is done: so what the next thread is handed can be used on any stream, and what is let go is read by none.
+Code that is ours uses `device.xp` (NumPy or CuPy) and portable kernels; vendor parts (decoder, resizer, model session)
+are chosen by `device.kind`. Every thread that uses a GPU has its own CUDA stream. Each stage synchronizes its stream
+before it returns, so its outputs are valid on any stream and its inputs can be freed.
 """
 
 from __future__ import annotations
@@ -24,23 +24,28 @@ from danqing.engine.core.errors import DanqingError
 T = TypeVar("T")
 
 DISALLOW_REDUCED_PRECISION_REDUCTION = 16
-"""cuBLAS's math mode of that name, which CuPy has no name for."""
+"""cuBLAS's CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION; CuPy does not define it."""
 KEPT_BYTES = 8 << 30
-"""Freed memory that CUDA's default pool, where nvImageCodec allocates pictures, keeps for the next pictures. By default
-the pool returns all of it to the driver at every synchronization."""
+"""Freed memory that CUDA's default pool keeps for later allocations. nvImageCodec allocates pixels in this pool. By
+default the pool returns all freed memory to the driver at every synchronization."""
 
 
 def available_threads() -> int:
-    """Cores this process may use (containers and `taskset` included)."""
+    """Returns the number of cores that this process may use, as limited by a container or `taskset`."""
     return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where arrays live and how many host threads may work on them.
+    """A CPU or a GPU, and the host threads that work for it.
 
-    `kind`: `cpu` or `cuda`. `xp`: NumPy or CuPy. `number`: which of the GPUs. `held`: says how many bytes of the
-    device's own memory arrays take at present.
+    Attributes:
+        kind: `cpu` or `cuda`.
+        threads: number of host threads.
+        pool: the host threads.
+        xp: the array library, NumPy or CuPy.
+        number: index of the GPU; 0 on a CPU.
+        held: returns the bytes of GPU memory that arrays occupy now; 0 on a CPU.
     """
 
     kind: str
@@ -53,24 +58,27 @@ class Device:
 
     @property
     def name(self) -> str:
-        """The name that `open_device` takes: `cpu` or `cuda:N`."""
+        """The device's name as `open_device` accepts it: `cpu` or `cuda:N`."""
         return "cpu" if self.kind == "cpu" else f"{self.kind}:{self.number}"
 
     @property
     def target(self) -> str:
-        """What engines are compiled for to run here: `cpu`, or the GPU's architecture (`sm_90`)."""
+        """The target that an engine must be compiled for to run here: `cpu`, or the GPU's architecture (`sm_90`)."""
         return "cpu" if self.kind == "cpu" else f"sm_{self.xp.cuda.Device(self.number).compute_capability}"
 
     @property
     def stream(self) -> int:
-        """The CUDA stream that this thread's work is queued on, as its handle; 0 on a CPU."""
+        """Handle of the current thread's CUDA stream; 0 on a CPU."""
         stream = getattr(self._own, "stream", None)
         return int(stream.ptr) if stream else 0
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Gives this thread a stream of its own within a `with` block. Afterwards CuPy's GPU and stream are those of
-        before: a thread may open a device while another one is open."""
+        """Gives the current thread its own CUDA stream during a `with` block.
+
+        Afterwards CuPy's current GPU and stream are what they were before, so a thread may open one device while
+        another is open.
+        """
         if self.kind == "cpu":
             yield
             return
@@ -82,18 +90,22 @@ class Device:
                 del self._own.stream
 
     def wait(self) -> None:
-        """Until everything that this thread has queued is done."""
+        """Synchronizes the current thread's stream."""
         if self.stream:
             self._own.stream.synchronize()
 
     def sum_in_float32(self) -> None:
-        """Matrix products in half precision that this thread makes keep their sums in 32 bits until they are whole."""
+        """Makes cuBLAS accumulate half-precision products of the current thread in float32."""
         if self.kind == "cuda":
             cublas = self.xp.cuda.cublas
             cublas.setMathMode(self.xp.cuda.device.get_cublas_handle(), DISALLOW_REDUCED_PRECISION_REDUCTION)
 
     def up(self, array: Any) -> Any:
-        """The array in the device's memory; what is copied there from the host is counted."""
+        """Returns the array in the device's memory; counts the bytes if it is copied from the host.
+
+        Args:
+            array: an array of the host or the device, or a sequence of numbers.
+        """
         if self.kind == "cpu":
             return numpy.asarray(array)
         if not hasattr(array, "__cuda_array_interface__"):
@@ -101,22 +113,25 @@ class Device:
             self.sent(array.nbytes)
         return self.xp.asarray(array)
 
-    def within_reach(self, array: numpy.ndarray) -> Any:
-        """The array where kernels can read it by its address: in the device's memory while more than a quarter of that
-        is free, beyond that in page-locked memory of the host, read over the bus."""
+    def up_or_pinned(self, array: numpy.ndarray) -> Any:
+        """Returns the array in memory that kernels can address.
+
+        This is the device's memory as long as a quarter of it stays free, then page-locked host memory, which a GPU
+        reads over PCIe. On a CPU it is the array itself.
+        """
         if self.kind == "cpu":
             return array
-        free, whole = self.xp.cuda.runtime.memGetInfo()
-        if array.nbytes <= free - whole // 4:
+        free, total = self.xp.cuda.runtime.memGetInfo()
+        if array.nbytes <= free - total // 4:
             return self.up(array)
         import cupyx
 
-        there = cupyx.empty_pinned(array.shape, array.dtype)
-        there[:] = array
-        return there
+        pinned = cupyx.empty_pinned(array.shape, array.dtype)
+        pinned[:] = array
+        return pinned
 
     def down(self, array: Any) -> numpy.ndarray:
-        """The array in the host's memory; what is copied there from the device is counted."""
+        """Returns the array in the host's memory; counts the bytes if it is copied from the device."""
         if not hasattr(array, "__cuda_array_interface__"):
             return numpy.asarray(array)
         copied.down += array.nbytes
@@ -124,29 +139,37 @@ class Device:
         return found
 
     def sent(self, size: int) -> None:
-        """Counts bytes that a vendor's part copies to the device by itself."""
+        """Counts `size` bytes that a vendor part copies to the device."""
         copied.up += size
 
     def map(self, function: Callable[..., T], items: Iterable[Any]) -> list[T]:
-        """`function` over `items`, in order, on all host threads; worth it for functions that release the GIL."""
+        """Calls `function` on every item with all host threads; returns the results in order.
+
+        Faster than a loop only if `function` releases the interpreter's lock.
+        """
         return list(self.pool.map(function, items))
 
 
 @contextmanager
 def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Device]:
-    """Opens a device for the length of a `with` block.
+    """Opens a device during a `with` block, and gives the current thread a stream on it.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:N`, or `auto`: the first GPU if there is one.
+        name: `cpu`, `cuda` (GPU 0), `cuda:N`, or `auto` (`cuda` if CUDA finds a GPU, else `cpu`).
+        threads: number of host threads; None: `available_threads()`.
 
     Raises:
-        DanqingError: a device that there is not; says what is missing.
+        DanqingError: the name is not valid, there is no such GPU, or CuPy is not installed.
+
+    >>> with open_device("cpu", threads=2) as device:
+    ...     device.map(abs, [-1, 2])
+    [1, 2]
     """
     if name == "auto":
         name = kind_of(name)
     kind, _, which = name.partition(":")
     if kind not in ("cpu", "cuda") or (which and (kind == "cpu" or not which.isdecimal())):
-        raise DanqingError(f"--device {name}: neither cpu, nor cuda, cuda:0, cuda:1, …, nor auto")
+        raise DanqingError(f"--device {name}: must be cpu, cuda, cuda:0, cuda:1, … or auto")
     number = int(which or 0)
     xp, held = (numpy, int) if kind == "cpu" else (_open_gpu(name, number), _open_memory(number))
     threads = threads or available_threads()
@@ -157,34 +180,36 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
 
 
 def kind_of(name: str) -> str:
-    """The kind of device, `cpu` or `cuda`, that `open_device` opens for a name."""
+    """Returns the kind of device, `cpu` or `cuda`, that `open_device` opens for a name."""
     if name == "auto":
         return "cuda" if _counted_gpus() else "cpu"
     return name.partition(":")[0]
 
 
 def _open_gpu(name: str, number: int) -> Any:
-    """CuPy, if it can use that GPU."""
+    """Imports CuPy and checks that it can use the GPU."""
     try:
         import cupy
     except ImportError as problem:
         raise DanqingError(f"--device {name}: {problem}; pip install 'danqing-engine[cuda]'") from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as problem:  # no driver, or one that is too old, in CuPy's words
+    except Exception as problem:  # no driver, or one that is too old; CuPy's message says which
         raise DanqingError(f"--device {name}: no GPU that CUDA can use: {problem}; see nvidia-smi") from None
     if number >= count:
-        there = ", ".join(f"cuda:{n}" for n in range(count)) or "none"
-        raise DanqingError(f"--device {name}: there is no such GPU; of those there are: {there}")
+        available = ", ".join(f"cuda:{n}" for n in range(count)) or "none"
+        raise DanqingError(f"--device {name}: no such GPU; available: {available}")
     return cupy
 
 
 @cache
 def _open_memory(number: int) -> Callable[[], int]:
-    """Makes CuPy and RMM (and so cuDF and cuML) share one pool of the GPU's memory, in which what a stream lets go is
-    used again only when that stream has come so far; returns what tells the bytes in use.
+    """Makes CuPy and RMM (and so cuDF and cuML) allocate from one stream-ordered pool of GPU memory.
 
-    Once a process, since what kernels look things up in stays in the pool.
+    Called once per process and GPU, because the kernels' lookup tables stay in the pool.
+
+    Returns:
+        A function that returns the bytes in use.
     """
     import cupy
 
@@ -195,7 +220,7 @@ def _open_memory(number: int) -> Callable[[], int]:
     try:
         import rmm
         from rmm.allocators.cupy import rmm_cupy_allocator
-    except ImportError:  # then there is nobody to share with
+    except ImportError:  # without RMM, only CuPy allocates
         return lambda: int(cupy.get_default_memory_pool().used_bytes())
     with cupy.cuda.Device(number):
         pool = rmm.mr.StatisticsResourceAdaptor(rmm.mr.CudaAsyncMemoryResource())
@@ -209,5 +234,5 @@ def _counted_gpus() -> int:
         import cupy
 
         return int(cupy.cuda.runtime.getDeviceCount())
-    except Exception:  # no CuPy, no driver, no GPU: then there is none to use
+    except Exception:  # no CuPy, no driver or no GPU
         return 0

@@ -16,17 +16,23 @@ from danqing.engine.core.errors import DanqingError
 NOT_WRITABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 )
-"""Error codes of a folder that cannot be written: permissions, a full disk, a file in the place of a folder."""
+"""Error codes of a folder that cannot be written: permissions, a full disk, a file where the folder should be."""
 
 
 @contextmanager
 def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears under its final name only when complete: written aside, flushed to disk, renamed.
+    """Opens a file for writing that appears under its final name only when it is complete.
 
-    Processes and threads that write the same path at the same time do not disturb each other; the last one stays.
+    The content goes to a temporary file in the same folder, which is flushed to disk and then renamed. If the `with`
+    block raises, the temporary file is removed. Processes and threads may write the same path at the same time: the
+    last rename wins.
+
+    Args:
+        path: the final name; missing parent folders are created.
+        mode: `wb`, or `w` for UTF-8 text.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Random, as containers that share a volume have the same process ids. `tempfile` would restrict the permissions.
+    # A random name, because containers that share a volume can have equal process ids. `tempfile` would set mode 600.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     encoding = None if "b" in mode else "utf-8"
     try:
@@ -46,7 +52,7 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def cache_path() -> Path:
-    """The cache folder: `DANQING_CACHE`, else `danqing` in the user's cache folder. It need not exist."""
+    """Returns the cache folder: `DANQING_CACHE`, else `danqing` in the user's cache folder. It may not exist yet."""
     if folder := os.environ.get("DANQING_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "danqing"
@@ -65,8 +71,8 @@ def writing_cache() -> Iterator[None]:
         if problem.errno not in NOT_WRITABLE:
             raise
         raise DanqingError(
-            f"{cache_path()}: the cache cannot be written; free space in it, or set DANQING_CACHE to a folder that "
-            f"can ({problem})"
+            f"{cache_path()}: the cache cannot be written; free space in it, or set DANQING_CACHE to a folder that can "
+            f"be written ({problem})"
         ) from None
 
 
@@ -90,6 +96,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON in UTF-8, atomically (`commit`)."""
     with commit(path, "w") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
         file.write("\n")

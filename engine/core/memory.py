@@ -1,4 +1,4 @@
-"""How much memory rows on their way through the stages may take."""
+"""Bounds on the memory of the batches that are in flight during SCORE."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from dataclasses import dataclass
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.errors import DanqingError
 
-FLOWING = 11
-"""Batches of encoded pictures there can be at once: made, waiting, being packed, worked on; for each thread that has
-them (`engine.score.loop`)."""
-DECODING = 18
-"""Bytes a pixel takes at worst: a picture with alpha, laid on white by Pillow. Mostly it is 3."""
-RESERVE = 256 << 20
-"""What runtimes take for themselves when the first rows come."""
-LEAST = 4 << 20
-"""What a batch of encoded pictures may always hold. Files larger than this can lead beyond a limit."""
+BATCHES_IN_FLIGHT = 11
+"""Maximum number of encoded-image batches in flight, over all threads (`engine.score.loop`)."""
+DECODE_BYTES_PER_PIXEL = 18
+"""Peak bytes per pixel during decoding: Pillow composites an image with alpha onto white. Other images need 3."""
+RUNTIME_RESERVE_BYTES = 256 << 20
+"""Memory that runtimes allocate when they process the first rows."""
+MIN_ENCODED_BYTES = 4 << 20
+"""Smallest bound on the encoded bytes of a batch. Larger files can exceed the memory limit."""
 
 
 @dataclass
 class Memory:
-    """What a batch may hold: `encoded` bytes as read, decoded `pixels`. A row heavier than that travels alone.
+    """Bounds of a batch. A row that exceeds a bound gets a batch of its own.
 
-    The defaults are those of a CPU; `Memory.of` has those of a kind of device.
+    The defaults are those of a CPU without a limit.
 
-    Args:
-        limit: bytes of resident memory that the process is to keep to; None: no limit.
-        max_pixels: of the largest picture there can be.
+    Attributes:
+        limit: bytes of resident memory that the process must not exceed; None: no limit.
+        max_pixels: pixels of the largest picture that is decoded.
+        encoded: bound on the bytes of encoded pictures in a batch.
+        pixels: bound on the decoded pixels in a batch.
     """
 
     limit: int | None = None
@@ -36,45 +37,50 @@ class Memory:
 
     @classmethod
     def of(cls, kind: str, limit: int | None, max_pixels: int) -> Memory:
-        """Makes the bounds for a kind of device, `cpu` or `cuda`; `limit` and `max_pixels` as in the class."""
+        """Makes the bounds for a kind of device, `cpu` or `cuda`."""
         sizes = BATCH_SIZES[kind]
         return cls(limit, max_pixels, sizes.encoded_bytes, sizes.pixels)
 
     def settle(self) -> None:
-        """Shares out what is left of the limit; to be called when all models are open.
+        """Lowers the bounds so that the process keeps to its limit. Call it when all models are open.
 
         Raises:
-            DanqingError: the limit leaves no room for the largest picture; says what would.
+            DanqingError: the limit is too low for the largest picture; the message names one that suffices.
         """
         if self.limit is None:
             return
-        import psutil  # only here: every command reads this module for its options
+        import psutil  # here, because every command imports this module for its options
 
-        taken = psutil.Process().memory_info().rss + RESERVE
-        free = self.limit - taken - FLOWING * LEAST
-        if free < DECODING * self.max_pixels:
-            wanted = taken + FLOWING * LEAST + DECODING * self.max_pixels
-            lower = f", or --max-pixels {free // DECODING}" if free > DECODING * 1_000_000 else ""
+        in_use = psutil.Process().memory_info().rss + RUNTIME_RESERVE_BYTES
+        largest = DECODE_BYTES_PER_PIXEL * self.max_pixels
+        free = self.limit - in_use - BATCHES_IN_FLIGHT * MIN_ENCODED_BYTES
+        if free < largest:
+            enough = in_use + BATCHES_IN_FLIGHT * MIN_ENCODED_BYTES + largest
+            pixels = free // DECODE_BYTES_PER_PIXEL
+            lower = f", or --max-pixels {pixels}" if pixels > 1_000_000 else ""
             raise DanqingError(
-                f"--memory-limit {_told(self.limit)}: models and libraries take {_told(taken)}, and a picture of "
-                f"{self.max_pixels:,} pixels up to {_told(DECODING * self.max_pixels)}; "
-                f"use --memory-limit {_told(wanted)}{lower}"
+                f"--memory-limit {_mebibytes(self.limit)}: models and libraries take {_mebibytes(in_use)}, and a "
+                f"picture of {self.max_pixels:,} pixels up to {_mebibytes(largest)}; "
+                f"use --memory-limit {_mebibytes(enough)}{lower}"
             )
-        spare = free - DECODING * self.max_pixels
-        self.encoded = min(self.encoded, LEAST + spare // FLOWING)
-        self.pixels = min(self.pixels, (free - FLOWING * (self.encoded - LEAST)) // DECODING)
-        self.limit = None  # shared out; rows that come later are within it
+        self.encoded = min(self.encoded, MIN_ENCODED_BYTES + (free - largest) // BATCHES_IN_FLIGHT)
+        encoded_extra = BATCHES_IN_FLIGHT * (self.encoded - MIN_ENCODED_BYTES)
+        self.pixels = min(self.pixels, (free - encoded_extra) // DECODE_BYTES_PER_PIXEL)
+        self.limit = None  # the bounds now keep to it
 
 
-def _told(size: int) -> str:
+def _mebibytes(size: int) -> str:
     return f"{-(-size // (1 << 20))}M"
 
 
 def read_size(text: str) -> int:
-    """Bytes of 4G, 512M or 1000000; K, M and G are powers of 1024.
+    """Reads a size in bytes; K, M, G and T are powers of 1024.
 
     Raises:
-        ValueError: none of these.
+        ValueError: the text is not a positive size.
+
+    >>> read_size("4G"), read_size("1.5 MiB"), read_size("1000000")
+    (4294967296, 1572864, 1000000)
     """
     number, unit = text.strip().upper().removesuffix("IB").removesuffix("B"), 1
     for power, letter in enumerate("KMGT", 1):

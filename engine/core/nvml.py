@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of a GPU at work."""
+"""Reads the utilisation, memory and power of a GPU from NVIDIA's driver (NVML)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class GpuLook(NamedTuple):
-    """Shares of the time (0 to 1) in which kernels ran (`busy`) and in which the JPEG and video decoders worked;
-    `memory`: bytes in use on the whole GPU; `power`: watts; `up`, `down`: bytes a second over PCIe. NaN where this GPU
-    does not tell."""
+class GpuReading(NamedTuple):
+    """Values that the driver reports for a GPU; NaN for a value that this GPU does not report.
+
+    Attributes:
+        busy: share of the time (0 to 1) in which kernels ran.
+        jpeg, video: share of the time in which the JPEG and the video decoder worked.
+        memory: bytes in use on the whole GPU, by all processes.
+        power: watts.
+        up, down: bytes per second over PCIe, to and from the GPU.
+    """
 
     busy: float
     jpeg: float
@@ -22,39 +28,45 @@ class GpuLook(NamedTuple):
     down: float
 
 
-def open_meter(address: str) -> Callable[[], GpuLook]:
-    """Looks at the GPU of a PCI bus address (0000:4E:00.0).
+def open_meter(address: str) -> Callable[[], GpuReading]:
+    """Opens NVML for a GPU.
+
+    Args:
+        address: the GPU's PCI bus address (0000:4E:00.0).
+
+    Returns:
+        A function that reads the present values.
 
     Raises:
-        ImportError: without the package nvidia-ml-py.
+        ImportError: the package nvidia-ml-py is not installed.
     """
     import pynvml as nvml
 
     nvml.nvmlInit()
     gpu = nvml.nvmlDeviceGetHandleByPciBusId(address)
 
-    def ask(function: Callable[..., Any], *arguments: int) -> Any:
+    def query(function: Callable[..., Any], *arguments: int) -> Any:
         try:
             return function(gpu, *arguments)
         except nvml.NVMLError:
             return None
 
-    def share(found: Any) -> float:
-        return np.nan if found is None else found[0] / 100
+    def share(percent: Any) -> float:
+        return np.nan if percent is None else percent[0] / 100
 
-    def number(found: Any, unit: float) -> float:
-        return np.nan if found is None else found * unit
+    def number(value: Any, unit: float) -> float:
+        return np.nan if value is None else value * unit
 
-    def look() -> GpuLook:
-        busy, memory = ask(nvml.nvmlDeviceGetUtilizationRates), ask(nvml.nvmlDeviceGetMemoryInfo)
-        return GpuLook(
+    def read() -> GpuReading:
+        busy, memory = query(nvml.nvmlDeviceGetUtilizationRates), query(nvml.nvmlDeviceGetMemoryInfo)
+        return GpuReading(
             busy=number(busy and busy.gpu, 0.01),
-            jpeg=share(ask(nvml.nvmlDeviceGetJpgUtilization)),
-            video=share(ask(nvml.nvmlDeviceGetDecoderUtilization)),
+            jpeg=share(query(nvml.nvmlDeviceGetJpgUtilization)),
+            video=share(query(nvml.nvmlDeviceGetDecoderUtilization)),
             memory=number(memory and memory.used, 1),
-            power=number(ask(nvml.nvmlDeviceGetPowerUsage), 1e-3),
-            up=number(ask(nvml.nvmlDeviceGetPcieThroughput, nvml.NVML_PCIE_UTIL_RX_BYTES), 1024),
-            down=number(ask(nvml.nvmlDeviceGetPcieThroughput, nvml.NVML_PCIE_UTIL_TX_BYTES), 1024),
+            power=number(query(nvml.nvmlDeviceGetPowerUsage), 1e-3),
+            up=number(query(nvml.nvmlDeviceGetPcieThroughput, nvml.NVML_PCIE_UTIL_RX_BYTES), 1024),
+            down=number(query(nvml.nvmlDeviceGetPcieThroughput, nvml.NVML_PCIE_UTIL_TX_BYTES), 1024),
         )
 
-    return look
+    return read

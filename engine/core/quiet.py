@@ -1,4 +1,4 @@
-"""Codecs written in C print a line on stderr for every broken picture; a crawl has millions of these."""
+"""Redirects stderr of native libraries: codecs in C print a line for every broken picture, and a crawl has millions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def native_stderr_to(path: Path) -> Iterator[None]:
-    """Appends to a file what native libraries write on stderr, for the length of a `with` block.
+    """Appends what native libraries write to stderr to a file, during a `with` block.
 
-    What Python writes (progress bars, tracebacks) goes where it went before.
+    Output of Python (progress bars, tracebacks) still goes to stderr.
     """
     sys.stderr.flush()
     before = sys.stderr
@@ -35,5 +35,5 @@ def native_stderr_to(path: Path) -> Iterator[None]:
 def _writes_to(stream: object, descriptor: int) -> bool:
     try:
         return stream.fileno() == descriptor  # type: ignore[attr-defined]
-    except (AttributeError, OSError, ValueError):  # a notebook's, a test's
+    except (AttributeError, OSError, ValueError):  # the stream of a notebook or a test has no descriptor
         return False

@@ -1,4 +1,4 @@
-"""Rows per stage, and what its time went to."""
+"""Spans: how many rows each stage processed, and how it spent its time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,29 @@ from danqing.engine.core.copies import copied
 T = TypeVar("T", bound=Sized)
 
 Range = Callable[[str], AbstractContextManager[Any]]
+"""Opens a named range of an external profiler (NVTX)."""
 
 
 @dataclass
 class Span:
-    """`seconds` at work on `rows`, of which `passed` the gate behind and `failed` had an error; `starved` for rows from
-    the stage before, `blocked` for room before the stage behind.
+    """Counts and times of one stage.
 
-    `up`, `down`: bytes copied to and from the device. `dropped`: rows by the criterion they fell by. `waiting`: how
-    many batches lie in the queue behind. Only where it is profiled: `batches` that were packed and how full they were
-    (`load`, summed), bytes `taken` in and `made`, the most bytes of the device's memory `held` by arrays.
+    Attributes:
+        rows: rows processed.
+        passed: rows kept by the gate that follows.
+        failed: rows with an error.
+        seconds: time spent processing.
+        starved: seconds spent waiting for input.
+        blocked: seconds spent waiting for space in the output queue.
+        up, down: bytes copied to and from the device.
+        dropped: rows dropped by the gate that follows, by criterion.
+        waiting: returns the number of batches in the output queue.
+
+    Only set while profiling:
+        batches: number of batches that were packed.
+        load: sum over these batches of how full they were (0 to 1).
+        taken, made: bytes of the columns read and written.
+        held: largest number of bytes of device memory in use after a batch.
     """
 
     rows: int = 0
@@ -44,19 +57,19 @@ class Span:
     held: int = 0
 
     def __add__(self, other: Span) -> Span:
-        """Both together, as of two devices."""
+        """Returns the sums, for two workers that run the same stage."""
         names = [field.name for field in fields(self) if field.name != "waiting"]
         sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in names}
         return Span(**sums)
 
     @property
     def fill(self) -> float | None:
-        """How full batches were, on average; None where they are taken as they come."""
+        """Mean fill of the packed batches (0 to 1); None if the stage does not pack, or without profiling."""
         return self.load / self.batches if self.batches else None
 
 
 class Event(NamedTuple):
-    """A stage at work on one batch: `started` by `time.perf_counter`."""
+    """One batch in one stage. `started` is a value of `time.perf_counter`."""
 
     stage: str
     thread: str
@@ -65,16 +78,24 @@ class Event(NamedTuple):
     rows: int
 
 
-MOST = 100_000
-"""Batches that are noted one by one; of a long run, the first."""
+MAX_EVENTS = 100_000
+"""Maximum number of events kept; later batches only count in the sums."""
 
 
 class Spans(dict[str, Span]):
-    """Stage → rows and seconds, in order of first use.
+    """Maps each stage's name to its `Span`, in the order of first use.
 
     Args:
-        profiled: notes every batch by itself, too (`events`), and what each stage takes in and makes.
-        named: opens a range of a stage's name around its work, for a profiler outside (NVTX).
+        profiled: also record every batch (`events`) and the values of `Span` that are only set while profiling.
+        named: opens a range with the stage's name around every call, for an external profiler.
+
+    Called with a stage's name and a number of rows, it times a `with` block:
+
+    >>> spans = Spans()
+    >>> with spans("decode", rows=8):
+    ...     pass
+    >>> spans["decode"].rows
+    8
     """
 
     def __init__(self, profiled: bool = False, named: Range | None = None) -> None:
@@ -84,7 +105,7 @@ class Spans(dict[str, Span]):
         self._named = named or nullcontext
 
     def open(self, names: Iterable[str]) -> None:
-        """Gives stages their places, for they may begin in any order."""
+        """Adds empty spans, which fixes the order of stages that start concurrently."""
         for name in names:
             self.setdefault(name, Span())
 
@@ -95,19 +116,22 @@ class Spans(dict[str, Span]):
             with self._named(name):
                 yield
         finally:
-            span = self._book(name, started, rows)
+            span = self._record(name, started, rows)
             span.up += copied.up - up
             span.down += copied.down - down
 
     def timed(self, name: str, batches: Iterable[T], size: Callable[[T], int] | None = None) -> Iterator[T]:
-        """The same stream, the time it takes to produce each batch booked on `name`; also the bytes that `size` says,
-        where that is profiled."""
+        """Yields the batches, and adds the time to produce each to the span `name`.
+
+        Args:
+            size: returns the bytes of a batch, which are added to `made` while profiling.
+        """
         stream = iter(batches)
         while True:
             started = time.perf_counter()
             with self._named(name):
                 batch = next(stream, None)
-            self._book(name, started, 0 if batch is None else len(batch))
+            self._record(name, started, 0 if batch is None else len(batch))
             if batch is None:
                 return
             self[name].passed += len(batch)
@@ -115,11 +139,11 @@ class Spans(dict[str, Span]):
                 self[name].made += size(batch)
             yield batch
 
-    def _book(self, name: str, started: float, rows: int) -> Span:
+    def _record(self, name: str, started: float, rows: int) -> Span:
         seconds = time.perf_counter() - started
         span = self.setdefault(name, Span())
         span.rows += rows
         span.seconds += seconds
-        if self.profiled and len(self.events) < MOST:
+        if self.profiled and len(self.events) < MAX_EVENTS:
             self.events.append(Event(name, threading.current_thread().name, started, seconds, rows))
         return span

@@ -1,4 +1,4 @@
-"""`danqing demo`: a small crawl with known defects, curated and judged."""
+"""`danqing demo`: builds a small crawl with known defects, curates it, and compares the verdicts with the defects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def run_demo(folder: Path, settings: Settings) -> Judgement:
-    """Builds the crawl under FOLDER/crawl, curates it into FOLDER/run, prints funnel and judgement."""
+    """Builds the crawl in FOLDER/crawl, curates it into FOLDER/run, and prints spans, funnel and judgement.
+
+    Args:
+        folder: where to write.
+        settings: the device, threads and limits; without a block list, the demo's own is used.
+    """
     from danqing.engine.demo.crawl import BLOCKLIST, build_crawl
     from danqing.engine.demo.judge import judge, print_judgement
     from danqing.engine.phases import curate, known_columns

@@ -1,7 +1,6 @@
-"""The demo crawl: real photographs with true captions, and hundreds of pairs with known defects among them.
+"""The demo crawl: photographs with correct captions, and hundreds of pairs with known defects.
 
-Built from what ships beside this file, the same every time. Every pair's .json says what was planted, so that a
-run over it can be judged.
+It is built from the files in this folder, with the same bytes every time. Each pair's .json names its defect.
 """
 
 from __future__ import annotations
@@ -25,19 +24,18 @@ from danqing.engine.demo.defects import CLEAN, DEFECTS, MISMATCH, Pair, harmless
 FOLDER = resources.files("danqing.engine.demo")
 BLOCKLIST = FOLDER / "blocklist.txt"
 
-EACH, SHARDS, SEED = 26, 4, 20260122
-"""Pairs planted per kind of defect, shards written, and the seed of every choice."""
+PAIRS_PER_DEFECT, SHARDS, SEED = 26, 4, 20260122
 
 
 def photographs() -> list[dict[str, Any]]:
-    """The records of photos.yaml: file, title, author, licence, source, captions (two), english."""
+    """Reads photos.yaml: per photograph file, title, author, licence, source, two captions and one in English."""
     records: list[dict[str, Any]] = yaml.safe_load((FOLDER / "photos.yaml").read_text(encoding="utf-8"))
     return records
 
 
 def pairs() -> Iterator[Pair]:
-    """Every pair of the crawl, in the order of planting."""
-    chance = random.Random(SEED)
+    """Yields every pair of the crawl: clean ones, those with a wrong caption, then those of each kind of defect."""
+    rng = random.Random(SEED)
     records = photographs()
     originals = [
         Pair(
@@ -48,7 +46,7 @@ def pairs() -> Iterator[Pair]:
         )
         for record in records
     ]
-    # Every third photograph appears with a wrong caption only: beside its true pair it would be a near-duplicate.
+    # Every third photograph only has a wrong caption: with a correct pair as well, it would be a near-duplicate.
     mismatched = range(2, len(records), 3)
     clean = [position for position in range(len(records)) if position not in mismatched]
     for order, position in enumerate(clean):
@@ -57,21 +55,21 @@ def pairs() -> Iterator[Pair]:
         wrong = records[(position + len(records) // 2) % len(records)]
         yield replace(originals[position], caption=wrong["captions"][1], kind=MISMATCH, expected="alignment_distance")
     for kind, (expected, plant) in DEFECTS.items():
-        # A copy is a defect only beside its original; everything else falls before redundancy is looked at.
-        for position in chance.sample(clean, min(EACH, len(clean))):
-            yield plant(replace(originals[position], kind=kind, expected=expected), records[position], chance)
+        # A copy is a defect only if its original is in the crawl; other defects are dropped before redundancy.
+        for position in rng.sample(clean, min(PAIRS_PER_DEFECT, len(clean))):
+            yield plant(replace(originals[position], kind=kind, expected=expected), records[position], rng)
 
 
 def build_crawl(folder: Path) -> list[str]:
     """Writes the crawl as WebDataset shards in img2dataset's layout; returns their paths."""
-    everything = list(pairs())
-    random.Random(SEED).shuffle(everything)
+    shuffled = list(pairs())
+    random.Random(SEED).shuffle(shuffled)
     paths = []
-    size = -(-len(everything) // SHARDS)
+    size = -(-len(shuffled) // SHARDS)
     for number in range(SHARDS):
         path = folder / f"{number:05d}.tar"
         with commit(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
-            for position, pair in enumerate(everything[number * size : (number + 1) * size]):
+            for position, pair in enumerate(shuffled[number * size : (number + 1) * size]):
                 _add(tar, f"{number:05d}{position:04d}", pair)
         paths.append(str(path))
     return paths

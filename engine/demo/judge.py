@@ -1,4 +1,4 @@
-"""How well a run over the demo crawl told clean pairs from planted defects."""
+"""Compares the verdicts of a run over the demo crawl with the planted defects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from danqing.engine.run.folder import Run
 
 @dataclass
 class Tally:
-    """One kind of planted pair: how many there were, how many fell, and how many of these by their criterion."""
+    """Counts of one kind of pair.
+
+    Attributes:
+        expected: the criterion that should drop the pairs; None for clean pairs.
+        planted: number of pairs.
+        dropped: number of pairs dropped.
+        as_expected: number of pairs dropped by the expected criterion.
+        wrong: defects that were kept and clean pairs that were dropped, described.
+    """
 
     expected: str | None = None
     planted: int = 0
@@ -29,7 +37,13 @@ class Tally:
 
 @dataclass(frozen=True)
 class Judgement:
-    """`kinds` per kind of defect; `clean`; `auc`: chance that a true pair is nearer than a mismatched one."""
+    """Result of the comparison.
+
+    Attributes:
+        kinds: the counts by kind of defect.
+        clean: the counts of the clean pairs.
+        auc: probability that a clean pair has a smaller alignment distance than one with a wrong caption.
+    """
 
     kinds: dict[str, Tally]
     clean: Tally
@@ -37,20 +51,21 @@ class Judgement:
 
     @property
     def caught(self) -> float:
-        """Share of the planted defects other than mismatched captions that were dropped."""
+        """Share of the defects that were dropped, without mismatched captions."""
         others = [tally for kind, tally in self.kinds.items() if kind != MISMATCH]
         return sum(t.dropped for t in others) / sum(t.planted for t in others)
 
     @property
     def clean_kept(self) -> float:
+        """Share of the clean pairs that were kept."""
         return 1 - self.clean.dropped / self.clean.planted
 
 
 def judge(run: Run) -> Judgement:
-    """Compares a decided run's verdicts with what was planted.
+    """Compares a decided run's verdicts with the planted defects.
 
-    Of a set of near-duplicates any member may stay. Where a copy stays in its original's place the two change
-    roles: the original then counts as the caught copy, the copy as the clean pair.
+    Any member of a group of near-duplicates may be kept. If a copy is kept instead of its original, the original counts
+    as the dropped copy and the copy as the clean pair.
     """
     records = [record for shard in run.shards for record in _records(run, shard.number)]
     by_uid = {record["uid"]: record for record in records if record["keep"]}
@@ -77,7 +92,11 @@ def judge(run: Run) -> Judgement:
 
 
 def roc_area(lower: list[float], higher: list[float]) -> float:
-    """P(a < b) + P(a = b) / 2 for a of `lower`, b of `higher`: the area under the ROC curve (Mann-Whitney)."""
+    """Computes P(a < b) + P(a = b) / 2 for a in `lower`, b in `higher`: the area under the ROC curve (Mann–Whitney U).
+
+    >>> roc_area([1, 2], [3, 4])
+    1.0
+    """
     a, b = np.array(lower)[:, None], np.array(higher)[None, :]
     return float(((a < b) + 0.5 * (a == b)).mean()) if a.size and b.size else float("nan")
 
@@ -90,11 +109,15 @@ def _records(run: Run, number: int) -> list[dict[str, Any]]:
 
 
 def print_judgement(judgement: Judgement, order: list[str]) -> None:
-    """The table of planted defects, in the order of the recipe's criteria, and what it cost in clean pairs."""
+    """Prints the table of defects, the share of clean pairs kept, and the clean pairs dropped.
+
+    Args:
+        order: names of the recipe's criteria, which order the rows.
+    """
     table = Table(box=box.SIMPLE_HEAD, title="planted defects", title_justify="left")
     table.add_column("criterion")
     table.add_column("defect")
-    for name in ("planted", "caught", "by its criterion", "missed"):
+    for name in ("planted", "dropped", "by its criterion", "missed"):
         table.add_column(name, justify="right")
     tallies = sorted(judgement.kinds.items(), key=lambda item: order.index(item[1].expected or order[-1]))
     for kind, t in tallies:
@@ -104,8 +127,8 @@ def print_judgement(judgement: Judgement, order: list[str]) -> None:
     clean = judgement.clean
     console.print(
         f"clean pairs kept: {clean.planted - clean.dropped} of {clean.planted} ({judgement.clean_kept:.1%}); "
-        f"defects caught, mismatched captions aside: {judgement.caught:.1%}\n"
-        f"true against mismatched captions: ROC area {judgement.auc:.3f} of the alignment distance"
+        f"defects dropped, without mismatched captions: {judgement.caught:.1%}\n"
+        f"alignment distance of correct and mismatched captions: area under the ROC curve {judgement.auc:.3f}"
     )
     for line in clean.wrong:
-        console.print(f"  lost: {line}", markup=False)
+        console.print(f"  clean pair dropped: {line}", markup=False)

@@ -1,0 +1,1 @@
+"""Reports on runs: report.html, topics, single pairs, and comparisons of two runs."""

@@ -1,7 +1,7 @@
-"""DIFF: two runs over the same input, made on different devices, with other engines or versions: do they agree?
+"""DIFF: compares two runs over the same input, made on different devices or with different engines or versions.
 
-Shard by shard, row by row. What is measured must be equal, or nearly so where it is a floating-point number; features
-must point the same way; what models say may move as long as hardly a verdict does.
+Runs are compared row by row. Scores of our kernels must be equal, or within a tolerance if they are floating-point
+numbers. Features must have a high cosine. Scores of models may differ as long as few verdicts change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.run.folder import Run
 from danqing.engine.stages import CATALOGUE, stored_columns
-from danqing.engine.stages.network import Network
+from danqing.engine.stages.network import ModelStage
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Tolerance:
     """Limits within which two runs agree.
 
     Attributes:
-        within: largest |a − b| ÷ max(1, |a|, |b|) of a measured number.
-        columns: column → its own limit, in the place of `within`.
-        cosine: least cosine of two feature vectors of a pair.
+        within: largest |a − b| ÷ max(1, |a|, |b|) of a score of our kernels.
+        columns: column → its own limit, instead of `within`.
+        cosine: smallest cosine of the two feature vectors of a pair.
         flips: largest share of pairs with another verdict, or in another group of near-duplicates.
     """
 
@@ -38,9 +38,19 @@ class Tolerance:
 
 
 @dataclass
-class Column:
-    """How far one score agrees: of `rows` that have it on both sides, `unequal` differ, by at most `largest` (in the
-    key's row `worst`). `judged`: False for what models say."""
+class ColumnDifference:
+    """Differences of one score.
+
+    Attributes:
+        name: the column.
+        judged: whether the tolerance applies; False for scores of models.
+        exact: whether values must be equal; True unless they are floating-point numbers.
+        rows: rows that have the score in both runs.
+        one_sided: rows that have it in one run.
+        unequal: rows in which the values differ.
+        largest: largest difference, relative as in `Tolerance.within`; of exact values 0 or 1.
+        worst: key of the row with the largest difference.
+    """
 
     name: str
     judged: bool
@@ -52,28 +62,38 @@ class Column:
     worst: str = ""
 
     def add(self, keys: pa.ChunkedArray, a: pa.ChunkedArray, b: pa.ChunkedArray) -> None:
+        """Adds the rows of a shard: their keys, and the values in both runs."""
         both = pc.and_(pc.is_valid(a), pc.is_valid(b))
         self.one_sided += pc.sum(pc.xor(pc.is_valid(a), pc.is_valid(b))).as_py() or 0
         keys, a, b = keys.filter(both), a.filter(both), b.filter(both)
         self.rows += len(a)
         if self.exact:
-            apart = pc.not_equal(a, b).to_numpy().astype(float)
+            differences = pc.not_equal(a, b).to_numpy().astype(float)
         else:
             left, right = (side.to_numpy().astype(np.float64) for side in (a, b))
-            apart = np.abs(left - right) / np.maximum(1.0, np.maximum(np.abs(left), np.abs(right)))
-        self.unequal += int((apart != 0).sum())
-        if len(apart) and apart.max() > self.largest:
-            self.largest, self.worst = float(apart.max()), keys[int(apart.argmax())].as_py()
+            differences = np.abs(left - right) / np.maximum(1.0, np.maximum(np.abs(left), np.abs(right)))
+        self.unequal += int((differences != 0).sum())
+        if len(differences) and differences.max() > self.largest:
+            self.largest, self.worst = float(differences.max()), keys[int(differences.argmax())].as_py()
 
 
 @dataclass
 class Difference:
-    """Of all `rows`: the scores' columns; cosines of features; `flips` (key, what became of it on either side, None:
-    kept); how many rows are in other sets of near-duplicates."""
+    """Differences of two runs.
+
+    Attributes:
+        tolerance: the limits.
+        rows: rows compared.
+        columns: score → its differences.
+        cosine: smallest cosine of two feature vectors.
+        cosines: sum of the cosines of `compared` pairs of vectors.
+        flips: key, and the criterion that drops the row in each run (None: kept), of rows whose verdicts differ.
+        regrouped: rows that are in another group of near-duplicates.
+    """
 
     tolerance: Tolerance
     rows: int = 0
-    columns: dict[str, Column] = field(default_factory=dict)
+    columns: dict[str, ColumnDifference] = field(default_factory=dict)
     cosine: float = 1.0
     cosines: float = 0.0
     compared: int = 0
@@ -82,33 +102,37 @@ class Difference:
 
     @property
     def objections(self) -> list[str]:
-        """What lies beyond the tolerance, in words."""
+        """Describes the differences that exceed the tolerance, one line each."""
         allowed = self.tolerance
         out = [
-            f"{c.name}: {c.unequal:,} of {c.rows:,} differ, {c.worst} most"
+            f"{c.name}: {c.unequal:,} of {c.rows:,} differ, most at {c.worst}"
             for c in self.columns.values()
             if c.judged and c.largest > (0 if c.exact else allowed.columns.get(c.name, allowed.within))
         ]
         if self.cosine < allowed.cosine:
-            out.append(f"features: least cosine {self.cosine:.6f}, below {allowed.cosine}")
-        for number, what in ((len(self.flips), "another verdict"), (self.regrouped, "another set of near-duplicates")):
+            out.append(f"features: smallest cosine {self.cosine:.6f}, below {allowed.cosine}")
+        for number, what in ((len(self.flips), "have another verdict"), (self.regrouped, "are in another group")):
             if number > allowed.flips * self.rows:
-                out.append(f"{number:,} of {self.rows:,} pairs have {what}, more than {allowed.flips:.2%}")
+                out.append(f"{number:,} of {self.rows:,} pairs {what}, more than {allowed.flips:.2%}")
         return out
 
 
 def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Difference:
     """Compares two decided runs.
 
+    Args:
+        ours, theirs: the runs.
+        tolerance: the limits; None: the defaults.
+
     Raises:
-        DanqingError: a run without verdicts, or runs over different inputs; names what differs.
+        DanqingError: a run has no verdicts, or the runs have different inputs; names the first difference.
     """
     found = Difference(tolerance or Tolerance())
     for run in (ours, theirs):
         run.check_decided()
     names = [[shard.name for shard in run.shards] for run in (ours, theirs)]
     if names[0] != names[1]:
-        raise DanqingError(f"{ours.folder} and {theirs.folder} have different shards: {_first_apart(*names)}")
+        raise DanqingError(f"{ours.folder} and {theirs.folder} have different shards: {_first_difference(*names)}")
     for shard in ours.shards:
         _compare_shard(found, ours, theirs, shard.number, shard.name)
     return found
@@ -118,13 +142,13 @@ def _compare_shard(found: Difference, ours: Run, theirs: Run, number: int, name:
     a, b = (pq.read_table(run.scores_path(number)) for run in (ours, theirs))
     uids = [table["uid"].to_pylist() for table in (a, b)]
     if uids[0] != uids[1]:
-        raise DanqingError(f"shard {name} holds other pairs in {theirs.folder}: {_first_apart(*uids)}")
+        raise DanqingError(f"shard {name} holds other pairs in {theirs.folder}: {_first_difference(*uids)}")
     found.rows += len(a)
     said_by_models = _said_by_models()
     for column, kind in stored_columns().items():
         if column in a.column_names and column in b.column_names:
             exact = not pa.types.is_floating(kind)
-            entry = found.columns.setdefault(column, Column(column, column not in said_by_models, exact))
+            entry = found.columns.setdefault(column, ColumnDifference(column, column not in said_by_models, exact))
             entry.add(a["key"], a[column], b[column])
     _compare_features(found, a["feature_row"].to_numpy(), b["feature_row"].to_numpy(), ours, theirs, number)
     a, b = (pq.read_table(run.verdicts_path(number), columns=["key", "dropped_by", "group"]) for run in (ours, theirs))
@@ -150,16 +174,16 @@ def _compare_features(
     found.compared += len(cosines)
 
 
-def _first_apart(ours: list[str], theirs: list[str]) -> str:
+def _first_difference(ours: list[str], theirs: list[str]) -> str:
     if len(ours) != len(theirs):
         return f"{len(ours)} there, {len(theirs)} here"
     return next(f"{a} there, {b} here" for a, b in zip(ours, theirs, strict=True) if a != b)
 
 
 def _said_by_models() -> set[str]:
-    """Columns that networks produce, and what is made of those."""
+    """Lists the columns that neural networks produce, and those computed from them."""
     out: set[str] = set()
     for stage in CATALOGUE:
-        if issubclass(stage, Network) or out.intersection(stage.needs):
+        if issubclass(stage, ModelStage) or out.intersection(stage.needs):
             out.update(stage.produces)
     return out

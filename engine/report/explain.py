@@ -1,4 +1,4 @@
-"""One pair, from its first score to its verdict."""
+"""Explains one pair: its scores beside the criteria, and its verdict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_pairs(run: Run, key: str) -> list[dict[str, Any]]:
     """Returns every pair with that key or uid: its columns of scores and verdicts.
 
     Raises:
-        DanqingError: no such pair in the run.
+        DanqingError: the run has no such pair.
     """
     found = [record for shard in run.shards for record in _find(run, shard.number, key)]
     if not found:
@@ -57,7 +57,7 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
     for heading in ("criterion", "score", "rule", "verdict"):
         table.add_column(heading, no_wrap=heading == "criterion")
     judged = set()
-    fallen = False
+    gone = False
     for criterion in recipe.criteria:
         dropped = record.get("dropped_by") == criterion.name
         if isinstance(criterion, Threshold):
@@ -68,9 +68,9 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
         else:
             shown, rule, passed = "", criterion.rule, not dropped
             if isinstance(criterion, Redundancy):
-                shown = f"set {record['group']}" if record.get("group", -1) >= 0 else "alone"
-        verdict = "[red]dropped here[/]" if dropped else "" if fallen else "passes" if passed else "?"
-        fallen = fallen or dropped
+                shown = f"group {record['group']}" if record.get("group", -1) >= 0 else "no group"
+        verdict = "[red]dropped here[/]" if dropped else "" if gone else "passes" if passed else "?"
+        gone = gone or dropped
         table.add_row(criterion.name, shown, rule, verdict)
     console.print(table)
     others = {
@@ -78,9 +78,9 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
         if isinstance(value, (int, float)) and name not in judged | {"row", "group", "keep", "feature_row", "distance"}
     }  # fmt: skip
     if others:
-        console.print("  also: " + ", ".join(f"{name} {_number(value)}" for name, value in others.items()))
+        console.print("  other scores: " + ", ".join(f"{name} {_number(value)}" for name, value in others.items()))
     if record.get("gated_at"):
-        console.print(f"  not scored from the stage {record['gated_at']!r} on: an earlier criterion had dropped it")
+        console.print(f"  not scored from the stage {record['gated_at']!r} on: an earlier criterion dropped it")
     if record.get("kept_instead"):
         kept = next((r for shard in run.shards for r in _find(run, shard.number, record["kept_instead"])), None)
         name = f"{kept['shard']} key {kept['key']}, uid {kept['uid']}" if kept else record["kept_instead"]

@@ -1,4 +1,4 @@
-"""report.html: the funnel, the scores beside their thresholds, and pictures; one file, nothing fetched."""
+"""report.html: the funnel, histograms of the scores with their thresholds, and pictures, in one self-contained file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import open_shard
 
-KEPT, DROPPED, THUMBNAIL = 48, 8, 160
-"""Pictures shown: so many kept ones, so many a criterion; longest side in pixels."""
+KEPT_SHOWN, DROPPED_SHOWN = 48, 8
+"""Number of kept pairs shown, and of dropped pairs per criterion."""
+THUMBNAIL_PIXELS = 160
+"""Longest side of a picture."""
 
 STYLE = """
 body{font:14px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1d2430}
@@ -57,7 +59,13 @@ def write_report(run: Run) -> None:
 
 
 def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
-    """A page of one file, in the style of all reports."""
+    """Writes an HTML page that loads no other files.
+
+    Args:
+        path: the file.
+        title: shown by the browser; not escaped.
+        parts: the body, in HTML.
+    """
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     with commit(path, "w") as file:
         file.write(page + "\n".join(parts) + "</html>\n")
@@ -70,7 +78,7 @@ def _funnel(funnel: Funnel) -> str:
         f"<td style='width:20%'><div class=bar style='width:{100 * line.left / max(funnel.collected, 1):.1f}%'></div>"
         for line in funnel.lines
     ]
-    head = "<tr><th>group<th>step<th>rule<th>pairs left<th>dropped<th>share<th>"
+    head = "<tr><th>section<th>step<th>rule<th>pairs left<th>dropped<th>share<th>"
     return f"<h2>Funnel</h2><table>{head}{''.join(rows)}</table>"
 
 
@@ -85,7 +93,7 @@ def _histograms(run: Run, recipe: Recipe) -> Iterable[str]:
 
 
 def _histogram(criterion: Threshold, values: np.ndarray) -> str:
-    """An SVG of 40 bins between the 0.5th and 99.5th percentile, the interval shaded."""
+    """Draws an SVG of 40 bins from the 0.5th to the 99.5th percentile; the kept interval is shaded."""
     width, height = 320, 110
     low, high = np.percentile(values, [0.5, 99.5])
     if low == high:
@@ -110,19 +118,19 @@ def _histogram(criterion: Threshold, values: np.ndarray) -> str:
 
 
 def _sample(verdicts: pa.Table) -> dict[str, list[int]]:
-    """Rows to show: those with the smallest uids, a choice that is random yet the same every time."""
+    """Chooses the rows to show: those with the smallest uids, which is random but the same in every report."""
     order = np.argsort(verdicts["uid"].to_numpy(zero_copy_only=False), kind="stable")
     reasons = verdicts["dropped_by"].to_pylist()
     shown: dict[str, list[int]] = defaultdict(list)
     for position in order:
         title = f"dropped by {reasons[position]}" if reasons[position] else "kept"
-        if len(shown[title]) < (DROPPED if reasons[position] else KEPT):
+        if len(shown[title]) < (DROPPED_SHOWN if reasons[position] else KEPT_SHOWN):
             shown[title].append(int(position))
     return dict(sorted(shown.items(), key=lambda item: item[0] != "kept"))
 
 
 def _pictures(run: Run, wanted: set[int], verdicts: pa.Table) -> dict[int, str]:
-    """Row → an HTML figure of its picture and caption."""
+    """Makes the HTML figures, with picture and caption, of the wanted rows: row → figure."""
     figures: dict[int, str] = {}
     start = 0
     for shard in run.shards:
@@ -140,14 +148,14 @@ def _pictures(run: Run, wanted: set[int], verdicts: pa.Table) -> dict[int, str]:
 def _figure(image: bytes, record: dict[str, Any]) -> str:
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            opened.draft("RGB", (THUMBNAIL, THUMBNAIL))
-            opened.thumbnail((THUMBNAIL, THUMBNAIL))
+            opened.draft("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            opened.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
             picture = opened.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         buffer = io.BytesIO()
         Image.alpha_composite(white, picture).convert("RGB").save(buffer, "JPEG", quality=80)
         shown = f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-    except Exception as problem:  # a broken picture is what some of these rows were dropped for
+    except Exception as problem:  # some of these rows were dropped because their picture is broken
         shown = f"<i>{html.escape(record['error'] or str(problem))}</i>"
     caption = html.escape((record["caption"] or "")[:120])
     return f"<figure>{shown}<figcaption>{caption}<br><small>{html.escape(record['key'])}</small></figcaption></figure>"

@@ -1,4 +1,4 @@
-"""The report's section on topics: a map of the captions, and each topic's words and pictures."""
+"""The section of the report on topics: a map of the captions, and the words and pictures of each topic."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ import pyarrow.parquet as pq
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
 
-SHOWN, DOTS, SIDE = 12, 4000, 480
-"""Topics with pictures, captions on the map, and its width in pixels."""
+TOPICS_SHOWN = 12
+"""Number of topics with pictures."""
+MAX_DOTS = 4000
+"""Maximum number of captions on the map."""
+MAP_PIXELS = 480
+"""Width and height of the map."""
 GOLDEN_ANGLE = 137.508
-"""Degrees between neighbouring hues: any number of topics stay apart."""
+"""Degrees between the hues of successive topics, which keeps the hues of any number of topics distinct."""
 
 
 def topic_galleries(topics: Topics | None, verdicts: pa.Table) -> dict[str, list[int]]:
-    """Rows to show, by heading."""
-    shown = topics.topics[:SHOWN] if topics else ()
+    """Returns the rows to show: heading → row numbers in `verdicts`."""
+    shown = topics.topics[:TOPICS_SHOWN] if topics else ()
     position = {uid: row for row, uid in enumerate(verdicts["uid"].to_pylist())} if shown else {}
     return {
         f"topic {number}: {' '.join(topic.words)} ({topic.captions:,})": [position[uid] for uid in topic.examples]
@@ -29,7 +33,7 @@ def topic_galleries(topics: Topics | None, verdicts: pa.Table) -> dict[str, list
 
 
 def topic_section(run: Run, topics: Topics | None) -> Iterable[str]:
-    """What there is to say of all topics; nothing if they were not looked for."""
+    """Yields the HTML of the section; nothing if `danqing topics` has not been run."""
     if topics is None:
         return
     yield "<h2>Topics</h2>"
@@ -50,18 +54,18 @@ def _table(topics: Topics) -> str:
 
 
 def _map(run: Run) -> str:
-    """An SVG with a dot a caption, where UMAP has put it; those in no topic lie below the others."""
+    """Draws an SVG with a dot per caption at its UMAP coordinates; captions in no topic are below the others."""
     table = pq.read_table(run.folder / "topics.parquet")
-    rows = np.linspace(0, len(table) - 1, min(DOTS, len(table))).astype(int)
+    rows = np.linspace(0, len(table) - 1, min(MAX_DOTS, len(table))).astype(int)
     topic = table["topic"].to_numpy()[rows]
     place = np.stack([table[axis].to_numpy()[rows] for axis in ("x", "y")], 1)
     low, high = np.percentile(place, [0.5, 99.5], axis=0)
-    place = (0.02 + 0.96 * (place.clip(low, high) - low) / np.maximum(high - low, 1e-9)) * SIDE
+    place = (0.02 + 0.96 * (place.clip(low, high) - low) / np.maximum(high - low, 1e-9)) * MAP_PIXELS
     dots = "".join(
         f"<circle cx={x:.0f} cy={y:.0f} r=2 fill='{_colour(number)}'/>"
         for number, (x, y) in sorted(zip(topic.tolist(), place.tolist(), strict=True), key=lambda dot: dot[0] >= 0)
     )
-    return f"<svg width={SIDE} height={SIDE}>{dots}</svg>"
+    return f"<svg width={MAP_PIXELS} height={MAP_PIXELS}>{dots}</svg>"
 
 
 def _colour(number: int) -> str:

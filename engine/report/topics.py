@@ -1,9 +1,9 @@
-"""TOPICS: what the kept captions are about.
+"""TOPICS: finds the topics of the kept captions.
 
-a sample of them → the run's own text model → UMAP → HDBSCAN → the words that tell each topic from the others
+sample of the captions → the run's text model → UMAP → HDBSCAN → the most specific words of each topic
 
-It is BERTopic's chain (Grootendorst, arXiv 2203.05794), by which the paper describes its data, on words as jieba cuts
-them. On a GPU UMAP and HDBSCAN are cuML's.
+This is BERTopic (Grootendorst, arXiv 2203.05794), which the paper uses to describe its data, with words from jieba. On
+a GPU, UMAP and HDBSCAN are cuML's.
 """
 
 from __future__ import annotations
@@ -30,19 +30,26 @@ from danqing.engine.stages.embed import TextEmbedding, Tokens
 from danqing.kernels.text.captions import content_words
 from danqing.kernels.text.strings import Strings
 
-FEWEST, SEED = 50, 20260122
-NEIGHBOURS, DIMENSIONS = 15, 5
-"""Of UMAP: captions that shape a caption's surroundings, and numbers that are left of its embedding."""
-WORDS, EXAMPLES = 10, 8
-AT_ONCE = 10_000
-"""Captions that are cut into words at a time."""
-EVERY_UID = 1 << 128
+MIN_CAPTIONS = 50
+SEED = 20260122
+UMAP_NEIGHBOURS, UMAP_DIMENSIONS = 15, 5
+"""UMAP's n_neighbors and n_components."""
+WORDS_PER_TOPIC, EXAMPLES_PER_TOPIC = 10, 8
+SEGMENT_ROWS = 10_000
+"""Captions that are segmented in one call."""
+UID_COUNT = 1 << 128
+"""Number of possible uids."""
 
 
 @dataclass(frozen=True)
 class Topic:
-    """`captions`: how many of the sample. `words`: the most telling first. `examples`: uids, the nearest to its centre
-    first."""
+    """One topic.
+
+    Attributes:
+        captions: number of captions of the sample.
+        words: the words with the highest weight, in descending order.
+        examples: uids of the captions nearest to the centre, the nearest first.
+    """
 
     captions: int
     words: tuple[str, ...]
@@ -51,7 +58,13 @@ class Topic:
 
 @dataclass(frozen=True)
 class Topics:
-    """`sample`: captions looked at, of the `kept` ones. `topics`: the largest first; a caption may be in none."""
+    """The topics of a run.
+
+    Attributes:
+        kept: number of kept pairs.
+        sample: number of captions that were clustered.
+        topics: the largest first.
+    """
 
     kept: int
     sample: int
@@ -59,12 +72,12 @@ class Topics:
 
     @property
     def loose(self) -> int:
-        """Captions in no topic."""
+        """Number of captions in no topic."""
         return self.sample - sum(topic.captions for topic in self.topics)
 
     @classmethod
     def of(cls, run: Run) -> Topics | None:
-        """Those found among the run's present verdicts, if they were looked for."""
+        """Reads topics.json; None if there is none, or it belongs to earlier verdicts."""
         path = run.folder / "topics.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not found or found["decided"] != run.manifest["decided"]:
@@ -74,26 +87,29 @@ class Topics:
 
 
 def find_topics(run: Run, context: Context, progress: Progress, sample: int, smallest: int | None = None) -> Topics:
-    """Writes topics.parquet (uid, topic, its place on a map) and topics.json for a decided run.
+    """Writes topics.parquet (uid, topic, x, y) and topics.json for a decided run.
 
     Args:
-        sample: about so many captions are looked at.
-        smallest: captions that make a topic (default: a thousandth of the sample, 10 at least).
+        run: the run.
+        context: opens the run's text model.
+        progress: receives the number of captions embedded.
+        sample: approximate number of captions to cluster.
+        smallest: minimum number of captions in a topic; None: a thousandth of the sample, at least 10.
 
     Raises:
-        DanqingError: no verdicts, no text model, too few captions, or a missing package; says what to do.
+        DanqingError: the run has no verdicts, no text model or too few captions, or a package is missing.
     """
     run.check_decided()
-    kept, captions = draw(run, sample)
-    if len(captions) < FEWEST:
-        raise DanqingError(f"{run.folder}: {len(captions)} captions are too few to have topics; {FEWEST} are needed")
+    kept, captions = draw_sample(run, sample)
+    if len(captions) < MIN_CAPTIONS:
+        raise DanqingError(f"{run.folder}: {len(captions)} captions are too few for topics; {MIN_CAPTIONS} are needed")
     libraries = open_libraries(context.device)
     texts = captions["caption"].to_pylist()
     vectors = embed(texts, context, progress)
     reduced, labels = cluster(vectors, smallest or max(10, len(texts) // 1000), libraries)
     uids = captions["uid"].to_pylist()
     topics = []
-    for number, words in enumerate(telling_words(texts, labels)):
+    for number, words in enumerate(topic_words(texts, labels)):
         members = np.flatnonzero(labels == number)
         topics.append(Topic(len(members), words, tuple(uids[row] for row in nearest_to_centre(vectors, members))))
     found = Topics(kept, len(texts), tuple(topics))
@@ -106,7 +122,10 @@ def find_topics(run: Run, context: Context, progress: Progress, sample: int, sma
 
 
 def open_libraries(device: Device) -> tuple[Any, Any]:
-    """UMAP and HDBSCAN for the device: classes, called alike.
+    """Imports UMAP and HDBSCAN for the device.
+
+    Returns:
+        Two classes, which take the same arguments on every device.
 
     Raises:
         DanqingError: they are not installed; names the extra.
@@ -124,15 +143,23 @@ def open_libraries(device: Device) -> tuple[Any, Any]:
     return UMAP, HDBSCAN
 
 
-def draw(run: Run, sample: int) -> tuple[int, pa.Table]:
-    """The number of kept pairs, and the uid and (clean) caption of about `sample` of them, the same every time.
+def draw_sample(run: Run, sample: int) -> tuple[int, pa.Table]:
+    """Draws a sample of the kept pairs, the same in every call.
 
-    They are those with the smallest uids, which are hashes: so nothing need be known of all pairs at once.
+    uids are hashes, so the pairs with uids below a bound are a random sample, and no shard depends on the others.
+
+    Args:
+        run: a decided run.
+        sample: approximate number of pairs.
+
+    Returns:
+        The number of kept pairs, and the columns `uid` and `caption` (cleaned, if the run has that) of about `sample`
+        of them.
     """
-    import pyarrow.compute as pc  # only here: the other commands have no use for its memory
+    import pyarrow.compute as pc  # here, to save the other commands its memory
 
     kept = Funnel.read(run.folder / "funnel.json").kept
-    below = f"{min(sample * EVERY_UID // max(kept, 1), EVERY_UID - 1):032x}"
+    below = f"{min(sample * UID_COUNT // max(kept, 1), UID_COUNT - 1):032x}"
     tables = []
     for shard in run.shards:
         names = pq.read_schema(run.scores_path(shard.number)).names
@@ -145,50 +172,76 @@ def draw(run: Run, sample: int) -> tuple[int, pa.Table]:
 
 
 def embed(texts: list[str], context: Context, progress: Progress) -> np.ndarray:
-    """The captions' embeddings under the run's text model: float32 (captions, dimension), unit rows."""
+    """Embeds captions with the run's text model.
+
+    Args:
+        texts: the captions.
+        context: opens the model.
+        progress: receives the number of captions embedded.
+
+    Returns:
+        float32 (captions, dimension), unit vectors, on the host.
+    """
     tokens, network = Tokens(context), TextEmbedding(context)
     size = int(network.capacity)
     progress.expect(len(texts), 1)
     parts = []
     for start in range(0, len(texts), size):
-        some = texts[start : start + size]
-        batch = Batch({"row": np.arange(len(some)), "text_clean": some})
+        part = texts[start : start + size]
+        batch = Batch({"row": np.arange(len(part)), "text_clean": part})
         tokens(batch)
         network(batch)
         parts.append(context.device.down(batch["text_embedding"]).astype(np.float32))
-        progress.advance(len(some))
+        progress.advance(len(part))
     return np.concatenate(parts)
 
 
 def cluster(vectors: np.ndarray, smallest: int, libraries: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of `DIMENSIONS` numbers, float32, and each one's topic, int64: 0 the largest, -1 none.
+    """Reduces vectors with UMAP and clusters them with HDBSCAN.
 
     Args:
-        libraries: see `open_libraries`. cuML, too, is handed host memory: it works on streams of its own.
+        vectors: float32 (rows, dimension), on the host; also for cuML, because it uses its own streams.
+        smallest: minimum number of rows in a topic.
+        libraries: see `open_libraries`.
+
+    Returns:
+        The reduced vectors, float32 (rows, UMAP_DIMENSIONS), and the topics, int64 (rows,): 0 for the largest topic, -1
+        for none.
     """
     UMAP, HDBSCAN = libraries  # noqa: N806
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # both tell of defaults to come
+        warnings.simplefilter("ignore")  # both warn about future defaults
         reduced = UMAP(
-            n_neighbors=NEIGHBOURS, n_components=DIMENSIONS, min_dist=0.0, metric="cosine", random_state=SEED
+            n_neighbors=UMAP_NEIGHBOURS, n_components=UMAP_DIMENSIONS, min_dist=0.0, metric="cosine", random_state=SEED
         ).fit_transform(vectors)
         found = np.asarray(HDBSCAN(min_cluster_size=smallest).fit_predict(reduced), np.int64)
     numbers, firsts, sizes = np.unique(found[found >= 0], return_index=True, return_counts=True)
-    rank = np.full(found.max() + 2, -1)  # the last, where -1 looks, stays -1
+    rank = np.full(found.max() + 2, -1)  # the last entry, which index -1 refers to, stays -1
     rank[numbers[np.lexsort((firsts, -sizes))]] = np.arange(len(numbers))
     return np.asarray(reduced, np.float32), rank[found]
 
 
-def telling_words(texts: list[str], labels: np.ndarray) -> list[tuple[str, ...]]:
-    """Of every topic, its words by class-based TF-IDF: tf · log(1 + A / f), where f is how often all topics have the
-    word and A how many words a topic has on average. Nouns, verbs and adjectives only, and no stop words."""
+def topic_words(texts: list[str], labels: np.ndarray) -> list[tuple[str, ...]]:
+    """Finds the most specific words of each topic.
+
+    The weight of a word in a topic is its class-based TF-IDF (arXiv 2203.05794, section 3.3): tf · log(1 + A / f),
+    where tf is the word's frequency in the topic, f its frequency in all topics, and A the mean number of words per
+    topic. Only nouns, verbs and adjectives count, without stop words.
+
+    Args:
+        texts: the captions.
+        labels: int64 (texts,), each caption's topic, -1 for none.
+
+    Returns:
+        The words of each topic, in descending order of weight.
+    """
     words: list[list[str]] = []
     with open_device() as host:
-        for start in range(0, len(texts), AT_ONCE):
-            words += content_words(host, Strings.of(texts[start : start + AT_ONCE]), open_dictionary())
-    topic = np.repeat(labels, [len(some) for some in words])
+        for start in range(0, len(texts), SEGMENT_ROWS):
+            words += content_words(host, Strings.of(texts[start : start + SEGMENT_ROWS]), open_dictionary())
+    topic = np.repeat(labels, [len(found) for found in words])
     numbers: dict[str, int] = {}
-    word = np.array([numbers.setdefault(w, len(numbers)) for some in words for w in some], np.int64)
+    word = np.array([numbers.setdefault(w, len(numbers)) for found in words for w in found], np.int64)
     known = list(numbers)
     cells, counts = np.unique(topic * len(known) + word, return_counts=True)
     of, which = np.divmod(cells, max(len(known), 1))
@@ -196,20 +249,20 @@ def telling_words(texts: list[str], labels: np.ndarray) -> list[tuple[str, ...]]
     weights = counts * np.log1p(average / np.bincount(which, counts)[which])
     out = []
     for number in range(labels.max() + 1):
-        here = np.flatnonzero(of == number)
-        best = here[np.argsort(-weights[here], kind="stable")[:WORDS]]
-        out.append(tuple(known[place] for place in which[best]))
+        candidates = np.flatnonzero(of == number)
+        best = candidates[np.argsort(-weights[candidates], kind="stable")[:WORDS_PER_TOPIC]]
+        out.append(tuple(known[position] for position in which[best]))
     return out
 
 
 def nearest_to_centre(vectors: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """The rows among a topic's `members` that are likest to their mean."""
+    """Returns the members of a topic that are nearest to the members' mean, the nearest first."""
     closeness = vectors[members] @ vectors[members].mean(0)
-    return members[np.argsort(-closeness, kind="stable")[:EXAMPLES]]
+    return members[np.argsort(-closeness, kind="stable")[:EXAMPLES_PER_TOPIC]]
 
 
 def principal_axes(vectors: np.ndarray) -> np.ndarray:
-    """The two directions in which the vectors differ most: float32 (rows, 2)."""
+    """Projects vectors onto their first two principal components: float32 (rows, 2)."""
     centred = vectors - vectors.mean(0)
     _, directions = np.linalg.eigh(centred.T.astype(np.float64) @ centred)
     return (centred @ directions[:, :-3:-1]).astype(np.float32)

@@ -1,1 +1,1 @@
-"""SCORE: every row of every shard through the stages, once."""
+"""SCORE: runs the stages on every row of every shard, once."""

@@ -17,7 +17,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import write_json
 
 ANSWER_SECONDS = 5.0
-"""Timeout of a query. The thread that serves metrics waits for the interpreter's lock like every other thread."""
+"""Timeout of a query. The metrics thread can be slow, because it waits for the interpreter's lock."""
 
 
 @contextmanager
@@ -57,13 +57,13 @@ def silent_workers(folder: Path) -> list[str]:
 
 
 def _workers_of(host: str, folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """The files of a host's workers, each with HOST:PORT; None for a damaged file."""
+    """Yields the files of a host's workers, each with HOST:PORT, or None for a damaged file."""
     for path in sorted(folder.glob("*.json")):
         if path.stem.rpartition("-")[0] != host:
             continue
         try:
             ((target,),) = (group["targets"] for group in json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:  # removed since, by the worker that wrote it
+        except FileNotFoundError:  # the worker that wrote it has removed it
             continue
         except (ValueError, TypeError, KeyError):
             target = None
@@ -71,7 +71,7 @@ def _workers_of(host: str, folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def _listens(target: str) -> bool:
-    """Whether a process listens at the port, busy or not; without one, the host refuses the connection at once."""
+    """Returns whether a process listens at the port. A busy one does not answer; without one, the host refuses."""
     connection = HTTPConnection(target, timeout=ANSWER_SECONDS)
     try:
         connection.connect()

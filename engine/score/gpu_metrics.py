@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from danqing.engine.core.device import Device
-from danqing.engine.core.nvml import GpuLook, open_meter
+from danqing.engine.core.nvml import GpuReading, open_meter
 
 log = logging.getLogger("danqing")
 
@@ -19,15 +19,15 @@ class GpuGauges(Collector):
     """Gauges of one GPU, read from the driver at each scrape. Values that the GPU does not report are left out.
 
     Args:
-        look: reads the values; made by `open_meter`.
+        read: reads the values; made by `open_meter`.
         address: the GPU's PCI bus address, the label `gpu`. It is the same for all workers on one GPU.
     """
 
-    def __init__(self, look: Callable[[], GpuLook], address: str) -> None:
-        self.look, self.address = look, address
+    def __init__(self, read: Callable[[], GpuReading], address: str) -> None:
+        self.read, self.address = read, address
 
     def collect(self) -> Iterator[Metric]:
-        seen = self.look()
+        reading = self.read()
         busy = GaugeMetricFamily(
             "danqing_gpu_busy_ratio", "Share of the time that a part of the GPU is busy.", labels=["gpu", "part"]
         )
@@ -37,13 +37,13 @@ class GpuGauges(Collector):
             "danqing_gpu_pcie_bytes_per_second", "Over PCIe, by all processes.", labels=["gpu", "direction"]
         )
         for family, labels, value in (
-            (busy, ["kernels"], seen.busy),
-            (busy, ["jpeg"], seen.jpeg),
-            (busy, ["video"], seen.video),
-            (memory, [], seen.memory),
-            (power, [], seen.power),
-            (bus, ["up"], seen.up),
-            (bus, ["down"], seen.down),
+            (busy, ["kernels"], reading.busy),
+            (busy, ["jpeg"], reading.jpeg),
+            (busy, ["video"], reading.video),
+            (memory, [], reading.memory),
+            (power, [], reading.power),
+            (bus, ["up"], reading.up),
+            (bus, ["down"], reading.down),
         ):
             if not math.isnan(value):
                 family.add_metric([self.address, *labels], value)
@@ -51,7 +51,7 @@ class GpuGauges(Collector):
 
 
 def gpu_gauges(device: Device) -> list[GpuGauges]:
-    """Makes the gauges of the device: none on a CPU, and none if the driver cannot be queried (run.log says why)."""
+    """Makes the gauges of the device: none on a CPU, and none if the driver cannot be queried (see run.log)."""
     if device.kind == "cpu":
         return []
     address = device.xp.cuda.Device(device.number).pci_bus_id

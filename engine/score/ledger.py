@@ -1,4 +1,4 @@
-"""The ledger of SCORE: rows come in from anywhere in the pipeline, whole shards go to disk."""
+"""The ledger of SCORE: collects finished rows from all stages, and writes each shard when it is complete."""
 
 from __future__ import annotations
 
@@ -28,8 +28,16 @@ OUTCOME_COLUMNS = ("gated_at", "error")
 
 
 @dataclass
-class _Open:
-    """A shard whose rows are still coming in; what Arrow does not hold is kept by row."""
+class _OpenShard:
+    """A shard of which not all rows have been entered.
+
+    Attributes:
+        started: `time.monotonic` when the shard was opened.
+        entered: number of rows entered.
+        tables: the columns of `Ledger.schema`, of the rows entered.
+        metadata: row → the input's own fields.
+        features: row → float16 (dimension,).
+    """
 
     shard: Shard
     rows: int
@@ -39,8 +47,8 @@ class _Open:
     metadata: dict[int, dict[str, Any]] = field(default_factory=dict)
     features: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def take(self, part: Batch, table: pa.Table) -> bool:
-        """Rows of this shard, and what Arrow holds of them; returns whether these were the last."""
+    def add(self, part: Batch, table: pa.Table) -> bool:
+        """Adds rows of this shard, and `table`, their columns in Arrow; returns whether the shard is complete."""
         rows = part["row"].tolist()
         self.tables.append(table)
         self.metadata.update(zip(rows, part["metadata"], strict=True))
@@ -52,11 +60,15 @@ class _Open:
 
 
 class Ledger:
-    """Collects finished rows; commits a shard's features, then its scores, when the last row has come in.
+    """Collects finished rows. When a shard's last row is entered, writes its features, then its scores.
 
-    Rows may come from several threads at once; whoever brings a shard's last row writes its files.
+    Threads may enter rows concurrently; the thread that enters a shard's last row writes the shard's files.
 
-    `running`: role → SHA-256 of the model or engine file that scores at present; kept with every shard.
+    Args:
+        run: the run folder to write to.
+        scores: the stored score columns and their Arrow types.
+        progress: receives the rows of every shard opened, and every row entered.
+        running: role → SHA-256 of the model or engine file in use; stored with every shard.
     """
 
     def __init__(
@@ -64,18 +76,23 @@ class Ledger:
     ) -> None:
         self.run, self.progress, self.running = run, progress, {} if running is None else running
         self.schema = arrow_types(READ_COLUMNS) | scores | arrow_types(OUTCOME_COLUMNS)
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _OpenShard] = {}
         self._lock = threading.Lock()
 
     def expect(self, shard: Shard, rows: int, started: float) -> None:
-        """Announces a shard and how many rows it has."""
-        self._open[shard.number] = _Open(shard, rows, started)
+        """Opens a shard.
+
+        Args:
+            rows: how many of its rows will be entered.
+            started: `time.monotonic` when the shard was opened.
+        """
+        self._open[shard.number] = _OpenShard(shard, rows, started)
         self.progress.expect(rows, shard.bytes)
         if rows == 0:
             self._commit(self._open.pop(shard.number))
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
-        """Takes rows out of the stream: finished, failed (`error`), or dropped before the stage `gated_at`."""
+        """Takes rows that are finished, have an `error`, or were dropped by the gate before the stage `gated_at`."""
         batch["gated_at"] = [gated_at] * len(batch)
         numbers = np.unique(batch["shard"]).tolist()
         for number in numbers:
@@ -84,18 +101,22 @@ class Ledger:
             columns = [_column(part, name, kind) for name, kind in self.schema.items()]
             table = pa.Table.from_arrays(columns, list(self.schema))
             with self._lock:
-                whole = entry.take(part, table)
-            if whole:
+                complete = entry.add(part, table)
+            if complete:
                 self._commit(self._open.pop(number))
         self.progress.advance(len(batch))
 
     def close(self) -> None:
-        """Checks that every row came out again."""
-        if self._open:
-            lost = {entry.shard.name: entry.rows - entry.entered for entry in self._open.values()}
-            raise RuntimeError(f"rows went into the stages and never came out: {lost}")
+        """Checks that all rows of all shards were entered.
 
-    def _commit(self, entry: _Open) -> None:
+        Raises:
+            RuntimeError: rows are missing, which is a bug; names how many of which shards.
+        """
+        if self._open:
+            missing = {entry.shard.name: entry.rows - entry.entered for entry in self._open.values()}
+            raise RuntimeError(f"rows were read but never entered in the ledger: {missing}")
+
+    def _commit(self, entry: _OpenShard) -> None:
         kept = sorted(entry.features)
         features = np.stack([entry.features[row] for row in kept]) if kept else np.empty((0, 0), np.float16)
         table = self._assemble(entry, kept).replace_schema_metadata({ENGINES: json.dumps(self.running)})
@@ -109,8 +130,8 @@ class Ledger:
                 self.run.note("engines", **self.running)
         log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds)
 
-    def _assemble(self, entry: _Open, with_features: list[int]) -> pa.Table:
-        """The shard's rows in input order: identity, what was given, scores, outcome, the input's own fields."""
+    def _assemble(self, entry: _OpenShard, with_features: list[int]) -> pa.Table:
+        """Makes the shard's table, in input order: identity, input, scores, outcome, the input's own fields."""
         schema = pa.schema(self.schema)
         table = pa.concat_tables(entry.tables or [schema.empty_table()]).sort_by("row")
         table = table.add_column(0, "shard", pa.array([entry.shard.name] * entry.rows, pa.string()))
@@ -118,7 +139,7 @@ class Ledger:
         feature_row[with_features] = np.arange(len(with_features))
         table = table.append_column("feature_row", pa.array(feature_row))
         records = [entry.metadata[row] for row in range(entry.rows)]
-        for name, column in carried(records, taken=set(table.column_names)).items():
+        for name, column in metadata_columns(records, set(table.column_names)).items():
             table = table.append_column(name, column)
         return table.combine_chunks()
 
@@ -130,23 +151,28 @@ def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
     if isinstance(values, list):
         try:
             return pa.array(values, kind)
-        except UnicodeEncodeError:  # lone surrogates from JSON are replaced, not fatal
+        except UnicodeEncodeError:  # lone surrogates, which JSON can hold, are replaced
             return pa.array([None if v is None else v.encode("utf-8", "replace").decode() for v in values], kind)
     if pa.types.is_floating(kind):
-        values = values.astype(kind.to_pandas_dtype(), copy=False)  # takes a third of the time of Arrow's cast
+        values = values.astype(kind.to_pandas_dtype(), copy=False)  # three times as fast as Arrow's cast
     return pa.array(values, kind, from_pandas=True)  # NaN becomes null
 
 
-def carried(records: list[dict[str, Any]], taken: set[str]) -> dict[str, pa.Array]:
-    """The input's own fields as columns, unknown ones included; a name of ours gets the prefix `input_`.
+def metadata_columns(records: list[dict[str, Any]], taken: set[str]) -> dict[str, pa.Array]:
+    """Makes columns of the input's own fields.
 
-    A field whose values fit no single Arrow type is carried as JSON text.
+    Args:
+        records: one dict per row, as parsed from JSON.
+        taken: column names in use; a field with such a name gets the prefix `input_`.
+
+    Returns:
+        Name → Arrow array (rows,). A field whose values have no common Arrow type is stored as JSON text.
     """
     names = sorted({name for record in records for name in record})
     out: dict[str, pa.Array] = {}
     for name in names:
         if name in ("key", "url", "uid"):
-            continue  # already a row's identity
+            continue  # stored as the row's identity
         values = [record.get(name) for record in records]
         try:
             column = pa.array(values)

@@ -1,11 +1,10 @@
-"""SCORE: every row of every shard through the stages, once.
+"""SCORE: runs the stages on every row of every shard, once.
 
 read → stage → gate → stage → gate → … → scores/NNNNN.parquet + features/NNNNN.npy
 
-The stages are a chain of streams of batches. A gate takes the rows out that a criterion has already dropped, so
-that no costlier stage sees them; what passes is packed with the rows that follow, across shard borders. A
-stage that packs begins a thread of its own, so that reading, text, decoding and each of the models work at the same
-time, a batch ahead of one another.
+The stages are a chain of iterators over batches. A gate removes the rows that a criterion has dropped, so that no
+costlier stage processes them. The remaining rows are packed into full batches, across shard borders. Every stage that
+packs runs in its own thread, so reading, text, decoding and each of the models run concurrently.
 """
 
 from __future__ import annotations
@@ -33,12 +32,14 @@ from danqing.engine.sources import Layout, Sample, Shard, open_shard
 from danqing.engine.stages import Context, Stage
 
 READ_ROWS = 256
+"""Maximum number of rows of a batch as it is read."""
 
 
 class Exit(Protocol):
-    """Where rows leave the stream, from any stage's thread."""
+    """Receives the rows that leave the pipeline. All stages' threads call it."""
 
-    def enter(self, batch: Batch, gated_at: str | None = None) -> None: ...
+    def enter(self, batch: Batch, gated_at: str | None = None) -> None:
+        """Takes rows that are finished, have an `error`, or were dropped by the gate before the stage `gated_at`."""
 
 
 def score(
@@ -51,14 +52,20 @@ def score(
     spans: Spans | None = None,
     shards: Iterator[Shard] | None = None,
 ) -> Spans:
-    """Scores every shard that has no scores yet; each shard's files appear when its last row is in.
+    """Scores the shards of a run that have no scores. A shard's files appear when its last row is finished.
 
     Args:
-        progress: hears of every shard opened and every row finished.
+        run: the run folder.
+        plan: the stages and gates, made from the run's recipe.
+        context: what the stages need to open.
+        progress: receives the rows of every shard opened, and every row finished.
         gated: False computes every score of every row (`--score-everything`).
         room: see `run_stages`.
-        spans: told of every batch; returned.
-        shards: those to score (default: all that have no scores yet); the next is asked for when there is room.
+        spans: records every batch; None: new spans.
+        shards: the shards to score; None: all that have no scores. The next shard is taken when its rows are needed.
+
+    Returns:
+        The spans.
     """
     spans = Spans() if spans is None else spans
     ledger = Ledger(run, plan.scores, progress, context.models.running)
@@ -75,8 +82,10 @@ def score(
 
 
 def until_swapped(shards: Iterable[Shard], context: Context) -> Iterator[Shard]:
-    """Takes shards one by one, until another engine is in use than the open sessions have: the stream then runs out,
-    and the next begins with new sessions. So no shard is scored by two engines of a model."""
+    """Yields shards until another engine has been activated for a model.
+
+    The caller then opens new sessions and goes on with the remaining shards, so no shard is scored by two engines.
+    """
     for shard in shards:
         yield shard
         if swapped := context.models.outdated(context.device):
@@ -93,10 +102,16 @@ def run_stages(
     gated: bool = True,
     room: int = 1,
 ) -> None:
-    """A stream of batches through all stages and gates of a plan; every row is entered in the ledger once.
+    """Runs all stages and gates of a plan on a stream of batches; enters every row in the ledger once.
 
     Args:
-        room: batches that wait between two threads; with 0 there are none, and stages take turns.
+        batches: rows with the columns that the first stages need.
+        plan: the stages and gates.
+        context: what the stages need to open.
+        ledger: receives every row when it leaves the pipeline.
+        spans: records every batch.
+        gated: False ignores the gates.
+        room: capacity of the queue between two threads, in batches; with 0 all stages run in the caller's thread.
     """
     stages = [step.stage(context) for step in plan.steps]
     if context.memory.limit:
@@ -107,20 +122,20 @@ def run_stages(
         thread = "read"
         for position, (step, stage) in enumerate(zip(plan.steps, stages, strict=True)):
             if stage.capacity is not None or thread == "read":
-                batches, thread = overlap.ahead(batches, thread), stage.name
+                batches, thread = overlap.prefetch(batches, thread), stage.name
             following = plan.steps[position + 1].stage.name if position + 1 < len(plan.steps) else None
-            batches = through(batches, stage, step, ledger, spans, following if gated else None)
-        for batch in overlap.ahead(batches, thread):
+            batches = run_stage(batches, stage, step, ledger, spans, following if gated else None)
+        for batch in overlap.prefetch(batches, thread):
             ledger.enter(batch)
 
 
 def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger, memory: Memory) -> Iterator[Batch]:
-    """The rows of the shards, in order, a few megabytes at a time."""
+    """Opens the shards in order and yields their rows in batches; announces each shard to the ledger."""
     for shard in shards:
         started = time.monotonic()
         source = open_shard(shard, layout)
         if source.damage:
-            log.warning("shard %s: %s; its %d whole samples are used", shard.name, source.damage, len(source))
+            log.warning("shard %s: %s; its %d complete samples are used", shard.name, source.damage, len(source))
         ledger.expect(shard, len(source), started)
         yield from batches_of(shard, source, memory)
 
@@ -149,19 +164,27 @@ def _batch(rows: list[tuple[Any, ...]]) -> Batch:
     return Batch(columns)
 
 
-def through(
+def run_stage(
     batches: Iterable[Batch], stage: Stage, step: Step, ledger: Exit, spans: Spans, following: str | None
 ) -> Iterator[Batch]:
-    """One stage and the gate behind it. Rows that go no further are entered in the ledger here."""
+    """Runs one stage and the gate that follows it; enters rows that fail or are dropped in the ledger.
+
+    Args:
+        step: the stage's place in the plan: its gates, and the columns that no later stage needs.
+        following: name of the next stage, stored as `gated_at` of dropped rows; None ignores the gates.
+
+    Yields:
+        The remaining rows.
+    """
     if stage.capacity is not None:
-        batches = pack(batches, 1.0, partial(load, stage))
+        batches = pack(batches, 1.0, partial(pack_weight, stage))
     span = spans.setdefault(stage.name, Span())
     gates = step.gates if following is not None else []
     for batch in batches:
         with spans(stage.name, len(batch)):
-            work(stage, batch)
+            apply_stage(stage, batch)
         if spans.profiled:
-            _weigh(batch, stage, span)
+            _record_batch(batch, stage, span)
         batch.drop(step.spent)
         if gates or batch["error"].count(None) < len(batch):
             batch = _passing(batch, stage, gates, ledger, span, following)
@@ -187,21 +210,26 @@ def _passing(
         ledger.enter(batch.take(sound & ~passes), gated_at=following)
     if passes.all():
         return batch
-    rest = batch.take(passes)
+    remaining = batch.take(passes)
     stage.context.device.wait()
-    return rest
+    return remaining
 
 
-def load(stage: Stage, batch: Batch) -> np.ndarray:
-    """The share of a full batch that each row is: of the stage's capacity, or of what encoded pictures may take."""
+def pack_weight(stage: Stage, batch: Batch) -> np.ndarray:
+    """Returns the share of a full batch that each row takes: float64 (rows,).
+
+    The larger of the row's shares of the stage's capacity and of the bound on encoded bytes.
+    """
     assert stage.capacity is not None
-    load = stage.weights(batch) / stage.capacity
-    return np.maximum(load, batch["image_bytes"] / stage.context.memory.encoded) if ENCODED in batch else load
+    weight = stage.weights(batch) / stage.capacity
+    return np.maximum(weight, batch["image_bytes"] / stage.context.memory.encoded) if ENCODED in batch else weight
 
 
-def work(stage: Stage, batch: Batch) -> None:
-    """The stage on the batch, until the device is done: for whoever uses it next, and before anything it has read is
-    let go. What is stored comes to the host; what only travels stays where it is."""
+def apply_stage(stage: Stage, batch: Batch) -> None:
+    """Runs the stage on the batch, and synchronizes its stream, so that other threads can use the columns.
+
+    Columns that are stored are copied to the host; columns that only later stages use stay on the device.
+    """
     stage(batch)
     for name, column in stage.produces.items():
         if column.type is None or name not in batch or isinstance(batch[name], list):
@@ -213,10 +241,11 @@ def work(stage: Stage, batch: Batch) -> None:
     stage.context.device.wait()
 
 
-def _weigh(batch: Batch, stage: Stage, span: Span) -> None:
+def _record_batch(batch: Batch, stage: Stage, span: Span) -> None:
+    """Adds the values that are only recorded while profiling."""
     span.taken += batch.bytes(stage.needs)
     span.made += batch.bytes(stage.produces)
     span.held = max(span.held, stage.context.device.held())
     if stage.capacity is not None:
-        span.load += float(load(stage, batch).sum())
+        span.load += float(pack_weight(stage, batch).sum())
         span.batches += 1

@@ -1,4 +1,4 @@
-"""What a run at work tells Prometheus."""
+"""Metrics of a scoring process for Prometheus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from danqing.trt_models.package_files import cache_folder
 
 
 class RefusedEngines(Collector):
-    """A gauge per model role, read at each scrape: whether the engine in use was refused."""
+    """Whether the engine in use was refused: a gauge per model role, read at each scrape."""
 
     def __init__(self, models: ModelSet) -> None:
         self.models = models
@@ -27,7 +27,7 @@ class RefusedEngines(Collector):
     def collect(self) -> Iterator[Metric]:
         refused = GaugeMetricFamily(
             "danqing_engine_refused",
-            "1 if the engine in use does not open and an older one or the model itself runs in its place.",
+            "1 if the engine in use cannot be opened, so an older engine or the model itself runs instead.",
             labels=["role"],
         )
         for role in list(self.models.running):
@@ -35,24 +35,24 @@ class RefusedEngines(Collector):
         yield refused
 
 
-class Stages(Collector):
-    """Reads the spans when it is asked; stages at work do not hear of it."""
+class StageMetrics(Collector):
+    """Counts and times of the stages, read from the spans at each scrape."""
 
     def __init__(self, spans: Spans) -> None:
         self.spans = spans
 
     def collect(self) -> Iterator[Metric]:
-        pairs = CounterMetricFamily("danqing_pairs", "Pairs a stage has taken in.", labels=["stage"])
-        passed = CounterMetricFamily("danqing_passed", "Pairs it has passed on.", labels=["stage"])
-        errors = CounterMetricFamily("danqing_errors", "Pairs that could not go on.", labels=["stage"])
-        dropped = CounterMetricFamily("danqing_dropped", "Pairs dropped on the way.", labels=["criterion"])
+        pairs = CounterMetricFamily("danqing_pairs", "Pairs that a stage has processed.", labels=["stage"])
+        passed = CounterMetricFamily("danqing_passed", "Pairs kept by the gate after the stage.", labels=["stage"])
+        errors = CounterMetricFamily("danqing_errors", "Pairs with an error.", labels=["stage"])
+        dropped = CounterMetricFamily("danqing_dropped", "Pairs dropped by a gate.", labels=["criterion"])
         seconds = CounterMetricFamily(
             "danqing_stage_seconds",
-            "At work; starved by the stage before, blocked by the next.",
+            "Seconds spent processing (work), waiting for input (starved) or for space in the queue (blocked).",
             labels=["stage", "state"],
         )
         copied = CounterMetricFamily("danqing_copied_bytes", "Between host and device.", labels=["stage", "direction"])
-        waiting = GaugeMetricFamily("danqing_queue_batches", "Batches that wait behind a stage.", labels=["stage"])
+        waiting = GaugeMetricFamily("danqing_queue_batches", "Batches in a stage's output queue.", labels=["stage"])
         for stage, span in list(self.spans.items()):
             pairs.add_metric([stage], span.rows)
             passed.add_metric([stage], span.passed)
@@ -78,7 +78,7 @@ def served(
         spans: the stages' times and counts.
         port: the TCP port, 0 for any free one; None serves nothing.
         address: the address to listen at.
-        device: the device that scores; if it is a GPU, its utilisation, memory and power are served, too.
+        device: the device that scores. The utilisation, memory and power of a GPU are also served.
         models: the models that score, for the gauge of refused engines.
 
     Raises:
@@ -88,7 +88,7 @@ def served(
         yield
         return
     registry = CollectorRegistry()
-    registry.register(Stages(spans))
+    registry.register(StageMetrics(spans))
     if models:
         registry.register(RefusedEngines(models))
     for gauges in gpu_gauges(device) if device else []:

@@ -1,4 +1,4 @@
-"""Streams that run at the same time: each made by a thread of its own, a short queue ahead of whoever draws from it."""
+"""Runs a chain of iterators concurrently, one thread each, connected by bounded queues."""
 
 from __future__ import annotations
 
@@ -14,28 +14,33 @@ from danqing.engine.core.spans import Span, Spans
 
 T = TypeVar("T")
 
-GLANCE = 0.1
-"""Seconds after which a waiting thread looks whether it should stop."""
+POLL_SECONDS = 0.1
+"""Interval at which a waiting thread checks whether it must stop."""
 END = object()
+"""The last item of a queue."""
 
 
 class StoppedError(Exception):
-    """Nobody asks for the stream any more."""
+    """The `with` block of the `Overlap` has ended, so its threads must stop."""
 
 
-class Problem(NamedTuple):
-    """What went wrong in a thread, on its way to the next."""
+class Failure(NamedTuple):
+    """An exception of a producing thread, passed to the consuming thread."""
 
     error: BaseException
 
 
 class Overlap:
-    """Threads that are gone when its `with` block ends, whether their streams have ended or not.
+    """Owns the threads of a chain of iterators. They stop when its `with` block ends.
 
     Args:
-        spans: told, by the streams' names, how long each waited for the one before and for the one behind.
-        room: items that wait between two threads; with 0 there are no threads, and items are made when asked for.
-        entered: makes what each thread works within.
+        spans: records how long each thread waits for input and for space in its queue, by the iterator's name.
+        room: capacity of a queue, in items; with 0 there are no threads, and items are produced on demand.
+        entered: makes the context in which each thread runs.
+
+    >>> with Overlap(Spans()) as overlap:
+    ...     list(overlap.prefetch(iter(range(3)), "count"))
+    [0, 1, 2]
     """
 
     def __init__(
@@ -54,19 +59,26 @@ class Overlap:
         for thread in self._threads:
             thread.join()
 
-    def ahead(self, stream: Iterator[T], name: str) -> Iterator[T]:
-        """The same items in the same order. What goes wrong in the thread is raised where they are drawn."""
+    def prefetch(self, stream: Iterator[T], name: str) -> Iterator[T]:
+        """Runs an iterator in a new thread.
+
+        Args:
+            name: name of the span that records the thread's waits.
+
+        Returns:
+            An iterator over the same items, in order. It raises the exceptions of the thread.
+        """
         if self.room == 0:
             return stream
         queue: Queue[Any] = Queue(self.room)
         span = self.spans.setdefault(name, Span())
         span.waiting = queue.qsize
-        thread = threading.Thread(target=self._make, args=(stream, queue, span), name=f"danqing {name}")
+        thread = threading.Thread(target=self._produce, args=(stream, queue, span), name=f"danqing {name}")
         self._threads.append(thread)
         thread.start()
-        return self._drawn(queue)
+        return self._consume(queue)
 
-    def _make(self, stream: Iterator[Any], queue: Queue[Any], span: Span) -> None:
+    def _produce(self, stream: Iterator[Any], queue: Queue[Any], span: Span) -> None:
         self._stream.span = span
         with suppress(StoppedError):
             try:
@@ -76,7 +88,7 @@ class Overlap:
             except StoppedError:
                 raise
             except BaseException as error:
-                self._put(queue, Problem(error))
+                self._put(queue, Failure(error))
             else:
                 self._put(queue, END)
 
@@ -84,16 +96,16 @@ class Overlap:
         started = time.perf_counter()
         while not self._stopped.is_set():
             try:
-                queue.put(item, timeout=GLANCE)
+                queue.put(item, timeout=POLL_SECONDS)
             except Full:
                 continue
             self._stream.span.blocked += time.perf_counter() - started
             return
         raise StoppedError
 
-    def _drawn(self, queue: Queue[Any]) -> Iterator[Any]:
+    def _consume(self, queue: Queue[Any]) -> Iterator[Any]:
         while (item := self._get(queue)) is not END:
-            if isinstance(item, Problem):
+            if isinstance(item, Failure):
                 raise item.error
             yield item
 
@@ -101,10 +113,10 @@ class Overlap:
         started = time.perf_counter()
         while not self._stopped.is_set():
             try:
-                item = queue.get(timeout=GLANCE)
+                item = queue.get(timeout=POLL_SECONDS)
             except Empty:
                 continue
-            if hasattr(self._stream, "span"):  # not where the last stream is drawn
+            if hasattr(self._stream, "span"):  # the thread that consumes the last queue has no span
                 self._stream.span.starved += time.perf_counter() - started
             return item
         raise StoppedError

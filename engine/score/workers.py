@@ -1,4 +1,4 @@
-"""Who scores: one device, in this process; or several of a node, a process each, and shards for whoever is free."""
+"""Runs SCORE on one device in this process, or on several devices of a host with one worker process each."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ from danqing.engine.sources import Shard
 from danqing.engine.stages import CATALOGUE, Context
 from danqing.trt_models.model_set import ModelSet
 
-LOOK, GRACE = 0.2, 5.0
-"""Seconds after which the workers are looked at, whether they say something or not; and what they get to stop in."""
-
+POLL_SECONDS = 0.2
+SHUTDOWN_GRACE_SECONDS = 5.0
 
 Watcher = Callable[[Run, Plan, Context], AbstractContextManager[Spans]]
-"""Makes the context in which a run is scored and the spans that are told of it (`profiling.watch.watched`)."""
+"""Makes the context in which a run is scored. It yields the spans to record in (`profiling.watch.watched`)."""
 
 
 def score_on_one(
@@ -42,11 +41,17 @@ def score_on_one(
     shards: Iterator[Shard] | None = None,
     watcher: Watcher | None = None,
 ) -> Spans:
-    """SCORE on `settings.device`.
+    """Runs SCORE on `settings.device`, in this process.
 
     Args:
+        run: the run folder.
+        settings: the device, threads, and limits.
+        progress: see `score`.
         shards: see `score`.
-        watcher: profiles the scoring.
+        watcher: profiles the scoring; None: no profile.
+
+    Returns:
+        The counts and times of the stages.
     """
     recipe = run.recipe
     plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
@@ -60,49 +65,57 @@ def score_on_one(
 
 
 def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
-    """SCORE of the shards that are waiting, on `settings.devices`; returns what all workers' stages did together.
+    """Runs SCORE on `settings.devices`, with one worker process for each.
 
-    Each worker has its share of the cores and of a memory limit, and a port of its own for its metrics, counted up.
+    A worker takes the next shard when it has read its last one. Worker i gets an equal share of the cores and of the
+    memory limit, and serves metrics at `settings.metrics_port` + i.
+
+    Args:
+        run: the run folder.
+        settings: the devices, one per worker, and the limits of all workers together.
+        progress: receives the rows of all workers.
+
+    Returns:
+        The counts and times of the stages, summed over all workers.
 
     Raises:
-        DanqingError: a worker could not go on; with its words. The others are stopped.
+        DanqingError: a worker failed; has the worker's message. The other workers are stopped.
     """
     context = get_context("spawn")
-    shards, taken, told = run.unscored(), context.Value("q", 0), context.SimpleQueue()
+    shards, next_shard, messages = run.unscored(), context.Value("q", 0), context.SimpleQueue()
     threads = settings.threads or max(available_threads() // len(settings.devices), 1)
     memory = settings.memory_limit and settings.memory_limit // len(settings.devices)
     workers = []
     for number, device in enumerate(settings.devices):
         port = None if settings.metrics_port is None else settings.metrics_port + number
         own = replace(settings, device=device, devices=(), threads=threads, memory_limit=memory, metrics_port=port)
-        workers.append(
-            context.Process(target=_work, args=(run.folder, own, shards, taken, told), name=f"danqing {device}")
-        )
+        arguments = (run.folder, own, shards, next_shard, messages)
+        workers.append(context.Process(target=_run_worker, args=arguments, name=f"danqing {device}"))
     total = Spans()
-    with _running(workers, told):
-        left = len(workers)
-        while left:
-            if not told.empty():
-                kind, *what = told.get()
+    with _running(workers, messages):
+        active = len(workers)
+        while active:
+            if not messages.empty():
+                kind, *content = messages.get()
                 if kind == "done":
-                    _add(total, what[0])
-                    left -= 1
+                    _add_spans(total, content[0])
+                    active -= 1
                 elif kind == "failed":
-                    raise DanqingError(what[0])
+                    raise DanqingError(content[0])
                 else:
-                    getattr(progress, kind)(*what)
+                    getattr(progress, kind)(*content)
                 continue
-            wait([worker.sentinel for worker in workers if worker.is_alive()], LOOK)
-            fallen = [w for w in workers if w.exitcode not in (None, 0)]
-            if fallen and told.empty():
-                raise DanqingError(f"the process of {fallen[0].name} ended with {fallen[0].exitcode}; see run.log")
-    run.manifest = Run.open(run.folder).manifest  # they have noted what scored the shards
+            wait([worker.sentinel for worker in workers if worker.is_alive()], POLL_SECONDS)
+            dead = [w for w in workers if w.exitcode not in (None, 0)]
+            if dead and messages.empty():
+                raise DanqingError(f"the process of {dead[0].name} ended with {dead[0].exitcode}; see run.log")
+    run.manifest = Run.open(run.folder).manifest  # the workers have added the engines that scored the shards
     return total
 
 
 @contextmanager
-def _running(workers: Sequence[Any], told: Any) -> Iterator[None]:
-    """Processes that are gone when the `with` block ends: on their own, or else as after Ctrl-C."""
+def _running(workers: Sequence[Any], messages: Any) -> Iterator[None]:
+    """Starts the processes; at the end of the `with` block waits for them, or interrupts them if it raises."""
     for worker in workers:
         worker.start()
     try:
@@ -115,15 +128,17 @@ def _running(workers: Sequence[Any], told: Any) -> Iterator[None]:
             if worker.is_alive():
                 os.kill(worker.pid, signal.SIGINT)
         while alive := [worker for worker in workers if worker.is_alive()]:
-            if not told.empty():
-                told.get()  # who waits for room to tell something could not stop
-            elif not wait([worker.sentinel for worker in alive], LOOK) and time.monotonic() - stopped > GRACE:
+            if not messages.empty():
+                messages.get()  # a worker cannot stop while it waits for space in the queue
+                continue
+            ended = wait([worker.sentinel for worker in alive], POLL_SECONDS)
+            if not ended and time.monotonic() - stopped > SHUTDOWN_GRACE_SECONDS:
                 for worker in alive:
                     worker.kill()
 
 
-class _Told:
-    """Progress that is told to the parent."""
+class _QueueProgress:
+    """Progress that a worker sends to its parent."""
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue
@@ -135,39 +150,39 @@ class _Told:
         self.queue.put(("advance", rows))
 
 
-def _whoever_is_free(shards: list[Shard], taken: Any) -> Iterator[Shard]:
-    """The next shard that no worker has taken yet, until there are no more."""
+def _claim_shards(shards: list[Shard], next_shard: Any) -> Iterator[Shard]:
+    """Yields shards that no other worker has claimed; `next_shard` is a counter shared by all workers."""
     while True:
-        with taken.get_lock():
-            number = taken.value
-            taken.value += 1
+        with next_shard.get_lock():
+            number = next_shard.value
+            next_shard.value += 1
         if number >= len(shards):
             return
         yield shards[number]
 
 
 def _stop_once(number: int, frame: Any) -> None:
-    """Ctrl-C comes from the terminal and from the parent; the second must not disturb what the first has begun."""
+    """Handles SIGINT once: it comes from the terminal and from the parent, and the second would break the shutdown."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _work(folder: Path, settings: Settings, shards: list[Shard], taken: Any, told: Any) -> None:
-    """What a worker does."""
+def _run_worker(folder: Path, settings: Settings, shards: list[Shard], next_shard: Any, messages: Any) -> None:
+    """The main function of a worker process."""
     signal.signal(signal.SIGINT, _stop_once)
     run = Run.open(folder)
     try:
         with run.logged():
-            spans = score_on_one(run, settings, _Told(told), _whoever_is_free(shards, taken))
+            spans = score_on_one(run, settings, _QueueProgress(messages), _claim_shards(shards, next_shard))
         for span in spans.values():
-            span.waiting = None  # a queue of this process
-        told.put(("done", dict(spans)))
+            span.waiting = None  # refers to a queue of this process, and cannot be pickled
+        messages.put(("done", dict(spans)))
     except DanqingError as problem:
-        told.put(("failed", f"{settings.device}: {problem}"))
+        messages.put(("failed", f"{settings.device}: {problem}"))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def _add(total: Spans, spans: dict[str, Span]) -> None:
+def _add_spans(total: Spans, spans: dict[str, Span]) -> None:
     for name, span in spans.items():
         total[name] = total[name] + span if name in total else span

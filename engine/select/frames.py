@@ -1,4 +1,4 @@
-"""The text measures of a column that lies in a frame already: cuDF's on a GPU, pandas' or Arrow's on a CPU.
+"""Text measures of a caption column in a data frame: cuDF on a GPU, pandas or Arrow on a CPU.
 
     import cudf
     from danqing.engine.core.device import open_device
@@ -8,7 +8,8 @@
         frame = cudf.read_parquet("captions.parquet")
         frame = frame.assign(**measure_captions(frame["caption"], device))
 
-The kernels read the column where it lies and leave the measures there: nothing is copied either way.
+The kernels read the column's own memory and write the measures on the same device, so nothing is copied between host
+and device.
 """
 
 from __future__ import annotations
@@ -26,15 +27,21 @@ from danqing.kernels.text.strings import Strings
 
 
 def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Every measure of `kernels.text.captions.MEASURES` of every caption, as it came; a missing one counts as empty.
+    """Computes every measure of `kernels.text.captions.MEASURES` for every caption, without cleaning it first.
 
     Args:
-        captions: a column of strings: a cuDF series (with a `cuda` device), or a pandas series, Arrow array or
-            sequence of str.
+        captions: strings (rows,): a cuDF series if the device is a GPU, else a pandas series, Arrow array or sequence
+            of str. A missing caption counts as empty.
+        device: where the measures are computed.
         user_dictionaries: see `engine.stages.dictionary.open_dictionary`.
 
     Returns:
-        Measure → float32 (rows,), of the device.
+        Measure → float32 (rows,), on the device.
+
+    >>> from danqing.engine.core.device import open_device
+    >>> with open_device("cpu") as device:
+    ...     measure_captions(["一只橘猫趴在窗台上"], device)["words"].tolist()
+    [4.0]
     """
     text, words, xp = strings_of(captions).on(device), open_dictionary(user_dictionaries), device.xp
     out = xp.empty((text.rows, len(MEASURES)), "float32")
@@ -45,7 +52,7 @@ def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Pat
 
 
 def strings_of(captions: Any) -> Strings:
-    """The column's own memory, whosever it is."""
+    """Makes `Strings` of a column of any library; the text itself is not copied."""
     if type(captions).__module__.partition(".")[0] == "cudf":
         return Strings.of_cudf(captions)
     if not isinstance(captions, pa.Array | pa.ChunkedArray):

@@ -1,9 +1,9 @@
-"""SELECT: what a recipe can say of a pair before its picture is downloaded.
+"""SELECT: applies the criteria of a recipe that need no picture, before the pictures are downloaded.
 
 tables of URLs and captions → text stages and gates → urls/NNNNN.parquet (kept) + verdicts/NNNNN.parquet (all)
 
-The stages, gates and the walk are those of SCORE and DECIDE; only the criteria that need a picture are left for
-later. Rows are read, judged and written in parts, so that memory does not grow with the input.
+The stages, gates and verdicts are those of SCORE and DECIDE. Rows are read, scored, decided and written in parts, so
+memory does not grow with the input.
 """
 
 from __future__ import annotations
@@ -45,14 +45,24 @@ from danqing.trt_models.model_set import ModelSet
 CLEAN = "text_clean"
 
 USABLE = Threshold("usable", "usable", Interval(minimum=1), section="input", step="a URL and a caption")
-"""Stands before the recipe's criteria: 1 if the row could be read and both cells hold text."""
+"""Added before the recipe's criteria: 1 if the row could be read and has a URL and a caption."""
 
-PART_ROWS, BATCH_ROWS = 100_000, 2048
+PART_ROWS = 100_000
+"""Rows of an output file."""
+BATCH_ROWS = 2048
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A selection that is finished: its folder, its funnel, and what to do next."""
+    """A finished selection.
+
+    Attributes:
+        folder: holds urls/, verdicts/, funnel.json and select.json.
+        funnel: rows kept and dropped, per criterion.
+        spans: counts and times of the stages; empty if the selection was finished before.
+        columns: the names of the URL and caption columns.
+        later: names of the recipe's criteria that need a picture.
+    """
 
     folder: Path
     funnel: Funnel
@@ -62,10 +72,11 @@ class Selection:
 
     @property
     def urls(self) -> Path:
+        """The folder of the kept rows, in Parquet."""
         return self.folder / "urls"
 
     def download_command(self) -> str:
-        """img2dataset's command line for the kept rows; pictures come as they are, nothing is encoded again."""
+        """Returns the command line of img2dataset that downloads the kept rows, without re-encoding the pictures."""
         arguments = {
             "url_list": str(self.urls),
             "input_format": "parquet",
@@ -75,23 +86,23 @@ class Selection:
             "output_folder": str(self.folder / "images"),
             "disable_all_reencoding": "True",
         }
-        if names := self._carried():
+        if names := self._extra_columns():
             arguments["save_additional_columns"] = json.dumps(names, ensure_ascii=False, separators=(",", ":"))
         return shlex.join(["img2dataset", *(word for key, value in arguments.items() for word in (f"--{key}", value))])
 
-    def _carried(self) -> list[str]:
-        """The input's own columns that every part has and that img2dataset has no column of its own for."""
+    def _extra_columns(self) -> list[str]:
+        """Lists the input columns that every part has and that img2dataset does not write itself."""
         schemas = [pq.read_schema(path).names for path in sorted(self.urls.glob("*.parquet"))]
-        everywhere = set.intersection(*map(set, schemas)) if schemas else set()
-        taken = {*IMG2DATASET, CLEAN, self.columns.url}
-        return [name for name in (schemas[0] if schemas else ()) if name in everywhere - taken]
+        common = set.intersection(*map(set, schemas)) if schemas else set()
+        taken = {*IMG2DATASET_COLUMNS, CLEAN, self.columns.url}
+        return [name for name in (schemas[0] if schemas else ()) if name in common - taken]
 
 
-IMG2DATASET = (
+IMG2DATASET_COLUMNS = (
     "url", "caption", "key", "shard_id", "status", "error_message", "width", "height", "original_width",
     "original_height", "exif", "md5", "sha256", "sha512",
 )  # fmt: skip
-"""The columns that img2dataset writes itself."""
+"""The columns that img2dataset writes."""
 
 
 def select(
@@ -102,12 +113,20 @@ def select(
     settings: Settings | None = None,
     progress: OpenProgress = silent,
 ) -> Selection:
-    """Judges every row of the tables by the recipe's criteria that need no picture, and writes what stays.
+    """Applies the recipe's criteria that need no picture to every row of the tables; writes the kept rows.
 
-    An interrupted selection goes on after its last whole part; a finished one is left alone (no spans then).
+    An interrupted selection is resumed after its last complete part. A finished selection is not changed.
+
+    Args:
+        inputs: paths or patterns of Parquet, CSV and JSON Lines files.
+        output: the folder to write to.
+        recipe: its criteria that need a picture are not applied.
+        columns: the names of the URL and caption columns; None: `url` and `caption`.
+        settings: the device, threads, block list and user dictionaries; None: the defaults.
 
     Raises:
-        DanqingError: tables that cannot be read, or OUT holds a selection made otherwise; says how.
+        DanqingError: a table cannot be read, every criterion needs a picture, or `output` holds something else or a
+            selection with other settings.
     """
     columns, settings = columns or Columns(), settings or Settings()
     files = find_tables(inputs)
@@ -143,7 +162,7 @@ def select(
                 dropped_by = judged.dropped_by(criteria)
                 _write(urls, judged.kept(dropped_by < 0))
                 _write(verdicts, judged.verdicts(dropped_by, criteria))
-        write_json(output / "funnel.json", count(output, criteria).to_dict())
+        write_json(output / "funnel.json", count_funnel(output, criteria).to_dict())
     return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, later)
 
 
@@ -159,20 +178,25 @@ def _parts(files: Iterable[Shard], columns: Columns, limit: int | None) -> Itera
 
 
 def before_download(recipe: Recipe) -> Recipe:
-    """The recipe without the criteria that need a picture, and without the models that look at one."""
+    """Returns the recipe without the criteria and models that need a picture.
+
+    Raises:
+        DanqingError: every criterion needs a picture.
+    """
     early = decidable(recipe, CATALOGUE, TABLE_COLUMNS)
-    # Duplicates are looked for among all rows at once, and here only a part of them is at hand.
+    # Near-duplicate search compares all rows, and SELECT has one part in memory.
     early = replace(early, criteria=tuple(c for c in early.criteria if isinstance(c, RowCriterion)))
     if not early.criteria:
-        raise DanqingError(f"recipe {recipe.name}: every criterion needs a picture; there is nothing to select by")
+        raise DanqingError(f"recipe {recipe.name}: every criterion needs a picture, so none can be applied here")
     looking = {stage.role for stage in CATALOGUE if stage.image_inputs}
     return replace(early, models={role: name for role, name in recipe.models.items() if role not in looking})
 
 
 class Judged:
-    """The rows of one part on their way through the stages: handed out as batches, taken back with their scores.
+    """The rows of one part: yields them as batches, and receives them from the stages with their scores.
 
-    `columns`, by row: the scores as float64 (NaN where there is none) or objects (None), `usable` and `error`.
+    Attributes:
+        columns: name → (rows,): scores as float64 (NaN if missing) or object (None if missing), `usable` and `error`.
     """
 
     def __init__(self, part: Part, scores: dict[str, pa.DataType], device: Device, progress: Progress) -> None:
@@ -187,38 +211,46 @@ class Judged:
         self.columns[USABLE.column] = np.array([error is None for error in errors], float)
 
     def batches(self) -> Iterator[Batch]:
-        """The usable rows."""
+        """Yields the usable rows."""
         usable = np.flatnonzero(self.columns[USABLE.column])
         self.progress.advance(len(self.part) - len(usable))
         for start in range(0, len(usable), BATCH_ROWS):
             rows = usable[start : start + BATCH_ROWS]
             urls, captions = self.part.urls.take(pa.array(rows)), self.part.captions.take(pa.array(rows))
-            given = {"url": urls.to_pylist(), "caption": captions.to_pylist(), "error": [None] * len(rows)}
-            yield Batch({"row": rows, **given})
+            texts = {"url": urls.to_pylist(), "caption": captions.to_pylist()}
+            yield Batch({"row": rows, **texts, "error": [None] * len(rows)})
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
-        """Takes rows out of the stream, as SCORE's ledger does."""
+        """Takes rows that leave the stages; see `engine.score.loop.Exit`."""
         for name, column in self.columns.items():
             if name in batch:
                 column[batch["row"]] = np.array(batch[name], column.dtype)
         self.progress.advance(len(batch))
 
     def dropped_by(self, recipe: Recipe) -> np.ndarray:
-        """Position of the criterion that drops each row, -1 for those that stay: DECIDE's own walk."""
+        """Decides every row as DECIDE does: int64 (rows,), the position of the criterion that drops it, or -1."""
         rows = len(self.part)
-        nothing, error = np.full(rows, -1), self.columns["error"] != np.array(None)
+        unset, error = np.full(rows, -1), self.columns["error"] != np.array(None)
         columns = {name: pa.chunked_array([pa.array(self.columns[name], from_pandas=True)]) for name in recipe.columns}
-        scores = Scores(nothing, error, np.full(rows, None), nothing, [], columns, [rows])
+        scores = Scores(unset, error, np.full(rows, None), unset, [], columns, [rows])
         return walk(scores, recipe, self.device).dropped_by
 
     def kept(self, keep: np.ndarray) -> pa.Table:
-        """The kept rows with all the columns they came with, and the clean caption."""
+        """Returns the kept rows with all input columns, and the clean caption.
+
+        Args:
+            keep: bool (rows,).
+        """
         table = self.part.table.filter(pa.array(keep))
         names = [f"input_{name}" if name == CLEAN else name for name in table.column_names]
         return table.rename_columns(names).append_column(CLEAN, pa.array(self.columns[CLEAN][keep], pa.string()))
 
     def verdicts(self, dropped_by: np.ndarray, recipe: Recipe) -> pa.Table:
-        """Every row: where it stands in the input, what became of it, its scores."""
+        """Returns the table of verdicts: each row's place in the input, verdict and scores.
+
+        Args:
+            dropped_by: see `dropped_by`.
+        """
         names = np.array([criterion.name for criterion in recipe.criteria] + [None], object)
         first, rows = self.part.first, len(self.part)
         table = {
@@ -234,7 +266,7 @@ class Judged:
 
 
 def _unusable(url: str | None, caption: str | None) -> str | None:
-    """Why a row goes nowhere, or None."""
+    """Returns why a row is not usable, or None."""
     return "no URL" if not (url and url.strip()) else "no caption" if caption is None else None
 
 
@@ -249,26 +281,26 @@ def _write(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file)
 
 
-def count(folder: Path, recipe: Recipe) -> Funnel:
-    """The funnel of all parts, from the verdicts on disk."""
+def count_funnel(folder: Path, recipe: Recipe) -> Funnel:
+    """Counts the funnel of all parts, from the verdicts on disk."""
     positions = {criterion.name: position for position, criterion in enumerate(recipe.criteria)} | {None: -1}
     total = Funnel.count(recipe, np.empty(0, int))
     for path in sorted((folder / "verdicts").glob("*.parquet")):
         names = pq.read_table(path, columns=["dropped_by"])["dropped_by"].to_pylist()
         part = Funnel.count(recipe, np.array([positions[name] for name in names], int))
         lines = (
-            replace(line, left=line.left + more.left, dropped=line.dropped + more.dropped)
-            for line, more in zip(total.lines, part.lines, strict=True)
+            replace(line, left=line.left + other.left, dropped=line.dropped + other.dropped)
+            for line, other in zip(total.lines, part.lines, strict=True)
         )
         total = Funnel(total.recipe, total.collected + part.collected, tuple(lines))
     return total
 
 
 def _create_or_resume(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
-    """Leaves select.json in an empty folder; in one that has it, makes sure that it says the same.
+    """Writes select.json to an empty folder; in a folder that has one, checks that its content is the same.
 
     Raises:
-        DanqingError: the folder holds something else, or a selection by other rules or of other tables; says which.
+        DanqingError: the folder holds something else, or a selection with other settings or tables.
     """
     path = folder / "select.json"
     if not path.exists():
@@ -277,14 +309,14 @@ def _create_or_resume(folder: Path, recipe: Recipe, identity: dict[str, Any]) ->
         write_json(path, {"engine": __version__, "recipe": recipe.to_dict(), **identity})
         return
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        differences = recipe.differences(recipe_from_dict(there["recipe"], str(path)))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differences = recipe.differences(recipe_from_dict(stored["recipe"], str(path)))
     except (ValueError, KeyError) as problem:
-        raise DanqingError(f"{path}: cannot be read back: {problem}; remove {folder} to start over") from None
-    differences += identity_differences(there, identity)
+        raise DanqingError(f"{path}: cannot be read: {problem}; remove {folder} to start over") from None
+    differences += identity_differences(stored, identity)
     if differences:
         listed = "\n  ".join(differences)
         raise DanqingError(
-            f"{folder} holds a selection made otherwise:\n  {listed}\n"
+            f"{folder} holds a selection with other settings:\n  {listed}\n"
             "Choose another --output, or remove the folder to start over."
         )

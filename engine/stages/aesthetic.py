@@ -1,4 +1,4 @@
-"""Is the picture pleasing to look at? No line of Table 6, but what many a recipe since LAION asks."""
+"""Aesthetic rating of the picture. The paper does not use it; many recipes since LAION-Aesthetics do."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import produced
-from danqing.engine.stages.network import Network
+from danqing.engine.stages.network import ModelStage
 
 
-class Aesthetic(Network):
-    """`aesthetic`: the rating, 1 to 10, that the predictor expects people to give."""
+class Aesthetic(ModelStage):
+    """`aesthetic`: the predicted mean rating by people, 1 to 10."""
 
     name = "aesthetic"
     role = "aesthetics"

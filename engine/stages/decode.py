@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels: nvImageCodec for the formats it reads, Pillow for the rest."""
+"""Decodes pictures to pixels: nvImageCodec for the formats that it supports, Pillow for all others."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken picture is a ro
 os.environ.setdefault("OPENCV_LOG_LEVEL", "0")
 
 FAST_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-"""What nvImageCodec decodes. Not JPEG 2000: on the CPU, broken files bring the whole process down."""
+"""Formats that nvImageCodec decodes. JPEG 2000 is left out, because broken files crash the process on the CPU."""
 FAST_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "I;16", "I;16B")
-"""What nvImageCodec shows in the right colours: not Lab nor floating point, and no alpha, which it would drop."""
-
+"""Pixel types that nvImageCodec converts to the right colours. It does not for Lab and floats, and it drops alpha."""
 
 JPEG, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
 """First and last marker of a JPEG file."""
 END_BYTES = 64
-"""Bytes at the end of a JPEG file in which the end-of-image marker must be: some writers append a few more."""
-SMALL = 100_000
-"""Pixels a picture counts for at least: so many have the models' inputs that are made of it."""
+"""The end-of-image marker must be within the last 64 bytes of a JPEG file, as some writers append a few bytes."""
+MIN_WEIGHT_PIXELS = 100_000
+"""Smallest weight of a picture in a batch: the models' inputs made from it have about as many pixels."""
 
 
 class Decode(Stage):
-    """`pixels`: one uint8 (height, width, 3) RGB array of the device a row, turned by EXIF, alpha laid on white.
+    """`pixels`: per row one uint8 (height, width, 3) RGB array on the device, with the EXIF orientation applied.
 
-    White, because that is how a browser shows a transparent picture; the models' own preprocessing would drop
-    alpha and show whatever colour lies below, mostly black. Of animations the first frame counts; 16 bits become 8;
-    colour profiles (ICC) are not applied, as in the models' own preprocessing.
+    - Transparent pixels are composited onto white, as in a browser. The models' own preprocessing drops alpha, which
+      shows the hidden colour, mostly black.
+    - Only the first frame of an animation is decoded.
+    - 16-bit samples are reduced to 8 bits.
+    - Colour profiles (ICC) are not applied, as in the models' own preprocessing.
     """
 
     name = "decode"
@@ -55,7 +56,7 @@ class Decode(Stage):
 
     @staticmethod
     def weights(batch: Batch) -> np.ndarray:
-        return np.maximum(batch["width"].astype(np.int64) * batch["height"], SMALL)
+        return np.maximum(batch["width"].astype(np.int64) * batch["height"], MIN_WEIGHT_PIXELS)
 
     def __call__(self, batch: Batch) -> None:
         pictures: list[Any] = [None] * len(batch)
@@ -67,10 +68,10 @@ class Decode(Stage):
         ]
         for row, decoded in zip(fast, self.decoder.decode([batch["image"][row] for row in fast]), strict=True):
             pictures[row] = decoded
-        # What is left is another format, or broken: Pillow reads the one and says what is wrong with the other.
+        # The remaining files have another format or are broken. Pillow decodes the former and explains the latter.
         rest = [row for row, picture in enumerate(pictures) if picture is None]
         errors = list(batch["error"])
-        outcomes = self.context.device.map(_decode_slowly, [batch["image"][row] for row in rest])
+        outcomes = self.context.device.map(_decode_with_pillow, [batch["image"][row] for row in rest])
         for row, outcome in zip(rest, outcomes, strict=True):
             if isinstance(outcome, str):
                 errors[row] = outcome
@@ -92,13 +93,15 @@ class Decode(Stage):
 
 
 class Decoder(Protocol):
+    """Decodes a batch of files."""
+
     def decode(self, files: list[bytes]) -> list[Any]:
-        """Encoded pictures to uint8 (height, width, 3) arrays of the device; None for what cannot be read."""
+        """Returns one uint8 (height, width, 3) array on the device per file; None for a file it cannot decode."""
         ...
 
 
 class CpuDecoder:
-    """nvImageCodec on the CPU, a decoder a thread: threads of its own make it no faster."""
+    """nvImageCodec on the CPU, with one decoder per thread of the device; its own threads do not make it faster."""
 
     def __init__(self, device: Device) -> None:
         self.device, nvimgcodec = device, _nvimgcodec()
@@ -125,11 +128,11 @@ class CpuDecoder:
 
 
 class GpuDecoder:
-    """nvImageCodec on a GPU: JPEG by nvJPEG, what it has no GPU codec for on the host and copied up; pixels stay there.
+    """nvImageCodec on a GPU. nvJPEG decodes JPEG; other formats are decoded on the host and copied to the GPU.
 
-    Colours of subsampled JPEG files are interpolated as libjpeg does it (`fancy_upsampling`), or the scores of the two
-    devices would drift apart. nvJPEG fills the missing part of a JPEG file that is cut off with grey and reports no
-    error; such files are left to Pillow, which refuses them.
+    `fancy_upsampling` interpolates the colours of subsampled JPEG files as libjpeg does; without it, scores would
+    differ between CPU and GPU. nvJPEG fills the missing part of a truncated JPEG file with grey and reports no error;
+    such files are left to Pillow, which refuses them.
     """
 
     def __init__(self, device: Device) -> None:
@@ -140,7 +143,7 @@ class GpuDecoder:
 
     def decode(self, files: list[bytes]) -> list[Any]:
         asarray = self.device.xp.asarray
-        rows = [row for row, file in enumerate(files) if not _is_cut_off(file)]
+        rows = [row for row, file in enumerate(files) if not _is_truncated(file)]
         whole = [files[row] for row in rows]
         decoded = self.decoder.decode(whole, cuda_stream=self.device.stream) if whole else []
         found = [None if picture is None else asarray(picture) for picture in decoded]
@@ -151,30 +154,29 @@ class GpuDecoder:
         return pictures
 
 
-def _is_cut_off(file: bytes) -> bool:
-    """Whether a JPEG file lacks its end-of-image marker. Coded pixels never contain these two bytes (ITU-T T.81,
-    B.1.1.5)."""
+def _is_truncated(file: bytes) -> bool:
+    """Returns whether a JPEG file lacks its end marker, which coded pixels cannot contain (ITU-T T.81, B.1.1.5)."""
     return file.startswith(JPEG) and END_OF_IMAGE not in file[-END_BYTES:]
 
 
 def _bytes_sent(file: bytes, picture: Any) -> int:
-    """Bytes that decoding copies to the GPU: the file if nvJPEG decodes it, the pixels if the host decodes it."""
+    """Returns the bytes copied to the GPU: the file if nvJPEG decodes it, the pixels if the host does."""
     return len(file) if file.startswith(JPEG) or picture is None else int(picture.nbytes)
 
 
 def _nvimgcodec() -> Any:
-    """Imported when a decoder is opened, inside a run: it prints which GPU libraries it does not find."""
+    """Imports nvImageCodec when a decoder is opened: the import prints which GPU libraries are missing."""
     from nvidia import nvimgcodec
 
     return nvimgcodec
 
 
 def open_decoder(device: Device) -> Decoder:
-    """The decoder of the device."""
+    """Opens the decoder of the device."""
     return GpuDecoder(device) if device.kind == "cuda" else CpuDecoder(device)
 
 
-def _decode_slowly(data: bytes) -> np.ndarray | str:
+def _decode_with_pillow(data: bytes) -> np.ndarray | str:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             picture = ImageOps.exif_transpose(opened)
@@ -182,8 +184,8 @@ def _decode_slowly(data: bytes) -> np.ndarray | str:
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture)
-            if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off at 255
+            if picture.mode.startswith("I"):  # 16 bits; Pillow's conversion clips at 255
                 return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.asarray(picture.convert("RGB"))
-    except Exception as problem:  # decoders raise many kinds; any of them costs this row only
+    except Exception as problem:  # decoders raise many types; each is an error of this row only
         return f"cannot be decoded: {problem}"

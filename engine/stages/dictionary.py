@@ -1,6 +1,6 @@
-"""Jieba's dictionary and model, the stop words and Unicode's character classes, as tables for the text kernels.
+"""Tables for the text kernels: jieba's dictionary and model, the stop words and Unicode's character classes.
 
-Made once by jieba itself from its dictionary and any user dictionaries, and kept in the cache folder.
+They are made with jieba from its dictionary and the user dictionaries, and stored in the cache folder.
 """
 
 from __future__ import annotations
@@ -52,25 +52,32 @@ from danqing.trt_models.package_files import cache_folder, package_file, sha256
 STATES = "BMES"
 PARTS_OF_SPEECH = {"n": NOUN, "v": VERB, "a": ADJECTIVE}
 KEPT_SYMBOLS = frozenset("°℃℉№™©®")
-"""Symbols that Unicode files with the pictures, but that captions are written with."""
+"""Symbols that captions use as text, although Unicode has them in the category So, like emoji."""
 
 
 @cache
 def open_dictionary(user_dictionaries: tuple[Path, ...] = ()) -> Dictionary:
-    """Jieba's tables with the user's words added (`word [frequency] [tag]` a line, as `jieba.load_userdict`).
+    """Loads jieba's tables with the words of user dictionaries added; makes them if they are not in the cache.
+
+    Args:
+        user_dictionaries: text files with `word [frequency] [tag]` on each line, as for `jieba.load_userdict`.
 
     Raises:
-        DanqingError: a user dictionary that jieba cannot read; names the file.
+        DanqingError: jieba cannot read a user dictionary; names the file.
     """
     digest = hashlib.sha256(_layout() + metadata.version("jieba").encode() + _stop_words().encode())
     for path in user_dictionaries:
         digest.update(file_hash(path).encode())
-    tables = _kept(f"dictionary-{digest.hexdigest()[:12]}", lambda: _make_dictionary(user_dictionaries))
+    tables = _cached(f"dictionary-{digest.hexdigest()[:12]}", lambda: _make_dictionary(user_dictionaries))
     return Dictionary(**tables)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a user dictionary."""
+    """Returns the SHA-256 of a user dictionary.
+
+    Raises:
+        DanqingError: the file cannot be read.
+    """
     try:
         return sha256(path)
     except OSError as problem:
@@ -79,18 +86,18 @@ def file_hash(path: Path) -> str:
 
 @cache
 def character_classes() -> np.ndarray:
-    """uint16 (0x110000,): the bits of `kernels.text.captions` for every code point."""
+    """Loads the class bits of `kernels.text.captions` of every code point: uint16 (0x110000,)."""
     digest = hashlib.sha256(_layout() + unicodedata.unidata_version.encode())
-    return _kept(f"characters-{digest.hexdigest()[:12]}", lambda: {"classes": _make_classes()})["classes"]
+    return _cached(f"characters-{digest.hexdigest()[:12]}", lambda: {"classes": _make_classes()})["classes"]
 
 
 def _layout() -> bytes:
-    """The sources that say what the bits of the tables mean: tables of another version must not be taken for ours."""
+    """Returns the sources that define the bits of the tables; their hash names the tables of this version."""
     return b"".join(Path(str(module.__file__)).read_bytes() for module in (sys.modules[__name__], segment, text, trie))
 
 
-def _kept(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The tables from the cache folder; made if they are not there."""
+def _cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Loads tables from the cache folder; makes and stores them if they are not there."""
     folder = cache_folder() / "tables" / name
     index = folder / "index.json"
     if not index.exists():
@@ -104,7 +111,7 @@ def _kept(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
 
 
 def _make_dictionary(user_dictionaries: tuple[Path, ...]) -> dict[str, np.ndarray]:
-    """Reads what jieba has read: its own parser decides what a dictionary line means."""
+    """Makes the tables from the dictionaries as jieba has parsed them, so that every line has jieba's meaning."""
     import jieba
     import jieba.posseg
     from jieba.finalseg import Force_Split_Words, emit_P, start_P, trans_P
@@ -121,14 +128,14 @@ def _make_dictionary(user_dictionaries: tuple[Path, ...]) -> dict[str, np.ndarra
                 tokenizer.load_userdict(file)
         except (OSError, ValueError) as problem:
             raise DanqingError(
-                f"{path}: {problem}; a user dictionary has one `word [frequency] [tag]` a line, in UTF-8"
+                f"{path}: {problem}; a user dictionary has `word [frequency] [tag]` on each line, in UTF-8"
             ) from None
     tagger.makesure_userdict_loaded()
     never = Force_Split_Words - forced
-    Force_Split_Words.intersection_update(forced)  # a module-wide set: leave it as it was
+    Force_Split_Words.intersection_update(forced)  # a global of jieba: restore it
     stop_words = set(_stop_words().split())
     frequencies = {word: count for word, count in tokenizer.FREQ.items() if count > 0}
-    # The C library's logarithm, as jieba's; NumPy's may differ in the last bit. An unknown word counts as seen once.
+    # `math.log` as in jieba: NumPy's logarithm can differ in the last bit. An unknown word has the frequency 1.
     total = math.log(tokenizer.total)
     counts = [1, *sorted(set(frequencies.values()))]
     weights = np.array([math.log(count) - total for count in counts])
@@ -160,7 +167,7 @@ def _make_dictionary(user_dictionaries: tuple[Path, ...]) -> dict[str, np.ndarra
 
 
 def _stop_words() -> str:
-    """JioNLP's Chinese stop words, one a line."""
+    """Returns JioNLP's Chinese stop words, one per line."""
     return package_file("jionlp", "jionlp/dictionary/stopwords.txt").read_text(encoding="utf-8")
 
 
@@ -169,7 +176,7 @@ def _make_classes() -> np.ndarray:
     for code in range(CODE_POINTS):
         character = chr(code)
         category = unicodedata.category(character)
-        if category in ("Cn", "Cs", "Co", "Cc", "Cf"):  # controls, joiners, and what has no meaning
+        if category in ("Cn", "Cs", "Co", "Cc", "Cf"):  # unassigned, surrogates, private use, controls, format
             classes[code] = SPACE if character.isspace() else DROP
             continue
         kind = ALPHANUMERIC * character.isalnum() | DIGIT * character.isdigit() | SPACE * character.isspace()
@@ -184,14 +191,14 @@ def _make_classes() -> np.ndarray:
 
 
 SCRIPTS = {"CJK": HAN, "HIRAGANA": KANA, "KATAKANA": KANA, "HALFWIDTH": KANA, "HANGUL": HANGUL, "LATIN": LATIN}
-"""Class of a letter by how its Unicode name begins."""
+"""First word of a letter's Unicode name → its class."""
 
 
 def is_ornament(character: str, category: str) -> bool:
-    """Emoji, dingbats, skin tones, keycaps and variation selectors."""
+    """Returns whether a character is an emoji, dingbat, skin tone, keycap or variation selector."""
     code = ord(character)
     if category == "So":
         return character not in KEPT_SYMBOLS
-    if code in (0x25FD, 0x25FE):  # the two emoji among the mathematical signs that need no variation selector
+    if code in (0x25FD, 0x25FE):  # emoji of the category Sm that need no variation selector
         return True
     return 0xFE00 <= code <= 0xFE0F or 0x1F3FB <= code <= 0x1F3FF or 0xE0100 <= code <= 0xE01EF or code == 0x20E3

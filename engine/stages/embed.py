@@ -1,4 +1,4 @@
-"""Embeddings of pictures and captions, and how well the two agree."""
+"""Embeddings of pictures and captions, and the distance between them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import FEATURES, produced
 from danqing.engine.stages.base import Context, Stage
-from danqing.engine.stages.network import Network
+from danqing.engine.stages.network import ModelStage
 
 
-class ImageEmbedding(Network):
-    """`image_embedding`, and `features` for near-duplicate search: unit rows."""
+class ImageEmbedding(ModelStage):
+    """`image_embedding`, and `features` for near-duplicate search: unit vectors."""
 
     name = "image embedding"
     role = "image_embedding"
@@ -29,17 +29,24 @@ class ImageEmbedding(Network):
         batch["image_embedding"] = outputs["embedding"]
         batch[FEATURES] = outputs.get("features", outputs["embedding"]).astype(np.float16)
         for row in np.flatnonzero(~self.context.device.down(has_direction(batch[FEATURES]))):
-            batch["error"][row] = "the image model gave a vector of no direction: zeros, or not a number"
+            batch["error"][row] = "the image model returned a zero or non-finite embedding"
 
 
 def has_direction(vectors: Any) -> Any:
-    """Boolean (rows,): which vectors (rows, dimension) are finite and not zero."""
+    """Returns which vectors are finite and not zero.
+
+    Args:
+        vectors: float (rows, dimension), on any device.
+
+    Returns:
+        bool (rows,), on the same device.
+    """
     squares = (vectors.astype(np.float32) ** 2).sum(1)
     return (squares > 0) & np.isfinite(squares)
 
 
 class Tokens(Stage):
-    """`token_ids` of the clean caption under the text model's tokenizer; `unknown_tokens` counts its [UNK]."""
+    """`token_ids` of the clean caption, from the text model's tokenizer; `unknown_tokens`: how many are [UNK]."""
 
     name = "tokens"
     role = "text_embedding"
@@ -54,12 +61,12 @@ class Tokens(Stage):
     def __call__(self, batch: Batch) -> None:
         ids = self.tokenizer.encode(batch["text_clean"])
         batch["token_ids"] = ids
-        begins = np.cumsum([0, *map(len, ids[:-1])])  # no row is empty: an empty text is one unknown token
+        begins = np.cumsum([0, *map(len, ids[:-1])])  # no row is empty: an empty text is one [UNK]
         batch["unknown_tokens"] = np.add.reduceat(np.concatenate(ids) == self.tokenizer.unknown, begins, dtype=np.int32)
 
 
-class TextEmbedding(Network):
-    """`text_embedding` of the clean caption: unit rows."""
+class TextEmbedding(ModelStage):
+    """`text_embedding` of the clean caption: unit vectors."""
 
     name = "text embedding"
     role = "text_embedding"
@@ -78,7 +85,7 @@ class TextEmbedding(Network):
 
 
 class Alignment(Stage):
-    """`alignment_distance`: L2 distance of the two unit vectors, sqrt(2 - 2 cos)."""
+    """`alignment_distance`: L2 distance of the two unit vectors, sqrt(2 - 2 cos), 0 to 2."""
 
     name = "alignment"
     needs = ("image_embedding", "text_embedding")

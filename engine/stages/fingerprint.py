@@ -1,4 +1,4 @@
-"""Fingerprints of a picture: of its bytes, and of what it looks like. For study; they decide nothing by themselves."""
+"""Fingerprints of a picture: of its bytes and of its content. Criteria can use them to find duplicates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HASHED = ImageInput(32, 32, "stretch", "lanczos")
 
 
 class Digest(Stage):
-    """`sha256` of the encoded bytes, 64 hex digits, as img2dataset writes it."""
+    """`sha256` of the encoded bytes: 64 hex digits, as img2dataset writes it."""
 
     name = "digest"
     needs = ("image",)
@@ -28,10 +28,10 @@ class Digest(Stage):
 
 
 class PerceptualHash(Stage):
-    """`perceptual_hash`, 64 bits: alike pictures differ in few of them (Hamming distance).
+    """`perceptual_hash`, 64 bits: the hashes of similar pictures differ in few bits (Hamming distance).
 
-    The pHash of imagehash: the 8 × 8 lowest frequencies of the 32 × 32 grey picture's cosine transform, each bit
-    telling whether one lies above their median; row by row, the first bit the highest.
+    This is pHash as in the package imagehash: the 8 × 8 lowest frequencies of the DCT of the 32 × 32 grey picture. A
+    bit is 1 if its frequency is above the median. Bits are in row order, the highest bit first.
     """
 
     name = "perceptual hash"
@@ -45,10 +45,9 @@ class PerceptualHash(Stage):
         cosines = up(COSINES)
         low = (cosines @ grey @ cosines.T).reshape(-1, 64)
         above = low > xp.median(low, axis=1, keepdims=True)
-        batch["perceptual_hash"] = above.astype(xp.uint64) @ up(BITS)
+        batch["perceptual_hash"] = above.astype(xp.uint64) @ up(BIT_VALUES)
 
 
-SIDE = np.arange(HASHED.size)
-COSINES = np.cos(np.pi * np.arange(8)[:, None] * (2 * SIDE + 1) / (2 * HASHED.size))
-"""The first eight rows of the DCT-II, float64 (8, 32); scaling them would change no bit."""
-BITS = np.uint64(1) << np.arange(63, -1, -1, dtype=np.uint64)
+COSINES = np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(HASHED.size) + 1) / (2 * HASHED.size))
+"""The first eight rows of the DCT-II, float64 (8, 32), without scale factors, which would change no bit."""
+BIT_VALUES = np.uint64(1) << np.arange(63, -1, -1, dtype=np.uint64)

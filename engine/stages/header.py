@@ -1,4 +1,4 @@
-"""What a picture's header says, before a single pixel is decoded."""
+"""Reads the header of a picture: format, size, pixel type. No pixel is decoded."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from danqing.engine.core.columns import produced
 from danqing.engine.stages.base import Stage
 from danqing.engine.stages.plain_headers import Facts, Table, read_plain_header
 
-Image.MAX_IMAGE_PIXELS = None  # our own --max-pixels says it per row; Pillow's would warn and raise
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken headers; such a row has its error
+Image.MAX_IMAGE_PIXELS = None  # --max-pixels is checked per row; Pillow's limit would warn and raise
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about broken headers, which are errors of their rows
 
-
-LARGEST = 2**31 - 1
-"""Sides are stored as int32; what claims more is a bomb anyway."""
+MAX_SIDE = 2**31 - 1
+"""Sides are stored as int32. A header that claims more exceeds --max-pixels."""
 
 
 class Header(Stage):
-    """`readable`, size and format; `aspect_ratio` (width / height) and `shortest_edge` (pixels) follow.
+    """`readable`, `decode_format` and size, and what follows from them.
 
-    Turned pictures (EXIF orientation) count with the sides as they are shown. `pixel_mode` is Pillow's name for what
-    the file holds (RGB, P, CMYK, I;16 …). `animated`: more frames than the first, which is the one that counts.
-    `jpeg_quality`: 1 to 100 as libjpeg counts it, estimated; 100 for other formats, which JPEG took nothing from.
+    - `width`, `height`, `shortest_edge`: pixels, with the EXIF orientation applied. `aspect_ratio`: width / height.
+    - `pixel_mode`: Pillow's name of the pixel type in the file (RGB, P, CMYK, I;16 …).
+    - `animated`: whether there are further frames; only the first is decoded.
+    - `jpeg_quality`: libjpeg's quality, 1 to 100, estimated; 100 for other formats.
     """
 
     name = "header"
@@ -43,7 +43,7 @@ class Header(Stage):
         for row, header in enumerate(headers):
             if header.width * header.height > self.context.max_pixels:
                 errors[row] = f"{header.width}×{header.height} pixels, more than --max-pixels"
-        sizes = np.array([(min(h.width, LARGEST), min(h.height, LARGEST)) for h in headers], np.int32).reshape(-1, 2)
+        sizes = np.array([(min(h.width, MAX_SIDE), min(h.height, MAX_SIDE)) for h in headers], np.int32).reshape(-1, 2)
         readable = np.array([error is None for error in errors], bool)
         with np.errstate(divide="ignore", invalid="ignore"):
             batch["aspect_ratio"] = np.where(readable, sizes[:, 0] / sizes[:, 1].astype(np.float64), np.nan)
@@ -73,11 +73,11 @@ def read_header(data: bytes) -> Facts:
 
 
 def ask_pillow(data: bytes) -> Facts:
-    """Does the work of `read_header` with Pillow, which reads every format."""
+    """Reads the header with Pillow, which supports every format; see `read_header`."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if _lies_on_its_side(image):
+            if _is_rotated(image):
                 width, height = height, width
             facts = Facts(image.format, image.mode, width, height, has_alpha(image), _is_animated(image))
             tables = getattr(image, "quantization", None)
@@ -86,16 +86,17 @@ def ask_pillow(data: bytes) -> Facts:
             return facts
     except UnidentifiedImageError:
         return Facts(error=f"not a picture: {describe(data)}")
-    except Exception as problem:  # Pillow's parsers raise many kinds; any of them costs this row only
+    except Exception as problem:  # Pillow's parsers raise many types; each is an error of this row only
         return Facts(error=f"unreadable header: {problem}")
 
 
 def has_alpha(image: Image.Image) -> bool:
+    """Returns whether some pixel can be transparent."""
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
 def _is_animated(image: Image.Image) -> bool:
-    try:  # a second frame that is broken does not concern us
+    try:  # an error in a later frame does not make the first one unreadable
         return image.format in ("GIF", "PNG", "WEBP", "AVIF") and bool(getattr(image, "is_animated", False))
     except Exception:
         return False
@@ -112,13 +113,13 @@ def jpeg_qualities(headers: Sequence[Facts]) -> np.ndarray:
     """
     known: dict[Table | None, int] = {None: 100}
     if distinct := list(dict.fromkeys(header.luminance for header in headers if header.luminance is not None)):
-        apart = np.abs(np.array([*map(tuple, distinct)], np.int32)[:, None] - JPEG_TABLES).sum(2)
-        known |= zip(distinct, (apart.argmin(1) + 1).tolist(), strict=True)
+        difference = np.abs(np.array([*map(tuple, distinct)], np.int32)[:, None] - JPEG_TABLES).sum(2)
+        known |= zip(distinct, (difference.argmin(1) + 1).tolist(), strict=True)
     return np.array([known[header.luminance] if header.error is None else 0 for header in headers], np.int16)
 
 
 def _zigzag() -> list[int]:
-    """Position in the 8 × 8 block, row by row, of each entry in the order of a JPEG file (ITU-T T.81, figure 5)."""
+    """Lists the position in the 8 × 8 block, in row order, of each table entry of a JPEG file (T.81, figure 5)."""
     places = [(row, column) for row in range(8) for column in range(8)]
 
     def diagonally(place: tuple[int, int]) -> tuple[int, int]:
@@ -132,8 +133,10 @@ ZIGZAG = _zigzag()
 
 
 def _jpeg_tables() -> np.ndarray:
-    """Libjpeg's luminance table at every quality from 1 to 100, int32 (100, 64), entries in zigzag order: Annex K of
-    ITU-T T.81, scaled as in jpeg_quality_scaling and jpeg_add_quant_table (jcparam.c)."""
+    """Makes libjpeg's luminance table for every quality from 1 to 100: int32 (100, 64), entries in zigzag order.
+
+    This is the table of ITU-T T.81, Annex K, scaled as by jpeg_quality_scaling and jpeg_add_quant_table (jcparam.c).
+    """
     standard = np.array(
         [
             16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
@@ -149,16 +152,17 @@ def _jpeg_tables() -> np.ndarray:
 JPEG_TABLES = _jpeg_tables()
 
 
-def _lies_on_its_side(image: Image.Image) -> bool:
+def _is_rotated(image: Image.Image) -> bool:
+    """Returns whether the EXIF orientation swaps width and height of `image.size`."""
     if image.format == "TIFF":
-        return False  # Pillow has turned the size already
+        return False  # Pillow has applied the orientation to the size
     if image.format == "PNG" and "exif" not in image.info:
-        return False  # Pillow would decode the whole picture to look for a chunk at its end
+        return False  # Pillow would decode the whole picture to find a chunk at the end of the file
     return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
 
 
 def describe(data: bytes) -> str:
-    """What a file that is no picture seems to be."""
+    """Says what a file that is not a picture seems to be."""
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"

@@ -1,4 +1,4 @@
-"""Stages that are one network: rows in, its outputs out."""
+"""Base class of the stages that run one neural network."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from danqing.engine.stages.base import Context, Stage
 from danqing.trt_models.run.session import rows_at_once
 
 
-class Network(Stage):
-    """Opens the model that the recipe names for `role`."""
+class ModelStage(Stage):
+    """Runs the model that the recipe names for `role`."""
 
     role: ClassVar[str]
 
@@ -26,11 +26,11 @@ class Network(Stage):
         return rows_at_once(self.context.device, self.session)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The network's inputs by name, rows first."""
+        """Returns the network's inputs: name → array, rows first."""
         raise NotImplementedError
 
     def run(self, batch: Batch) -> dict[str, Any]:
-        """Its outputs by name, rows first."""
+        """Runs the network; returns its outputs: name → array on the device, rows first."""
         return self.session.run(**self.inputs(batch))
 
     def vendor_part(self, batch: Batch) -> Callable[[], int]:

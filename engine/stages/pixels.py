@@ -1,4 +1,4 @@
-"""Flat, blurred or empty: statistics of the decoded picture."""
+"""Statistics of the decoded pixels, which show flat, blurred and empty pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from danqing.kernels.pictures.pixels import STATISTICS, pixel_statistics
 
 
 class PixelStatistics(Stage):
-    """`pixel_std`, `laplacian_variance`, `image_entropy` at full resolution; see `kernels.pictures.pixels`."""
+    """`pixel_std`, `laplacian_variance` and `image_entropy` at full resolution; see `kernels.pictures.pixels`."""
 
     name = "pixels"
     needs = ("pixels",)

@@ -1,9 +1,11 @@
 """Reads headers of plain JPEG, PNG and WebP files in a few microseconds.
 
-`PIL.Image.open` takes 30 to 120 µs a picture, during which it holds the interpreter's lock; for WebP it allocates the
+`PIL.Image.open` takes 30 to 120 µs per picture, during which it holds the interpreter's lock; for WebP it allocates the
 whole canvas. These readers return a result only if it is certain to equal Pillow's: every segment before the pixels is
 of a kind listed here, complete, and has the length in its standard. For everything else they return None and Pillow
 reads the file: EXIF and XMP (orientation), CMYK, animation, 12 and 16 bits, several pictures, broken or unknown files.
+
+Sources: ITU-T T.81 (JPEG), ISO/IEC 15948 (PNG), RFC 9649 (WebP), RFC 6386 (VP8).
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ import zlib
 from typing import NamedTuple
 
 Table = bytes | tuple[int, ...]
-"""The 64 entries of a JPEG's quantisation table, in the order of the file (zigzag)."""
+"""The 64 entries of a quantisation table of a JPEG file, in the order of the file (zigzag)."""
 
 
 class Facts(NamedTuple):
-    """Contents of a picture's header.
+    """What a picture's header says.
 
     Attributes:
         format: Pillow's name of the format; None if the header could not be read.
@@ -24,7 +26,7 @@ class Facts(NamedTuple):
         width, height: in pixels, with the orientation applied.
         alpha: whether some pixel can be transparent.
         animated: whether there is more than one frame.
-        luminance: a JPEG's first quantisation table; None for other formats.
+        luminance: the quantisation table of a JPEG file with the lowest number; None for other formats.
         error: why the header could not be read.
     """
 
@@ -39,7 +41,14 @@ class Facts(NamedTuple):
 
 
 def read_plain_header(data: bytes) -> Facts | None:
-    """Reads the header of a plain JPEG, PNG or WebP file; None for every other file, broken ones included."""
+    """Reads the header of a plain JPEG, PNG or WebP file.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        What the header says; None if the file is not plain, or broken.
+    """
     try:
         if data.startswith(b"\xff\xd8\xff"):
             return _jpeg(data)
@@ -57,11 +66,12 @@ DQT, SOS, APP0, APP2, APP14 = 0xDB, 0xDA, 0xE0, 0xE2, 0xEE
 SKIPPED = frozenset((0xC4, 0xDD, 0xFE, *range(0xE3, 0xED), 0xEF))
 """DHT, DRI, comments, and application segments that Pillow does not read."""
 JPEG_MODES = {1: "L", 3: "RGB"}
+"""Number of components → mode."""
 
 
 def _jpeg(data: bytes) -> Facts | None:
-    mode, width, height = "", 0, 0
-    luminance, first_table = None, 16
+    frame: tuple[str, int, int] | None = None
+    tables: dict[int, bytes] = {}
     at = 2
     while data[at] == 0xFF:
         marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
@@ -70,26 +80,18 @@ def _jpeg(data: bytes) -> Facts | None:
             if length < 2:
                 return None
         elif marker == DQT:
-            at += 4
-            while at < end:
-                number = data[at]
-                if number > 15:  # 16-bit entries
-                    return None
-                if number <= first_table:
-                    luminance, first_table = data[at + 1 : at + 65], number
-                at += 65
-            if at != end:
+            more = _jpeg_tables(data, at + 4, end)
+            if more is None:
                 return None
+            tables.update(more)
         elif marker in SOF:
-            layers = data[at + 9]
-            if mode or layers not in JPEG_MODES or data[at + 4] != 8 or length != 8 + 3 * layers:
+            frame = None if frame else _jpeg_frame(data, at, length)
+            if frame is None:
                 return None
-            mode = JPEG_MODES[layers]
-            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
         elif marker == SOS:
-            if end > len(data) or not width or not height or luminance is None:
+            if frame is None or not tables or end > len(data):
                 return None
-            return Facts("JPEG", mode, width, height, luminance=luminance)
+            return Facts("JPEG", *frame, luminance=tables[min(tables)])
         elif marker in (APP0, APP14):
             if length < 14:  # Pillow reads numbers from JFIF and Adobe segments
                 return None
@@ -99,15 +101,35 @@ def _jpeg(data: bytes) -> Facts | None:
     return None
 
 
+def _jpeg_tables(data: bytes, at: int, end: int) -> dict[int, bytes] | None:
+    """Reads the quantisation tables of a segment, number → entries; None if entries have 16 bits or are missing."""
+    tables: dict[int, bytes] = {}
+    while at < end:
+        if data[at] > 15:  # 16-bit entries
+            return None
+        tables[data[at]] = data[at + 1 : at + 65]
+        at += 65
+    return tables if at == end else None
+
+
+def _jpeg_frame(data: bytes, at: int, length: int) -> tuple[str, int, int] | None:
+    """Reads mode, width and height of the frame header at `at`; None if it is not plain."""
+    components = data[at + 9]
+    height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+    if components not in JPEG_MODES or data[at + 4] != 8 or length != 8 + 3 * components or not width or not height:
+        return None
+    return JPEG_MODES[components], width, height
+
+
 PNG_MODES = {
     (1, 0): "1", (8, 0): "L", (8, 2): "RGB", (1, 3): "P", (2, 3): "P", (4, 3): "P", (8, 3): "P", (8, 4): "LA",
     (8, 6): "RGBA",
 }  # fmt: skip
-"""Bits a sample and colour type → mode."""
+"""(bits per sample, colour type) → mode."""
 TRANSPARENT_BYTES = {"1": 2, "L": 2, "RGB": 6, "P": 0}
-"""Mode → least length of its tRNS chunk. In other modes the chunk has no meaning."""
+"""Mode → smallest length of its tRNS chunk. In other modes the chunk has no meaning."""
 PNG_CHUNKS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7, b"sBIT": None, b"bKGD": None, b"PLTE": None}
-"""Chunks that change no fact, and their length where Pillow reads numbers from them."""
+"""Chunks that change no fact → their length if Pillow reads numbers from them, else None."""
 
 
 def _png(data: bytes) -> Facts | None:
@@ -135,6 +157,7 @@ def _png(data: bytes) -> Facts | None:
 
 
 def _sound_chunk(data: bytes, at: int, length: int) -> bool:
+    """Returns whether the chunk at `at` is complete and has the right checksum."""
     end = at + 8 + length
     return zlib.crc32(data[at + 4 : end]) == int.from_bytes(data[end : end + 4], "big") and end + 4 <= len(data)
 
@@ -145,7 +168,7 @@ ICC_FLAG, ALPHA_FLAG = 0x20, 0x10
 def _webp(data: bytes) -> Facts | None:
     if int.from_bytes(data[4:8], "little") + 8 != len(data):
         return None
-    at, canvas, flags, alpha = 12, None, None, False
+    at, canvas, flags, alpha = 12, None, 0, False
     if data[12:16] == b"VP8X":
         flags = data[20]
         if data[16:20] != b"\x0a\0\0\0" or flags & ~(ICC_FLAG | ALPHA_FLAG) or data[21:24] != b"\0\0\0":
@@ -158,31 +181,33 @@ def _webp(data: bytes) -> Facts | None:
             at = _next_chunk(data, at)
         if data[at : at + 4] == b"ALPH":
             at, alpha = _next_chunk(data, at), True
-    kind, begin, size = data[at : at + 4], at + 8, int.from_bytes(data[at + 4 : at + 8], "little")
     if _next_chunk(data, at) != len(data):
         return None
+    kind, begin, size = data[at : at + 4], at + 8, int.from_bytes(data[at + 4 : at + 8], "little")
+    sides = None
     if kind == b"VP8 ":
-        tag = int.from_bytes(data[begin : begin + 3], "little")
-        # A key frame (bit 0 clear) of version 0 to 3 that is shown (bit 4); the rest is its first partition's size.
-        if data[begin + 3 : begin + 6] != b"\x9d\x01\x2a" or tag & 0x19 != 0x10 or tag >> 5 >= size:
-            return None
-        sides = int.from_bytes(data[begin + 6 : begin + 10], "little")
-        width, height = sides & 0x3FFF, sides >> 16 & 0x3FFF
+        sides = _vp8_sides(data, begin, size)
     elif kind == b"VP8L" and not alpha:
         bits = int.from_bytes(data[begin + 1 : begin + 5], "little")
-        if data[begin] != 0x2F or bits >> 29 or size < 5:
-            return None
-        width, height, alpha = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bool(bits >> 28 & 1)
-    else:
+        if data[begin] == 0x2F and not bits >> 29 and size >= 5:
+            sides, alpha = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1), bool(bits >> 28 & 1)
+    if sides is None or (canvas and (canvas != sides or alpha != bool(flags & ALPHA_FLAG))):
         return None
-    if not width or not height:
+    return Facts("WEBP", "RGBA" if alpha else "RGB", *sides, alpha)
+
+
+def _vp8_sides(data: bytes, begin: int, size: int) -> tuple[int, int] | None:
+    """Reads width and height of a VP8 bitstream of `size` bytes; None if it is not a plain key frame."""
+    tag = int.from_bytes(data[begin : begin + 3], "little")
+    # A key frame (bit 0 clear) of version 0 to 3 that is shown (bit 4); the rest is its first partition's size.
+    if data[begin + 3 : begin + 6] != b"\x9d\x01\x2a" or tag & 0x19 != 0x10 or tag >> 5 >= size:
         return None
-    if flags is not None and (canvas != (width, height) or alpha != bool(flags & ALPHA_FLAG)):
-        return None
-    return Facts("WEBP", "RGBA" if alpha else "RGB", width, height, alpha)
+    sides = int.from_bytes(data[begin + 6 : begin + 10], "little")
+    width, height = sides & 0x3FFF, sides >> 16 & 0x3FFF
+    return (width, height) if width and height else None
 
 
 def _next_chunk(data: bytes, at: int) -> int:
-    """Offset of the chunk after the one at `at`."""
+    """Returns the offset of the chunk after the one at `at`."""
     size = int.from_bytes(data[at + 4 : at + 8], "little")
     return at + 8 + size + (size & 1)

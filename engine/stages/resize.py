@@ -1,4 +1,4 @@
-"""Decoded pictures to the models' input sizes: our own kernels, or one DALI graph for all sizes."""
+"""Resizes pictures to the input sizes of the models, with our own kernels or with one DALI graph for all sizes."""
 
 from __future__ import annotations
 
@@ -57,10 +57,17 @@ class Resize(Stage):
 
 
 class Resizer(Protocol):
-    """Pictures of any size to one batch per model: resized and cropped as each model's card says."""
+    """Resizes and crops pictures of any size for several inputs, as the models' cards say."""
 
     def __call__(self, pictures: Sequence[Any]) -> list[Any]:
-        """uint8 (height, width, 3) each → for every model uint8 (pictures, size, size, 3)."""
+        """Makes the inputs.
+
+        Args:
+            pictures: uint8 (height, width, 3) each, on the device.
+
+        Returns:
+            For each input uint8 (pictures, size, size, 3), on the device.
+        """
         ...
 
 
@@ -86,7 +93,11 @@ def open_resizer(inputs: Sequence[ImageInput], device: Device, resizer: str = "a
 
 
 def scaled(shape: Sequence[int], wanted: ImageInput) -> tuple[int, int]:
-    """(height, width) after scaling; the longer side is rounded down, as torchvision does."""
+    """Returns the size after scaling, before the crop; the longer side is rounded down, as in torchvision.
+
+    >>> scaled((375, 500), ImageInput(224, 256))
+    (256, 341)
+    """
     if wanted.fit == "stretch":
         return wanted.resize, wanted.resize
     shorter = min(shape[:2])
@@ -94,7 +105,7 @@ def scaled(shape: Sequence[int], wanted: ImageInput) -> tuple[int, int]:
 
 
 class KernelResizer:
-    """`resample`, a picture at a time on all threads: bit-equal to Pillow, and only the crop is computed."""
+    """Resizes one picture per thread with `resample`, for CPUs: bit-equal to Pillow. Only the crop is computed."""
 
     def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
         self.inputs, self.device = inputs, device
@@ -119,7 +130,7 @@ def _prepare(picture: np.ndarray, wanted: ImageInput, out: np.ndarray) -> None:
 
 
 def _window(shape: Sequence[int], wanted: ImageInput) -> Window:
-    """The part to compute of a picture of that shape: the crop, or the whole picture before a JPEG round trip."""
+    """Returns the part of the scaled picture to compute: the crop, or everything if a JPEG round trip follows."""
     height, width = scaled(shape, wanted)
     if wanted.jpeg_quality:
         return Window(height, width, 0, 0, height, width)
@@ -127,12 +138,12 @@ def _window(shape: Sequence[int], wanted: ImageInput) -> Window:
 
 
 def _corner(height: int, width: int, wanted: ImageInput) -> tuple[int, int]:
-    """Top and left of the centre crop."""
+    """Returns top and left of the centre crop."""
     return (height - wanted.size) // 2, (width - wanted.size) // 2
 
 
 def _pass_through_jpeg(resized: np.ndarray, wanted: ImageInput, out: np.ndarray) -> None:
-    """Encodes the picture as JPEG, decodes it and writes its centre to `out`."""
+    """Encodes the picture as JPEG, decodes it, and writes the centre crop to `out`."""
     buffer = io.BytesIO()
     Image.fromarray(resized).save(buffer, "JPEG", quality=wanted.jpeg_quality)
     top, left = _corner(resized.shape[0], resized.shape[1], wanted)
@@ -142,8 +153,9 @@ def _pass_through_jpeg(resized: np.ndarray, wanted: ImageInput, out: np.ndarray)
 class BatchResizer:
     """Resizes with `resample_batches`, for GPUs: bit-equal to Pillow, two launches per batch and input size.
 
-    Inputs with a `jpeg_quality` make the JPEG round trip in libjpeg on the host, since DALI's distortion gives other
-    pixels. For 256 × 256 pixels it takes 1 ms of a core; 197 kB are copied down and the crop of 224 × 224, 151 kB, up.
+    Inputs with a `jpeg_quality` make the JPEG round trip in libjpeg on the host, because DALI's JPEG distortion gives
+    other pixels. For 256 × 256 pixels the round trip takes 1 ms of a core; 197 kB are copied to the host, and the crop
+    of 224 × 224, 151 kB, back to the GPU.
     """
 
     def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
@@ -170,7 +182,7 @@ class BatchResizer:
 
 
 class DaliResizer:
-    """One DALI graph for all the models' sizes: decode once, resize to each. The same graph on CPUs and GPUs."""
+    """Resizes to all input sizes in one DALI graph, on a CPU or a GPU."""
 
     def __init__(self, inputs: Sequence[ImageInput], device: Device) -> None:
         self.inputs, self.device = inputs, device
@@ -181,7 +193,7 @@ class DaliResizer:
         xp = self.device.xp
         parts: list[list[Any]] = [[] for _ in self.inputs]
         for start in range(0, len(pictures), self.batch_size):
-            # DALI refuses rows with padding, and nvJPEG pads them: 509 pixels of a row took 1,536 bytes on an H200.
+            # DALI refuses rows with padding, and nvJPEG pads rows: 509 pixels took 1,536 bytes on an H200.
             some = [xp.ascontiguousarray(picture) for picture in pictures[start : start + self.batch_size]]
             self.graph.feed_input("pictures", some)
             for number, wanted in enumerate(self.inputs):
@@ -189,11 +201,12 @@ class DaliResizer:
                 self.graph.feed_input(f"size{number}", sizes)
             for part, resized in zip(parts, self.graph.run(), strict=True):
                 part.append(xp.array(resized.as_tensor()))
-            self.device.wait()  # for the copies: DALI writes into the same buffers next time
+            self.device.wait()  # until the copies are made, as DALI reuses its buffers in the next run
         return [xp.concatenate(part) for part in parts]
 
 
 def _graph(inputs: Sequence[ImageInput], device: Device, batch_size: int) -> Any:
+    """Builds the DALI pipeline with the inputs `pictures` and, for the i-th output, `size{i}`."""
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
 
@@ -208,12 +221,12 @@ def _graph(inputs: Sequence[ImageInput], device: Device, batch_size: int) -> Any
         prefetch_queue_depth=1,
     )
     def graph() -> tuple[Any, ...]:
-        place = "gpu" if on_gpu else "cpu"
-        pictures = fn.external_source(name="pictures", device=place, layout="HWC", batch=True, no_copy=True)
+        memory = "gpu" if on_gpu else "cpu"
+        pictures = fn.external_source(name="pictures", device=memory, layout="HWC", batch=True, no_copy=True)
         outputs = []
         for number, wanted in enumerate(inputs):
-            # Sizes come as numbers we rounded ourselves: DALI's own `resize_shorter` scales both sides by the
-            # unrounded factor, which puts every pixel a fraction beside where the models' preprocessing has it.
+            # The sizes are inputs: DALI's `resize_shorter` scales both sides by the unrounded factor, which shifts all
+            # pixels by a fraction against the models' preprocessing.
             size = fn.external_source(name=f"size{number}", batch=True)
             output = fn.resize(pictures, size=size, interp_type=kinds[wanted.interpolation], antialias=True)
             if wanted.jpeg_quality:

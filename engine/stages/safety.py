@@ -1,4 +1,4 @@
-"""Is the picture safe to show?"""
+"""Probability that a picture is unsafe."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import produced
-from danqing.engine.stages.network import Network
+from danqing.engine.stages.network import ModelStage
 
 
-class ImageSafety(Network):
-    """`unsafe_image`: the classifier's probability of unsafe content."""
+class ImageSafety(ModelStage):
+    """`unsafe_image`: the classifier's probability of unsafe content, 0 to 1."""
 
     name = "image safety"
     role = "image_safety"

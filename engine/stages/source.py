@@ -1,4 +1,4 @@
-"""Where a pair comes from."""
+"""Block list of the domains that pictures come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from danqing.engine.stages.base import Stage
 
 
 class Source(Stage):
-    """`blocked_source`: 1 if the URL's domain, or a parent of it, is on the block list."""
+    """`blocked_source`: 1 if the URL's domain or one of its parent domains is on the block list, else 0."""
 
     name = "source"
     needs = ("url",)
@@ -24,7 +24,7 @@ class Source(Stage):
     def __call__(self, batch: Batch) -> None:
         blocked = self.context.blocked_domains
         hosts = (_host(url) for url in batch["url"]) if blocked else ()
-        flags = [any(domain in blocked for domain in domains(host)) for host in hosts] or [False] * len(batch)
+        flags = [any(domain in blocked for domain in with_parents(host)) for host in hosts] or [False] * len(batch)
         batch["blocked_source"] = np.array(flags, np.int8)
 
 
@@ -32,23 +32,27 @@ _HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[^/?#]*@)?([^/?#:@\[]+)", re.IG
 
 
 def _host(url: str | None) -> str:
-    """The host of `https://user@a.b.example:80/x`, in lower case; `urlsplit` would take five times as long."""
+    """Returns the host of a URL in lower case, or "". Five times as fast as `urlsplit`."""
     found = _HOST.match(url or "")
     return found[1].lower().rstrip(".") if found else ""
 
 
-@lru_cache(65536)  # a crawl comes back to the same hosts
-def domains(host: str) -> tuple[str, ...]:
-    """a.b.example → a.b.example, b.example, example."""
+@lru_cache(65536)  # a crawl has many URLs per host
+def with_parents(host: str) -> tuple[str, ...]:
+    """Lists a domain and its parent domains.
+
+    >>> with_parents("a.b.example")
+    ('a.b.example', 'b.example', 'example')
+    """
     parts = host.split(".")
     return tuple(".".join(parts[start:]) for start in range(len(parts)))
 
 
 def read_blocklist(path: Path) -> frozenset[str]:
-    """One domain a line; `#` starts a comment.
+    """Reads a block list: one domain per line, in UTF-8; `#` starts a comment, a leading `*.` is ignored.
 
     Raises:
-        DanqingError: unreadable file, or a line that is not a domain; names file and line.
+        DanqingError: the file cannot be read, or a line is not a domain; names the file and the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -60,6 +64,8 @@ def read_blocklist(path: Path) -> frozenset[str]:
         if not domain:
             continue
         if any(c in domain for c in "/: \t"):
-            raise DanqingError(f"{path}:{number}: {domain!r} is not a domain; write it as example.com, one a line")
+            raise DanqingError(
+                f"{path}:{number}: {domain!r} is not a domain; write one domain per line, as example.com"
+            )
         domains.add(domain)
     return frozenset(domains)

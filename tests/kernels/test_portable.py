@@ -18,7 +18,7 @@ from danqing.engine.decide.dedup import fingerprints as fingerprint_sets
 from danqing.engine.decide.dedup import lists, sets
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
-from danqing.engine.decide.dedup.sample import Sample
+from danqing.engine.decide.dedup.sample import NeighbourSample
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.engine.stages.resize import KernelResizer
 from danqing.kernels import portable
@@ -154,7 +154,7 @@ def find_groups(device: Any) -> np.ndarray:
     inverted, likely = lists.Lists(features.take(slice(0, 20)), 0.01, 3), device.up(np.arange(20))
     for rank in range(2):
         inverted.join(rank, likely, Silent())
-    found = Sample(features.take(slice(0, 20)), 0.01).recall(likely)
+    found = NeighbourSample(features.take(slice(0, 20)), 0.01).recall(likely)
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
     return np.stack([*near, groups, nearest, np.r_[device.down(likely), np.full(20, found.share)]])

@@ -1,1 +1,1 @@
-"""Near-duplicates: who is like whom (neighbours, fingerprints) → sets, and who stays of each (sets)."""
+"""Near-duplicates: finds groups of similar rows by features or fingerprints, and the representative of each group."""

@@ -1,4 +1,4 @@
-"""The features of a run as one table, none of them read before it is needed."""
+"""The features of a run as one table, without a copy of the stored arrays."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from danqing.kernels.neighbours.pairs import Rows, fill_scales, unpack
 
 
 class Features:
-    """Rows of several float16 arrays, memory-mapped or not, known by their addresses: 16 bytes a row beside them.
+    """Rows of several float16 arrays, memory-mapped or not. The table holds 16 bytes per row: address and scale.
 
-    A row without direction (zeros, or a number that is none) stays, and has no neighbours.
+    A row that is zero or not finite has no direction, and so no neighbours.
 
     Args:
-        blocks: float16 (rows, dimension) each, C order, of one dimension. Empty ones are left out.
-        rows: which of their rows, int64; default: all.
+        device: where kernels read the features.
+        blocks: float16 (rows, dimension) each, in C order, all of one dimension. Empty blocks are ignored.
+        rows: int64 (count,), the rows to take from the concatenated blocks; None: all.
+
+    Raises:
+        ValueError: the blocks have different dimensions.
     """
 
     def __init__(self, device: Device, blocks: Sequence[np.ndarray], rows: np.ndarray | None = None) -> None:
         self.device = device
-        self.blocks = [device.within_reach(block) for block in blocks if len(block)]
+        self.blocks = [device.up_or_pinned(block) for block in blocks if len(block)]
         dimensions = {block.shape[1] for block in self.blocks} or {0}
         if len(dimensions) > 1:
             raise ValueError(f"features of different dimensions: {sorted(dimensions)}")
@@ -41,18 +45,18 @@ class Features:
 
     @property
     def products(self) -> Products:
-        """How their folded vectors are multiplied."""
+        """How the device multiplies folded vectors."""
         return PRODUCTS[self.device.kind]
 
     def take(self, rows: np.ndarray | slice) -> Features:
-        """Some of the rows, in that order; their numbers are not copied."""
-        some = object.__new__(Features)
-        some.device, some.blocks, some.dimension = self.device, self.blocks, self.dimension
-        some.rows = Rows(self.rows.address[rows], self.rows.scale[rows], self.rows.dimension)
-        return some
+        """Returns a table of some of the rows, in the given order; the features are not copied."""
+        part = object.__new__(Features)
+        part.device, part.blocks, part.dimension = self.device, self.blocks, self.dimension
+        part.rows = Rows(self.rows.address[rows], self.rows.scale[rows], self.rows.dimension)
+        return part
 
     def unit(self) -> Any:
-        """All rows as float32 (rows, dimension) of length 1; zeros where there is no direction."""
+        """Returns all rows scaled to length 1: float32 (rows, dimension); zeros for a row without direction."""
         out = self.device.xp.empty((len(self), self.dimension), np.float32)
         unpack.launch(self.device, len(self), self.rows, out)
         return out

@@ -1,4 +1,4 @@
-"""Sets of rows with like fingerprints: values that are equal, or 64-bit hashes that differ in a few bits."""
+"""Groups rows by fingerprints: values that are equal, or 64-bit hashes that differ in few bits."""
 
 from __future__ import annotations
 
@@ -10,31 +10,47 @@ from danqing.engine.core.device import Device
 from danqing.kernels.neighbours.components import find_components
 from danqing.kernels.pictures.fingerprints import join_in_buckets
 
-BITS = 64
+HASH_BITS = 64
 
 
 def group_equal(values: np.ndarray) -> np.ndarray:
-    """The first row with each row's value: int64 (rows,)."""
+    """Groups rows with equal values.
+
+    Args:
+        values: any type that sorts, (rows,).
+
+    Returns:
+        int64 (rows,): the first row with the same value.
+
+    >>> group_equal(np.array([7, 3, 7])).tolist()
+    [0, 1, 0]
+    """
     _, firsts, which = np.unique(values, return_index=True, return_inverse=True)
     return firsts[which]
 
 
 def group_hashes(device: Device, hashes: np.ndarray, within: int) -> np.ndarray:
-    """The smallest row of each row's set, hashes chained together by at most `within` differing bits: int64 (rows,).
+    """Groups rows whose hashes are connected by a chain of pairs that differ in at most `within` bits.
 
-    Two hashes that differ in so few bits agree in one of `within` + 1 parts of them at least, so that only hashes
-    that share a part are compared (multi-index hashing: Norouzi, Punjani and Fleet, CVPR 2012). Copies count once.
+    Two hashes that differ in at most `within` bits agree in at least one of `within` + 1 parts, so only hashes that
+    share a part are compared (multi-index hashing: Norouzi, Punjani and Fleet, CVPR 2012). Equal hashes are compared
+    once.
 
     Args:
-        hashes: uint64 (rows,).
+        device: where the hashes are compared.
+        hashes: uint64 (rows,), on the host.
+        within: largest number of bits in which neighbours differ.
+
+    Returns:
+        int64 (rows,): the smallest row of each row's group.
     """
     values, firsts, which = np.unique(hashes, return_index=True, return_inverse=True)
-    by_row = np.argsort(firsts)  # a set's smallest value must also be its first row
+    by_row = np.argsort(firsts)  # number the values by their first rows, so that a group's root is its first row
     rank = np.empty_like(by_row)
     rank[by_row] = np.arange(len(by_row))
     values, xp = values[by_row], device.xp
     parent, unique = xp.arange(len(values)), device.up(values)
-    edges = np.linspace(0, BITS, within + 2).astype(int)
+    edges = np.linspace(0, HASH_BITS, within + 2).astype(int)
     for low, high in pairwise(edges):
         mask = np.uint64(((1 << int(high)) - 1) ^ ((1 << int(low)) - 1))
         order = device.up(np.argsort(values & mask, kind="stable"))

@@ -1,9 +1,9 @@
-"""Sets of rows chained together by near features, when nearly all pairs are enough: an inverted file.
+"""Approximate neighbour search with an inverted file, for a recall below 1.
 
-Every row goes to the list whose centre it is likest to, and is compared with the rows of that list; then with those of
-the list it is second likest to, and so on, until of the neighbours of a sample of rows, found exactly, as many are in
-one set as were asked for. n rows make 4 √n lists, so that the cost grows as n^1.5. Beside its features a row takes less
-than 64 bytes.
+Rows are clustered into lists by k-means. Every row is compared with the rows of the list of its nearest centre, then
+with those of its second nearest, and so on. The search stops when the recall, measured on sample rows whose neighbours
+are found exactly, is as high as requested. n rows make 4 √n lists, so the cost grows as n^1.5. A row takes less than 64
+bytes beside its features.
 """
 
 from __future__ import annotations
@@ -18,57 +18,70 @@ from danqing.engine.core.progress import Progress, Silent
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.neighbours import Joining, join_neighbours, spans
-from danqing.engine.decide.dedup.sample import JUDGED, UNSEEN, Sample
+from danqing.engine.decide.dedup.sample import HELD_OUT_ROWS, STOPPING_ROWS, NeighbourSample
 from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.lists import average_lists, rank_lists
 
 DEPTH = 8
-"""Lists that a row looks through at most; if these are not enough, all pairs are compared."""
-MOST_LISTS = 1 << 16
-TRAINING, ROUNDS = 32, 6
-"""Rows a list that centres are made from, and how often they are made better."""
+"""Maximum number of lists that a row is compared with. If the recall is still too low, all pairs are compared."""
+MAX_LISTS = 1 << 16
+TRAINING_ROWS_PER_LIST = 32
+KMEANS_ROUNDS = 6
 
 
 def join_likely(
     features: Features, within: float, recall: float, parent: Any, known: int = 0, progress: Progress | None = None
 ) -> Recall:
-    """Unites the sets of nearly all rows whose cosine distance is below `within`; see `join_neighbours`.
+    """Unites the groups of nearly all rows whose cosine distance is below `within`.
 
     Args:
-        recall: the share of neighbours that must be in one set. Those by which this is judged must keep to it with two
-            standard deviations to spare, so that others keep to it as well.
+        recall: share of the pairs of neighbours that must be in one group. The search stops when the even sample rows
+            exceed it by two standard deviations.
+
+    For the other arguments see `join_neighbours`.
 
     Returns:
-        What was found of others.
+        The recall, measured on the odd sample rows.
     """
     progress = progress or Silent()
-    sample = Sample(features, within, progress)
+    sample = NeighbourSample(features, within, progress)
     exact = len(features) < features.products.exact_rows
     if exact or not _joined_by_lists(features, within, recall, parent, known, sample, progress):
         join_neighbours(features, within, parent, known, progress)
-    return sample.recall(parent, UNSEEN)
+    return sample.recall(parent, HELD_OUT_ROWS)
 
 
 def _joined_by_lists(
-    features: Features, within: float, recall: float, parent: Any, known: int, sample: Sample, progress: Progress
+    features: Features,
+    within: float,
+    recall: float,
+    parent: Any,
+    known: int,
+    sample: NeighbourSample,
+    progress: Progress,
 ) -> bool:
-    """Goes through lists until enough is found; returns whether it was."""
+    """Searches the lists until the recall is reached; returns whether it was."""
     lists = Lists(features, within, known)
     for rank in range(DEPTH):
         lists.join(rank, parent, progress)
-        if sample.recall(parent, JUDGED).pairs and sample.assures(recall, parent, JUDGED):
+        if sample.recall(parent, STOPPING_ROWS).pairs and sample.assures(recall, parent, STOPPING_ROWS):
             return True
-    return not sample.recall(parent, JUDGED).pairs
+    return not sample.recall(parent, STOPPING_ROWS).pairs
 
 
 Piece = tuple[bool, int, int]
-"""Of members (or else visitors) of one list: from where to where."""
+"""A range of rows of one list: whether it is of the members (else the visitors), begin, end."""
 Pair = tuple[Piece, Piece]
 
 
-class Filed(NamedTuple):
-    """All `rows`, list by list; and of each list where it begins, where rows that are not known yet begin in it, and
-    where it ends: int64."""
+class SortedRows(NamedTuple):
+    """All rows, sorted by list. Arrays are int64, on the device.
+
+    Attributes:
+        rows: (rows,), row numbers.
+        begins, ends: (lists,), where each list begins and ends in `rows`.
+        news: (lists,), where the rows that have not been compared before begin in each list.
+    """
 
     rows: Any
     begins: Any
@@ -80,15 +93,15 @@ class Filed(NamedTuple):
 
 
 class Lists:
-    """An inverted file over all rows. `ranks`: uint16 (DEPTH, rows), each row's lists, the likest first."""
+    """An inverted file over all rows. `ranks`: uint16 (DEPTH, rows), each row's lists, the nearest centre first."""
 
     def __init__(self, features: Features, within: float, known: int) -> None:
         self.features, self.within, self.known = features, within, known
-        self.count = min(1 << round(np.log2(16 * len(features)) / 2), MOST_LISTS)
-        # Nearly all near pairs are of one list, and so are one in `count` of all pairs. To choose a list, less will do.
-        self.fold, self.coarsely = (Folding.fit(features, 1 - within, crowding) for crowding in (self.count, 1))
+        self.count = min(1 << round(np.log2(16 * len(features)) / 2), MAX_LISTS)
+        # Pairs within a list are one in `count` of all pairs, but nearly all near pairs. Choosing lists needs less.
+        self.fold, self.coarse_fold = (Folding.fit(features, 1 - within, crowding) for crowding in (self.count, 1))
         self.products = features.products
-        self.room = features.device.xp.empty(max(self.products.tile**2, self.count), np.float32)
+        self.buffer = features.device.xp.empty(max(self.products.tile**2, self.count), np.float32)
         centres = self._centres()
         self.ranks = features.device.xp.empty((DEPTH, len(features)), np.uint16)
         for start, stop in spans(0, len(features), self.products.block):
@@ -96,7 +109,7 @@ class Lists:
         self.members = self._file(0)
 
     def join(self, rank: int, parent: Any, progress: Progress) -> None:
-        """Compares the rows of every list with those that have it at `rank`."""
+        """Compares the rows of every list with the rows for which it is the list number `rank`."""
         join, visitors = Joining(self.features, self.within, parent), self._file(rank) if rank else self.members
         pairs = list(_to_compare(self.members, visitors, self.products.tile))
         progress.expect(sum(_size(ours) * _size(theirs) for ours, theirs in pairs), 1)
@@ -112,12 +125,13 @@ class Lists:
                 progress.advance(_size(ours) * _size(theirs))
 
     def _centres(self) -> Any:
-        """float32 (lists, k), of length 1: spherical k-means of some rows."""
+        """Computes the centres by spherical k-means on a sample: float32 (lists, k), of length 1."""
         features, xp = self.features, self.features.device.xp
-        places = np.linspace(0, len(features) - 1, min(TRAINING * self.count, len(features))).astype(np.int64)
+        count = min(TRAINING_ROWS_PER_LIST * self.count, len(features))
+        places = np.linspace(0, len(features) - 1, count).astype(np.int64)
         vectors = self._vectors(features.device.up(places))
         centres = xp.ascontiguousarray(vectors[:: len(vectors) // self.count][: self.count])
-        for _ in range(ROUNDS):
+        for _ in range(KMEANS_ROUNDS):
             nearest = self._rank(vectors, centres, 1)[:, 0]
             order = xp.argsort(nearest, kind="stable")
             begins = xp.searchsorted(nearest[order], xp.arange(self.count + 1))
@@ -125,26 +139,26 @@ class Lists:
         return centres
 
     def _vectors(self, rows: Any) -> Any:
-        return self.coarsely.coordinates(self.coarsely(self.features.take(rows)))
+        return self.coarse_fold.coordinates(self.coarse_fold(self.features.take(rows)))
 
     def _rank(self, vectors: Any, centres: Any, depth: int) -> Any:
         xp = self.features.device.xp
         ranks, best = xp.empty((len(vectors), depth), np.uint16), xp.empty((len(vectors), depth), np.float32)
-        for start, stop in spans(0, len(vectors), len(self.room) // self.count):
-            products = self.room[: (stop - start) * self.count].reshape(stop - start, self.count)
+        for start, stop in spans(0, len(vectors), len(self.buffer) // self.count):
+            products = self.buffer[: (stop - start) * self.count].reshape(stop - start, self.count)
             xp.matmul(vectors[start:stop], centres.T, out=products)
             rank_lists.launch(self.features.device, stop - start, products, best[start:stop], ranks[start:stop])
         return ranks
 
-    def _file(self, rank: int) -> Filed:
+    def _file(self, rank: int) -> SortedRows:
         xp, lists = self.features.device.xp, self.ranks[rank]
         counts, known = (xp.bincount(some, minlength=self.count) for some in (lists, lists[: self.known]))
         begins = xp.cumsum(counts) - counts
-        return Filed(xp.argsort(lists, kind="stable"), begins, begins + known, begins + counts)
+        return SortedRows(xp.argsort(lists, kind="stable"), begins, begins + known, begins + counts)
 
 
-def _to_compare(members: Filed, visitors: Filed, tile: int) -> Iterator[Pair]:
-    """Pieces of every list and of its visitors, one of the two new."""
+def _to_compare(members: SortedRows, visitors: SortedRows, tile: int) -> Iterator[Pair]:
+    """Yields the pairs of pieces of every list and its visitors of which at least one has not been compared before."""
     same = visitors is members
     for (begin, new, end), (first, later, last) in zip(members.lists(), visitors.lists(), strict=True):
         apart = ((begin, end), (later, last)), ((new, end), (first, later))
@@ -160,7 +174,7 @@ def _size(piece: Piece) -> int:
 
 
 def _batches(pairs: Iterable[Pair], room: int) -> Iterator[list[Pair]]:
-    """As many at a time as there is room for their rows."""
+    """Groups the pairs so that the pieces of a batch have at most `room` rows."""
     batch: list[Pair] = []
     pieces: set[Piece] = set()
     size = 0

@@ -1,8 +1,8 @@
-"""Sets of rows chained together by near features: every pair found, none guessed, in memory O(rows).
+"""Exact neighbour search: finds every pair of rows below a cosine distance, with O(rows) memory.
 
-Blocks of rows are folded (see `folding`) and multiplied tile by tile, the lower half of the matrix left out. What lies
-above the bound is decided in float64 from the features themselves and joined at once, so that no list of pairs ever
-exists, and neither tiles nor threads can change the outcome.
+Blocks of rows are folded (see `folding`) and multiplied tile by tile; the lower half of the matrix is left out. Pairs
+above the bound are decided in float64 from the features and united at once in a union-find forest. So no list of pairs
+is stored, and the result does not depend on the tiles or threads.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from danqing.kernels.neighbours.pairs import find_nearest, join_near
 def join_neighbours(
     features: Features, within: float, parent: Any, known: int = 0, progress: Progress | None = None
 ) -> None:
-    """Unites the sets of all rows whose cosine distance is below `within`.
+    """Unites the groups of all rows whose cosine distance is below `within`.
 
     Args:
-        parent: int64 (rows,), changed in place; see `kernels.neighbours.components`.
-        known: so many first rows have been compared with each other before.
+        features: the rows.
+        within: the cosine distance.
+        parent: int64 (rows,) on the device, a union-find forest that is changed in place; see
+            `kernels.neighbours.components`.
+        known: the first `known` rows have been compared with each other before.
+        progress: receives the number of comparisons.
     """
     progress, xp, rows = progress or Silent(), features.device.xp, len(features)
     progress.expect(rows * (rows - 1) // 2 - known * (known - 1) // 2, 1)
@@ -44,10 +48,17 @@ def join_neighbours(
 def nearest_rows(
     features: Features, others: Features, within: float, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the nearest of `others` whose cosine distance is below `within`, the first among equals.
+    """Finds the nearest row of `others` for each row; of equally near rows, the first.
+
+    Args:
+        features: the rows.
+        others: the rows to search in, of the same dimension.
+        within: only rows below this cosine distance count.
+        progress: receives the number of comparisons.
 
     Returns:
-        int64 (rows,), -1 where there is none, and its float64 cosine distance, NaN where there is none.
+        The nearest of the others, int64 (rows,), -1 if there is none; and its cosine distance, float64 (rows,), NaN if
+        there is none. Both on the host.
     """
     progress, xp = progress or Silent(), features.device.xp
     progress.expect(len(features) * len(others), 1)
@@ -67,12 +78,16 @@ def nearest_rows(
 
 
 def spans(first: int, last: int, size: int) -> list[tuple[int, int]]:
-    """The range in pieces of at most `size`."""
+    """Splits a range into pieces of at most `size`.
+
+    >>> spans(0, 5, 2)
+    [(0, 2), (2, 4), (4, 5)]
+    """
     return [(start, min(start + size, last)) for start in range(first, last, size)]
 
 
 class Tile:
-    """Room for one product of two sides."""
+    """Buffer for the products of two tiles of folded vectors."""
 
     def __init__(self, features: Features) -> None:
         features.device.sum_in_float32()
@@ -80,13 +95,14 @@ class Tile:
         self.room = self.xp.empty(products.tile**2, products.kind)
 
     def product(self, left: Any, right: Any) -> Any:
+        """Multiplies folded vectors: (left, right), valid until the next call."""
         out = self.room[: len(left) * len(right)].reshape(len(left), len(right))
         self.xp.matmul(left, right.T, out=out)
         return out
 
 
 class Joining:
-    """Unites the rows of two sides wherever their cosine distance is below `within`."""
+    """Unites the rows of two tiles whose cosine distance is below `within`."""
 
     def __init__(self, features: Features, within: float, parent: Any) -> None:
         self.features, self.parent, self.tile = features, parent, Tile(features)
@@ -94,6 +110,11 @@ class Joining:
         self.bound = self.least - features.products.slack
 
     def __call__(self, left: Any, right: Any, left_rows: Any, right_rows: Any) -> None:
-        """Two sides of folded vectors, at most a tile, and the rows that they are, int64."""
+        """Compares two tiles.
+
+        Args:
+            left, right: folded vectors, at most `products.tile` each.
+            left_rows, right_rows: int64, their row numbers.
+        """
         arguments = (self.bound, self.least, left_rows, right_rows, self.features.rows, self.parent)
         join_near.launch(self.features.device, len(left), self.tile.product(left, right), *arguments)

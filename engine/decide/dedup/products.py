@@ -1,10 +1,10 @@
-"""How folded vectors are multiplied: what is fastest on each kind of device, and how far it can be from the truth.
+"""How each kind of device multiplies folded vectors, and the largest error of a product.
 
-A product only says which pairs are looked at; what lies above the bound is decided in float64 from the features. So a
-GPU may multiply in half precision, on its tensor cores, at some fifteen times the rate of float32, if the bound makes
-room for what that can be wrong. Both factors are rounded by at most 2^-11 of each number, which by Cauchy–Schwarz moves
-the product of two vectors of length 1 by at most 2 · 2^-11; the product itself is rounded by at most 2^-11 once more.
-Sums are made in float32 (`Device.sum_in_float32`).
+A product only selects candidates; pairs above the bound are decided in float64 from the features. So a GPU may multiply
+in half precision, on its tensor cores, about fifteen times as fast as in float32, if the bound is lowered by the
+largest error. Rounding changes each number of both factors by at most 2^-11 of its value, which by Cauchy–Schwarz
+changes the product of two unit vectors by at most 2 · 2^-11; rounding the product adds at most 2^-11. Sums are
+accumulated in float32 (`Device.sum_in_float32`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ import numpy as np
 
 
 class Products(NamedTuple):
-    """Of one kind of device.
+    """Settings for one kind of device.
 
-    `kind`: type of the numbers that are multiplied, and of their products. `tile`: rows a side of a product. `block`:
-    rows that stay folded meanwhile. `slack`: more than a product of two folded vectors can be wrong. `exact_rows`:
-    below this number of rows all pairs are compared, even if a recall below 1 is asked for (`dedup.lists`).
+    Attributes:
+        kind: NumPy type of the factors and of the products.
+        tile: rows on each side of one matrix product.
+        block: rows that are kept folded while they are multiplied with all others.
+        slack: upper bound on the error of a product of two folded vectors.
+        exact_rows: below this number of rows all pairs are compared, even if the recipe allows a recall below 1
+            (`dedup.lists`).
     """
 
     kind: Any
@@ -30,7 +34,7 @@ class Products(NamedTuple):
 
 
 PRODUCTS = {
-    # A tile of 16 MiB fits the caches. Below 8,192 rows, making the lists takes longer than comparing all pairs.
+    # A tile of 16 MiB fits into the caches. Below 8,192 rows, making the lists takes longer than comparing all pairs.
     "cpu": Products(np.float32, 2048, 1 << 15, 1e-4, 1 << 13),
     # A tile of 512 MiB takes far longer than its launch. On an H200 all pairs of 1 M rows took 4.4 s, and one launch
     # takes 0.1 ms (BENCHMARKS.md). Lists need 4,000 to 33,000 small launches for as many rows. All pairs grow as n^2,

@@ -1,4 +1,4 @@
-"""What share of near pairs a search joined, measured on rows whose neighbours are all looked up."""
+"""Measures the recall of a neighbour search on sample rows, whose neighbours are found exactly."""
 
 from __future__ import annotations
 
@@ -13,45 +13,63 @@ from danqing.engine.decide.dedup.neighbours import Tile, spans
 from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.pairs import count_joined, list_near
 
-SAMPLE, NEAR = 4096, 64
-"""Rows whose neighbours are looked up, and how many of them are remembered of each."""
-JUDGED, UNSEEN = slice(0, None, 2), slice(1, None, 2)
-"""Those a search may look at to know when to stop, and those that tell how well it did."""
+SAMPLE_ROWS = 4096
+"""Rows whose neighbours are found exactly."""
+MAX_NEIGHBOURS = 64
+"""Neighbours that are stored per sample row; further ones are ignored."""
+STOPPING_ROWS, HELD_OUT_ROWS = slice(0, None, 2), slice(1, None, 2)
+"""Even sample rows decide when the search stops; odd rows are held out and measure the reported recall."""
 
 
-class Sample:
-    """Some rows, evenly spread, and their neighbours, all rows compared with them."""
+class NeighbourSample:
+    """Evenly spaced rows and their exact neighbours, found by comparing them with all rows.
+
+    Args:
+        features: all rows.
+        within: cosine distance below which two rows are neighbours.
+        progress: receives the number of comparisons.
+
+    Attributes:
+        rows: int64 (samples,), on the device.
+        counts: int64 (samples,), neighbours stored per sample row.
+        near: int64 (samples, MAX_NEIGHBOURS), the neighbours.
+    """
 
     def __init__(self, features: Features, within: float, progress: Progress | None = None) -> None:
-        xp, progress, count = features.device.xp, progress or Silent(), min(SAMPLE, len(features))
+        xp, progress, count = features.device.xp, progress or Silent(), min(SAMPLE_ROWS, len(features))
         progress.expect(count * len(features), 1)
         self.device, products = features.device, features.products
         self.rows = self.device.up(np.linspace(0, len(features), count, endpoint=False).astype(np.int64))
-        self.counts, self.near = xp.zeros(count, np.int64), xp.empty((count, NEAR), np.int64)
+        self.counts, self.near = xp.zeros(count, np.int64), xp.empty((count, MAX_NEIGHBOURS), np.int64)
         fold, tile = Folding.fit(features, 1 - within), Tile(features)
         left = fold(features.take(self.rows))
         for start, stop in spans(0, len(features), products.tile):
             right = fold(features.take(slice(start, stop)))
             for top, bottom in spans(0, count, products.tile):
-                some = slice(top, bottom)
+                part = slice(top, bottom)
                 bound = 1 - within - products.slack
-                pairs = (tile.product(left[some], right), bound, self.rows[some], xp.arange(start, stop))
-                found = (1 - within, features.rows, self.counts[some], self.near[some])
+                pairs = (tile.product(left[part], right), bound, self.rows[part], xp.arange(start, stop))
+                found = (1 - within, features.rows, self.counts[part], self.near[part])
                 list_near.launch(self.device, bottom - top, *pairs, *found)
             progress.advance(count * (stop - start))
 
     def recall(self, parent: Any, part: slice = slice(None)) -> Recall:
-        """What share of the neighbours of some of the rows is in one set.
+        """Measures which share of the pairs of neighbours is in one group.
 
         Args:
-            parent: int64 (rows,), see `kernels.neighbours.components`.
+            parent: int64 (rows,), the groups as a forest; see `kernels.neighbours.components`.
+            part: which sample rows count.
         """
         return Recall(int(self._joined(parent)[part].sum()), int(self.counts[part].sum()))
 
     def assures(self, recall: float, parent: Any, part: slice = slice(None)) -> bool:
-        """Whether at least such a share is, with two standard deviations to spare.
+        """Returns whether the recall of all rows is at least `recall`, with a margin of two standard deviations.
 
-        One row's misses come together (its set was split), so it is rows that are drawn, not pairs.
+        The misses of one row are correlated (its group was split), so the deviation is that of a sum over rows.
+
+        Args:
+            recall: the share, 0 to 1.
+            parent, part: as in `recall`.
         """
         missed = (self.counts - self._joined(parent))[part].astype(np.float64)
         allowed = (1 - recall) * float(self.counts[part].sum())

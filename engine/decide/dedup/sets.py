@@ -1,4 +1,4 @@
-"""Who stays of a set of near-duplicates, and how far the others are from it."""
+"""Groups of near-duplicates: the chains of neighbours, the representative of each group, and the distances to it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.components import find_components
 from danqing.kernels.neighbours.pairs import find_nearest_to_sum, measure_distances, sum_members
 
-SETS = 1024
-"""Sets whose centroids are in memory at a time: 6 MiB at 768 numbers."""
+GROUPS_PER_BATCH = 1024
+"""Groups whose centroids are in memory at the same time: 6 MiB for 768 dimensions."""
 
 Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Who stays: from members, int64 (members,), set by set, and begins, int64 (sets,), one row of every set."""
+"""Chooses representatives: members, int64 (members,), sorted by group; begins, int64 (groups,), where each group begins
+→ one row of every group, int64 (groups,)."""
 
 
 def near_sets(
@@ -29,28 +30,35 @@ def near_sets(
     progress: Progress | None = None,
     found: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sets of rows chained together by a cosine distance below `within`, and who stays of each.
+    """Forms groups of rows that are connected by pairs below a cosine distance, each with a representative.
 
     Args:
-        max_diameter: members farther than this from who stays leave the set and form sets among themselves.
-        found: the rows' `chains`, if they are known already.
+        features: the rows.
+        within: the cosine distance.
+        choose: chooses the representatives.
+        max_diameter: members farther than this from their representative leave the group and form groups among
+            themselves; None: no limit.
+        progress: receives the number of comparisons.
+        found: the `chains` of the rows, if they are known.
 
     Returns:
-        By row: the smallest row of its set and who stays for it (itself, if alone), both int64, and the cosine
-        distance to who stays, float64.
+        Three arrays (rows,) on the host: the smallest row of the group, int64; the representative, int64 (the row
+        itself if it is in no group); and the cosine distance to the representative, float64.
     """
     device, rows = features.device, np.arange(len(features))
     group = chains(features, within, progress) if found is None else found.copy()
-    stays, distance = rows.copy(), np.zeros(len(rows))
+    representative, distance = rows.copy(), np.zeros(len(rows))
     while len(rows):
-        stays[rows] = representatives(group[rows], rows, choose)
+        representative[rows] = representatives(group[rows], rows, choose)
         gap = device.xp.empty(len(rows))
-        measure_distances.launch(device, len(rows), device.up(rows), device.up(stays[rows]), features.rows, gap)
-        distance[rows] = np.where(stays[rows] == rows, 0, device.down(gap))
+        measure_distances.launch(
+            device, len(rows), device.up(rows), device.up(representative[rows]), features.rows, gap
+        )
+        distance[rows] = np.where(representative[rows] == rows, 0, device.down(gap))
         rows = rows[distance[rows] > (np.inf if max_diameter is None else max_diameter)]
         if len(rows):
             group[rows] = rows[chains(features.take(rows), within, progress)]
-    return group, stays, distance
+    return group, representative, distance
 
 
 def chains(
@@ -60,11 +68,17 @@ def chains(
     earlier: np.ndarray | None = None,
     index: str = "tiles",
 ) -> np.ndarray:
-    """The smallest row of each row's chain of neighbours: int64 (rows,).
+    """Finds the connected components of the rows, where pairs below a cosine distance are connected.
 
     Args:
-        earlier: the same for so many first rows, which are not compared with each other again.
+        features: the rows.
+        within: the cosine distance.
+        progress: receives the number of comparisons.
+        earlier: the chains of the first len(earlier) rows, which are not compared with each other again.
         index: name of a registered index that finds all near pairs.
+
+    Returns:
+        int64 (rows,), on the host: the smallest row of each row's component.
     """
     parent, known = _parents(features, earlier)
     INDEXES.named(index)().join(features, within, parent, known, progress)
@@ -79,7 +93,7 @@ def likely_chains(
     earlier: np.ndarray | None = None,
     index: str = "lists",
 ) -> tuple[np.ndarray, Recall | None]:
-    """`chains`, sooner, of which a share of near pairs below 1, but at least `recall`, need be found; and what was."""
+    """Finds `chains` faster, with at least the share `recall` of the near pairs; also returns the measured recall."""
     parent, known = _parents(features, earlier)
     measured = INDEXES.named(index)(recall).join(features, within, parent, known, progress)
     return features.device.down(find_components(features.device, parent)), measured
@@ -94,10 +108,12 @@ def _parents(features: Features, earlier: np.ndarray | None) -> tuple[Any, int]:
 
 
 def representatives(group: np.ndarray, rows: np.ndarray, choose: Choice) -> np.ndarray:
-    """For every row, who stays of its set: int64 (rows,).
+    """Returns the representative of every row's group: int64 (rows,).
 
     Args:
-        group: int64 (rows,), the same number for all rows of a set.
+        group: int64 (rows,), the same number for all rows of a group.
+        rows: int64 (rows,), the row numbers that `choose` gets.
+        choose: chooses the representatives.
     """
     order = np.argsort(group, kind="stable")
     begins = np.flatnonzero(np.diff(group[order], prepend=-1))
@@ -107,12 +123,16 @@ def representatives(group: np.ndarray, rows: np.ndarray, choose: Choice) -> np.n
 
 
 def first(members: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    """The row that came first."""
+    """Chooses the first row of each group (a `Choice`)."""
     return members[begins]
 
 
 def highest(values: np.ndarray) -> Choice:
-    """The row with the highest value (float64, by row; NaN is the lowest), the first among equals."""
+    """Chooses the row with the highest value; of equal values, the first row.
+
+    Args:
+        values: float64 (rows,); NaN is lower than all numbers.
+    """
 
     def choose(members: np.ndarray, begins: np.ndarray) -> np.ndarray:
         known = np.where(np.isnan(values[members]), -np.inf, values[members])
@@ -125,15 +145,15 @@ def highest(values: np.ndarray) -> Choice:
 
 
 def nearest_to_centroid(features: Features) -> Choice:
-    """The row nearest to the mean of the set's unit features, the first among equals."""
+    """Chooses the row nearest to the mean of the group's unit features; of equally near rows, the first."""
     device, xp = features.device, features.device.xp
 
     def choose(members: np.ndarray, begins: np.ndarray) -> np.ndarray:
         out, ends = members[begins], np.append(begins[1:], len(members))
         several = np.flatnonzero(ends - begins > 2)  # of two, both are equally near
-        sums = xp.empty((min(SETS, len(several)), features.dimension))
-        for start in range(0, len(several), SETS):
-            batch = several[start : start + SETS]
+        sums = xp.empty((min(GROUPS_PER_BATCH, len(several)), features.dimension))
+        for start in range(0, len(several), GROUPS_PER_BATCH):
+            batch = several[start : start + GROUPS_PER_BATCH]
             first, last = begins[batch[0]], ends[batch[-1]]
             spans = device.up(begins[batch] - first), device.up(ends[batch] - first)
             arguments = (*spans, device.up(members[first:last]), features.rows, sums)

@@ -28,7 +28,7 @@ def test_take_and_concat_keep_columns_together() -> None:
     )
 
 
-def test_a_column_must_have_the_batchs_length() -> None:
+def test_a_column_must_have_the_length_of_the_batch() -> None:
     with pytest.raises(ValueError, match="2 rows"):
         batch(0, 3)["x"] = [1, 2]
 
@@ -42,11 +42,11 @@ def test_pack_makes_full_batches_across_borders(borders: list[int]) -> None:
     assert [name for b in packed for name in b["name"]] == [f"n{r}" for r in range(10)]
 
 
-def test_pack_by_weight_lets_the_heavy_travel_alone() -> None:
+def test_pack_by_weight_gives_a_heavy_row_its_own_batch() -> None:
     weights = np.array([1, 1, 9, 1, 3, 3])
     packed = list(pack([batch(0, 6)], 4, lambda b: weights[b["row"]]))
     assert [b["row"].tolist() for b in packed] == [[0, 1], [2], [3, 4], [5]]
 
 
-def test_pack_of_nothing_is_nothing() -> None:
+def test_pack_of_no_batches_is_empty() -> None:
     assert list(pack([], 4, ones)) == []

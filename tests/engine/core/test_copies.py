@@ -1,4 +1,4 @@
-"""What goes between host and device is counted, by stage; a stand-in takes the GPU's place."""
+"""Copies between host and device are counted by stage. A stand-in replaces the GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from danqing.engine.core.copies import copied
 from danqing.engine.core.device import Device
-from danqing.engine.core.nvml import GpuLook, open_meter
+from danqing.engine.core.nvml import GpuReading, open_meter
 from danqing.engine.core.spans import Spans
 from danqing.engine.stages import decode
 from tests.conftest import picture
@@ -22,7 +22,7 @@ from tests.nvml import BUS_ADDRESS, stand_in
 
 
 class OnGpu:
-    """An array that says it lies in a GPU's memory."""
+    """An array with the attributes of an array in GPU memory."""
 
     __cuda_array_interface__: dict[str, Any] = {}
 
@@ -77,8 +77,8 @@ def test_pictures_that_the_host_decodes_are_copied_as_pixels(gpu: Device, monkey
     assert copied.up - before == len(files[0]) + 7 * 5 * 3 + len(files[2]) + 2 * 2 * 3
 
 
-def test_a_gpu_is_given_no_jpeg_file_that_is_cut_off(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of such a file nvJPEG makes a picture, with a grey rest, and reports no error."""
+def test_the_gpu_decoder_leaves_truncated_jpeg_files_out(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvJPEG would fill the missing part with grey and report no error."""
     given: list[bytes] = []
 
     def decode_all(files: list[bytes], cuda_stream: int) -> list[np.ndarray]:
@@ -94,7 +94,7 @@ def test_a_gpu_is_given_no_jpeg_file_that_is_cut_off(gpu: Device, monkeypatch: p
     assert given == [whole, whole + b"\n\0", png[:-9]]
 
 
-def test_a_stages_work_is_a_range_of_its_name() -> None:
+def test_every_call_of_a_stage_opens_a_range_with_its_name() -> None:
     opened: list[str] = []
 
     @contextmanager
@@ -106,17 +106,17 @@ def test_a_stages_work_is_a_range_of_its_name() -> None:
     with spans("decode", 1):
         pass
     assert [len(batch) for batch in spans.timed("read", [[1, 2], [3]])] == [2, 1]
-    assert opened == ["decode", "read", "read", "read"]  # the last finds the end
+    assert opened == ["decode", "read", "read", "read"]  # the last call finds the end
 
 
-def test_nvtx_and_nvml_are_called_as_their_packages_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvtx_and_nvml_are_called_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     import nvtx
 
     with Spans(named=lambda name: nvtx.annotate(name, domain="danqing"))("decode", 1):
         pass
     stand_in(monkeypatch)
-    look = open_meter(BUS_ADDRESS)()
-    np.testing.assert_array_equal(look, GpuLook(0.87, 0.4, np.nan, 3 << 30, 350.0, 2000 * 1024, 7 * 1024))
+    reading = open_meter(BUS_ADDRESS)()
+    np.testing.assert_array_equal(reading, GpuReading(0.87, 0.4, np.nan, 3 << 30, 350.0, 2000 * 1024, 7 * 1024))
 
 
 def test_profiling_a_gpu_without_its_packages_names_the_extra(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Which device is opened, and what is said of one that there is not; CuPy is played by a stand-in."""
+"""Opening devices, and the errors for those that do not exist. A stand-in replaces CuPy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from danqing.engine.core.errors import DanqingError
 
 
 class Stream:
-    """Notes that it was waited for; the last entered is the `current` one."""
+    """Counts synchronizations; the last entered stream is the `current` one."""
 
     made: list[Stream] = []
     current: list[int] = []
@@ -40,7 +40,7 @@ class Stream:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, gpus: int | Exception) -> list[int]:
-    """A CuPy that finds so many GPUs; returns the numbers of those that get used."""
+    """Replaces CuPy by one that finds `gpus` GPUs; returns a list that receives the numbers of the GPUs entered."""
     used: list[int] = []
 
     def count() -> int:
@@ -95,14 +95,14 @@ def test_without_cupy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     ("gpus", "name", "said"),
     [
         (RuntimeError("cudaErrorInsufficientDriver"), "cuda", "no GPU that CUDA can use: cudaErrorInsufficientDriver"),
-        (2, "cuda:2", "there is no such GPU; of those there are: cuda:0, cuda:1"),
-        (0, "cuda", "no such GPU; of those there are: none"),
-        (1, "gpu", "neither cpu, nor cuda, cuda:0"),
-        (1, "cuda:x", "neither cpu"),
-        (1, "cpu:0", "neither cpu"),
+        (2, "cuda:2", "no such GPU; available: cuda:0, cuda:1"),
+        (0, "cuda", "no such GPU; available: none"),
+        (1, "gpu", "must be cpu, cuda, cuda:0"),
+        (1, "cuda:x", "must be cpu"),
+        (1, "cpu:0", "must be cpu"),
     ],
 )
-def test_a_device_that_there_is_not(
+def test_a_device_that_does_not_exist_is_refused(
     gpus: int | Exception, name: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, gpus)
@@ -110,7 +110,7 @@ def test_a_device_that_there_is_not(
         pass
 
 
-def test_every_thread_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_thread_has_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     used = stand_in(monkeypatch, 2)
     with open_device("cuda:1", threads=3) as device:
         assert (device.kind, device.number, device.threads, device.target) == ("cuda", 1, 3, "sm_90")
@@ -132,7 +132,7 @@ def test_every_thread_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_device_opened_within_another_leaves_its_stream_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CuPy and our kernels would otherwise work on two streams, and read what is not yet written."""
+    """Otherwise CuPy and our kernels would use two streams, and read data that is not written yet."""
     used = stand_in(monkeypatch, 2)
     with open_device("cuda:1") as outer:
         with open_device("cuda:0") as inner:
@@ -142,7 +142,7 @@ def test_a_device_opened_within_another_leaves_its_stream_current(monkeypatch: p
 
 
 def test_cupy_takes_its_memory_from_the_pool_of_rmm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Called as rmm 26.10 has it: an asynchronous resource, counted, made current for the GPU it is made on."""
+    """The calls are those of rmm 26.10: an asynchronous resource with statistics, set as current on its GPU."""
     stand_in(monkeypatch, 2)
     with open_device("cuda:1") as device:
         assert device.held() == 7  # without RMM, CuPy's own pool
@@ -165,7 +165,7 @@ def test_cupy_takes_its_memory_from_the_pool_of_rmm(monkeypatch: pytest.MonkeyPa
     assert done == ["enter cuda:1", ("resource", counted), "leave cuda:1", ("allocator", "rmm's")]
 
 
-def test_features_that_do_not_fit_wait_in_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_do_not_fit_stay_in_page_locked_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, 1)
     pinned: list[tuple[Any, ...]] = []
 
@@ -178,9 +178,9 @@ def test_features_that_do_not_fit_wait_in_the_hosts_memory(monkeypatch: pytest.M
     with open_device("cuda") as device:
         device.xp.asarray = lambda array: ("there", array)
         device.xp.cuda.runtime.memGetInfo = lambda: (200, 400)
-        assert device.within_reach(block) == ("there", block)
+        assert device.up_or_pinned(block) == ("there", block)
         device.xp.cuda.runtime.memGetInfo = lambda: (199, 400)
-        here = device.within_reach(block)
+        here = device.up_or_pinned(block)
         assert pinned == [(25, 2)] and (here == block).all() and here.dtype == np.float16
 
 
@@ -191,7 +191,7 @@ def recorded(done: list[Any], number: int) -> Iterator[None]:
     done.append(f"leave cuda:{number}")
 
 
-def test_auto_takes_the_gpu_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_opens_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, 1)
     with open_device("auto") as device:
         assert device.kind == "cuda" and device.number == 0

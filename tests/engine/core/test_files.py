@@ -1,4 +1,4 @@
-"""Files that are written at the same time, and JSON files that are damaged."""
+"""Files that are written concurrently, and damaged JSON files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, read_json
 
 
-def test_a_file_can_be_written_twice_at_once(tmp_path: Path) -> None:
+def test_a_file_can_be_written_concurrently(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file"
     with commit(path) as outer:
         outer.write(b"outer")
@@ -20,7 +20,7 @@ def test_a_file_can_be_written_twice_at_once(tmp_path: Path) -> None:
     assert path.read_bytes() == b"outer" and list(path.parent.iterdir()) == [path]
 
 
-def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), commit(tmp_path / "file", "w") as file:
         file.write("half")
         raise ZeroDivisionError
@@ -30,7 +30,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"), [(b"{", "cannot be read"), (b"\xff", "cannot be read"), (b"[]", "is not")]
 )
-def test_damaged_json_is_said(tmp_path: Path, content: bytes, words: str) -> None:
+def test_damaged_json_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "a.json"
     with pytest.raises(DanqingError, match=f"^{path}: cannot be read: .*; make it again$"):
         read_json(path, "make it again")

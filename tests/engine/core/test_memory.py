@@ -1,4 +1,4 @@
-"""Scoring keeps to a memory limit, with the same result."""
+"""Scoring keeps to a memory limit, and has the same result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from PIL import Image
 from danqing.engine.cli.main import main
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.memory import DECODING, FLOWING, LEAST, RESERVE, Memory, read_size
+from danqing.engine.core.memory import (
+    BATCHES_IN_FLIGHT,
+    DECODE_BYTES_PER_PIXEL,
+    MIN_ENCODED_BYTES,
+    RUNTIME_RESERVE_BYTES,
+    Memory,
+    read_size,
+)
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
@@ -28,19 +35,19 @@ __all__ = ["crawl"]
 @pytest.mark.parametrize(
     ("text", "size"), [("4G", 4 << 30), ("1.5GiB", 3 << 29), ("900m", 900 << 20), ("12kb", 12 << 10), ("1000", 1000)]
 )
-def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+def test_sizes_are_read_in_common_notations(text: str, size: int) -> None:
     assert read_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "0", "4 apples"])
-def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_text_is_refused_as_a_size(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError):
         read_size(text)
     assert main(["score", "x.tar", "-o", "out", f"--memory-limit={text}"]) == 2
     assert "--memory-limit" in capsys.readouterr().err
 
 
-def test_what_is_left_of_the_limit_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_free_memory_is_shared_between_encoded_bytes_and_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = 500 << 20
     monkeypatch.setattr(psutil.Process, "memory_info", lambda _: type("Info", (), {"rss": taken}))
     plenty, usual = Memory(64 << 30, 10_000_000), Memory()
@@ -48,18 +55,18 @@ def test_what_is_left_of_the_limit_is_shared_out(monkeypatch: pytest.MonkeyPatch
     assert (plenty.encoded, plenty.pixels) == (usual.encoded, usual.pixels)
     for room in (1 << 20, 50 << 20, 200 << 20, 500 << 20):
         largest = 10_000_000
-        memory = Memory(taken + RESERVE + FLOWING * LEAST + DECODING * largest + room, largest)
-        limit = memory.limit
-        assert limit is not None
+        fixed = taken + RUNTIME_RESERVE_BYTES
+        limit = fixed + BATCHES_IN_FLIGHT * MIN_ENCODED_BYTES + DECODE_BYTES_PER_PIXEL * largest + room
+        memory = Memory(limit, largest)
         memory.settle()
         most = max(memory.pixels, largest)
-        assert taken + RESERVE + FLOWING * memory.encoded + DECODING * most <= limit
-        assert LEAST <= memory.encoded <= usual.encoded and largest <= memory.pixels <= usual.pixels
+        assert fixed + BATCHES_IN_FLIGHT * memory.encoded + DECODE_BYTES_PER_PIXEL * most <= limit
+        assert MIN_ENCODED_BYTES <= memory.encoded <= usual.encoded and largest <= memory.pixels <= usual.pixels
     with pytest.raises(DanqingError, match=r"models and libraries take 756M.*use --memory-limit 972M$"):
         Memory(800 << 20, 10_000_000).settle()
 
 
-def test_a_gpu_is_given_more_at_a_time_where_the_limit_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_has_larger_batches_if_the_limit_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = 500 << 20
     monkeypatch.setattr(psutil.Process, "memory_info", lambda _: type("Info", (), {"rss": taken}))
     sizes = BATCH_SIZES["cuda"]
@@ -78,7 +85,7 @@ def test_a_limit_changes_no_byte(crawl: list[str], plain_recipe: Recipe, tmp_pat
 
 
 def large_pictures(count: int) -> dict[str, bytes | str]:
-    """4 megapixels with alpha, 5 MB a file: heavy to carry, and heaviest to decode."""
+    """Pictures of 4 megapixels with alpha and 5 MB: large as files, and the largest when decoded."""
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 4), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise // 64 * 64).save(buffer, "PNG", compress_level=1)
@@ -90,7 +97,7 @@ def test_a_run_of_large_pictures_stays_within_its_limit(make_shard: Any, plain_r
     shard = make_shard(large_pictures(48))
 
     def peak(*options: str) -> float:
-        """MiB."""
+        """Scores the shard in a process; returns its peak resident memory in MiB."""
         program = (
             "import re, sys; from danqing.engine.cli.main import main; status = main(sys.argv[1:]);"
             r"print(re.search(r'VmHWM:\s*(\d+) kB', open('/proc/self/status').read())[1]); sys.exit(status)"
@@ -100,5 +107,5 @@ def test_a_run_of_large_pictures_stays_within_its_limit(make_shard: Any, plain_r
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
         return int(done.stdout.split()[-1]) / 1024
 
-    free = peak()  # first, since it compiles what is not yet compiled
+    free = peak()  # first, because it compiles the kernels that are not cached yet
     assert peak("--memory-limit", "630M") <= 630 < 680 < free

@@ -23,7 +23,7 @@ print("end", file=sys.stderr)
 """
 
 
-def test_what_codecs_print_goes_to_the_file_and_nothing_else_does(tmp_path: Path) -> None:
+def test_only_output_of_codecs_goes_to_the_file(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", BOTH_WRITE], cwd=tmp_path, env={"PYTHONPATH": str(Path.cwd())},
                          capture_output=True, text=True, check=True)  # fmt: skip
     assert run.stderr == "python\nafter\nend\n" and (tmp_path / "log").read_text() == "codec\ncodec again\n"
@@ -44,6 +44,6 @@ def test_broken_pictures_leave_no_line_on_the_terminal(
 
 
 def test_commands_that_decode_nothing_do_not_load_the_codecs() -> None:
-    """Loading them prints what is missing of the GPU's libraries."""
+    """Loading them prints which GPU libraries are missing."""
     code = "import sys, danqing.engine.phases; sys.exit('nvidia.nvimgcodec' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

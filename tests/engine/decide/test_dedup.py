@@ -1,4 +1,4 @@
-"""Near-duplicate sets against the plain definition: all cosines in float64, a flood fill, means of unit rows."""
+"""Near-duplicate groups against their definition: all cosines in float64, a flood fill, means of unit vectors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gaps(vectors: np.ndarray) -> np.ndarray:
 
 
 def components(edge: np.ndarray) -> list[int]:
-    """The smallest row of each row's component, the slow way."""
+    """The smallest row of each row's component, by relaxation."""
     label = np.arange(len(edge))
     while True:
         lowest = np.where(edge | np.eye(len(edge), dtype=bool), label, len(edge)).min(1)
@@ -58,14 +58,14 @@ def joined(device: Device, vectors: np.ndarray, within: float) -> list[int]:
     ("tile", "block", "threads", "folded"),
     [(7, 13, 1, True), (7, 10, 2, True), (64, 128, 3, True), (2048, 4096, 2, False)],
 )
-def test_sets_are_those_of_the_definition_whatever_the_tiles_and_threads(
+def test_groups_equal_the_definition_for_all_tiles_and_threads(
     monkeypatch: pytest.MonkeyPatch, tile: int, block: int, threads: int, folded: bool
 ) -> None:
     monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=tile, block=block))
     if folded:
-        monkeypatch.setattr(folding, "FEW", 1)
+        monkeypatch.setattr(folding, "MIN_ROWS_FOR_FOLDING", 1)
         monkeypatch.setattr(folding, "WIDTHS", (5,))
-        monkeypatch.setattr(folding, "CHECK", 0)
+        monkeypatch.setattr(folding, "CHECK_COST", 0)
     for seed, within in ((1, 0.1), (2, 0.02), (3, 0.3)):
         expected = components(gaps(crowd(seed)) < within)
         assert 5 < len(set(expected)) < 290
@@ -79,7 +79,7 @@ def test_sets_are_those_of_the_definition_whatever_the_tiles_and_threads(
 def test_a_folded_product_is_never_below_the_cosine(
     device: Device, width: int | None, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rounded as the kind of device rounds it: factors and product to its type, sums in float32."""
+    """With the rounding of the kind of device: factors and product in its type, sums in float32."""
     monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS[kind])
     features = Features(device, [crowd(1)])
     directions = np.linalg.qr(np.random.default_rng(0).normal(size=(24, width or 24)))[0].astype(np.float32)
@@ -89,7 +89,7 @@ def test_a_folded_product_is_never_below_the_cosine(
     product = (wide @ wide.T).astype(short.dtype).astype(np.float64)
     short_of = (1 - gaps(crowd(1)) - product).max()
     assert short_of <= PRODUCTS[kind].slack
-    assert width or short_of > PRODUCTS[kind].slack / 1e4  # and it is what products are wrong by
+    assert width or short_of > PRODUCTS[kind].slack / 1e4  # the slack is not far above the error
 
 
 def test_a_pair_at_the_threshold_is_decided_exactly(device: Device) -> None:
@@ -105,14 +105,14 @@ def test_vectors_without_direction_have_no_neighbours(device: Device) -> None:
     assert joined(device, vectors, 0.1) == [0, 1, 0, 3, 4, 0]
 
 
-def test_a_crowd_of_copies_is_one_set_and_costs_no_more(device: Device) -> None:
-    vectors = crowd(5, 21_000, 64)
-    vectors[500:20_500] = vectors[500]
+def test_many_copies_form_one_group(device: Device) -> None:
+    vectors = crowd(5, 9_000, 64)
+    vectors[500:8_500] = vectors[500]
     group = np.array(joined(device, vectors, 1e-4))
-    assert (group[500:20_500] == 500).all() and (group == 500).sum() == 20_000
+    assert (group[500:8_500] == 500).all() and (group == 500).sum() == 8_000
 
 
-def test_features_are_read_from_files_where_they_lie(device: Device, tmp_path: Path) -> None:
+def test_features_are_read_from_memory_mapped_files(device: Device, tmp_path: Path) -> None:
     vectors, rows = crowd(4), np.array([250, 3, 3, 99, 0])
     for number, part in enumerate(np.split(vectors, [100, 100])):
         np.save(tmp_path / f"{number}.npy", part)
@@ -141,50 +141,50 @@ def test_the_nearest_of_others_is_found(device: Device) -> None:
     np.testing.assert_allclose(found, np.where(expected >= 0, distance.min(1), np.nan), atol=1e-12)
 
 
-def test_the_one_nearest_to_the_centroid_stays(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "SETS", 2)
+def test_the_row_nearest_to_the_centroid_is_the_representative(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "GROUPS_PER_BATCH", 2)
     vectors = np.concatenate([on_circle(0, 10, 20, 90), crowd(8, 60, 2)])
     features = Features(device, [vectors])
-    group, stays, distance = sets.near_sets(features, 0.03, sets.nearest_to_centroid(features), None)
+    group, representative, distance = sets.near_sets(features, 0.03, sets.nearest_to_centroid(features), None)
     unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     for number in np.unique(group):
         members = np.flatnonzero(group == number)
         closeness = unit[members] @ unit[members].mean(0)
-        assert (stays[members] == members[np.argmax(closeness > closeness.max() - 1e-11)]).all()
-    np.testing.assert_allclose(distance, gaps(vectors)[np.arange(len(vectors)), stays], atol=1e-12)
-    assert (distance[stays == np.arange(len(stays))] == 0).all()
+        assert (representative[members] == members[np.argmax(closeness > closeness.max() - 1e-11)]).all()
+    np.testing.assert_allclose(distance, gaps(vectors)[np.arange(len(vectors)), representative], atol=1e-12)
+    assert (distance[representative == np.arange(len(representative))] == 0).all()
 
 
-def test_of_copies_the_first_stays(device: Device) -> None:
+def test_the_first_of_equal_rows_is_the_representative(device: Device) -> None:
     features = Features(device, [np.repeat(crowd(2, 6), 500, axis=0)])
-    _, stays, _ = sets.near_sets(features, 1e-4, sets.nearest_to_centroid(features), None)
-    assert np.unique(stays).tolist() == [0, 500, 1000, 1500, 2000, 2500]
+    _, representative, _ = sets.near_sets(features, 1e-4, sets.nearest_to_centroid(features), None)
+    assert np.unique(representative).tolist() == [0, 500, 1000, 1500, 2000, 2500]
 
 
-def test_the_highest_value_stays_the_first_among_equals() -> None:
+def test_the_first_row_with_the_highest_value_is_the_representative() -> None:
     group = np.array([0, 1, 0, 1, 0, 5, 6, 6])
     values = np.array([1, 2, 3, 2, 3, 0, np.nan, -np.inf])
-    stays = sets.representatives(group, np.arange(8), sets.highest(values))
-    assert stays.tolist() == [2, 1, 2, 1, 2, 5, 6, 6]
+    representative = sets.representatives(group, np.arange(8), sets.highest(values))
+    assert representative.tolist() == [2, 1, 2, 1, 2, 5, 6, 6]
     assert sets.representatives(group, np.arange(8), sets.first).tolist() == [0, 1, 0, 1, 0, 5, 6, 6]
 
 
-def test_chains_are_one_set_unless_they_grow_too_long(device: Device) -> None:
+def test_a_chain_is_one_group_up_to_the_largest_diameter(device: Device) -> None:
     features = Features(device, [on_circle(0, 20, 40, 60, 80, 100, 200)])
     near, far = 1 - np.cos(np.deg2rad(21)), 1 - np.cos(np.deg2rad(41))
-    group, stays, _ = sets.near_sets(features, near, sets.first, None)
-    assert group.tolist() == stays.tolist() == [0] * 6 + [6]
-    group, stays, distance = sets.near_sets(features, near, sets.first, far)
-    assert group.tolist() == stays.tolist() == [0, 0, 0, 3, 3, 3, 6]
+    group, representative, _ = sets.near_sets(features, near, sets.first, None)
+    assert group.tolist() == representative.tolist() == [0] * 6 + [6]
+    group, representative, distance = sets.near_sets(features, near, sets.first, far)
+    assert group.tolist() == representative.tolist() == [0, 0, 0, 3, 3, 3, 6]
     assert distance.max() < far
 
 
-def test_equal_values_form_sets() -> None:
+def test_equal_values_form_groups() -> None:
     assert group_equal(np.array([7, 3, 7, 9, 3])).tolist() == [0, 1, 0, 3, 1]
 
 
 @pytest.mark.parametrize("within", [0, 1, 4, 8])
-def test_hashes_that_differ_in_few_bits_form_sets(device: Device, within: int) -> None:
+def test_hashes_that_differ_in_few_bits_form_groups(device: Device, within: int) -> None:
     rng = np.random.default_rng(within)
     hashes = rng.integers(0, 2**64, 40, np.uint64)[rng.integers(0, 40, 400)]
     for _ in range(5):  # up to five bits of every hash change

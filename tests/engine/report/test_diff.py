@@ -1,4 +1,4 @@
-"""Two runs beside each other: what may differ, and what may not."""
+"""Comparison of two runs: which differences are allowed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["crawl"]
 
 @pytest.fixture
 def runs(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> tuple[Run, Run]:
-    """A run and its copy; features are made up, for the recipe has no model."""
+    """A run and its copy, with random features, because the recipe has no model."""
     ours, _, _ = curate(crawl, tmp_path / "ours", plain_recipe, Settings())
     for shard in ours.shards:
         table = pq.read_table(ours.scores_path(shard.number))
@@ -38,11 +38,11 @@ def runs(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> tuple[Run, R
     return ours, Run.open(tmp_path / "theirs")
 
 
-def change(path: Path, name: str, how: Callable[[pa.ChunkedArray], Any]) -> None:
+def change(path: Path, name: str, new: Callable[[pa.ChunkedArray], Any]) -> None:
     table = pq.read_table(path)
-    place = table.column_names.index(name)
-    changed = pa.array(how(table[name].combine_chunks()), table.schema.field(name).type)
-    pq.write_table(table.set_column(place, name, changed), path)
+    position = table.column_names.index(name)
+    changed = pa.array(new(table[name].combine_chunks()), table.schema.field(name).type)
+    pq.write_table(table.set_column(position, name, changed), path)
 
 
 def at(row: int, value: Any) -> Callable[[pa.ChunkedArray], list[Any]]:
@@ -55,7 +55,7 @@ def scaled(row: int, factor: float) -> Callable[[pa.ChunkedArray], list[Any]]:
     ]
 
 
-def test_a_run_is_like_itself(runs: tuple[Run, Run], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_equals_its_copy(runs: tuple[Run, Run], capsys: pytest.CaptureFixture[str]) -> None:
     found = diff(*runs)
     assert not found.objections and not found.flips and found.rows == 17 and found.compared == 17
     assert found.columns["words"].rows == 17 and found.columns["pixel_std"].rows == 12
@@ -64,27 +64,28 @@ def test_a_run_is_like_itself(runs: tuple[Run, Run], capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.rstrip().endswith("the runs agree")
 
 
-def test_measured_numbers_may_differ_a_little_words_not_at_all(runs: tuple[Run, Run]) -> None:
+def test_numbers_may_differ_within_the_tolerance_but_not_texts(runs: tuple[Run, Run]) -> None:
     change(runs[1].scores_path(0), "pixel_std", scaled(2, 1 + 5e-5))
     assert not diff(*runs).objections and diff(*runs).columns["pixel_std"].unequal == 1
     change(runs[1].scores_path(0), "laplacian_variance", scaled(3, 1 + 5e-4))
     change(runs[1].scores_path(2), "text_clean", at(1, "别的"))
     assert diff(*runs).objections == [
-        "text_clean: 1 of 15 differ, 00021 most", "laplacian_variance: 1 of 12 differ, 00003 most"
+        "text_clean: 1 of 15 differ, most at 00021", "laplacian_variance: 1 of 12 differ, most at 00003"
     ]  # fmt: skip
 
 
-def test_features_must_point_the_same_way(runs: tuple[Run, Run]) -> None:
+def test_features_must_have_a_high_cosine(runs: tuple[Run, Run]) -> None:
     vectors = np.load(runs[1].features_path(1))
     np.save(runs[1].features_path(1), vectors * 2)  # their length does not count
     assert diff(*runs).cosine > 0.99999
     vectors[4] = -vectors[4]
     np.save(runs[1].features_path(1), vectors)
     found = diff(*runs)
-    assert found.cosine == pytest.approx(-1) and found.objections == ["features: least cosine -1.000000, below 0.999"]
+    assert found.cosine == pytest.approx(-1)
+    assert found.objections == ["features: smallest cosine -1.000000, below 0.999"]
 
 
-def test_hardly_a_verdict_may_change(runs: tuple[Run, Run], capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_verdicts_may_change(runs: tuple[Run, Run], capsys: pytest.CaptureFixture[str]) -> None:
     change(runs[1].verdicts_path(0), "dropped_by", at(1, "words"))
     change(runs[1].verdicts_path(2), "group", at(0, 14))
     found = diff(*runs)

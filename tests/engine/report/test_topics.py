@@ -1,4 +1,4 @@
-"""What kept captions are about: planted themes are found again, with their words, and shown in the report."""
+"""Topics of kept captions: known themes are found, with their words, and shown in the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import curate, topics_of
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.report.html import write_report
-from danqing.engine.report.topics import Topics, cluster, draw, open_libraries, telling_words
+from danqing.engine.report.topics import Topics, cluster, draw_sample, open_libraries, topic_words
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from tests.conftest import picture
@@ -49,7 +49,7 @@ DOINGS = {
 
 
 def captions() -> list[tuple[str, str]]:
-    """Theme and caption, the themes mixed."""
+    """Pairs of theme and caption, in alternating order of themes."""
     by_theme = [
         [(theme, f"{what}{doing}") for what, doing in itertools.product(THEMES[theme], DOINGS[theme])]
         for theme in THEMES
@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return curate([str(folder / "00000.tar")], folder / "run", load_recipe(folder / "about.yaml"), Settings())[0]
 
 
-def test_planted_themes_are_found_with_their_words_and_shown(run: Run) -> None:
+def test_known_themes_are_found_and_shown(run: Run) -> None:
     found = topics_of(run, 1000, 12)
     table = pq.read_table(run.folder / "topics.parquet")
     scores = pq.read_table(run.scores_path(0), columns=["uid", "theme"]).to_pylist()
@@ -98,7 +98,7 @@ def test_planted_themes_are_found_with_their_words_and_shown(run: Run) -> None:
     assert (run.folder / "topics.parquet").read_bytes() == before
 
     decided = run.manifest["decided"]
-    run.manifest["decided"] = decided | {"recipe_hash": "another"}  # the topics of other verdicts are not these
+    run.manifest["decided"] = decided | {"recipe_hash": "another"}  # topics of other verdicts are not shown
     try:
         assert Topics.of(run) is None
         write_report(run)
@@ -107,29 +107,29 @@ def test_planted_themes_are_found_with_their_words_and_shown(run: Run) -> None:
         run.manifest["decided"] = decided
 
 
-def test_a_sample_is_drawn_from_what_was_kept_the_same_every_time(run: Run) -> None:
-    kept, everything = draw(run, 10**9)
+def test_the_sample_of_kept_pairs_is_the_same_every_time(run: Run) -> None:
+    kept, everything = draw_sample(run, 10**9)
     assert kept == len(everything) == 90 and "短" not in everything["caption"].to_pylist()
-    _, some = draw(run, 30)
-    assert 15 <= len(some) <= 45 and some == draw(run, 30)[1]
+    _, some = draw_sample(run, 30)
+    assert 15 <= len(some) <= 45 and some == draw_sample(run, 30)[1]
     assert set(some["uid"].to_pylist()) < set(everything["uid"].to_pylist())
 
 
 def test_words_are_weighed_by_class_based_tf_idf() -> None:
-    # 猫 is in both topics; 火车 and 铁路 tell the second; stop words and particles are never named.
+    # 猫 is in both topics; 火车 and 铁路 are only in the second; stop words and particles do not count.
     texts, labels = ["猫与老鼠", "猫的老鼠", "火车铁路火车", "火车上的猫"], np.array([0, 0, 1, 1])
     counts = {0: {"猫": 2, "老鼠": 2}, 1: {"火车": 3, "铁路": 1, "猫": 1}}
     average, total = 9 / 2, {"猫": 3, "老鼠": 2, "火车": 3, "铁路": 1}
     expected = [
         tuple(sorted(words, key=lambda w: -words[w] * np.log(1 + average / total[w]))) for words in counts.values()
     ]
-    assert telling_words(texts, labels) == expected
-    assert telling_words(texts, np.array([0, -1, -1, -1]))[0] == ("老鼠", "猫")
-    assert telling_words(["，", "。"], np.array([0, 0])) == [()]
+    assert topic_words(texts, labels) == expected
+    assert topic_words(texts, np.array([0, -1, -1, -1]))[0] == ("老鼠", "猫")
+    assert topic_words(["，", "。"], np.array([0, 0])) == [()]
 
 
-def test_what_cannot_be_is_said(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DanqingError, match=r"captions are too few to have topics; 50 are needed"):
+def test_errors_say_what_to_do(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DanqingError, match=r"captions are too few for topics; 50 are needed"):
         topics_of(run, 10, None)
     without = replace(run.recipe, models={})
     monkeypatch.setattr(Run, "recipe", without)
@@ -141,8 +141,8 @@ def test_what_cannot_be_is_said(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
         topics_of(run, 1000, None)
 
 
-def test_on_a_gpu_they_are_cumls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Called as cuML 26.10 has it: keywords only, host memory in and out."""
+def test_a_gpu_uses_cuml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls are those of cuML 26.10: keyword arguments, host memory in and out."""
     vectors = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
 
     class Umap:

@@ -1,4 +1,4 @@
-"""Files by which Prometheus and the health check find workers."""
+"""The files in which Prometheus and the health check find workers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def port(taken: socket.socket) -> int:
     return int(taken.getsockname()[1])
 
 
-def test_every_worker_that_serves_has_a_file_while_it_does(folder: Path) -> None:
+def test_a_worker_has_a_file_while_it_serves_metrics(folder: Path) -> None:
     with served(Spans(), 0, "127.0.0.1"), served(Spans(), 0, "127.0.0.1"):
         found = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
         assert [group["labels"] for (group,) in found] == [{"device": "cpu"}] * 2
@@ -54,7 +54,7 @@ def test_every_worker_that_serves_has_a_file_while_it_does(folder: Path) -> None
     ("address", "target"),
     [("0.0.0.0", f"{HOST}:9100"), ("::", f"{HOST}:9100"), ("10.1.2.3", "10.1.2.3:9100"), ("::1", "[::1]:9100")],
 )
-def test_the_file_names_what_others_can_reach(address: str, target: str, tmp_path: Path) -> None:
+def test_the_file_has_an_address_that_others_can_reach(address: str, target: str, tmp_path: Path) -> None:
     with announced(tmp_path, address, 9100, "cuda:3"):
         (group,) = json.loads((tmp_path / f"{HOST}-9100.json").read_text())
     assert group == {"targets": [target], "labels": {"device": "cuda:3"}}
@@ -72,7 +72,7 @@ def test_a_worker_that_was_killed_is_unhealthy_until_the_next_one_starts(
     """
     subprocess.run([sys.executable, "-c", killed], check=False)
     other = folder / "another-host-9100.json"
-    other.write_text('[{"targets": ["another-host:9100"]}]')  # not for this host to judge
+    other.write_text('[{"targets": ["another-host:9100"]}]')  # of another host, so it is not checked
     assert silent_workers(folder) == [f"127.0.0.1:{port}"]
     assert health() == 1 and f"127.0.0.1:{port}" in capsys.readouterr().out
     with served(Spans(), 0, "127.0.0.1"):
@@ -81,12 +81,12 @@ def test_a_worker_that_was_killed_is_unhealthy_until_the_next_one_starts(
 
 
 def test_a_worker_that_is_busy_keeps_its_file(folder: Path, taken: socket.socket, port: int) -> None:
-    taken.listen()  # but does not answer
+    taken.listen()  # accepts connections but does not answer
     with announced(folder, "127.0.0.1", port, "cpu"), served(Spans(), 0, "127.0.0.1"):
         assert len(list(folder.glob("*.json"))) == 2
 
 
-def test_a_damaged_file_disturbs_no_worker(folder: Path) -> None:
+def test_damaged_files_are_removed(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     damaged = [folder / f"{socket.gethostname()}-{port}.json" for port in range(7, 12)]
     for path, content in zip(damaged, ("", "[", "[5]", '[{"targets": [5]}]', "{}"), strict=True):
@@ -96,7 +96,7 @@ def test_a_damaged_file_disturbs_no_worker(folder: Path) -> None:
         assert not any(path.exists() for path in damaged)
 
 
-def test_a_folder_that_cannot_be_written_is_said(folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(folder: Path) -> None:
     cache_folder()
     folder.write_text("a file")
     with pytest.raises(DanqingError, match="Prometheus finds this worker by"), served(Spans(), 0, "127.0.0.1"):

@@ -25,7 +25,7 @@ def gpu() -> Device:
     return Device("cuda", 1, ThreadPoolExecutor(1), library, number=3)
 
 
-def test_a_gpu_is_served_beside_the_stages(gpu: Device, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_served_with_the_stages(gpu: Device, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     with served(Spans(), port, "127.0.0.1", gpu):
         seen = {name: value for name, value in scrape(port).items() if "_gpu_" in name}
@@ -40,7 +40,7 @@ def test_a_gpu_is_served_beside_the_stages(gpu: Device, port: int, monkeypatch: 
     }
 
 
-def test_a_driver_that_cannot_be_asked_costs_no_run(
+def test_a_run_goes_on_if_the_driver_cannot_be_queried(
     gpu: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
@@ -49,5 +49,5 @@ def test_a_driver_that_cannot_be_asked_costs_no_run(
     assert "no figures of the GPU for Prometheus" in caplog.text
 
 
-def test_a_cpu_has_none(device: Device) -> None:
+def test_a_cpu_has_no_gauges(device: Device) -> None:
     assert gpu_gauges(device) == []

@@ -1,4 +1,4 @@
-"""The image and what watches it: files that only a container would read, held against what they name."""
+"""Files of the image and of monitoring that no other test reads, compared with the things that they name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from danqing import __version__
-from danqing.engine.core.nvml import GpuLook
+from danqing.engine.core.nvml import GpuReading
 from danqing.engine.core.spans import Span, Spans
 from danqing.engine.score.announce import announced
 from danqing.engine.score.gpu_metrics import GpuGauges
-from danqing.engine.score.metrics import RefusedEngines, Stages
+from danqing.engine.score.metrics import RefusedEngines, StageMetrics
 from danqing.trt_models.model_set import ModelSet
 
 ROOT = Path(__file__).parents[3]
@@ -29,7 +29,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def pinned(name: str = "cuda13.txt") -> dict[str, tuple[str, int]]:
-    """Package → its version, and how many hashes it may have."""
+    """Package → its version and number of hashes."""
     text = (ROOT / "requirements" / name).read_text().replace("\\\n", " ")
     found = re.findall(r"^([a-z0-9-]+)==(\S+) (.*)$", text, re.M)
     assert len(found) == len(text.strip().splitlines())
@@ -38,12 +38,12 @@ def pinned(name: str = "cuda13.txt") -> dict[str, tuple[str, int]]:
     }
 
 
-def test_the_image_has_everything_the_engine_asks_for_pinned_with_hashes() -> None:
+def test_all_dependencies_are_pinned_with_hashes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["cuda"]]
     there = pinned()
     assert all(hashes for _, hashes in there.values())
-    assert "onnxruntime" not in there and "onnxruntime-gpu" in there  # one of them only: they are the same module
+    assert "onnxruntime" not in there and "onnxruntime-gpu" in there  # both install the same module
     for requirement in map(Requirement, wanted):
         name = canonicalize_name(requirement.name).replace("onnxruntime", "onnxruntime-gpu")
         assert name in there, f"{name}: run requirements/pin.sh"
@@ -52,7 +52,7 @@ def test_the_image_has_everything_the_engine_asks_for_pinned_with_hashes() -> No
         )
 
 
-def test_torch_comes_to_an_image_without_changing_what_is_there() -> None:
+def test_adding_torch_changes_no_pinned_version() -> None:
     there, added = pinned(), pinned("torch.txt")
     assert "torch" in added and "torch" not in there
     assert all(hashes for _, hashes in added.values())
@@ -60,13 +60,13 @@ def test_torch_comes_to_an_image_without_changing_what_is_there() -> None:
     assert not differ, "run requirements/pin.sh"
 
 
-def test_the_image_says_what_it_is() -> None:
+def test_the_image_has_labels() -> None:
     assert f"ARG VERSION={__version__}\n" in DOCKERFILE
     labels = set(re.findall(r"org\.opencontainers\.image\.([\w.]+)=", DOCKERFILE))
     assert labels >= {"title", "description", "licenses", "version", "revision"}
 
 
-def test_what_is_copied_into_the_image_is_there() -> None:
+def test_files_copied_into_the_image_exist() -> None:
     lines = DOCKERFILE.splitlines()
     copied = [words[1:-1] for line in lines if (words := line.split()) and words[0] == "COPY" and "--from" not in line]
     names = {name for names in copied for name in names}
@@ -75,7 +75,7 @@ def test_what_is_copied_into_the_image_is_there() -> None:
     assert names == allowed and all((ROOT / name).exists() for name in names)
 
 
-def test_files_that_containers_mount_are_there() -> None:
+def test_files_mounted_into_containers_exist() -> None:
     for service in CONTAINER["services"].values():
         for volume in service["volumes"]:
             source = volume.split(":")[0]
@@ -83,7 +83,7 @@ def test_files_that_containers_mount_are_there() -> None:
             assert source[0] in "./$" or source in CONTAINER["volumes"]
 
 
-def test_prometheus_reads_the_files_that_workers_keep(tmp_path: Path) -> None:
+def test_prometheus_reads_the_files_of_the_workers(tmp_path: Path) -> None:
     (job,) = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
     (pattern,) = job["file_sd_configs"][0]["files"]
     assert "DANQING_CACHE=/cache" in DOCKERFILE and "cache:/cache" in CONTAINER["services"]["engine"]["volumes"]
@@ -93,7 +93,7 @@ def test_prometheus_reads_the_files_that_workers_keep(tmp_path: Path) -> None:
     assert Path("/cache", file.relative_to(tmp_path)).match(pattern)
 
 
-def test_the_dashboard_asks_for_figures_that_are_served() -> None:
+def test_the_dashboard_queries_metrics_that_are_served() -> None:
     spans = Spans()
     spans["decode"] = Span(waiting=lambda: 0)
     spans["decode"].dropped["flat"] = 1
@@ -101,8 +101,8 @@ def test_the_dashboard_asks_for_figures_that_are_served() -> None:
     served: dict[str, set[str]] = {name: set() for name in of_processes}
     models = ModelSet({})
     models.running["image_embedding"] = "0" * 64
-    gpu = GpuGauges(lambda: GpuLook(*[0.5] * 7), "0000:4E:00.0")
-    for metric in (*Stages(spans).collect(), *gpu.collect(), *RefusedEngines(models).collect()):
+    gpu = GpuGauges(lambda: GpuReading(*[0.5] * 7), "0000:4E:00.0")
+    for metric in (*StageMetrics(spans).collect(), *gpu.collect(), *RefusedEngines(models).collect()):
         for sample in metric.samples:
             served.setdefault(sample.name, set()).update(sample.labels)
     of_prometheus = {"instance", "job"}

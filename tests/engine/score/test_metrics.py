@@ -1,4 +1,4 @@
-"""What Prometheus sees of a run at work."""
+"""The metrics that a run serves to Prometheus."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def scrape(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
 
-def test_a_run_at_work_can_be_watched(
+def test_metrics_are_served_during_a_run(
     crawl: list[str], plain_recipe: Recipe, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_some, go_on = threading.Event(), threading.Event()
@@ -66,7 +66,7 @@ def test_a_run_at_work_can_be_watched(
         scrape(port)
 
 
-def test_figures_are_those_of_the_stages(port: int) -> None:
+def test_metrics_equal_the_spans(port: int) -> None:
     spans = Spans()
     spans["decode"] = Span(rows=9, passed=6, failed=1, seconds=1.5, starved=0.5, blocked=0.25, up=7, waiting=lambda: 1)
     spans["decode"].dropped.update(flat=2)
@@ -96,9 +96,9 @@ def test_drops_and_errors_are_counted_by_criterion(crawl: list[str], plain_recip
     assert {name: span.failed for name, span in spans.items() if span.failed} == {"header": 1, "decode": 1}
 
 
-def test_this_machine_only_unless_told_otherwise(port: int) -> None:
+def test_the_default_address_is_local(port: int) -> None:
     def listening() -> str:
-        """Addresses that listen at the port, as the kernel writes them."""
+        """Addresses that listen at the port, in the notation of /proc/net."""
         tables = (Path(f"/proc/{os.getpid()}/net/{name}").read_text() for name in ("tcp", "tcp6"))
         return " ".join(re.findall(rf" ([0-9A-F]+):{port:04X} [0-9A-F:]+ 0A ", "".join(tables)))
 
@@ -110,7 +110,7 @@ def test_this_machine_only_unless_told_otherwise(port: int) -> None:
         assert not listening()
 
 
-def test_a_port_that_is_taken_is_said_at_once(
+def test_a_port_in_use_is_an_error_before_scoring(
     crawl: list[str], tmp_path: Path, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as taken:

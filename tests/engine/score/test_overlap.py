@@ -1,4 +1,4 @@
-"""Stages that work at the same time: nothing lost, nothing reordered, nothing left behind."""
+"""Stages that run concurrently: no row is lost or reordered, and no thread is left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.overlap import Overlap
-from danqing.engine.stages.decode import SMALL, Decode
+from danqing.engine.stages.decode import MIN_WEIGHT_PIXELS, Decode
 from danqing.engine.stages.resize import KernelResizer
 from tests.engine.score.test_run import crawl, samples, tree
 
@@ -39,13 +39,13 @@ def test_all_items_come_in_order(room: int) -> None:
     with Overlap(Spans(), room) as overlap:
         stream: Iterator[int] = iter(range(1000))
         for number in range(5):
-            stream = overlap.ahead((item + 1 for item in stream), str(number))
+            stream = overlap.prefetch((item + 1 for item in stream), str(number))
         assert len(workers()) == (5 if room else 0)
         assert list(stream) == list(range(5, 1005))
     assert not workers()
 
 
-def test_two_streams_are_made_at_the_same_time() -> None:
+def test_two_streams_run_concurrently() -> None:
     together = threading.Barrier(2, timeout=20)
 
     def meet(stream: Iterator[int], at: int) -> Iterator[int]:
@@ -55,11 +55,11 @@ def test_two_streams_are_made_at_the_same_time() -> None:
             yield item
 
     with Overlap(Spans()) as overlap:
-        first = overlap.ahead(meet(iter(range(10)), 5), "first")
-        assert list(overlap.ahead(meet(first, 4), "second")) == list(range(10))
+        first = overlap.prefetch(meet(iter(range(10)), 5), "first")
+        assert list(overlap.prefetch(meet(first, 4), "second")) == list(range(10))
 
 
-def test_a_stream_is_only_so_far_ahead() -> None:
+def test_a_queue_is_bounded() -> None:
     made: list[int] = []
 
     def make() -> Iterator[int]:
@@ -68,15 +68,15 @@ def test_a_stream_is_only_so_far_ahead() -> None:
             yield item
 
     with Overlap(Spans(), room=2) as overlap:
-        stream = overlap.ahead(make(), "made")
+        stream = overlap.prefetch(make(), "made")
         for item in stream:
             time.sleep(0.002)
-            assert len(made) <= item + 1 + 3  # drawn, waiting, and the one there is no room for
+            assert len(made) <= item + 1 + 3  # consumed, in the queue, and the one that waits for space
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_what_goes_wrong_is_raised_where_it_is_drawn_and_ends_all(at: int) -> None:
-    def through(stream: Iterator[int], number: int) -> Iterator[int]:
+def test_an_exception_is_raised_in_the_consumer_and_stops_all_threads(at: int) -> None:
+    def fail_at(stream: Iterator[int], number: int) -> Iterator[int]:
         for item in stream:
             if number == at and item == 3:
                 raise OSError("disk full")
@@ -86,24 +86,24 @@ def test_what_goes_wrong_is_raised_where_it_is_drawn_and_ends_all(at: int) -> No
     with pytest.raises(OSError, match="disk full"), Overlap(Spans()) as overlap:
         stream: Iterator[int] = iter(range(10**9))
         for number in range(3):
-            stream = overlap.ahead(through(stream, number), str(number))
+            stream = overlap.prefetch(fail_at(stream, number), str(number))
         got.extend(stream)
     assert not workers()
 
 
-def test_who_leaves_early_leaves_no_thread_behind() -> None:
+def test_leaving_early_stops_all_threads() -> None:
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), Overlap(Spans()) as overlap:
         stream: Iterator[int] = iter(range(10**9))
         for number in range(4):
-            stream = overlap.ahead(map(abs, stream), str(number))
+            stream = overlap.prefetch(map(abs, stream), str(number))
         for item in stream:
             if item == 5:
                 raise KeyboardInterrupt
     assert not workers() and time.monotonic() - started < 1
 
 
-def test_spans_tell_who_waits_for_whom() -> None:
+def test_spans_record_waits() -> None:
     def slowly(stream: Iterator[int]) -> Iterator[int]:
         for item in stream:
             time.sleep(0.02)
@@ -111,9 +111,9 @@ def test_spans_tell_who_waits_for_whom() -> None:
 
     spans = Spans()
     with Overlap(spans) as overlap:
-        quick = overlap.ahead(iter(range(20)), "quick")
-        slow = overlap.ahead(slowly(quick), "slow")
-        assert list(overlap.ahead(map(abs, slow), "last")) == list(range(20))
+        quick = overlap.prefetch(iter(range(20)), "quick")
+        slow = overlap.prefetch(slowly(quick), "slow")
+        assert list(overlap.prefetch(map(abs, slow), "last")) == list(range(20))
     assert list(spans) == ["quick", "slow", "last"]
     assert spans["quick"].blocked > 0.3 and spans["last"].starved > 0.3
     assert max(spans["slow"].starved, spans["slow"].blocked, spans["quick"].starved, spans["last"].blocked) < 0.1
@@ -131,17 +131,17 @@ def test_overlap_changes_no_byte(
     assert not workers()
 
 
-def test_a_buffer_that_is_used_again_too_soon_shows(
+def test_a_buffer_that_is_reused_too_soon_changes_the_features(
     crawl: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it would if a vendor's part did so on a GPU: the features of a run are those of a sound one no more."""
+    """So the comparison of runs would find a vendor part that does this on a GPU."""
     path = tmp_path / "features.yaml"
     path.write_text(
         "recipe: features\nmodels: {image_embedding: efficientnet-lite0-conse}\n"
         "criteria: {readable: {min: 1}, redundancy: {within: 0.1}}\n"
     )
     recipe, settings = load_recipe(path), Settings(threads=1)
-    monkeypatch.setattr(Decode, "capacity", 6 * SMALL)
+    monkeypatch.setattr(Decode, "capacity", 6 * MIN_WEIGHT_PIXELS)
     curate(crawl, tmp_path / "sound", recipe, settings)
     curate(crawl, tmp_path / "again", recipe, settings)
     assert tree(tmp_path / "again") == tree(tmp_path / "sound")
@@ -158,16 +158,16 @@ def test_a_buffer_that_is_used_again_too_soon_shows(
     assert tree(tmp_path / "reused") != tree(tmp_path / "sound")
 
 
-def test_ctrl_c_stops_soon_and_leaves_whole_shards_only(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_ctrl_c_stops_soon_with_complete_shards(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> None:
     shards = [str(make_shard(samples(40 * n, 40), f"{n:05d}.tar")) for n in range(12)]
-    again = shards * 20  # far more than can be done before the signal
+    again = shards * 20  # far more than can be scored before the signal
     paths = [tmp_path / f"copy{n:03d}.tar" for n in range(len(again))]
     for path, shard in zip(paths, again, strict=True):
         os.link(shard, path)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths), "-o", str(out)]
     command += ["--recipe", str(tmp_path / "plain.yaml")]
-    # Where tests run in the background, Ctrl-C is ignored, and a child would inherit that.
+    # Tests in the background ignore Ctrl-C, and a child process would inherit that.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds)
     deadline = time.monotonic() + 120

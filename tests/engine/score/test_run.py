@@ -19,7 +19,7 @@ from danqing.engine.phases import curate, decide_run, score_inputs, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
-from danqing.engine.score.ledger import Ledger, carried
+from danqing.engine.score.ledger import Ledger, metadata_columns
 from tests.conftest import picture
 
 Make = Callable[..., Path]
@@ -38,7 +38,7 @@ def samples(start: int, count: int) -> dict[str, bytes | str | dict[str, Any]]:
 
 @pytest.fixture
 def crawl(make_shard: Make) -> list[str]:
-    """Three shards; the second has a pair for every way to fail."""
+    """Three shards; the second has a pair for every kind of failure."""
     second = samples(10, 4) | {
         "short.jpg": picture(90), "short.txt": "小猫",
         "none.txt": GOOD,
@@ -56,13 +56,13 @@ def rows_of(run: Run, kind: str = "scores") -> dict[str, dict[str, Any]]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file whose bytes must not depend on how the run went."""
+    """Every file whose bytes must not depend on threads, batches or interruptions."""
     kinds = ("scores", "features", "verdicts", "shards")
     files = [p for kind in kinds for p in sorted((folder / kind).iterdir())] + [folder / "kept_uids.npy"]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def test_every_row_ends_up_in_scores_with_its_reason(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_every_row_has_scores_or_a_reason(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     run, funnel, spans = curate(crawl, tmp_path / "out", plain_recipe, Settings())
     scores, verdicts = rows_of(run), rows_of(run, "verdicts")
     assert len(scores) == len(verdicts) == funnel.collected == 17
@@ -86,9 +86,9 @@ def test_the_inputs_fields_are_carried_through(crawl: list[str], plain_recipe: R
     assert row["note"] == "11"  # of two types, so as JSON text
 
 
-def test_carried_survives_anything_json_can_hold() -> None:
+def test_metadata_columns_hold_any_json() -> None:
     records = [{"a": 1, "b": {}, "c": [1, "x"], "d": 2**70}, {"a": None, "c": {"y": 1}, "e": "\ud800"}]
-    columns = carried(records, {"a"})
+    columns = metadata_columns(records, {"a"})
     assert set(columns) == {"input_a", "b", "c", "d", "e"}
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
@@ -120,7 +120,7 @@ def test_kept_pairs_are_written_with_their_original_bytes(
     )
 
 
-def test_a_finished_run_is_left_alone(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_changed(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     run, _, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
     times = {p: p.stat().st_mtime_ns for s in run.shards for p in (run.scores_path(s.number), run.tar_path(s.number))}
     _, funnel, spans = curate(crawl, tmp_path / "out", plain_recipe, Settings())
@@ -129,11 +129,11 @@ def test_a_finished_run_is_left_alone(crawl: list[str], plain_recipe: Recipe, tm
 
 
 class StoppedError(Exception):
-    """Stands for whatever ends a run half-way."""
+    """Interrupts a run."""
 
 
 @pytest.mark.parametrize("after", [1, 6, 14])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
+def test_an_interrupted_run_is_resumed_with_the_same_bytes(
     crawl: list[str], plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     curate(crawl, tmp_path / "whole", plain_recipe, Settings())
@@ -156,7 +156,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_another_recipe_or_input_is_refused_in_words(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_another_recipe_or_input_is_refused(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "out"
     score_inputs(crawl, out, plain_recipe, Settings())
     other = load_recipe(tmp_path / "plain.yaml", ["words.max=40"])
@@ -169,7 +169,7 @@ def test_another_recipe_or_input_is_refused_in_words(crawl: list[str], plain_rec
     with pytest.raises(DanqingError, match=r"resizers: .*kernel.* there, .*dali.* here"):
         score_inputs(crawl, out, plain_recipe, Settings(resizer="dali"))
     for same in (Settings(resizer="kernel"), Settings(device="cuda", resizer="kernel")):
-        score_inputs(crawl, out, plain_recipe, same)  # all is scored: no device is opened
+        score_inputs(crawl, out, plain_recipe, same)  # everything is scored, so no device is opened
     assert Settings(device="cuda").resizers == ["dali"]
     words = tmp_path / "words.txt"
     words.write_text("橘猫趴 100 n\n")
@@ -205,7 +205,7 @@ def test_a_looser_recipe_is_refused_unless_everything_was_scored(
     assert rows_of(everything, "verdicts") == rows_of(gated, "verdicts")  # gates change no verdict
 
 
-def test_write_notices_an_input_that_was_changed(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_write_refuses_an_input_that_was_changed(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     run, _ = score_inputs(crawl, tmp_path / "out", plain_recipe, Settings())
     decide_run(run, plain_recipe)
     path = Path(crawl[0])
@@ -225,7 +225,7 @@ def test_phases_out_of_order_say_what_to_do(crawl: list[str], plain_recipe: Reci
         decide_run(run, plain_recipe)
 
 
-def test_an_empty_shard_is_a_shard(make_shard: Make, plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_shard_may_be_empty(make_shard: Make, plain_recipe: Recipe, tmp_path: Path) -> None:
     shards = [str(make_shard({}, "00000.tar")), str(make_shard(samples(0, 2), "00001.tar"))]
     run, funnel, _ = curate(shards, tmp_path / "out", plain_recipe, Settings())
     assert funnel.kept == 2 and pq.read_metadata(run.scores_path(0)).num_rows == 0
@@ -234,7 +234,7 @@ def test_an_empty_shard_is_a_shard(make_shard: Make, plain_recipe: Recipe, tmp_p
 def test_bytes_do_not_depend_on_threads_or_batches(
     make_shard: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With all the models: what one picture scores may not depend on its company."""
+    """With all models: a row's scores must not depend on the other rows of a batch."""
     recipe = load_recipe(
         "embedded", ["laplacian_variance.min=1", "alignment_distance.max=2", "alignment_distance.min=0"]
     )

@@ -1,4 +1,4 @@
-"""A run on a played GPU comes to what a run on the CPU comes to."""
+"""A run on a simulated GPU has the results of a run on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engine.score.test_run import GOOD
 from tests.simulated import RECIPE, run_simulated
 
 
-def test_nothing_leaves_the_device_unasked_and_nothing_changes(make_shard: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_simulated_gpu_has_the_results_of_the_cpu(make_shard: Callable[..., Path], tmp_path: Path) -> None:
     small = (64, 48)
     members = {f"{n}.jpg": picture(n, small) for n in range(4)} | {f"{n}.txt": f"{GOOD}，第{n}张" for n in range(4)}
     members |= {

@@ -1,4 +1,4 @@
-"""Columns that decide nothing by themselves: what kind of file a picture is, and its fingerprints."""
+"""Columns for study: JPEG quality, animation, and fingerprints."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def saved(form: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def test_the_quality_of_jpeg_files_is_told_exactly(device: Device) -> None:
+def test_the_quality_of_jpeg_files_is_exact(device: Device) -> None:
     assert len({table.tobytes() for table in JPEG_TABLES}) == 100
     images = [saved("JPEG", quality=quality) for quality in range(1, 101)]
     assert headers(device, images)["jpeg_quality"].tolist() == list(range(1, 101))
@@ -53,7 +53,7 @@ def test_the_quality_of_jpeg_files_is_told_exactly(device: Device) -> None:
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "AVIF"])
-def test_animations_are_told_from_stills(device: Device, form: str) -> None:
+def test_animations_are_detected(device: Device, form: str) -> None:
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
     moving = io.BytesIO()
     frames[0].save(moving, form, save_all=True, append_images=frames[1:])
@@ -63,7 +63,7 @@ def test_animations_are_told_from_stills(device: Device, form: str) -> None:
     assert batch["error"][:2] == [None, None]
 
 
-def test_pages_are_no_animation(device: Device) -> None:
+def test_pages_are_not_an_animation(device: Device) -> None:
     pages = io.BytesIO()
     Image.new("L", (40, 40)).save(pages, "TIFF", save_all=True, append_images=[Image.new("L", (40, 40))])
     assert headers(device, [pages.getvalue()])["animated"].tolist() == [False]
@@ -81,8 +81,8 @@ def distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.bitwise_count(left ^ right)
 
 
-def test_perceptual_hashes_are_those_of_imagehash(device: Device) -> None:
-    """It turns pictures grey before it scales them, we after: values that lie at the median may change sides."""
+def test_perceptual_hashes_equal_imagehash(device: Device) -> None:
+    """imagehash converts to grey before scaling, and we after it: a value near the median can give another bit."""
     pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in PHOTOGRAPHS]
     ours = hashes(device, [np.asarray(p) for p in pictures])
     theirs = np.array([int(str(imagehash.phash(p)), 16) for p in pictures], np.uint64)
@@ -90,7 +90,7 @@ def test_perceptual_hashes_are_those_of_imagehash(device: Device) -> None:
     assert found.max() <= 2 and found.mean() < 0.2, found
 
 
-def test_copies_are_near_and_other_pictures_far(device: Device) -> None:
+def test_copies_have_near_hashes_and_other_pictures_do_not(device: Device) -> None:
     pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in PHOTOGRAPHS]
     small = [p.resize((p.width // 2, p.height // 2), Image.Resampling.LANCZOS) for p in pictures]
     ours, copies = (hashes(device, [np.asarray(p) for p in some]) for some in (pictures, small))

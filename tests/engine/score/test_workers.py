@@ -1,4 +1,4 @@
-"""Several devices at once; here each is the CPU."""
+"""Scoring with several workers; each uses the CPU."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tests.engine.score.test_run import crawl, samples, tree
 __all__ = ["crawl"]
 
 
-def test_two_workers_make_the_run_that_one_makes(
+def test_two_workers_have_the_result_of_one(
     crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, _, alone = curate(crawl, tmp_path / "one", plain_recipe, Settings())
     command = ["curate", *crawl, "-o", str(tmp_path / "two"), "--recipe", str(tmp_path / "plain.yaml")]
     assert main([*command, "--devices", "cpu,cpu"]) == 0
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
-    assert "score: 17 pairs in" in capfd.readouterr().err  # both report to the same progress
+    assert "score: 17 pairs in" in capfd.readouterr().err  # both workers advance one progress
     run = Run.open(tmp_path / "two")
     assert run.manifest["counts"]["scored_shards"] == 3 and run.manifest["engines"] == {}
     assert main([*command, "--devices", "cpu,cpu"]) == 0  # nothing left to do
@@ -44,10 +44,10 @@ def test_two_workers_make_the_run_that_one_makes(
     assert sum(span.failed for span in spans.values()) == 2 and spans["caption"].dropped["words"] == 1
 
 
-def test_what_stops_one_worker_stops_all_and_is_said(
+def test_an_error_of_one_worker_stops_all(
     crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DanqingError, match="tpu: --device tpu: neither cpu"):
+    with pytest.raises(DanqingError, match="tpu: --device tpu: must be cpu"):
         score_inputs(crawl, tmp_path / "out", plain_recipe, Settings(devices=("cpu", "tpu")))
     command = ["score", *crawl, "-o", str(tmp_path / "other"), "--recipe", str(tmp_path / "plain.yaml")]
     assert main([*command, "--devices", "cpu,cpu", "--profile"]) == 2
@@ -78,16 +78,16 @@ def workers_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return workers
 
 
-def at_work(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE  # of which nobody has heard yet that it ended
+        return process.status() != psutil.STATUS_ZOMBIE  # ended, but not yet reaped
     except psutil.NoSuchProcess:
         return False
 
 
 @pytest.fixture
 def long_run(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run of two workers in the midst of its work: far more shards than can be done before the test is over."""
+    """A running process with two workers, and far more shards than can be scored during the test."""
     shard = make_shard(samples(0, 40))
     paths = [tmp_path / f"copy{number:03d}.tar" for number in range(400)]
     for path in paths:
@@ -105,19 +105,19 @@ def long_run(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> Iterator[
     assert 0 < len(finished) < len(paths) and all(pq.read_metadata(path).num_rows == 40 for path in finished)
 
 
-def test_ctrl_c_ends_all_workers(long_run: subprocess.Popen[bytes]) -> None:
+def test_ctrl_c_stops_all_workers(long_run: subprocess.Popen[bytes]) -> None:
     workers = workers_of(long_run)
     pressed = time.monotonic()
     long_run.send_signal(signal.SIGINT)
     _, said = long_run.communicate(timeout=30)
     assert time.monotonic() - pressed < 4 and long_run.returncode == 130
     assert b"the same command goes on from there" in said and b"Traceback" not in said
-    assert not any(map(at_work, workers))
+    assert not any(map(is_running, workers))
 
 
-def test_a_worker_that_is_killed_is_said(long_run: subprocess.Popen[bytes]) -> None:
+def test_a_killed_worker_is_an_error(long_run: subprocess.Popen[bytes]) -> None:
     workers = workers_of(long_run)
     workers[1].kill()
     _, said = long_run.communicate(timeout=30)
     assert long_run.returncode == 2 and b"the process of danqing cpu ended with -9" in said
-    assert not any(map(at_work, workers))
+    assert not any(map(is_running, workers))

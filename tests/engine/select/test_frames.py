@@ -1,4 +1,4 @@
-"""The text measures of a column, whatever frame it lies in; cuDF's is played by a stand-in over NumPy's memory."""
+"""Text measures of columns of data frames. A stand-in with NumPy arrays replaces cuDF."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def expected(device: Device, texts: list[str | None]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", [4096, 7])
-def test_pandas_and_arrow_columns_are_measured_like_the_engines_captions(
+def test_pandas_and_arrow_columns_have_the_measures_of_the_engine(
     device: Device, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BATCH_SIZES, "cpu", replace(BATCH_SIZES["cpu"], frame_rows=rows))
@@ -54,7 +54,7 @@ class TypeId(IntEnum):
 
 
 class Column:
-    """What pylibcudf 26.10 says of a column: rows `first` to `first + rows` of those its buffers hold."""
+    """A column with the methods of pylibcudf 26.10: the rows `first` to `first + rows` of its buffers."""
 
     def __init__(self, array: pa.Array, first: int, rows: int) -> None:
         self.array, self.first, self.rows = array, first, rows
@@ -82,7 +82,7 @@ class Column:
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_a_cudf_column_is_read_where_it_lies(
+def test_a_cudf_column_is_read_without_a_copy(
     device: Device, kind: pa.DataType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ndarray(size: int, kind: np.dtype, pointer: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What `danqing select` keeps of tables of URLs and captions."""
+"""`danqing select` on tables of URLs and captions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def table(tmp_path: Path) -> str:
-    """One row for every caption, with columns of its own."""
+    """A table with a row per caption and further columns."""
     rows = range(len(CAPTIONS))
     return write(
         tmp_path / "t.parquet", url=urls(len(CAPTIONS)), caption=list(CAPTIONS), language=["xx" for _ in rows],
@@ -70,7 +70,7 @@ def table(tmp_path: Path) -> str:
     )  # fmt: skip
 
 
-def test_only_what_needs_no_picture_is_decided() -> None:
+def test_only_criteria_without_pictures_are_applied() -> None:
     recipe = load_recipe("danqing")
     names = [criterion.name for criterion in decidable(recipe, CATALOGUE, TABLE_COLUMNS).criteria]
     assert names == [
@@ -82,7 +82,7 @@ def test_only_what_needs_no_picture_is_decided() -> None:
     assert [step.stage.name for step in make_plan(early, CATALOGUE, TABLE_COLUMNS).steps][-1] == "tokens"
 
 
-def test_kept_rows_carry_their_columns_and_the_clean_caption(table: str, plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_kept_rows_have_all_columns_and_the_clean_caption(table: str, plain_recipe: Recipe, tmp_path: Path) -> None:
     chosen = select([table], tmp_path / "out", plain_recipe)
     rows = kept(chosen)
     assert [row["width"] for row in rows] == [0, 1, 5]
@@ -94,7 +94,7 @@ def test_kept_rows_carry_their_columns_and_the_clean_caption(table: str, plain_r
     assert [row["row"] for row in found] == list(range(7)) and found[3]["uid"] == f"{3:032x}"
     assert {row["file"] for row in found} == {table}
     assert [(row["keep"], row["dropped_by"]) for row in found] == [(d is None, d) for d in CAPTIONS.values()]
-    assert found[2]["words"] == 1 and found[2]["nouns"] is None  # a gate kept it from the later stage
+    assert found[2]["words"] == 1 and found[2]["nouns"] is None  # dropped by a gate before the later stage
     assert chosen.funnel.collected == 7 and chosen.funnel.kept == 3
     assert {line.criterion: line.dropped for line in chosen.funnel.lines} == {
         "usable": 0, "unsafe_text": 0, "words": 2, "nouns": 2,
@@ -102,7 +102,7 @@ def test_kept_rows_carry_their_columns_and_the_clean_caption(table: str, plain_r
     assert chosen.later == ("downloaded", "readable", "aspect_ratio", "decodable", "laplacian_variance")
 
 
-def test_verdicts_are_those_of_score_and_decide(
+def test_verdicts_equal_those_of_score_and_decide(
     make_shard: Callable[..., Path], table: str, plain_recipe: Recipe, tmp_path: Path
 ) -> None:
     members: dict[str, bytes | str] = {}
@@ -126,7 +126,7 @@ def test_a_broken_row_costs_one_row(name: str, plain_recipe: Recipe, tmp_path: P
             f'u4,"a "stray" quote",3\n,{GOOD},4\nu6,{GOOD},5\nu7,"never closed\nu8,{GOOD},7\n'
         )
         wrong = {1: "line 3: ", 3: "line 6: 2 fields", 4: "line 8: ", 5: "no URL", 7: "line 11: unexpected end"}
-        numbers: list[Any] = ["1", "2", "5", "7"]  # a CSV has nothing but text
+        numbers: list[Any] = ["1", "2", "5", "7"]  # all values of a CSV are text
     else:
         lines = [
             {"url": "u0", "caption": GOOD, "n": 1}, "{broken", {"url": "u2", "caption": GOOD, "n": 2},
@@ -150,7 +150,7 @@ def test_a_broken_row_costs_one_row(name: str, plain_recipe: Recipe, tmp_path: P
     assert chosen.funnel.lines[0].dropped == 5
 
 
-def test_parquet_text_comes_in_many_types(plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_all_types_of_parquet_text_are_read(plain_recipe: Recipe, tmp_path: Path) -> None:
     captions = [GOOD, None, GOOD]
     inputs = [
         write(tmp_path / f"{i}.parquet", url=urls(3), caption=pa.array(captions).cast(kind))
@@ -178,7 +178,7 @@ def test_parts_are_bounded_and_gates_change_nothing(
     assert verdicts(parts) == verdicts(whole) and kept(parts) == kept(whole) and parts.funnel == whole.funnel
 
 
-def test_row_groups_make_no_parts(tmp_path: Path) -> None:
+def test_parts_do_not_depend_on_row_groups(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     words = pa.array([str(i) for i in range(10)]).dictionary_encode()
     pq.write_table(pa.table({"url": words, "caption": words}), path, row_group_size=3)
@@ -187,7 +187,7 @@ def test_row_groups_make_no_parts(tmp_path: Path) -> None:
     assert [url for part in parts for url in part.urls.to_pylist()] == [str(i) for i in range(10)]
 
 
-def test_an_interrupted_selection_goes_on(
+def test_an_interrupted_selection_is_resumed(
     table: str, plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 2)
@@ -207,15 +207,15 @@ def test_an_interrupted_selection_goes_on(
         select([table], tmp_path / "out", plain_recipe)
     assert len(list((tmp_path / "out/verdicts").iterdir())) == 2 and not (tmp_path / "out/funnel.json").exists()
     select([table], tmp_path / "out", plain_recipe)
-    assert len(calls) == 5  # the two whole parts were not judged again
+    assert len(calls) == 5  # the two complete parts were not decided again
     assert tree(tmp_path / "out") == tree(whole)
 
 
-def test_a_finished_selection_is_left_alone_or_refused(table: str, plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_finished_selection_is_not_changed(table: str, plain_recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "out"
     select([table], out, plain_recipe)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    later = load_recipe(tmp_path / "plain.yaml", ["aspect_ratio.max=3"])  # judged after the download: no difference
+    later = load_recipe(tmp_path / "plain.yaml", ["aspect_ratio.max=3"])  # applied after the download
     for recipe in (plain_recipe, later):
         assert not select([table], out, recipe).spans
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -240,7 +240,7 @@ def test_a_finished_selection_is_left_alone_or_refused(table: str, plain_recipe:
         ("t.csv", None, "no such file"),
     ],
 )
-def test_bad_tables_are_refused_in_words(
+def test_bad_tables_are_refused(
     name: str, content: bytes | None, message: str, plain_recipe: Recipe, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -257,7 +257,7 @@ def test_captions_that_are_numbers_are_refused(plain_recipe: Recipe, tmp_path: P
         select([table], tmp_path / "out", plain_recipe)
 
 
-def test_a_gz_cut_short_keeps_its_whole_rows(plain_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_truncated_gz_file_keeps_its_complete_rows(plain_recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl.gz"
     lines = "".join(json.dumps({"url": url, "caption": GOOD + url}) + "\n" for url in urls(2000))
     path.write_bytes(gzip.compress(lines.encode())[:-2000])

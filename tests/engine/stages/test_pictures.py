@@ -45,7 +45,7 @@ def saved(image: Image.Image, form: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_the_header_tells_size_format_and_orientation(device: Device) -> None:
+def test_the_header_has_size_format_and_orientation(device: Device) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = saved(Image.open(io.BytesIO(picture(1))), "JPEG", exif=exif)
@@ -56,7 +56,7 @@ def test_the_header_tells_size_format_and_orientation(device: Device) -> None:
     np.testing.assert_allclose(batch["aspect_ratio"], [4 / 3, 4 / 3, 3 / 4])
 
 
-def test_what_is_no_picture_is_a_row_with_a_reason(device: Device) -> None:
+def test_a_file_that_is_not_a_picture_is_an_error_of_its_row(device: Device) -> None:
     batch = through_header(device, [b"", b"<!DOCTYPE html><p>404", b"%PDF-1.7", b"\x00\x01junk", picture(1)])
     assert batch["readable"].tolist() == [0, 0, 0, 0, 1]
     for error, words in zip(
@@ -66,14 +66,14 @@ def test_what_is_no_picture_is_a_row_with_a_reason(device: Device) -> None:
     assert batch["error"][4] is None
 
 
-def test_bombs_are_refused_by_their_header(device: Device) -> None:
+def test_decompression_bombs_are_refused_by_their_header(device: Device) -> None:
     bomb = saved(Image.new("1", (5000, 5000)), "PNG")
     batch = through_header(device, [bomb, picture(1)], max_pixels=1_000_000)
     assert "5000×5000 pixels" in batch["error"][0] and batch["error"][1] is None
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
-def test_pixels_equal_pillows(device: Device, form: str) -> None:
+def test_pixels_equal_those_of_pillow(device: Device, form: str) -> None:
     data = picture(3, form=form)
     batch = decoded(device, [data])
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -81,7 +81,7 @@ def test_pixels_equal_pillows(device: Device, form: str) -> None:
     assert (batch["pixels"][0] == expected).all()
 
 
-def test_orientation_is_applied_and_alpha_lies_on_white(device: Device) -> None:
+def test_orientation_is_applied_and_alpha_is_composited_on_white(device: Device) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = saved(Image.open(io.BytesIO(picture(1))), "JPEG", exif=exif)
@@ -93,7 +93,7 @@ def test_orientation_is_applied_and_alpha_lies_on_white(device: Device) -> None:
         assert transparent[0, 0].tolist() == [10, 20, 30] and transparent[5, 5].tolist() == [255, 255, 255]
 
 
-def test_a_broken_picture_costs_its_own_row_only(device: Device) -> None:
+def test_a_broken_picture_only_fails_its_row(device: Device) -> None:
     whole = [picture(i) for i in range(4)]
     cut = [picture(9)[: len(picture(9)) // 2], picture(9, form="PNG")[:-2000]]
     batch = decoded(device, [whole[0], cut[0], whole[1], whole[2], cut[1], whole[3]])
@@ -104,7 +104,7 @@ def test_a_broken_picture_costs_its_own_row_only(device: Device) -> None:
 
 
 def reference_resize(pixels: np.ndarray, wanted: ImageInput) -> np.ndarray:
-    """The models' own preprocessing, with Pillow."""
+    """The preprocessing of the models, with Pillow."""
     image = Image.fromarray(pixels)
     filters = {"cubic": Image.Resampling.BICUBIC, "linear": Image.Resampling.BILINEAR}
     if wanted.fit == "shorter-edge":
@@ -112,7 +112,7 @@ def reference_resize(pixels: np.ndarray, wanted: ImageInput) -> np.ndarray:
         size = (int(image.width * scale), int(image.height * scale))
     else:
         size = (wanted.resize, wanted.resize)
-    # Across, then down, as every Pillow before 13 does it at once.
+    # First the width, then the height, which is what one call does in Pillow before 13.
     for step in ((size[0], image.height), size):
         image = image.resize(step, filters[wanted.interpolation])
     if wanted.jpeg_quality:
@@ -133,7 +133,7 @@ SIZES = pytest.mark.parametrize("size", [(640, 480), (501, 375), (375, 501), (30
 
 
 @SIZES
-def test_resized_pictures_are_pillows_bit_by_bit(device: Device, size: tuple[int, int]) -> None:
+def test_resized_pictures_are_bit_equal_to_pillow(device: Device, size: tuple[int, int]) -> None:
     pixels = colourful(size)
     for resizer in (KernelResizer(INPUTS, device), BatchResizer(INPUTS, device)):
         for wanted, output in zip(INPUTS, resizer([pixels, pixels]), strict=True):
@@ -141,7 +141,7 @@ def test_resized_pictures_are_pillows_bit_by_bit(device: Device, size: tuple[int
             assert (output == reference_resize(pixels, wanted)).all()
 
 
-def test_the_resizer_of_a_device_is_the_one_asked_for(device: Device) -> None:
+def test_the_requested_resizer_is_opened(device: Device) -> None:
     assert [chosen_resizer("auto", kind) for kind in ("cpu", "cuda")] == ["kernel", "dali"]
     assert chosen_resizer("kernel", "cuda") == "kernel"
     assert isinstance(open_resizer(INPUTS, device), KernelResizer)
@@ -150,16 +150,16 @@ def test_the_resizer_of_a_device_is_the_one_asked_for(device: Device) -> None:
 
 
 @SIZES
-def test_dalis_graph_agrees(device: Device, size: tuple[int, int]) -> None:
+def test_dali_agrees_with_the_kernels(device: Device, size: tuple[int, int]) -> None:
     pixels = colourful(size)
     pairs = zip(DaliResizer(INPUTS, device)([pixels]), KernelResizer(INPUTS, device)([pixels]), (0.5, 1.5), strict=True)
     for dalis, ours, tolerance in pairs:
-        # The JPEG round trip amplifies the last bit in such colourful noise; on photographs it is 0.1 to 0.9.
+        # In such noise the JPEG round trip amplifies differences of one level; on photographs the mean is 0.1 to 0.9.
         assert np.abs(dalis.astype(int) - ours).mean() < tolerance
 
 
-def test_dalis_graph_takes_rows_with_padding(device: Device) -> None:
-    """As nvJPEG pads them; DALI refuses strided pictures."""
+def test_dali_accepts_rows_with_padding(device: Device) -> None:
+    """nvJPEG pads rows, and DALI refuses strided pictures."""
     pixels = colourful((512, 300))
     padded = pixels[:, :-3]
     assert not padded.flags.c_contiguous
@@ -168,8 +168,8 @@ def test_dalis_graph_takes_rows_with_padding(device: Device) -> None:
         assert (found == expected).all()
 
 
-def test_models_see_the_same_in_dalis_graph(device: Device) -> None:
-    """On the demo's photographs: cosine at least 0.999 of what they say of Pillow's (and our) pixels."""
+def test_models_agree_on_pictures_resized_by_dali(device: Device) -> None:
+    """On the photographs of the demo: cosine of the embeddings at least 0.999, compared with Pillow's pixels."""
     models = ModelSet(load_recipe("embedded").models)
     roles = ("image_embedding", "image_safety")
     inputs = [models.image_input(role) for role in roles]

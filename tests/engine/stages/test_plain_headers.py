@@ -1,4 +1,4 @@
-"""Our readers of plain headers: whenever they return facts, the facts equal Pillow's."""
+"""Our readers of plain headers: if they return a result, it equals Pillow's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def saved(mode: str, form: str, **options: Any) -> bytes:
 
 
 def agree(data: bytes) -> bool:
-    """Whether our reader returns facts; asserts that they equal Pillow's."""
+    """Returns whether our reader returns a result; asserts that it equals Pillow's."""
     ours, pillows = read_plain_header(data), ask_pillow(data)
     if ours is None:
         return False
@@ -44,7 +44,7 @@ def comparable(facts: Facts) -> Facts:
 
 
 def segments(jpeg: bytes) -> tuple[list[bytes], bytes]:
-    """The segments before the first scan, and everything from there on."""
+    """Splits a JPEG file into the segments before the first scan, and the rest."""
     parts, at = [], 2
     while jpeg[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
@@ -63,7 +63,7 @@ def with_segment(marker: int, content: bytes, jpeg: bytes | None = None) -> byte
 
 
 def chunks(data: bytes, order: Any) -> list[bytes]:
-    """A PNG's chunks (kind and content) or a WebP's (with their sizes)."""
+    """Splits a PNG file into chunks (kind and content), or a WebP file into chunks (with their sizes)."""
     parts, at = [], 8 if order == "big" else 12
     while at + 8 <= len(data):
         if order == "big":
@@ -92,7 +92,7 @@ def webp(parts: list[bytes]) -> bytes:
     return b"RIFF" + len(content).to_bytes(4, "little") + content
 
 
-# ── which are plain, and which are not ──
+# ── plain files and others ──
 
 JPEG_OPTIONS: tuple[dict[str, Any], ...] = (
     {}, {"quality": 1}, {"quality": 100}, {"progressive": True}, {"optimize": True}, {"comment": b"hello"},
@@ -181,14 +181,14 @@ def test_others_are_left_to_pillow(name: str) -> None:
     assert read_header(OTHERS[name]) == ask_pillow(OTHERS[name])
 
 
-def test_a_picture_cut_at_any_byte_is_read_as_pillow_reads_it() -> None:
+def test_truncated_pictures_equal_pillow() -> None:
     for name in ("jpeg L {}", "jpeg RGB {'progressive': True}", "png P, transparent", "webp", "webp with alpha"):
         data = PLAIN[name]
         for stop in range(min(len(data), 900)):
             agree(data[:stop])
 
 
-def test_qualities_of_a_batch_are_those_of_its_pictures() -> None:
+def test_qualities_of_a_batch() -> None:
     qualities = [1, 24, 25, 49, 50, 51, 75, 98, 100, 75]
     files = [saved("RGB", "JPEG", quality=quality) for quality in qualities]
     headers = [read_header(data) for data in [*files, PLAIN["png RGB"], b"junk", b""]]
@@ -200,72 +200,72 @@ def test_qualities_of_a_batch_are_those_of_its_pictures() -> None:
 # ── changed files ──
 
 
-def changed_byte(data: bytes, chance: random.Random) -> bytes:
-    at = chance.randrange(min(len(data), 700))
-    value = chance.choice((0, 1, 2, 0x10, 0xFF, data[at] ^ 1 << chance.randrange(8), chance.randrange(256)))
+def changed_byte(data: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(min(len(data), 700))
+    value = rng.choice((0, 1, 2, 0x10, 0xFF, data[at] ^ 1 << rng.randrange(8), rng.randrange(256)))
     return data[:at] + bytes([value]) + data[at + 1 :]
 
 
-def changed_jpeg(data: bytes, chance: random.Random) -> bytes:
-    """Segments in another order, one left out, one twice, a strange one among them."""
+def changed_jpeg(data: bytes, rng: random.Random) -> bytes:
+    """Changes the order of segments, removes one, repeats one, and inserts an unknown one."""
     parts, scan = segments(data)
-    if chance.random() < 0.5:
-        chance.shuffle(parts)
-    if chance.random() < 0.5:
-        del parts[chance.randrange(len(parts))]
-    if chance.random() < 0.4:
-        parts.insert(chance.randrange(len(parts) + 1), chance.choice(parts))
-    if chance.random() < 0.5:
-        begin = chance.choice((b"JFIF\0", b"Exif\0\0", b"ICC_PROFILE\0", b"Adobe", b"MPF\0", b"\0", b"\x08", b"\x13"))
-        marker = chance.choice((0xC0, 0xC1, 0xC4, 0xDB, 0xDD, 0xDE, *range(0xE0, 0xF0), 0xFE))
-        parts.insert(chance.randrange(len(parts) + 1), segment(marker, (begin + bytes(80))[: chance.randrange(80)]))
+    if rng.random() < 0.5:
+        rng.shuffle(parts)
+    if rng.random() < 0.5:
+        del parts[rng.randrange(len(parts))]
+    if rng.random() < 0.4:
+        parts.insert(rng.randrange(len(parts) + 1), rng.choice(parts))
+    if rng.random() < 0.5:
+        begin = rng.choice((b"JFIF\0", b"Exif\0\0", b"ICC_PROFILE\0", b"Adobe", b"MPF\0", b"\0", b"\x08", b"\x13"))
+        marker = rng.choice((0xC0, 0xC1, 0xC4, 0xDB, 0xDD, 0xDE, *range(0xE0, 0xF0), 0xFE))
+        parts.insert(rng.randrange(len(parts) + 1), segment(marker, (begin + bytes(80))[: rng.randrange(80)]))
     return b"\xff\xd8" + b"".join(parts) + scan
 
 
-def changed_png(data: bytes, chance: random.Random) -> bytes:
+def changed_png(data: bytes, rng: random.Random) -> bytes:
     parts = chunks(data, "big")
-    if chance.random() < 0.7:
-        kind = chance.choice((b"tRNS", b"PLTE", b"tEXt", b"acTL", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"IEND"))
-        parts.insert(chance.randrange(len(parts)), kind + chance.choice((b"Software\0x", bytes(chance.randrange(40)))))
-    at = chance.randrange(len(parts))
-    if chance.random() < 0.5 and len(parts[at]) > 4:
+    if rng.random() < 0.7:
+        kind = rng.choice((b"tRNS", b"PLTE", b"tEXt", b"acTL", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"IEND"))
+        parts.insert(rng.randrange(len(parts)), kind + rng.choice((b"Software\0x", bytes(rng.randrange(40)))))
+    at = rng.randrange(len(parts))
+    if rng.random() < 0.5 and len(parts[at]) > 4:
         part = bytearray(parts[at])
-        part[chance.randrange(4, min(len(part), 20))] = chance.choice((0, 1, 2, 3, 4, 6, 8, 16, chance.randrange(256)))
+        part[rng.randrange(4, min(len(part), 20))] = rng.choice((0, 1, 2, 3, 4, 6, 8, 16, rng.randrange(256)))
         parts[at] = bytes(part)
     return png(parts)
 
 
-def changed_webp(data: bytes, chance: random.Random) -> bytes:
+def changed_webp(data: bytes, rng: random.Random) -> bytes:
     parts = chunks(data, "little")
-    if chance.random() < 0.3:
-        chance.shuffle(parts)
-    if chance.random() < 0.3:
-        del parts[chance.randrange(len(parts))]
-    if chance.random() < 0.3:
-        kind = chance.choice((b"ICCP", b"ALPH", b"EXIF", b"XMP ", b"ANIM", b"VP8 ", b"VP8L", b"VP8X", b"JUNK"))
-        parts.insert(chance.randrange(len(parts) + 1), kind + b"\4\0\0\0" + bytes(4))
-    if parts and chance.random() < 0.6:
-        at = chance.randrange(len(parts))
+    if rng.random() < 0.3:
+        rng.shuffle(parts)
+    if rng.random() < 0.3:
+        del parts[rng.randrange(len(parts))]
+    if rng.random() < 0.3:
+        kind = rng.choice((b"ICCP", b"ALPH", b"EXIF", b"XMP ", b"ANIM", b"VP8 ", b"VP8L", b"VP8X", b"JUNK"))
+        parts.insert(rng.randrange(len(parts) + 1), kind + b"\4\0\0\0" + bytes(4))
+    if parts and rng.random() < 0.6:
+        at = rng.randrange(len(parts))
         part = bytearray(parts[at])
-        part[chance.randrange(min(len(part), 24))] ^= 1 << chance.randrange(8)
+        part[rng.randrange(min(len(part), 24))] ^= 1 << rng.randrange(8)
         parts[at] = bytes(part)
     return webp(parts)
 
 
-def changed(name: str, data: bytes, chance: random.Random) -> bytes:
+def changed(name: str, data: bytes, rng: random.Random) -> bytes:
     kinds: dict[str, Callable[[bytes, random.Random], bytes]] = {
         "jpeg": changed_jpeg, "png": changed_png, "webp": changed_webp,
     }  # fmt: skip
-    return (changed_byte if chance.random() < 0.5 else kinds[name.split()[0].strip(",")])(data, chance)
+    return (changed_byte if rng.random() < 0.5 else kinds[name.split()[0].strip(",")])(data, rng)
 
 
 def all_changed(seed: int, count: int) -> Iterator[bytes]:
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     for _ in range(count):
-        name = chance.choice(list(PLAIN))
-        yield changed(name, PLAIN[name], chance)
+        name = rng.choice(list(PLAIN))
+        yield changed(name, PLAIN[name], rng)
 
 
-def test_changed_pictures_are_read_as_pillow_reads_them() -> None:
+def test_changed_pictures_equal_pillow() -> None:
     read = sum(map(agree, all_changed(0, 6000)))
     assert read > 2000

@@ -25,7 +25,7 @@ def refined(device: Device, *captions: str) -> Batch:
     return batch
 
 
-def test_words_are_jiebas_default_tokens_that_are_words(device: Device) -> None:
+def test_words_equal_the_tokens_of_jieba_that_are_words(device: Device) -> None:
     captions = ["一只橘猫趴在窗台上晒太阳", "iPhone 15 Pro，256GB！", "。。。", "", "南京市长江大桥 2024年", "😀好看😀"]
     expected = [sum(any(x.isalnum() for x in token) for token in jieba.lcut(c)) for c in captions]
     assert refined(device, *captions)["words"].tolist() == expected
@@ -50,7 +50,7 @@ def test_clean_captions_are_simplified_and_plain(device: Device, caption: str, e
     assert clean(context, [caption, expected]) == [expected, expected]
 
 
-def test_entropy_is_the_papers(device: Device) -> None:
+def test_entropy_equals_the_paper(device: Device) -> None:
     batch = refined(device, "", "图 图 图 图", "a b", "a a b c")
     assert batch["text_entropy"].tolist() == pytest.approx([0, 0, 1, 1.5])
 
@@ -71,7 +71,7 @@ def test_unsafe_terms_are_counted(device: Device) -> None:
     assert MODELS.text_classifier("text_safety", device)(Strings.of(texts)).tolist() == expected
 
 
-def test_hostile_captions_are_rows_like_any_other(device: Device) -> None:
+def test_hostile_captions_do_not_disturb_other_rows(device: Device) -> None:
     hostile = ["", "\ud800", "好" * 350_000, "a" * 10**6, "😀" * 10_000, "e" + "\u0301" * 10**5, "\u202e反\u202c" * 999]
     hostile += ["漢字" * 10**5, "ab " * 300_000, "مرحبا" * 999, "\x00" * 999, "加微信a1b2c3 " * 10**4]
     captions = [caption for bad in hostile for caption in (bad, "一只小猫在草地上")]
@@ -97,7 +97,7 @@ def test_hostile_captions_are_rows_like_any_other(device: Device) -> None:
         ("", False),
     ],
 )
-def test_chinese_is_told_from_other_languages(device: Device, caption: str, chinese: bool) -> None:
+def test_chinese_is_identified(device: Device, caption: str, chinese: bool) -> None:
     assert (refined(device, caption)["chinese_confidence"][0] >= 0.5) == chinese
 
 
@@ -119,7 +119,7 @@ def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path) -> Non
     assert batch["blocked_source"].tolist() == [1, 1, 0, 0, 0, 1]
 
 
-def test_a_wrong_blocklist_is_refused_with_the_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_error_in_a_blocklist_names_the_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "blocked.txt"
     path.write_text("good.example\nhttps://bad.example/page\n")
     with pytest.raises(Exception, match=r"blocked\.txt:2: .*is not a domain"):
