@@ -75,8 +75,7 @@ def write_shards(samples: Sequence[Sample], folder: Path, shards: int) -> list[P
     for number in range(shards):
         paths.append(folder / f"{number:05d}.tar")
         with tarfile.open(paths[-1], "w") as tar:
-            start = number * size
-            for row, sample in enumerate(samples[start : start + size]):
+            for row, sample in enumerate(samples[number * size : (number + 1) * size]):
                 url = json.dumps({name: value for name, value in sample.metadata.items() if name == "url"}).encode()
                 members = {sample.image_extension: sample.image, "txt": sample.caption.encode(), "json": url}
                 for extension, content in members.items():

@@ -42,12 +42,11 @@ PICTURES, SHARDS = 1000, 8
 PACKAGES = ("onnxruntime", "nvidia-nvimgcodec-cu13", "pillow", "opencv-python-headless", "jieba", "opencc")
 
 
-EVERYTHING = ("--score-everything",)
 MODES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "shipped": ((), ("--everything", "--batch", "1")),
     "gated": ((), ("--batch", "32")),
-    "everything": (EVERYTHING, ("--everything", "--batch", str(CPU_BATCH_ROWS))),
-    "without-models": (EVERYTHING, ("--everything",)),
+    "everything": (("--score-everything",), ("--everything", "--batch", str(CPU_BATCH_ROWS))),
+    "without-models": (("--score-everything",), ("--everything",)),
 }
 """Name → options of `danqing curate`, and of the script."""
 

@@ -1,7 +1,6 @@
 """The harness of all benchmarks: runs the sides in turn and prints a table of medians and ratios.
 
-A side is a child process (`run_program`), or a child process that times only a part of itself (`time_child`). Where its
-start is in the time, the same program over `STARTUP_ROWS` rows measures that; "without start-up" is of the other rows.
+A side is a child process (`run_program`), or one that times only a part of itself (`time_child`).
 """
 
 from __future__ import annotations

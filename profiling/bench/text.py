@@ -1,4 +1,4 @@
-"""Compares segmentation with jieba and jieba-rs, one core each, and measures the text stage on one core and on two.
+"""Compares segmentation with jieba and jieba-rs, and the text stage with the plain script, one core each.
 
     pip install rjieba
     python -m danqing.profiling.bench.text --captions captions.parquet
@@ -16,7 +16,8 @@ from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,12 +31,13 @@ from danqing.kernels.text.captions import allocate_scratch, segment_rows, tokens
 from danqing.kernels.text.strings import Strings
 from danqing.profiling.bench import harness
 from danqing.profiling.bench.crawl import chinese_lines
+from danqing.profiling.bench.plain import Texts
+from danqing.trt_models.card import load_card
 from danqing.trt_models.model_set import ModelSet
 
 WARM_UP, BATCH = 1000, 4096
 
-Work = Callable[[list[str]], Any]
-"""Captions → tokens of each, or None where no strings are made."""
+Work = Callable[[list[str]], list[list[str]] | None]
 
 
 def our_lists(hmm: bool, device: Device) -> Work:
@@ -90,6 +92,20 @@ def our_stage(device: Device) -> Work:
     return run
 
 
+def plain_stage(device: Device) -> Work:
+    """The caption part of the plain script, without the encoder's tokens."""
+    recipe = load_recipe("embedded")
+    texts = Texts(recipe, load_card(recipe.models["text_embedding"]))
+    texts.pieces = cast(Any, SimpleNamespace(encode=lambda text: []))
+
+    def run(captions: list[str]) -> None:
+        for caption in captions:
+            texts.raw(pair := {"caption": caption, "url": "", "image": b""})
+            texts.refined(pair)
+
+    return run
+
+
 LISTS, TWO_CORES = "ours, as lists", "ours, two cores"
 SEGMENTERS: dict[str, dict[str, Callable[[Device], Work]]] = {
     f"segmentation, HMM {state}": {
@@ -100,7 +116,7 @@ SEGMENTERS: dict[str, dict[str, Callable[[Device], Work]]] = {
     }
     for state, hmm in (("off", False), ("on", True))
 }
-SIDES = SEGMENTERS | {"text stage": {"ours": our_stage, TWO_CORES: our_stage}}
+SIDES = SEGMENTERS | {"text stage": {"ours": our_stage, TWO_CORES: our_stage, "plain script": plain_stage}}
 """Title of a table → its sides; the first is the base."""
 
 

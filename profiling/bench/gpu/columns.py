@@ -29,9 +29,8 @@ from danqing.profiling.bench.gpu.material import Figure, Job, captions, demo_pho
 from danqing.profiling.bench.harness import SEED
 from danqing.trt_models.model_set import ModelSet
 
-NEAREST, QUERIES, UPLOADED = 64, 16_384, 100_000
+NEAREST, QUERIES, UPLOADED, WARM_UP_ROWS = 64, 16_384, 100_000, 64
 BAR = "≥ 90,000: NeMo Curator's semantic deduplication, a GPU of eight H100s"
-WARM_UP_ROWS = 64
 LEFT_OUT = ("blocked_source", "unknown_tokens")
 """Criteria that need a list of the user, or the text tower."""
 
@@ -41,7 +40,7 @@ def measure_kernels(job: Job) -> Iterator[Figure]:
     photos = [path.read_bytes() for path in demo_photographs()]
     with open_device(job.device) as device, open_device() as host:
         started = time.perf_counter()
-        measure_captions(lines[:64], device)
+        measure_captions(lines[:WARM_UP_ROWS], device)
         first = time.perf_counter() - started
         pixels = [picture for picture in open_decoder(host).decode(photos) if picture is not None]
         there = [device.up(picture) for picture in pixels]

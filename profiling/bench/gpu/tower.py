@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import cycle, islice
 from math import prod
 from pathlib import Path
@@ -36,7 +36,7 @@ BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 64}, 0.999
 ON_CPU = {"onnxruntime": "int8", "torch": "bf16"}
 """Runtime → precision of its engine for a CPU; on a GPU it is fp16."""
 BAR = "≥ 1,125: ten times NeMo Curator's nightly floor for a GPU"
-SHARD_PAIRS = 1000
+SHARD_PAIRS, SCORED_RUNTIMES = 1000, ("tensorrt", "onnxruntime", "torch")
 SWITCH_SECONDS = 0.0005
 """Python's switch interval in one of the runs; its default is 0.005. A thread that feeds the GPU waits for the lock."""
 
@@ -73,35 +73,28 @@ def measure_networks(job: Job) -> Iterator[Figure]:
             yield Figure(f"{name}, seconds to open and run once", opened, "s")
 
 
-def _engines(card: Card, device: Device) -> Iterator[tuple[str, Engine | str | None]]:
-    """Yields the model itself (None), then an engine of every runtime, or why there is none."""
+def _engines(
+    card: Card, device: Device, runtimes: Iterable[str] = RUNTIMES
+) -> Iterator[tuple[str, Engine | str | None]]:
+    """Yields the model itself (None), then each runtime's engine, in 16 bits on a GPU, or why there is none."""
     yield "onnxruntime fp32", None
-    rows = BATCH[device.kind]
-    for runtime in RUNTIMES:
-        name = f"{runtime} {_precision(runtime, device)}"
+    for runtime in runtimes:
+        precision = "fp16" if device.kind == "cuda" else ON_CPU.get(runtime, "fp32")
         try:
-            yield name, engine_for(card, device, runtime, rows)
+            yield f"{runtime} {precision}", _engine_for(card, device, runtime, precision)
         except DanqingError as problem:
-            yield name, f"none: {problem}"
+            yield f"{runtime} {precision}", f"none: {problem}"
 
 
-def engine_for(card: Card, device: Device, runtime: str, rows: int) -> Engine:
-    """Returns the card's engine for the device, in 16 bits on a GPU; compiles it if there is none.
-
-    Raises:
-        DanqingError: the runtime is not installed, or compiles nothing for this device.
-    """
-    precision = _precision(runtime, device)
+def _engine_for(card: Card, device: Device, runtime: str, precision: str) -> Engine:
+    """Returns the card's engine for the device; compiles it if there is none."""
+    rows = BATCH[device.kind]
     for engine in Engines(card).all():
         found = engine.runtime, engine.precision, engine.target, engine.batch[2]
         if found == (runtime, precision, device.target, rows):
             return engine
     samples = [{"pixels": np.random.default_rng(SEED).integers(0, 256, (8, 224, 224, 3), np.uint8)}]
     return compile_engine(card, precision, device.target, (1, rows, rows), runtime=runtime, samples=samples)
-
-
-def _precision(runtime: str, device: Device) -> str:
-    return "fp16" if device.kind == "cuda" else ON_CPU.get(runtime, "fp32")
 
 
 def _peak(device: Device) -> float:
@@ -144,7 +137,8 @@ def measure_end_to_end(job: Job) -> Iterator[Figure]:
     engines: list[Engine | None] = [None]
     if job.device != "cpu":
         with open_device(job.device) as device:
-            engines = [engine for _, engine in _engines(job.card, device) if isinstance(engine, Engine)] or engines
+            kept = (engine for _, engine in _engines(job.card, device, SCORED_RUNTIMES))
+            engines = [engine for engine in kept if isinstance(engine, Engine)] or engines
     yield Figure("pairs of 512 × 512 in a run", job.pairs)
     for engine in engines:
         found = score(engine)
