@@ -270,4 +270,4 @@ def test_a_zero_or_non_finite_embedding_is_an_error_of_its_row(device: Device, m
     batch = Batch({"row": np.arange(4), "embedding_input": np.zeros((4, 1)), "error": [None] * 4})
     stage(batch)
     assert [error is None for error in batch["error"]] == [True, False, False, True]
-    assert "no direction" in batch["error"][1]
+    assert "zero or non-finite" in batch["error"][1]
