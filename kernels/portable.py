@@ -36,9 +36,9 @@ from danqing.kernels.compiled import cached
 F = TypeVar("F", bound=Callable[..., Any])
 
 BLOCK_THREADS = 128
-"""Threads of a CUDA block of many rows."""
+"""Threads of a CUDA block of a launch over many rows. Small, since a block ends with the longest of its rows."""
 SMALL_BLOCK_THREADS = 32
-"""Threads of a CUDA block of few rows."""
+"""Threads of a CUDA block of a launch over few rows."""
 MIN_ROWS_FOR_LARGE_BLOCKS = 1 << 17
 """Minimum number of rows for blocks of `BLOCK_THREADS`. A multiprocessor of compute capability 8.0 or 9.0 holds 32
 blocks: an A100's 108 hold 110,592 rows in small blocks, an H100's 132 hold 135,168. With fewer rows, large blocks leave
@@ -201,7 +201,8 @@ class Kernel:
         self.block_body: Callable[..., None] | None = None
         self._on_cuda: Any = None
         self.__doc__ = body.__doc__
-        # Without Numba's runtime (_nrt), arrays carry no reference counts: kernels neither allocate nor keep arrays.
+        # Without Numba's runtime (_nrt, a private option), arrays have no reference counts, which makes kernels faster;
+        # they neither allocate nor keep arrays.
         self._on_cpu = cached(njit, nogil=True, _nrt=False)(body)
 
     def on_cuda(self, body: Callable[..., None]) -> Callable[..., None]:
@@ -237,9 +238,8 @@ class Kernel:
                 block = BLOCK_THREADS if rows >= MIN_ROWS_FOR_LARGE_BLOCKS else SMALL_BLOCK_THREADS
                 self.on_gpu[-(-rows // block), block, stream](rows, *arguments)
             return
-        size = max(
-            self.min_rows, -(-rows // (4 * device.threads))
-        )  # four tasks per thread, since rows differ in length
+        # Four tasks per thread, since rows differ in length.
+        size = max(self.min_rows, -(-rows // (4 * device.threads)))
         if device.threads == 1 or rows <= size:
             self._on_cpu(0, rows, 1, *arguments)
         else:
@@ -372,7 +372,10 @@ def workspace(device: ArrayLauncher, name: str, size: int, kind: Any) -> Any:
 
 @contextmanager
 def _assumed_capability(capability: tuple[int, int]) -> Any:
-    """Makes Numba compile for this compute capability: it asks the current GPU, also for PTX, and there may be none."""
+    """Makes Numba compile for a compute capability without a GPU.
+
+    `compile_ptx` takes the capability of the kernel, but asks the current GPU for that of the functions it calls.
+    """
     from numba.cuda import dispatcher
 
     ask = dispatcher.get_current_device

@@ -253,7 +253,9 @@ def measure_characters(chars, count, classes, out):
 
 @kernel
 def clean_rows(first, last, step, text, classes, chars, data, lengths):
-    """Removes emoji, control and special characters, makes full-width letters and digits narrow, and trims spaces.
+    """Removes emoji, control and special characters, and makes full-width letters and digits narrow.
+
+    Sequences of spaces become one space; none is left at the ends.
 
     Args:
         text: `Strings`.

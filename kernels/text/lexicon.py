@@ -62,7 +62,7 @@ def weigh(device: ArrayLauncher, text: Strings, terms: Trie, patterns: Patterns)
 
 @kernel
 def weigh_rows(first, last, step, text, terms, marks, patterns, chars, found, out):
-    """Computes `weigh`.
+    """The kernel of `weigh`.
 
     Args:
         text, terms, patterns: see `weigh`.

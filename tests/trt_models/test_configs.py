@@ -21,12 +21,12 @@ from danqing.trt_models.export.from_checkpoint import export
 from danqing.trt_models.export.graph import ExportedNetwork
 from danqing.trt_models.store import is_stored
 from tests.trt_models import small_models
-from tests.trt_models.small_models import VISION
+from tests.trt_models.small_models import TEXT, VISION
 
 Export = Callable[[Checkpoint], ExportedNetwork]
 SECTIONS = ("text_config", "vision_config")
 MODELS: dict[str, Callable[[], Any]] = {
-    "chinese_clip": small_models.chinese_clip,
+    "chinese_clip": lambda: small_models.chinese_clip(TEXT | {"max_position_embeddings": 64}),
     "clip": small_models.clip,
     "siglip": small_models.siglip,
     "bert": small_models.bert,
