@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from danqing.engine.recipe.outcome import Recall
-from danqing.engine.recipe.reading import SECTION, Recipe
+from danqing.engine.recipe.reading import Recipe
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,14 @@ class Line:
 
     def to_dict(self) -> dict[str, Any]:
         """The line as funnel.json holds it."""
-        values = {SECTION if key == "section" else key: value for key, value in asdict(self).items()}
-        return values | {"share": round(self.share, 6)}
+        return asdict(self) | {"share": round(self.share, 6)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Line:
         """The inverse of `to_dict`."""
         recall = Recall(**found) if (found := content.get("recall")) else None
-        values = {name: content[name] for name in ("criterion", "step", "rule", "left", "dropped")}
-        return cls(section=content[SECTION], recall=recall, **values)
+        values = {name: content[name] for name in ("criterion", "section", "step", "rule", "left", "dropped")}
+        return cls(recall=recall, **values)
 
 
 @dataclass(frozen=True)

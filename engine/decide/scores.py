@@ -14,7 +14,7 @@ from danqing.engine.core.columns import FEATURES
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import Progress
-from danqing.engine.decide.dedup import fingerprints, sets
+from danqing.engine.decide.dedup import fingerprints, groups
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.recipe.criteria import Exclusion, Redundancy
@@ -75,8 +75,8 @@ class Scores:
     ) -> Outcome:
         """Groups rows whose chains are known."""
         features, centroid = chains.features, criterion.keep == "centroid"
-        choose = sets.nearest_to_centroid(features) if centroid else self._choice(criterion, rows)
-        found = sets.near_sets(features, criterion.within, choose, criterion.max_diameter, progress, chains.first)
+        choose = groups.nearest_to_centroid(features) if centroid else self._choice(criterion, rows)
+        found = groups.near_groups(features, criterion.within, choose, criterion.max_diameter, progress, chains.first)
         return replace(self._outcome(rows, *found), recall=chains.recall)
 
     def _group_values(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> Outcome:
@@ -88,11 +88,11 @@ class Scores:
         else:
             values = column.dictionary_encode().indices.to_numpy()
             group = fingerprints.group_equal(values)
-        kept = sets.representatives(group, np.arange(len(rows)), self._choice(criterion, rows))
+        kept = groups.representatives(group, np.arange(len(rows)), self._choice(criterion, rows))
         return self._outcome(rows, group, kept, np.bitwise_count(values ^ values[kept]).astype(float))
 
-    def _choice(self, criterion: Redundancy, rows: np.ndarray) -> sets.Choice:
-        return sets.highest(self[criterion.highest][rows]) if criterion.highest else sets.first
+    def _choice(self, criterion: Redundancy, rows: np.ndarray) -> groups.Choice:
+        return groups.highest(self[criterion.highest][rows]) if criterion.highest else groups.first
 
     def _outcome(self, rows: np.ndarray, group: np.ndarray, kept: np.ndarray, distance: np.ndarray) -> Outcome:
         """The outcome for rows in groups.
@@ -156,8 +156,8 @@ def find_chains(
         earlier: int64, `first` of the first rows, which are not compared with each other again.
     """
     if criterion.recall == 1:
-        return Chains(features, sets.chains(features, criterion.within, progress, earlier))
-    return Chains(features, *sets.likely_chains(features, criterion.within, criterion.recall, progress, earlier))
+        return Chains(features, groups.chains(features, criterion.within, progress, earlier))
+    return Chains(features, *groups.likely_chains(features, criterion.within, criterion.recall, progress, earlier))
 
 
 def read_scores(run: Run, recipe: Recipe) -> Scores:

@@ -361,7 +361,7 @@ class Redundancy(Criterion):
         diameter = f", ≤ {self.max_diameter:g} from it" if self.max_diameter is not None else ""
         kept = "" if self.keep in ("centroid", "first") else f", {self.keep.replace(':', ' ')} stays"
         recall = "" if self.recall == 1 else f", recall ≥ {self.recall:g}"
-        return f"one of each set, {near}{diameter}{kept}{recall}"
+        return f"one of each group, {near}{diameter}{kept}{recall}"
 
     def check(self, columns: Mapping[str, Column]) -> None:
         column = _stored_column(self.column, columns, "column")

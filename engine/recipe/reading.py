@@ -18,8 +18,6 @@ from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Redundancy
 
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
-SECTION, STEP = "group", "step"
-"""Keys of a criterion's labels, in recipes, run.json and funnel.json."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Recipe:
             "description": self.description,
             "models": dict(self.models),
             "also": list(self.also),
-            "criteria": {c.name: {SECTION: c.section, STEP: c.step} | c.to_dict() for c in self.criteria},
+            "criteria": {c.name: {"section": c.section, "step": c.step} | c.to_dict() for c in self.criteria},
         }
 
     @property
@@ -285,7 +283,7 @@ def _read_criterion(
 ) -> Criterion:
     what = f"criterion {name!r}"
     fields = _mapping(node, where, what)
-    labels: dict[str, type] = {SECTION: str, STEP: str}
+    labels: dict[str, type] = {"section": str, "step": str}
     _refuse_unknown(fields, dict.fromkeys([*labels, *(word for kind in KINDS for word in kind.keys)]), where, what)
     kind = next(kind for kind in KINDS if not kind.marker or kind.marker in fields)
     types = labels | kind.keys

@@ -26,7 +26,7 @@ import numpy as np
 
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.sets import chains, likely_chains
+from danqing.engine.decide.dedup.groups import chains, likely_chains
 from danqing.profiling.bench import harness
 
 WITHIN, RECALL, DIMENSION = 0.1, 0.999, 768

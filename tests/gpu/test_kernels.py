@@ -15,7 +15,7 @@ SEARCH = """
 import json
 import numpy as np
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.sets import chains
+from danqing.engine.decide.dedup.groups import chains
 from danqing.engine.core.device import open_device
 from danqing.kernels.neighbours import components
 from danqing.kernels.neighbours import pairs as neighbours

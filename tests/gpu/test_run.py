@@ -12,8 +12,8 @@ import danqing.engine.score.loop
 from danqing.engine.core.copies import copied
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.groups import chains
 from danqing.engine.decide.dedup.neighbours import nearest_rows
-from danqing.engine.decide.dedup.sets import chains
 from danqing.engine.demo.crawl import build_crawl
 from danqing.engine.phases import curate, score_inputs
 from danqing.engine.recipe.reading import Recipe, load_recipe

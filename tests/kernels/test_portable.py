@@ -14,8 +14,8 @@ from cuda.bindings import nvjitlink
 from numba.core.errors import TypingError
 
 from danqing.engine.core.progress import Silent
-from danqing.engine.decide.dedup import fingerprints as fingerprint_sets
-from danqing.engine.decide.dedup import lists, sets
+from danqing.engine.decide.dedup import fingerprints as fingerprint_groups
+from danqing.engine.decide.dedup import groups, lists
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.dedup.sample import NeighbourSample
@@ -146,17 +146,17 @@ def find_groups(device: Any) -> np.ndarray:
     """Runs every near-duplicate search on a few vectors; returns groups, representatives and distances by row."""
     vectors = np.random.default_rng(3).normal(size=(8, 5))[np.arange(24) % 8] + 0.02 * np.arange(24)[:, None]
     features = Features(device, [vectors.astype(np.float16)])
-    near = sets.near_sets(features, 0.01, sets.nearest_to_centroid(features), 0.02)
+    near = groups.near_groups(features, 0.01, groups.nearest_to_centroid(features), 0.02)
     hashes = np.uint64(2) ** np.arange(24, dtype=np.uint64) // np.uint64(7)
     others = nearest_rows(features.take(np.arange(12)), features.take(np.arange(12, 24)), 0.1)
-    groups = fingerprint_sets.group_hashes(device, hashes, 2)
+    hash_groups = fingerprint_groups.group_hashes(device, hashes, 2)
     inverted, likely = lists.Lists(features, 0.01, 3), device.up(np.arange(24))
     for rank in range(2):
         inverted.join(rank, likely, Silent())
     found = NeighbourSample(features, 0.01).recall(likely)
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
-    return np.stack([*near, groups, nearest, device.down(likely), np.full(24, found.share)])
+    return np.stack([*near, hash_groups, nearest, device.down(likely), np.full(24, found.share)])
 
 
 def resize_all(device: Any, pictures: list[Any]) -> np.ndarray:

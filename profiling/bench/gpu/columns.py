@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.sets import chains
+from danqing.engine.decide.dedup.groups import chains
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.select.frames import measure_captions

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.decide.dedup import folding, sets
+from danqing.engine.decide.dedup import folding, groups
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.fingerprints import group_equal, group_hashes
 from danqing.engine.decide.dedup.folding import Folding
@@ -142,10 +142,10 @@ def test_the_nearest_of_others_is_found(device: Device) -> None:
 
 
 def test_the_row_nearest_to_the_centroid_is_the_representative(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "GROUPS_PER_BATCH", 2)
+    monkeypatch.setattr(groups, "GROUPS_PER_BATCH", 2)
     vectors = np.concatenate([on_circle(0, 10, 20, 90), crowd(8, 60, 2)])
     features = Features(device, [vectors])
-    group, representative, distance = sets.near_sets(features, 0.03, sets.nearest_to_centroid(features), None)
+    group, representative, distance = groups.near_groups(features, 0.03, groups.nearest_to_centroid(features), None)
     unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     for number in np.unique(group):
         members = np.flatnonzero(group == number)
@@ -157,24 +157,24 @@ def test_the_row_nearest_to_the_centroid_is_the_representative(device: Device, m
 
 def test_the_first_of_equal_rows_is_the_representative(device: Device) -> None:
     features = Features(device, [np.repeat(crowd(2, 6), 500, axis=0)])
-    _, representative, _ = sets.near_sets(features, 1e-4, sets.nearest_to_centroid(features), None)
+    _, representative, _ = groups.near_groups(features, 1e-4, groups.nearest_to_centroid(features), None)
     assert np.unique(representative).tolist() == [0, 500, 1000, 1500, 2000, 2500]
 
 
 def test_the_first_row_with_the_highest_value_is_the_representative() -> None:
     group = np.array([0, 1, 0, 1, 0, 5, 6, 6])
     values = np.array([1, 2, 3, 2, 3, 0, np.nan, -np.inf])
-    representative = sets.representatives(group, np.arange(8), sets.highest(values))
+    representative = groups.representatives(group, np.arange(8), groups.highest(values))
     assert representative.tolist() == [2, 1, 2, 1, 2, 5, 6, 6]
-    assert sets.representatives(group, np.arange(8), sets.first).tolist() == [0, 1, 0, 1, 0, 5, 6, 6]
+    assert groups.representatives(group, np.arange(8), groups.first).tolist() == [0, 1, 0, 1, 0, 5, 6, 6]
 
 
 def test_a_chain_is_one_group_up_to_the_largest_diameter(device: Device) -> None:
     features = Features(device, [on_circle(0, 20, 40, 60, 80, 100, 200)])
     near, far = 1 - np.cos(np.deg2rad(21)), 1 - np.cos(np.deg2rad(41))
-    group, representative, _ = sets.near_sets(features, near, sets.first, None)
+    group, representative, _ = groups.near_groups(features, near, groups.first, None)
     assert group.tolist() == representative.tolist() == [0] * 6 + [6]
-    group, representative, distance = sets.near_sets(features, near, sets.first, far)
+    group, representative, distance = groups.near_groups(features, near, groups.first, far)
     assert group.tolist() == representative.tolist() == [0, 0, 0, 3, 3, 3, 6]
     assert distance.max() < far
 

@@ -11,9 +11,9 @@ from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.files import write_json
 from danqing.engine.decide.dedup import lists, sample
 from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.groups import chains, likely_chains
 from danqing.engine.decide.dedup.products import PRODUCTS
 from danqing.engine.decide.dedup.sample import HELD_OUT_ROWS, NeighbourSample
-from danqing.engine.decide.dedup.sets import chains, likely_chains
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.walk import walk
@@ -160,6 +160,6 @@ def test_the_funnel_has_the_measured_recall(device: Device, vectors: np.ndarray,
     measured = funnel.lines[0].recall
     assert measured is not None and measured.share >= 0.99
     measurement = f"(measured: {measured.share:.5f} of {measured.pairs:,} pairs)"
-    assert funnel.lines[0].measured_rule == f"one of each set, cosine distance < 0.1, recall ≥ 0.99 {measurement}"
+    assert funnel.lines[0].measured_rule == f"one of each group, cosine distance < 0.1, recall ≥ 0.99 {measurement}"
     write_json(tmp_path / "funnel.json", funnel.to_dict())
     assert Funnel.read(tmp_path / "funnel.json") == funnel

@@ -93,7 +93,7 @@ class Best(Criterion):
 def test_a_new_kind_is_one_class_and_one_entry(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "KINDS", (Best, *KINDS))
     path = tmp_path / "r.yaml"
-    path.write_text("recipe: r\ncriteria:\n  words: {max: 60}\n  longest: {column: words, best: 2, group: size}\n")
+    path.write_text("recipe: r\ncriteria:\n  words: {max: 60}\n  longest: {column: words, best: 2, section: size}\n")
     recipe = load_recipe(path)
     assert recipe.criteria[1] == Best("longest", "words", 2, section="size")
     assert recipe_from_dict(recipe.to_dict(), "run.json") == recipe

@@ -58,7 +58,7 @@ def test_names_of_criteria_are_whole_in_the_funnel(
     lines = [
         Line(names[0], "text refinement", "linguistic structure: is it Chinese?", f"{names[0]} ≥ 0.5", 458, 52),
         Line(names[1], "visual [diversification]", "blurry images", f"0.0001 ≤ {names[1]} ≤ 1000", 147, 31),
-        Line(names[2], "cross-batch", "redundancy", "one of each set, cosine distance < 0.1", 67, 0),
+        Line(names[2], "cross-batch", "redundancy", "one of each group, cosine distance < 0.1", 67, 0),
     ]
     print_funnel(Funnel("danqing", 510, tuple(lines)))
     shown = capsys.readouterr().out

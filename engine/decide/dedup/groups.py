@@ -22,7 +22,7 @@ Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
 → one row of every group, int64 (groups,)."""
 
 
-def near_sets(
+def near_groups(
     features: Features,
     within: float,
     choose: Choice,
