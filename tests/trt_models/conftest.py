@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from danqing.engine.cli.main import main
 from danqing.profiling.bench.published import mend_torchvision
+from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.package_files import cache_folder
 
 mend_torchvision()  # before any test imports transformers
@@ -22,3 +24,18 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (store / "tables").symlink_to(tables)
     monkeypatch.setenv("DANQING_CACHE", str(store))
     return store
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A published small text classifier."""
+    from tests.trt_models.small_models import CAPTION_TEXT, CAPTION_VOCABULARY, bert, publish
+
+    return publish(bert(CAPTION_TEXT, seed=3), tmp_path / "bert", CAPTION_VOCABULARY)
+
+
+@pytest.fixture
+def card(checkpoint: Path, store: Path) -> Card:
+    """The card of the classifier, exported to the store."""
+    assert main(["models", "export", "text-safety-1m", "--from", str(checkpoint)]) == 0
+    return load_card("text-safety-1m")

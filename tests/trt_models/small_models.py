@@ -25,6 +25,7 @@ from transformers import (
 
 from danqing.profiling.bench.published import randomised, save
 from danqing.trt_models.card import CARDS
+from tests.engine.score.test_run import GOOD
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 VISION = SMALL | {"image_size": 32, "patch_size": 8}
@@ -32,6 +33,9 @@ WORDS = 120
 TEXT = SMALL | {"vocab_size": WORDS, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 DIMENSION = 24
 """Dimension of the embeddings of the CLIP models."""
+CAPTION_VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(set(GOOD + "，第张照片0123456789"))]
+CAPTION_TEXT = TEXT | {"vocab_size": len(CAPTION_VOCABULARY), "max_position_embeddings": 128}
+"""For the captions of `tests.engine.score.test_run`."""
 LABELS = {0: "safe", 1: "unsafe"}
 LEVELS = ("neutral", "low", "medium", "high")
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

@@ -39,16 +39,12 @@ from danqing.trt_models.compile.quantise import quantised_statically
 from danqing.trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.store import onnx_path
-from tests.engine.score.test_run import GOOD
 from tests.engine.score.test_run import samples as pairs
 from tests.trt_models import small_models
-from tests.trt_models.small_models import VISION, own_card, publish
+from tests.trt_models.small_models import CAPTION_TEXT, CAPTION_VOCABULARY, VISION, own_card, publish
 
 pytestmark = pytest.mark.usefixtures("store")
 Make = Callable[..., Path]
-CHARACTERS = sorted(set(GOOD + "，第张照片0123456789"))
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *CHARACTERS]
-TEXT = small_models.TEXT | {"vocab_size": len(VOCABULARY), "max_position_embeddings": 128}
 RECIPE = """
 recipe: network
 models: {text_safety: text-safety-1m}
@@ -57,11 +53,6 @@ criteria:
   words: {min: 5}
   downloaded: {column: image_bytes, min: 1}
 """
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return publish(small_models.bert(TEXT, seed=3), tmp_path / "bert", VOCABULARY)
 
 
 @pytest.fixture
@@ -110,12 +101,6 @@ def test_the_commands_from_checkpoint_to_active_engine(
     assert main(["models", "activate", "text-safety-1m", "--rollback", "--target", "cpu"]) == 0
     assert "the model itself is in use again" in capsys.readouterr().out
     assert main(["models", "activate", "text-safety-1m", "--rollback", "--target", "cpu"]) == 2
-
-
-@pytest.fixture
-def card(checkpoint: Path) -> Card:
-    assert main(["models", "export", "text-safety-1m", "--from", str(checkpoint)]) == 0
-    return load_card("text-safety-1m")
 
 
 def passing(engine: Engine) -> Engine:
@@ -367,7 +352,7 @@ def every_network(default_models: list[Path], card: Card, tmp_path: Path, store:
     for model in default_models:
         (store / "models" / model.name).symlink_to(model)
     vision = VISION | {"image_size": 224, "patch_size": 56}
-    folder = publish(small_models.chinese_clip(TEXT, vision), tmp_path / "clip", VOCABULARY)
+    folder = publish(small_models.chinese_clip(CAPTION_TEXT, vision), tmp_path / "clip", CAPTION_VOCABULARY)
     towers = [own_card(f"chinese-clip-vit-l-14-{tower}", tmp_path) for tower in ("image", "text")]
     for name in towers:
         assert main(["models", "export", name, "--from", str(folder)]) == 0

@@ -15,8 +15,7 @@ from danqing.profiling.bench.published import randomised
 from danqing.trt_models.export import aesthetic
 from tests.engine.score.test_run import samples
 from tests.trt_models import small_models
-from tests.trt_models.small_models import VISION, Predictor, own_card, publish
-from tests.trt_models.test_engines import TEXT, VOCABULARY
+from tests.trt_models.small_models import CAPTION_TEXT, CAPTION_VOCABULARY, VISION, Predictor, own_card, publish
 
 Make = Callable[..., Path]
 
@@ -24,13 +23,13 @@ Make = Callable[..., Path]
 def test_the_papers_recipe_runs_on_exported_models(make_shard: Make, tmp_path: Path, store: Path) -> None:
     vision = VISION | {"image_size": 224, "patch_size": 56}
     networks = {
-        "clip": small_models.chinese_clip(TEXT, vision, 0, 0.1),
+        "clip": small_models.chinese_clip(CAPTION_TEXT, vision, 0, 0.1),
         "eva": small_models.eva(448, 1, 64, seed=1, spread=0.1),
-        "bert": small_models.bert(TEXT, seed=2, spread=0.1),
-        "openai": small_models.clip(TEXT, vision, 3, 0.1),
+        "bert": small_models.bert(CAPTION_TEXT, seed=2, spread=0.1),
+        "openai": small_models.clip(CAPTION_TEXT, vision, 3, 0.1),
     }
     for name, network in networks.items():
-        publish(network, tmp_path / name, VOCABULARY)
+        publish(network, tmp_path / name, CAPTION_VOCABULARY)
     torch.save(randomised(Predictor(), 5).state_dict(), tmp_path / "openai" / aesthetic.HEAD_FILE)
     roles = {
         "image_embedding": ("chinese-clip-vit-l-14-image", "clip"),

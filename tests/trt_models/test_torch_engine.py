@@ -19,7 +19,7 @@ import danqing.trt_models.run.torch_session
 from danqing.engine.cli.main import main
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.trt_models.card import Card, load_card
+from danqing.trt_models.card import Card
 from danqing.trt_models.compile.compilers import compile_engine
 from danqing.trt_models.engines import Engines, open_active, runtime_version
 from danqing.trt_models.run.session import MAX_CUDA_GRAPHS, OnnxSession
@@ -28,19 +28,10 @@ from danqing.trt_models.run.torch_session import CudaTorchSession, TorchSession
 from danqing.trt_models.store import onnx_path
 from tests.engine.score.test_run import samples
 from tests.strict import MockLibrary, OnDevice, on_device, plain
-from tests.trt_models import small_models
-from tests.trt_models.small_models import publish, ragged_tokens
-from tests.trt_models.test_engines import RECIPE, TEXT, VOCABULARY
+from tests.trt_models.small_models import CAPTION_VOCABULARY, ragged_tokens
+from tests.trt_models.test_engines import RECIPE
 
 NAME = "text-safety-1m"
-
-
-@pytest.fixture
-def card(tmp_path: Path, store: Path) -> Card:
-    """A small text classifier with random weights."""
-    folder = publish(small_models.bert(TEXT, seed=3), tmp_path / "bert", VOCABULARY)
-    assert main(["models", "export", NAME, "--from", str(folder)]) == 0
-    return load_card(NAME)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -152,7 +143,7 @@ def test_batches_on_a_gpu_are_full_and_captured_once_per_shape(
     for turn in range(2):
         for length in range(3, 3 + MAX_CUDA_GRAPHS + 2):
             for rows in (4, 7):
-                tokens = chance.integers(1, len(VOCABULARY), (rows, length), dtype=np.int32)
+                tokens = chance.integers(1, len(CAPTION_VOCABULARY), (rows, length), dtype=np.int32)
                 array = on_device(tokens) if rows == 4 else tokens  # also accepts tokens from the host
                 found = there.run(tokens=array)["probability"]
                 assert isinstance(found, OnDevice) and found.shape == (rows,)
@@ -167,6 +158,6 @@ def test_an_engine_for_a_gpu_runs_on_a_cpu(card: Card, device: Device) -> None:
     engine = compile_engine(card, "fp16", "sm_90", runtime="torch")
     with pytest.raises(DanqingError, match="cannot use a GPU; install a build for CUDA"):
         CudaTorchSession(Engines(card).path(engine), device, 8)
-    expected = OnnxSession(onnx_path(card), device).run(tokens=ragged_tokens() % len(VOCABULARY))["probability"]
-    found = TorchSession(Engines(card).checked(engine), device, 8).run(tokens=ragged_tokens() % len(VOCABULARY))
+    expected = OnnxSession(onnx_path(card), device).run(tokens=ragged_tokens() % len(CAPTION_VOCABULARY))["probability"]
+    found = TorchSession(Engines(card).checked(engine), device, 8).run(tokens=ragged_tokens() % len(CAPTION_VOCABULARY))
     np.testing.assert_allclose(found["probability"], expected, atol=5e-3)
