@@ -46,9 +46,9 @@ class OnnxRuntime(Runtime):
 
     @classmethod
     def compile(cls, job: Job) -> Compiled:
-        from danqing.trt_models.compile.graphs import fused_graph, quantized_graph  # imports onnx
+        from danqing.trt_models.compile.graphs import fused_graph, quantised_graph  # imports onnx
 
-        return quantized_graph(job) if job.target == "cpu" else fused_graph(job)
+        return quantised_graph(job) if job.target == "cpu" else fused_graph(job)
 
 
 class Torch(Runtime):

@@ -8,13 +8,13 @@ arithmetic on pixels before the first layer. Mixed-precision training does the s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.trt_models.nodes import attributes_of
 
 HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 EXACT_OPS = frozenset(
@@ -97,7 +97,7 @@ class _Lowering:
         operands = [name for name in node.input if name in self.half or name in self.single]
         exact = node.op_type in self.exact
         follows = node.op_type in FOLLOWING_OPS and any(name in self.single for name in operands)
-        to_float = node.op_type == "Cast" and _attribute(node, "to") == TensorProto.FLOAT
+        to_float = node.op_type == "Cast" and attributes_of(node).get("to") == TensorProto.FLOAT
         if to_float and not operands:  # converts integers: pixels or counts
             self.single.update(node.output)
         elif exact or follows:
@@ -166,10 +166,6 @@ class _Lowering:
         if self.type == TensorProto.FLOAT16 and largest > np.finfo(np.float16).max:
             raise DanqingError(f"weight {tensor.name}: holds {largest:.4g}, which fp16 cannot; use bf16")
         return numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(self.type)), name)
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> Any:
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

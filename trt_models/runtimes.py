@@ -113,7 +113,7 @@ class Runtime(ABC):
         """Compiles a model.
 
         Raises:
-            DanqingError: it cannot be compiled so; says what can.
+            DanqingError: the runtime does not support the job; the message lists what it supports.
         """
 
 

@@ -124,7 +124,7 @@ def store_model(
             except OSError as problem:
                 if problem.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-                # Another process has built the same model, and it may be in use: store_model it. An export may differ.
+                # Another process has built the same model, and it may be in use, so it is kept. An export may differ.
                 if card.build and (folder / "model.json").exists():
                     return
                 folder.rename(Path(temporary) / "before")

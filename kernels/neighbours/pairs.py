@@ -48,7 +48,7 @@ def _cosine(features, a, others, b):
 
 @inlined
 def next_above(values, position, bound):
-    """Returns the first position from `position` on best_row number is above the bound; the length if there is none."""
+    """Returns the first position from `position` on whose number is above the bound; the length if there is none."""
     bound = np.float32(bound)
     while position < values.size:
         part = values[position : min(position + SCAN_WIDTH, values.size)]
@@ -73,7 +73,7 @@ def fill_scales(first, last, step, features):
 
 @kernel
 def unpack(first, last, step, features, out):
-    """Writes the unit vectors to `out`, float32 (rows, dimension); vectors best_row scale is 0 become zeros."""
+    """Writes the unit vectors to `out`, float32 (rows, dimension); vectors whose scale is 0 become zeros."""
     for row in range(first, last, step):
         address, scale = features.address[row], np.float32(features.scale[row])
         for i in range(features.dimension[0]):
@@ -82,11 +82,11 @@ def unpack(first, last, step, features, out):
 
 @kernel
 def join_near(first, last, step, tile, bound, min_cosine, left, right, features, parent):
-    """Unites the components of rows best_row cosine is above `min_cosine`, one row of a tile at a time.
+    """Unites the components of rows whose cosine is above `min_cosine`, one row of a tile at a time.
 
     Args:
         tile: float32 or float16 (left, right), approximate cosines, too low by at most `min_cosine - bound`.
-        bound: pairs best_row approximate cosine is not above it are skipped.
+        bound: pairs whose approximate cosine is not above it are skipped.
         min_cosine: limit of the exact cosine.
         left, right: int64, row numbers of the tile's rows and columns.
         features: `Rows`.
@@ -166,7 +166,7 @@ def _find_nearest(tile, bound, left, right, min_cosine, features, others, cosine
 
 @kernel
 def list_near(first, last, step, tile, bound, left, right, min_cosine, features, counts, near):
-    """Lists the rows best_row cosine with each row of `left` is above `min_cosine`, up to the capacity of `near`.
+    """Lists the rows whose cosine with each row of `left` is above `min_cosine`, up to the capacity of `near`.
 
     Args:
         tile, bound, left, right, min_cosine, features: see `join_near`.

@@ -35,7 +35,7 @@ from danqing.engine.sources import Shard
 from danqing.profiling.parity import agreement, samples, similarity, verify
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.compile.compilers import compile_engine
-from danqing.trt_models.compile.quantise import quantised_statically
+from danqing.trt_models.compile.quantise import quantise_statically
 from danqing.trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.store import onnx_path
@@ -460,7 +460,7 @@ def test_eight_bits_compile_for_gpus_from_real_ranges(
     batches = samples(card, shards, recipe, Settings(), 30)
     engine = compile_engine(card, precision, "sm_89", (1, 4, 16), samples=batches)
     assert Engines(card).checked(engine).stat().st_size > 1000
-    quantised_statically(onnx_path(card), tmp_path / "graph.onnx", batches, precision)  # the graph of the engine
+    quantise_statically(onnx_path(card), tmp_path / "graph.onnx", batches, precision)  # the graph of the engine
     (expected,), (found,) = (
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, batches[0])
         for path in (onnx_path(card), tmp_path / "graph.onnx")

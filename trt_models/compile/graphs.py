@@ -9,7 +9,7 @@ import onnx
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.trt_models.compile.onnx_fusion import fuse
-from danqing.trt_models.compile.quantise import is_convolutional, quantised_dynamically, quantised_statically
+from danqing.trt_models.compile.quantise import is_convolutional, quantise_dynamically, quantise_statically
 from danqing.trt_models.precision import FUSED_EXACT_OPS, HALVES, halved
 from danqing.trt_models.runtimes import Compiled, Job
 
@@ -17,7 +17,7 @@ MAX_ONNX_BYTES = 1 << 31
 """Size limit of one ONNX file, which is a protobuf message."""
 
 
-def quantized_graph(job: Job) -> Compiled:
+def quantised_graph(job: Job) -> Compiled:
     """Quantizes a model to int8 for CPUs, convolutions with fixed activation ranges and transformers without.
 
     Raises:
@@ -28,9 +28,9 @@ def quantized_graph(job: Job) -> Compiled:
             f"--precision {job.precision}: on a CPU the model itself runs in fp32; only int8 is compiled"
         )
     if is_convolutional(onnx.load(str(job.onnx), load_external_data=False)):
-        return Compiled(lambda file: quantised_statically(job.onnx, file, job.required_samples()), {"ranges": "fixed"})
+        return Compiled(lambda file: quantise_statically(job.onnx, file, job.required_samples()), {"ranges": "static"})
     # One row per batch: a range measured over several rows would make a row's output depend on the other rows.
-    return Compiled(lambda file: quantised_dynamically(job.onnx, file), {"ranges": "taken anew each time"}, (1, 1, 1))
+    return Compiled(lambda file: quantise_dynamically(job.onnx, file), {"ranges": "dynamic"}, (1, 1, 1))
 
 
 def fused_graph(job: Job) -> Compiled:

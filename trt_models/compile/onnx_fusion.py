@@ -23,21 +23,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from danqing.trt_models.nodes import attributes_of, live_nodes
+from danqing.trt_models.patterns import GELU, SILU, TANH_GELU, Pattern
 
 DOMAIN = "com.microsoft"
 MASKED_LOGIT = -10_000.0
 """The value that `padding_mask` adds to the logits of padding."""
 
-Pattern = str | float | tuple[Any, ...]
-"""Describes a tensor by the name to bind it to, by the value of a scalar weight, or by the node that produces it:
-(operator, *operands). A dictionary at the end of such a tuple holds attributes that the node must have."""
-
+# In these patterns a dictionary at the end of a node holds attributes that the node must have.
 QUICK_GELU: Pattern = ("Mul", "x", ("Sigmoid", ("Mul", "x", 1.702)))
-SILU: Pattern = ("Mul", "x", ("Sigmoid", "x"))
-GELU: Pattern = ("Mul", ("Mul", "x", ("Add", ("Erf", ("Div", "x", 2**0.5)), 1.0)), 0.5)
-_CUBE: Pattern = ("Mul", ("Mul", ("Mul", "x", "x"), "x"), 0.044715)
-_TANH: Pattern = ("Tanh", ("Mul", ("Add", "x", _CUBE), (2 / np.pi) ** 0.5))
-TANH_GELU: Pattern = ("Mul", ("Mul", "x", ("Add", _TANH, 1.0)), 0.5)
 LINEAR: Pattern = ("Add", ("MatMul", "x", "weight"), "bias")
 
 

@@ -13,7 +13,7 @@ import onnx
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
-from danqing.trt_models.compile.quantise import quantised_statically
+from danqing.trt_models.compile.quantise import quantise_statically
 from danqing.trt_models.package_files import cache_folder
 from danqing.trt_models.precision import HALVES, halved
 from danqing.trt_models.runtimes import Job
@@ -43,7 +43,7 @@ def build_plan(module: str, job: Job, out: Path) -> None:
             onnx.save(halved(onnx.load(str(job.onnx)), job.precision), str(graph), save_as_external_data=True)
         elif job.precision != "fp32":
             graph = Path(folder) / "model.onnx"
-            quantised_statically(job.onnx, graph, job.required_samples(), job.precision)
+            quantise_statically(job.onnx, graph, job.required_samples(), job.precision)
         if not parser.parse_from_file(str(graph)):
             errors = "; ".join(str(parser.get_error(number).desc()) for number in range(parser.num_errors))
             raise DanqingError(f"{job.card.name}: TensorRT cannot read the graph: {errors}")

@@ -28,7 +28,7 @@ def is_convolutional(model: onnx.ModelProto) -> bool:
     return kinds.count("Conv") > kinds.count("MatMul") + kinds.count("Gemm")
 
 
-def quantised_dynamically(source: Path, out: Path) -> None:
+def quantise_dynamically(source: Path, out: Path) -> None:
     """Quantises matrix products to int8: weights with a scale per column, activations by the range of each tensor.
 
     Args:
@@ -44,9 +44,7 @@ def quantised_dynamically(source: Path, out: Path) -> None:
     )  # fmt: skip
 
 
-def quantised_statically(
-    source: Path, out: Path, batches: Iterable[dict[str, np.ndarray]], kind: str = "uint8"
-) -> None:
+def quantise_statically(source: Path, out: Path, batches: Iterable[dict[str, np.ndarray]], kind: str = "uint8") -> None:
     """Quantises weights and activations to eight bits, with fixed activation ranges measured on real inputs.
 
     The first layer stays in float32: it reads the pixels, costs little, and its errors reach all later layers.

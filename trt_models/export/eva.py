@@ -129,7 +129,7 @@ def _attention(writer: Transformer, x: str, path: str, cos: str, sin: str) -> st
 
 
 def _rotated(graph: Graph, x: str, cos: str, sin: str) -> str:
-    """Writes the rotary_tables of the halves (a, b) of x's last axis: (a cos - b sin, b cos + a sin)."""
+    """Writes the rotary embedding of the halves (a, b) of x's last axis: (a cos - b sin, b cos + a sin)."""
     half, end = np.array([HEAD_WIDTH // 2]), np.array([HEAD_WIDTH])
     a = graph.add("Slice", x, np.array([0]), half, np.array([3]))
     b = graph.add("Slice", x, half, end, np.array([3]))

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from danqing.trt_models.nodes import attributes_of, live_nodes
+from danqing.trt_models.patterns import GELU, SILU, TANH_GELU, Pattern
 from danqing.trt_models.precision import HALVES
 
 TYPES: Mapping[int, torch.dtype] = {
@@ -28,26 +29,14 @@ CONSTANT_TOLERANCE = 5e-3
 """Maximum relative difference between a graph's constant and a pattern's. Rounding to bf16 changes a constant by up to
 2^-9 = 2e-3."""
 
-Pattern = str | float | tuple[Any, ...]
-"""A tree of nodes whose root is the group's last node: (operator, inputs …).
-
-- A string matches a tensor, in capitals a weight; equal strings match the same tensor.
-- A number matches a scalar weight of that value.
-- ("Cast?", x) matches x after any number of casts.
-"""
-
+# In these patterns the root is the group's last node; a string in capitals matches a weight, equal strings match the
+# same tensor, and ("Cast?", x) matches x after any number of casts.
 _LOGITS: Pattern = ("Cast?", ("MatMul", "q", "k"))
 _HIDDEN: Pattern = ("Add", ("MatMul", "x", "W1"), "B1")
-_CUBE: Pattern = ("Mul", ("Mul", ("Mul", "x", "x"), "x"), 0.044715)
 
 ATTENTION: Pattern = ("MatMul", ("Cast?", ("Softmax", _LOGITS)), "v")
 MASKED_ATTENTION: Pattern = ("MatMul", ("Cast?", ("Softmax", ("Cast?", ("Add", _LOGITS, "mask")))), "v")
 LINEAR: Pattern = ("Add", ("MatMul", "x", "W"), "B")
-SILU: Pattern = ("Mul", "x", ("Sigmoid", "x"))
-GELU: Pattern = ("Mul", ("Mul", "x", ("Add", ("Erf", ("Div", "x", math.sqrt(2))), 1.0)), 0.5)
-TANH_GELU: Pattern = (
-    "Mul", ("Mul", "x", ("Add", ("Tanh", ("Mul", ("Add", "x", _CUBE), math.sqrt(2 / math.pi))), 1.0)), 0.5,
-)  # fmt: skip
 QUICK_GELU_SCALE = 1.702
 QUICK_GELU_MLP: Pattern = (
     "Add", ("MatMul", ("Mul", _HIDDEN, ("Sigmoid", ("Mul", _HIDDEN, QUICK_GELU_SCALE))), "W2"), "B2",
