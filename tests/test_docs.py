@@ -16,7 +16,7 @@ PAGES = [*ROOT.glob("*.md"), *(path for folder in ("docs", *FOLDERS[1:]) for pat
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 MODULE = re.compile(r"python -m (danqing(?:\.\w+)+)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-VARIABLE = re.compile(r"…|'[^' ]*'|\b[A-Z]+\b|\d+|[{}:;,`().]")
+VARIABLE = re.compile(r"…|'[^' ]*'|\b[A-Z]+\b|\d+[A-Z]*|[{}:;,`().]")
 """Parts of a quoted message that are not fixed words: values, placeholders, and marks that may stand beside them."""
 QUOTING_PAGES = {"troubleshooting.md": ("message", "`error`"), "profiling.md": ("sentence",)}
 """Pages with tables of messages, each with the headings of the columns that quote."""
