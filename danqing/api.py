@@ -441,6 +441,7 @@ def select(
     caption_col: str = "caption",
     blocklist: StrPath | None = None,
     user_dict: StrPaths = (),
+    limit: int | None = None,
     device: str = "auto",
     threads: int | None = None,
     progress: bool | None = None,
@@ -454,7 +455,7 @@ def select(
         set: values of the recipe to override.
         url_col: column of the URLs.
         caption_col: column of the captions.
-        blocklist, user_dict, device, threads: see `ScoringOptions`.
+        blocklist, user_dict, limit, device, threads: see `ScoringOptions`.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:
@@ -466,7 +467,9 @@ def select(
     >>> select("urls.csv", "selected", "recipe.yaml").funnel.kept
     2
     """
-    settings = _settings({"blocklist": blocklist, "user_dict": user_dict, "device": device, "threads": threads})
+    settings = _settings(
+        {"blocklist": blocklist, "user_dict": user_dict, "limit": limit, "device": device, "threads": threads}
+    )
     return select_tables(
         _paths(inputs),
         Path(output),

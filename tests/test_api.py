@@ -156,10 +156,17 @@ def test_mistakes_are_named(notebook: Path, tmp_path: Path) -> None:
 
 def test_options_become_the_engines_settings() -> None:
     settings = danqing.api._settings(
-        {"devices": [0, "1"], "workers_per_gpu": 2, "memory_limit": "4G", "user_dict": "a", "image_key": ".jpg, png;"}
+        {
+            "devices": [0, "1"],
+            "workers_per_gpu": 2,
+            "memory_limit": "4G",
+            "user_dict": "a",
+            "limit": 9,
+            "image_key": ".jpg, png;",
+        }
     )
     assert settings.devices == ("cuda:0", "cuda:1") * 2 and settings.device == "cuda:0"
-    assert settings.memory_limit == 4 << 30 and settings.user_dictionaries == (Path("a"),)
+    assert (settings.memory_limit, settings.limit) == (4 << 30, 9) and settings.user_dictionaries == (Path("a"),)
     assert settings.layout.image_keys == ("jpg", "png") and "caption" in settings.layout.caption_keys
     assert danqing.api._settings({}).device == "cpu" and danqing.api._settings({}).devices == ()
 

@@ -95,8 +95,8 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
 
     Args:
         options: the names are those of `Settings` and `image_key`, `caption_key`, `devices` (`"a,b"`, `"a;b"` or a
-            list), `user_dict` (paths), `workers_per_gpu`. An option that is missing or None has its default; `device`
-            is `auto`.
+            list), `user_dict` (paths), `workers_per_gpu`. An option that is missing or None has its default, `device`
+            the default `auto`.
 
     Returns:
         The settings; `auto` is resolved to a device of this machine.
