@@ -1,5 +1,7 @@
 """The public Python API: one function per command, with the command's flags as keyword arguments.
 
+`--profile`, `--metrics-port` and `--metrics-address` are flags of the commands only.
+
 A path is a `str` or a `Path` everywhere, and one path stands for a list of one. A progress bar is shown if standard
 error is a terminal; `progress=True` and `progress=False` force it on and off. Every function raises `DanqingError` for
 bad input; its message names the file, the row or the option (the engine's messages by its flag, `--memory-limit`) and
@@ -35,17 +37,17 @@ from danqing.engine.core.memory import read_size
 from danqing.engine.core.progress import OpenProgress, silent
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe import reading
-from danqing.engine.recipe.reading import Recipe
+from danqing.engine.recipe.reading import DEFAULT_RECIPE, Recipe
 from danqing.engine.report.explain import find_pairs, print_pair
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.folder import Run as EngineRun
-from danqing.engine.run.settings import Settings
+from danqing.engine.run.settings import Settings, settings_from
 from danqing.engine.select.selection import Selection
 from danqing.engine.select.selection import select as select_tables
-from danqing.engine.sources import Layout
 from danqing.engine.sources.tables import Columns
 from danqing.engine.stages import model_roles
 from danqing.engine.stages.columns import known_columns
+from danqing.engine.write.writing import WEBDATASET
 
 __all__ = [
     "DanqingError",
@@ -65,7 +67,6 @@ __all__ = [
 
 StrPath = str | os.PathLike[str]
 StrPaths = StrPath | Iterable[StrPath]
-OutputFormat = Literal["webdataset", "parquet"]
 Overrides = str | Iterable[str] | Mapping[str, object]
 """Values that replace those of a recipe: `"words.max=40"`, a list of such texts, or `{"words.max": 40}`."""
 
@@ -89,6 +90,7 @@ class ScoringOptions(TypedDict, total=False):
             call the function under `if __name__ == "__main__":`.
         workers_per_gpu: processes on each device; default 1.
         threads: host threads; default: all cores.
+        limit: use only the first rows of the input.
     """
 
     image_key: str | Iterable[str]
@@ -104,6 +106,7 @@ class ScoringOptions(TypedDict, total=False):
     devices: str | Iterable[str | int]
     workers_per_gpu: int
     threads: int | None
+    limit: int | None
 
 
 class Run(EngineRun):
@@ -256,10 +259,10 @@ def load_recipe(recipe: StrPath | Recipe, set: Overrides = ()) -> Recipe:
 def curate(
     inputs: StrPaths,
     output: StrPath,
-    recipe: StrPath | Recipe = "embedded",
+    recipe: StrPath | Recipe = DEFAULT_RECIPE,
     *,
     set: Overrides = (),
-    output_format: OutputFormat = "webdataset",
+    output_format: str = WEBDATASET,
     against: StrPaths = (),
     exclude_similar_to: StrPaths = (),
     exclude_within: float | None = None,
@@ -274,7 +277,8 @@ def curate(
         output: folder of the run.
         recipe: see `load_recipe`.
         set: values of the recipe to override.
-        output_format: `webdataset`: .tar shards and a table of scores; `parquet`: one table with the images.
+        output_format: `webdataset`: .tar shards and a table of scores; `parquet`: one table with the images; or the
+            writer of an installed package.
         against: curated runs; pairs whose image is a near-duplicate of one that they kept are dropped.
         exclude_similar_to: evaluation data: folders of images or shards, or runs; pairs with a near image are dropped.
         exclude_within: cosine distance to evaluation data; default: that of the recipe's near-duplicates.
@@ -310,7 +314,7 @@ def curate(
 def score(
     inputs: StrPaths,
     output: StrPath,
-    recipe: StrPath | Recipe = "embedded",
+    recipe: StrPath | Recipe = DEFAULT_RECIPE,
     *,
     set: Overrides = (),
     progress: bool | None = None,
@@ -371,7 +375,7 @@ def decide(
     return opened
 
 
-def write(run: StrPath | EngineRun, *, output_format: OutputFormat = "webdataset", progress: bool | None = None) -> Run:
+def write(run: StrPath | EngineRun, *, output_format: str = WEBDATASET, progress: bool | None = None) -> Run:
     """Copies the kept pairs of a decided run into shards, with kept_uids.npy and report.html.
 
     Args:
@@ -389,7 +393,7 @@ def write(run: StrPath | EngineRun, *, output_format: OutputFormat = "webdataset
     '公园的草地上有一只可爱的小猫在晒太阳'
     """
     opened = _opened(run)
-    phases.write_run(opened, _one_of("output_format", output_format, ("webdataset", "parquet")), _progress(progress))
+    phases.write_run(opened, output_format, _progress(progress))
     return opened
 
 
@@ -397,7 +401,7 @@ def merge(
     runs: Iterable[StrPath | EngineRun],
     output: StrPath,
     *,
-    output_format: OutputFormat = "webdataset",
+    output_format: str = WEBDATASET,
     device: str = "auto",
     threads: int | None = None,
     progress: bool | None = None,
@@ -423,20 +427,21 @@ def merge(
     folders = [run.folder if isinstance(run, EngineRun) else Path(run) for run in _listed(runs)]
     bar = _progress(progress)
     merged, _ = phases.merge_runs(folders, Path(output), device, _positive("threads", threads), bar)
-    phases.write_run(merged, _one_of("output_format", output_format, ("webdataset", "parquet")), bar)
+    phases.write_run(merged, output_format, bar)
     return open_run(output)
 
 
 def select(
     inputs: StrPaths,
     output: StrPath,
-    recipe: StrPath | Recipe = "embedded",
+    recipe: StrPath | Recipe = DEFAULT_RECIPE,
     *,
     set: Overrides = (),
     url_col: str = "url",
     caption_col: str = "caption",
     blocklist: StrPath | None = None,
     user_dict: StrPaths = (),
+    limit: int | None = None,
     device: str = "auto",
     threads: int | None = None,
     progress: bool | None = None,
@@ -450,7 +455,7 @@ def select(
         set: values of the recipe to override.
         url_col: column of the URLs.
         caption_col: column of the captions.
-        blocklist, user_dict, device, threads: see `ScoringOptions`.
+        blocklist, user_dict, limit, device, threads: see `ScoringOptions`.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:
@@ -462,7 +467,9 @@ def select(
     >>> select("urls.csv", "selected", "recipe.yaml").funnel.kept
     2
     """
-    settings = _settings({"blocklist": blocklist, "user_dict": user_dict, "device": device, "threads": threads})
+    settings = _settings(
+        {"blocklist": blocklist, "user_dict": user_dict, "limit": limit, "device": device, "threads": threads}
+    )
     return select_tables(
         _paths(inputs),
         Path(output),
@@ -482,25 +489,18 @@ def _settings(options: ScoringOptions) -> Settings:
     for name in options:
         if name not in ScoringOptions.__annotations__:
             raise TypeError(f"unknown option {name!r}; {did_you_mean(name, ScoringOptions.__annotations__)}")
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    named = [f"cuda:{name}" if str(name).isdecimal() else str(name) for name in _words(given.get("devices", ()))]
-    workers = _positive("workers_per_gpu", given.get("workers_per_gpu")) or 1
-    devices = (*(named or [given.get("device", "auto")]),) * workers
-    return Settings(
-        layout=Layout(
-            tuple(name.lstrip(".") for name in _words(given.get("image_key", Layout.image_keys))),
-            tuple(name.lstrip(".") for name in _words(given.get("caption_key", Layout.caption_keys))),
-        ),
-        blocklist=Path(given["blocklist"]) if "blocklist" in given else None,
-        user_dictionaries=tuple(map(Path, _listed(given.get("user_dict", ())))),
-        score_everything=bool(given.get("score_everything", False)),
-        max_pixels=_positive("max_pixels", given.get("max_pixels")) or Settings.max_pixels,
-        device=devices[0],
-        devices=devices if len(devices) > 1 else (),
-        threads=_positive("threads", given.get("threads")),
-        memory_limit=_size(given.get("memory_limit")),
-        strict_engines=bool(given.get("strict_engines", False)),
-        resizer=_one_of("resizer", given.get("resizer", Settings.resizer), ("auto", "dali", "kernel")),
+    if options.get("resizer") is not None:
+        _one_of("resizer", options["resizer"], ("auto", "dali", "kernel"))
+    for name in ("max_pixels", "threads", "workers_per_gpu", "limit"):
+        _positive(name, options.get(name))  # type: ignore[arg-type]
+    blocklist = options.get("blocklist")
+    return settings_from(
+        {
+            **options,
+            "blocklist": None if blocklist is None else Path(blocklist),
+            "user_dict": list(map(Path, _listed(options.get("user_dict") or ()))),
+            "memory_limit": _size(options.get("memory_limit")),
+        }
     )
 
 
@@ -522,11 +522,6 @@ def _listed(value: Any) -> list[Any]:
 
 def _paths(inputs: StrPaths) -> list[str]:
     return list(map(os.fspath, _listed(inputs)))
-
-
-def _words(value: str | Iterable[str | int]) -> list[Any]:
-    """The items of `"a,b"`, or of a list."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else _listed(value)
 
 
 def _positive(name: str, value: int | None) -> int | None:

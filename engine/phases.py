@@ -1,4 +1,4 @@
-"""The phases as one call each: opens devices, shows progress, keeps the log and the manifest.
+"""One function per phase: opens the device, shows progress, writes the run's notes.
 
 The commands, the Python API, the demo and the benchmarks all run these functions.
 """
@@ -26,7 +26,6 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
 from danqing.engine.sources import find_shards, first_rows
-from danqing.engine.stages.columns import known_columns as known_columns
 from danqing.engine.write.writing import WEBDATASET, WRITERS, write
 from danqing.trt_models.model_set import ModelSet
 
@@ -132,7 +131,7 @@ def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress 
 
     Args:
         run: a decided run.
-        output_format: `webdataset` or `parquet`.
+        output_format: name of a writer: `webdataset`, `parquet`, or that of an installed package.
         progress: opens the listener to the phase.
 
     Returns:
@@ -151,18 +150,25 @@ def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress 
     return int(run.manifest["written"]["kept"])
 
 
-def topics_of(run: Run, sample: int, smallest: int | None, device: str = "cpu", threads: int | None = None) -> Topics:
+def topics_of(
+    run: Run,
+    sample: int,
+    smallest: int | None,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: OpenProgress = ProgressBar,
+) -> Topics:
     """TOPICS: opens the device, finds the topics of the kept captions and writes them and the report.
 
     Args:
         run: a decided run.
-        sample: number of captions to look at, about.
+        sample: approximate number of captions.
         smallest: captions that make a topic; None for a thousandth of the sample, at least 10.
-        device, threads: see `decide_run`.
+        device, threads, progress: see `decide_run`.
     """
-    with run.logged(), open_device(device, threads) as opened, ProgressBar("topics", 0, "captions") as progress:
+    with run.logged(), open_device(device, threads) as opened, progress("topics", 0, "captions") as listener:
         context = Settings().context(opened, ModelSet(run.recipe.models), ())
-        found = find_topics(run, context, progress, sample, smallest)
+        found = find_topics(run, context, listener, sample, smallest)
     write_report(run)
     return found
 
@@ -183,7 +189,7 @@ def curate(
 
     Args:
         inputs, output, recipe, settings, watcher, progress: see `score_inputs`.
-        output_format: `webdataset` or `parquet`.
+        output_format: name of a writer: `webdataset`, `parquet`, or that of an installed package.
         against: curated runs; pairs near one of their kept rows are dropped.
         excluded: folders of evaluation images, or runs of them; pairs near one of these images are dropped.
         exclude_within: cosine distance to evaluation images; None for that of the recipe's redundancy criterion.

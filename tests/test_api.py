@@ -145,22 +145,30 @@ def test_mistakes_are_named(notebook: Path, tmp_path: Path) -> None:
         scored.kept()
     with pytest.raises(TypeError, match=r"unknown option 'devise'; did you mean 'device'\?"):
         danqing.score("shards", "x", "recipe.yaml", devise="cpu")  # type: ignore[call-arg]
-    for option, value in (("threads", 0), ("max_pixels", -5), ("memory_limit", "much"), ("resizer", "dahli")):
+    wrong = {"threads": 0, "limit": 0, "max_pixels": -5, "memory_limit": "much", "resizer": "dahli"}
+    for option, value in wrong.items():
         with pytest.raises(danqing.DanqingError, match=f"^{option}="):
             danqing.score("shards", "x", "recipe.yaml", **{option: value})  # type: ignore[arg-type]
-    with pytest.raises(danqing.DanqingError, match="output_format='parket': did you mean 'parquet'"):
-        danqing.write("out", output_format="parket")  # type: ignore[arg-type]
+    with pytest.raises(danqing.DanqingError, match="no 'parket' is installed; did you mean 'parquet'"):
+        danqing.write("out", output_format="parket")
     assert not Path("x").exists()
 
 
 def test_options_become_the_engines_settings() -> None:
     settings = danqing.api._settings(
-        {"devices": [0, "1"], "workers_per_gpu": 2, "memory_limit": "4G", "user_dict": "a", "image_key": ".jpg, png"}
+        {
+            "devices": [0, "1"],
+            "workers_per_gpu": 2,
+            "memory_limit": "4G",
+            "user_dict": "a",
+            "limit": 9,
+            "image_key": ".jpg, png;",
+        }
     )
     assert settings.devices == ("cuda:0", "cuda:1") * 2 and settings.device == "cuda:0"
-    assert settings.memory_limit == 4 << 30 and settings.user_dictionaries == (Path("a"),)
+    assert (settings.memory_limit, settings.limit) == (4 << 30, 9) and settings.user_dictionaries == (Path("a"),)
     assert settings.layout.image_keys == ("jpg", "png") and "caption" in settings.layout.caption_keys
-    assert danqing.api._settings({}).device == "auto" and danqing.api._settings({}).devices == ()
+    assert danqing.api._settings({}).device == "cpu" and danqing.api._settings({}).devices == ()
 
 
 def test_kept_pairs_can_be_read_as_one_table(notebook: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def topics(
     run: RunFolder,
     /,
     *,
-    sample: Annotated[PositiveInt, Parameter(metavar="N", help="Number of captions, about.")] = 100_000,
+    sample: Annotated[PositiveInt, Parameter(metavar="N", help="Approximate number of captions.")] = 100_000,
     smallest: Annotated[
         int | None,
         Parameter(

@@ -32,7 +32,7 @@ models = App("models", help=MODELS_HELP, help_epilogue=examples_text(EXAMPLES), 
 Name = Annotated[str, Parameter(help="A model card's name, or the path of one of your own (.yaml).")]
 EngineName = Annotated[str, Parameter(help="A part of the engine's name; by default the newest engine.")]
 Data = Annotated[list[str], Parameter(consume_multiple=(1, None), metavar="INPUT", help="Shards of real pairs.")]
-Pairs = Annotated[PositiveInt, Parameter(metavar="N", help="Number of pairs used of them.")]
+Pairs = Annotated[PositiveInt, Parameter(metavar="N", help="Number of pairs to read.")]
 Threads = Annotated[
     PositiveInt | None, Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores).")
 ]
@@ -53,7 +53,7 @@ class ListedEngine:
 
 @command("danqing models list", "danqing models list --json", group=MODELS, parent=models, name="list")
 def list_models(*, json: Json = False) -> None:
-    """Show the models and the engines compiled of them."""
+    """Show the models and the engines compiled from them."""
     from danqing.engine.report.terminal import print_models
     from danqing.trt_models.card import card_names, load_card
     from danqing.trt_models.store import is_stored
@@ -113,7 +113,7 @@ def export(
         Path, Parameter(name="--from", metavar="FOLDER", help="config.json, weights and vocabulary, as published.")
     ],
 ) -> None:
-    """Make a model of a published checkpoint, so that recipes can name it."""
+    """Export a published checkpoint to ONNX, so that recipes can name it."""
     from danqing.trt_models.card import card_names, load_card
     from danqing.trt_models.export.from_checkpoint import export
 
@@ -164,12 +164,12 @@ def compile_model(
 
     card = _network_card(name)
     try:
-        fewest, usual, most = map(int, batch.split(","))
+        min_rows, usual_rows, max_rows = map(int, batch.split(","))
     except ValueError:
-        raise DanqingError(f"--batch {batch}: write it as fewest,usual,most rows, for example 1,8,64") from None
+        raise DanqingError(f"--batch {batch}: write it as MIN,USUAL,MAX rows, for example 1,8,64") from None
     given = samples(card, data, _recipe_with(name, recipe), Settings(threads=threads), pairs) if data else []
     engine = compile_engine(
-        card, precision, target or this_gpu() or "cpu", (fewest, usual, most), level, runtime, given
+        card, precision, target or this_gpu() or "cpu", (min_rows, usual_rows, max_rows), level, runtime, given
     )
     if "fused" in engine.options:
         print_fusion(engine.options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from danqing.engine.run.settings import Settings
     from danqing.engine.score.workers import Watcher
 
-BUILTIN_RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipe" / "recipes").glob("*.yaml"))
-DEFAULT_RECIPE = "embedded"
+BUILTIN_RECIPES = ("danqing", "embedded")
+"""`engine.recipe.reading.builtin_names`, without its imports, so that help is printed at once."""
 
 RECIPE = Group("Recipe", sort_key=1)
 LAYOUT = Group("Input layout", sort_key=2)
@@ -99,13 +99,13 @@ class RecipeOptions:
         given = ["--recipe", self.recipe] if self.recipe else []
         return [*given, *(word for value in self.settings for word in ("--set", value))]
 
-    def load(self, default: str = DEFAULT_RECIPE) -> Recipe:
-        """Reads the recipe, `default` if none is given."""
-        from danqing.engine.phases import known_columns
-        from danqing.engine.recipe.reading import load_recipe
+    def load(self, default: str | None = None) -> Recipe:
+        """Reads the recipe; if none is given, `default`, else the engine's default."""
+        from danqing.engine.recipe.reading import DEFAULT_RECIPE, load_recipe
         from danqing.engine.stages import model_roles
+        from danqing.engine.stages.columns import known_columns
 
-        return load_recipe(self.recipe or default, self.settings, known_columns(), model_roles())
+        return load_recipe(self.recipe or default or DEFAULT_RECIPE, self.settings, known_columns(), model_roles())
 
 
 @Parameter(name="*", group=LAYOUT)
@@ -192,11 +192,9 @@ class MachineOptions:
     @cached_property
     def chosen(self) -> str:
         """The device's name; `auto` is resolved to `cuda:0` or `cpu`."""
-        from danqing.engine.core.device import kind_of
+        from danqing.engine.run.settings import resolve_device
 
-        if self.device != "auto":
-            return self.device
-        return "cuda:0" if kind_of("auto") == "cuda" else "cpu"
+        return resolve_device(self.device)
 
     @property
     def note(self) -> str:
@@ -247,12 +245,6 @@ class SeveralOptions:
         str, Parameter(group=MONITORING, metavar="ADDRESS", help="Address to serve at; by default this machine only.")
     ] = "127.0.0.1"
 
-    def workers(self, machine: MachineOptions) -> tuple[str, ...]:
-        """Returns the device of every worker, each as often as it has workers."""
-        names = tuple(name.strip() for name in self.devices.split(",") if name.strip())
-        devices = tuple(f"cuda:{name}" if name.isdecimal() else name for name in names) or (machine.chosen,)
-        return devices * self.workers_per_gpu
-
     def note(self, machine: MachineOptions) -> str:
         """Returns the line about the chosen device; empty if devices were named."""
         return "" if self.devices else machine.note
@@ -281,28 +273,8 @@ class StageOptions:
         limit: int | None = None,
     ) -> Settings:
         """Builds the settings of a run; `limit` is the number of rows to score."""
-        from danqing.engine.run.settings import DEFAULT_MAX_PIXELS, Settings
-        from danqing.engine.sources import Layout
+        from danqing.engine.run.settings import settings_from
 
-        layout, several = layout or LayoutOptions(), several or SeveralOptions()
-        devices = several.workers(self.machine)
-        return Settings(
-            layout=Layout(_keys(layout.image_key, Layout.image_keys), _keys(layout.caption_key, Layout.caption_keys)),
-            blocklist=self.text.blocklist,
-            user_dictionaries=self.text.user_dict,
-            score_everything=self.pictures.score_everything,
-            max_pixels=self.pictures.max_pixels or DEFAULT_MAX_PIXELS,
-            device=devices[0],
-            devices=devices if len(devices) > 1 else (),
-            threads=self.machine.threads,
-            memory_limit=self.pictures.memory_limit,
-            strict_engines=self.pictures.strict_engines,
-            resizer=self.pictures.resizer,
-            metrics_port=several.metrics_port,
-            metrics_address=several.metrics_address,
-            limit=limit,
-        )
-
-
-def _keys(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(key.strip().lstrip(".") for key in text.replace(";", ",").split(",")) if text else default
+        given = (layout or LayoutOptions(), several or SeveralOptions(), self.text, self.pictures, self.machine)
+        options = {name: value for group in given for name, value in asdict(group).items() if name != "profile"}
+        return settings_from(options | {"limit": limit})

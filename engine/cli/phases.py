@@ -255,10 +255,11 @@ def decide(
 
     Takes seconds and rewrites verdicts and funnel only. Without --recipe: the recipe the run was scored with.
     """
-    from danqing.engine.phases import decide_run, known_columns
+    from danqing.engine.phases import decide_run
     from danqing.engine.recipe.reading import recipe_from_dict
     from danqing.engine.report.terminal import print_funnel
     from danqing.engine.run.folder import Run
+    from danqing.engine.stages.columns import known_columns
 
     opened = Run.open(run)
     own = opened.manifest["recipe"]

@@ -37,6 +37,7 @@ def reference() -> str:
     """Returns the page as Markdown: the list of commands, then every command with its options and examples."""
     with _as_program("danqing"):
         page = app.generate_docs()
+    page = page.replace("(#danqing-install", "(#danqing---install")  # GitHub's anchor of a heading with dashes
     listing, *sections = re.split(r"(?=^#+ danqing )", page[page.index("**Phases**") :], flags=re.MULTILINE)
     order = LISTED.findall(listing)
     sections.sort(key=lambda section: order.index(HEADING.findall(section)[0][1]))

@@ -21,9 +21,10 @@ def run_demo(folder: Path, settings: Settings) -> Judgement:
     """
     from danqing.engine.demo.crawl import BLOCKLIST, build_crawl
     from danqing.engine.demo.judge import judge, print_judgement
-    from danqing.engine.phases import curate, known_columns
+    from danqing.engine.phases import curate
     from danqing.engine.recipe.reading import load_recipe
     from danqing.engine.report.terminal import console, print_funnel, print_spans
+    from danqing.engine.stages.columns import known_columns
 
     recipe = load_recipe("embedded", columns=known_columns())
     shards = build_crawl(folder / "crawl")

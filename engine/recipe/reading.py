@@ -17,6 +17,7 @@ from danqing.engine.core.columns import FEATURES, RECIPE_COLUMNS, Column
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Redundancy
 
+DEFAULT_RECIPE = "embedded"
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
 
 

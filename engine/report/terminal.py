@@ -208,12 +208,15 @@ def print_funnel(funnel: Funnel) -> None:
 
 
 def print_spans(spans: Spans) -> None:
-    """Prints of every stage the pairs it processed, its busy time and rate, and its waiting times."""
+    """Prints each stage's pairs, times and rate."""
     if not spans:
         return
     total = sum(span.seconds for span in spans.values())
-    table = Table(box=box.SIMPLE_HEAD, caption="seconds; waits: for the stage before, for the stage behind")
-    for name in ("stage", "pairs in", "at work", "share", "pairs/s", "waits", "waits behind"):
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="seconds: processing; starved: waiting for input; blocked: waiting for space in the output queue",
+    )
+    for name in ("stage", "pairs in", "seconds", "of work", "pairs/s", "starved", "blocked"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for name, span in spans.items():
         rate = span.rows / span.seconds if span.seconds else 0.0

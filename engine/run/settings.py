@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,3 +88,43 @@ class Settings:
             device, models, frozenset(wanted), self.blocked_domains, self.max_pixels, self.user_dictionaries, memory,
             self.resizer,
         )  # fmt: skip
+
+
+def settings_from(options: Mapping[str, Any]) -> Settings:
+    """Makes settings from options named like the flags of the commands.
+
+    Args:
+        options: the names are those of `Settings` and `image_key`, `caption_key`, `devices` (`"a,b"`, `"a;b"` or a
+            list), `user_dict` (paths), `workers_per_gpu`. An option that is missing or None has its default, `device`
+            the default `auto`.
+
+    Returns:
+        The settings; `auto` is resolved to a device of this machine.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    layout = Layout(
+        tuple(key.lstrip(".") for key in _items(given.pop("image_key", ()))) or Layout.image_keys,
+        tuple(key.lstrip(".") for key in _items(given.pop("caption_key", ()))) or Layout.caption_keys,
+    )
+    device = given.pop("device", "auto")
+    names = [f"cuda:{name}" if name.isdecimal() else name for name in _items(given.pop("devices", ()))]
+    devices = (*(names or [resolve_device(device)]),) * given.pop("workers_per_gpu", 1)
+    return Settings(
+        layout=layout,
+        device=devices[0],
+        devices=devices if len(devices) > 1 else (),
+        user_dictionaries=tuple(given.pop("user_dict", ())),
+        **given,
+    )
+
+
+def resolve_device(name: str) -> str:
+    """Returns a device's name; that of `auto` is `cuda:0` if there is a GPU, else `cpu`."""
+    if name != "auto":
+        return name
+    return "cuda:0" if kind_of("auto") == "cuda" else "cpu"
+
+
+def _items(value: str | Iterable[str | int]) -> list[str]:
+    words = value.replace(";", ",").split(",") if isinstance(value, str) else map(str, value)
+    return [word.strip() for word in words if word.strip()]

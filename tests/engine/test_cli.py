@@ -8,6 +8,8 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,24 @@ from cyclopts import App
 
 from danqing import __version__
 from danqing.engine.cli.commands import app
+from danqing.engine.cli.inspect import ToleranceOptions
 from danqing.engine.cli.main import HELP, main
-from danqing.engine.cli.options import MachineOptions, SeveralOptions
+from danqing.engine.cli.models import verify
+from danqing.engine.cli.options import (
+    BUILTIN_RECIPES,
+    LayoutOptions,
+    MachineOptions,
+    SeveralOptions,
+    StageOptions,
+    TextOptions,
+)
 from danqing.engine.cli.reference import general_help, reference
+from danqing.engine.recipe.reading import builtin_names
+from danqing.engine.report.differences import Tolerance
 from danqing.engine.run.folder import RECORDED_PACKAGES, Run
+from danqing.engine.run.settings import Settings
+from danqing.engine.sources import Layout
+from danqing.trt_models.engines import LEAST_COSINE, MOST_FLIPS
 from tests.conftest import RECIPE_WITHOUT_NETWORKS
 from tests.engine.score.test_run import samples, tree
 
@@ -63,6 +79,24 @@ def test_help_imports_nothing_heavy() -> None:
         command = [sys.executable, "-c", code, *arguments, "--help"]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         assert run.stdout.splitlines()[-1] == imported
+
+
+def test_the_defaults_in_the_help_are_those_of_the_engine() -> None:
+    """Options repeat these values, so that printing help need not import the modules that define them."""
+    assert list(BUILTIN_RECIPES) == builtin_names()
+    tolerance, verified = Tolerance(), signature(verify).parameters
+    assert asdict(ToleranceOptions()) == {name: getattr(tolerance, name) for name in ("within", "cosine", "flips")}
+    assert (verified["min_cosine"].default, verified["max_flips"].default) == (LEAST_COSINE, MOST_FLIPS)
+
+
+def test_options_of_a_command_become_settings() -> None:
+    machine = MachineOptions(device="cpu", threads=2)
+    layout, several = LayoutOptions(image_key=".jpg; png,"), SeveralOptions(devices="0,1", workers_per_gpu=2)
+    settings = StageOptions(TextOptions(user_dict=(Path("a"),)), machine=machine).settings(layout, several, limit=5)
+    assert settings.devices == ("cuda:0", "cuda:1") * 2 and settings.device == "cuda:0"
+    assert settings.layout == Layout(image_keys=("jpg", "png")) and settings.user_dictionaries == (Path("a"),)
+    assert (settings.threads, settings.limit, settings.max_pixels) == (2, 5, Settings.max_pixels)
+    assert StageOptions(machine=machine).settings() == Settings(threads=2)
 
 
 def test_a_closed_pipe_is_no_error() -> None:

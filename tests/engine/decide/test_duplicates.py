@@ -19,12 +19,13 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.decide.dedup import index
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.reference import with_references
-from danqing.engine.phases import curate, decide_run, known_columns, merge_runs, write_run
+from danqing.engine.phases import curate, decide_run, merge_runs, write_run
 from danqing.engine.recipe.criteria import Exclusion, Redundancy
 from danqing.engine.recipe.reading import Recipe, load_recipe, recipe_from_dict
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.stages.base import Context
+from danqing.engine.stages.columns import known_columns
 from danqing.engine.stages.embed import ImageEmbedding
 
 PHOTOS = sorted((Path(str(resources.files("danqing.engine"))) / "demo" / "photos").glob("*.jpg"))[:6]

@@ -6,11 +6,11 @@ import pytest
 
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.phases import known_columns
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe, builtin_names, load_recipe, recipe_from_dict
 from danqing.engine.run.folder import Run
 from danqing.engine.stages import model_roles
+from danqing.engine.stages.columns import known_columns
 
 # DanQing (arXiv 2601.10305), Table 6 and section 3: criterion → what the paper states.
 PAPER = {
