@@ -44,9 +44,9 @@ def profile(
         run = Run.create_or_resume(Path(scratch) / "sequential", shards, recipe, settings.layout, {})
         with run.logged():
             limits = measure_limits(shards, settings.layout, plan, context)
-            with ProgressBar("sequential", size) as progress, Sampler() as in_turn:
-                alone = score(run, plan, context, progress, gated, room=0)
+            with ProgressBar("sequential", size) as progress, Sampler() as sampler:
+                spans = score(run, plan, context, progress, gated, room=0)
             run = Run.create_or_resume(Path(scratch) / "pipelined", shards, recipe, settings.layout, {})
             with ProgressBar("pipelined", size) as progress, Watch(device, limits) as watch:
                 score(run, plan, context, progress, gated, spans=watch.spans)
-        return watch.write(output, alone, in_turn)
+        return watch.write(output, spans, sampler)

@@ -56,14 +56,18 @@ class Watch:
     ) -> None:
         self.sampler.__exit__(kind, error, trace)
 
-    def write(self, folder: Path, alone: Spans | None = None, in_turn: Sampler | None = None) -> Profile:
+    def write(
+        self, folder: Path, sequential_spans: Spans | None = None, sequential_sampler: Sampler | None = None
+    ) -> Profile:
         """Writes profile.json, profile.html and trace.json.
 
         Args:
             folder: where to write.
-            alone, in_turn: spans and sampler of a sequential scoring of the same pairs, if there was one.
+            sequential_spans, sequential_sampler: of a sequential scoring of the same pairs, if there was one.
         """
-        found = Profile.of(self.device.threads, self.limits, self.spans, self.sampler, alone or Spans(), in_turn)
+        found = Profile.of(
+            self.device.threads, self.limits, self.spans, self.sampler, sequential_spans or Spans(), sequential_sampler
+        )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "profile.json", found.to_dict())
         write_json(folder / "trace.json", to_trace(self.spans.events, self.sampler.readings))

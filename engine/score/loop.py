@@ -243,9 +243,9 @@ def apply_stage(stage: Stage, batch: Batch) -> None:
 
 def _record_batch(batch: Batch, stage: Stage, span: Span) -> None:
     """Adds the values that are only recorded while profiling."""
-    span.taken += batch.bytes(stage.needs)
-    span.made += batch.bytes(stage.produces)
-    span.held = max(span.held, stage.context.device.held())
+    span.bytes_read += batch.bytes(stage.needs)
+    span.bytes_written += batch.bytes(stage.produces)
+    span.peak_device_bytes = max(span.peak_device_bytes, stage.context.device.held())
     if stage.capacity is not None:
-        span.load += float(pack_weight(stage, batch).sum())
+        span.fill_sum += float(pack_weight(stage, batch).sum())
         span.batches += 1

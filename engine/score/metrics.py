@@ -59,7 +59,11 @@ class StageMetrics(Collector):
             errors.add_metric([stage], span.failed)
             for criterion, rows in list(span.dropped.items()):
                 dropped.add_metric([criterion], rows)
-            for state, value in (("work", span.seconds), ("starved", span.starved), ("blocked", span.blocked)):
+            for state, value in (
+                ("work", span.seconds),
+                ("starved", span.starved_seconds),
+                ("blocked", span.blocked_seconds),
+            ):
                 seconds.add_metric([stage, state], value)
             for direction, size in (("up", span.up), ("down", span.down)):
                 copied.add_metric([stage, direction], size)

@@ -68,7 +68,9 @@ def test_metrics_are_served_during_a_run(
 
 def test_metrics_equal_the_spans(port: int) -> None:
     spans = Spans()
-    spans["decode"] = Span(rows=9, passed=6, failed=1, seconds=1.5, starved=0.5, blocked=0.25, up=7, waiting=lambda: 1)
+    spans["decode"] = Span(
+        rows=9, passed=6, failed=1, seconds=1.5, starved_seconds=0.5, blocked_seconds=0.25, up=7, waiting=lambda: 1
+    )
     spans["decode"].dropped.update(flat=2)
     with served(spans, port, "127.0.0.1"):
         seen = scrape(port)
