@@ -12,7 +12,7 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import write_json
 from danqing.engine.core.nvml import open_meter
-from danqing.engine.core.spans import Range, Spans
+from danqing.engine.core.spans import OpenRange, Spans
 from danqing.engine.recipe.plan import Plan
 from danqing.engine.run.folder import Run
 from danqing.engine.stages import Context
@@ -76,7 +76,7 @@ class Watch:
 
 
 @contextmanager
-def watched(run: Run, plan: Plan, context: Context) -> Iterator[Spans]:
+def profile_scoring(run: Run, plan: Plan, context: Context) -> Iterator[Spans]:
     """Profiles a scoring within a `with` block; writes OUT/profile/.
 
     Yields:
@@ -88,7 +88,7 @@ def watched(run: Run, plan: Plan, context: Context) -> Iterator[Spans]:
     watch.write(run.folder / "profile")
 
 
-def _nvtx_range() -> Range | None:
+def _nvtx_range() -> OpenRange | None:
     """Returns a function that opens an NVTX range; None without the package nvtx."""
     try:
         import nvtx

@@ -14,7 +14,7 @@ from danqing.engine.core.copies import copied
 
 T = TypeVar("T", bound=Sized)
 
-Range = Callable[[str], AbstractContextManager[Any]]
+OpenRange = Callable[[str], AbstractContextManager[Any]]
 """Opens a named range of an external profiler (NVTX)."""
 
 
@@ -98,7 +98,7 @@ class Spans(dict[str, Span]):
     8
     """
 
-    def __init__(self, profiled: bool = False, named: Range | None = None) -> None:
+    def __init__(self, profiled: bool = False, named: OpenRange | None = None) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.profiled = profiled

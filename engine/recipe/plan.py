@@ -106,7 +106,7 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         steps.insert(place(stage), Step(stage))
         available.update(stage.produces)
 
-    def soonest(stage: type[Any]) -> int:
+    def earliest_position(stage: type[Any]) -> int:
         """The place right after the stages that it needs, so that pixels and encoded bytes are not kept for it."""
         needed = (n for n, step in enumerate(steps, 1) if not set(step.stage.produces).isdisjoint(stage.needs))
         return max(needed, default=0)
@@ -121,7 +121,7 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
     ungated = [c for criterion in recipe.criteria if not isinstance(criterion, RowCriterion) for c in criterion.columns]
     also = (*recipe.also, *also, *ungated)
     for column in also:
-        schedule(column, soonest)
+        schedule(column, earliest_position)
     if steps:
         steps[0].gates[:0] = waiting
     # Columns that are not stored are dropped after the last stage that needs them: pixels and encoded bytes are large.

@@ -15,13 +15,14 @@ from danqing.engine.core.columns import VERDICTS
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
+from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.reference import check_references
 from danqing.engine.decide.scores import Scores, read_scores
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.run.folder import Run, log
+from danqing.engine.run.folder import Run
 
 MERGED = "merged"
 """Key of the manifest of a run that was made by merging others; lists them."""
