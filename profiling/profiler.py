@@ -34,6 +34,12 @@ def profile(
         recipe: gives the stages and gates.
         settings: the device, threads and limits.
         models: the models to score with; None: the recipe's models with the engines in use.
+
+    Returns:
+        The profile, as written to profile.json.
+
+    Raises:
+        DanqingError: an input or a model cannot be read, or the device cannot be opened.
     """
     shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
     plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)

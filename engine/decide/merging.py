@@ -43,6 +43,9 @@ def merge(
         device: searches for near-duplicates.
         progress: counts comparisons.
 
+    Returns:
+        The merged run, and its funnel.
+
     Raises:
         DanqingError: runs without verdicts, or with different recipes, models or layouts; says which.
     """

@@ -73,8 +73,8 @@ class Scores:
     def group_components(
         self, criterion: Redundancy, rows: np.ndarray, components: NearComponents, progress: Progress | None = None
     ) -> Outcome:
-        """Groups rows whose components are known."""
-        features, first, centroid = components.features, components.first, criterion.keep == "centroid"
+        """Groups rows whose components are known; of each group, the representative passes."""
+        features, centroid = components.features, criterion.keep == "centroid"
         choose = groups.nearest_to_centroid(features) if centroid else self._choice(criterion, rows)
         found = groups.near_groups(
             features, criterion.within, choose, criterion.max_diameter, progress, components.first

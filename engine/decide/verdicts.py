@@ -77,6 +77,9 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
         device: searches for near-duplicates.
         progress: counts comparisons.
 
+    Returns:
+        The funnel.
+
     Raises:
         DanqingError: shards without scores, or a recipe that needs scores that were not computed.
     """
@@ -105,6 +108,15 @@ def _decision(run: Run, recipe: Recipe) -> dict[str, object]:
 
 def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | None = None) -> Verdicts:
     """Applies the criteria in order: each row is kept, or dropped by the first criterion that it fails.
+
+    Args:
+        scores: the columns that the recipe's criteria name.
+        recipe: the criteria.
+        device: searches for near-duplicates.
+        progress: receives the number of comparisons.
+
+    Returns:
+        The verdict of every row, in the order of `scores`.
 
     Raises:
         DanqingError: rows without an error lack a score, since they were scored with a stricter recipe.

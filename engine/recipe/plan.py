@@ -59,7 +59,16 @@ class Plan:
 
 
 def decidable(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str]) -> Recipe:
-    """The recipe without the criteria and `also` columns that cannot be computed from the given columns."""
+    """Removes from a recipe the criteria and `also` columns that cannot be computed from the given columns.
+
+    Args:
+        recipe: the recipe.
+        catalogue: the stages to compute with; each has `needs` and `produces`.
+        given: columns that reading provides.
+
+    Returns:
+        The recipe with the remaining criteria and `also` columns, in their order.
+    """
     available = set(given)
     waiting = list(catalogue)
     while ready := [stage for stage in waiting if available.issuperset(stage.needs)]:
@@ -80,6 +89,9 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         catalogue: the stages to choose from; each has `name`, `needs` and `produces`.
         given: columns that reading provides.
         also: more columns to compute.
+
+    Returns:
+        The stages in the order of the criteria that need them, and the gates between them.
 
     Raises:
         DanqingError: no stage computes a column that is needed.

@@ -121,7 +121,7 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
     """Compares two decided runs.
 
     Args:
-        ours, theirs: the runs.
+        ours, theirs: the runs, over the same input.
         tolerance: the limits; None: the defaults.
 
     Returns:

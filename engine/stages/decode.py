@@ -172,7 +172,14 @@ def _nvimgcodec() -> Any:
 
 
 def open_decoder(device: Device) -> Decoder:
-    """Opens the decoder of the device."""
+    """Opens the decoder of the device.
+
+    Args:
+        device: where the decoded pictures are needed.
+
+    Returns:
+        A `GpuDecoder` or a `CpuDecoder`.
+    """
     return GpuDecoder(device) if device.kind == "cuda" else CpuDecoder(device)
 
 

@@ -21,7 +21,7 @@ from danqing.kernels.portable import (
     inlined,
     kernel,
     prefetch,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:  # bound by `Kernel.on_cuda`
     from numba import cuda

@@ -7,7 +7,6 @@ is stored, and the result does not depend on the tiles or threads.
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 import numpy as np
