@@ -17,7 +17,7 @@ from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
-from danqing.engine.decide.walk import decide
+from danqing.engine.decide.verdicts import decide
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar
@@ -45,7 +45,7 @@ def score_inputs(
         output: folder of the run.
         recipe: names the models and the criteria.
         settings: how to score, and on which devices.
-        watcher: profiles the scoring (`profiling.watch.watched`); for one device only.
+        watcher: profiles the scoring (`profiling.watch.profile_scoring`); for one device only.
         progress: opens the listener to the phase.
 
     Returns:

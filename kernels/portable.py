@@ -109,6 +109,17 @@ def inlined_sum(function: F) -> F:
     return marked
 
 
+def array_interface(array: Any) -> dict[str, Any]:
+    """Returns the array interface of a NumPy or CuPy array: a dict with `shape`, `strides`, `data` and others."""
+    found: dict[str, Any] = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    return found
+
+
+def address_of(array: Any) -> int:
+    """Returns the address of the first byte of an array of the host or a device."""
+    return int(array_interface(array)["data"][0])
+
+
 def byte_at(address, offset):
     """Returns the uint8 at a memory address (int64) plus `offset`."""
     return ctypes.c_uint8.from_address(int(address) + int(offset)).value

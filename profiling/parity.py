@@ -24,7 +24,7 @@ from danqing.engine.core.memory import Memory
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.scores import Scores
-from danqing.engine.decide.walk import walk
+from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.plan import make_plan
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
@@ -83,7 +83,7 @@ def verify(
     return engine
 
 
-def samples(
+def read_samples(
     card: Card, inputs: Iterable[str], recipe: Recipe, settings: Settings, pairs: int
 ) -> list[dict[str, np.ndarray]]:
     """Returns the model's inputs for the first pairs, batch by batch: name → array. They calibrate int8 engines.
@@ -188,7 +188,7 @@ class Pass:
         self.rate = models.rows / models.seconds if models.seconds else 0.0
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
-        """Takes rows that leave the stages; see `engine.score.loop.Exit`."""
+        """Takes rows that leave the stages; see `engine.score.loop.RowSink`."""
         names = [name for name in (*self.recipe.columns, FEATURES, "error") if name in batch]
         for position, identity in enumerate(zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)):
             self.rows[identity] = {name: batch[name][position] for name in names}

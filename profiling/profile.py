@@ -35,9 +35,10 @@ class StageFigures:
 
     Attributes:
         pairs, passed, failed: rows processed, kept by the gate, and with an error.
-        alone: seconds of processing in the sequential run; None if there was none.
-        together: seconds of processing in the pipelined run.
-        starved, blocked, fill, taken, made, up, down, held: of the pipelined run; see `Span`.
+        sequential_seconds: time of processing in the sequential run; None if there was none.
+        pipelined_seconds: time of processing in the pipelined run.
+        starved_seconds, blocked_seconds, fill, bytes_read, bytes_written, up, down, peak_device_bytes: of the pipelined
+            run; see `Span`.
         limit: pairs per second of the stage's codec or network alone; None if it has none.
     """
 
@@ -45,31 +46,43 @@ class StageFigures:
     pairs: int
     passed: int
     failed: int
-    alone: float | None
-    together: float
-    starved: float
-    blocked: float
+    sequential_seconds: float | None
+    pipelined_seconds: float
+    starved_seconds: float
+    blocked_seconds: float
     fill: float | None
-    taken: int
-    made: int
+    bytes_read: int
+    bytes_written: int
     up: int
     down: int
-    held: int
+    peak_device_bytes: int
     limit: float | None
 
     @classmethod
-    def of(cls, name: str, span: Span, alone: Span | None, limit: float | None) -> StageFigures:
+    def of(cls, name: str, span: Span, sequential: Span | None, limit: float | None) -> StageFigures:
         """Makes the figures from the spans of the pipelined and, if there was one, of the sequential run."""
         return cls(
-            stage=name, pairs=span.rows, passed=span.passed, failed=span.failed,
-            alone=alone.seconds if alone else None, together=span.seconds, starved=span.starved, blocked=span.blocked,
-            fill=span.fill, taken=span.taken, made=span.made, up=span.up, down=span.down, held=span.held, limit=limit,
-        )  # fmt: skip
+            stage=name,
+            pairs=span.rows,
+            passed=span.passed,
+            failed=span.failed,
+            sequential_seconds=sequential.seconds if sequential else None,
+            pipelined_seconds=span.seconds,
+            starved_seconds=span.starved_seconds,
+            blocked_seconds=span.blocked_seconds,
+            fill=span.fill,
+            bytes_read=span.bytes_read,
+            bytes_written=span.bytes_written,
+            up=span.up,
+            down=span.down,
+            peak_device_bytes=span.peak_device_bytes,
+            limit=limit,
+        )
 
     @property
     def work(self) -> float:
         """Seconds of processing, in the sequential run if there was one."""
-        return self.together if self.alone is None else self.alone
+        return self.pipelined_seconds if self.sequential_seconds is None else self.sequential_seconds
 
     @property
     def rate(self) -> float:
@@ -86,7 +99,7 @@ class StageFigures:
         """
         if self.limit:
             return self.rate / self.limit
-        return (self.taken + self.made) / self.work / copy if self.work else 0.0
+        return (self.bytes_read + self.bytes_written) / self.work / copy if self.work else 0.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ class Profile:
         pairs: pairs read.
         threads: host threads of the device.
         seconds: duration of the pipelined run.
-        in_turn: duration of the sequential run; None if there was none.
+        sequential_seconds: duration of the sequential run; None if there was none.
         cpu_seconds: CPU time of all cores, in the pipelined run.
         peak: largest resident memory, in bytes.
         copy: see `Limits`.
@@ -108,7 +121,7 @@ class Profile:
     pairs: int
     threads: int
     seconds: float
-    in_turn: float | None
+    sequential_seconds: float | None
     cpu_seconds: float
     peak: int
     copy: float
@@ -117,29 +130,36 @@ class Profile:
 
     @classmethod
     def of(
-        cls, threads: int, limits: Limits, together: Spans, at_once: Sampler, alone: Spans, in_turn: Sampler | None
+        cls,
+        threads: int,
+        limits: Limits,
+        pipelined_spans: Spans,
+        pipelined_sampler: Sampler,
+        sequential_spans: Spans,
+        sequential_sampler: Sampler | None,
     ) -> Profile:
         """Makes the profile.
 
         Args:
             threads: host threads of the device.
             limits: the upper bounds.
-            together, at_once: spans and sampler of the pipelined run.
-            alone, in_turn: the same of the sequential run; empty spans and None if there was none.
+            pipelined_spans, pipelined_sampler: spans and sampler of the pipelined run.
+            sequential_spans, sequential_sampler: of the sequential run; empty spans and None if there was none.
         """
         stages = [
-            StageFigures.of(name, span, alone.get(name), limits.pairs.get(name)) for name, span in together.items()
+            StageFigures.of(name, span, sequential_spans.get(name), limits.pairs.get(name))
+            for name, span in pipelined_spans.items()
         ]
         return cls(
-            pairs=together["read"].rows,
+            pairs=pipelined_spans["read"].rows,
             threads=threads,
-            seconds=at_once.seconds,
-            in_turn=in_turn.seconds if in_turn else None,
-            cpu_seconds=at_once.cpu_seconds,
-            peak=at_once.peak,
+            seconds=pipelined_sampler.seconds,
+            sequential_seconds=sequential_sampler.seconds if sequential_sampler else None,
+            cpu_seconds=pipelined_sampler.cpu_seconds,
+            peak=pipelined_sampler.peak,
             copy=limits.copy,
             stages=tuple(stages),
-            gpu=_summarize([reading.gpu for reading in at_once.readings if reading.gpu]),
+            gpu=_summarize([reading.gpu for reading in pipelined_sampler.readings if reading.gpu]),
         )
 
     @property
@@ -150,7 +170,7 @@ class Profile:
     @property
     def efficiency(self) -> float | None:
         """End-to-end rate ÷ rate of the slowest stage alone; below 1 if stages share cores (see `cores_busy`)."""
-        return None if self.slowest.alone is None else self.slowest.alone / self.seconds
+        return None if self.slowest.sequential_seconds is None else self.slowest.sequential_seconds / self.seconds
 
     @property
     def cores_busy(self) -> float:
@@ -176,7 +196,7 @@ class Profile:
                 f"The cores are the limit ({self.cores_busy:.0%} busy): {costliest}. "
                 "Use a faster engine for it, or more cores."
             )
-        if slowest.together >= BUSY_SHARE * self.seconds:
+        if slowest.pipelined_seconds >= BUSY_SHARE * self.seconds:
             return (
                 f"{slowest.stage} is the limit: the other stages wait for it. "
                 "Use a faster engine for it, or more devices."
@@ -187,7 +207,9 @@ class Profile:
         """Returns the content of profile.json."""
         derived = {
             "pairs_per_second": round(self.pairs / self.seconds, 2),
-            "pairs_per_second_in_turn": round(self.pairs / self.in_turn, 2) if self.in_turn else None,
+            "pairs_per_second_sequential": round(self.pairs / self.sequential_seconds, 2)
+            if self.sequential_seconds
+            else None,
             "bytes_up_per_pair": round(self.copied[0], 1),
             "bytes_down_per_pair": round(self.copied[1], 1),
             "efficiency": self.efficiency and round(self.efficiency, 4),

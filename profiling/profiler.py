@@ -34,6 +34,12 @@ def profile(
         recipe: gives the stages and gates.
         settings: the device, threads and limits.
         models: the models to score with; None: the recipe's models with the engines in use.
+
+    Returns:
+        The profile, as written to profile.json.
+
+    Raises:
+        DanqingError: an input or a model cannot be read, or the device cannot be opened.
     """
     shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
     plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
@@ -44,9 +50,9 @@ def profile(
         run = Run.create_or_resume(Path(scratch) / "sequential", shards, recipe, settings.layout, {})
         with run.logged():
             limits = measure_limits(shards, settings.layout, plan, context)
-            with ProgressBar("sequential", size) as progress, Sampler() as in_turn:
-                alone = score(run, plan, context, progress, gated, room=0)
+            with ProgressBar("sequential", size) as progress, Sampler() as sampler:
+                spans = score(run, plan, context, progress, gated, room=0)
             run = Run.create_or_resume(Path(scratch) / "pipelined", shards, recipe, settings.layout, {})
             with ProgressBar("pipelined", size) as progress, Watch(device, limits) as watch:
                 score(run, plan, context, progress, gated, spans=watch.spans)
-        return watch.write(output, alone, in_turn)
+        return watch.write(output, spans, sampler)

@@ -53,8 +53,8 @@ def _rows(profile: Profile) -> list[tuple[str, ...]]:
         (
             f.stage, f"{f.pairs:,}", f"{f.passed:,}", f"{f.failed:,}", f"{f.rate:,.0f}",
             f"{f.limit:,.0f}" if f.limit else "", f"{f.share(profile.copy):.0%}", f"{f.work / work:.1%}",
-            "" if f.fill is None else f"{f.fill:.0%}", f"{f.taken / 1e6:,.1f}", f"{f.made / 1e6:,.1f}",
-            f"{f.together:.2f}", f"{f.starved:.2f}", f"{f.blocked:.2f}",
+            "" if f.fill is None else f"{f.fill:.0%}", f"{f.bytes_read / 1e6:,.1f}", f"{f.bytes_written / 1e6:,.1f}",
+            f"{f.pipelined_seconds:.2f}", f"{f.starved_seconds:.2f}", f"{f.blocked_seconds:.2f}",
         )
         for f in profile.stages
     ]  # fmt: skip
@@ -62,8 +62,8 @@ def _rows(profile: Profile) -> list[tuple[str, ...]]:
 
 def _summary(profile: Profile) -> list[str]:
     found = [f"{profile.pairs / profile.seconds:,.1f} pairs/s end to end"]
-    if profile.in_turn:
-        found[0] += f", {profile.in_turn / profile.seconds:.2f} × the rate of the sequential run"
+    if profile.sequential_seconds:
+        found[0] += f", {profile.sequential_seconds / profile.seconds:.2f} × the rate of the sequential run"
         found[0] += f", {profile.efficiency:.2f} × the rate of {profile.slowest.stage} alone"
     found.append(
         f"{profile.threads} cores {profile.cores_busy:.0%} busy; peak memory {profile.peak / 1e6:,.0f} MB; "

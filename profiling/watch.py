@@ -12,7 +12,7 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import write_json
 from danqing.engine.core.nvml import open_meter
-from danqing.engine.core.spans import Range, Spans
+from danqing.engine.core.spans import OpenRange, Spans
 from danqing.engine.recipe.plan import Plan
 from danqing.engine.run.folder import Run
 from danqing.engine.stages import Context
@@ -56,14 +56,18 @@ class Watch:
     ) -> None:
         self.sampler.__exit__(kind, error, trace)
 
-    def write(self, folder: Path, alone: Spans | None = None, in_turn: Sampler | None = None) -> Profile:
+    def write(
+        self, folder: Path, sequential_spans: Spans | None = None, sequential_sampler: Sampler | None = None
+    ) -> Profile:
         """Writes profile.json, profile.html and trace.json.
 
         Args:
             folder: where to write.
-            alone, in_turn: spans and sampler of a sequential scoring of the same pairs, if there was one.
+            sequential_spans, sequential_sampler: of a sequential scoring of the same pairs, if there was one.
         """
-        found = Profile.of(self.device.threads, self.limits, self.spans, self.sampler, alone or Spans(), in_turn)
+        found = Profile.of(
+            self.device.threads, self.limits, self.spans, self.sampler, sequential_spans or Spans(), sequential_sampler
+        )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "profile.json", found.to_dict())
         write_json(folder / "trace.json", to_trace(self.spans.events, self.sampler.readings))
@@ -72,7 +76,7 @@ class Watch:
 
 
 @contextmanager
-def watched(run: Run, plan: Plan, context: Context) -> Iterator[Spans]:
+def profile_scoring(run: Run, plan: Plan, context: Context) -> Iterator[Spans]:
     """Profiles a scoring within a `with` block; writes OUT/profile/.
 
     Yields:
@@ -84,7 +88,7 @@ def watched(run: Run, plan: Plan, context: Context) -> Iterator[Spans]:
     watch.write(run.folder / "profile")
 
 
-def _nvtx_range() -> Range | None:
+def _nvtx_range() -> OpenRange | None:
     """Returns a function that opens an NVTX range; None without the package nvtx."""
     try:
         import nvtx

@@ -10,7 +10,6 @@ A plan is opaque code. It is loaded only if its SHA-256 is the one in its JSON.
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.files import read_json, write_json, writing_cache
+from danqing.engine.core.logs import log
 from danqing.trt_models.card import Card
 from danqing.trt_models.package_files import cache_folder, sha256
 from danqing.trt_models.run.session import Session, open_session
@@ -29,8 +29,6 @@ from danqing.trt_models.store import model_hash, onnx_path
 
 if TYPE_CHECKING:
     from danqing.engine.core.device import Device
-
-log = logging.getLogger("danqing")
 
 
 LEAST_COSINE, MOST_FLIPS = 0.999, 0.001

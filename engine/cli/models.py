@@ -159,7 +159,7 @@ def compile_model(
     """Compile an engine of a model."""
     from danqing.engine.report.terminal import print_fusion
     from danqing.engine.run.settings import Settings
-    from danqing.profiling.parity import samples
+    from danqing.profiling.parity import read_samples
     from danqing.trt_models.compile.compilers import compile_engine, this_gpu
 
     card = _network_card(name)
@@ -167,7 +167,7 @@ def compile_model(
         min_rows, usual_rows, max_rows = map(int, batch.split(","))
     except ValueError:
         raise DanqingError(f"--batch {batch}: write it as MIN,USUAL,MAX rows, for example 1,8,64") from None
-    given = samples(card, data, _recipe_with(name, recipe), Settings(threads=threads), pairs) if data else []
+    given = read_samples(card, data, _recipe_with(name, recipe), Settings(threads=threads), pairs) if data else []
     engine = compile_engine(
         card, precision, target or this_gpu() or "cpu", (min_rows, usual_rows, max_rows), level, runtime, given
     )

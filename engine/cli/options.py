@@ -252,9 +252,9 @@ class SeveralOptions:
     @property
     def watcher(self) -> Watcher | None:
         """What profiles the scoring, if anything."""
-        from danqing.profiling.watch import watched
+        from danqing.profiling.watch import profile_scoring
 
-        return watched if self.profile else None
+        return profile_scoring if self.profile else None
 
 
 @Parameter(name="*")

@@ -74,8 +74,8 @@ def stages_of(spans: Spans) -> dict[str, dict[str, Any]]:
             "errors": span.failed,
             "dropped": span.dropped,
             "seconds": round(span.seconds, 3),
-            "starved_seconds": round(span.starved, 3),
-            "blocked_seconds": round(span.blocked, 3),
+            "starved_seconds": round(span.starved_seconds, 3),
+            "blocked_seconds": round(span.blocked_seconds, 3),
         }
         for name, span in spans.items()
     }

@@ -116,7 +116,7 @@ def select(
         "urls": chosen.urls,
         "kept": chosen.funnel.kept,
         "funnel": chosen.funnel.to_dict(),
-        "judged_after_download": chosen.later,
+        "judged_after_download": chosen.deferred_criteria,
         "stages": stages_of(chosen.spans),
         "next": next_commands,
     }
@@ -127,8 +127,8 @@ def select(
     print_spans(chosen.spans)
     print_funnel(chosen.funnel)
     print(f"\n{chosen.funnel.kept} URLs in {chosen.urls}")
-    if chosen.later:
-        print(f"Judged after the download: {', '.join(chosen.later)}")
+    if chosen.deferred_criteria:
+        print(f"Judged after the download: {', '.join(chosen.deferred_criteria)}")
     print("Next:", *next_commands, sep="\n  ")
 
 

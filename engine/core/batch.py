@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Column = Any
+Values = Any
 """An array whose first axis is the rows, or a list of Python objects (captions, encoded bytes, pictures)."""
 
 
@@ -23,15 +23,15 @@ class Batch:
     ['a', 'c']
     """
 
-    columns: dict[str, Column] = field(default_factory=dict)
+    columns: dict[str, Values] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.columns["row"])
 
-    def __getitem__(self, name: str) -> Column:
+    def __getitem__(self, name: str) -> Values:
         return self.columns[name]
 
-    def __setitem__(self, name: str, column: Column) -> None:
+    def __setitem__(self, name: str, column: Values) -> None:
         if len(column) != len(self):
             raise ValueError(f"column {name!r} has {len(column)} rows, the batch {len(self)}")
         self.columns[name] = column
@@ -69,7 +69,7 @@ class Batch:
         return Batch({name: _concat([b[name] for b in batches]) for name in batches[0].columns})
 
 
-def _bytes(column: Column) -> int:
+def _bytes(column: Values) -> int:
     if hasattr(column, "nbytes"):
         return int(column.nbytes)
     if isinstance(column, str):
@@ -77,11 +77,11 @@ def _bytes(column: Column) -> int:
     return sum(map(_bytes, column)) if isinstance(column, list) else len(column) if isinstance(column, bytes) else 0
 
 
-def _take(column: Column, positions: np.ndarray) -> Column:
+def _take(column: Values, positions: np.ndarray) -> Values:
     return [column[i] for i in positions.tolist()] if isinstance(column, list) else column[positions]
 
 
-def _concat(columns: Sequence[Column]) -> Column:
+def _concat(columns: Sequence[Values]) -> Values:
     if isinstance(columns[0], list):
         return [item for column in columns for item in column]
     return np.concatenate(columns)

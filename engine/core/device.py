@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 DISALLOW_REDUCED_PRECISION_REDUCTION = 16
 """cuBLAS's CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION; CuPy does not define it."""
-KEPT_BYTES = 8 << 30
+RELEASE_THRESHOLD_BYTES = 8 << 30
 """Freed memory that CUDA's default pool keeps for later allocations. nvImageCodec allocates pixels in this pool. By
 default the pool returns all freed memory to the driver at every synchronization."""
 
@@ -110,7 +110,7 @@ class Device:
             return numpy.asarray(array)
         if not hasattr(array, "__cuda_array_interface__"):
             array = numpy.asarray(array)
-            self.sent(array.nbytes)
+            self.count_copied(array.nbytes)
         return self.xp.asarray(array)
 
     def up_or_pinned(self, array: numpy.ndarray) -> Any:
@@ -138,7 +138,7 @@ class Device:
         found: numpy.ndarray = array.get()
         return found
 
-    def sent(self, size: int) -> None:
+    def count_copied(self, size: int) -> None:
         """Counts `size` bytes that a vendor part copies to the device."""
         copied.up += size
 
@@ -215,7 +215,7 @@ def _open_memory(number: int) -> Callable[[], int]:
 
     runtime = cupy.cuda.runtime
     runtime.memPoolSetAttribute(
-        runtime.deviceGetDefaultMemPool(number), runtime.cudaMemPoolAttrReleaseThreshold, KEPT_BYTES
+        runtime.deviceGetDefaultMemPool(number), runtime.cudaMemPoolAttrReleaseThreshold, RELEASE_THRESHOLD_BYTES
     )
     try:
         import rmm

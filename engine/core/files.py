@@ -33,16 +33,16 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A random name, because containers that share a volume can have equal process ids. `tempfile` would set mode 600.
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     encoding = None if "b" in mode else "utf-8"
     try:
-        with aside.open(mode, encoding=encoding) as file:
+        with temporary.open(mode, encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

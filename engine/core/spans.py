@@ -14,7 +14,7 @@ from danqing.engine.core.copies import copied
 
 T = TypeVar("T", bound=Sized)
 
-Range = Callable[[str], AbstractContextManager[Any]]
+OpenRange = Callable[[str], AbstractContextManager[Any]]
 """Opens a named range of an external profiler (NVTX)."""
 
 
@@ -27,34 +27,34 @@ class Span:
         passed: rows kept by the gate that follows.
         failed: rows with an error.
         seconds: time spent processing.
-        starved: seconds spent waiting for input.
-        blocked: seconds spent waiting for space in the output queue.
+        starved_seconds: time spent waiting for input.
+        blocked_seconds: time spent waiting for space in the output queue.
         up, down: bytes copied to and from the device.
         dropped: rows dropped by the gate that follows, by criterion.
         waiting: returns the number of batches in the output queue.
 
     Only set while profiling:
         batches: number of batches that were packed.
-        load: sum over these batches of how full they were (0 to 1).
-        taken, made: bytes of the columns read and written.
-        held: largest number of bytes of device memory in use after a batch.
+        fill_sum: sum over these batches of how full they were (0 to 1).
+        bytes_read, bytes_written: bytes of the columns read and written.
+        peak_device_bytes: largest number of bytes of device memory in use after a batch.
     """
 
     rows: int = 0
     passed: int = 0
     failed: int = 0
     seconds: float = 0.0
-    starved: float = 0.0
-    blocked: float = 0.0
+    starved_seconds: float = 0.0
+    blocked_seconds: float = 0.0
     up: int = 0
     down: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     waiting: Callable[[], int] | None = None
     batches: int = 0
-    load: float = 0.0
-    taken: int = 0
-    made: int = 0
-    held: int = 0
+    fill_sum: float = 0.0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    peak_device_bytes: int = 0
 
     def __add__(self, other: Span) -> Span:
         """Returns the sums, for two workers that run the same stage."""
@@ -65,7 +65,7 @@ class Span:
     @property
     def fill(self) -> float | None:
         """Mean fill of the packed batches (0 to 1); None if the stage does not pack, or without profiling."""
-        return self.load / self.batches if self.batches else None
+        return self.fill_sum / self.batches if self.batches else None
 
 
 class Event(NamedTuple):
@@ -98,7 +98,7 @@ class Spans(dict[str, Span]):
     8
     """
 
-    def __init__(self, profiled: bool = False, named: Range | None = None) -> None:
+    def __init__(self, profiled: bool = False, named: OpenRange | None = None) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.profiled = profiled
@@ -124,7 +124,7 @@ class Spans(dict[str, Span]):
         """Yields the batches, and adds the time to produce each to the span `name`.
 
         Args:
-            size: returns the bytes of a batch, which are added to `made` while profiling.
+            size: returns the bytes of a batch, which are added to `bytes_written` while profiling.
         """
         stream = iter(batches)
         while True:
@@ -136,7 +136,7 @@ class Spans(dict[str, Span]):
                 return
             self[name].passed += len(batch)
             if size and self.profiled:
-                self[name].made += size(batch)
+                self[name].bytes_written += size(batch)
             yield batch
 
     def _record(self, name: str, started: float, rows: int) -> Span:

@@ -1,7 +1,7 @@
 """MERGE: joins several decided runs and applies the redundancy criterion once more, to the rows that each run kept.
 
 The merged run is a run folder whose scores and features are links to those of its runs; it is written, explained and
-reported like any other. The chains of near rows are stored (chains.npy): when a run is added later, its rows are
+reported like any other. The components of near rows are stored (chains.npy): when a run is added later, its rows are
 compared with all rows, but the earlier rows are not compared with each other again.
 """
 
@@ -23,8 +23,8 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.decide.scores import Scores, find_chains, read_scores
-from danqing.engine.decide.walk import MERGED, Verdicts, record
+from danqing.engine.decide.scores import Scores, connect_near_rows, read_scores
+from danqing.engine.decide.verdicts import MERGED, Verdicts, record
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import Run, is_run
@@ -43,6 +43,9 @@ def merge(
         device: searches for near-duplicates.
         progress: counts comparisons.
 
+    Returns:
+        The merged run, and its funnel.
+
     Raises:
         DanqingError: runs without verdicts, or with different recipes, models or layouts; says which.
     """
@@ -57,18 +60,18 @@ def merge(
     scores = read_scores(run, replace(recipe, criteria=(criterion,)))
     verdicts = _verdicts_of(runs, recipe, scores)
     last = len(recipe.criteria) - 1
-    again = verdicts.dropped_by == last
-    alive = ((verdicts.dropped_by < 0) | again) & criterion.can_judge(scores)
-    verdicts.group[again], verdicts.kept_instead[again], verdicts.distance[again] = -1, None, np.nan
+    redundant = verdicts.dropped_by == last
+    alive = ((verdicts.dropped_by < 0) | redundant) & criterion.can_judge(scores)
+    verdicts.group[redundant], verdicts.kept_instead[redundant], verdicts.distance[redundant] = -1, None, np.nan
     verdicts.dropped_by[alive] = -1
     rows = np.flatnonzero(alive)
     earlier = np.load(output / "chains.npy") if before and before == merged[: len(before)] else None
-    chains = find_chains(scores.features_of(rows, device), criterion, progress, earlier)
+    components = connect_near_rows(scores.features_of(rows, device), criterion, progress, earlier)
     with commit(output / "chains.npy") as file:
-        np.save(file, chains.first)
+        np.save(file, components.first)
     run.manifest[MERGED] = merged
     run.save()
-    verdicts.enter(last, alive, scores.group_chains(criterion, rows, chains, progress))
+    verdicts.enter(last, alive, scores.group_components(criterion, rows, components, progress))
     decision = {
         "recipe": recipe.to_dict(),
         "recipe_hash": recipe.hash,
@@ -151,8 +154,8 @@ def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdict
         table = pa.concat_tables([pq.read_table(run.verdicts_path(shard.number)) for shard in run.shards])
         group = table["group"].to_numpy()
         # Unique over the runs, and different from the groups that are found now, which are rows of the merged run.
-        apart = pa.array(np.where(group >= 0, group + first, -1))
-        tables.append(table.set_column(table.column_names.index("group"), "group", apart))
+        renumbered = pa.array(np.where(group >= 0, group + first, -1))
+        tables.append(table.set_column(table.column_names.index("group"), "group", renumbered))
         first += len(table)
     table = pa.concat_tables(tables)
     positions = {criterion.name: position for position, criterion in enumerate(recipe.criteria)} | {None: -1}

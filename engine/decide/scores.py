@@ -68,16 +68,18 @@ class Scores:
         if criterion.column != FEATURES:
             return self._group_values(criterion, rows, device)
         features = self.features_of(rows, device)
-        return self.group_chains(criterion, rows, find_chains(features, criterion, progress), progress)
+        return self.group_components(criterion, rows, connect_near_rows(features, criterion, progress), progress)
 
-    def group_chains(
-        self, criterion: Redundancy, rows: np.ndarray, chains: Chains, progress: Progress | None = None
+    def group_components(
+        self, criterion: Redundancy, rows: np.ndarray, components: NearComponents, progress: Progress | None = None
     ) -> Outcome:
-        """Groups rows whose chains are known."""
-        features, centroid = chains.features, criterion.keep == "centroid"
+        """Groups rows whose components are known; of each group, the representative passes."""
+        features, centroid = components.features, criterion.keep == "centroid"
         choose = groups.nearest_to_centroid(features) if centroid else self._choice(criterion, rows)
-        found = groups.near_groups(features, criterion.within, choose, criterion.max_diameter, progress, chains.first)
-        return replace(self._outcome(rows, *found), recall=chains.recall)
+        found = groups.near_groups(
+            features, criterion.within, choose, criterion.max_diameter, progress, components.first
+        )
+        return replace(self._outcome(rows, *found), recall=components.recall)
 
     def _group_values(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> Outcome:
         """Groups rows of equal values, or of hashes that differ in a few bits."""
@@ -130,12 +132,12 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Chains:
-    """Rows chained together by near pairs.
+class NearComponents:
+    """The connected components of rows, where near pairs are connected.
 
     Attributes:
         features: of the rows.
-        first: int64 (rows,), the smallest row of each one's chain.
+        first: int64 (rows,), the smallest row of each one's component.
         recall: measured, if the search may miss pairs.
     """
 
@@ -144,10 +146,10 @@ class Chains:
     recall: Recall | None = None
 
 
-def find_chains(
+def connect_near_rows(
     features: Features, criterion: Redundancy, progress: Progress | None = None, earlier: np.ndarray | None = None
-) -> Chains:
-    """Finds which rows are chained together by near pairs.
+) -> NearComponents:
+    """Finds the connected components of rows, where near pairs are connected.
 
     Args:
         features: of the rows to compare.
@@ -156,8 +158,10 @@ def find_chains(
         earlier: int64, `first` of the first rows, which are not compared with each other again.
     """
     if criterion.recall == 1:
-        return Chains(features, groups.chains(features, criterion.within, progress, earlier))
-    return Chains(features, *groups.likely_chains(features, criterion.within, criterion.recall, progress, earlier))
+        return NearComponents(features, groups.near_components(features, criterion.within, progress, earlier))
+    return NearComponents(
+        features, *groups.likely_components(features, criterion.within, criterion.recall, progress, earlier)
+    )
 
 
 def read_scores(run: Run, recipe: Recipe) -> Scores:

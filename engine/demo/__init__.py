@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from danqing.engine.demo.judge import Judgement
+    from danqing.engine.demo.comparison import Judgement
     from danqing.engine.run.settings import Settings
 
 
@@ -19,8 +19,8 @@ def run_demo(folder: Path, settings: Settings) -> Judgement:
         folder: where to write.
         settings: the device, threads and limits; without a block list, the demo's own is used.
     """
+    from danqing.engine.demo.comparison import judge, print_judgement
     from danqing.engine.demo.crawl import BLOCKLIST, build_crawl
-    from danqing.engine.demo.judge import judge, print_judgement
     from danqing.engine.phases import curate
     from danqing.engine.recipe.reading import load_recipe
     from danqing.engine.report.terminal import console, print_funnel, print_spans

@@ -58,7 +58,7 @@ def defect(kind: str, expected: str) -> Callable[[Defect], Defect]:
 
 
 @defect("unsafe words", "unsafe_text")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def add_unsafe_term(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     # The terms come from the installed word list, so that this file does not contain them.
     terms = unsafe_terms()
     middle = len(pair.caption) // 2
@@ -73,52 +73,52 @@ def unsafe_terms() -> list[str]:
 
 
 @defect("blocked domain", "blocked_source")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def block_domain(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     host = rng.choice(("pirated-pictures.example", "cdn7.pirated-pictures.example", "img.link-farm.example"))
     return replace(pair, url=f"https://{host}/{pair.photo}.jpg")
 
 
 @defect("too short", "words")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def shorten_caption(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     return replace(pair, caption=rng.choice(("图片", "风景照片", "好看的图", "IMG_2041", "封面 大图", "第3张图片")))
 
 
 @defect("too long", "words")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def lengthen_caption(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     return replace(pair, caption="，".join([*photo["captions"], *photo["captions"][::-1]] * 3))
 
 
 @defect("emoji spam", "words")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def fill_with_emoji(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     emoji = rng.choices("😀😍🔥💯🎉✨👍🏽❤️🇨🇳🌈🚀🍀", k=18)
     return replace(pair, caption=f"美图{''.join(emoji)}来了")
 
 
 @defect("picture missing", "downloaded")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def remove_picture(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     return replace(pair, image=b"")
 
 
 @defect("English", "chinese_confidence")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def caption_in_english(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     return replace(pair, caption=photo["english"])
 
 
 @defect("Japanese", "chinese_confidence")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def caption_in_japanese(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     place = rng.choice(("公園", "海辺", "庭", "駅前", "山道", "台所"))
     when = rng.choice(("朝", "夕方", "昨日", "先週末", "春の日"))
     return replace(pair, caption=f"これは{when}に{place}で撮ったお気に入りの写真です。とてもきれいでした。")
 
 
 @defect("stop words only", "stop_word_share")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def use_only_stop_words(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     words = ["这个", "就是", "那么", "因为", "所以", "我们", "你们", "什么", "怎么", "如果", "但是", "而且", "还是"]
     return replace(pair, caption="，".join(rng.sample(words, 8)))
 
 
 @defect("no noun", "nouns")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def use_no_noun(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     words = [
         "奔跑",
         "喜欢",
@@ -139,18 +139,18 @@ def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
 
 
 @defect("rare characters", "unknown_tokens")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def add_rare_characters(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     rare = [chr(rng.randrange(0x20000, 0x2A6D0)) for _ in range(8)]
     return replace(pair, caption=pair.caption + "，附录字表：" + "、".join(rare))
 
 
 @defect("repeated token", "text_entropy")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def repeat_token(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     return replace(pair, caption=" ".join([rng.choice(("图片", "照片", "风景", "壁纸", "花朵"))] * rng.randint(6, 20)))
 
 
 @defect("advert", "unsafe_caption")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def add_advert(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     pitch = rng.choice(
         (
             "本店专业代理各种发票，代开发票请加扣扣，款到发货",
@@ -164,7 +164,7 @@ def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
 
 
 @defect("contact details", "unsafe_caption")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def add_contact_details(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     number = rng.randrange(10**8, 10**9)
     ways = (f"，原图购买加微信 pic{number}", f"，拍摄预约电话13{number}", f"，高清原图联系QQ：{number}")
     return replace(pair, caption=pair.caption + rng.choice(ways))
@@ -184,53 +184,53 @@ def _with_picture(pair: Pair, picture: Image.Image, quality: int = 90) -> Pair:
 
 
 @defect("not a picture", "readable")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def replace_with_other_file(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     pages = (b"<!DOCTYPE html><html><title>404 Not Found</title></html>", b"%PDF-1.7\n%\xe2\xe3", b"PK\x03\x04\x14\x00")
     return replace(pair, image=rng.choice(pages))
 
 
 @defect("wrong aspect", "aspect_ratio")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def cut_to_strip(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     picture = _open(pair)
     strip = picture.crop((0, 0, picture.width, max(picture.width // 4, 1)))
     return _with_picture(pair, strip if rng.random() < 0.5 else strip.rotate(90, expand=True))
 
 
 @defect("tiny", "shortest_edge")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def shrink_picture(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     return _with_picture(pair, ImageOps.contain(_open(pair), (100, 100)))
 
 
 @defect("truncated", "decodable")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def truncate_picture(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     return replace(pair, image=pair.image[: int(len(pair.image) * rng.uniform(0.3, 0.8))])
 
 
 @defect("flat", "pixel_std")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def paint_flat(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     colour = tuple(rng.randrange(256) for _ in range(3))
     return _with_picture(pair, Image.new("RGB", _open(pair).size, colour))
 
 
 @defect("blurred", "laplacian_variance")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def blur_picture(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     return _with_picture(pair, _open(pair).filter(ImageFilter.GaussianBlur(rng.uniform(3, 6))))
 
 
 @defect("low entropy", "image_entropy")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def dither_picture(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     buffer = io.BytesIO()
     _open(pair).convert("1").save(buffer, "PNG")  # dithered black and white: sharp, full contrast, one bit a pixel
     return replace(pair, image=buffer.getvalue(), extension="png")
 
 
 @defect("exact duplicate", "redundancy")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def duplicate_pair(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     return replace(pair, caption=photo["captions"][1])
 
 
 @defect("near duplicate", "redundancy")
-def _(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
+def duplicate_changed_picture(pair: Pair, photo: dict[str, Any], rng: random.Random) -> Pair:
     picture = _open(pair)
     width, height = picture.size
     how = rng.randrange(4)

@@ -359,16 +359,16 @@ class Redundancy(Criterion):
         else:
             near = f"{self.column}: ≤ {self.within:g} bits differ" if self.within else f"equal {self.column}"
         diameter = f", ≤ {self.max_diameter:g} from it" if self.max_diameter is not None else ""
-        kept = "" if self.keep in ("centroid", "first") else f", {self.keep.replace(':', ' ')} stays"
+        kept = "" if self.keep in ("centroid", "first") else f", {self.keep.replace(':', ' ')} is kept"
         recall = "" if self.recall == 1 else f", recall ≥ {self.recall:g}"
         return f"one of each group, {near}{diameter}{kept}{recall}"
 
     def check(self, columns: Mapping[str, Column]) -> None:
         column = _stored_column(self.column, columns, "column")
         if column.distance != "cosine":
-            most = MAX_BITS if column.distance == "bits" else 0
-            if self.within not in range(most + 1):
-                bits = f"a number of bits from 0 to {most}" if most else "0: its values are equal or not"
+            max_bits = MAX_BITS if column.distance == "bits" else 0
+            if self.within not in range(max_bits + 1):
+                bits = f"a number of bits from 0 to {max_bits}" if max_bits else "0: its values are equal or not"
                 raise FieldError("within", f"'within' of {self.column} is {bits}, not {self.within:g}")
         if self.highest:
             _score_column(self.highest, columns, "keep")

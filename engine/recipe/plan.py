@@ -59,7 +59,16 @@ class Plan:
 
 
 def decidable(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[str]) -> Recipe:
-    """The recipe without the criteria and `also` columns that cannot be computed from the given columns."""
+    """Removes from a recipe the criteria and `also` columns that cannot be computed from the given columns.
+
+    Args:
+        recipe: the recipe.
+        catalogue: the stages to compute with; each has `needs` and `produces`.
+        given: columns that reading provides.
+
+    Returns:
+        The recipe with the remaining criteria and `also` columns, in their order.
+    """
     available = set(given)
     waiting = list(catalogue)
     while ready := [stage for stage in waiting if available.issuperset(stage.needs)]:
@@ -80,6 +89,9 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         catalogue: the stages to choose from; each has `name`, `needs` and `produces`.
         given: columns that reading provides.
         also: more columns to compute.
+
+    Returns:
+        The stages in the order of the criteria that need them, and the gates between them.
 
     Raises:
         DanqingError: no stage computes a column that is needed.
@@ -106,7 +118,7 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
         steps.insert(place(stage), Step(stage))
         available.update(stage.produces)
 
-    def soonest(stage: type[Any]) -> int:
+    def earliest_position(stage: type[Any]) -> int:
         """The place right after the stages that it needs, so that pixels and encoded bytes are not kept for it."""
         needed = (n for n, step in enumerate(steps, 1) if not set(step.stage.produces).isdisjoint(stage.needs))
         return max(needed, default=0)
@@ -121,7 +133,7 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
     ungated = [c for criterion in recipe.criteria if not isinstance(criterion, RowCriterion) for c in criterion.columns]
     also = (*recipe.also, *also, *ungated)
     for column in also:
-        schedule(column, soonest)
+        schedule(column, earliest_position)
     if steps:
         steps[0].gates[:0] = waiting
     # Columns that are not stored are dropped after the last stage that needs them: pixels and encoded bytes are large.

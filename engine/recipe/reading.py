@@ -113,6 +113,9 @@ def load_recipe(
         columns: the columns that the recipe can name; with other packages' stages, `engine.stages.columns`.
         roles: the roles that stages have a model for; if given, every key under `models` must be one.
 
+    Returns:
+        The recipe.
+
     Raises:
         DanqingError: the recipe cannot be read or used; names the file, the line and the nearest valid name.
 

@@ -6,7 +6,7 @@ numbers. Features must have a high cosine. Scores of models may differ as long a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.run.folder import Run
-from danqing.engine.stages import CATALOGUE, stored_columns
-from danqing.engine.stages.network import ModelStage
+from danqing.engine.sources import Shard
+from danqing.engine.stages import columns_of_role, stored_columns
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ColumnDifference:
 
     Attributes:
         name: the column.
-        judged: whether the tolerance applies; False for scores of models.
+        judged: whether the tolerance applies; False for scores of neural networks.
         exact: whether values must be equal; True unless they are floating-point numbers.
         rows: rows that have the score in both runs.
         one_sided: rows that have it in one run.
@@ -121,8 +121,11 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
     """Compares two decided runs.
 
     Args:
-        ours, theirs: the runs.
+        ours, theirs: the runs, over the same input.
         tolerance: the limits; None: the defaults.
+
+    Returns:
+        The differences; `objections` lists those that exceed the tolerance.
 
     Raises:
         DanqingError: a run has no verdicts, or the runs have different inputs; names the first difference.
@@ -133,22 +136,23 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
     names = [[shard.name for shard in run.shards] for run in (ours, theirs)]
     if names[0] != names[1]:
         raise DanqingError(f"{ours.folder} and {theirs.folder} have different shards: {_first_difference(*names)}")
+    by_networks = _network_columns((ours, theirs))
     for shard in ours.shards:
-        _compare_shard(found, ours, theirs, shard.number, shard.name)
+        _compare_shard(found, ours, theirs, shard, by_networks)
     return found
 
 
-def _compare_shard(found: Difference, ours: Run, theirs: Run, number: int, name: str) -> None:
+def _compare_shard(found: Difference, ours: Run, theirs: Run, shard: Shard, by_networks: set[str]) -> None:
+    number = shard.number
     a, b = (pq.read_table(run.scores_path(number)) for run in (ours, theirs))
     uids = [table["uid"].to_pylist() for table in (a, b)]
     if uids[0] != uids[1]:
-        raise DanqingError(f"shard {name} holds other pairs in {theirs.folder}: {_first_difference(*uids)}")
+        raise DanqingError(f"shard {shard.name} holds other pairs in {theirs.folder}: {_first_difference(*uids)}")
     found.rows += len(a)
-    said_by_models = _said_by_models()
     for column, kind in stored_columns().items():
         if column in a.column_names and column in b.column_names:
             exact = not pa.types.is_floating(kind)
-            entry = found.columns.setdefault(column, ColumnDifference(column, column not in said_by_models, exact))
+            entry = found.columns.setdefault(column, ColumnDifference(column, column not in by_networks, exact))
             entry.add(a["key"], a[column], b[column])
     _compare_features(found, a["feature_row"].to_numpy(), b["feature_row"].to_numpy(), ours, theirs, number)
     a, b = (pq.read_table(run.verdicts_path(number), columns=["key", "dropped_by", "group"]) for run in (ours, theirs))
@@ -180,10 +184,7 @@ def _first_difference(ours: list[str], theirs: list[str]) -> str:
     return next(f"{a} there, {b} here" for a, b in zip(ours, theirs, strict=True) if a != b)
 
 
-def _said_by_models() -> set[str]:
-    """Lists the columns that neural networks produce, and those computed from them."""
-    out: set[str] = set()
-    for stage in CATALOGUE:
-        if issubclass(stage, ModelStage) or out.intersection(stage.needs):
-            out.update(stage.produces)
-    return out
+def _network_columns(runs: Iterable[Run]) -> set[str]:
+    """Lists the columns that depend on a neural network in one of the runs; a word list is no network."""
+    networks = {role for run in runs for role, model in run.manifest["models"].items() if "onnx" in model}
+    return {column for role in networks for column in columns_of_role(role)}

@@ -10,12 +10,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from danqing.engine.core.columns import READ_ERROR
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import recipe_from_dict
 from danqing.engine.report.terminal import console
 from danqing.engine.run.folder import Run
-from danqing.engine.sources.sample import PROBLEM
 
 
 def find_pairs(run: Run, key: str) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
     recipe = recipe_from_dict(decided["recipe"], "run.json") if decided else run.recipe
     place = f"row {record['row']}  key {record['key']}  uid {record['uid']}"
     console.print(f"\n[bold]{escape(record['shard'])}[/] {escape(place)}")
-    for name in ("caption", "text_clean", "url", "error", PROBLEM):
+    for name in ("caption", "text_clean", "url", "error", READ_ERROR):
         if record.get(name):
             console.print(f"  {name}: ", record[name], markup=False, sep="")
     table = Table(box=box.SIMPLE_HEAD)

@@ -39,7 +39,11 @@ figcaption{font-size:12px;color:#4a5568;overflow-wrap:anywhere} h2{margin-top:2.
 
 
 def write_report(run: Run) -> None:
-    """Writes report.html for a decided run."""
+    """Writes report.html for a decided run.
+
+    Args:
+        run: the run; its topics are shown if they have been found.
+    """
     recipe = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
     funnel = Funnel.read(run.folder / "funnel.json")
     verdicts = pa.concat_tables([pq.read_table(run.verdicts_path(s.number)) for s in run.shards])

@@ -96,6 +96,9 @@ def find_topics(run: Run, context: Context, progress: Progress, sample: int, sma
         sample: approximate number of captions to cluster.
         smallest: minimum number of captions in a topic; None: a thousandth of the sample, at least 10.
 
+    Returns:
+        The topics, as written to topics.json.
+
     Raises:
         DanqingError: the run has no verdicts, no text model or too few captions, or a package is missing.
     """

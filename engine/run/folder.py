@@ -16,11 +16,10 @@ from typing import Any, Self
 from danqing import __version__
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import write_json
+from danqing.engine.core.logs import log
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.sources import Layout, Shard
-
-log = logging.getLogger("danqing")
 
 RECORDED_PACKAGES = (
     "nvidia-nvimgcodec-cu13",

@@ -21,7 +21,7 @@ ANSWER_SECONDS = 5.0
 
 
 @contextmanager
-def announced(folder: Path, address: str, port: int, device: str) -> Iterator[None]:
+def announce_worker(folder: Path, address: str, port: int, device: str) -> Iterator[None]:
     """Keeps a file of this worker in `folder` during a `with` block.
 
     First removes the files that killed workers of this host left behind.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 
@@ -10,9 +9,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from danqing.engine.core.device import Device
+from danqing.engine.core.logs import log
 from danqing.engine.core.nvml import GpuReading, open_meter
-
-log = logging.getLogger("danqing")
 
 
 class GpuGauges(Collector):

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import FEATURES, arrow_types
 from danqing.engine.core.files import commit
+from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
-from danqing.engine.run.folder import Run, log
+from danqing.engine.run.folder import Run
 from danqing.engine.sources import Shard
 
 ENGINES = b"danqing.engines"

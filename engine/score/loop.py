@@ -20,12 +20,13 @@ import pyarrow as pa
 
 from danqing.engine.core.batch import Batch, pack
 from danqing.engine.core.columns import ENCODED, SHARD_COLUMNS
+from danqing.engine.core.logs import log
 from danqing.engine.core.memory import Memory
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Span, Spans
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.plan import Plan, Step
-from danqing.engine.run.folder import Run, log
+from danqing.engine.run.folder import Run
 from danqing.engine.score.ledger import Ledger
 from danqing.engine.score.overlap import Overlap
 from danqing.engine.sources import Layout, Sample, Shard, open_shard
@@ -35,7 +36,7 @@ READ_ROWS = 256
 """Maximum number of rows of a batch as it is read."""
 
 
-class Exit(Protocol):
+class RowSink(Protocol):
     """Receives the rows that leave the pipeline. All stages' threads call it."""
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
@@ -71,7 +72,7 @@ def score(
     ledger = Ledger(run, plan.scores, progress, context.models.running)
     shards = iter(run.unscored()) if shards is None else shards
     for shard in shards:
-        batches = read(until_swapped(chain([shard], shards), context), run.layout, ledger, context.memory)
+        batches = read(shards_until_engine_change(chain([shard], shards), context), run.layout, ledger, context.memory)
         batches = spans.timed("read", batches, lambda batch: batch.bytes((ENCODED, "caption")))
         run_stages(batches, plan, context, ledger, spans, gated, room)
         if context.models.refused:
@@ -81,7 +82,7 @@ def score(
     return spans
 
 
-def until_swapped(shards: Iterable[Shard], context: Context) -> Iterator[Shard]:
+def shards_until_engine_change(shards: Iterable[Shard], context: Context) -> Iterator[Shard]:
     """Yields shards until another engine has been activated for a model.
 
     The caller then opens new sessions and goes on with the remaining shards, so no shard is scored by two engines.
@@ -97,7 +98,7 @@ def run_stages(
     batches: Iterator[Batch],
     plan: Plan,
     context: Context,
-    ledger: Exit,
+    ledger: RowSink,
     spans: Spans,
     gated: bool = True,
     room: int = 1,
@@ -165,7 +166,7 @@ def _batch(rows: list[tuple[Any, ...]]) -> Batch:
 
 
 def run_stage(
-    batches: Iterable[Batch], stage: Stage, step: Step, ledger: Exit, spans: Spans, following: str | None
+    batches: Iterable[Batch], stage: Stage, step: Step, ledger: RowSink, spans: Spans, following: str | None
 ) -> Iterator[Batch]:
     """Runs one stage and the gate that follows it; enters rows that fail or are dropped in the ledger.
 
@@ -194,20 +195,20 @@ def run_stage(
 
 
 def _passing(
-    batch: Batch, stage: Stage, gates: Sequence[RowCriterion], ledger: Exit, span: Span, following: str | None
+    batch: Batch, stage: Stage, gates: Sequence[RowCriterion], ledger: RowSink, span: Span, following: str | None
 ) -> Batch:
     """Returns the rows that have no error and pass every gate; enters the others in the ledger."""
-    sound = np.array([error is None for error in batch["error"]])
-    if not sound.all():
-        span.failed += int((~sound).sum())
-        ledger.enter(batch.take(~sound))
-    passes = sound.copy()
+    valid = np.array([error is None for error in batch["error"]])
+    if not valid.all():
+        span.failed += int((~valid).sum())
+        ledger.enter(batch.take(~valid))
+    passes = valid.copy()
     for gate in gates:
-        falls = passes & ~gate.passes(batch)
-        span.dropped[gate.name] += int(falls.sum())
-        passes &= ~falls
-    if (sound & ~passes).any():
-        ledger.enter(batch.take(sound & ~passes), gated_at=following)
+        dropped = passes & ~gate.passes(batch)
+        span.dropped[gate.name] += int(dropped.sum())
+        passes &= ~dropped
+    if (valid & ~passes).any():
+        ledger.enter(batch.take(valid & ~passes), gated_at=following)
     if passes.all():
         return batch
     remaining = batch.take(passes)
@@ -243,9 +244,9 @@ def apply_stage(stage: Stage, batch: Batch) -> None:
 
 def _record_batch(batch: Batch, stage: Stage, span: Span) -> None:
     """Adds the values that are only recorded while profiling."""
-    span.taken += batch.bytes(stage.needs)
-    span.made += batch.bytes(stage.produces)
-    span.held = max(span.held, stage.context.device.held())
+    span.bytes_read += batch.bytes(stage.needs)
+    span.bytes_written += batch.bytes(stage.produces)
+    span.peak_device_bytes = max(span.peak_device_bytes, stage.context.device.held())
     if stage.capacity is not None:
-        span.load += float(pack_weight(stage, batch).sum())
+        span.fill_sum += float(pack_weight(stage, batch).sum())
         span.batches += 1

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.spans import Spans
-from danqing.engine.score.announce import announced
+from danqing.engine.score.announce import announce_worker
 from danqing.engine.score.gpu_metrics import gpu_gauges
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.package_files import cache_folder
@@ -59,7 +59,11 @@ class StageMetrics(Collector):
             errors.add_metric([stage], span.failed)
             for criterion, rows in list(span.dropped.items()):
                 dropped.add_metric([criterion], rows)
-            for state, value in (("work", span.seconds), ("starved", span.starved), ("blocked", span.blocked)):
+            for state, value in (
+                ("work", span.seconds),
+                ("starved", span.starved_seconds),
+                ("blocked", span.blocked_seconds),
+            ):
                 seconds.add_metric([stage, state], value)
             for direction, size in (("up", span.up), ("down", span.down)):
                 copied.add_metric([stage, direction], size)
@@ -69,7 +73,7 @@ class StageMetrics(Collector):
 
 
 @contextmanager
-def served(
+def serve_metrics(
     spans: Spans, port: int | None, address: str, device: Device | None = None, models: ModelSet | None = None
 ) -> Iterator[None]:
     """Serves metrics at http://ADDRESS:PORT/metrics during a `with` block, and announces them to Prometheus.
@@ -99,7 +103,7 @@ def served(
     except (OSError, OverflowError) as problem:
         raise DanqingError(f"--metrics-port {port}: cannot serve at {address}: {problem}") from None
     try:
-        with announced(cache_folder() / "metrics", address, server.server_port, device.name if device else "cpu"):
+        with announce_worker(cache_folder() / "metrics", address, server.server_port, device.name if device else "cpu"):
             yield
     finally:
         server.shutdown()

@@ -99,7 +99,7 @@ class Overlap:
                 queue.put(item, timeout=POLL_SECONDS)
             except Full:
                 continue
-            self._stream.span.blocked += time.perf_counter() - started
+            self._stream.span.blocked_seconds += time.perf_counter() - started
             return
         raise StoppedError
 
@@ -117,6 +117,6 @@ class Overlap:
             except Empty:
                 continue
             if hasattr(self._stream, "span"):  # the thread that consumes the last queue has no span
-                self._stream.span.starved += time.perf_counter() - started
+                self._stream.span.starved_seconds += time.perf_counter() - started
             return item
         raise StoppedError

@@ -22,7 +22,7 @@ from danqing.engine.recipe.plan import Plan, make_plan
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import score
-from danqing.engine.score.metrics import served
+from danqing.engine.score.metrics import serve_metrics
 from danqing.engine.sources import Shard
 from danqing.engine.stages import CATALOGUE, Context
 from danqing.trt_models.model_set import ModelSet
@@ -31,7 +31,7 @@ POLL_SECONDS = 0.2
 SHUTDOWN_GRACE_SECONDS = 5.0
 
 Watcher = Callable[[Run, Plan, Context], AbstractContextManager[Spans]]
-"""Makes the context in which a run is scored. It yields the spans to record in (`profiling.watch.watched`)."""
+"""Makes the context in which a run is scored. It yields the spans to record in (`profiling.watch.profile_scoring`)."""
 
 
 def score_on_one(
@@ -58,8 +58,8 @@ def score_on_one(
     with open_device(settings.device, settings.threads) as device:
         models = ModelSet(recipe.models, strict=settings.strict_engines)
         context = settings.context(device, models, plan.wanted)
-        watched = watcher(run, plan, context) if watcher else nullcontext(Spans())
-        with watched as spans, served(spans, settings.metrics_port, settings.metrics_address, device, models):
+        profiled = watcher(run, plan, context) if watcher else nullcontext(Spans())
+        with profiled as spans, serve_metrics(spans, settings.metrics_port, settings.metrics_address, device, models):
             score(run, plan, context, progress, not settings.score_everything, spans=spans, shards=shards)
     return spans
 

@@ -30,7 +30,7 @@ from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.scores import Scores
-from danqing.engine.decide.walk import walk
+from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.criteria import Interval, RowCriterion, Threshold
 from danqing.engine.recipe.plan import decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
@@ -61,14 +61,14 @@ class Selection:
         funnel: rows kept and dropped, per criterion.
         spans: counts and times of the stages; empty if the selection was finished before.
         columns: the names of the URL and caption columns.
-        later: names of the recipe's criteria that need a picture.
+        deferred_criteria: names of the recipe's criteria that need a picture.
     """
 
     folder: Path
     funnel: Funnel
     spans: Spans
     columns: Columns
-    later: tuple[str, ...]
+    deferred_criteria: tuple[str, ...]
 
     @property
     def urls(self) -> Path:
@@ -132,22 +132,22 @@ def select(
     files = find_tables(inputs)
     if settings.limit is None:  # a limited selection opens no table that it does not need
         check_tables(files, columns)
-    early = before_download(recipe)
-    later = tuple(c.name for c in recipe.criteria if c not in early.criteria)
-    plan = make_plan(early, CATALOGUE, TABLE_COLUMNS, also=[CLEAN])
-    models = ModelSet(early.models)
+    text_recipe = before_download(recipe)
+    deferred = tuple(c.name for c in recipe.criteria if c not in text_recipe.criteria)
+    plan = make_plan(text_recipe, CATALOGUE, TABLE_COLUMNS, also=[CLEAN])
+    models = ModelSet(text_recipe.models)
     identity = {
         "inputs": [[str(file.path.resolve()), file.bytes] for file in files],
         "columns": asdict(columns),
-        "models": {role: models.card(role).hash for role in early.models},
+        "models": {role: models.card(role).hash for role in text_recipe.models},
         **settings.rules(),
         "part_rows": PART_ROWS,
         "limit": settings.limit,
     }
-    _create_or_resume(output, early, identity)
+    _create_or_resume(output, text_recipe, identity)
     spans = Spans()
     if not (output / "funnel.json").exists():
-        criteria = replace(early, criteria=(USABLE, *early.criteria))
+        criteria = replace(text_recipe, criteria=(USABLE, *text_recipe.criteria))
         total = sum(file.bytes for file in files) if settings.limit is None else 0
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
             context = settings.context(device, models, plan.wanted)
@@ -163,7 +163,7 @@ def select(
                 _write(urls, judged.kept(dropped_by < 0))
                 _write(verdicts, judged.verdicts(dropped_by, criteria))
         write_json(output / "funnel.json", count_funnel(output, criteria).to_dict())
-    return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, later)
+    return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, deferred)
 
 
 def _parts(files: Iterable[Shard], columns: Columns, limit: int | None) -> Iterator[Part]:
@@ -183,13 +183,13 @@ def before_download(recipe: Recipe) -> Recipe:
     Raises:
         DanqingError: every criterion needs a picture.
     """
-    early = decidable(recipe, CATALOGUE, TABLE_COLUMNS)
+    text_recipe = decidable(recipe, CATALOGUE, TABLE_COLUMNS)
     # Near-duplicate search compares all rows, and SELECT has one part in memory.
-    early = replace(early, criteria=tuple(c for c in early.criteria if isinstance(c, RowCriterion)))
-    if not early.criteria:
+    text_recipe = replace(text_recipe, criteria=tuple(c for c in text_recipe.criteria if isinstance(c, RowCriterion)))
+    if not text_recipe.criteria:
         raise DanqingError(f"recipe {recipe.name}: every criterion needs a picture, so none can be applied here")
-    looking = {stage.role for stage in CATALOGUE if stage.image_inputs}
-    return replace(early, models={role: name for role, name in recipe.models.items() if role not in looking})
+    image_roles = {stage.role for stage in CATALOGUE if stage.image_inputs}
+    return replace(text_recipe, models={role: name for role, name in recipe.models.items() if role not in image_roles})
 
 
 class Judged:
@@ -221,7 +221,7 @@ class Judged:
             yield Batch({"row": rows, **texts, "error": [None] * len(rows)})
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
-        """Takes rows that leave the stages; see `engine.score.loop.Exit`."""
+        """Takes rows that leave the stages; see `engine.score.loop.RowSink`."""
         for name, column in self.columns.items():
             if name in batch:
                 column[batch["row"]] = np.array(batch[name], column.dtype)
@@ -249,7 +249,7 @@ class Judged:
         """Returns the table of verdicts: each row's place in the input, verdict and scores.
 
         Args:
-            dropped_by: see `dropped_by`.
+            dropped_by: int64 (rows,), from the method `dropped_by`.
         """
         names = np.array([criterion.name for criterion in recipe.criteria] + [None], object)
         first, rows = self.part.first, len(self.part)

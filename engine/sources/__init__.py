@@ -40,6 +40,9 @@ def find_shards(inputs: Iterable[str], layout: Layout | None = None) -> list[Sha
         inputs: files, folders, globs and brace ranges (`{00000..00041}.tar`).
         layout: which parts of a sample are its picture and its caption.
 
+    Returns:
+        The shards, numbered from 0.
+
     Raises:
         DanqingError: an input is missing, empty, given twice, not readable by any source, or lacks a column.
     """
@@ -76,7 +79,16 @@ def open_shard(shard: Shard, layout: Layout) -> Source:
 def first_rows(shards: Iterable[Shard], limit: int | None, layout: Layout) -> list[Shard]:
     """Returns the shards that hold the first `limit` rows over all shards; the last of them may be cut.
 
-    Shards behind the limit are not opened. Without a limit these are all shards.
+    Args:
+        shards: the shards. Those behind the limit are not opened.
+        limit: maximum number of rows; None: all.
+        layout: which parts of a sample are its picture and its caption.
+
+    Returns:
+        The shards.
+
+    Raises:
+        DanqingError: a shard cannot be opened; names its file.
     """
     if limit is None:
         return list(shards)

@@ -54,7 +54,15 @@ def _read(folder: Path, files: dict[str, str], extension: str) -> bytes:
 
 @lru_cache(1)  # all shards of a large folder need the same list
 def pictures_in(folder: Path, layout: Layout) -> tuple[_Picture, ...]:
-    """Lists the pictures of a folder with the files that belong to them; hidden files are left out."""
+    """Lists the pictures of a folder with the files that belong to them; hidden files are left out.
+
+    Args:
+        folder: the folder; its subfolders are read too.
+        layout: which file extensions are pictures.
+
+    Returns:
+        The pictures, sorted by folder and name.
+    """
     files: dict[str, dict[str, str]] = {}
     pictures: list[tuple[str, str]] = []
     image_extensions = set(layout.image_extensions)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from danqing.engine.core.columns import READ_ERROR
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
-from danqing.engine.sources.sample import PROBLEM, Layout, Sample, choose_column, from_record
+from danqing.engine.sources.sample import Layout, Sample, choose_column, from_record
 
 BATCH_ROWS = 64
 """Rows, and thus pictures, in memory at a time."""
@@ -67,7 +68,7 @@ class Parquet(Source):
                 except (pa.ArrowException, OSError) as problem:
                     for row in range(first + read, first + rows):
                         message = f"{self.shard.path}: row group {group} is broken: {problem}"
-                        yield Sample(self.shard.key(row - self.shard.first), b"", "", "", {PROBLEM: message})
+                        yield Sample(self.shard.key(row - self.shard.first), b"", "", "", {READ_ERROR: message})
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -13,10 +13,9 @@ from typing import Any
 
 import xxhash
 
+from danqing.engine.core.columns import METADATA_ERROR, READ_ERROR
 from danqing.engine.core.errors import DanqingError
 
-PROBLEM = "read_error"
-"""The metadata field that describes what could not be read of a sample."""
 UID = re.compile("[0-9a-f]{32}")
 """A uid of the input that the engine keeps."""
 
@@ -106,10 +105,8 @@ def _metadata(data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as problem:
-        return {"metadata_error": f"not valid JSON: {problem}"}
-    return (
-        content if isinstance(content, dict) else {"metadata_error": f"a JSON {type(content).__name__}, not an object"}
-    )
+        return {METADATA_ERROR: f"not valid JSON: {problem}"}
+    return content if isinstance(content, dict) else {METADATA_ERROR: f"a JSON {type(content).__name__}, not an object"}
 
 
 def from_record(record: Mapping[str, Any], image: str, caption: str, folder: Path, key: str) -> Sample:
@@ -133,7 +130,7 @@ def from_record(record: Mapping[str, Any], image: str, caption: str, folder: Pat
     if text is not None and not isinstance(text, str):
         problem = f"{caption!r} is not text but {str(text)[:40]}"
     if problem:
-        metadata[PROBLEM] = problem
+        metadata[READ_ERROR] = problem
     own = next((record[k] for k in ("key", "__key__") if isinstance(record.get(k), str)), None)
     extension = Path(name).suffix[1:].lower() if isinstance(name, str) else ""
     image_bytes = data if isinstance(data, bytes) else b""

@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 
-SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+CSV_SUFFIXES = (".csv", ".csv.gz")
+TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".jsonl.gz")
+SUFFIXES = (".parquet", *TEXT_SUFFIXES)
 CHECKED_ROWS = 1000
 """Rows of each table that are read to check its columns before work begins."""
 
@@ -116,11 +118,11 @@ def read_parts(file: Shard, columns: Columns, rows: int) -> Iterator[Part]:
         DanqingError: the file cannot be read, or lacks a column; names file, columns and flag.
     """
     first = 0
-    for some in (_parquet if file.path.suffix == ".parquet" else _text)(file, columns, rows):
-        urls = _strings(file, some.table, columns.url, "--url-col", must_exist=first == 0)
-        captions = _strings(file, some.table, columns.caption, "--caption-col", must_exist=first == 0)
-        yield Part(file, first, some.table, urls, captions, some.errors, some.bytes)
-        first += len(some.table)
+    for part in (_parquet if file.path.suffix == ".parquet" else _text)(file, columns, rows):
+        urls = _strings(file, part.table, columns.url, "--url-col", must_exist=first == 0)
+        captions = _strings(file, part.table, columns.caption, "--caption-col", must_exist=first == 0)
+        yield Part(file, first, part.table, urls, captions, part.errors, part.bytes)
+        first += len(part.table)
 
 
 def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: bool) -> pa.Array:
@@ -171,10 +173,10 @@ def _text(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
     with _open(file.path) as (raw, lines):
         position = 0
         checked = _checked(_parse(file.path, lines), lines, columns)
-        while some := list(itertools.islice(checked, rows)):
+        while part := list(itertools.islice(checked, rows)):
             before, position = position, raw.tell()
-            errors = {row: problem for row, (_, problem) in enumerate(some) if problem is not None}
-            yield _Rows(_table([record for record, _ in some]), position - before, errors)
+            errors = {row: problem for row, (_, problem) in enumerate(part) if problem is not None}
+            yield _Rows(_table([record for record, _ in part]), position - before, errors)
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -184,7 +186,7 @@ def records(path: Path) -> Iterator[Record]:
 
 
 def _parse(path: Path, lines: _Lines) -> Iterator[Record]:
-    return _csv(path, lines) if path.name.endswith((".csv", ".csv.gz")) else _json(lines)
+    return _csv(path, lines) if path.name.endswith(CSV_SUFFIXES) else _json(lines)
 
 
 def _checked(rows: Iterable[Record], lines: _Lines, columns: Columns) -> Iterator[Record]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from danqing.engine.core.columns import READ_ERROR
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
-from danqing.engine.sources.sample import PROBLEM, Layout, Sample, choose_column, from_record
-from danqing.engine.sources.tables import Record, records
+from danqing.engine.sources.sample import Layout, Sample, choose_column, from_record
+from danqing.engine.sources.tables import TEXT_SUFFIXES, Record, records
 
 NAMED_ROWS = 1000
 """The columns are those of the first rows: JSON lines may leave a field out where it has no value."""
@@ -19,7 +20,7 @@ NAMED_ROWS = 1000
 class TextTable(Source):
     """Rows of a table; names of pictures are relative to its folder. A row that cannot be read fails, not the table."""
 
-    suffixes = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+    suffixes = TEXT_SUFFIXES
     is_table = True
 
     def __init__(self, shard: Shard, layout: Layout) -> None:
@@ -48,7 +49,7 @@ class TextTable(Source):
             if problem is None:
                 yield from_record(record, self.image, self.caption, self.shard.path.parent, key)
             else:
-                yield Sample(key, b"", "", "", {PROBLEM: f"{self.shard.path}: {problem}"})
+                yield Sample(key, b"", "", "", {READ_ERROR: f"{self.shard.path}: {problem}"})
 
 
 @lru_cache(1)  # all shards of a long table need the same rows

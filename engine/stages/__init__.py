@@ -12,7 +12,7 @@ from danqing.engine.stages.base import Context, Stage
 STAGES: Registry[type[Stage]] = Registry(
     "danqing.stages",
     {
-        "source": "danqing.engine.stages.source:Source",
+        "source": "danqing.engine.stages.source:BlockedSource",
         "caption": "danqing.engine.stages.text:Caption",
         "refine": "danqing.engine.stages.text:Refine",
         "tokens": "danqing.engine.stages.embed:Tokens",

@@ -147,7 +147,7 @@ class GpuDecoder:
         whole = [files[row] for row in rows]
         decoded = self.decoder.decode(whole, cuda_stream=self.device.stream) if whole else []
         found = [None if picture is None else asarray(picture) for picture in decoded]
-        self.device.sent(sum(map(_bytes_sent, whole, found)))
+        self.device.count_copied(sum(map(_bytes_sent, whole, found)))
         pictures: list[Any] = [None] * len(files)
         for row, picture in zip(rows, found, strict=True):
             pictures[row] = picture
@@ -172,7 +172,14 @@ def _nvimgcodec() -> Any:
 
 
 def open_decoder(device: Device) -> Decoder:
-    """Opens the decoder of the device."""
+    """Opens the decoder of the device.
+
+    Args:
+        device: where the decoded pictures are needed.
+
+    Returns:
+        A `GpuDecoder` or a `CpuDecoder`.
+    """
     return GpuDecoder(device) if device.kind == "cuda" else CpuDecoder(device)
 
 

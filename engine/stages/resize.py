@@ -194,10 +194,10 @@ class DaliResizer:
         parts: list[list[Any]] = [[] for _ in self.inputs]
         for start in range(0, len(pictures), self.batch_size):
             # DALI refuses rows with padding, and nvJPEG pads rows: 509 pixels took 1,536 bytes on an H200.
-            some = [xp.ascontiguousarray(picture) for picture in pictures[start : start + self.batch_size]]
-            self.graph.feed_input("pictures", some)
+            part = [xp.ascontiguousarray(picture) for picture in pictures[start : start + self.batch_size]]
+            self.graph.feed_input("pictures", part)
             for number, wanted in enumerate(self.inputs):
-                sizes = np.array([scaled(picture.shape, wanted) for picture in some], np.float32)
+                sizes = np.array([scaled(picture.shape, wanted) for picture in part], np.float32)
                 self.graph.feed_input(f"size{number}", sizes)
             for part, resized in zip(parts, self.graph.run(), strict=True):
                 part.append(xp.array(resized.as_tensor()))

@@ -14,7 +14,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.stages.base import Stage
 
 
-class Source(Stage):
+class BlockedSource(Stage):
     """`blocked_source`: 1 if the URL's domain or one of its parent domains is on the block list, else 0."""
 
     name = "source"

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
+from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
-from danqing.engine.run.folder import Run, log
+from danqing.engine.run.folder import Run
 from danqing.engine.sources import Shard, open_shard
 from danqing.engine.write.formats import Pairs, Writer
 from danqing.trt_models.package_files import sha256

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from danqing.kernels.portable import THREADS_PER_ROW, ArrayLauncher, byte_at, heavy_kernel, inlined, kernel, prefetch
+from danqing.kernels.portable import (
+    THREADS_PER_ROW,
+    ArrayLauncher,
+    array_interface,
+    byte_at,
+    heavy_kernel,
+    inlined,
+    kernel,
+    prefetch,
+)
 
 if TYPE_CHECKING:  # bound by `Kernel.on_cuda`
     from numba import cuda
@@ -131,24 +140,14 @@ def locate(device: ArrayLauncher, pictures: Sequence[Any]) -> tuple[list[Any], n
     """
     found, places = [], []
     for picture in pictures:
-        view = _interface(picture)
+        view = array_interface(picture)
         if view["strides"] and view["strides"][1:] != (3, 1):
             picture = device.xp.ascontiguousarray(picture)
-            view = _interface(picture)
+            view = array_interface(picture)
         found.append(picture)
         height, width, _ = view["shape"]
         places.append((view["data"][0], (view["strides"] or (3 * width,))[0], height, width))
     return found, np.array(places, np.int64).reshape(-1, 4)
-
-
-def address_of(array: Any) -> int:
-    """Returns the address of the first byte of an array of the device."""
-    return int(_interface(array)["data"][0])
-
-
-def _interface(array: Any) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
-    return found
 
 
 def _cut_tiles(heights: np.ndarray, widths: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, Tiles]:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from danqing.kernels.pictures.pixels import address_of, locate
+from danqing.kernels.pictures.pixels import locate
 from danqing.kernels.pictures.resample import ROUNDING, WEIGHT_BITS, compute_weights
-from danqing.kernels.portable import ArrayLauncher, byte_at, inlined, kernel
+from danqing.kernels.portable import ArrayLauncher, address_of, byte_at, inlined, kernel
 
 INTERMEDIATE_BYTES = 256 << 20
 """Maximum size of the first pass's output. 244 pictures of 512 × 512 take 84 MB, scaled to 224 columns."""

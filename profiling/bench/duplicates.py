@@ -26,7 +26,7 @@ import numpy as np
 
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.groups import chains, likely_chains
+from danqing.engine.decide.dedup.groups import likely_components, near_components
 from danqing.profiling.bench import harness
 
 WITHIN, RECALL, DIMENSION = 0.1, 0.999, 768
@@ -110,8 +110,8 @@ def near_pairs(features: np.ndarray, within: float, kind: Any = np.float32) -> t
 def ours(features: np.ndarray, recall: float = 1.0) -> tuple[np.ndarray, str]:
     with open_device() as device:
         if recall == 1:
-            return chains(Features(device, [features]), WITHIN), ""
-        labels, measured = likely_chains(Features(device, [features]), WITHIN, recall)
+            return near_components(Features(device, [features]), WITHIN), ""
+        labels, measured = likely_components(Features(device, [features]), WITHIN, recall)
         return labels, f"measured recall: {measured}"
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from danqing.engine.demo import run_demo
+from danqing.engine.demo.comparison import Judgement, roc_area
 from danqing.engine.demo.crawl import CLEAN, FOLDER, MISMATCH, build_crawl, pairs, photographs
 from danqing.engine.demo.defects import DEFECTS
-from danqing.engine.demo.judge import Judgement, roc_area
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings

@@ -15,12 +15,12 @@ SEARCH = """
 import json
 import numpy as np
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.groups import chains
+from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.core.device import open_device
 from danqing.kernels.neighbours import components
 from danqing.kernels.neighbours import pairs as neighbours
 with open_device("cuda") as device:
-    group = chains(Features(device, [np.eye(300, 64, dtype=np.float16) + np.float16(0.01)]), 0.1)
+    group = near_components(Features(device, [np.eye(300, 64, dtype=np.float16) + np.float16(0.01)]), 0.1)
 kernels = components.find_roots, neighbours.fill_scales, neighbours.unpack, neighbours.join_near
 stats = [kernel.on_gpu.stats for kernel in kernels]
 misses, hits = ([counts.total() for counts in each] for each in zip(*[(s.cache_misses, s.cache_hits) for s in stats]))

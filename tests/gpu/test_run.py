@@ -12,7 +12,7 @@ import danqing.engine.score.loop
 from danqing.engine.core.copies import copied
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.groups import chains
+from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.demo.crawl import build_crawl
 from danqing.engine.phases import curate, score_inputs
@@ -103,8 +103,8 @@ def test_cuml_finds_the_topics(gpu: Device) -> None:
 def test_near_duplicate_groups_equal_the_cpus(gpu: Device, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also at the threshold, with half precision, large tiles and page-locked memory."""
     block = planted(device, 30_000, 256, seed=1)
-    expected = chains(Features(device, [block]), 0.1)
-    assert (chains(Features(gpu, [block]), 0.1) == expected).all()
+    expected = near_components(Features(device, [block]), 0.1)
+    assert (near_components(Features(gpu, [block]), 0.1) == expected).all()
     nearest = nearest_rows(Features(device, [block[:9000]]), Features(device, [block[9000:]]), 0.1)
     with open_device("cuda"):  # must not change the stream of the outer device
         pass
@@ -112,4 +112,4 @@ def test_near_duplicate_groups_equal_the_cpus(gpu: Device, device: Device, monke
     assert (there[0] == nearest[0]).all()
     monkeypatch.setattr(gpu.xp.cuda.runtime, "memGetInfo", lambda: (0, 1))
     features = Features(gpu, [block])
-    assert isinstance(features.blocks[0], np.ndarray) and (chains(features, 0.1) == expected).all()
+    assert isinstance(features.blocks[0], np.ndarray) and (near_components(features, 0.1) == expected).all()

@@ -150,7 +150,7 @@ def find_groups(device: Any) -> np.ndarray:
     hashes = np.uint64(2) ** np.arange(24, dtype=np.uint64) // np.uint64(7)
     others = nearest_rows(features.take(np.arange(12)), features.take(np.arange(12, 24)), 0.1)
     hash_groups = fingerprint_groups.group_hashes(device, hashes, 2)
-    inverted, likely = lists.Lists(features, 0.01, 3), device.up(np.arange(24))
+    inverted, likely = lists.InvertedFile(features, 0.01, 3), device.up(np.arange(24))
     for rank in range(2):
         inverted.join(rank, likely, Silent())
     found = NeighbourSample(features, 0.01).recall(likely)

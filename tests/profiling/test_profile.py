@@ -38,8 +38,8 @@ def test_a_profile_has_figures_of_every_stage(crawl: list[str], plain_recipe: Re
     assert list(stages) == ["read", "caption", "refine", "header", "decode", "pixels"]
     assert found.pairs == stages["read"].pairs == stages["caption"].pairs == 17 and found.threads == 2
     assert stages["decode"].pairs == stages["header"].passed == 13 and stages["pixels"].passed == 12
-    assert all(figures.alone > 0 and figures.together > 0 for figures in found.stages)
-    assert max(f.together + f.starved + f.blocked for f in found.stages) <= found.seconds
+    assert all(figures.sequential_seconds > 0 and figures.pipelined_seconds > 0 for figures in found.stages)
+    assert max(f.pipelined_seconds + f.starved_seconds + f.blocked_seconds for f in found.stages) <= found.seconds
     # The runs take milliseconds on shared cores, so only the order of magnitude is checked.
     assert found.efficiency is not None and 0 < found.efficiency < 3
     assert 0 < found.cores_busy < 1.5 and found.peak > 50e6
@@ -47,7 +47,10 @@ def test_a_profile_has_figures_of_every_stage(crawl: list[str], plain_recipe: Re
     assert stages["decode"].limit and 0.05 < stages["decode"].share(found.copy) < 5 and 1e9 < found.copy < 1e12
     assert stages["header"].limit is None and 0 < stages["header"].share(found.copy) < 1
     encoded = sum(len(picture) for tar in crawl for picture in pictures_in(tar))
-    assert encoded < stages["read"].made < encoded + 17 * 100 and stages["decode"].made == 12 * (160 * 120 * 3) + 13
+    assert (
+        encoded < stages["read"].bytes_written < encoded + 17 * 100
+        and stages["decode"].bytes_written == 12 * (160 * 120 * 3) + 13
+    )
     assert (
         stages["decode"].fill == pytest.approx(13 * MIN_WEIGHT_PIXELS / Memory().pixels)
         and stages["header"].fill is None
@@ -75,10 +78,10 @@ def test_the_trace_has_all_threads(crawl: list[str], plain_recipe: Recipe, tmp_p
     assert {event["name"] for event in trace if event["ph"] == "C"} == {"busy cores", "resident MB"}
 
 
-def of(*alone: float, seconds: float, cpu: float) -> Profile:
-    spans = [Span(rows=100, passed=100, seconds=each) for each in alone]
+def of(*sequential: float, seconds: float, cpu: float) -> Profile:
+    spans = [Span(rows=100, passed=100, seconds=each) for each in sequential]
     stages = tuple(StageFigures.of(f"s{n}", span, span, None) for n, span in enumerate(spans))
-    return Profile(100, 2, seconds, sum(alone), cpu, 0, 1e9, stages)
+    return Profile(100, 2, seconds, sum(sequential), cpu, 0, 1e9, stages)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def of(*alone: float, seconds: float, cpu: float) -> Profile:
 )
 def test_the_verdict_names_the_limit(found: Profile, verdict: str) -> None:
     assert found.verdict.startswith(verdict)
-    assert found.efficiency == found.slowest.alone / 10 and found.slowest.stage == "s1"
+    assert found.efficiency == found.slowest.sequential_seconds / 10 and found.slowest.stage == "s1"
 
 
 def test_long_runs_keep_a_bounded_number_of_readings_and_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +138,13 @@ def test_a_run_can_be_profiled(
     assert tree(tmp_path / "out") == tree(tmp_path / "plain")
     found = json.loads((tmp_path / "out" / "profile" / "profile.json").read_text())
     assert found["verdict"] in capsys.readouterr().out
-    assert found["in_turn"] is found["efficiency"] is None and found["pairs"] == 17
+    assert found["sequential_seconds"] is found["efficiency"] is None and found["pairs"] == 17
     decode = next(stage for stage in found["stages"] if stage["stage"] == "decode")
-    assert decode["pairs"] == 13 and decode["alone"] is None and decode["together"] > 0 and decode["limit"] > 0
+    assert (
+        decode["pairs"] == 13
+        and decode["sequential_seconds"] is None
+        and decode["pipelined_seconds"] > 0
+        and decode["limit"] > 0
+    )
     assert (tmp_path / "out" / "profile" / "trace.json").exists()
     assert main(command) == 0 and "already scored" in capsys.readouterr().out

@@ -32,7 +32,7 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.score.ledger import ENGINES, Ledger
 from danqing.engine.score.metrics import RefusedEngines
 from danqing.engine.sources import Shard
-from danqing.profiling.parity import agreement, samples, similarity, verify
+from danqing.profiling.parity import agreement, read_samples, similarity, verify
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.compile.compilers import compile_engine
 from danqing.trt_models.compile.quantise import quantise_statically
@@ -295,7 +295,7 @@ def test_parity_measures_outputs_and_flips(
     monkeypatch.setattr(torch, "compile", lambda call: compiled.append(call) or call)  # takes 20 seconds
     engine = compile_engine(card, "int8", "cpu")
     strict = {"cosine_mean": 0.9, "flips": 0.0}
-    scores = samples(card, shards, recipe, Settings(), 60)
+    scores = read_samples(card, shards, recipe, Settings(), 60)
     assert sum(len(batch["tokens"]) for batch in scores) == 60
     parity = verify(card, engine, shards, recipe, Settings(), 60, strict, checkpoint).parity
     assert parity is not None and parity.torch_rate and parity.rate and len(compiled) == 1
@@ -457,7 +457,7 @@ def test_the_readmes_commands_compile_verify_and_activate(tmp_path: Path) -> Non
 def test_eight_bits_compile_for_gpus_from_real_ranges(
     card: Card, shards: list[str], recipe: Recipe, precision: str, tmp_path: Path
 ) -> None:
-    batches = samples(card, shards, recipe, Settings(), 30)
+    batches = read_samples(card, shards, recipe, Settings(), 30)
     engine = compile_engine(card, precision, "sm_89", (1, 4, 16), samples=batches)
     assert Engines(card).checked(engine).stat().st_size > 1000
     quantise_statically(onnx_path(card), tmp_path / "graph.onnx", batches, precision)  # the graph of the engine

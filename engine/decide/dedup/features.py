@@ -10,6 +10,7 @@ import numpy as np
 from danqing.engine.core.device import Device
 from danqing.engine.decide.dedup.products import PRODUCTS, Products
 from danqing.kernels.neighbours.pairs import Rows, fill_scales, unpack
+from danqing.kernels.portable import address_of
 
 
 class Features:
@@ -33,7 +34,7 @@ class Features:
         if len(dimensions) > 1:
             raise ValueError(f"features of different dimensions: {sorted(dimensions)}")
         self.dimension: int = dimensions.pop()
-        addresses = [_address(block) + np.arange(len(block)) * block.strides[0] for block in self.blocks]
+        addresses = [address_of(block) + np.arange(len(block)) * block.strides[0] for block in self.blocks]
         address = np.concatenate([np.empty(0, np.int64), *addresses])
         address = device.up(address if rows is None else address[rows])
         scale = device.xp.empty(len(address))
@@ -60,9 +61,3 @@ class Features:
         out = self.device.xp.empty((len(self), self.dimension), np.float32)
         unpack.launch(self.device, len(self), self.rows, out)
         return out
-
-
-def _address(array: Any) -> int:
-    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
-    address: int = interface["data"][0]
-    return address

@@ -20,7 +20,7 @@ ROUNDING = 2e-6
 """Added to the square of a residual, so that rounding of the coordinates cannot make it too short."""
 MIN_ROWS_FOR_FOLDING = 8192
 """Below this many rows a brute-force comparison is faster than computing the basis."""
-SAMPLE_ROWS = 1024
+FOLDING_SAMPLE_ROWS = 1024
 """Rows on which the cost of a width is measured. The basis is computed from twice as many others."""
 WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 """Candidates for the length of a folded vector."""
@@ -53,7 +53,7 @@ class Folding:
         xp, slack = features.device.xp, features.products.slack
         if len(features) < MIN_ROWS_FOR_FOLDING:
             return cls()
-        positions = np.linspace(0, len(features) - 1, 4 * SAMPLE_ROWS).astype(np.int64)
+        positions = np.linspace(0, len(features) - 1, 4 * FOLDING_SAMPLE_ROWS).astype(np.int64)
         fitted = features.take(positions[::2]).unit()
         moment = (fitted.T @ fitted).astype(np.float64)
         _, directions = xp.linalg.eigh(moment)  # ascending

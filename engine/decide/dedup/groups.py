@@ -1,4 +1,4 @@
-"""Groups of near-duplicates: the chains of neighbours, the representative of each group, and the distances to it."""
+"""Groups of near-duplicates: components of neighbours, the representative of each group, and the distances to it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def near_groups(
         max_diameter: members farther than this from their representative leave the group and form groups among
             themselves; None: no limit.
         progress: receives the number of comparisons.
-        found: the `chains` of the rows, if they are known.
+        found: the `near_components` of the rows, if they are known.
 
     Returns:
         Three arrays (rows,) on the host: the smallest row of the group, int64; the representative, int64 (the row
         itself if it is in no group); and the cosine distance to the representative, float64.
     """
     device, rows = features.device, np.arange(len(features))
-    group = chains(features, within, progress) if found is None else found.copy()
+    group = near_components(features, within, progress) if found is None else found.copy()
     representative, distance = rows.copy(), np.zeros(len(rows))
     while len(rows):
         representative[rows] = representatives(group[rows], rows, choose)
@@ -57,11 +57,11 @@ def near_groups(
         distance[rows] = np.where(representative[rows] == rows, 0, device.down(gap))
         rows = rows[distance[rows] > (np.inf if max_diameter is None else max_diameter)]
         if len(rows):
-            group[rows] = rows[chains(features.take(rows), within, progress)]
+            group[rows] = rows[near_components(features.take(rows), within, progress)]
     return group, representative, distance
 
 
-def chains(
+def near_components(
     features: Features,
     within: float,
     progress: Progress | None = None,
@@ -74,7 +74,7 @@ def chains(
         features: the rows.
         within: the cosine distance.
         progress: receives the number of comparisons.
-        earlier: the chains of the first len(earlier) rows, which are not compared with each other again.
+        earlier: the components of the first len(earlier) rows, which are not compared with each other again.
         index: name of a registered index that finds all near pairs.
 
     Returns:
@@ -85,7 +85,7 @@ def chains(
     return features.device.down(find_components(features.device, parent))
 
 
-def likely_chains(
+def likely_components(
     features: Features,
     within: float,
     recall: float,
@@ -93,7 +93,19 @@ def likely_chains(
     earlier: np.ndarray | None = None,
     index: str = "lists",
 ) -> tuple[np.ndarray, Recall | None]:
-    """Finds `chains` faster, with at least the share `recall` of the near pairs; also returns the measured recall."""
+    """Finds `near_components` faster, from at least the share `recall` of the near pairs.
+
+    Args:
+        features: the rows.
+        within: the cosine distance.
+        recall: the share of the near pairs that must end up in one component, 0 to 1.
+        progress: receives the number of comparisons.
+        earlier: as in `near_components`.
+        index: name of a registered index.
+
+    Returns:
+        int64 (rows,), on the host, as `near_components`; and the measured recall, None if all near pairs were found.
+    """
     parent, known = _parents(features, earlier)
     measured = INDEXES.named(index)(recall).join(features, within, parent, known, progress)
     return features.device.down(find_components(features.device, parent)), measured

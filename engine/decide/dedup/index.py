@@ -54,7 +54,7 @@ class Tiles(Index):
         join_neighbours(features, within, parent, known, progress)
 
 
-class Lists(Index):
+class InvertedFileIndex(Index):
     """Compares the rows of inverted lists until the recall is reached (`lists`)."""
 
     def join(
@@ -65,5 +65,8 @@ class Lists(Index):
 
 INDEXES: Registry[type[Index]] = Registry(
     "danqing.indexes",
-    {"tiles": "danqing.engine.decide.dedup.index:Tiles", "lists": "danqing.engine.decide.dedup.index:Lists"},
+    {
+        "tiles": "danqing.engine.decide.dedup.index:Tiles",
+        "lists": "danqing.engine.decide.dedup.index:InvertedFileIndex",
+    },
 )

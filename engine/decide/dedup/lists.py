@@ -17,7 +17,7 @@ import numpy as np
 from danqing.engine.core.progress import Progress, Silent
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.folding import Folding
-from danqing.engine.decide.dedup.neighbours import Joining, join_neighbours, spans
+from danqing.engine.decide.dedup.neighbours import Joining, join_neighbours, split_range
 from danqing.engine.decide.dedup.sample import HELD_OUT_ROWS, STOPPING_ROWS, NeighbourSample
 from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.lists import average_lists, rank_lists
@@ -61,7 +61,7 @@ def _joined_by_lists(
     progress: Progress,
 ) -> bool:
     """Searches the lists until the recall is reached; returns whether it was."""
-    lists = Lists(features, within, known)
+    lists = InvertedFile(features, within, known)
     for rank in range(DEPTH):
         lists.join(rank, parent, progress)
         if sample.recall(parent, STOPPING_ROWS).pairs and sample.assures(recall, parent, STOPPING_ROWS):
@@ -92,7 +92,7 @@ class SortedRows(NamedTuple):
         return zip(self.begins.tolist(), self.news.tolist(), self.ends.tolist(), strict=True)
 
 
-class Lists:
+class InvertedFile:
     """An inverted file over all rows. `ranks`: uint16 (DEPTH, rows), each row's lists, the nearest centre first."""
 
     def __init__(self, features: Features, within: float, known: int) -> None:
@@ -104,7 +104,7 @@ class Lists:
         self.buffer = features.device.xp.empty(max(self.products.tile**2, self.count), np.float32)
         centres = self._centres()
         self.ranks = features.device.xp.empty((DEPTH, len(features)), np.uint16)
-        for start, stop in spans(0, len(features), self.products.block):
+        for start, stop in split_range(0, len(features), self.products.block):
             self.ranks[:, start:stop] = self._rank(self._vectors(slice(start, stop)), centres, DEPTH).T
         self.members = self._file(0)
 
@@ -144,7 +144,7 @@ class Lists:
     def _rank(self, vectors: Any, centres: Any, depth: int) -> Any:
         xp = self.features.device.xp
         ranks, best = xp.empty((len(vectors), depth), np.uint16), xp.empty((len(vectors), depth), np.float32)
-        for start, stop in spans(0, len(vectors), len(self.buffer) // self.count):
+        for start, stop in split_range(0, len(vectors), len(self.buffer) // self.count):
             products = self.buffer[: (stop - start) * self.count].reshape(stop - start, self.count)
             xp.matmul(vectors[start:stop], centres.T, out=products)
             rank_lists.launch(self.features.device, stop - start, products, best[start:stop], ranks[start:stop])
@@ -152,7 +152,7 @@ class Lists:
 
     def _file(self, rank: int) -> SortedRows:
         xp, lists = self.features.device.xp, self.ranks[rank]
-        counts, known = (xp.bincount(some, minlength=self.count) for some in (lists, lists[: self.known]))
+        counts, known = (xp.bincount(part, minlength=self.count) for part in (lists, lists[: self.known]))
         begins = xp.cumsum(counts) - counts
         return SortedRows(xp.argsort(lists, kind="stable"), begins, begins + known, begins + counts)
 
@@ -161,10 +161,10 @@ def _to_compare(members: SortedRows, visitors: SortedRows, tile: int) -> Iterato
     """Yields the pairs of pieces of every list and its visitors of which at least one has not been compared before."""
     same = visitors is members
     for (begin, new, end), (first, later, last) in zip(members.lists(), visitors.lists(), strict=True):
-        apart = ((begin, end), (later, last)), ((new, end), (first, later))
-        among = ((begin, new), (new, end)), ((new, end), (new, end))
-        for ours, theirs in among if same else apart:
-            for one, other in product(spans(*ours, tile), spans(*theirs, tile)):
+        across_lists = ((begin, end), (later, last)), ((new, end), (first, later))
+        within_list = ((begin, new), (new, end)), ((new, end), (new, end))
+        for ours, theirs in within_list if same else across_lists:
+            for one, other in product(split_range(*ours, tile), split_range(*theirs, tile)):
                 if not same or one <= other:  # each pair once
                     yield (True, *one), (same, *other)
 

@@ -34,12 +34,16 @@ def join_neighbours(
     progress.expect(rows * (rows - 1) // 2 - known * (known - 1) // 2, 1)
     fold, join = Folding.fit(features, 1 - within), Joining(features, within, parent)
     tile = features.products.tile
-    for begin, end in spans(known, rows, features.products.block):
+    for begin, end in split_range(known, rows, features.products.block):
         block = fold(features.take(slice(begin, end)))
-        for start, stop in [*spans(0, known, tile), *spans(begin, end, tile), *spans(end, rows, tile)]:
+        for start, stop in [
+            *split_range(0, known, tile),
+            *split_range(begin, end, tile),
+            *split_range(end, rows, tile),
+        ]:
             inside = begin <= start < end
             right = block[start - begin : stop - begin] if inside else fold(features.take(slice(start, stop)))
-            for top, bottom in spans(begin, stop if inside else end, tile):
+            for top, bottom in split_range(begin, stop if inside else end, tile):
                 join(block[top - begin : bottom - begin], right, xp.arange(top, bottom), xp.arange(start, stop))
                 count = bottom - top
                 progress.advance(count * (count - 1) // 2 if top == start else count * (stop - start))
@@ -65,11 +69,11 @@ def nearest_rows(
     nearest, cosine = xp.full(len(features), -1), xp.full(len(features), np.nan)
     products, fold, tile = features.products, Folding.fit(others, 1 - within), Tile(features)
     found = (1 - within, features.rows, others.rows, cosine, nearest)
-    for begin, end in spans(0, len(features), products.block):
+    for begin, end in split_range(0, len(features), products.block):
         block = fold(features.take(slice(begin, end)))
-        for start, stop in spans(0, len(others), products.tile):
+        for start, stop in split_range(0, len(others), products.tile):
             right = fold(others.take(slice(start, stop)))
-            for top, bottom in spans(begin, end, products.tile):
+            for top, bottom in split_range(begin, end, products.tile):
                 product = tile.product(block[top - begin : bottom - begin], right)
                 pairs = (product, 1 - within - products.slack, xp.arange(top, bottom), xp.arange(start, stop))
                 find_nearest.launch(features.device, bottom - top, *pairs, *found)
@@ -77,10 +81,10 @@ def nearest_rows(
     return features.device.down(nearest), features.device.down(1 - cosine)
 
 
-def spans(first: int, last: int, size: int) -> list[tuple[int, int]]:
+def split_range(first: int, last: int, size: int) -> list[tuple[int, int]]:
     """Splits a range into pieces of at most `size`.
 
-    >>> spans(0, 5, 2)
+    >>> split_range(0, 5, 2)
     [(0, 2), (2, 4), (4, 5)]
     """
     return [(start, min(start + size, last)) for start in range(first, last, size)]

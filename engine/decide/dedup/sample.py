@@ -9,11 +9,11 @@ import numpy as np
 from danqing.engine.core.progress import Progress, Silent
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.folding import Folding
-from danqing.engine.decide.dedup.neighbours import Tile, spans
+from danqing.engine.decide.dedup.neighbours import Tile, split_range
 from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.pairs import count_joined, list_near
 
-SAMPLE_ROWS = 4096
+RECALL_SAMPLE_ROWS = 4096
 """Rows whose neighbours are found exactly."""
 MAX_NEIGHBOURS = 64
 """Neighbours that are stored per sample row; further ones are ignored."""
@@ -36,16 +36,16 @@ class NeighbourSample:
     """
 
     def __init__(self, features: Features, within: float, progress: Progress | None = None) -> None:
-        xp, progress, count = features.device.xp, progress or Silent(), min(SAMPLE_ROWS, len(features))
+        xp, progress, count = features.device.xp, progress or Silent(), min(RECALL_SAMPLE_ROWS, len(features))
         progress.expect(count * len(features), 1)
         self.device, products = features.device, features.products
         self.rows = self.device.up(np.linspace(0, len(features), count, endpoint=False).astype(np.int64))
         self.counts, self.near = xp.zeros(count, np.int64), xp.empty((count, MAX_NEIGHBOURS), np.int64)
         fold, tile = Folding.fit(features, 1 - within), Tile(features)
         left = fold(features.take(self.rows))
-        for start, stop in spans(0, len(features), products.tile):
+        for start, stop in split_range(0, len(features), products.tile):
             right = fold(features.take(slice(start, stop)))
-            for top, bottom in spans(0, count, products.tile):
+            for top, bottom in split_range(0, count, products.tile):
                 part = slice(top, bottom)
                 bound = 1 - within - products.slack
                 pairs = (tile.product(left[part], right), bound, self.rows[part], xp.arange(start, stop))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.groups import chains
+from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.select.frames import measure_captions
@@ -55,8 +55,8 @@ def measure_kernels(job: Job) -> Iterator[Figure]:
         difference = float(np.max(np.abs(found - expected) / np.maximum(np.abs(expected), 1e-12)))
         yield Figure("pixel statistics, largest relative difference", difference)
         vectors = planted(device, min(job.rows, 30_000), 256, SEED)
-        ours = chains(Features(device, [vectors]), WITHIN)
-        theirs = chains(Features(host, [device.down(vectors)]), WITHIN)
+        ours = near_components(Features(device, [vectors]), WITHIN)
+        theirs = near_components(Features(host, [device.down(vectors)]), WITHIN)
         yield Figure("rows whose near-duplicate group differs", int((ours != theirs).sum()), "rows")
         speed = rate(lambda: measure_captions(column, device), job.rows, device)
         yield Figure(f"captions, column of {job.rows:,} with its upload", speed, "1/s", "about 100,000 a core of a CPU")
@@ -85,9 +85,9 @@ def measure_neighbours(job: Job) -> Iterator[Figure]:
     """Yields figures of near-duplicate search over vectors that are already on the device, and of FAISS."""
     with open_device(job.device) as device:
         vectors = planted(device, job.rows, DIMENSION, SEED)
-        chains(Features(device, [vectors[:9000]]), WITHIN)  # compiles the kernels
+        near_components(Features(device, [vectors[:9000]]), WITHIN)  # compiles the kernels
         started = time.perf_counter()
-        labels = chains(Features(device, [vectors]), WITHIN)
+        labels = near_components(Features(device, [vectors]), WITHIN)
         seconds = time.perf_counter() - started
         groups, uploaded = len(np.unique(labels)), min(job.rows, UPLOADED)
         started = time.perf_counter()

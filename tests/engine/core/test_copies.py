@@ -46,7 +46,7 @@ def test_copies_are_booked_on_the_stage_that_makes_them(gpu: Device) -> None:
         there = gpu.up(host)
         assert isinstance(there, OnGpu) and gpu.up(there) is there
         gpu.up([1.0, 2.0])
-        gpu.sent(1000)
+        gpu.count_copied(1000)
     with spans("second", 1):
         assert gpu.down(there) is host and gpu.down(host) is host
     assert (spans["first"].up, spans["first"].down) == (400 + 16 + 1000, 0)
@@ -56,7 +56,7 @@ def test_copies_are_booked_on_the_stage_that_makes_them(gpu: Device) -> None:
 def test_threads_do_not_see_each_others_copies(gpu: Device) -> None:
     before = copied.up
     with ThreadPoolExecutor(1) as other:
-        assert other.submit(lambda: (gpu.sent(5), copied.up)[1]).result() == 5
+        assert other.submit(lambda: (gpu.count_copied(5), copied.up)[1]).result() == 5
     assert copied.up == before
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from danqing.engine.core.device import KEPT_BYTES, _open_memory, open_device
+from danqing.engine.core.device import RELEASE_THRESHOLD_BYTES, _open_memory, open_device
 from danqing.engine.core.errors import DanqingError
 
 
@@ -146,7 +146,7 @@ def test_cupy_takes_its_memory_from_the_pool_of_rmm(monkeypatch: pytest.MonkeyPa
     stand_in(monkeypatch, 2)
     with open_device("cuda:1") as device:
         assert device.held() == 7  # without RMM, CuPy's own pool
-    assert sys.modules["cupy"].cuda.runtime.kept == [("pool 1", "threshold", KEPT_BYTES)]
+    assert sys.modules["cupy"].cuda.runtime.kept == [("pool 1", "threshold", RELEASE_THRESHOLD_BYTES)]
     done: list[Any] = []
     cupy = sys.modules["cupy"]
     cupy.cuda.Device = partial(recorded, done)

@@ -252,7 +252,7 @@ def test_wrong_redundancy_criteria_are_refused(tmp_path: Path, keys: dict[str, A
 
 def test_rules_name_the_representative() -> None:
     assert Redundancy("r", 0.1).rule == "one of each group, cosine distance < 0.1"
-    assert "≤ 0.2 from it, highest width stays" in Redundancy("r", 0.1, keep="highest:width", max_diameter=0.2).rule
+    assert "≤ 0.2 from it, highest width is kept" in Redundancy("r", 0.1, keep="highest:width", max_diameter=0.2).rule
     assert Redundancy("r", 4, "perceptual_hash").rule == "one of each group, perceptual_hash: ≤ 4 bits differ"
 
 

@@ -11,12 +11,12 @@ from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.files import write_json
 from danqing.engine.decide.dedup import lists, sample
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.groups import chains, likely_chains
+from danqing.engine.decide.dedup.groups import likely_components, near_components
 from danqing.engine.decide.dedup.products import PRODUCTS
 from danqing.engine.decide.dedup.sample import HELD_OUT_ROWS, NeighbourSample
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.scores import Scores
-from danqing.engine.decide.walk import walk
+from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.outcome import Recall
 from danqing.engine.recipe.reading import load_recipe
@@ -49,7 +49,7 @@ def near(vectors: np.ndarray) -> np.ndarray:
 def likely(vectors: np.ndarray) -> np.ndarray:
     """The groups that are found with a recall of 0.99."""
     with open_device() as device:
-        return likely_chains(Features(device, [vectors]), WITHIN, 0.99)[0]
+        return likely_components(Features(device, [vectors]), WITHIN, 0.99)[0]
 
 
 def share(near: np.ndarray, group: np.ndarray) -> float:
@@ -63,7 +63,7 @@ def test_the_requested_recall_is_reached(
 ) -> None:
     monkeypatch.delattr(lists, "join_neighbours")  # without the exact search
     features = Features(device, [vectors])
-    (group, measured), exact = likely_chains(features, WITHIN, asked), chains(features, WITHIN)
+    (group, measured), exact = likely_components(features, WITHIN, asked), near_components(features, WITHIN)
     assert asked <= share(near, group) <= 1 == share(near, exact)
     assert (exact[group] == exact).all(), "a group must lie within a true one"
     assert measured.pairs > 2000 and abs(measured.share - share(near, group)) < (1 - asked) / 2 + 1e-4
@@ -75,17 +75,17 @@ def test_all_pairs_are_compared_if_lists_are_not_enough(
     monkeypatch.setattr(lists, "DEPTH", 1)
     monkeypatch.setattr(lists, "KMEANS_ROUNDS", 0)
     features = Features(device, [vectors])
-    assert (likely_chains(features, WITHIN, 0.9999)[0] == chains(features, WITHIN)).all()
+    assert (likely_components(features, WITHIN, 0.9999)[0] == near_components(features, WITHIN)).all()
     monkeypatch.setattr(lists, "join_neighbours", lambda *arguments: None)
-    assert share(near, likely_chains(features, WITHIN, 0.9999)[0]) < 0.99
+    assert share(near, likely_components(features, WITHIN, 0.9999)[0]) < 0.99
 
 
 def test_few_rows_are_searched_exactly(device: Device, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(exact_rows=ROWS + 1))
-    monkeypatch.delattr(lists, "Lists")
+    monkeypatch.delattr(lists, "InvertedFile")
     features = Features(device, [vectors])
-    group, measured = likely_chains(features, WITHIN, 0.9)
-    assert (group == chains(features, WITHIN)).all() and measured.share == 1
+    group, measured = likely_components(features, WITHIN, 0.9)
+    assert (group == near_components(features, WITHIN)).all() and measured.share == 1
 
 
 @pytest.mark.parametrize(("threads", "tile", "block"), [(1, 2048, 32768), (3, 64, 500), (2, 1000, 3000)])
@@ -94,7 +94,7 @@ def test_neither_threads_nor_tiles_change_the_outcome(
 ) -> None:
     monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=tile, block=block))
     with open_device(threads=threads) as device:
-        assert (likely_chains(Features(device, [vectors]), WITHIN, 0.99)[0] == likely).all()
+        assert (likely_components(Features(device, [vectors]), WITHIN, 0.99)[0] == likely).all()
 
 
 @pytest.mark.parametrize(("rows", "tile"), [(ROWS, 2048), (ROWS // 4, 10)])
@@ -103,36 +103,36 @@ def test_rows_known_before_are_not_compared_with_each_other(
 ) -> None:
     monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=tile, exact_rows=0))
     features, known = Features(device, [vectors[:rows]]), rows * 3 // 4
-    alone, _ = likely_chains(features, WITHIN, 0.99, earlier=np.arange(known))
+    alone, _ = likely_components(features, WITHIN, 0.99, earlier=np.arange(known))
     fresh = np.flatnonzero(alone != np.arange(rows))
     # Known rows are in one group only through a new row.
     assert all((np.flatnonzero(alone == number) >= known).any() for number in np.unique(alone[fresh]))
     monkeypatch.delattr(lists, "join_neighbours")
-    before = chains(features.take(slice(0, known)), WITHIN)
-    grown, measured = likely_chains(features, WITHIN, 0.99, earlier=before)
+    before = near_components(features.take(slice(0, known)), WITHIN)
+    grown, measured = likely_components(features, WITHIN, 0.99, earlier=before)
     assert (grown[:known][before] == grown[:known]).all() and measured.share > 0.99
     if tile < 2048:
         monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=2048))
-        assert (likely_chains(features, WITHIN, 0.99, earlier=before)[0] == grown).all()
+        assert (likely_components(features, WITHIN, 0.99, earlier=before)[0] == grown).all()
 
 
 def test_many_copies_form_one_group(device: Device, vectors: np.ndarray) -> None:
     many = np.concatenate([vectors, np.repeat(vectors[:1], 5_000, axis=0)])
-    group, measured = likely_chains(Features(device, [many]), WITHIN, 0.99)
+    group, measured = likely_components(Features(device, [many]), WITHIN, 0.99)
     assert (group[ROWS:] == group[0]).all() and measured.share > 0.99
 
 
 def test_rows_without_direction_have_no_neighbours(device: Device, vectors: np.ndarray) -> None:
     holed = vectors.copy()
     holed[5::7], holed[6::7, 3] = 0, np.nan
-    group, _ = likely_chains(Features(device, [holed]), WITHIN, 0.99)
+    group, _ = likely_components(Features(device, [holed]), WITHIN, 0.99)
     without = np.r_[5:ROWS:7, 6:ROWS:7]
     assert (group[without] == without).all() and not np.isin(np.delete(group, without), without).any()
 
 
 def test_a_sample_has_the_exact_neighbours_of_its_rows(device: Device, vectors: np.ndarray, near: np.ndarray) -> None:
     found = NeighbourSample(Features(device, [vectors]), WITHIN)
-    assert len(np.unique(found.rows)) == sample.SAMPLE_ROWS
+    assert len(np.unique(found.rows)) == sample.RECALL_SAMPLE_ROWS
     for row, count, others in zip(found.rows, found.counts, found.near, strict=True):
         assert others[:count].tolist() == np.flatnonzero(near[row])[: sample.MAX_NEIGHBOURS].tolist()
     pairs = np.minimum(near[found.rows].sum(1), sample.MAX_NEIGHBOURS)
@@ -143,8 +143,8 @@ def test_a_sample_has_the_exact_neighbours_of_its_rows(device: Device, vectors: 
 def test_very_few_rows_and_no_rows(device: Device, vectors: np.ndarray) -> None:
     for rows in (0, 1, 2, 500):
         features = Features(device, [vectors[:rows]])
-        assert (likely_chains(features, WITHIN, 0.5)[0] == chains(features, WITHIN)).all()
-    assert str(likely_chains(features, 1e-9, 0.5)[1]) == "no pairs to measure it by"
+        assert (likely_components(features, WITHIN, 0.5)[0] == near_components(features, WITHIN)).all()
+    assert str(likely_components(features, 1e-9, 0.5)[1]) == "no pairs to measure it by"
 
 
 def test_the_funnel_has_the_measured_recall(device: Device, vectors: np.ndarray, tmp_path: Path) -> None:

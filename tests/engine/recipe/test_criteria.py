@@ -13,7 +13,7 @@ from danqing.engine.core.columns import Column
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.decide.scores import Scores
-from danqing.engine.decide.walk import walk
+from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe import reading
 from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Interval, Redundancy, Threshold
 from danqing.engine.recipe.outcome import Outcome

@@ -74,6 +74,13 @@ def test_numbers_may_differ_within_the_tolerance_but_not_texts(runs: tuple[Run, 
     ]  # fmt: skip
 
 
+def test_scores_of_a_network_may_differ_but_not_those_of_a_word_list(runs: tuple[Run, Run]) -> None:
+    assert diff(*runs).columns["unsafe_text"].judged
+    runs[1].manifest["models"]["text_safety"]["onnx"] = "0" * 64
+    judged = {column.name for column in diff(*runs).columns.values() if column.judged}
+    assert "unsafe_text" not in judged and {"words", "unsafe_caption"} <= judged
+
+
 def test_features_must_have_a_high_cosine(runs: tuple[Run, Run]) -> None:
     vectors = np.load(runs[1].features_path(1))
     np.save(runs[1].features_path(1), vectors * 2)  # their length does not count

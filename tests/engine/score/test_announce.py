@@ -13,9 +13,9 @@ import pytest
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.spans import Spans
-from danqing.engine.score.announce import announced, silent_workers
+from danqing.engine.score.announce import announce_worker, silent_workers
 from danqing.engine.score.health import main as health
-from danqing.engine.score.metrics import served
+from danqing.engine.score.metrics import serve_metrics
 from danqing.trt_models.package_files import cache_folder
 
 HOST = socket.gethostname()
@@ -41,7 +41,7 @@ def port(taken: socket.socket) -> int:
 
 
 def test_a_worker_has_a_file_while_it_serves_metrics(folder: Path) -> None:
-    with served(Spans(), 0, "127.0.0.1"), served(Spans(), 0, "127.0.0.1"):
+    with serve_metrics(Spans(), 0, "127.0.0.1"), serve_metrics(Spans(), 0, "127.0.0.1"):
         found = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
         assert [group["labels"] for (group,) in found] == [{"device": "cpu"}] * 2
         assert len({group["targets"][0] for (group,) in found}) == 2
@@ -55,7 +55,7 @@ def test_a_worker_has_a_file_while_it_serves_metrics(folder: Path) -> None:
     [("0.0.0.0", f"{HOST}:9100"), ("::", f"{HOST}:9100"), ("10.1.2.3", "10.1.2.3:9100"), ("::1", "[::1]:9100")],
 )
 def test_the_file_has_an_address_that_others_can_reach(address: str, target: str, tmp_path: Path) -> None:
-    with announced(tmp_path, address, 9100, "cuda:3"):
+    with announce_worker(tmp_path, address, 9100, "cuda:3"):
         (group,) = json.loads((tmp_path / f"{HOST}-9100.json").read_text())
     assert group == {"targets": [target], "labels": {"device": "cuda:3"}}
 
@@ -66,8 +66,8 @@ def test_a_worker_that_was_killed_is_unhealthy_until_the_next_one_starts(
     killed = f"""if True:
         import os
         from pathlib import Path
-        from danqing.engine.score.announce import announced
-        with announced(Path({str(folder)!r}), "127.0.0.1", {port}, "cpu"):
+        from danqing.engine.score.announce import announce_worker
+        with announce_worker(Path({str(folder)!r}), "127.0.0.1", {port}, "cpu"):
             os._exit(1)
     """
     subprocess.run([sys.executable, "-c", killed], check=False)
@@ -75,14 +75,14 @@ def test_a_worker_that_was_killed_is_unhealthy_until_the_next_one_starts(
     other.write_text('[{"targets": ["another-host:9100"]}]')  # of another host, so it is not checked
     assert silent_workers(folder) == [f"127.0.0.1:{port}"]
     assert health() == 1 and f"127.0.0.1:{port}" in capsys.readouterr().out
-    with served(Spans(), 0, "127.0.0.1"):
+    with serve_metrics(Spans(), 0, "127.0.0.1"):
         assert not (folder / f"{HOST}-{port}.json").exists() and other.exists()
         assert health() == 0
 
 
 def test_a_worker_that_is_busy_keeps_its_file(folder: Path, taken: socket.socket, port: int) -> None:
     taken.listen()  # accepts connections but does not answer
-    with announced(folder, "127.0.0.1", port, "cpu"), served(Spans(), 0, "127.0.0.1"):
+    with announce_worker(folder, "127.0.0.1", port, "cpu"), serve_metrics(Spans(), 0, "127.0.0.1"):
         assert len(list(folder.glob("*.json"))) == 2
 
 
@@ -92,12 +92,12 @@ def test_damaged_files_are_removed(folder: Path) -> None:
     for path, content in zip(damaged, ("", "[", "[5]", '[{"targets": [5]}]', "{}"), strict=True):
         path.write_text(content)
     assert silent_workers(folder) == []
-    with served(Spans(), 0, "127.0.0.1"):
+    with serve_metrics(Spans(), 0, "127.0.0.1"):
         assert not any(path.exists() for path in damaged)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(folder: Path) -> None:
     cache_folder()
     folder.write_text("a file")
-    with pytest.raises(DanqingError, match="Prometheus finds this worker by"), served(Spans(), 0, "127.0.0.1"):
+    with pytest.raises(DanqingError, match="Prometheus finds this worker by"), serve_metrics(Spans(), 0, "127.0.0.1"):
         pass

@@ -12,7 +12,7 @@ import pytest
 from danqing.engine.core.device import Device
 from danqing.engine.core.spans import Spans
 from danqing.engine.score.gpu_metrics import gpu_gauges
-from danqing.engine.score.metrics import served
+from danqing.engine.score.metrics import serve_metrics
 from tests.engine.score.test_metrics import port, scrape
 from tests.nvml import BUS_ADDRESS, stand_in
 
@@ -27,7 +27,7 @@ def gpu() -> Device:
 
 def test_a_gpu_is_served_with_the_stages(gpu: Device, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
-    with served(Spans(), port, "127.0.0.1", gpu):
+    with serve_metrics(Spans(), port, "127.0.0.1", gpu):
         seen = {name: value for name, value in scrape(port).items() if "_gpu_" in name}
     at = f'gpu="{BUS_ADDRESS}"'
     assert seen == {

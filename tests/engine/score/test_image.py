@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from danqing import __version__
 from danqing.engine.core.nvml import GpuReading
 from danqing.engine.core.spans import Span, Spans
-from danqing.engine.score.announce import announced
+from danqing.engine.score.announce import announce_worker
 from danqing.engine.score.gpu_metrics import GpuGauges
 from danqing.engine.score.metrics import RefusedEngines, StageMetrics
 from danqing.trt_models.model_set import ModelSet
@@ -88,7 +88,7 @@ def test_prometheus_reads_the_files_of_the_workers(tmp_path: Path) -> None:
     (pattern,) = job["file_sd_configs"][0]["files"]
     assert "DANQING_CACHE=/cache" in DOCKERFILE and "cache:/cache" in CONTAINER["services"]["engine"]["volumes"]
     assert "cache:/cache:ro" in CONTAINER["services"]["prometheus"]["volumes"]
-    with announced(tmp_path / "metrics", "0.0.0.0", 9100, "cuda:0"):
+    with announce_worker(tmp_path / "metrics", "0.0.0.0", 9100, "cuda:0"):
         (file,) = tmp_path.rglob("*.json")
     assert Path("/cache", file.relative_to(tmp_path)).match(pattern)
 

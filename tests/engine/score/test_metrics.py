@@ -20,7 +20,7 @@ from danqing.engine.core.spans import Span, Spans
 from danqing.engine.phases import score_inputs
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
-from danqing.engine.score.metrics import served
+from danqing.engine.score.metrics import serve_metrics
 from tests.engine.score.test_run import crawl
 
 __all__ = ["crawl"]
@@ -68,9 +68,11 @@ def test_metrics_are_served_during_a_run(
 
 def test_metrics_equal_the_spans(port: int) -> None:
     spans = Spans()
-    spans["decode"] = Span(rows=9, passed=6, failed=1, seconds=1.5, starved=0.5, blocked=0.25, up=7, waiting=lambda: 1)
+    spans["decode"] = Span(
+        rows=9, passed=6, failed=1, seconds=1.5, starved_seconds=0.5, blocked_seconds=0.25, up=7, waiting=lambda: 1
+    )
     spans["decode"].dropped.update(flat=2)
-    with served(spans, port, "127.0.0.1"):
+    with serve_metrics(spans, port, "127.0.0.1"):
         seen = scrape(port)
         spans["decode"].rows = 10
         assert scrape(port)['danqing_pairs_total{stage="decode"}'] == 10
@@ -102,11 +104,11 @@ def test_the_default_address_is_local(port: int) -> None:
         tables = (Path(f"/proc/{os.getpid()}/net/{name}").read_text() for name in ("tcp", "tcp6"))
         return " ".join(re.findall(rf" ([0-9A-F]+):{port:04X} [0-9A-F:]+ 0A ", "".join(tables)))
 
-    with served(Spans(), port, Settings().metrics_address):
+    with serve_metrics(Spans(), port, Settings().metrics_address):
         assert listening() == "0100007F"  # 127.0.0.1
-    with served(Spans(), port, "0.0.0.0"):
+    with serve_metrics(Spans(), port, "0.0.0.0"):
         assert listening() == "00000000"
-    with served(Spans(), None, "127.0.0.1"):
+    with serve_metrics(Spans(), None, "127.0.0.1"):
         assert not listening()
 
 
@@ -116,7 +118,7 @@ def test_a_port_in_use_is_an_error_before_scoring(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        with pytest.raises(DanqingError, match=f"--metrics-port {port}"), served(Spans(), port, "127.0.0.1"):
+        with pytest.raises(DanqingError, match=f"--metrics-port {port}"), serve_metrics(Spans(), port, "127.0.0.1"):
             pass
         command = ["score", *crawl, "-o", str(tmp_path / "out"), "--recipe", str(tmp_path / "plain.yaml")]
         (tmp_path / "plain.yaml").write_text("recipe: plain\ncriteria:\n  readable: {min: 1}\n")

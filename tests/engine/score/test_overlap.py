@@ -115,8 +115,16 @@ def test_spans_record_waits() -> None:
         slow = overlap.prefetch(slowly(quick), "slow")
         assert list(overlap.prefetch(map(abs, slow), "last")) == list(range(20))
     assert list(spans) == ["quick", "slow", "last"]
-    assert spans["quick"].blocked > 0.3 and spans["last"].starved > 0.3
-    assert max(spans["slow"].starved, spans["slow"].blocked, spans["quick"].starved, spans["last"].blocked) < 0.1
+    assert spans["quick"].blocked_seconds > 0.3 and spans["last"].starved_seconds > 0.3
+    assert (
+        max(
+            spans["slow"].starved_seconds,
+            spans["slow"].blocked_seconds,
+            spans["quick"].starved_seconds,
+            spans["last"].blocked_seconds,
+        )
+        < 0.1
+    )
 
 
 def test_overlap_changes_no_byte(

@@ -99,7 +99,7 @@ def test_kept_rows_have_all_columns_and_the_clean_caption(table: str, plain_reci
     assert {line.criterion: line.dropped for line in chosen.funnel.lines} == {
         "usable": 0, "unsafe_text": 0, "words": 2, "nouns": 2,
     }  # fmt: skip
-    assert chosen.later == ("downloaded", "readable", "aspect_ratio", "decodable", "laplacian_variance")
+    assert chosen.deferred_criteria == ("downloaded", "readable", "aspect_ratio", "decodable", "laplacian_variance")
 
 
 def test_verdicts_equal_those_of_score_and_decide(

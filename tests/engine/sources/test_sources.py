@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from danqing.engine.core.columns import READ_ERROR
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.sources import Layout, Source, find_shards, first_rows, open_shard
 from danqing.engine.sources.inputs import expand
-from danqing.engine.sources.sample import PROBLEM
 from tests.conftest import picture
 
 Make = Callable[..., Path]
@@ -137,7 +137,7 @@ def test_parquet_with_bytes_or_structs_or_names(tmp_path: Path) -> None:
     assert (second.image, second.image_extension, second.caption) == (pictures[1], "", "")
     first, second = opened(named)
     assert (first.image, first.key, first.image_extension) == (pictures[0], "b/x.1", "jpg")
-    assert second.image == b"" and "none.jpg: No such file" in second.metadata[PROBLEM]
+    assert second.image == b"" and "none.jpg: No such file" in second.metadata[READ_ERROR]
 
 
 def test_other_pictures_of_a_row_are_no_metadata(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_broken_row_group_costs_its_own_rows(tmp_path: Path) -> None:
         file.write(b"\xff" * 40)
     samples = list(opened(path))
     assert [s.image == picture(i) for i, s in enumerate(samples)] == [True] * 3 + [False] * 3 + [True] * 3
-    assert all("row group 1 is broken" in s.metadata[PROBLEM] for s in samples[3:6])
+    assert all("row group 1 is broken" in s.metadata[READ_ERROR] for s in samples[3:6])
 
 
 def test_tables_that_name_pictures(tmp_path: Path) -> None:
@@ -180,10 +180,10 @@ def test_tables_that_name_pictures(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text("\n".join(lines))
     first, second, third = opened(tmp_path)  # Hugging Face's name for such a table speaks for its folder
     assert (first.image, first.caption, first.key, first.metadata) == (picture(1), "一", "cats/1", {"n": "7"})
-    assert "line 3: 1 fields" in second.metadata[PROBLEM] and third.caption == "二, 三" and third.image == b""
+    assert "line 3: 1 fields" in second.metadata[READ_ERROR] and third.caption == "二, 三" and third.image == b""
     first, second, third = opened(tmp_path / "other.jsonl")
-    assert first.image == picture(1) and "line 2: not valid JSON" in second.metadata[PROBLEM]
-    assert "is not text but 5" in third.metadata[PROBLEM]
+    assert first.image == picture(1) and "line 2: not valid JSON" in second.metadata[READ_ERROR]
+    assert "is not text but 5" in third.metadata[READ_ERROR]
 
 
 def test_a_table_without_the_columns_is_refused_at_once(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_folders_that_say_too_little_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "t.csv").write_text("file_name,text\npipe.jpg,一\n/dev/zero,二\n")
-    assert ["not a file" in s.metadata[PROBLEM] for s in opened(tmp_path / "t.csv")] == [True, True]
+    assert ["not a file" in s.metadata[READ_ERROR] for s in opened(tmp_path / "t.csv")] == [True, True]
 
 
 def test_a_limit_cuts_every_kind_of_input(make_shard: Make, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ class Brightness(Stage):
 
 
 def test_every_column_is_declared_once_and_made_by_a_stage() -> None:
-    assert len(COLUMNS) == len(columns.READ) + len(COMPUTED) + len(columns.SCORED) + len(columns.VERDICTS)
+    groups = (columns.READ, COMPUTED, columns.SCORED, columns.UNREAD, columns.VERDICTS)
+    assert len(COLUMNS) == sum(map(len, groups))
     made = [name for stage in CATALOGUE for name in stage.produces]
     assert sorted(made) == sorted(column.name for column in COMPUTED)
     assert all(column.array for column in COMPUTED if column.type is None)

@@ -9,7 +9,7 @@ import pytest
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.stages.base import Context
-from danqing.engine.stages.source import Source, read_blocklist
+from danqing.engine.stages.source import BlockedSource, read_blocklist
 from danqing.engine.stages.text import Caption, Refine, clean
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.model_set import ModelSet
@@ -115,7 +115,7 @@ def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path) -> Non
         "//spam.example",
     ]
     batch = Batch({"row": np.arange(len(urls)), "url": urls})
-    Source(Context(device, MODELS, frozenset(), blocked))(batch)
+    BlockedSource(Context(device, MODELS, frozenset(), blocked))(batch)
     assert batch["blocked_source"].tolist() == [1, 1, 0, 0, 0, 1]
 
 

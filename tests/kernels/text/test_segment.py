@@ -50,7 +50,7 @@ def test_the_error_for_a_wrong_user_dictionary_names_the_file(tmp_path: Path) ->
     with pytest.raises(DanqingError, match=r"none\.txt: cannot read"):
         open_dictionary((tmp_path / "none.txt",))
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(DanqingError, match=r"bad\.txt: .*one `word"):
+    with pytest.raises(DanqingError, match=r"bad\.txt: .*has `word"):
         open_dictionary((tmp_path / "bad.txt",))
 
 

@@ -15,13 +15,14 @@ from danqing.engine.core.columns import VERDICTS
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
+from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.reference import check_references
 from danqing.engine.decide.scores import Scores, read_scores
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.run.folder import Run, log
+from danqing.engine.run.folder import Run
 
 MERGED = "merged"
 """Key of the manifest of a run that was made by merging others; lists them."""
@@ -76,6 +77,9 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
         device: searches for near-duplicates.
         progress: counts comparisons.
 
+    Returns:
+        The funnel.
+
     Raises:
         DanqingError: shards without scores, or a recipe that needs scores that were not computed.
     """
@@ -104,6 +108,15 @@ def _decision(run: Run, recipe: Recipe) -> dict[str, object]:
 
 def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | None = None) -> Verdicts:
     """Applies the criteria in order: each row is kept, or dropped by the first criterion that it fails.
+
+    Args:
+        scores: the columns that the recipe's criteria name.
+        recipe: the criteria.
+        device: searches for near-duplicates.
+        progress: receives the number of comparisons.
+
+    Returns:
+        The verdict of every row, in the order of `scores`.
 
     Raises:
         DanqingError: rows without an error lack a score, since they were scored with a stricter recipe.
