@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from danqing.engine.core.device import Device
 
 
-LEAST_COSINE, MOST_FLIPS = 0.999, 0.001
+MIN_COSINE, MAX_FLIPS = 0.999, 0.001
 """Default limits of parity: minimum mean cosine of the outputs, maximum share of pairs whose verdict changes."""
 COSINE, DIFFERENCE = "cosine", "1 - |difference|"
 """Measures of parity, for embeddings and for classifiers. The cosine of a few probabilities is nearly always 1."""
@@ -62,7 +62,7 @@ class Parity:
     recipe: str
     target: str
     runtime_version: str
-    wanted: Mapping[str, float] = field(default_factory=lambda: {"cosine_mean": LEAST_COSINE, "flips": MOST_FLIPS})
+    wanted: Mapping[str, float] = field(default_factory=lambda: {"cosine_mean": MIN_COSINE, "flips": MAX_FLIPS})
     torch_rate: float | None = None
     measure: str = COSINE
 

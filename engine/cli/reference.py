@@ -33,7 +33,7 @@ LISTED = re.compile(r"^\* \[`(.+?)`\]", re.MULTILINE)
 HEADING = re.compile(r"^#+ danqing ((\S+).*)$", re.MULTILINE)
 
 
-def reference() -> str:
+def reference_page() -> str:
     """Returns the page as Markdown: the list of commands, then every command with its options and examples."""
     with _as_program("danqing"):
         page = app.generate_docs()
@@ -74,4 +74,4 @@ def _with_examples(section: str) -> str:
 
 if __name__ == "__main__":
     HELP.write_text(general_help(), encoding="utf-8")
-    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
+    Path(sys.argv[1]).write_text(reference_page(), encoding="utf-8")

@@ -30,13 +30,13 @@ from danqing.engine.cli.options import (
     StageOptions,
     TextOptions,
 )
-from danqing.engine.cli.reference import general_help, reference
+from danqing.engine.cli.reference import general_help, reference_page
 from danqing.engine.recipe.reading import builtin_names
 from danqing.engine.report.differences import Tolerance
 from danqing.engine.run.folder import RECORDED_PACKAGES, Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.sources import Layout
-from danqing.trt_models.engines import LEAST_COSINE, MOST_FLIPS
+from danqing.trt_models.engines import MAX_FLIPS, MIN_COSINE
 from tests.conftest import RECIPE_WITHOUT_NETWORKS
 from tests.engine.score.test_run import samples, tree
 
@@ -67,7 +67,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_generated_pages_are_current() -> None:
     page, command = "docs/reference/cli.md", "python -m danqing.engine.cli.reference"
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
-    assert text == reference() and HELP.read_text(encoding="utf-8") == general_help(), f"run: {command} {page}"
+    assert text == reference_page() and HELP.read_text(encoding="utf-8") == general_help(), f"run: {command} {page}"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -86,7 +86,7 @@ def test_the_defaults_in_the_help_are_those_of_the_engine() -> None:
     assert list(BUILTIN_RECIPES) == builtin_names()
     tolerance, verified = Tolerance(), signature(verify).parameters
     assert asdict(ToleranceOptions()) == {name: getattr(tolerance, name) for name in ("within", "cosine", "flips")}
-    assert (verified["min_cosine"].default, verified["max_flips"].default) == (LEAST_COSINE, MOST_FLIPS)
+    assert (verified["min_cosine"].default, verified["max_flips"].default) == (MIN_COSINE, MAX_FLIPS)
 
 
 def test_options_of_a_command_become_settings() -> None:

@@ -17,7 +17,7 @@ from danqing.profiling.parity import verify
 from danqing.trt_models.card import load_card
 from danqing.trt_models.compile.compilers import compile_engine
 from danqing.trt_models.compile.onnx_fusion import fuse
-from danqing.trt_models.engines import LEAST_COSINE, MOST_FLIPS, Engines
+from danqing.trt_models.engines import MAX_FLIPS, MIN_COSINE, Engines
 from danqing.trt_models.export import exporter
 from danqing.trt_models.export.checkpoint import Checkpoint
 from danqing.trt_models.precision import FUSED_EXACT_OPS, halved
@@ -63,7 +63,7 @@ def test_fused_operators_agree_with_the_plain_graph(gpu: Device, name: str, prec
 def test_an_engine_is_compiled_verified_and_activated(gpu: Device, tmp_path: Path) -> None:
     card = load_card("open-nsfw")
     engine = compile_engine(card, "fp16", gpu.target, runtime="onnxruntime")
-    wanted = {"cosine_mean": LEAST_COSINE, "flips": MOST_FLIPS}
+    wanted = {"cosine_mean": MIN_COSINE, "flips": MAX_FLIPS}
     shards = build_crawl(tmp_path / "crawl")
     engine = verify(card, engine, shards, load_recipe("embedded"), Settings(device="cuda"), 256, wanted)
     engines = Engines(card)

@@ -32,7 +32,7 @@ from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.runtimes import RUNTIMES
 from danqing.trt_models.store import onnx_path
 
-BATCH, LEAST_COSINE = {"cpu": 8, "cuda": 64}, 0.999
+BATCH, MIN_COSINE = {"cpu": 8, "cuda": 64}, 0.999
 ON_CPU = {"onnxruntime": "int8", "torch": "bf16"}
 """Runtime → precision of its engine for a CPU; on a GPU it is fp16."""
 BAR = "≥ 1,125: ten times NeMo Curator's nightly floor for a GPU"
@@ -69,7 +69,7 @@ def measure_networks(job: Job) -> Iterator[Figure]:
             yield Figure(f"{name}, batch {rows}", speed, "pictures/s", BAR)
             yield Figure(f"{name}, share of the peak", speed * work / peak)
             cosine = float(similarity(reference, found).min())
-            yield Figure(f"{name}, smallest cosine to fp32", cosine, "", f"≥ {LEAST_COSINE}")
+            yield Figure(f"{name}, smallest cosine to fp32", cosine, "", f"≥ {MIN_COSINE}")
             yield Figure(f"{name}, seconds to open and run once", opened, "s")
 
 
