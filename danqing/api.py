@@ -190,7 +190,7 @@ class Run(EngineRun):
         <BLANKLINE>
         00001 row 2  key 0006 ...
         """
-        for record in find_pairs(self, key):
+        for record in find_pairs(self, str(key)):
             print_pair(self, record)
 
     def __repr__(self) -> str:
@@ -252,7 +252,7 @@ def load_recipe(recipe: StrPath | Recipe, set: Overrides = ()) -> Recipe:
     if isinstance(set, Mapping):
         set = [f"{name}={json.dumps(value)}" for name, value in set.items()]
     if isinstance(recipe, Recipe):
-        return reading.recipe_from_dict(recipe.to_dict(), recipe.name, _listed(set), known_columns())
+        return reading.recipe_from_dict(recipe.to_dict(), recipe.name, _listed(set), known_columns(), model_roles())
     return reading.load_recipe(os.fspath(recipe), _listed(set), known_columns(), model_roles())
 
 

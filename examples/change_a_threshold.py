@@ -16,9 +16,10 @@ def main(folder: str, *overrides: str) -> None:
     before = run.funnel
     after = danqing.decide(run, set=overrides).funnel
     print(f"{'criterion':24}{'rule':42}{'dropped before':>16}{'now':>8}")
-    for old, new in zip(before.lines, after.lines, strict=True):
-        mark = "  <" if new.dropped != old.dropped else ""
-        print(f"{new.criterion:24}{new.rule:42}{old.dropped:16}{new.dropped:8}{mark}")
+    dropped = {line.criterion: line.dropped for line in before.lines}
+    for line in after.lines:  # an override of null removes a criterion
+        mark = "  <" if line.dropped != dropped[line.criterion] else ""
+        print(f"{line.criterion:24}{line.rule:42}{dropped[line.criterion]:16}{line.dropped:8}{mark}")
     print(f"kept: {before.kept} before, {after.kept} now, of {after.collected}")
     danqing.write(run)  # the shards follow the verdicts; unchanged shards are not written again
 

@@ -40,6 +40,12 @@ def at_least(minimum: int) -> Callable[[Any, int | None], None]:
     return check
 
 
+def _whole(kind: Any, tokens: Sequence[Any]) -> int:
+    if not tokens[0].value.lstrip("-").isdecimal():
+        raise ValueError(f"{tokens[0].value!r} is no whole number.")
+    return int(tokens[0].value)
+
+
 def _size(kind: Any, tokens: Sequence[Any]) -> int:
     from danqing.engine.core.memory import read_size
 
@@ -49,7 +55,7 @@ def _size(kind: Any, tokens: Sequence[Any]) -> int:
         raise ValueError(f"{tokens[0].value!r} is no size; write for example 4G or 900M.") from None
 
 
-PositiveInt = Annotated[int, Parameter(validator=at_least(1))]
+PositiveInt = Annotated[int, Parameter(converter=_whole, validator=at_least(1))]
 Size = Annotated[int, Parameter(converter=_size, metavar="SIZE")]
 
 Inputs = Annotated[

@@ -259,11 +259,15 @@ def decide(
     from danqing.engine.recipe.reading import recipe_from_dict
     from danqing.engine.report.terminal import print_funnel
     from danqing.engine.run.folder import Run
+    from danqing.engine.stages import model_roles
     from danqing.engine.stages.columns import known_columns
 
     opened = Run.open(run)
     own = opened.manifest["recipe"]
-    chosen = recipe.load() if recipe.recipe else recipe_from_dict(own, "run.json", recipe.settings, known_columns())
+    if recipe.recipe:
+        chosen = recipe.load()
+    else:
+        chosen = recipe_from_dict(own, "run.json", recipe.settings, known_columns(), model_roles())
     with out.progress(machine.note):
         funnel = decide_run(opened, chosen, machine.chosen, machine.threads)
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}):
@@ -350,7 +354,7 @@ def demo(
 ) -> None:
     """Curate a small crawl with known defects, and count what was caught.
 
-    Real photographs with true captions, and a planted defect for every criterion of the recipe.
+    Real photographs with true captions, and planted defects for all criteria but the picture classifier's.
     """
     from danqing.engine.demo import run_demo
     from danqing.engine.report.terminal import display

@@ -73,5 +73,7 @@ def _with_examples(section: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m danqing.engine.cli.reference docs/reference/cli.md")
     HELP.write_text(general_help(), encoding="utf-8")
     Path(sys.argv[1]).write_text(reference_page(), encoding="utf-8")

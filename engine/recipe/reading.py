@@ -128,6 +128,8 @@ def load_recipe(
             text, where = path.read_text(encoding="utf-8"), str(path)
         except OSError as problem:
             raise DanqingError(f"{path}: cannot read the recipe: {problem.strerror}") from None
+        except UnicodeDecodeError as problem:
+            raise DanqingError(f"{path}: a recipe is UTF-8 text; byte {problem.start} is not") from None
     elif str(name_or_path) in builtin_names():
         where = f"{name_or_path}.yaml"
         text = (resources.files("danqing.engine.recipe") / "recipes" / where).read_text(encoding="utf-8")
@@ -147,6 +149,7 @@ def recipe_from_dict(
     where: str,
     settings: Iterable[str] = (),
     columns: Mapping[str, Column] | None = None,
+    roles: Iterable[str] = (),
 ) -> Recipe:
     """Reads a recipe from `Recipe.to_dict`, as run.json stores it, and applies `settings`.
 
@@ -156,6 +159,7 @@ def recipe_from_dict(
         settings: see `load_recipe`.
         columns: the columns that the recipe can name; None leaves the criteria unchecked, for a recipe that was
             checked before it was stored.
+        roles: see `load_recipe`.
 
     Raises:
         DanqingError: as `load_recipe`.
@@ -163,7 +167,7 @@ def recipe_from_dict(
     tree = _compose(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), where)
     for setting in settings:
         _apply(tree, setting)
-    return _read(tree, where, columns, set())
+    return _read(tree, where, columns, set(roles))
 
 
 def _compose(text: str, where: str) -> yaml.Node:
@@ -184,7 +188,10 @@ def _apply(tree: yaml.Node, setting: str) -> None:
         raise DanqingError(f"--set {setting}: write it as criterion.key=value, for example words.max=40")
     if parts[0] not in TOP_KEYS:
         parts.insert(0, "criteria")
-    leaf = yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
+    try:
+        leaf = yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
+    except yaml.YAMLError:
+        raise DanqingError(f"--set {setting}: {value!r} is not a YAML value") from None
     leaf.start_mark = yaml.Mark(f"--set {setting}", 0, -1, 0, None, 0)
     node = tree
     for depth, part in enumerate(parts):

@@ -203,6 +203,8 @@ def is_run(folder: Path) -> bool:
     """
     if (folder / "run.json").exists():
         return True
+    if folder.is_file():
+        raise DanqingError(f"{folder}: a file; name a folder for the run")
     if folder.exists() and any(folder.iterdir()):
         raise DanqingError(f"{folder}: not empty and not a run (no run.json); choose another folder")
     return False

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.batch import Batch
-from danqing.engine.core.columns import FEATURES, arrow_types
+from danqing.engine.core.columns import COLUMNS, FEATURES, arrow_types
 from danqing.engine.core.files import commit
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Shard
+from danqing.engine.stages import stored_columns
 
 ENGINES = b"danqing.engines"
 """In the metadata of a shard's scores: what scored it, role → SHA-256."""
@@ -140,7 +141,7 @@ class Ledger:
         feature_row[with_features] = np.arange(len(with_features))
         table = table.append_column("feature_row", pa.array(feature_row))
         records = [entry.metadata[row] for row in range(entry.rows)]
-        for name, column in metadata_columns(records, set(table.column_names)).items():
+        for name, column in metadata_columns(records, {*table.column_names, *COLUMNS, *stored_columns()}).items():
             table = table.append_column(name, column)
         return table.combine_chunks()
 
@@ -164,7 +165,8 @@ def metadata_columns(records: list[dict[str, Any]], taken: set[str]) -> dict[str
 
     Args:
         records: one dict per row, as parsed from JSON.
-        taken: column names in use; a field with such a name gets the prefix `input_`.
+        taken: names of the engine's columns, of this run or not; a field with such a name gets the prefix `input_`, so
+            that DECIDE never takes it for a score.
 
     Returns:
         Name → Arrow array (rows,). A field whose values have no common Arrow type is stored as JSON text.

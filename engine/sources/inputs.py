@@ -78,6 +78,8 @@ def find_files(
     """
     paths: list[Path] = []
     for text in inputs:
+        if not text:
+            raise DanqingError("an input is empty; is a variable of the command not set?")
         matches = [Path(match) for match in expand(text)]
         if not matches:
             raise DanqingError(f"{text}: matches no file")
@@ -90,6 +92,8 @@ def find_files(
             raise DanqingError(f"{path}: no such file")
         if not path.name.endswith(suffixes):
             raise DanqingError(f"{path}: {refusal}")
+    if not paths:
+        raise DanqingError("no input; name shards, tables or folders of pictures")
     twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
     if twice:
         raise DanqingError(f"{twice[0]}: given twice")

@@ -56,9 +56,9 @@ def rows_of(run: Run, kind: str = "scores") -> dict[str, dict[str, Any]]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file whose bytes must not depend on threads, batches or interruptions."""
+    """Every file whose bytes must not depend on threads, batches or interruptions; a killed run leaves hidden parts."""
     kinds = ("scores", "features", "verdicts", "shards")
-    files = [p for kind in kinds for p in sorted((folder / kind).iterdir())] + [folder / "kept_uids.npy"]
+    files = [p for kind in kinds for p in sorted((folder / kind).glob("[!.]*"))] + [folder / "kept_uids.npy"]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
