@@ -62,6 +62,8 @@ class Run:
     ) -> Run:
         """Opens a folder for scoring: starts a run in an empty folder, resumes the run that is there.
 
+        A run without scores, as a failed start leaves it, is replaced if it differs.
+
         Args:
             folder: OUT; created if it does not exist.
             shards: the inputs, in output order.
@@ -81,6 +83,8 @@ class Run:
             return cls.create(folder, recipe, wanted)
         run = cls.open(folder)
         differences = recipe.differences(run.recipe) + identity_differences(run.manifest, wanted)
+        if differences and not any((folder / "scores").glob("*.parquet")):
+            return cls.create(folder, recipe, wanted)
         if differences:
             raise DanqingError(
                 f"{folder} holds a run that was scored differently:\n  "

@@ -20,7 +20,7 @@ import numpy as np
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json, writing_cache
 from danqing.kernels.text import captions as text
-from danqing.kernels.text import segment, trie
+from danqing.kernels.text import segmentation, trie
 from danqing.kernels.text.captions import (
     ALPHANUMERIC,
     CODE_POINTS,
@@ -34,7 +34,7 @@ from danqing.kernels.text.captions import (
     NARROW,
     SPACE,
 )
-from danqing.kernels.text.segment import (
+from danqing.kernels.text.segmentation import (
     ADJECTIVE,
     FORCED_SPLIT,
     HAN_FIRST,
@@ -93,7 +93,9 @@ def character_classes() -> np.ndarray:
 
 def _layout() -> bytes:
     """Returns the sources that define the bits of the tables; their hash names the tables of this version."""
-    return b"".join(Path(str(module.__file__)).read_bytes() for module in (sys.modules[__name__], segment, text, trie))
+    return b"".join(
+        Path(str(module.__file__)).read_bytes() for module in (sys.modules[__name__], segmentation, text, trie)
+    )
 
 
 def _cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

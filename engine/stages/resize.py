@@ -15,8 +15,8 @@ from danqing.engine.core.columns import COLUMNS, Column
 from danqing.engine.core.device import Device
 from danqing.engine.stages import CATALOGUE
 from danqing.engine.stages.base import Context, Stage
-from danqing.kernels.pictures.resample import CUBIC, LANCZOS, LINEAR, resample
 from danqing.kernels.pictures.resample_batches import Window, resample_pictures
+from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR, resample
 from danqing.trt_models.card import ImageInput
 
 INTERPOLATIONS = {"lanczos": LANCZOS, "cubic": CUBIC, "linear": LINEAR}

@@ -1,4 +1,4 @@
-"""Resizes a batch of pictures of any sizes in two launches: bit-equal to `kernels.pictures.resample`, and so to Pillow.
+"""Resizes a batch of pictures of any sizes in two launches: bit-equal to `resampling`, and so to Pillow.
 
 For GPUs. On CPU cores `resample` is four times as fast (16 pictures of 512 × 512 to two inputs: 3.1 ms of one core per
 picture, here 12.6 ms): its loops over a row are vectorised, while here a thread computes one pixel.
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from danqing.kernels.pictures.pixels import locate
-from danqing.kernels.pictures.resample import ROUNDING, WEIGHT_BITS, compute_weights
+from danqing.kernels.pictures.resampling import ROUNDING, WEIGHT_BITS, compute_weights
 from danqing.kernels.portable import ArrayLauncher, address_of, byte_at, inlined, kernel
 
 INTERMEDIATE_BYTES = 256 << 20
@@ -34,7 +34,7 @@ class Window(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Weights along one axis, see `kernels.pictures.resample.compute_weights`.
+    """Weights along one axis, see `kernels.pictures.resampling.compute_weights`.
 
     Attributes:
         spans: int32 (target pixels, 2): first source pixel and number of source pixels of each target pixel.
@@ -104,7 +104,7 @@ def resample_pictures(
         pictures: uint8 (height, width, 3) each, RGB, any row stride: NumPy arrays, or on a GPU any with a
             `__cuda_array_interface__`. They must stay alive until the device's stream has finished.
         windows: the window of each picture.
-        interpolation: `LANCZOS`, `CUBIC` or `LINEAR` of `kernels.pictures.resample`.
+        interpolation: `LANCZOS`, `CUBIC` or `LINEAR` of `kernels.pictures.resampling`.
 
     Returns:
         uint8 (bytes,) on the device: the windows' interleaved pixels, one window after another.
@@ -121,7 +121,7 @@ def resample_pictures(
 
 @lru_cache(MAX_CACHED_TABLES)
 def _table(size: int, scaled: int, start: int, count: int, interpolation: int) -> Table:
-    """Computes a table; the arguments are those of `kernels.pictures.resample.compute_weights`."""
+    """Computes a table; the arguments are those of `kernels.pictures.resampling.compute_weights`."""
     spans, fixed = compute_weights(size, scaled, start, count, interpolation)
     by_tap = np.ascontiguousarray(fixed[:, : spans[:, 1].max()].T)
     return Table(spans.astype(np.int32), by_tap, int(spans[0, 0]), int(spans[-1].sum()))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
-from danqing.kernels.text.segment import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, SegmentScratch, segment
+from danqing.kernels.text.segmentation import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, SegmentScratch, segment
 from danqing.kernels.text.strings import Strings, decode, encode
 from danqing.kernels.text.trie import EMPTY, GOLDEN
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
-from danqing.kernels.text.segment import is_ascii_alphanumeric
+from danqing.kernels.text.segmentation import is_ascii_alphanumeric
 from danqing.kernels.text.strings import Strings, decode
 from danqing.kernels.text.trie import EMPTY, VALUE, Trie, build, child
 

@@ -26,8 +26,8 @@ from danqing.kernels.neighbours import components
 from danqing.kernels.neighbours import lists as list_kernels
 from danqing.kernels.neighbours import pairs as neighbours
 from danqing.kernels.pictures import fingerprints, pixels, resample_batches
-from danqing.kernels.pictures.resample import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.pictures.resample_batches import Window
+from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
 from danqing.kernels.text import lexicon, wordpiece

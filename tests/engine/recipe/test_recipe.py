@@ -71,6 +71,7 @@ def test_a_bound_can_be_removed() -> None:
         ("words.max=2", "no value lies in"),
         ("models.imag_safety=x", "did you mean 'image_safety'?"),
         ("words", "--set words"),
+        ("words.max=[1", "not a YAML value"),
         ("redundancy.max=3", "takes no 'max'"),
         ("redundancy.within=3", "cosine distance"),
         ("words.column=wrds", "did you mean 'words'?"),

@@ -20,6 +20,7 @@ from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.ledger import Ledger, metadata_columns
+from danqing.engine.sources import Layout
 from tests.conftest import picture
 
 Make = Callable[..., Path]
@@ -32,7 +33,12 @@ def samples(start: int, count: int) -> dict[str, bytes | str | dict[str, Any]]:
     for i in range(start, start + count):
         members[f"{i:05d}.jpg"] = picture(i)
         members[f"{i:05d}.txt"] = f"{GOOD}，第{i}张照片"
-        members[f"{i:05d}.json"] = {"url": f"https://x.example/{i}", "width": 7, "note": i if i % 2 else "text"}
+        members[f"{i:05d}.json"] = {
+            "url": f"https://x.example/{i}",
+            "width": 7,
+            "sha256": "x",
+            "note": i if i % 2 else "text",
+        }
     return members
 
 
@@ -84,6 +90,7 @@ def test_the_inputs_fields_are_carried_through(crawl: list[str], plain_recipe: R
     assert row["url"] == "https://x.example/11" and row["shard"] == "00001"
     assert row["width"] == 160 and row["input_width"] == 7  # ours, and the input's
     assert row["note"] == "11"  # of two types, so as JSON text
+    assert row["input_sha256"] == "x" and "sha256" not in row  # a column of ours, though this run does not compute it
 
 
 def test_metadata_columns_hold_any_json() -> None:
@@ -175,6 +182,9 @@ def test_another_recipe_or_input_is_refused(crawl: list[str], plain_recipe: Reci
     words.write_text("橘猫趴 100 n\n")
     with pytest.raises(DanqingError, match="user_dictionaries: "):
         score_inputs(crawl, out, plain_recipe, Settings(user_dictionaries=(words,)))
+    for pixels in (8, 9):  # without scores, as a failed start leaves it
+        started = Run.create_or_resume(tmp_path / "started", [], plain_recipe, Layout(), {"max_pixels": pixels})
+        assert started.manifest["max_pixels"] == pixels
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with pytest.raises(DanqingError, match="not empty and not a run"):

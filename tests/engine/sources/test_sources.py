@@ -106,6 +106,10 @@ def test_a_file_that_is_no_tar_is_named(tmp_path: Path) -> None:
 def test_inputs_are_checked(tmp_path: Path, make_shard: Make) -> None:
     path = make_shard({"a.jpg": b"x"})
     assert [s.name for s in find_shards([str(tmp_path)])] == ["00000"]
+    with pytest.raises(DanqingError, match="an input is empty"):
+        find_shards([""])
+    with pytest.raises(DanqingError, match="no input"):
+        find_shards([])
     with pytest.raises(DanqingError, match="matches no file"):
         find_shards([str(tmp_path / "*.nothing")])
     with pytest.raises(DanqingError, match="no such file"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from danqing.kernels.pictures.resample import CUBIC, LANCZOS, LINEAR, resample
+from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR, resample
 
 FILTERS = {LANCZOS: Image.Resampling.LANCZOS, CUBIC: Image.Resampling.BICUBIC, LINEAR: Image.Resampling.BILINEAR}
 

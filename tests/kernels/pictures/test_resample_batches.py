@@ -7,8 +7,8 @@ import pytest
 
 from danqing.engine.core.device import Device, open_device
 from danqing.kernels.pictures import resample_batches
-from danqing.kernels.pictures.resample import CUBIC, LANCZOS, LINEAR, resample
 from danqing.kernels.pictures.resample_batches import Window, resample_pictures
+from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR, resample
 from tests.kernels.pictures.test_resample import by_pillow
 
 FILTERS = CUBIC, LINEAR, LANCZOS
