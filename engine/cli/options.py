@@ -198,7 +198,7 @@ class MachineOptions:
     @cached_property
     def chosen(self) -> str:
         """The device's name; `auto` is resolved to `cuda:0` or `cpu`."""
-        from danqing.engine.run.settings import resolve_device
+        from danqing.engine.core.device import resolve_device
 
         return resolve_device(self.device)
 

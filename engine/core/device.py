@@ -165,8 +165,7 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
     ...     device.map(abs, [-1, 2])
     [1, 2]
     """
-    if name == "auto":
-        name = kind_of(name)
+    name = resolve_device(name)
     kind, _, which = name.partition(":")
     if kind not in ("cpu", "cuda") or (which and (kind == "cpu" or not which.isdecimal())):
         raise DanqingError(f"--device {name}: must be cpu, cuda, cuda:0, cuda:1, … or auto")
@@ -179,11 +178,16 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
             yield device
 
 
+def resolve_device(name: str) -> str:
+    """Returns a device's name; that of `auto` is `cuda:0` if CUDA finds a GPU, else `cpu`."""
+    if name != "auto":
+        return name
+    return "cuda:0" if _counted_gpus() else "cpu"
+
+
 def kind_of(name: str) -> str:
     """Returns the kind of device, `cpu` or `cuda`, that `open_device` opens for a name."""
-    if name == "auto":
-        return "cuda" if _counted_gpus() else "cpu"
-    return name.partition(":")[0]
+    return resolve_device(name).partition(":")[0]
 
 
 def _open_gpu(name: str, number: int) -> Any:

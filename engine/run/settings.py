@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from danqing.engine.core.device import Device, kind_of
+from danqing.engine.core.device import Device, kind_of, resolve_device
 from danqing.engine.core.memory import Memory
 from danqing.engine.sources import Layout
 from danqing.engine.stages import Context
@@ -116,13 +116,6 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         user_dictionaries=tuple(given.pop("user_dict", ())),
         **given,
     )
-
-
-def resolve_device(name: str) -> str:
-    """Returns a device's name; that of `auto` is `cuda:0` if there is a GPU, else `cpu`."""
-    if name != "auto":
-        return name
-    return "cuda:0" if kind_of("auto") == "cuda" else "cpu"
 
 
 def _items(value: str | Iterable[str | int]) -> list[str]:
