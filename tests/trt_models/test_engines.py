@@ -108,6 +108,16 @@ def passing(engine: Engine) -> Engine:
     return replace(engine, parity=Parity(9, 1, 1, 0, 1, 1, "r", engine.target, engine.runtime_version))
 
 
+def two_activated(card: Card, engines: Engines) -> tuple[Engine, Engine]:
+    """Activates an engine for the CPU, then another one, whose file cannot be opened."""
+    first = passing(compile_engine(card, "int8", "cpu"))
+    second = passing(engines.add(replace(first, precision="int9"), lambda file: file.write_bytes(b"other") and None))
+    for engine in (first, second):
+        engines.note(engine)
+        engines.activate(engine)
+    return first, second
+
+
 def test_a_run_uses_a_new_active_engine_from_its_next_shard_on(
     card: Card, shards: list[str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,11 +187,7 @@ def test_a_run_reports_an_engine_that_does_not_open(
 
 def test_rollback_activates_the_previous_engine(card: Card) -> None:
     engines = Engines(card)
-    first = passing(compile_engine(card, "int8", "cpu"))
-    second = passing(engines.add(replace(first, precision="int9"), lambda file: file.write_bytes(b"other") and None))
-    for engine in (first, second):
-        engines.note(engine)
-        engines.activate(engine)
+    first, second = two_activated(card, engines)
     assert [e.name for e in engines.active("cpu")] == [second.name, first.name]
     assert engines.rollback("cpu") == first and engines.rollback("cpu") is None
 
@@ -218,11 +224,7 @@ def test_an_engine_with_damaged_json_is_replaced_with_a_warning(
     card: Card, device: Device, content: str | None, capsys: Any
 ) -> None:
     engines = Engines(card)
-    first = passing(compile_engine(card, "int8", "cpu"))
-    second = passing(engines.add(replace(first, precision="int9"), lambda file: file.write_bytes(b"other") and None))
-    for engine in (first, second):
-        engines.note(engine)
-        engines.activate(engine)
+    first, second = two_activated(card, engines)
     note = engines.path(second).with_name("engine.json")
     note.unlink() if content is None else note.write_text(content)
     opened = open_active(card, device)
