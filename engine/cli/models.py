@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from danqing.engine.cli.app import MODELS, MODELS_HELP, PARAMETERS, command, examples_text
-from danqing.engine.cli.options import MACHINE, PositiveInt, RecipeOptions
+from danqing.engine.cli.options import MACHINE, PositiveInt, RecipeOptions, number_from
+from danqing.engine.cli.options import Threads as ThreadCount
 from danqing.engine.cli.output import Json, print_json
 from danqing.engine.core.errors import DanqingError
 
@@ -34,7 +35,7 @@ EngineName = Annotated[str, Parameter(help="A part of the engine's name; by defa
 Data = Annotated[list[str], Parameter(consume_multiple=(1, None), metavar="INPUT", help="Shards of real pairs.")]
 Pairs = Annotated[PositiveInt, Parameter(metavar="N", help="Number of pairs to read.")]
 Threads = Annotated[
-    PositiveInt | None, Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores).")
+    ThreadCount | None, Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores).")
 ]
 
 
@@ -193,10 +194,13 @@ def verify(
         float,
         Parameter(
             metavar="X",
+            validator=number_from(-1, 1),
             help="Least mean cosine of embeddings, or 1 - |difference| of a classifier's probability.",
         ),
     ] = 0.999,
-    max_flips: Annotated[float, Parameter(metavar="X", help="Largest share of verdicts that may change.")] = 0.001,
+    max_flips: Annotated[
+        float, Parameter(metavar="X", validator=number_from(0, 1), help="Largest share of verdicts that may change.")
+    ] = 0.001,
     checkpoint: Annotated[
         Path | None,
         Parameter(

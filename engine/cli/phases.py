@@ -24,6 +24,8 @@ from danqing.engine.cli.options import (
     SeveralOptions,
     StageOptions,
     TextOptions,
+    local_paths,
+    number_from,
 )
 from danqing.engine.cli.output import OutputOptions, stages_of
 
@@ -56,6 +58,7 @@ class ReferenceOptions:
         float | None,
         Parameter(
             metavar="DISTANCE",
+            validator=number_from(0, 2),
             help="Cosine distance that is too near to evaluation data (default: the recipe's for near-duplicates).",
         ),
     ] = None
@@ -83,7 +86,10 @@ class ColumnOptions:
 def select(
     tables: Annotated[
         list[str],
-        Parameter(help="Parquet, CSV or JSON lines (.csv.gz and .jsonl.gz too): files, folders, globs, brace ranges."),
+        Parameter(
+            converter=local_paths,
+            help="Parquet, CSV or JSON lines (.csv.gz and .jsonl.gz too): files, folders, globs, brace ranges.",
+        ),
     ],
     /,
     *,
@@ -347,9 +353,7 @@ def merge(
 )
 def demo(
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"], metavar="OUT", help="Folder to write to.")] = Path(
-        "demo"
-    ),
+    output: OutputFolder = Path("demo"),
     scoring: StageOptions = StageOptions(),
 ) -> None:
     """Curate a small crawl with known defects, and count what was caught.
