@@ -219,12 +219,6 @@ def print_funnel(funnel: Funnel) -> None:
     console.print(table)
 
 
-def print_warnings(warnings: Iterable[str]) -> None:
-    """Prints warnings about a whole run to stderr, one a line."""
-    for warning in warnings:
-        print(f"warning: {escaped(warning)}", file=sys.stderr)
-
-
 def print_spans(spans: Spans) -> None:
     """Prints each stage's pairs, times and rate."""
     if not spans:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from danqing.engine.core.device import Device, kind_of, resolve_device
-from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import Memory
 from danqing.engine.sources import Layout
 from danqing.engine.stages import Context
@@ -57,11 +56,6 @@ class Settings:
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
     limit: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_pixels", "threads", "memory_limit", "limit"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise DanqingError(f"--{name.replace('_', '-')} {value}: must be a whole number of 1 or more")
 
     @cached_property
     def blocked_domains(self) -> frozenset[str]:
