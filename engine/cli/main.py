@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 interrupted.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    _prepare_streams()
     try:
         if words in ([], ["-h"], ["--help"]):  # at once: the command line's libraries take 0.2 s to import
             print(HELP.read_text(encoding="utf-8"), end="")
@@ -35,34 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except DanqingError as problem:
-        return _refuse(str(problem))
+        print(f"danqing: {escaped(str(problem))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ndanqing: interrupted; finished shards are kept, the same command goes on from there", file=sys.stderr)
         return 130
     except (BrokenPipeError, SystemExit):  # `danqing … | head`; rich answers a closed pipe with SystemExit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as problem:  # Arrow's have neither name nor text of the system
-        if problem.errno is None:
+    except OSError as problem:
+        if problem.filename is None:
             raise
-        name = "" if problem.filename is None else f"{os.fsdecode(problem.filename)}: "
-        return _refuse(f"{name}{problem.strerror or problem}")
-
-
-def _prepare_streams() -> None:
-    """Lets stdout and stderr take any text, also if they are closed or have an encoding without Chinese."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # opens the closed descriptor, which the next file would get otherwise
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _refuse(problem: str) -> int:
-    """Prints what is wrong, on stderr; returns the exit status."""
-    print(f"danqing: {escaped(problem)}", file=sys.stderr)
-    return 2
+        print(escaped(f"danqing: {problem.filename}: {problem.strerror}"), file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

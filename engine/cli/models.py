@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -116,11 +117,12 @@ def export(
 ) -> None:
     """Export a published checkpoint to ONNX, so that recipes can name it."""
     from danqing.trt_models.card import card_names, load_card
-    from danqing.trt_models.export.from_checkpoint import export
+    from danqing.trt_models.export.from_checkpoint import export_all
 
     towers = [card for tower in ("image", "text") if (card := f"{name}-{tower}") in card_names()]
-    for card in towers or [name]:
-        print(f"{card}: {export(load_card(card), source)}")
+    cards = [load_card(card) for card in towers or [name]]
+    for card, folder in zip(cards, export_all(cards, source), strict=True):
+        print(f"{card.name}: {folder}")
 
 
 @command(
@@ -284,8 +286,9 @@ def _network_card(name: str) -> Card:
 
 
 def _recipe_with(name: str, options: RecipeOptions) -> Recipe:
-    """Returns the recipe given, else the built-in one that uses the model."""
+    """Returns the recipe given, else the built-in one that uses the model, else one made for it (`_recipe_for`)."""
     from danqing.engine.recipe.reading import builtin_names
+    from danqing.trt_models.card import load_card
 
     if options.recipe:
         return options.load()
@@ -293,4 +296,43 @@ def _recipe_with(name: str, options: RecipeOptions) -> Recipe:
         recipe = options.load(builtin)
         if name in recipe.models.values():
             return recipe
-    raise DanqingError(f"no built-in recipe uses {name}; give one that does with --recipe FILE")
+    return _recipe_for(load_card(name), name, options)
+
+
+def _recipe_for(card: Card, name: str, options: RecipeOptions) -> Recipe:
+    """Makes a recipe that judges a model: a built-in one with it, and with the other tower of its checkpoint if that is
+    in the store. Without the other tower, criteria that need it are left out.
+
+    Raises:
+        DanqingError: no criterion judges the model.
+    """
+    from danqing.engine.recipe.reading import DEFAULT_RECIPE
+    from danqing.engine.stages import columns_of_role
+    from danqing.trt_models.card import card_names, load_card
+    from danqing.trt_models.store import is_stored
+
+    base = "danqing" if card.export else DEFAULT_RECIPE
+    role = next(role for role, other in options.load(base).models.items() if load_card(other).task == card.task)
+    models = {role: name}
+    towers = {
+        "image_embedding": ("text_embedding", "-image", "-text"),
+        "text_embedding": ("image_embedding", "-text", "-image"),
+    }
+    missing = ""
+    if role in towers:
+        missing, end, other_end = towers[role]
+        other = re.sub(rf"{end}(\.ya?ml)?$", rf"{other_end}\1", name)
+        known = other in card_names() or Path(other).is_file()
+        if other != name and known and is_stored(load_card(other)):
+            models[missing], missing = other, ""
+    settings = (*options.settings, *(f"models.{role}={model}" for role, model in models.items()))
+    recipe = RecipeOptions(base, settings).load()
+    if missing:
+        others = columns_of_role(missing)
+        recipe = replace(recipe, criteria=tuple(c for c in recipe.criteria if others.isdisjoint(c.columns)))
+    if all(columns_of_role(role).isdisjoint(criterion.columns) for criterion in recipe.criteria):
+        raise DanqingError(
+            f"no criterion judges {name} without the other tower: export that too, or name it with "
+            f"--set models.{role}={name} --set models.{missing}=NAME"
+        )
+    return recipe

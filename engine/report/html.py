@@ -170,10 +170,9 @@ def _figure(image: bytes, record: dict[str, Any]) -> str:
         buffer = io.BytesIO()
         Image.alpha_composite(white, picture).convert("RGB").save(buffer, "JPEG", quality=80)
         shown = f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-    except Exception as problem:  # some of these rows were dropped because their picture is broken
-        # Pillow's text can hold a memory address, which would differ in every report.
-        unseen = f"not shown: {type(problem).__name__}" if image else "no picture"
-        shown = f"<i>{html.escape(record['error'] or unseen)}</i>"
+    except Exception:  # some of these rows were dropped because their picture is broken; Pillow names an address
+        problem = "not an image file" if image else "no picture arrived"
+        shown = f"<i>{html.escape(record['error'] or problem)}</i>"
     caption = html.escape((record["caption"] or "")[:120])
     return f"<figure>{shown}<figcaption>{caption}<br><small>{html.escape(record['key'])}</small></figcaption></figure>"
 

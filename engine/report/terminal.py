@@ -106,7 +106,7 @@ class ProgressBar:
         if shown.note and not self._quiet:
             print(shown.note, file=self._stream)
             shown.note = ""
-        err = Console(stderr=True)
+        err = SafeConsole(stderr=True)
         self._on_terminal = self._stream.isatty() and not err.is_dumb_terminal
         columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), _StatusColumn(unit)
         self._bar = Bar(*columns, console=err, disable=self._quiet or not self._on_terminal)
