@@ -205,7 +205,7 @@ def _read(text: str, where: str, file: Path | None) -> Card:
     if "patterns" in content:
         content["patterns"] = _build(Patterns, content["patterns"], f"{where}: patterns")._asdict()
     card = _build(Card, content | {"file": file}, where)
-    if not NAME.fullmatch(str(card.name)):
+    if not (isinstance(card.name, str) and NAME.fullmatch(card.name)):
         raise DanqingError(
             f"{where}: name {card.name!r}: use letters, digits, '.', '_' and '-'; begin with one of the first two"
         )
