@@ -266,7 +266,7 @@ def activate(
         return
     card, found = _engine(name, engine)
     Engines(card).activate(found)
-    print(f"{found.name}: in use from the next shard on")
+    print(f"{found.name}: in use from the next shard that is read on")
 
 
 def _engine(name: str, engine: str) -> tuple[Card, Engine]:

@@ -67,8 +67,8 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
             passed = value is not None and bool(criterion.interval.holds(value))
         else:
             shown, rule, passed = "", criterion.rule, not dropped
-            if isinstance(criterion, Redundancy):
-                shown = "" if gone else f"group {record['group']}" if record.get("group", -1) >= 0 else "no group"
+            if isinstance(criterion, Redundancy) and "group" in record and not gone:
+                shown = f"group {record['group']}" if record["group"] >= 0 else "no group"
         verdict = "[red]dropped here[/]" if dropped else "" if gone else "passes" if passed else "?"
         gone = gone or dropped
         table.add_row(escape(criterion.name), escape(shown), escape(rule), verdict)

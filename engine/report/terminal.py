@@ -49,6 +49,10 @@ MAX_TOPICS = 25
 class SafeConsole(Console):
     """A console that shows control characters of names, captions and errors as escapes."""
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Converts a string to text, escaped before it is measured."""
+        return super().render_str(escaped(text), **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Yields the segments of a renderable, their text escaped; codes for colours are added to it later."""
         for segment in super().render(renderable, options):

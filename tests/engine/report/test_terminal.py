@@ -63,7 +63,7 @@ def test_a_list_of_changed_verdicts_says_what_it_leaves_out(
 
 
 def test_the_console_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    console = SafeConsole(width=80, force_terminal=True, color_system="standard")
+    console = SafeConsole(width=80, force_terminal=True, color_system="standard", highlight=False)
     table = Table("a\x1b[2J", title="t\u202e")
     table.add_row("c\x07\x9b")
     console.print("[bold]x\x1b]0;title\x07[/]", table)
