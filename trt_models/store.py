@@ -15,7 +15,7 @@ from typing import Any
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import read_json, write_json, writing_cache
-from danqing.trt_models.card import Card
+from danqing.trt_models.card import Card, TermList, TokenInput
 from danqing.trt_models.package_files import cache_folder, check, package_file, sha256
 
 
@@ -33,13 +33,13 @@ def onnx_path(card: Card) -> Path:
         path = package_file(None, card.onnx, card.folder)
         check(path, card.sha256, f"the card {card.name}")
         for name in external_files(path, sha256(path)):
-            weights = package_file(None, name, path.parent)
+            beside = package_file(None, name, path.parent)
             if name not in card.weights:
                 raise DanqingError(
                     f"{card.file}: {card.onnx} keeps tensors in {name}; add its SHA-256 to the card: "
-                    f"weights: {{{name}: {sha256(weights)}}}"
+                    f"weights: {{{name}: {sha256(beside)}}}"
                 )
-            check(weights, card.weights[name], f"the card {card.name}")
+            check(beside, card.weights[name], f"the card {card.name}")
         return path
     folder = model_folder(card)
     note = folder / "model.json"
@@ -102,8 +102,9 @@ def files_beside(card: Card) -> dict[str, str]:
     """Returns the SHA-256 of each vocabulary and word list beside a user's card: file → SHA-256."""
     if card.folder is None or card.export:  # model.json names the vocabulary of an export
         return {}
-    given = [card.token_input] if card.token_input else []
-    names = sorted({entry.file for entry in (*given, *card.lexicon) if entry.package is None})
+    given: list[TokenInput | TermList] = [*card.lexicon]
+    given += [card.token_input] if card.token_input else []
+    names = sorted({entry.file for entry in given if entry.package is None})
     return {name: sha256(package_file(None, name, card.folder)) for name in names}
 
 

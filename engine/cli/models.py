@@ -119,8 +119,8 @@ def export(
     from danqing.trt_models.card import card_names, load_card
     from danqing.trt_models.export.from_checkpoint import export_all
 
-    towers = [card for tower in ("image", "text") if (card := f"{name}-{tower}") in card_names()]
-    cards = [load_card(card) for card in towers or [name]]
+    towers = [tower for end in ("image", "text") if (tower := f"{name}-{end}") in card_names()]
+    cards = [load_card(tower) for tower in towers or [name]]
     for card, folder in zip(cards, export_all(cards, source), strict=True):
         print(f"{card.name}: {folder}")
 
