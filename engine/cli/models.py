@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -176,7 +177,7 @@ def compile_model(
     )
     if "fused" in engine.options:
         print_fusion(engine.options)
-    print(f"{engine.name}: compiled\nNext: danqing models verify {name} {engine.name} --data INPUT")
+    print(f"{engine.name}: compiled\nNext: danqing models verify {quote(name)} {engine.name} --data INPUT")
 
 
 @command(
@@ -233,7 +234,7 @@ def verify(
             back = f"danqing models activate {name} --rollback --target {found.target}"
             print(f"{found.name} is still in use on {found.target}; to take it out of use: {back}")
         return 1
-    print(f"Next: danqing models activate {name} {found.name}")
+    print(f"Next: danqing models activate {quote(name)} {found.name}")
     return 0
 
 
