@@ -437,8 +437,8 @@ def select(
     recipe: StrPath | Recipe = DEFAULT_RECIPE,
     *,
     set: Overrides = (),
-    url_col: str = "url",
-    caption_col: str = "caption",
+    url_col: str | None = None,
+    caption_col: str | None = None,
     blocklist: StrPath | None = None,
     user_dict: StrPaths = (),
     limit: int | None = None,
@@ -453,8 +453,8 @@ def select(
         output: folder of the selection.
         recipe: see `load_recipe`.
         set: values of the recipe to override.
-        url_col: column of the URLs.
-        caption_col: column of the captions.
+        url_col: column of the URLs; default: `url` or `image_url`, in any case.
+        caption_col: column of the captions; default: `caption`, `text` or `alt_text`, in any case.
         blocklist, user_dict, limit, device, threads: see `ScoringOptions`.
         progress: show a progress bar; default: only on a terminal.
 
@@ -474,7 +474,7 @@ def select(
         _paths(inputs),
         Path(output),
         load_recipe(recipe, set),
-        Columns(url_col, caption_col),
+        Columns(url_col or "", caption_col or ""),
         settings,
         _progress(progress),
     )

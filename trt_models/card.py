@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -18,6 +19,10 @@ from danqing.kernels.text.lexicon import Patterns
 
 TASKS = ("image_embedding", "text_embedding", "image_classifier", "text_classifier")
 CARDS = resources.files("danqing.trt_models") / "cards"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""A card's name, which becomes a part of the names of folders in the cache."""
+MAX_BYTES = 1 << 16
+"""Size of a card; the built-in ones have at most 2 kB."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Card:
     """A model. Exactly one of `build`, `export`, `onnx` and `lexicon` gives its source.
 
     Attributes:
-        name: unique name; recipes and commands use it.
+        name: unique name of letters, digits, `.`, `_` and `-`; recipes and commands use it.
         task: one of `TASKS`.
         licence: licence of the weights.
         title: one line for people.
@@ -98,7 +103,8 @@ class Card:
         export: `MODULE.FUNCTION` of `trt_models.export` that makes the ONNX from a published checkpoint.
         published: the checkpoint's name on the Hugging Face Hub.
         shapes: tensor name → shape, which distinguishes the checkpoint from others of its architecture.
-        weights: `PACKAGE:FILE` → SHA-256 of the weights that `build` reads.
+        weights: SHA-256 of weights: `PACKAGE:FILE` → of a file that `build` reads, `FILE` → of a file beside the card
+            that holds tensors of `onnx` (ONNX's external data).
         onnx: an ONNX file beside the card.
         sha256: SHA-256 of `onnx`.
         image_input, token_input: preprocessing of the input.
@@ -159,7 +165,7 @@ def load_card(name_or_path: str) -> Card:
         path = Path(name_or_path)
         if not path.is_file():
             raise DanqingError(f"{path}: no such model card")
-        return _read(path.read_text(encoding="utf-8"), str(path), path)
+        return _read(_text(path), str(path), path)
     if name_or_path not in card_names():
         raise DanqingError(
             f"no model card {name_or_path!r}; {did_you_mean(name_or_path, card_names())}. For a model of your own, "
@@ -168,26 +174,49 @@ def load_card(name_or_path: str) -> Card:
     return _read((CARDS / f"{name_or_path}.yaml").read_text(encoding="utf-8"), f"{name_or_path}.yaml", None)
 
 
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise DanqingError(f"{path}: a model card has at most {MAX_BYTES:,} bytes; this is another file")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as problem:
+        raise DanqingError(f"{path}: a model card is UTF-8 text; byte {problem.start} is not") from None
+
+
 def _read(text: str, where: str, file: Path | None) -> Card:
     try:
+        # A few lines of aliases can stand for billions of values.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise DanqingError(f"{where}: a model card takes no aliases (*name)")
         content = yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        raise DanqingError(f"{where}: not valid YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:  # ValueError: a date that does not exist
+        raise DanqingError(f"{where}: not valid YAML: {' '.join(str(problem).split())}") from None
     if not isinstance(content, dict):
         raise DanqingError(f"{where}: a model card is a mapping")
     for key, kind in (("image_input", ImageInput), ("token_input", TokenInput)):
         if key in content:
             content[key] = _build(kind, content[key], f"{where}: {key}")
-    content["lexicon"] = tuple(_build(TermList, entry, f"{where}: lexicon") for entry in content.get("lexicon", ()))
+    lists = content.get("lexicon", [])
+    if not isinstance(lists, list):
+        raise DanqingError(f"{where}: lexicon: must be a list of term lists")
+    content["lexicon"] = tuple(_build(TermList, entry, f"{where}: lexicon") for entry in lists)
     if "patterns" in content:
         content["patterns"] = _build(Patterns, content["patterns"], f"{where}: patterns")._asdict()
     card = _build(Card, content | {"file": file}, where)
+    if not (isinstance(card.name, str) and NAME.fullmatch(card.name)):
+        raise DanqingError(
+            f"{where}: name {card.name!r}: use letters, digits, '.', '_' and '-'; begin with one of the first two"
+        )
     if card.task not in TASKS:
-        raise DanqingError(f"{where}: task {card.task!r}; {did_you_mean(card.task, TASKS)}")
+        raise DanqingError(f"{where}: task {card.task!r}; {did_you_mean(str(card.task), TASKS)}")
     if sum(map(bool, (card.build, card.export, card.onnx, card.lexicon))) != 1:
         raise DanqingError(f"{where}: give exactly one of 'build', 'export', 'onnx' and 'lexicon'")
     if card.onnx and not card.sha256:
         raise DanqingError(f"{where}: 'onnx' needs the file's 'sha256' beside it")
+    if not isinstance(card.weights, Mapping):
+        raise DanqingError(f"{where}: 'weights' is a mapping of files to their SHA-256")
     return card
 
 

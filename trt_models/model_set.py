@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from danqing.trt_models.card import Card, ImageInput, load_card
 from danqing.trt_models.package_files import package_file
 from danqing.trt_models.run.classifier import Lexicon, TextClassifier, TextNetwork, read_terms
 from danqing.trt_models.run.tokenizer import AnyTokenizer, open_tokenizer
-from danqing.trt_models.store import model_folder, model_hash, onnx_path
+from danqing.trt_models.store import files_beside, model_folder, model_hash, onnx_path
 
 if TYPE_CHECKING:
     from danqing.engine.core.device import Device
@@ -146,12 +147,14 @@ class ModelSet:
         return read_terms((entry, package_file(entry.package, entry.file, card.folder)) for entry in card.lexicon)
 
     def hashes(self) -> dict[str, dict[str, str]]:
-        """Returns what the scores depend on: role → `name` and `card` (hash) of the card, and `onnx` (SHA-256) of a
-        network."""
+        """Returns what the scores depend on: role → `name` and `card` (hash) of the card, `onnx` (SHA-256) of a
+        network, and `files` (SHA-256, as JSON) of a user's vocabulary and word lists."""
         out = {}
         for role in self.names:
             card = self.card(role)
             out[role] = {"name": card.name, "card": card.hash}
             if not card.lexicon:
                 out[role]["onnx"] = model_hash(card)
+            if files := files_beside(card):
+                out[role]["files"] = json.dumps(files)
         return out

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from typing import Any
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import read_json, write_json, writing_cache
-from danqing.trt_models.card import Card
+from danqing.trt_models.card import Card, TermList, TokenInput
 from danqing.trt_models.package_files import cache_folder, check, package_file, sha256
 
 
@@ -32,6 +32,14 @@ def onnx_path(card: Card) -> Path:
     if card.onnx:
         path = package_file(None, card.onnx, card.folder)
         check(path, card.sha256, f"the card {card.name}")
+        for name in external_files(path, sha256(path)):
+            beside = package_file(None, name, path.parent)
+            if name not in card.weights:
+                raise DanqingError(
+                    f"{card.file}: {card.onnx} keeps tensors in {name}; add its SHA-256 to the card: "
+                    f"weights: {{{name}: {sha256(beside)}}}"
+                )
+            check(beside, card.weights[name], f"the card {card.name}")
         return path
     folder = model_folder(card)
     note = folder / "model.json"
@@ -75,12 +83,65 @@ def is_stored(card: Card) -> bool:
 
 
 def model_hash(card: Card) -> str:
-    """Returns the SHA-256 of the model's ONNX file, which itself contains the SHA-256 of weights in a separate file.
+    """Returns a SHA-256 of the whole model.
+
+    It is that of the ONNX file. Exported files contain the SHA-256 of weights in a separate file; that of other files
+    with external data is hashed again with those of the weights.
 
     Raises:
         DanqingError: as `onnx_path`.
     """
-    return sha256(onnx_path(card))
+    digest = sha256(onnx_path(card))
+    if not (card.onnx and card.weights):
+        return digest
+    parts = [digest, *(f"{name} {weights}" for name, weights in sorted(card.weights.items()))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def files_beside(card: Card) -> dict[str, str]:
+    """Returns the SHA-256 of each vocabulary and word list beside a user's card: file → SHA-256."""
+    if card.folder is None or card.export:  # model.json names the vocabulary of an export
+        return {}
+    given: list[TokenInput | TermList] = [*card.lexicon]
+    given += [card.token_input] if card.token_input else []
+    names = sorted({entry.file for entry in given if entry.package is None})
+    return {name: sha256(package_file(None, name, card.folder)) for name in names}
+
+
+@cache
+def external_files(path: Path, digest: str) -> tuple[str, ...]:
+    """Lists the files beside an ONNX file that hold tensors of it.
+
+    Args:
+        path: the ONNX file.
+        digest: its SHA-256, so that a file that changed is read again.
+
+    Raises:
+        DanqingError: the file is no ONNX, or names a file outside its folder.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as problem:  # protobuf's own
+        raise DanqingError(f"{path}: cannot be read as ONNX: {problem}") from None
+    found = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
+    for name in found:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DanqingError(f"{path}: keeps tensors in {name}, outside its folder; refusing to load it")
+    return tuple(sorted(found))
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Yields every tensor of a protobuf message, those of subgraphs and attributes among them."""
+    for field, value in message.ListFields():
+        if field.type != field.TYPE_MESSAGE:
+            continue
+        for part in value if isinstance(value, Sequence) else [value]:
+            if part.DESCRIPTOR.name == "TensorProto":
+                yield part
+            else:
+                yield from _tensors(part)
 
 
 def _build(card: Card, folder: Path) -> None:

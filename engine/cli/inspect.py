@@ -19,7 +19,8 @@ from danqing.engine.cli.options import (
     RecipeOptions,
     RunFolder,
     StageOptions,
-    at_least,
+    number_from,
+    whole_from,
 )
 from danqing.engine.cli.output import Json, OutputOptions, QuietOptions, print_json
 
@@ -50,10 +51,20 @@ def explain(
 class ToleranceOptions:
     """Limits within which two runs agree."""
 
-    within: Annotated[float, Parameter(metavar="X", help="Largest relative difference of a measured number.")] = 1e-4
-    cosine: Annotated[float, Parameter(metavar="X", help="Least cosine of a pair's features.")] = 0.999
+    within: Annotated[
+        float,
+        Parameter(metavar="X", validator=number_from(0), help="Largest relative difference of a measured number."),
+    ] = 1e-4
+    cosine: Annotated[
+        float, Parameter(metavar="X", validator=number_from(-1, 1), help="Least cosine of a pair's features.")
+    ] = 0.999
     flips: Annotated[
-        float, Parameter(metavar="X", help="Largest share of pairs with another verdict or group of near-duplicates.")
+        float,
+        Parameter(
+            metavar="X",
+            validator=number_from(0, 1),
+            help="Largest share of pairs with another verdict or group of near-duplicates.",
+        ),
     ] = 0.001
 
 
@@ -90,10 +101,10 @@ def topics(
     *,
     sample: Annotated[PositiveInt, Parameter(metavar="N", help="Approximate number of captions.")] = 100_000,
     smallest: Annotated[
-        int | None,
+        PositiveInt | None,
         Parameter(
             metavar="N",
-            validator=at_least(2),
+            validator=whole_from(2),
             help="Captions that make a topic (default: sample / 1000, at least 10).",
         ),
     ] = None,

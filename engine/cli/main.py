@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.escape import escaped
 
 HELP = Path(__file__).with_name("help.txt")
 """What `danqing --help` prints, made by `danqing.engine.cli.reference`."""
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except DanqingError as problem:
-        print(f"danqing: {problem}", file=sys.stderr)
+        print(f"danqing: {escaped(str(problem))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ndanqing: interrupted; finished shards are kept, the same command goes on from there", file=sys.stderr)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as problem:
         if problem.filename is None:
             raise
-        print(f"danqing: {problem.filename}: {problem.strerror}", file=sys.stderr)
+        print(escaped(f"danqing: {problem.filename}: {problem.strerror}"), file=sys.stderr)
         return 2
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from danqing.engine.cli.app import MODELS, MODELS_HELP, PARAMETERS, command, examples_text
-from danqing.engine.cli.options import MACHINE, PositiveInt, RecipeOptions
+from danqing.engine.cli.options import MACHINE, PositiveInt, RecipeOptions, number_from
+from danqing.engine.cli.options import Threads as ThreadCount
 from danqing.engine.cli.output import Json, print_json
 from danqing.engine.core.errors import DanqingError
 
@@ -34,7 +37,7 @@ EngineName = Annotated[str, Parameter(help="A part of the engine's name; by defa
 Data = Annotated[list[str], Parameter(consume_multiple=(1, None), metavar="INPUT", help="Shards of real pairs.")]
 Pairs = Annotated[PositiveInt, Parameter(metavar="N", help="Number of pairs to read.")]
 Threads = Annotated[
-    PositiveInt | None, Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores).")
+    ThreadCount | None, Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores).")
 ]
 
 
@@ -115,11 +118,12 @@ def export(
 ) -> None:
     """Export a published checkpoint to ONNX, so that recipes can name it."""
     from danqing.trt_models.card import card_names, load_card
-    from danqing.trt_models.export.from_checkpoint import export
+    from danqing.trt_models.export.from_checkpoint import export_all
 
-    towers = [card for tower in ("image", "text") if (card := f"{name}-{tower}") in card_names()]
-    for card in towers or [name]:
-        print(f"{card}: {export(load_card(card), source)}")
+    towers = [tower for end in ("image", "text") if (tower := f"{name}-{end}") in card_names()]
+    cards = [load_card(tower) for tower in towers or [name]]
+    for card, folder in zip(cards, export_all(cards, source), strict=True):
+        print(f"{card.name}: {folder}")
 
 
 @command(
@@ -173,7 +177,7 @@ def compile_model(
     )
     if "fused" in engine.options:
         print_fusion(engine.options)
-    print(f"{engine.name}: compiled\nNext: danqing models verify {name} {engine.name} --data INPUT")
+    print(f"{engine.name}: compiled\nNext: danqing models verify {quote(name)} {engine.name} --data INPUT")
 
 
 @command(
@@ -193,10 +197,13 @@ def verify(
         float,
         Parameter(
             metavar="X",
+            validator=number_from(-1, 1),
             help="Least mean cosine of embeddings, or 1 - |difference| of a classifier's probability.",
         ),
     ] = 0.999,
-    max_flips: Annotated[float, Parameter(metavar="X", help="Largest share of verdicts that may change.")] = 0.001,
+    max_flips: Annotated[
+        float, Parameter(metavar="X", validator=number_from(0, 1), help="Largest share of verdicts that may change.")
+    ] = 0.001,
     checkpoint: Annotated[
         Path | None,
         Parameter(
@@ -227,7 +234,7 @@ def verify(
             back = f"danqing models activate {name} --rollback --target {found.target}"
             print(f"{found.name} is still in use on {found.target}; to take it out of use: {back}")
         return 1
-    print(f"Next: danqing models activate {name} {found.name}")
+    print(f"Next: danqing models activate {quote(name)} {found.name}")
     return 0
 
 
@@ -260,7 +267,7 @@ def activate(
         return
     card, found = _engine(name, engine)
     Engines(card).activate(found)
-    print(f"{found.name}: in use from the next shard on")
+    print(f"{found.name}: in use from the next shard that is read on")
 
 
 def _engine(name: str, engine: str) -> tuple[Card, Engine]:
@@ -280,8 +287,9 @@ def _network_card(name: str) -> Card:
 
 
 def _recipe_with(name: str, options: RecipeOptions) -> Recipe:
-    """Returns the recipe given, else the built-in one that uses the model."""
+    """Returns the recipe given, else the built-in one that uses the model, else one made for it (`_recipe_for`)."""
     from danqing.engine.recipe.reading import builtin_names
+    from danqing.trt_models.card import load_card
 
     if options.recipe:
         return options.load()
@@ -289,4 +297,43 @@ def _recipe_with(name: str, options: RecipeOptions) -> Recipe:
         recipe = options.load(builtin)
         if name in recipe.models.values():
             return recipe
-    raise DanqingError(f"no built-in recipe uses {name}; give one that does with --recipe FILE")
+    return _recipe_for(load_card(name), name, options)
+
+
+def _recipe_for(card: Card, name: str, options: RecipeOptions) -> Recipe:
+    """Makes a recipe that judges a model: a built-in one with it, and with the other tower of its checkpoint if that is
+    in the store. Without the other tower, criteria that need it are left out.
+
+    Raises:
+        DanqingError: no criterion judges the model.
+    """
+    from danqing.engine.recipe.reading import DEFAULT_RECIPE
+    from danqing.engine.stages import columns_of_role
+    from danqing.trt_models.card import card_names, load_card
+    from danqing.trt_models.store import is_stored
+
+    base = "danqing" if card.export else DEFAULT_RECIPE
+    role = next(role for role, other in options.load(base).models.items() if load_card(other).task == card.task)
+    models = {role: name}
+    towers = {
+        "image_embedding": ("text_embedding", "-image", "-text"),
+        "text_embedding": ("image_embedding", "-text", "-image"),
+    }
+    missing = ""
+    if role in towers:
+        missing, end, other_end = towers[role]
+        other = re.sub(rf"{end}(\.ya?ml)?$", rf"{other_end}\1", name)
+        known = other in card_names() or Path(other).is_file()
+        if other != name and known and is_stored(load_card(other)):
+            models[missing], missing = other, ""
+    settings = (*options.settings, *(f"models.{role}={model}" for role, model in models.items()))
+    recipe = RecipeOptions(base, settings).load()
+    if missing:
+        others = columns_of_role(missing)
+        recipe = replace(recipe, criteria=tuple(c for c in recipe.criteria if others.isdisjoint(c.columns)))
+    if all(columns_of_role(role).isdisjoint(criterion.columns) for criterion in recipe.criteria):
+        raise DanqingError(
+            f"no criterion judges {name} without the other tower: export that too, or name it with "
+            f"--set models.{role}={name} --set models.{missing}=NAME"
+        )
+    return recipe

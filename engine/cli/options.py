@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -30,20 +32,50 @@ OTHER_DATA = Group("Other data", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
 
 
-def at_least(minimum: int) -> Callable[[Any, int | None], None]:
+def whole_from(minimum: int, maximum: int | None = None) -> Callable[[Any, int | None], None]:
     """Returns a validator of whole numbers."""
+    wanted = f"of {minimum} or more" if maximum is None else f"from {minimum} to {maximum}"
 
     def check(kind: Any, value: int | None) -> None:
-        if value is not None and value < minimum:
-            raise ValueError(f"It must be a whole number of {minimum} or more.")
+        if value is not None and (value < minimum or (maximum is not None and value > maximum)):
+            raise ValueError(f"It must be a whole number {wanted}.")
+
+    return check
+
+
+def number_from(minimum: float, maximum: float | None = None) -> Callable[[Any, float | None], None]:
+    """Returns a validator of numbers; `nan` and `inf` are none."""
+    wanted = f"of {minimum:g} or more" if maximum is None else f"from {minimum:g} to {maximum:g}"
+
+    def check(kind: Any, value: float | None) -> None:
+        if value is not None and not minimum <= value <= (sys.float_info.max if maximum is None else maximum):
+            raise ValueError(f"It must be a number {wanted}.")
 
     return check
 
 
 def _whole(kind: Any, tokens: Sequence[Any]) -> int:
-    if not tokens[0].value.lstrip("-").isdecimal():
+    if not re.fullmatch("[+-]?[0-9]{1,18}", tokens[0].value):
         raise ValueError(f"{tokens[0].value!r} is no whole number.")
     return int(tokens[0].value)
+
+
+def local_paths(kind: Any, tokens: Sequence[Any]) -> Any:
+    """Converts paths; refuses URLs, of which `Path` would make the name of a local file."""
+    for token in tokens:
+        if re.match("[A-Za-z][A-Za-z0-9+.-]*://|pipe:", token.value):
+            raise ValueError(f"{token.value!r} is no local path; mount the storage, or copy the data to a disk.")
+    return [token.value for token in tokens] if kind == list[str] else Path(tokens[0].value)
+
+
+def _folder(kind: Any, value: Path) -> None:
+    if value.is_file():
+        raise ValueError(f"{str(value)!r} is a file; name a folder.")
+
+
+def _devices(kind: Any, value: str) -> None:
+    if value and not value.strip(" ,;"):
+        raise ValueError(f"{value!r} names no GPU.")
 
 
 def _size(kind: Any, tokens: Sequence[Any]) -> int:
@@ -55,17 +87,25 @@ def _size(kind: Any, tokens: Sequence[Any]) -> int:
         raise ValueError(f"{tokens[0].value!r} is no size; write for example 4G or 900M.") from None
 
 
-PositiveInt = Annotated[int, Parameter(converter=_whole, validator=at_least(1))]
+PositiveInt = Annotated[int, Parameter(converter=_whole, validator=whole_from(1))]
+Threads = Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 1024))]
+Port = Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 65535))]
 Size = Annotated[int, Parameter(converter=_size, metavar="SIZE")]
 
 Inputs = Annotated[
     list[str],
     Parameter(
+        converter=local_paths,
         help="WebDataset shards (.tar), Parquet with pictures, tables (.csv, .jsonl) that name picture files, folders "
-        "of any of these or of pictures with .txt beside them; globs and brace ranges ({00000..00041}.tar)."
+        "of any of these or of pictures with .txt beside them; globs and brace ranges ({00000..00041}.tar).",
     ),
 ]
-OutputFolder = Annotated[Path, Parameter(name=["--output", "-o"], metavar="OUT", help="Folder to write to.")]
+OutputFolder = Annotated[
+    Path,
+    Parameter(
+        name=["--output", "-o"], metavar="OUT", converter=local_paths, validator=_folder, help="Folder to write to."
+    ),
+]
 RunFolder = Annotated[Path, Parameter(help="Folder of the run.")]
 Limit = Annotated[
     PositiveInt | None,
@@ -193,7 +233,7 @@ class MachineOptions:
     device: Annotated[str, Parameter(metavar="NAME", help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")] = (
         "auto"
     )
-    threads: Annotated[PositiveInt | None, Parameter(metavar="N", help="Host threads (default: all cores).")] = None
+    threads: Annotated[Threads | None, Parameter(metavar="N", help="Host threads (default: all cores).")] = None
 
     @cached_property
     def chosen(self) -> str:
@@ -224,6 +264,7 @@ class SeveralOptions:
         Parameter(
             group=SEVERAL,
             metavar="N,…",
+            validator=_devices,
             help="Score on these GPUs, one process each; a process takes the next shard when it is free.",
         ),
     ] = ""
@@ -239,7 +280,7 @@ class SeveralOptions:
         bool, Parameter(group=MONITORING, help="Measure where the time of scoring goes; writes OUT/profile/.")
     ] = False
     metrics_port: Annotated[
-        PositiveInt | None,
+        Port | None,
         Parameter(
             group=MONITORING,
             metavar="PORT",

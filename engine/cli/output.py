@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json as json_format
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from danqing.engine.cli.options import OUTPUT
+from danqing.engine.core.escape import escaped, escaped_json
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -43,16 +45,22 @@ class OutputOptions(QuietOptions):
 
     json: Json = False
 
-    def finish(self, result: Mapping[str, Any]) -> bool:
-        """Prints the result if JSON is wanted; returns whether nothing else is to be printed."""
+    def finish(self, result: Mapping[str, Any], notes: Sequence[str] = ()) -> bool:
+        """Prints the result and the notes on it if JSON is wanted; returns whether nothing else is to be printed."""
         if self.json:
-            print_json(result)
+            print_json({**result, "notes": notes})
+            self.print_notes(notes)
         return self.json or self.quiet
+
+    def print_notes(self, notes: Sequence[str]) -> None:
+        """Prints notes on the result (`engine.report.notes`) to stderr, one a line."""
+        for note in () if self.quiet else notes:
+            print(escaped(note), file=sys.stderr)
 
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Prints one JSON object. Paths become text; numbers that JSON has no notation for become null."""
-    print(json_format.dumps(_plain(result), ensure_ascii=False, indent=2))
+    print(escaped_json(json_format.dumps(_plain(result), ensure_ascii=False, indent=2)))
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,8 @@ from danqing.engine.cli.options import (
     SeveralOptions,
     StageOptions,
     TextOptions,
+    local_paths,
+    number_from,
 )
 from danqing.engine.cli.output import OutputOptions, stages_of
 
@@ -56,6 +58,7 @@ class ReferenceOptions:
         float | None,
         Parameter(
             metavar="DISTANCE",
+            validator=number_from(0, 2),
             help="Cosine distance that is too near to evaluation data (default: the recipe's for near-duplicates).",
         ),
     ] = None
@@ -66,12 +69,16 @@ class ReferenceOptions:
 class ColumnOptions:
     """Which columns of a table hold URL and caption."""
 
-    url_col: Annotated[str, Parameter(metavar="NAME", help="Column of the URLs.")] = "url"
-    caption_col: Annotated[str, Parameter(metavar="NAME", help="Column of the captions.")] = "caption"
+    url_col: Annotated[
+        str, Parameter(metavar="NAME", help="Column of the URLs (default: url or image_url, any case).")
+    ] = ""
+    caption_col: Annotated[
+        str, Parameter(metavar="NAME", help="Column of the captions (default: caption, text or alt_text, any case).")
+    ] = ""
 
 
 @command(
-    "danqing select 'cc/*.parquet' more.csv.gz -o chosen --caption-col alt_text",
+    "danqing select 'cc/*.parquet' more.csv.gz -o chosen --caption-col title",
     "danqing select 'cc/*.parquet' -o tried --limit 10000 --json",
     "",
     "chosen/urls/       the kept rows, all their columns and text_clean:",
@@ -83,7 +90,10 @@ class ColumnOptions:
 def select(
     tables: Annotated[
         list[str],
-        Parameter(help="Parquet, CSV or JSON lines (.csv.gz and .jsonl.gz too): files, folders, globs, brace ranges."),
+        Parameter(
+            converter=local_paths,
+            help="Parquet, CSV or JSON lines (.csv.gz and .jsonl.gz too): files, folders, globs, brace ranges.",
+        ),
     ],
     /,
     *,
@@ -99,6 +109,7 @@ def select(
 
     Applies the recipe's criteria that need no picture, a part at a time. An interrupted selection is continued.
     """
+    from danqing.engine.report.notes import funnel_notes
     from danqing.engine.report.terminal import ProgressBar, print_funnel, print_spans
     from danqing.engine.select.selection import select
     from danqing.engine.sources.tables import Columns
@@ -120,7 +131,8 @@ def select(
         "stages": stages_of(chosen.spans),
         "next": next_commands,
     }
-    if out.finish(result):
+    notes = funnel_notes(chosen.funnel)
+    if out.finish(result, notes):
         return
     if not chosen.spans:
         print(f"{chosen.folder}: already selected; nothing to do")
@@ -130,6 +142,7 @@ def select(
     if chosen.deferred_criteria:
         print(f"Judged after the download: {', '.join(chosen.deferred_criteria)}")
     print("Next:", *next_commands, sep="\n  ")
+    out.print_notes(notes)
 
 
 @command(
@@ -158,6 +171,7 @@ def curate(
     An interrupted run is continued where it stopped; a finished one is left as it is.
     """
     from danqing.engine.phases import curate
+    from danqing.engine.report.notes import run_notes
     from danqing.engine.report.terminal import print_funnel
 
     with out.progress(several.note(scoring.machine)):
@@ -173,13 +187,15 @@ def curate(
         "shards": run.folder / "shards",
         "report": run.folder / "report.html",
     }
-    if out.finish(result):
+    notes = run_notes(run, funnel)
+    if out.finish(result, notes):
         return
     if not spans:
         print(f"{run.folder}: already scored; nothing was scored again")
     _print_scored(run, spans)
     print_funnel(funnel)
     print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
+    out.print_notes(notes)
 
 
 @command(
@@ -205,14 +221,18 @@ def score(
     The expensive phase. Rows that an early criterion drops do not reach the costly stages.
     """
     from danqing.engine.phases import score_inputs
+    from danqing.engine.report.notes import run_notes
 
     settings = scoring.settings(layout, several, limit)
     with out.progress(several.note(scoring.machine)):
         run, spans = score_inputs(inputs, output, recipe.load(), settings, several.watcher)
-    if out.finish(_scored(run, spans)):
+    notes = run_notes(run)
+    if out.finish(_scored(run, spans), notes):
         return
     _print_scored(run, spans)
-    print(f"{run.folder}: scored{'' if spans else ' already; nothing to do'}. Next: danqing decide {run.folder}")
+    done = "scored" if spans else "scored already; nothing to do"
+    print(f"{run.folder}: {done}. Next: {shlex.join(['danqing', 'decide', str(run.folder)])}")
+    out.print_notes(notes)
 
 
 def _scored(run: Run, spans: Spans) -> dict[str, Any]:
@@ -257,6 +277,7 @@ def decide(
     """
     from danqing.engine.phases import decide_run
     from danqing.engine.recipe.reading import recipe_from_dict
+    from danqing.engine.report.notes import run_notes
     from danqing.engine.report.terminal import print_funnel
     from danqing.engine.run.folder import Run
     from danqing.engine.stages import model_roles
@@ -270,10 +291,12 @@ def decide(
         chosen = recipe_from_dict(own, "run.json", recipe.settings, known_columns(), model_roles())
     with out.progress(machine.note):
         funnel = decide_run(opened, chosen, machine.chosen, machine.threads)
-    if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}):
+    notes = run_notes(opened, funnel)
+    if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}, notes):
         return
     print_funnel(funnel)
-    print(f"Next: danqing write {run}")
+    print(f"Next: {shlex.join(['danqing', 'write', str(run)])}")
+    out.print_notes(notes)
 
 
 @command(
@@ -320,6 +343,7 @@ def merge(
     others; those are not compared with each other again.
     """
     from danqing.engine.phases import merge_runs, write_run
+    from danqing.engine.report.notes import run_notes
     from danqing.engine.report.terminal import print_funnel
 
     with out.progress(machine.note):
@@ -334,10 +358,12 @@ def merge(
         "shards": shards,
         "report": report,
     }
-    if out.finish(result):
+    notes = run_notes(run, funnel)
+    if out.finish(result, notes):
         return
     print_funnel(funnel)
     print(f"\n{kept} pairs in {shards}; pictures in {report}")
+    out.print_notes(notes)
 
 
 @command(
@@ -347,9 +373,7 @@ def merge(
 )
 def demo(
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"], metavar="OUT", help="Folder to write to.")] = Path(
-        "demo"
-    ),
+    output: OutputFolder = Path("demo"),
     scoring: StageOptions = StageOptions(),
 ) -> None:
     """Curate a small crawl with known defects, and count what was caught.

@@ -8,6 +8,7 @@ before it returns, so its outputs are valid on any stream and its inputs can be 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -167,8 +168,6 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
     """
     name = resolve_device(name)
     kind, _, which = name.partition(":")
-    if kind not in ("cpu", "cuda") or (which and (kind == "cpu" or not which.isdecimal())):
-        raise DanqingError(f"--device {name}: must be cpu, cuda, cuda:0, cuda:1, … or auto")
     number = int(which or 0)
     xp, held = (numpy, int) if kind == "cpu" else (_open_gpu(name, number), _open_memory(number))
     threads = threads or available_threads()
@@ -179,8 +178,14 @@ def open_device(name: str = "cpu", threads: int | None = None) -> Iterator[Devic
 
 
 def resolve_device(name: str) -> str:
-    """Returns a device's name; that of `auto` is `cuda:0` if CUDA finds a GPU, else `cpu`."""
+    """Returns a device's name; that of `auto` is `cuda:0` if CUDA finds a GPU, else `cpu`.
+
+    Raises:
+        DanqingError: there is no device of such a name on any machine.
+    """
     if name != "auto":
+        if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", name):
+            raise DanqingError(f"--device {name}: must be cpu, cuda, cuda:0, cuda:1, … or auto")
         return name
     return "cuda:0" if _counted_gpus() else "cpu"
 

@@ -15,6 +15,8 @@ RUNTIME_RESERVE_BYTES = 256 << 20
 """Memory that runtimes allocate when they process the first rows."""
 MIN_ENCODED_BYTES = 4 << 20
 """Smallest bound on the encoded bytes of a batch. Larger files can exceed the memory limit."""
+MAX_SIZE = 1 << 60
+"""Sizes from here on are typing errors."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ def read_size(text: str) -> int:
     for power, letter in enumerate("KMGT", 1):
         if number.endswith(letter):
             number, unit = number[:-1], 1 << (10 * power)
-    size = int(float(number) * unit)
-    if size <= 0:
+    size = float(number) * unit
+    if not 1 <= size < MAX_SIZE:
         raise ValueError(text)
-    return size
+    return int(size)

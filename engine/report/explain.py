@@ -67,26 +67,29 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
             passed = value is not None and bool(criterion.interval.holds(value))
         else:
             shown, rule, passed = "", criterion.rule, not dropped
-            if isinstance(criterion, Redundancy):
-                shown = f"group {record['group']}" if record.get("group", -1) >= 0 else "no group"
+            if isinstance(criterion, Redundancy) and "group" in record and not gone:
+                shown = f"group {record['group']}" if record["group"] >= 0 else "no group"
         verdict = "[red]dropped here[/]" if dropped else "" if gone else "passes" if passed else "?"
         gone = gone or dropped
-        table.add_row(criterion.name, shown, rule, verdict)
+        table.add_row(escape(criterion.name), escape(shown), escape(rule), verdict)
     console.print(table)
     others = {
         name: value for name, value in record.items()
         if isinstance(value, (int, float)) and name not in judged | {"row", "group", "keep", "feature_row", "distance"}
     }  # fmt: skip
     if others:
-        console.print("  other scores: " + ", ".join(f"{name} {_number(value)}" for name, value in others.items()))
+        scores = ", ".join(f"{name} {_number(value)}" for name, value in others.items())
+        console.print(f"  other scores: {scores}", markup=False)
     if record.get("gated_at"):
-        console.print(f"  not scored from the stage {record['gated_at']!r} on: an earlier criterion dropped it")
+        place = f"from the stage {record['gated_at']!r} on"
+        console.print(f"  not scored {place}: an earlier criterion dropped it", markup=False)
     if record.get("kept_instead"):
         kept = next((r for shard in run.shards for r in _find(run, shard.number, record["kept_instead"])), None)
         name = f"{kept['shard']} key {kept['key']}, uid {kept['uid']}" if kept else record["kept_instead"]
         console.print(f"  kept instead: {name}, distance {_number(record.get('distance'))}", markup=False)
     if "keep" in record:
-        console.print("  [green]kept[/]" if record["keep"] else f"  [red]dropped by {record['dropped_by']}[/]")
+        verdict = "[green]kept[/]" if record["keep"] else f"[red]dropped by {escape(record['dropped_by'])}[/]"
+        console.print(f"  {verdict}")
 
 
 def _number(value: Any) -> str:

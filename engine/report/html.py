@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from danqing.engine.core.escape import escaped
 from danqing.engine.core.files import commit
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe.criteria import Threshold
@@ -46,10 +48,9 @@ def write_report(run: Run) -> None:
     """
     recipe = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
     funnel = Funnel.read(run.folder / "funnel.json")
-    verdicts = pa.concat_tables([pq.read_table(run.verdicts_path(s.number)) for s in run.shards])
     topics = Topics.of(run)
-    shown = topic_galleries(topics, verdicts) | _sample(verdicts)
-    pictures = _pictures(run, {position for positions in shown.values() for position in positions}, verdicts)
+    shown = topic_galleries(run, topics) | _sample(run)
+    pictures = _pictures(run, {position for positions in shown.values() for position in positions})
     parts = [
         f"<h1>{html.escape(run.folder.resolve().name)}</h1>",
         f"<p>{funnel.kept:,} of {funnel.collected:,} pairs kept with the recipe <b>{html.escape(recipe.name)}</b>.</p>",
@@ -67,12 +68,13 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
 
     Args:
         path: the file.
-        title: shown by the browser; not escaped.
-        parts: the body, in HTML.
+        title: shown by the browser.
+        parts: the body, in HTML. Control characters are replaced by escapes, other text is escaped by the caller.
     """
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    body = escaped("\n".join(parts))
     with commit(path, "w") as file:
-        file.write(page + "\n".join(parts) + "</html>\n")
+        file.write(f"<!doctype html><html lang=en>{head}{body}</html>\n")
 
 
 def _funnel(funnel: Funnel) -> str:
@@ -121,19 +123,28 @@ def _histogram(criterion: Threshold, values: np.ndarray) -> str:
     return f"<div>{label}<br><svg width={width} height={height}>{shade}{bars}</svg></div>"
 
 
-def _sample(verdicts: pa.Table) -> dict[str, list[int]]:
-    """Chooses the rows to show: those with the smallest uids, which is random but the same in every report."""
-    order = np.argsort(verdicts["uid"].to_numpy(zero_copy_only=False), kind="stable")
-    reasons = verdicts["dropped_by"].to_pylist()
-    shown: dict[str, list[int]] = defaultdict(list)
-    for position in order:
-        title = f"dropped by {reasons[position]}" if reasons[position] else "kept"
-        if len(shown[title]) < (DROPPED_SHOWN if reasons[position] else KEPT_SHOWN):
-            shown[title].append(int(position))
-    return dict(sorted(shown.items(), key=lambda item: item[0] != "kept"))
+def _sample(run: Run) -> dict[str, list[int]]:
+    """Chooses the rows with the smallest uids, which is random but the same in every report; reads a shard at a time.
+
+    Returns:
+        Heading → positions of the rows in the run.
+    """
+    found: dict[str | None, list[tuple[str, int]]] = defaultdict(list)
+    start = 0
+    for shard in run.shards:
+        verdicts = pq.read_table(run.verdicts_path(shard.number), columns=["uid", "dropped_by"])
+        verdicts = verdicts.append_column("position", pa.array(np.arange(start, start + len(verdicts))))
+        start += len(verdicts)
+        for reason in verdicts["dropped_by"].unique().to_pylist():
+            has_reason = pc.is_null(pc.field("dropped_by")) if reason is None else pc.field("dropped_by") == reason
+            first = verdicts.filter(has_reason).sort_by("uid")[: DROPPED_SHOWN if reason else KEPT_SHOWN]
+            found[reason] += zip(first["uid"].to_pylist(), first["position"].to_pylist(), strict=True)
+            found[reason] = sorted(found[reason])[: DROPPED_SHOWN if reason else KEPT_SHOWN]
+    order = sorted(found, key=lambda reason: (reason is not None, found[reason]))
+    return {f"dropped by {reason}" if reason else "kept": [row for _, row in found[reason]] for reason in order}
 
 
-def _pictures(run: Run, wanted: set[int], verdicts: pa.Table) -> dict[int, str]:
+def _pictures(run: Run, wanted: set[int]) -> dict[int, str]:
     """Makes the HTML figures, with picture and caption, of the wanted rows: row → figure."""
     figures: dict[int, str] = {}
     start = 0
@@ -159,8 +170,9 @@ def _figure(image: bytes, record: dict[str, Any]) -> str:
         buffer = io.BytesIO()
         Image.alpha_composite(white, picture).convert("RGB").save(buffer, "JPEG", quality=80)
         shown = f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-    except Exception as problem:  # some of these rows were dropped because their picture is broken
-        shown = f"<i>{html.escape(record['error'] or str(problem))}</i>"
+    except Exception:  # some of these rows were dropped because their picture is broken; Pillow names an address
+        problem = "not an image file" if image else "no picture arrived"
+        shown = f"<i>{html.escape(record['error'] or problem)}</i>"
     caption = html.escape((record["caption"] or "")[:120])
     return f"<figure>{shown}<figcaption>{caption}<br><small>{html.escape(record['key'])}</small></figcaption></figure>"
 

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from numba.core import event
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import Progress as Bar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from danqing.engine.core.escape import escaped
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 
@@ -43,7 +45,21 @@ MAX_FLIPS = 20
 MAX_TOPICS = 25
 """Maximum number of topics listed by `print_topics`."""
 
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS, highlight=False)
+
+class SafeConsole(Console):
+    """A console that shows control characters of names, captions and errors as escapes."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Converts a string to text, escaped before it is measured."""
+        return super().render_str(escaped(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yields the segments of a renderable, their text escaped; codes for colours are added to it later."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escaped(segment.text), segment.style)
+
+
+console = SafeConsole(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS, highlight=False)
 
 
 @dataclass
@@ -94,7 +110,7 @@ class ProgressBar:
         if shown.note and not self._quiet:
             print(shown.note, file=self._stream)
             shown.note = ""
-        err = Console(stderr=True)
+        err = SafeConsole(stderr=True)
         self._on_terminal = self._stream.isatty() and not err.is_dumb_terminal
         columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), _StatusColumn(unit)
         self._bar = Bar(*columns, console=err, disable=self._quiet or not self._on_terminal)
@@ -247,7 +263,7 @@ def print_difference(found: Difference) -> None:
     for c in found.columns.values():
         largest = "" if c.exact else f"{c.largest:.2g}"
         name = c.name if c.judged else f"{c.name} (a model's)"
-        table.add_row(name, f"{c.rows:,}", f"{c.one_sided:,}", f"{c.unequal:,}", largest, escape(c.worst))
+        table.add_row(escape(name), f"{c.rows:,}", f"{c.one_sided:,}", f"{c.unequal:,}", largest, escape(c.worst))
     console.print(table)
     if found.compared:
         mean = found.cosines / found.compared
@@ -276,7 +292,8 @@ def print_models(rows: Iterable[tuple[Card, str, list[str]]]) -> None:
         table.add_column(heading, no_wrap=True)
     for card, here, engines in rows:
         source = card.published or ("packages" if card.build or card.lexicon else "its card")
-        table.add_row(card.name, card.task.replace("_", " "), source, here, "\n".join(engines))
+        cells = card.name, card.task.replace("_", " "), source, here, "\n".join(engines)
+        table.add_row(*map(escape, cells))
     unlimited = console.options.update(width=MAX_TABLE_COLUMNS)
     table.width = console.measure(table, options=unlimited).maximum
     console.print(table, crop=False, no_wrap=True)
@@ -313,6 +330,5 @@ def print_parity(engine: Engine) -> None:
     if parity.torch_rate:
         table.add_row("", "", f"(torch.compile: {parity.torch_rate:,.1f}, {parity.rate / parity.torch_rate:.2f} ×)")
     console.print(table)
-    console.print(
-        f"{parity.rows} pairs, recipe {parity.recipe}: parity {'passed' if parity.passed else '[bold]failed[/]'}"
-    )
+    verdict = "passed" if parity.passed else "[bold]failed[/]"
+    console.print(f"{parity.rows} pairs, recipe {escape(parity.recipe)}: parity {verdict}")

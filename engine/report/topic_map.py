@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from danqing.engine.report.topics import Topics
@@ -22,14 +23,26 @@ GOLDEN_ANGLE = 137.508
 """Degrees between the hues of successive topics, which keeps the hues of any number of topics distinct."""
 
 
-def topic_galleries(topics: Topics | None, verdicts: pa.Table) -> dict[str, list[int]]:
-    """Returns the rows to show: heading → row numbers in `verdicts`."""
+def topic_galleries(run: Run, topics: Topics | None) -> dict[str, list[int]]:
+    """Returns the rows to show: heading → positions of the rows in the run."""
     shown = topics.topics[:TOPICS_SHOWN] if topics else ()
-    position = {uid: row for row, uid in enumerate(verdicts["uid"].to_pylist())} if shown else {}
+    position = _positions(run, [uid for topic in shown for uid in topic.examples]) if shown else {}
     return {
         f"topic {number}: {' '.join(topic.words)} ({topic.captions:,})": [position[uid] for uid in topic.examples]
         for number, topic in enumerate(shown)
     }
+
+
+def _positions(run: Run, uids: list[str]) -> dict[str, int]:
+    """Finds rows, a shard at a time: uid → position in the run."""
+    found: dict[str, int] = {}
+    start = 0
+    for shard in run.shards:
+        column = pq.read_table(run.verdicts_path(shard.number), columns=["uid"])["uid"]
+        rows = np.flatnonzero(pc.is_in(column, pa.array(uids)).to_numpy())
+        found.update(zip(column.take(rows).to_pylist(), (start + rows).tolist(), strict=True))
+        start += len(column)
+    return found
 
 
 def topic_section(run: Run, topics: Topics | None) -> Iterable[str]:

@@ -108,7 +108,7 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     )
     device = given.pop("device", "auto")
     names = [f"cuda:{name}" if name.isdecimal() else name for name in _items(given.pop("devices", ()))]
-    devices = (*(names or [resolve_device(device)]),) * given.pop("workers_per_gpu", 1)
+    devices = (*map(resolve_device, names or [device]),) * given.pop("workers_per_gpu", 1)
     return Settings(
         layout=layout,
         device=devices[0],

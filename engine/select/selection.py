@@ -9,6 +9,7 @@ memory does not grow with the input.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -38,7 +39,7 @@ from danqing.engine.run.folder import identity_differences
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import run_stages
 from danqing.engine.sources import Shard
-from danqing.engine.sources.tables import Columns, Part, check_tables, find_tables, read_parts
+from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, find_tables, read_parts
 from danqing.engine.stages import CATALOGUE
 from danqing.trt_models.model_set import ModelSet
 
@@ -46,6 +47,8 @@ CLEAN = "text_clean"
 
 USABLE = Threshold("usable", "usable", Interval(minimum=1), section="input", step="a URL and a caption")
 """Added before the recipe's criteria: 1 if the row could be read and has a URL and a caption."""
+WEB_URL = re.compile(r"https?:[/\\]+[^/\\?#\s]", re.IGNORECASE)
+"""The start of a URL that can be downloaded. Browsers read a backslash as a slash."""
 
 PART_ROWS = 100_000
 """Rows of an output file."""
@@ -81,7 +84,7 @@ class Selection:
             "url_list": str(self.urls),
             "input_format": "parquet",
             "url_col": self.columns.url,
-            "caption_col": CLEAN,
+            "caption_col": self.columns.caption,  # as read: CURATE then measures what SELECT measured
             "output_format": "webdataset",
             "output_folder": str(self.folder / "images"),
             "disable_all_reencoding": "True",
@@ -94,7 +97,7 @@ class Selection:
         """Lists the input columns that every part has and that img2dataset does not write itself."""
         schemas = [pq.read_schema(path).names for path in sorted(self.urls.glob("*.parquet"))]
         common = set.intersection(*map(set, schemas)) if schemas else set()
-        taken = {*IMG2DATASET_COLUMNS, CLEAN, self.columns.url}
+        taken = {*IMG2DATASET_COLUMNS, CLEAN, self.columns.url, self.columns.caption}
         return [name for name in (schemas[0] if schemas else ()) if name in common - taken]
 
 
@@ -121,15 +124,17 @@ def select(
         inputs: paths or patterns of Parquet, CSV and JSON Lines files.
         output: the folder to write to.
         recipe: its criteria that need a picture are not applied.
-        columns: the names of the URL and caption columns; None: `url` and `caption`.
+        columns: the names of the URL and caption columns; None, or a name that is empty: the first of `URL_COLUMNS`
+            or `CAPTION_COLUMNS` that the first table has.
         settings: the device, threads, block list and user dictionaries; None: the defaults.
 
     Raises:
         DanqingError: a table cannot be read, every criterion needs a picture, or `output` holds something else or a
             selection with other settings.
     """
-    columns, settings = columns or Columns(), settings or Settings()
+    settings = settings or Settings()
     files = find_tables(inputs)
+    columns = choose_columns(files, columns or Columns("", ""))
     if settings.limit is None:  # a limited selection opens no table that it does not need
         check_tables(files, columns)
     text_recipe = before_download(recipe)
@@ -246,7 +251,7 @@ class Judged:
         return table.rename_columns(names).append_column(CLEAN, pa.array(self.columns[CLEAN][keep], pa.string()))
 
     def verdicts(self, dropped_by: np.ndarray, recipe: Recipe) -> pa.Table:
-        """Returns the table of verdicts: each row's place in the input, verdict and scores.
+        """Returns the table of verdicts: each row's place in the input, URL, caption, verdict and scores.
 
         Args:
             dropped_by: int64 (rows,), from the method `dropped_by`.
@@ -256,6 +261,8 @@ class Judged:
         table = {
             "file": pa.array([self.part.file.name] * rows, pa.string()),
             "row": pa.array(np.arange(first, first + rows)),
+            "url": self.part.urls,
+            "caption": self.part.captions,
             "keep": pa.array(dropped_by < 0),
             "dropped_by": pa.array(names[dropped_by], pa.string()),
         }
@@ -267,7 +274,11 @@ class Judged:
 
 def _unusable(url: str | None, caption: str | None) -> str | None:
     """Returns why a row is not usable, or None."""
-    return "no URL" if not (url and url.strip()) else "no caption" if caption is None else None
+    if not (url and url.strip()):
+        return "no URL"
+    if not WEB_URL.match(url.strip()):
+        return f"not a URL of the web: {url.strip()[:80]}"
+    return "no caption" if caption is None else None
 
 
 def _arrow(values: np.ndarray, kind: pa.DataType) -> pa.Array:

@@ -12,7 +12,7 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +21,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.core.errors import DanqingError
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
 TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".jsonl.gz")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
+URL_COLUMNS, CAPTION_COLUMNS = ("url", "image_url"), ("caption", "text", "alt_text", "alt")
+"""Names of the columns in public tables, in any case (LAION: `URL`, `TEXT`), the first choice first."""
 CHECKED_ROWS = 1000
 """Rows of each table that are read to check its columns before work begins."""
 
@@ -101,6 +103,29 @@ def find_tables(inputs: Iterable[str]) -> list[Shard]:
     return [Shard(number, str(path), path, path.stat().st_size) for number, path in enumerate(paths)]
 
 
+def choose_columns(files: Sequence[Shard], columns: Columns) -> Columns:
+    """Replaces empty names by the first of `URL_COLUMNS` and `CAPTION_COLUMNS` that the first table has."""
+    if not files or (columns.url and columns.caption):
+        return columns
+    there = _column_names(files[0])
+
+    def choose(names: Sequence[str]) -> str:
+        return next((name for wanted in names for name in there if name.lower() == wanted), names[0])
+
+    return Columns(columns.url or choose(URL_COLUMNS), columns.caption or choose(CAPTION_COLUMNS))
+
+
+def _column_names(file: Shard) -> list[str]:
+    if file.path.suffix != ".parquet":
+        return list(
+            dict.fromkeys(name for row, _ in itertools.islice(records(file.path), CHECKED_ROWS) for name in row)
+        )
+    try:
+        return list(pq.read_schema(file.path).names)
+    except (pa.ArrowException, OSError) as problem:
+        raise DanqingError(f"{file.path}: cannot be read as Parquet: {problem}") from None
+
+
 def check_tables(files: Iterable[Shard], columns: Columns) -> None:
     """Reads each table's first rows, so that a wrong column name is an error before work begins.
 
@@ -133,8 +158,8 @@ def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: boo
     if not count:
         if must_exist:
             raise DanqingError(
-                f"{file.path}: no column {name!r}; {did_you_mean(name, table.column_names)} "
-                f"The table has: {', '.join(table.column_names) or 'no columns'}. Choose with {flag}."
+                f"{file.path}: no column {name!r}; choose one with {flag}. "
+                f"The table has: {', '.join(table.column_names) or 'no columns'}"
             )
         return pa.nulls(len(table), pa.string())  # JSON lines may leave a field out where it has no value
     column = table[name].combine_chunks()

@@ -8,11 +8,12 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cyclopts import App
@@ -31,13 +32,16 @@ from danqing.engine.cli.options import (
     TextOptions,
 )
 from danqing.engine.cli.reference import general_help, reference_page
-from danqing.engine.recipe.reading import builtin_names
+from danqing.engine.core.escape import UNSAFE
+from danqing.engine.recipe.reading import Recipe, builtin_names
 from danqing.engine.report.differences import Tolerance
+from danqing.engine.report.notes import run_notes
 from danqing.engine.run.folder import RECORDED_PACKAGES, Run
 from danqing.engine.run.settings import Settings
-from danqing.engine.sources import Layout
+from danqing.engine.score.ledger import ENGINES
+from danqing.engine.sources import Layout, Shard
 from danqing.trt_models.engines import MAX_FLIPS, MIN_COSINE
-from tests.conftest import RECIPE_WITHOUT_NETWORKS
+from tests.conftest import RECIPE_WITHOUT_NETWORKS, picture
 from tests.engine.score.test_run import samples, tree
 
 Make = Callable[..., Path]
@@ -108,31 +112,6 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert (run.returncode, run.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["score", "a.tar", "-o", "o", "--threads", "-1"], "--threads. It must be a whole number of 1 or more."),
-        (["score", "a.tar", "-o", "o", "--max-pixels", "-5"], '"-5" for --max-pixels'),
-        (["score", "a.tar", "-o", "o", "--limit=0"], '"0" for --limit'),
-        (["score", "a.tar", "-o", "o", "--workers-per-gpu", "two"], "--workers-per-gpu"),
-        (["score", "a.tar", "-o", "o", "--memory-limit", "lots"], "--memory-limit: 'lots' is no size"),
-        (["topics", "o", "--smallest", "1"], "whole number of 2 or more"),
-        (["models", "compile", "open-nsfw", "--level", "6"], "--level"),
-        (["curat"], 'Did you mean "curate"?'),
-        (["models", "verfy"], 'Did you mean "verify"?'),
-        (["curate", "a.tar", "-o", "o", "--divice", "cpu"], "Did you mean --device? See danqing curate --help"),
-        (["curate", "a.tar"], "--output"),
-        (["models", "verify", "open-nsfw", "--data"], "--data"),
-    ],
-)
-def test_wrong_arguments_are_answered_with_one_line(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("danqing: ") and said.err.count("\n") == 1 and words in said.err
-
-
 def test_options_that_take_several_values() -> None:
     _, bound, _ = app.parse_args("models verify NAME ENGINE --data a.tar b.tar --set x.min=1 --set y.max=2")
     assert bound.arguments["data"] == ["a.tar", "b.tar"] and bound.arguments["engine"] == "ENGINE"
@@ -164,21 +143,6 @@ def test_completion_is_installed(
     assert main(["--install-completion", "--shell", "bash"]) == 0
     script = Path(capsys.readouterr().out.split(": ")[0])
     assert script.is_relative_to(tmp_path) and "--exclude-similar-to" in script.read_text()
-
-
-def test_bad_input_exits_with_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["curate", str(tmp_path / "none.tar"), "-o", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.strip() == f"danqing: {tmp_path / 'none.tar'}: no such file"
-    assert main(["decide", str(tmp_path)]) == 2
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_output_that_cannot_be_made_is_one_line(
-    make_shard: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    assert main(["curate", str(make_shard(samples(0, 1))), "-o", str(tmp_path / "file" / "out")]) == 2
-    assert capsys.readouterr().err == f"danqing: {tmp_path / 'file' / 'out'}: Not a directory\n"
 
 
 def test_the_commands_one_after_the_other(make_shard: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,6 +184,71 @@ def test_scripts_get_one_json_object(make_shard: Make, tmp_path: Path, capsys: p
     assert [pair["dropped_by"] for pair in pairs] == ["words"]
     assert run("diff", out, out)["agree"] is True
     assert {model["name"] for model in run("models", "list")["models"]} >= {"open-nsfw"}
+
+
+def test_what_probably_went_wrong_is_said_at_the_end(
+    make_shard: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "plain.yaml", str(tmp_path / "out")
+    recipe.write_text(RECIPE_WITHOUT_NETWORKS)
+    members = samples(0, 3) | {"bad.jpg": b"<html>", "bad.txt": "公园的草地上有一只可爱的小猫"}
+    assert main(["curate", str(make_shard(members)), "-o", out, "--recipe", str(recipe)]) == 0
+    many = "warning: 1 of 4 rows have an error (25.0%); 1 of them: not a picture: an HTML page\n"
+    assert capsys.readouterr().err.endswith(many)
+    assert main(["decide", out, "--set", "words.max=6", "--json"]) == 0
+    said = capsys.readouterr()
+    nothing = "warning: words drops all 4 rows that reach it (5 ≤ words ≤ 6); nothing is kept\n"
+    assert said.err.endswith(many + nothing) and json.loads(said.out)["notes"] == (many + nothing).splitlines()
+    table = tmp_path / "t.csv"
+    table.write_text("url,caption\nhttp://a.example/0,小猫\n")
+    assert main(["select", str(table), "-o", str(tmp_path / "chosen"), "--recipe", str(recipe)]) == 0
+    assert "warning: words drops all 1 rows that reach it" in capsys.readouterr().err
+
+
+def test_a_few_errors_are_counted_and_most_of_them_named(plain_recipe: Recipe, tmp_path: Path) -> None:
+    shard = Shard(0, "a", tmp_path / "a", 0)
+    run = Run.create_or_resume(tmp_path / "out", [shard], plain_recipe, Layout(), {})
+    run.scores_path(0).parent.mkdir()
+
+    def notes(errors: list[str | None]) -> list[str]:
+        pq.write_table(pa.table({"error": pa.array(errors, pa.string())}), run.scores_path(0))
+        return run_notes(run)
+
+    assert notes([None] * 20) == notes([]) == []
+    assert notes(["x", *[None] * 19]) == ["1 of 20 rows have an error (5.0%); see the column error of scores/"]
+    engines = [{"text_safety": "a" * 64}, {"text_safety": "b" * 64}, {"text_safety": "a" * 64}]
+    shards = [replace(shard, number=number) for number in range(3)]
+    mixed = Run.create_or_resume(tmp_path / "mixed", shards, plain_recipe, Layout(), {})
+    mixed.scores_path(0).parent.mkdir()
+    for number, running in enumerate(engines):
+        schema = pa.schema([("error", pa.string())], metadata={ENGINES: json.dumps(running)})
+        pq.write_table(schema.empty_table(), mixed.scores_path(number))
+    (note,) = run_notes(mixed)
+    assert "text_safety was scored by several engines: aaaaaaaaaaaa (2 shards), bbbbbbbbbbbb (1 shards)" in note
+    assert notes(["x", "y" * 200, "y" * 200, *[None] * 17]) == [
+        f"warning: 3 of 20 rows have an error (15.0%); 2 of them: {'y' * 119}…"
+    ]
+
+
+def test_names_and_captions_are_shown_with_escapes(
+    make_shard: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "plain.yaml", str(tmp_path / "out")
+    recipe.write_text(RECIPE_WITHOUT_NETWORKS)
+    key, caption = "[bold]k\u202e", "小猫\x1b[2J [red]在[/red] 公园的草地上晒太阳\x9b"
+    shard = make_shard({f"{key}.jpg": picture(1), f"{key}.txt": caption})
+    assert main(["curate", str(shard), "-o", out, "--recipe", str(recipe)]) == 0
+    capsys.readouterr()
+    assert main(["explain", out, key]) == 0
+    shown = capsys.readouterr().out
+    assert "key [bold]k\\u202e" in shown and "小猫\\x1b[2J [red]在[/red] 公园的草地上晒太阳\\x9b" in shown
+    assert not UNSAFE.search(shown)
+    assert main(["explain", out, key, "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert not UNSAFE.search(shown) and json.loads(shown)["pairs"][0]["caption"] == caption
+    assert main(["explain", out, "[/]"]) == 2 and "no pair with key or uid '[/]'" in capsys.readouterr().err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "[bold]k\\u202e" in page and not UNSAFE.search(page)
 
 
 def test_quiet_prints_nothing(make_shard: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

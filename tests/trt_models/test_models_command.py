@@ -14,14 +14,18 @@ import pytest
 import torch
 
 from danqing.engine.cli.main import main
+from danqing.engine.cli.models import _recipe_with
+from danqing.engine.cli.options import RecipeOptions
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.reading import load_recipe
 from danqing.profiling.bench.published import randomised, save
+from danqing.profiling.parity import role_and_recipe
 from danqing.profiling.torch_peer import torch_job
 from danqing.trt_models.card import Card, card_names, load_card
 from danqing.trt_models.compile.compilers import compile_engine
 from danqing.trt_models.engines import Engines
 from danqing.trt_models.export import exporter, graph
+from danqing.trt_models.export.from_checkpoint import export_all
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.store import model_folder, model_hash, onnx_path
 from tests.trt_models import small_models
@@ -210,6 +214,46 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path, capsys: pytest.
     (folder / "vocab.txt").unlink()
     assert main(["models", "export", own_card("chinese-clip-vit-l-14-text", tmp_path), "--from", str(folder)]) == 2
     assert "vocab.txt: no such file" in capsys.readouterr().err
+
+
+def test_a_failed_export_leaves_nothing(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = chinese_clip()
+    folder = publish(family.model, tmp_path / "checkpoint", VOCABULARY)
+    cards = [load_card(own_card(name, tmp_path, **changes)) for name, changes in family.cards.items()]
+    (folder / "vocab.txt").rename(tmp_path / "vocab.txt")  # the first tower needs none
+    for kept in ([], cards[:1]):
+        for card in kept:
+            export_all([card], folder)
+        with pytest.raises(DanqingError, match=r"vocab\.txt: no such file"):
+            export_all(cards, folder)
+        left = [path.name for path in (store / "models").iterdir()]
+        assert left == [model_folder(card).name for card in kept]
+    (tmp_path / "vocab.txt").rename(folder / "vocab.txt")
+    assert export_all(cards, folder) == [model_folder(card) for card in cards]
+
+
+def test_a_model_that_no_recipe_names_gets_one(tmp_path: Path, store: Path) -> None:
+    """The towers' card files lie beside each other, so that one finds the other."""
+    family = chinese_clip()
+    folder = publish(family.model, tmp_path / "checkpoint", VOCABULARY)
+    image, text = (own_card(name, tmp_path, **changes) for name, changes in family.cards.items())
+
+    def criteria(name: str) -> list[str]:
+        _, recipe = role_and_recipe(load_card(name), _recipe_with(name, RecipeOptions()))
+        return [criterion.name for criterion in recipe.criteria]
+
+    export_all([load_card(image)], folder)
+    assert criteria(image) == ["redundancy", "cross_batch_redundancy"]
+    assert _recipe_with(image, RecipeOptions()).models["text_embedding"] == "chinese-clip-vit-l-14-text"
+    export_all([load_card(text)], folder)
+    assert "alignment_distance" in criteria(image) and "alignment_distance" in criteria(text)
+    assert _recipe_with(image, RecipeOptions()).models["text_embedding"] == text
+    assert criteria(own_card("freepik-nsfw", tmp_path)) == ["unsafe_image"]
+    assert criteria("freepik-nsfw") == ["unsafe_image"]
+    with pytest.raises(
+        DanqingError, match=r"without the other tower: .* --set models\.text_embedding=siglip2-b-16-256-text"
+    ):
+        _recipe_with("siglip2-b-16-256-text", RecipeOptions())
 
 
 def test_the_error_for_a_missing_model_says_how_to_export_it(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from onnx import TensorProto, helper
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.kernels.text.strings import Strings
-from danqing.trt_models.card import card_names, load_card
+from danqing.trt_models.card import Card, card_names, load_card
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.session import CPU_BATCH_ROWS, open_session
-from danqing.trt_models.store import model_folder, onnx_path, store_model
+from danqing.trt_models.store import model_folder, model_hash, onnx_path, store_model
 
 
 def write_card(folder: Path, **changes: str) -> str:
@@ -57,6 +57,16 @@ def test_every_built_in_card_can_be_read() -> None:
         ({"sha256": ""}, "needs the file's 'sha256'"),
         ({"patterns": "{phnoe: 1}"}, "patterns: unknown key 'phnoe'; did you mean 'phone'"),
         ({"image_input": "{size: 224}"}, "image_input: .*'resize'"),
+        ({"name": "../sum"}, r"name '\.\./sum': use letters"),
+        ({"name": "a/b"}, "name 'a/b': use letters"),
+        ({"name": ".."}, r"name '\.\.': use letters"),
+        ({"name": ""}, "name None: use letters"),
+        ({"weights": "[a]"}, "'weights' is a mapping"),
+        ({"lexicon": "a"}, "lexicon: must be a list"),
+        ({"outputs": "&a {x: *a}"}, "takes no aliases"),
+        ({"outputs": "[" * 3000}, "not valid YAML"),
+        ({"title": "2024-99-99"}, "not valid YAML"),
+        ({"title": "x" * 70_000}, "at most 65,536 bytes"),
     ],
 )
 def test_the_error_for_a_wrong_card_names_the_file(tmp_path: Path, changes: dict[str, str], words: str) -> None:
@@ -68,6 +78,57 @@ def test_the_error_for_a_wrong_card_names_the_file(tmp_path: Path, changes: dict
 def test_the_error_for_an_unknown_model_suggests_a_name() -> None:
     with pytest.raises(DanqingError, match="did you mean 'open-nsfw'"):
         load_card("open_nsfw")
+
+
+def test_weights_in_other_files_are_hashed(tmp_path: Path) -> None:
+    matrix = np.eye(64, dtype=np.float32)
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", ["rows", "m"], ["out"])], "g",
+            [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 64])],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 64])],
+            [onnx.numpy_helper.from_array(matrix, "m")],
+        )
+    )  # fmt: skip
+    path = Path(write_card(tmp_path))
+    onnx.save(model, str(tmp_path / "sum.onnx"), save_as_external_data=True, location="w.data", size_threshold=0)
+
+    def digest(name: str) -> str:
+        return hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+    def card(**changes: str) -> Card:
+        keys = {"name": "sum", "task": "image_embedding", "licence": "MIT", "onnx": "sum.onnx"} | changes
+        path.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+        load_card.cache_clear()
+        return load_card(str(path))
+
+    with pytest.raises(
+        DanqingError, match=r"keeps tensors in w\.data; add its SHA-256 .*weights: \{w\.data: ([0-9a-f]+)"
+    ):
+        onnx_path(card(sha256=digest("sum.onnx")))
+    listed = card(sha256=digest("sum.onnx"), weights=f"{{w.data: {digest('w.data')}}}")
+    assert onnx_path(listed) == tmp_path / "sum.onnx"
+    (tmp_path / "w.data").write_bytes((matrix * 2).tobytes())
+    with pytest.raises(DanqingError, match=r"w\.data: SHA-256 is .*the card sum says .*; refusing to load it"):
+        onnx_path(listed)
+    swapped = card(sha256=digest("sum.onnx"), weights=f"{{w.data: {digest('w.data')}}}")
+    assert swapped.hash != listed.hash and model_hash(swapped) not in (digest("sum.onnx"), digest("w.data"))
+    for location in ("../w.data", str(tmp_path / "w.data")):
+        model.graph.initializer[0].external_data[0].value = location
+        (tmp_path / "sum.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(DanqingError, match="outside its folder; refusing to load it"):
+            onnx_path(card(sha256=digest("sum.onnx")))
+
+
+def test_a_runs_models_name_the_lists_beside_a_card(tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    path.write_text("{name: words, task: text_classifier, licence: MIT, lexicon: [{file: w.txt, full: 1}]}")
+    hashes = []
+    for word in ("猫", "狗"):
+        (tmp_path / "w.txt").write_text(word)
+        hashes.append(ModelSet({"text_safety": str(path)}).hashes()["text_safety"])
+    assert hashes[0]["card"] == hashes[1]["card"] and hashes[0]["files"] != hashes[1]["files"]
+    assert "files" not in ModelSet({"text_safety": "jionlp-pornography"}).hashes()["text_safety"]
 
 
 def test_a_changed_file_is_not_loaded(tmp_path: Path) -> None:

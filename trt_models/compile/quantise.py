@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +40,28 @@ def quantise_dynamically(source: Path, out: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(source))
-    quantize_dynamic(
-        model, str(out), op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, weight_type=QuantType.QInt8,
-        use_external_data_format=_is_large(source), extra_options={"MatMulConstBOnly": True},
-    )  # fmt: skip
+    with _without_advice():
+        quantize_dynamic(
+            model, str(out), op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, weight_type=QuantType.QInt8,
+            use_external_data_format=_is_large(source), extra_options={"MatMulConstBOnly": True},
+        )  # fmt: skip
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Drops what ONNX Runtime writes to the root logger: to run a pre-processing that exported graphs do not need."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)  # without one, the root logger would get one for stderr and keep it
+    root.addFilter(_reject)
+    try:
+        yield
+    finally:
+        root.removeFilter(_reject)
+        root.removeHandler(handler)
+
+
+def _reject(record: logging.LogRecord) -> bool:
+    return False
 
 
 def quantise_statically(source: Path, out: Path, batches: Iterable[dict[str, np.ndarray]], kind: str = "uint8") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from danqing.engine.core.errors import DanqingError
@@ -10,7 +12,29 @@ from danqing.trt_models.export import ARCHITECTURES, exporter
 from danqing.trt_models.export.checkpoint import Checkpoint
 from danqing.trt_models.export.graph import ExportedNetwork
 from danqing.trt_models.package_files import package_file, sha256
-from danqing.trt_models.store import model_folder, store_model
+from danqing.trt_models.store import is_stored, model_folder, store_model
+
+
+def export_all(cards: Iterable[Card], source: Path) -> list[Path]:
+    """Exports the models of one checkpoint, such as both towers; if one fails, those that are new are removed again.
+
+    For the arguments and errors see `export`.
+
+    Returns:
+        The models' folders in the store.
+    """
+    folders: list[Path] = []
+    new: list[Path] = []
+    try:
+        for card in cards:
+            here = is_stored(card)
+            folders.append(export(card, source))
+            new += [] if here else folders[-1:]
+    except BaseException:
+        for folder in new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folders
 
 
 def export(card: Card, source: Path) -> Path:

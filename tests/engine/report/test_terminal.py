@@ -6,10 +6,12 @@ import time
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from danqing.engine.decide.funnel import Funnel, Line
 from danqing.engine.report import terminal
-from danqing.engine.report.terminal import ProgressBar, display, print_funnel
+from danqing.engine.report.differences import Difference, Tolerance
+from danqing.engine.report.terminal import ProgressBar, SafeConsole, display, print_difference, print_funnel
 
 
 def shown_progress(monkeypatch: pytest.MonkeyPatch, quiet: bool = False) -> str:
@@ -47,6 +49,27 @@ def test_a_phase_that_fails_leaves_no_closing_line(capsys: pytest.CaptureFixture
         progress.advance(1)
         raise ZeroDivisionError
     assert capsys.readouterr().err == ""
+
+
+def test_a_list_of_changed_verdicts_says_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "console", SafeConsole(width=80))
+    flips: list[tuple[str, str | None, str | None]] = [(f"[b]{n}", None, "words") for n in range(26)]
+    print_difference(Difference(Tolerance(), rows=30, flips=flips))
+    shown = capsys.readouterr().out
+    assert "  [b]19: kept there, words here\n  … and 6 more\n" in shown and "[b]20" not in shown
+    assert "verdicts: 26 of 30 differ" in shown
+
+
+def test_the_console_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    console = SafeConsole(width=80, force_terminal=True, color_system="standard", highlight=False)
+    table = Table("a\x1b[2J", title="t\u202e")
+    table.add_row("c\x07\x9b")
+    console.print("[bold]x\x1b]0;title\x07[/]", table)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("x\\x1b]0;title", "a\\x1b[2J", "t\\u202e", "c\\x07\\x9b"))
+    assert "\x1b[1m" in shown and "\x1b[2J" not in shown  # its own codes work
 
 
 @pytest.mark.parametrize("width", [80, 140])

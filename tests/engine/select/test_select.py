@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_kept_rows_have_all_columns_and_the_clean_caption(table: str, plain_reci
     found = verdicts(chosen)
     assert [row["row"] for row in found] == list(range(7)) and found[3]["uid"] == f"{3:032x}"
     assert {row["file"] for row in found} == {table}
+    assert [(row["url"], row["caption"]) for row in found] == list(zip(urls(7), CAPTIONS, strict=True))
     assert [(row["keep"], row["dropped_by"]) for row in found] == [(d is None, d) for d in CAPTIONS.values()]
     assert found[2]["words"] == 1 and found[2]["nouns"] is None  # dropped by a gate before the later stage
     assert chosen.funnel.collected == 7 and chosen.funnel.kept == 3
@@ -113,7 +115,7 @@ def test_verdicts_equal_those_of_score_and_decide(
     for row in verdicts(select([table], tmp_path / "out", plain_recipe)):
         key = str(row["row"])
         assert (row["keep"], row["dropped_by"]) == (by_decide[key]["keep"], by_decide[key]["dropped_by"])
-        shared = row.keys() & scores[key].keys() - {"row", "uid"}
+        shared = row.keys() & scores[key].keys() - {"row", "uid", "url"}
         assert {"words", "nouns", "chinese_confidence", "language"} <= shared
         assert {name: row[name] for name in shared} == {name: scores[key][name] for name in shared}
 
@@ -125,13 +127,15 @@ def test_a_broken_row_costs_one_row(name: str, plain_recipe: Recipe, tmp_path: P
             f'\ufeffurl,caption,n\nu0,{GOOD},1\nu1,"one,two\nu2,"{GOOD}\n两行",2\nu3,{GOOD}\n\n'
             f'u4,"a "stray" quote",3\n,{GOOD},4\nu6,{GOOD},5\nu7,"never closed\nu8,{GOOD},7\n'
         )
+        text = re.sub(r"u(\d)", r"http://u\1", text)
         wrong = {1: "line 3: ", 3: "line 6: 2 fields", 4: "line 8: ", 5: "no URL", 7: "line 11: unexpected end"}
         numbers: list[Any] = ["1", "2", "5", "7"]  # all values of a CSV are text
     else:
         lines = [
-            {"url": "u0", "caption": GOOD, "n": 1}, "{broken", {"url": "u2", "caption": GOOD, "n": 2},
-            ["no object"], "", {"url": "u4", "caption": 7}, {"url": None, "caption": GOOD},
-            {"url": "u6", "caption": GOOD, "n": 5}, {"url": "u7"}, {"url": "u8", "caption": GOOD + "\ud83d", "n": 7},
+            {"url": "http://u0", "caption": GOOD, "n": 1}, "{broken", {"url": "http://u2", "caption": GOOD, "n": 2},
+            ["no object"], "", {"url": "http://u4", "caption": 7}, {"url": None, "caption": GOOD},
+            {"url": "http://u6", "caption": GOOD, "n": 5}, {"url": "http://u7"},
+            {"url": "http://u8", "caption": GOOD + "\ud83d", "n": 7},
         ]  # fmt: skip
         text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
         wrong = {1: "line 2: not valid JSON", 3: "line 4: a JSON list", 4: "line 6: 'caption' is not text", 5: "no URL"}
@@ -148,6 +152,38 @@ def test_a_broken_row_costs_one_row(name: str, plain_recipe: Recipe, tmp_path: P
     assert all(errors[row].startswith(text) for row, text in wrong.items()), errors
     assert {row["dropped_by"] for row in found if row["error"]} == {"usable"}
     assert chosen.funnel.lines[0].dropped == 5
+
+
+def test_what_cannot_be_downloaded_is_no_url(plain_recipe: Recipe, tmp_path: Path) -> None:
+    good = ["http://x.example/a.jpg", " HTTPS://例子.中国/图 片.jpg", "http:\\\\x.example\\a", "https://[::1]:80/a?b#c"]
+    bad = [
+        "not a url",
+        "x.example/a.jpg",
+        "//x.example/a",
+        "file:///etc/passwd",
+        "ftp://x.example/a",
+        "http://",
+        "http:///",
+    ]
+    chosen = select([write(tmp_path / "t.parquet", url=good + bad, caption=[GOOD] * 11)], tmp_path / "o", plain_recipe)
+    assert [row["error"] for row in verdicts(chosen)] == [None] * 4 + [f"not a URL of the web: {url}" for url in bad]
+
+
+@pytest.mark.parametrize("names", [("URL", "TEXT"), ("Image_URL", "alt_text"), ("url", "Text")])
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_the_usual_columns_are_found(names: tuple[str, str], form: str, plain_recipe: Recipe, tmp_path: Path) -> None:
+    url, caption = names
+    path = tmp_path / f"t.{form}"
+    if form == "csv":
+        path.write_text(f"id,{url},alt,{caption}\n" + "".join(f"0,{u},,{GOOD}\n" for u in urls(2)))
+    else:
+        write(path, **{"id": [0, 1], url: urls(2), "alt": ["", ""], caption: [GOOD, GOOD]})
+    chosen = select([str(path)], tmp_path / "out", plain_recipe)
+    assert (chosen.columns.url, chosen.columns.caption) == names and chosen.funnel.kept == 2
+    command = shlex.split(chosen.download_command())
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert (options["--url_col"], options["--caption_col"]) == names
+    assert json.loads(options["--save_additional_columns"]) == ["id", "alt"]
 
 
 def test_all_types_of_parquet_text_are_read(plain_recipe: Recipe, tmp_path: Path) -> None:
@@ -211,6 +247,28 @@ def test_an_interrupted_selection_is_resumed(
     assert tree(tmp_path / "out") == tree(whole)
 
 
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_a_selection_that_stops_between_two_files_is_resumed(
+    writes: int, table: str, plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 4)
+    select([table], tmp_path / "whole", plain_recipe)
+    real, paths = danqing.engine.select.selection.commit, []
+
+    def stop(path: Path) -> Any:
+        if len(paths) == writes:
+            raise KeyboardInterrupt
+        paths.append(path)
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(danqing.engine.select.selection, "commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            select([table], tmp_path / "out", plain_recipe)
+    select([table], tmp_path / "out", plain_recipe)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
 def test_a_finished_selection_is_not_changed(table: str, plain_recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "out"
     select([table], out, plain_recipe)
@@ -222,7 +280,7 @@ def test_a_finished_selection_is_not_changed(table: str, plain_recipe: Recipe, t
     with pytest.raises(DanqingError, match=r"words\.max: 60\.0 there, 40\.0 here"):
         select([table], out, load_recipe(tmp_path / "plain.yaml", ["words.max=40"]))
     with pytest.raises(DanqingError, match="inputs: "):
-        select([write(tmp_path / "other.parquet", url=["u"], caption=[GOOD])], out, plain_recipe)
+        select([write(tmp_path / "other.parquet", url=["http://u"], caption=[GOOD])], out, plain_recipe)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with pytest.raises(DanqingError, match="not empty and not a selection"):
@@ -232,8 +290,12 @@ def test_a_finished_selection_is_not_changed(table: str, plain_recipe: Recipe, t
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", b"URL,caption\nu,c\n", r"t\.csv: no column 'url'; .*The table has: URL, caption\. Choose with --url"),
-        ("t.jsonl", b'{"url": "u", "captions": "c"}', r"did you mean 'captions'\?.* Choose with --caption-col"),
+        (
+            "t.csv",
+            b"link,caption\nu,c\n",
+            r"no column 'url'; choose one with --url-col\. The table has: link, caption$",
+        ),
+        ("t.jsonl", b'{"url": "u", "captions": "c"}', r"no column 'caption'; choose one with --caption-col\."),
         ("t.csv", b"url,caption,url\nu,c,u\n", "names 'url' twice"),
         ("t.parquet", b"PAR1 but not really", r"t\.parquet: cannot be read as Parquet"),
         ("t.tsv", b"url\tcaption\n", "not a table this command reads"),
@@ -276,7 +338,7 @@ def test_the_command(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "3 URLs in" in shown and "usable ≥ 1" in shown and "Judged after the download: downloaded" in shown
     command = shlex.split(next(line for line in shown.splitlines() if line.startswith("  img2dataset")))
     options = dict(zip(command[1::2], command[2::2], strict=True))
-    assert options["--url_list"] == str(out / "urls") and options["--caption_col"] == "text_clean"
+    assert options["--url_list"] == str(out / "urls") and options["--caption_col"] == "caption"
     assert json.loads(options["--save_additional_columns"]) == ["language", "uid", "tags"]  # width is img2dataset's
     assert main(["select", table, "-o", str(out), "--recipe", str(recipe)]) == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -287,5 +349,10 @@ def test_the_command(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     assert "0 URLs in" in shown
     assert f"danqing curate {other}/images -o curated --recipe {recipe} --blocklist {blocked}" in shown
+    spaced = tmp_path / "my words.txt"
+    spaced.write_text("小猫\n")
+    given = ["--recipe", str(recipe), "--set", "words.min=1", "--user-dict", str(spaced)]
+    assert main(["select", table, "-o", str(tmp_path / "more"), *given]) == 0
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[5:] == given
     assert main(["select", "--help"]) == 0
-    assert "--caption-col alt_text" in capsys.readouterr().out
+    assert "--caption-col title" in capsys.readouterr().out
