@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,7 +53,8 @@ class OutputOptions(QuietOptions):
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Prints one JSON object. Paths become text; numbers that JSON has no notation for become null."""
-    print(json_format.dumps(_plain(result), ensure_ascii=False, indent=2))
+    ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(json_format.dumps(_plain(result), ensure_ascii=ascii_only, indent=2))
 
 
 def _plain(value: Any) -> Any:

@@ -1,22 +1,33 @@
-"""Atomic writing of files, reading of JSON files, and the cache folder."""
+"""Atomic writing of files, what killed processes leave behind, reading of JSON files, and the cache folder."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import re
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from danqing.engine.core.errors import DanqingError
 
-NOT_WRITABLE = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
-)
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error codes of a full disk, a used up quota and a file size limit."""
+NOT_WRITABLE = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 """Error codes of a folder that cannot be written: permissions, a full disk, a file where the folder should be."""
+LOCK = ".lock"
+"""Name of the file in a folder that `engine.core.lock` locks."""
+MAKING = ".making-"
+"""Start of the names of folders that are renamed when they are complete."""
+_PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+ABANDONED_SECONDS = 24 * 3600.0
+"""Age at which a temporary file in a folder without a lock belongs to no running process."""
 
 
 @contextmanager
@@ -30,6 +41,9 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Args:
         path: the final name; missing parent folders are created.
         mode: `wb`, or `w` for UTF-8 text.
+
+    Raises:
+        OSError: as raised by the `with` block; names `path` if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A random name, because containers that share a volume can have equal process ids. `tempfile` would set mode 600.
@@ -41,14 +55,52 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as problem:
         temporary.unlink(missing_ok=True)
+        if isinstance(problem, OSError) and problem.filename is None and problem.errno in FULL:
+            raise OSError(problem.errno, os.strerror(problem.errno), str(path)) from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def refuse_address(text: str) -> None:
+    """Raises DanqingError if a path is an address such as `s3://bucket/folder`; `Path` makes `s3:/bucket/folder` of it.
+
+    A folder that is really called `s3:` can be named `./s3:`.
+    """
+    if _ADDRESS.match(text):
+        raise DanqingError(
+            f"{text}: an address, not a path; mount the storage as a folder (for example with mount-s3, gcsfuse or "
+            "rclone mount) and name that folder, or copy the files here first"
+        )
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is that of a lock, or of what a killed process of the engine has left unfinished."""
+    return path.name == LOCK or path.name.startswith(MAKING) or _PART.fullmatch(path.name) is not None
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder does not exist, or holds nothing but temporary files."""
+    return not folder.exists() or all(map(is_temporary, folder.iterdir()))
+
+
+def remove_unfinished(folder: Path, older_than: float = 0.0) -> None:
+    """Removes what killed processes have left unfinished in a folder and in the folders directly in it.
+
+    Args:
+        folder: the caller holds its lock, so that no other process writes there; or see `older_than`.
+        older_than: age in seconds from which files are removed.
+    """
+    for pattern in (".*.part", "*/.*.part", f"{MAKING}*", f"*/{MAKING}*"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # another process removes it, or may not be disturbed
+                if is_temporary(path) and time.time() - path.stat().st_mtime >= older_than:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def cache_path() -> Path:
