@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.lock import locked
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error codes of a full disk, a used up quota and a file size limit."""
@@ -126,6 +129,45 @@ def writing_cache() -> Iterator[None]:
             f"{cache_path()}: the cache cannot be written; free space in it, or set DANQING_CACHE to a folder that can "
             f"be written ({problem})"
         ) from None
+
+
+@contextmanager
+def building(folder: Path, what: str) -> Iterator[None]:
+    """Holds the lock of what one process builds in the cache while others wait, during a `with` block.
+
+    The block looks first whether the folder is there by now. What killed processes left beside it is removed.
+
+    Args:
+        folder: appears when it is built.
+        what: names it, for the line that a waiting process prints.
+
+    Raises:
+        DanqingError: the cache folder cannot be written.
+    """
+
+    def wait(holder: str) -> None:
+        print(f"danqing: waits for {what}, which {holder} is making", file=sys.stderr, flush=True)
+
+    with writing_cache():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent / f".{folder.name}{LOCK}", wait):
+            remove_unfinished(folder.parent, ABANDONED_SECONDS)
+            yield
+
+
+def exchange(made: Path, folder: Path) -> None:
+    """Puts a folder in the place of another one in one step, so that no process finds neither; swaps their names.
+
+    Raises:
+        OSError: the kernel or the file system cannot do it.
+    """
+    at_cwd, rename_exchange = -100, 2  # of renameat2(2)
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    if rename(at_cwd, os.fsencode(made), at_cwd, os.fsencode(folder), rename_exchange):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

@@ -235,7 +235,11 @@ def resume_with_versions(folder: Path, manifest: dict[str, Any], force: bool) ->
     if not changed:
         return False
     lines = [f"{name}: {old} at the start, {new or 'none'} now" for name, (old, new) in changed.items()]
-    decisive = [f"{line} ({SCORING_VERSIONS[name]})" for line, name in zip(lines, changed) if name in SCORING_VERSIONS]
+    decisive = [
+        f"{line} ({SCORING_VERSIONS[name]})"
+        for line, name in zip(lines, changed, strict=True)
+        if name in SCORING_VERSIONS
+    ]
     if decisive and not force:
         raise DanqingError(
             f"{folder} was started with other versions, so its rows would not be comparable:\n  "
