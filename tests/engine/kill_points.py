@@ -147,7 +147,9 @@ def _first_pixels(stage: ImageEmbedding, batch: object) -> dict[str, np.ndarray]
 
 def _warm(folder: Path) -> Iterator[int]:
     """Loads what the forked processes share."""
-    yield main(["curate", str(folder / "0.tar"), "-o", str(folder / "warm"), "--recipe", str(folder / "plain.yaml"), "--quiet"])
+    yield main(
+        ["curate", str(folder / "0.tar"), "-o", str(folder / "warm"), "--recipe", str(folder / "plain.yaml"), "--quiet"]
+    )
 
 
 if __name__ == "__main__":
