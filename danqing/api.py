@@ -91,6 +91,7 @@ class ScoringOptions(TypedDict, total=False):
         workers_per_gpu: processes on each device; default 1.
         threads: host threads; default: all cores.
         limit: use only the first rows of the input.
+        force: resume an interrupted run although a version changed that can change scores.
     """
 
     image_key: str | Iterable[str]
@@ -107,6 +108,7 @@ class ScoringOptions(TypedDict, total=False):
     workers_per_gpu: int
     threads: int | None
     limit: int | None
+    force: bool
 
 
 class Run(EngineRun):

@@ -23,6 +23,7 @@ from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.report.topics import Topics, find_topics
 from danqing.engine.run.folder import Run
+from danqing.engine.run.lock import lock_output
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
 from danqing.engine.sources import find_shards, first_rows
@@ -30,6 +31,7 @@ from danqing.engine.write.writing import WEBDATASET, WRITERS, write
 from danqing.trt_models.model_set import ModelSet
 
 
+@lock_output
 def score_inputs(
     inputs: Iterable[str],
     output: Path,
@@ -65,7 +67,7 @@ def score_inputs(
         "resizers": settings.resizers,
         "limit": settings.limit,
     }
-    run = Run.create_or_resume(output, shards, recipe, settings.layout, identity)
+    run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force)
     waiting = run.unscored()
     if not waiting:
         return run, Spans()
@@ -80,6 +82,7 @@ def score_inputs(
     return run, spans
 
 
+@lock_output
 def decide_run(
     run: Run, recipe: Recipe, device: str = "cpu", threads: int | None = None, progress: OpenProgress = ProgressBar
 ) -> Funnel:
@@ -102,6 +105,7 @@ def decide_run(
         return decide(run, recipe, opened, listener)
 
 
+@lock_output
 def merge_runs(
     folders: Sequence[Path],
     output: Path,
@@ -126,6 +130,7 @@ def merge_runs(
         return merge(folders, output, opened, listener)
 
 
+@lock_output
 def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress = ProgressBar) -> int:
     """WRITE: copies the kept pairs into shards and writes the report; skipped if that is done for these verdicts.
 
@@ -150,6 +155,7 @@ def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress 
     return int(run.manifest["written"]["kept"])
 
 
+@lock_output
 def topics_of(
     run: Run,
     sample: int,
@@ -173,6 +179,7 @@ def topics_of(
     return found
 
 
+@lock_output
 def curate(
     inputs: Iterable[str],
     output: Path,

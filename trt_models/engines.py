@@ -13,13 +13,22 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
-from danqing.engine.core.files import read_json, write_json, writing_cache
+from danqing.engine.core.files import (
+    ABANDONED_SECONDS,
+    MAKING,
+    building,
+    read_json,
+    remove_unfinished,
+    write_json,
+    writing_cache,
+)
 from danqing.engine.core.logs import log
 from danqing.trt_models.card import Card
 from danqing.trt_models.package_files import cache_folder, sha256
@@ -203,7 +212,8 @@ class Engines:
         """
         with writing_cache():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".making-", dir=self.folder) as aside:
+            remove_unfinished(self.folder, ABANDONED_SECONDS)
+            with tempfile.TemporaryDirectory(prefix=MAKING, dir=self.folder) as aside:
                 file = Path(aside) / RUNTIMES[engine.runtime].file
                 write(file)
                 if others := sorted(path.name for path in Path(aside).iterdir() if path != file):
@@ -283,9 +293,9 @@ class Engines:
         parity = engine.parity
         if parity is None or not parity.passed:
             raise DanqingError(f"{engine.name}: parity is not enough ({parity})")
-        names = self._names()
-        names[engine.target] = [name for name in names.get(engine.target, []) if name != engine.name] + [engine.name]
-        self._write_names(names)
+        with self._changing_names() as names:
+            names[engine.target] = [name for name in names.get(engine.target, []) if name != engine.name]
+            names[engine.target].append(engine.name)
 
     def rollback(self, target: str) -> Engine | UnreadableEngine | None:
         """Deactivates a target's active engine.
@@ -296,11 +306,10 @@ class Engines:
         Raises:
             DanqingError: no engine is active.
         """
-        names = self._names()
-        if not names.get(target):
-            raise DanqingError(f"{self.card.name}: no engine is in use on {target}")
-        names[target].pop()
-        self._write_names(names)
+        with self._changing_names() as names:
+            if not names.get(target):
+                raise DanqingError(f"{self.card.name}: no engine is in use on {target}")
+            names[target].pop()
         return next(iter(self.active(target)), None)
 
     def _names(self) -> dict[str, list[str]]:
@@ -313,8 +322,11 @@ class Engines:
             raise DanqingError(f"{path}: does not list the names of engines; {remedy}")
         return names
 
-    def _write_names(self, names: dict[str, list[str]]) -> None:
-        with writing_cache():
+    @contextmanager
+    def _changing_names(self) -> Iterator[dict[str, list[str]]]:
+        """Reads active.json and writes it after the `with` block, while no other process changes it."""
+        with building(self.folder, f"the list of {self.card.name}'s engines"):
+            yield (names := self._names())
             write_json(self.folder / "active.json", names)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import read_json, write_json, writing_cache
+from danqing.engine.core.files import MAKING, building, exchange, read_json, write_json, writing_cache
 from danqing.trt_models.card import Card, TermList, TokenInput
 from danqing.trt_models.package_files import cache_folder, check, package_file, sha256
 
@@ -52,7 +52,9 @@ def onnx_path(card: Card) -> Path:
         for weights, digest in card.weights.items():
             package, _, file = weights.partition(":")
             check(package_file(package, file), digest, f"the card {card.name}")
-        _build(card, folder)
+        with building(folder, f"the model {card.name}"):
+            if not note.exists():  # another process can have built it
+                _build(card, folder)
     for name, digest in _noted_files(note, card).items():
         check(folder / name, digest, str(note))
     return folder / "model.onnx"
@@ -172,7 +174,7 @@ def store_model(
     """
     with writing_cache():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=MAKING, dir=folder.parent) as temporary:
             made = Path(temporary) / folder.name  # with the usual permissions, which `temporary` does not have
             made.mkdir()
             save(made / "model.onnx")
@@ -180,16 +182,30 @@ def store_model(
                 shutil.copyfile(path, made / path.name)
             files = {path.name: sha256(path) for path in sorted(made.iterdir())}
             write_json(made / "model.json", {"card": card.name, "files": files, **note})
-            try:
-                made.rename(folder)
-            except OSError as problem:
-                if problem.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-                # Another process has built the same model, and it may be in use, so it is kept. An export may differ.
-                if card.build and (folder / "model.json").exists():
-                    return
-                folder.rename(Path(temporary) / "before")
-                made.rename(folder)
+            _put(made, folder, keep=bool(card.build))
+
+
+def _put(made: Path, folder: Path, keep: bool) -> None:
+    """Gives a complete folder its name.
+
+    Args:
+        made: the complete folder, in a folder that is removed afterwards.
+        folder: its place. What is there may be in use: equal files are kept, other ones are replaced in one step.
+        keep: keep also other files, because they are of the same model.
+    """
+    try:
+        made.rename(folder)
+    except OSError as problem:
+        if problem.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        note = folder / "model.json"
+        if note.exists() and (keep or note.read_bytes() == (made / "model.json").read_bytes()):
+            return
+        try:
+            exchange(made, folder)
+        except OSError:  # a file system without this step
+            folder.rename(made.with_name("before"))
+            made.rename(folder)
 
 
 @cache

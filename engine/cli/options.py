@@ -111,6 +111,13 @@ Limit = Annotated[
     PositiveInt | None,
     Parameter(metavar="N", help="Use only the first N rows of the input; shards behind them are not opened."),
 ]
+Force = Annotated[
+    bool,
+    Parameter(
+        group=OUTPUT,
+        help="Resume although a version changed that can change scores; OUT then names both versions.",
+    ),
+]
 OutputFormat = Annotated[
     str,
     Parameter(
@@ -312,6 +319,7 @@ class StageOptions:
     text: TextOptions = TextOptions()
     pictures: PictureOptions = PictureOptions()
     machine: MachineOptions = MachineOptions()
+    force: Force = False
 
     def settings(
         self,
@@ -324,4 +332,4 @@ class StageOptions:
 
         given = (layout or LayoutOptions(), several or SeveralOptions(), self.text, self.pictures, self.machine)
         options = {name: value for group in given for name, value in asdict(group).items() if name != "profile"}
-        return settings_from(options | {"limit": limit})
+        return settings_from(options | {"limit": limit, "force": self.force})

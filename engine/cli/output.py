@@ -60,7 +60,8 @@ class OutputOptions(QuietOptions):
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Prints one JSON object. Paths become text; numbers that JSON has no notation for become null."""
-    print(escaped_json(json_format.dumps(_plain(result), ensure_ascii=False, indent=2)))
+    ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(escaped_json(json_format.dumps(_plain(result), ensure_ascii=ascii_only, indent=2)))
 
 
 def _plain(value: Any) -> Any:

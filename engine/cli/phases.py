@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from danqing.engine.cli.app import GENERAL, PHASES, command
 from danqing.engine.cli.options import (
     OTHER_DATA,
+    Force,
     Inputs,
     LayoutOptions,
     Limit,
@@ -103,6 +104,7 @@ def select(
     recipe: RecipeOptions = RecipeOptions(),
     text: TextOptions = TextOptions(),
     machine: MachineOptions = MachineOptions(),
+    force: Force = False,
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Drop rows of URL tables before anything is downloaded.
@@ -114,7 +116,7 @@ def select(
     from danqing.engine.select.selection import select
     from danqing.engine.sources.tables import Columns
 
-    settings = StageOptions(text, machine=machine).settings(limit=limit)
+    settings = StageOptions(text, machine=machine, force=force).settings(limit=limit)
     with out.progress(machine.note):
         chosen = select(
             tables, output, recipe.load(), Columns(columns.url_col, columns.caption_col), settings, ProgressBar

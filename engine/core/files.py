@@ -1,22 +1,36 @@
-"""Atomic writing of files, reading of JSON files, and the cache folder."""
+"""Atomic writing of files, what killed processes leave behind, reading of JSON files, and the cache folder."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
+import re
+import shutil
+import sys
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.lock import locked
 
-NOT_WRITABLE = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
-)
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error codes of a full disk, a used up quota and a file size limit."""
+NOT_WRITABLE = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 """Error codes of a folder that cannot be written: permissions, a full disk, a file where the folder should be."""
+LOCK = ".lock"
+"""Name of the file in a folder that `engine.core.lock` locks."""
+MAKING = ".making-"
+"""Start of the names of folders that are renamed when they are complete."""
+_PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+ABANDONED_SECONDS = 24 * 3600.0
+"""Age at which a temporary file in a folder without a lock belongs to no running process."""
 
 
 @contextmanager
@@ -30,6 +44,9 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Args:
         path: the final name; missing parent folders are created.
         mode: `wb`, or `w` for UTF-8 text.
+
+    Raises:
+        OSError: as raised by the `with` block; names `path` if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A random name, because containers that share a volume can have equal process ids. `tempfile` would set mode 600.
@@ -41,8 +58,10 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as problem:
         temporary.unlink(missing_ok=True)
+        if isinstance(problem, OSError) and problem.filename is None and problem.errno in FULL:
+            raise OSError(problem.errno, os.strerror(problem.errno), str(path)) from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -51,11 +70,54 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         os.close(folder)
 
 
+def refuse_address(text: str) -> None:
+    """Raises DanqingError if a path is an address such as `s3://bucket/folder`; `Path` makes `s3:/bucket/folder` of it.
+
+    A folder that is really called `s3:` can be named `./s3:`.
+    """
+    if _ADDRESS.match(text):
+        raise DanqingError(
+            f"{text}: an address, not a path; mount the storage as a folder (for example with mount-s3, gcsfuse or "
+            "rclone mount) and name that folder, or copy the files here first"
+        )
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is that of a lock, or of what a killed process of the engine has left unfinished."""
+    return path.name == LOCK or path.name.startswith(MAKING) or _PART.fullmatch(path.name) is not None
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder does not exist, or holds nothing but temporary files."""
+    return not folder.exists() or all(map(is_temporary, folder.iterdir()))
+
+
+def remove_unfinished(folder: Path, older_than: float = 0.0) -> None:
+    """Removes what killed processes have left unfinished in a folder and in the folders directly in it.
+
+    Args:
+        folder: the caller holds its lock, so that no other process writes there; or see `older_than`.
+        older_than: age in seconds from which files are removed.
+    """
+    for pattern in (".*.part", "*/.*.part", f"{MAKING}*", f"*/{MAKING}*"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # another process removes it, or may not be disturbed
+                if is_temporary(path) and time.time() - path.stat().st_mtime >= older_than:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def cache_path() -> Path:
-    """Returns the cache folder: `DANQING_CACHE`, else `danqing` in the user's cache folder. It may not exist yet."""
+    """Returns the cache folder: `DANQING_CACHE`, else `danqing` in the user's cache folder. It may not exist yet.
+
+    Raises:
+        DanqingError: the user has no home folder, and no variable names a cache folder.
+    """
     if folder := os.environ.get("DANQING_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "danqing"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "danqing"
+    except RuntimeError:
+        raise DanqingError("this user has no home folder; set DANQING_CACHE to a folder that can be written") from None
 
 
 @contextmanager
@@ -74,6 +136,45 @@ def writing_cache() -> Iterator[None]:
             f"{cache_path()}: the cache cannot be written; free space in it, or set DANQING_CACHE to a folder that can "
             f"be written ({problem})"
         ) from None
+
+
+@contextmanager
+def building(folder: Path, what: str) -> Iterator[None]:
+    """Holds the lock of what one process builds in the cache while others wait, during a `with` block.
+
+    The block looks first whether the folder is there by now. What killed processes left beside it is removed.
+
+    Args:
+        folder: appears when it is built.
+        what: names it, for the line that a waiting process prints.
+
+    Raises:
+        DanqingError: the cache folder cannot be written.
+    """
+
+    def wait(holder: str) -> None:
+        print(f"danqing: waits for {what}, which {holder} is making", file=sys.stderr, flush=True)
+
+    with writing_cache():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent / f".{folder.name}{LOCK}", wait):
+            remove_unfinished(folder.parent, ABANDONED_SECONDS)
+            yield
+
+
+def exchange(made: Path, folder: Path) -> None:
+    """Puts a folder in the place of another one in one step, so that no process finds neither; swaps their names.
+
+    Raises:
+        OSError: the kernel or the file system cannot do it.
+    """
+    at_cwd, rename_exchange = -100, 2  # of renameat2(2)
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    if rename(at_cwd, os.fsencode(made), at_cwd, os.fsencode(folder), rename_exchange):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from danqing import __version__
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import write_json
+from danqing.engine.core.files import is_unused, read_json, refuse_address, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
+from danqing.engine.run.lock import lock_folder
+from danqing.engine.run.versions import ENGINE, SCORING_VERSIONS, current_versions, version_changes
 from danqing.engine.sources import Layout, Shard
 
-RECORDED_PACKAGES = (
-    "nvidia-nvimgcodec-cu13",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "nvidia-dali-cuda130",
-    "cupy-cuda13x",
-    "numpy",
-    "numba",
-    "numba-cuda",
-    "pillow",
-    "pyarrow",
-    "jieba",
-    "opencc",
-)
-"""Packages whose versions the manifest records: a change of one can change scores."""
+REQUIRED = {"recipe": dict, "recipe_hash": str, "layout": dict, "shards": list, "models": dict, "versions": dict}
+"""Keys that every run.json has, and their types."""
 
 
 class Run:
@@ -59,10 +45,11 @@ class Run:
         recipe: Recipe,
         layout: Layout,
         identity: Mapping[str, Any],
+        force: bool = False,
     ) -> Run:
         """Opens a folder for scoring: starts a run in an empty folder, resumes the run that is there.
 
-        A run without scores, as a failed start leaves it, is replaced if it differs.
+        A run without scores, as a failed start leaves it, is started anew.
 
         Args:
             folder: OUT; created if it does not exist.
@@ -70,9 +57,11 @@ class Run:
             recipe: the models and criteria to score for.
             layout: which parts of a sample are the image and the caption.
             identity: everything else that scores depend on (model hashes, block list, options), as JSON values.
+            force: resume although versions that change scores (`SCORING_VERSIONS`) are not those of the run.
 
         Raises:
-            DanqingError: the folder holds a run with another recipe, identity or other inputs; lists the differences.
+            DanqingError: the folder holds a run with another recipe, identity, other inputs or versions; lists the
+                differences.
         """
         wanted = {
             "shards": [asdict(shard) | {"path": str(shard.path.resolve())} for shard in shards],
@@ -82,15 +71,17 @@ class Run:
         if not is_run(folder):
             return cls.create(folder, recipe, wanted)
         run = cls.open(folder)
-        differences = recipe.differences(run.recipe) + identity_differences(run.manifest, wanted)
-        if differences and not any((folder / "scores").glob("*.parquet")):
+        if not any((folder / "scores").glob("*.parquet")):
             return cls.create(folder, recipe, wanted)
+        differences = recipe.differences(run.recipe) + identity_differences(run.manifest, wanted)
         if differences:
             raise DanqingError(
                 f"{folder} holds a run that was scored differently:\n  "
                 + "\n  ".join(differences)
                 + "\nChoose another --output, or use `danqing decide` to change thresholds only."
             )
+        if run.unscored() and resume_with_versions(folder, run.manifest, force):
+            run.save()
         return run
 
     @classmethod
@@ -102,13 +93,9 @@ class Run:
             recipe: see `create_or_resume`.
             content: the keys `shards` and `layout`, and the run's identity.
         """
-        versions = {"python": platform.python_version()}
-        for name in RECORDED_PACKAGES:
-            with suppress(metadata.PackageNotFoundError):
-                versions[name] = metadata.version(name)
-        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        manifest = {"engine": __version__, "recipe": recipe.to_dict(), "recipe_hash": recipe.hash, **content}
-        run = cls(folder, manifest | {"versions": versions, "counts": {}, "times": {"started": started}})
+        versions = current_versions()
+        manifest = {"engine": versions[ENGINE], "recipe": recipe.to_dict(), "recipe_hash": recipe.hash, "models": {}}
+        run = cls(folder, manifest | dict(content) | {"versions": versions, "counts": {}, "times": {"started": _now()}})
         run.save()
         return run
 
@@ -117,15 +104,35 @@ class Run:
         """Reads the manifest of a run.
 
         Raises:
-            DanqingError: the folder has no run.json, or one that is not valid JSON.
+            DanqingError: the folder has no run.json, or one that is not that of a run; names what is wrong in it.
         """
         path = folder / "run.json"
+        if not path.exists():
+            refuse_address(str(folder))
+            raise DanqingError(f"{folder}: no run here (run.json is missing); `danqing score` starts one")
+        remedy = "damaged, or of another version of danqing; restore it, or score again into another folder"
+        run = cls(folder, read_json(path, remedy))
+        for key, kind in REQUIRED.items():
+            if not isinstance(run.manifest.get(key), kind):
+                problem = "missing" if key not in run.manifest else f"not {_KINDS[kind]}"
+                raise DanqingError(f"{path}: {key!r} is {problem}; {remedy}")
         try:
-            return cls(folder, json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise DanqingError(f"{folder}: no run here (run.json is missing); `danqing score` starts one") from None
-        except ValueError as problem:
-            raise DanqingError(f"{path}: not valid JSON: {problem}") from None
+            run.shards, run.layout  # noqa: B018
+        except (TypeError, KeyError, AttributeError) as problem:
+            raise DanqingError(f"{path}: 'shards' or 'layout' cannot be read: {problem}; {remedy}") from None
+        return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the lock of the run's folder during a `with` block, and first reads the manifest again.
+
+        Raises:
+            DanqingError: another process writes to the run, or its folder cannot be written.
+        """
+        with lock_folder(self.folder) as taken_here:
+            if taken_here:  # another process can have changed the run since this object was made
+                self.manifest = Run.open(self.folder).manifest
+            yield
 
     def save(self) -> None:
         """Writes the manifest."""
@@ -187,7 +194,7 @@ class Run:
     def logged(self) -> Iterator[None]:
         """Appends log records and the stderr of native libraries (codecs) to run.log, within a `with` block."""
         path = self.folder / "run.log"
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
@@ -197,6 +204,61 @@ class Run:
         finally:
             log.removeHandler(handler)
             handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that loses lines if the disk is full; by default each would print a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Does nothing."""
+
+
+def resume_with_versions(folder: Path, manifest: dict[str, Any], force: bool) -> bool:
+    """Compares the versions that a started run or selection has recorded with those of this process; prints changes.
+
+    Args:
+        folder: where it is, for the messages.
+        manifest: has `versions`, those of the start, and, if there were changes, `resumed`: a list of `time` and
+            `changed` (name → versions before and after). A change is added to it.
+        force: go on although scores can change.
+
+    Returns:
+        Whether the manifest was changed.
+
+    Raises:
+        DanqingError: versions changed that can change scores (`SCORING_VERSIONS`), and `force` is False.
+    """
+    before = dict(manifest.get("versions", {}))
+    for earlier in manifest.get("resumed", ()):
+        before |= {name: new for name, (_, new) in earlier["changed"].items()}
+    changed = version_changes(before, current_versions())
+    if not changed:
+        return False
+    lines = [f"{name}: {old} at the start, {new or 'none'} now" for name, (old, new) in changed.items()]
+    decisive = [
+        f"{line} ({SCORING_VERSIONS[name]})"
+        for line, name in zip(lines, changed, strict=True)
+        if name in SCORING_VERSIONS
+    ]
+    if decisive and not force:
+        raise DanqingError(
+            f"{folder} was started with other versions, so its rows would not be comparable:\n  "
+            + "\n  ".join(decisive)
+            + "\nInstall those versions, choose another --output, or go on with --force; run.json then names both."
+        )
+    print(f"danqing: {folder}: resumed with other versions: {'; '.join(lines)}", file=sys.stderr)
+    manifest.setdefault("resumed", []).append({"time": _now(), "changed": changed})
+    return True
+
+
+def finished_work(folder: Path) -> str:
+    """Says how much of a run or selection is finished, for the message of an interrupted command; "" if nothing is."""
+    with suppress(DanqingError):
+        if (folder / "run.json").exists():
+            run = Run.open(folder)
+            return f"{len(run.shards) - len(run.unscored())} of {len(run.shards)} shards of {folder} are scored"
+    parts = sum(1 for _ in (folder / "verdicts").glob("[!.]*.parquet"))
+    return f"{parts} parts of {folder} are finished" if parts else ""
 
 
 def is_run(folder: Path) -> bool:
@@ -209,7 +271,7 @@ def is_run(folder: Path) -> bool:
         return True
     if folder.is_file():
         raise DanqingError(f"{folder}: a file; name a folder for the run")
-    if folder.exists() and any(folder.iterdir()):
+    if not is_unused(folder):
         raise DanqingError(f"{folder}: not empty and not a run (no run.json); choose another folder")
     return False
 
@@ -229,6 +291,13 @@ def identity_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> l
         for key, value in here.items()
         if there.get(key) != json.loads(json.dumps(value))
     ]
+
+
+_KINDS = {dict: "an object", list: "a list", str: "a text"}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _short(value: Any) -> str:

@@ -40,6 +40,7 @@ class Settings:
         resizer: `auto`, `dali` or `kernel`, see `open_resizer`.
         metrics_port, metrics_address: where Prometheus metrics are served; None for nowhere.
         limit: only the first rows of the input are used; None for all.
+        force: an interrupted run is resumed although versions changed that can change scores.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -56,6 +57,7 @@ class Settings:
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
     limit: int | None = None
+    force: bool = False
 
     @cached_property
     def blocked_domains(self) -> frozenset[str]:

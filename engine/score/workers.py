@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
-from multiprocessing import get_context
-from multiprocessing.connection import wait
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.device import available_threads, open_device
@@ -29,6 +31,9 @@ from danqing.trt_models.model_set import ModelSet
 
 POLL_SECONDS = 0.2
 SHUTDOWN_GRACE_SECONDS = 5.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1
+"""Linux's number of the setting, see prctl(2)."""
 
 Watcher = Callable[[Run, Plan, Context], AbstractContextManager[Spans]]
 """Makes the context in which a run is scored. It yields the spans to record in (`profiling.watch.profile_scoring`)."""
@@ -82,72 +87,127 @@ def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
         DanqingError: a worker failed; has the worker's message. The other workers are stopped.
     """
     context = get_context("spawn")
-    shards, next_shard, messages = run.unscored(), context.Value("q", 0), context.SimpleQueue()
+    shards, next_shard = run.unscored(), context.Value("q", 0)
     threads = settings.threads or max(available_threads() // len(settings.devices), 1)
     memory = settings.memory_limit and settings.memory_limit // len(settings.devices)
-    workers = []
+    workers: list[_Worker] = []
     for number, device in enumerate(settings.devices):
         port = None if settings.metrics_port is None else settings.metrics_port + number
         own = replace(settings, device=device, devices=(), threads=threads, memory_limit=memory, metrics_port=port)
-        arguments = (run.folder, own, shards, next_shard, messages)
-        workers.append(context.Process(target=_run_worker, args=arguments, name=f"danqing {device}"))
+        receiver, sender = context.Pipe(duplex=False)
+        arguments = (run.folder, own, shards, next_shard, sender)
+        process = context.Process(target=_run_worker, args=arguments, name=f"danqing {device}")
+        workers.append(_Worker(process, receiver, sender))
     total = Spans()
-    with _running(workers, messages):
-        active = len(workers)
-        while active:
-            if not messages.empty():
-                kind, *content = messages.get()
-                if kind == "done":
-                    _add_spans(total, content[0])
-                    active -= 1
-                elif kind == "failed":
-                    raise DanqingError(content[0])
-                else:
-                    getattr(progress, kind)(*content)
-                continue
-            wait([worker.sentinel for worker in workers if worker.is_alive()], POLL_SECONDS)
-            dead = [w for w in workers if w.exitcode not in (None, 0)]
-            if dead and messages.empty():
-                raise DanqingError(f"the process of {dead[0].name} ended with {dead[0].exitcode}; see run.log")
+    with _running(workers):
+        for kind, content in _messages(workers):
+            if kind == "done":
+                _add_spans(total, content[0])
+            elif kind == "failed":
+                raise DanqingError(content[0])
+            else:
+                getattr(progress, kind)(*content)
     run.manifest = Run.open(run.folder).manifest  # the workers have added the engines that scored the shards
     return total
 
 
+class _Worker(NamedTuple):
+    """A worker process, and both ends of the pipe that it sends messages by.
+
+    Each has a pipe of its own, so that a worker that is killed while it sends does not block the others.
+    """
+
+    process: Any
+    receiver: Connection
+    sender: Connection
+
+    def check(self) -> None:
+        """Raises DanqingError if the process has ended with an error; waits for its end."""
+        self.process.join()
+        code = self.process.exitcode
+        if code == 0:
+            return
+        ending = f"ended with exit status {code}; see run.log"
+        if code < 0:
+            ending = f"was killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                ending += ", as the kernel does if memory is short: lower --memory-limit or --workers-per-gpu"
+        raise DanqingError(f"the worker {self.process.name} (process {self.process.pid}) {ending}")
+
+
 @contextmanager
-def _running(workers: Sequence[Any], messages: Any) -> Iterator[None]:
-    """Starts the processes; at the end of the `with` block waits for them, or interrupts them if it raises."""
-    for worker in workers:
-        worker.start()
+def _running(workers: Sequence[_Worker]) -> Iterator[None]:
+    """Starts the processes; at the end of the `with` block interrupts those that still run, and waits for all."""
+    try:
+        for worker in workers:
+            with _signals_blocked():  # until the worker handles them
+                worker.process.start()
+            worker.sender.close()  # so that the pipe ends with the worker
+        yield
+    finally:
+        started = [worker for worker in workers if worker.process.pid is not None]
+        stopped = time.monotonic()
+        for worker in started:
+            if worker.process.is_alive():
+                os.kill(worker.process.pid, signal.SIGINT)
+        receivers = {worker.receiver for worker in started}
+        while any(worker.process.is_alive() for worker in started):
+            for ready in wait(
+                [*receivers, *(w.process.sentinel for w in started if w.process.is_alive())], POLL_SECONDS
+            ):
+                if isinstance(ready, Connection):  # a worker cannot stop while it waits for space in its pipe
+                    with suppress(EOFError, OSError):
+                        ready.recv_bytes()
+                        continue
+                    receivers.discard(ready)
+            if time.monotonic() - stopped > SHUTDOWN_GRACE_SECONDS:
+                for worker in started:
+                    worker.process.kill()
+
+
+def _messages(workers: Sequence[_Worker]) -> Iterator[tuple[str, list[Any]]]:
+    """Yields the messages of all workers until all have ended.
+
+    Raises:
+        DanqingError: a worker ended with an error.
+    """
+    of = {worker.receiver: worker for worker in workers}
+    while of:
+        for receiver in wait(list(of)):
+            assert isinstance(receiver, Connection)
+            try:
+                kind, *content = receiver.recv()
+            except (EOFError, OSError):  # OSError: it was killed in the middle of a message
+                of.pop(receiver).check()
+            else:
+                yield kind, content
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Blocks the signals that end a run, in this thread and in processes that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
-        for worker in workers:
-            worker.join()
     finally:
-        stopped = time.monotonic()
-        for worker in workers:
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGINT)
-        while alive := [worker for worker in workers if worker.is_alive()]:
-            if not messages.empty():
-                messages.get()  # a worker cannot stop while it waits for space in the queue
-                continue
-            ended = wait([worker.sentinel for worker in alive], POLL_SECONDS)
-            if not ended and time.monotonic() - stopped > SHUTDOWN_GRACE_SECONDS:
-                for worker in alive:
-                    worker.kill()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _QueueProgress:
-    """Progress that a worker sends to its parent."""
+class _SentProgress:
+    """Progress that a worker sends to its parent, from any thread."""
 
-    def __init__(self, queue: Any) -> None:
-        self.queue = queue
+    def __init__(self, sender: Connection) -> None:
+        self.sender, self._lock = sender, threading.Lock()
 
     def expect(self, rows: int, size: int) -> None:
-        self.queue.put(("expect", rows, size))
+        self._send("expect", rows, size)
 
     def advance(self, rows: int) -> None:
-        self.queue.put(("advance", rows))
+        self._send("advance", rows)
+
+    def _send(self, *message: Any) -> None:
+        with self._lock:
+            self.sender.send(message)
 
 
 def _claim_shards(shards: list[Shard], next_shard: Any) -> Iterator[Shard]:
@@ -162,23 +222,44 @@ def _claim_shards(shards: list[Shard], next_shard: Any) -> Iterator[Shard]:
 
 
 def _stop_once(number: int, frame: Any) -> None:
-    """Handles SIGINT once: it comes from the terminal and from the parent, and the second would break the shutdown."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Handles the first signal: the terminal and the parent both send one, and the second would break the shutdown."""
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _run_worker(folder: Path, settings: Settings, shards: list[Shard], next_shard: Any, messages: Any) -> None:
+def end_with_parent() -> None:
+    """Makes this process end when its parent does, even if it is killed: no worker writes to a run that has no owner.
+
+    The kernel ends it on Linux; a thread that waits for the end of the parent does so elsewhere.
+    """
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    threading.Thread(target=follow, daemon=True).start()  # also if the parent ended before `prctl`
+
+
+def _run_worker(folder: Path, settings: Settings, shards: list[Shard], next_shard: Any, sender: Connection) -> None:
     """The main function of a worker process."""
-    signal.signal(signal.SIGINT, _stop_once)
-    run = Run.open(folder)
+    end_with_parent()
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, _stop_once)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        run = Run.open(folder)
         with run.logged():
-            spans = score_on_one(run, settings, _QueueProgress(messages), _claim_shards(shards, next_shard))
+            spans = score_on_one(run, settings, _SentProgress(sender), _claim_shards(shards, next_shard))
         for span in spans.values():
             span.waiting = None  # refers to a queue of this process, and cannot be pickled
-        messages.put(("done", dict(spans)))
+        sender.send(("done", dict(spans)))
     except DanqingError as problem:
-        messages.put(("failed", f"{settings.device}: {problem}"))
+        sender.send(("failed", f"{settings.device}: {problem}"))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

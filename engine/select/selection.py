@@ -21,12 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danqing import __version__
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import commit, write_json
+from danqing.engine.core.files import commit, is_unused, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
@@ -35,8 +34,10 @@ from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.criteria import Interval, RowCriterion, Threshold
 from danqing.engine.recipe.plan import decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
-from danqing.engine.run.folder import identity_differences
+from danqing.engine.run.folder import identity_differences, resume_with_versions
+from danqing.engine.run.lock import lock_output
 from danqing.engine.run.settings import Settings
+from danqing.engine.run.versions import ENGINE, current_versions
 from danqing.engine.score.loop import run_stages
 from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, find_tables, read_parts
@@ -108,6 +109,7 @@ IMG2DATASET_COLUMNS = (
 """The columns that img2dataset writes."""
 
 
+@lock_output
 def select(
     inputs: Iterable[str],
     output: Path,
@@ -149,7 +151,7 @@ def select(
         "part_rows": PART_ROWS,
         "limit": settings.limit,
     }
-    _create_or_resume(output, text_recipe, identity)
+    _create_or_resume(output, text_recipe, identity, settings.force)
     spans = Spans()
     if not (output / "funnel.json").exists():
         criteria = replace(text_recipe, criteria=(USABLE, *text_recipe.criteria))
@@ -307,7 +309,7 @@ def count_funnel(folder: Path, recipe: Recipe) -> Funnel:
     return total
 
 
-def _create_or_resume(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
+def _create_or_resume(folder: Path, recipe: Recipe, identity: dict[str, Any], force: bool) -> None:
     """Writes select.json to an empty folder; in a folder that has one, checks that its content is the same.
 
     Raises:
@@ -315,14 +317,15 @@ def _create_or_resume(folder: Path, recipe: Recipe, identity: dict[str, Any]) ->
     """
     path = folder / "select.json"
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if not is_unused(folder):
             raise DanqingError(f"{folder}: not empty and not a selection (no select.json); choose another folder")
-        write_json(path, {"engine": __version__, "recipe": recipe.to_dict(), **identity})
+        versions = current_versions()
+        write_json(path, {"engine": versions[ENGINE], "versions": versions, "recipe": recipe.to_dict(), **identity})
         return
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         differences = recipe.differences(recipe_from_dict(stored["recipe"], str(path)))
-    except (ValueError, KeyError) as problem:
+    except (ValueError, KeyError, TypeError) as problem:
         raise DanqingError(f"{path}: cannot be read: {problem}; remove {folder} to start over") from None
     differences += identity_differences(stored, identity)
     if differences:
@@ -331,3 +334,6 @@ def _create_or_resume(folder: Path, recipe: Recipe, identity: dict[str, Any]) ->
             f"{folder} holds a selection with other settings:\n  {listed}\n"
             "Choose another --output, or remove the folder to start over."
         )
+    started = any((folder / "verdicts").glob("*.parquet")) and not (folder / "funnel.json").exists()
+    if started and resume_with_versions(folder, stored, force):
+        write_json(path, stored)

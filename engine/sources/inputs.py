@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import refuse_address
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
@@ -80,6 +81,7 @@ def find_files(
     for text in inputs:
         if not text:
             raise DanqingError("an input is empty; is a variable of the command not set?")
+        refuse_address(text)
         matches = [Path(match) for match in expand(text)]
         if not matches:
             raise DanqingError(f"{text}: matches no file")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import commit, write_json, writing_cache
+from danqing.engine.core.files import building, commit, write_json
 from danqing.kernels.text import captions as text
 from danqing.kernels.text import segmentation, trie
 from danqing.kernels.text.captions import (
@@ -103,12 +103,13 @@ def _cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, n
     folder = cache_folder() / "tables" / name
     index = folder / "index.json"
     if not index.exists():
-        tables = make()
-        with writing_cache():
-            for key, table in tables.items():
-                with commit(folder / f"{key}.npy") as file:
-                    np.save(file, table)
-            write_json(index, sorted(tables))
+        with building(folder, f"the table {name}"):
+            if not index.exists():  # another process can have made it
+                tables = make()
+                for key, table in tables.items():
+                    with commit(folder / f"{key}.npy") as file:
+                        np.save(file, table)
+                write_json(index, sorted(tables))
     return {key: np.load(folder / f"{key}.npy") for key in json.loads(index.read_text())}
 
 

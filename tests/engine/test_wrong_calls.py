@@ -68,7 +68,7 @@ WRONG_CALLS = {
     "profile a.tar -o file": "'file' is a file; name a folder",
     "merge y z -o file": "'file' is a file; name a folder",
     "demo -o file": "'file' is a file; name a folder",
-    "curate a.tar -o file/y": "file/y: Not a directory",
+    "curate a.tar -o file/y": "file/y: cannot be written: Not a directory",
     "curate a.tar -o folder": "folder: not empty and not a run",
     "select t.csv -o folder": "folder: not empty and not a selection",
     "curate none.tar -o y": "none.tar: no such file",

@@ -92,7 +92,6 @@ def test_an_exception_is_raised_in_the_consumer_and_stops_all_threads(at: int) -
 
 
 def test_leaving_early_stops_all_threads() -> None:
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), Overlap(Spans()) as overlap:
         stream: Iterator[int] = iter(range(10**9))
         for number in range(4):
@@ -100,7 +99,7 @@ def test_leaving_early_stops_all_threads() -> None:
         for item in stream:
             if item == 5:
                 raise KeyboardInterrupt
-    assert not workers() and time.monotonic() - started < 1
+    assert not workers()
 
 
 def test_spans_record_waits() -> None:
@@ -115,16 +114,10 @@ def test_spans_record_waits() -> None:
         slow = overlap.prefetch(slowly(quick), "slow")
         assert list(overlap.prefetch(map(abs, slow), "last")) == list(range(20))
     assert list(spans) == ["quick", "slow", "last"]
-    assert spans["quick"].blocked_seconds > 0.3 and spans["last"].starved_seconds > 0.3
-    assert (
-        max(
-            spans["slow"].starved_seconds,
-            spans["slow"].blocked_seconds,
-            spans["quick"].starved_seconds,
-            spans["last"].blocked_seconds,
-        )
-        < 0.1
-    )
+    waits = spans["quick"].blocked_seconds, spans["last"].starved_seconds
+    assert min(waits) > 0.3
+    slow, quick, last = spans["slow"], spans["quick"], spans["last"]
+    assert max(slow.starved_seconds, slow.blocked_seconds, quick.starved_seconds, last.blocked_seconds) < min(waits)
 
 
 def test_overlap_changes_no_byte(
@@ -166,11 +159,13 @@ def test_a_buffer_that_is_reused_too_soon_changes_the_features(
     assert tree(tmp_path / "reused") != tree(tmp_path / "sound")
 
 
-def test_ctrl_c_stops_soon_with_complete_shards(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> None:
-    shards = [str(make_shard(samples(40 * n, 40), f"{n:05d}.tar")) for n in range(12)]
-    again = shards * 20  # far more than can be scored before the signal
-    paths = [tmp_path / f"copy{n:03d}.tar" for n in range(len(again))]
-    for path, shard in zip(paths, again, strict=True):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_with_complete_shards(
+    make_shard: Any, plain_recipe: Recipe, tmp_path: Path, sent: signal.Signals
+) -> None:
+    shard = make_shard(samples(0, 40))
+    paths = [tmp_path / f"copy{n:03d}.tar" for n in range(240)]  # far more than can be scored before the signal
+    for path in paths:
         os.link(shard, path)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths), "-o", str(out)]
@@ -178,14 +173,13 @@ def test_ctrl_c_stops_soon_with_complete_shards(make_shard: Any, plain_recipe: R
     # Tests in the background ignore Ctrl-C, and a child process would inherit that.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds)
-    deadline = time.monotonic() + 120
     while not list(out.glob("scores/*.parquet")):
-        assert time.monotonic() < deadline and process.poll() is None
+        assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"the same command goes on from there" in said
-    finished = sorted(out.glob("scores/*.parquet"))
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + sent
+    finished = sorted(out.glob("scores/[!.]*.parquet"))
     assert 0 < len(finished) < len(paths) and not list(out.rglob("*.part"))
+    assert f"; {len(finished)} of {len(paths)} shards of {out} are scored; the same command goes on" in said.decode()
     assert all(pq.read_metadata(path).num_rows == 40 for path in finished)

@@ -22,6 +22,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import curate, score_inputs
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
+from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.settings import Settings
 from tests.engine.score.test_run import crawl, samples, tree
 
@@ -108,15 +109,31 @@ def long_run(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> Iterator[
 def test_ctrl_c_stops_all_workers(long_run: subprocess.Popen[bytes]) -> None:
     workers = workers_of(long_run)
     long_run.send_signal(signal.SIGINT)
-    _, said = long_run.communicate(timeout=30)
+    _, said = long_run.communicate(timeout=60)
     assert long_run.returncode == 130
-    assert b"the same command goes on from there" in said and b"Traceback" not in said
+    assert b"danqing: interrupted; " in said and b" of 400 shards of " in said and b"Traceback" not in said
     assert not any(map(is_running, workers))
 
 
-def test_a_killed_worker_is_an_error(long_run: subprocess.Popen[bytes]) -> None:
+def test_a_killed_worker_is_an_error_with_its_signal(
+    long_run: subprocess.Popen[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workers = workers_of(long_run)
+    assert main(["decide", str(tmp_path / "out")]) == 2  # while the run is being scored
+    assert f"in use by process {long_run.pid} on " in capsys.readouterr().err
     workers[1].kill()
-    _, said = long_run.communicate(timeout=30)
-    assert long_run.returncode == 2 and b"the process of danqing cpu ended with -9" in said
+    _, said = long_run.communicate(timeout=60)
+    assert long_run.returncode == 2
+    assert f"worker danqing cpu (process {workers[1].pid}) was killed by SIGKILL".encode() in said
     assert not any(map(is_running, workers))
+
+
+def test_workers_end_with_a_parent_that_is_killed(long_run: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    workers = workers_of(long_run)
+    os.kill(workers[0].pid, signal.SIGSTOP)  # as if it were busy
+    long_run.kill()
+    long_run.communicate(timeout=60)
+    psutil.wait_procs(workers, timeout=60)
+    assert not any(map(is_running, workers))
+    with lock_folder(tmp_path / "out"):
+        assert not list((tmp_path / "out").rglob("*.part"))
