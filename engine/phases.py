@@ -17,7 +17,7 @@ from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
-from danqing.engine.decide.verdicts import decide
+from danqing.engine.decide.verdicts import check_current, decide
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar
@@ -81,7 +81,12 @@ def score_inputs(
 
 
 def decide_run(
-    run: Run, recipe: Recipe, device: str = "cpu", threads: int | None = None, progress: OpenProgress = ProgressBar
+    run: Run,
+    recipe: Recipe,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: OpenProgress = ProgressBar,
+    force: bool = False,
 ) -> Funnel:
     """DECIDE: opens the device and writes the verdicts and the funnel.
 
@@ -91,15 +96,16 @@ def decide_run(
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: host threads; None for all cores.
         progress: opens the listener to the phase.
+        force: decide though the recipe names other models than those that scored.
 
     Returns:
         What each criterion dropped.
 
     Raises:
-        DanqingError: shards or columns without scores.
+        DanqingError: shards or columns without scores, or other models.
     """
     with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
-        return decide(run, recipe, opened, listener)
+        return decide(run, recipe, opened, listener, force)
 
 
 def merge_runs(
@@ -138,9 +144,9 @@ def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress 
         Number of kept pairs.
 
     Raises:
-        DanqingError: no verdicts, or an input that changed since it was scored.
+        DanqingError: no verdicts, or an input, scores or merged runs that changed since.
     """
-    run.check_decided()
+    check_current(run)
     wanted = {"recipe_hash": run.manifest["decided"]["recipe_hash"], "output_format": output_format}
     if wanted.items() - run.manifest.get("written", {}).items():
         with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:

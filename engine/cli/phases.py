@@ -249,6 +249,9 @@ def decide(
     *,
     recipe: RecipeOptions = RecipeOptions(),
     machine: MachineOptions = MachineOptions(),
+    force: Annotated[
+        bool, Parameter(help="Decide though the recipe names other models than those that scored the run.")
+    ] = False,
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Apply a recipe's thresholds to a scored run.
@@ -269,7 +272,7 @@ def decide(
     else:
         chosen = recipe_from_dict(own, "run.json", recipe.settings, known_columns(), model_roles())
     with out.progress(machine.note):
-        funnel = decide_run(opened, chosen, machine.chosen, machine.threads)
+        funnel = decide_run(opened, chosen, machine.chosen, machine.threads, force=force)
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}):
         return
     print_funnel(funnel)
