@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from danqing.engine.core.columns import READ_ERROR
+from danqing.engine.core.columns import FEATURES, READ_ERROR
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import recipe_from_dict
@@ -68,7 +68,11 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
         else:
             shown, rule, passed = "", criterion.rule, not dropped
             if isinstance(criterion, Redundancy):
-                shown = f"group {record['group']}" if record.get("group", -1) >= 0 else "no group"
+                known = (
+                    record["feature_row"] >= 0 if criterion.column == FEATURES else record[criterion.column] is not None
+                )
+                none = "no group" if known and not gone else "not compared"
+                shown = f"group {record['group']}" if record.get("group", -1) >= 0 else none
         verdict = "[red]dropped here[/]" if dropped else "" if gone else "passes" if passed else "?"
         gone = gone or dropped
         table.add_row(criterion.name, shown, rule, verdict)

@@ -254,6 +254,8 @@ def print_difference(found: Difference) -> None:
         name = c.name if c.judged else f"{c.name} (a model's)"
         table.add_row(name, f"{c.rows:,}", f"{c.one_sided:,}", f"{c.unequal:,}", largest, escape(c.worst))
     console.print(table)
+    for line in found.models:
+        console.print(line, markup=False)
     if found.compared:
         mean = found.cosines / found.compared
         console.print(f"features: {found.compared:,} pairs, mean cosine {mean:.6f}, minimum {found.cosine:.6f}")

@@ -136,6 +136,16 @@ def test_a_member_without_a_score_is_no_survivor_but_one_that_a_gate_stopped_is_
         decide(run, looser, device)
 
 
+def test_explain_says_who_was_not_compared(
+    recipe: Recipe, device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", recipe, on_circle(0, 1, 90, 180), columns(4, words=[5, 5, 5, 1]))
+    decide(run, recipe, device)
+    for row, group in enumerate(("group 0", "group 0", "no group", "not compared")):
+        assert main(["explain", str(run.folder), f"run{row}"]) == 0
+        assert group in capsys.readouterr().out
+
+
 def test_a_row_that_no_stage_gave_a_score_does_not_block_the_run(
     recipe: Recipe, device: Device, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
