@@ -125,7 +125,7 @@ class Ledger:
         kept = sorted(entry.features)
         features = np.stack([entry.features[row] for row in kept]) if kept else np.empty((0, 0), np.float16)
         table = self._assemble(entry, kept).replace_schema_metadata(
-            {ENGINES: json.dumps(self.running), FEATURES_HASH: xxhash.xxh3_128_hexdigest(features)}
+            {ENGINES: json.dumps(self.running), FEATURES_HASH: xxhash.xxh3_128_hexdigest(features.data)}
         )
         with commit(self.run.features_path(entry.shard.number)) as file:
             np.save(file, features)

@@ -42,6 +42,11 @@ def test_the_embedded_recipe_is_the_same_list() -> None:
     assert [c.name for c in embedded.criteria] == [c.name for c in paper.criteria]
     assert [c.step for c in embedded.criteria] == [c.step for c in paper.criteria]
     assert set(builtin_names()) == {"danqing", "embedded"}
+    assert {c.prefer for c in embedded.near_duplicates} == {"survivors"} and {
+        c.prefer for c in paper.near_duplicates
+    } == {""}
+    rules = {c.name: c.rule for c in embedded.criteria if c in embedded.near_duplicates}
+    assert set(rules.values()) == {"one of each group, cosine distance < 0.1, survivors preferred"}
 
 
 def test_settings_override() -> None:
