@@ -136,12 +136,12 @@ class Scores:
 
     def _group_values(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> Outcome:
         """Groups rows of equal values, or of hashes that differ in a few bits."""
-        column = self.columns[criterion.column].take(pa.array(rows)).combine_chunks()
+        column = self.columns[criterion.column]
         if criterion.within:
-            values = column.to_numpy()
+            values = column.take(pa.array(rows)).to_numpy()
             group = fingerprints.group_hashes(device, values, int(criterion.within))
-        else:
-            values = column.dictionary_encode().indices.to_numpy()
+        else:  # encoded before rows are taken, so that texts are not copied
+            values = column.dictionary_encode().combine_chunks().indices.fill_null(-1).to_numpy()[rows]
             group = fingerprints.group_equal(values)
         kept = groups.representatives(group, np.arange(len(rows)), self._choice(criterion, rows, device))
         return self._outcome(rows, group, kept, np.bitwise_count(values ^ values[kept]).astype(float))
