@@ -14,10 +14,11 @@ from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress
 from danqing.engine.core.spans import Spans
+from danqing.engine.decide.contents import check_current
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
-from danqing.engine.decide.verdicts import check_current, decide
+from danqing.engine.decide.verdicts import decide
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,15 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
-from danqing.engine.decide.contents import scores_hash, verdicts_hash
+from danqing.engine.decide.contents import MERGED, is_complete, scores_hash
 from danqing.engine.decide.funnel import Funnel
+from danqing.engine.decide.models import check_models
 from danqing.engine.decide.reference import check_references
 from danqing.engine.decide.scores import Scores, read_scores
 from danqing.engine.decide.uids import texts_of
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
-from danqing.trt_models.card import load_card
-
-MERGED = "merged"
-"""Key of the manifest of a run that was made by merging others; lists them."""
 
 
 @dataclass
@@ -123,12 +119,6 @@ def _decision(run: Run, recipe: Recipe) -> dict[str, Any]:
     return decision | {"references": references} if references else decision
 
 
-def is_complete(run: Run) -> bool:
-    """Whether the funnel and the verdicts of all shards are there."""
-    files = [run.folder / "funnel.json", *(run.verdicts_path(shard.number) for shard in run.shards)]
-    return all(file.exists() for file in files)
-
-
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names what changed on disk since an earlier decision."""
     lines = []
@@ -139,64 +129,6 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if folder in compared and compared[folder] != state:
             lines.append(f"{folder} was scored or decided anew since the last decision; deciding again")
     return lines
-
-
-def check_models(run: Run, recipe: Recipe, force: bool = False) -> None:
-    """Checks that a recipe names the models that scored a run.
-
-    Args:
-        run: the run.
-        recipe: the recipe to decide with.
-        force: accept other models; their thresholds are then applied to the scores that there are.
-
-    Raises:
-        DanqingError: other models, or a card that does not exist; names both models.
-    """
-    own, differences = run.recipe.models, []
-    for role, name in recipe.models.items():
-        scored = run.manifest["models"].get(role)
-        try:
-            card = load_card(name)
-        except DanqingError:
-            if name == own.get(role):  # deciding does not need the model that scored
-                continue
-            raise
-        if scored and card.hash != scored["card"]:
-            differences.append(
-                f"models.{role}: scored with {scored['name']} (card {scored['card'][:8]}), "
-                f"the recipe names {card.name} (card {card.hash[:8]})"
-            )
-    if differences and not force:
-        listed = "\n  ".join(differences)
-        raise DanqingError(
-            f"{run.folder} was scored with other models than those of recipe {recipe.name}:\n  {listed}\n"
-            "Thresholds of one model do not suit another: score again with this recipe, or give --force"
-        )
-
-
-def check_current(run: Run) -> None:
-    """Checks that the verdicts of a run are those of the scores on disk, and of the runs it was merged from.
-
-    Raises:
-        DanqingError: no verdicts, or scores or merged runs that changed; names the folder and what to do.
-    """
-    run.check_decided()
-    merged = run.manifest.get(MERGED, [])
-    again = " ".join(["danqing merge", *(part["folder"] for part in merged), "-o", str(run.folder)])
-    for part in merged:
-        other = Run.open(Path(part["folder"]))
-        if part != merged_state(other):
-            raise DanqingError(
-                f"{other.folder} was scored or decided anew since {run.folder} was merged from it; run `{again}`"
-            )
-    if run.manifest["decided"].get("scores") != scores_hash(run):
-        remedy = again if merged else f"danqing decide {run.folder}"
-        raise DanqingError(f"{run.folder}: the scores changed since they were decided; run `{remedy}`")
-
-
-def merged_state(run: Run) -> dict[str, str]:
-    """What a merged run depends on: the run's folder and the hashes of its scores and verdicts."""
-    return {"folder": str(run.folder.resolve()), "scores": scores_hash(run), "verdicts": verdicts_hash(run)}
 
 
 def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | None = None) -> Verdicts:

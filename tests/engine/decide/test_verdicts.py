@@ -16,10 +16,11 @@ import danqing.engine.decide.verdicts
 from danqing.engine.cli.main import main
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.decide.contents import check_current
 from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import with_references
 from danqing.engine.decide.scores import read_scores
-from danqing.engine.decide.verdicts import check_current, decide
+from danqing.engine.decide.verdicts import decide
 from danqing.engine.phases import write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
