@@ -89,12 +89,12 @@ def test_without_a_survivor_the_papers_representative_is_chosen(recipe: Recipe, 
 def test_survivors_pass_reference_runs_and_may_fail_a_later_group_criterion(
     device: Device, recipe: Recipe, tmp_path: Path
 ) -> None:
-    other = make_run(tmp_path / "other", recipe, on_circle(-6), columns(1), first_uid=1000)
+    other = make_run(tmp_path / "other", recipe, on_circle(11), columns(1), first_uid=1000)
     decide(other, recipe, device)
     run = make_run(tmp_path / "run", recipe, on_circle(0, 4, 8, 14), columns(4))
     both = with_references(recipe, [other.folder])
-    assert decide(run, both, device).kept == 1  # one group by chains; only row 0 is near the other run
-    assert shown(run) == [("redundancy", 0, 2), ("redundancy", 0, 2), (None, 0, None), ("redundancy", 0, 2)]
+    assert decide(run, both, device).kept == 1  # one group by chains; all but row 0 are near the other run
+    assert shown(run) == [(None, 0, None), ("redundancy", 0, 0), ("redundancy", 0, 0), ("redundancy", 0, 0)]
     text = RECIPE.replace("within: 0.01", "within: 0.003") + "  again: {within: 0.02, keep: first}\n"
     decide(run, recipe_of(tmp_path, text), device)  # row 3 is compared with row 1 by `again`
     assert [row[0] for row in shown(run)] == ["redundancy", None, "redundancy", "again"]
