@@ -349,6 +349,7 @@ def decide(
     set: Overrides = (),
     device: str = "auto",
     threads: int | None = None,
+    force: bool = False,
     progress: bool | None = None,
 ) -> Run:
     """Applies a recipe's criteria to a scored run; takes seconds and rewrites verdicts and funnel only.
@@ -359,13 +360,14 @@ def decide(
         set: values of the recipe to override.
         device: see `ScoringOptions`.
         threads: host threads; default: all cores.
+        force: decide though the recipe names other models than those that scored the run.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:
         The decided run; `write` copies its kept pairs.
 
     Raises:
-        DanqingError: shards without scores, or a recipe that needs scores which were not computed.
+        DanqingError: shards without scores, a recipe that needs scores which were not computed, or other models.
 
     >>> scored = score("shards", "scored", "recipe.yaml", score_everything=True)
     >>> decide(scored, set=["words.min=1"]).funnel.kept
@@ -373,7 +375,7 @@ def decide(
     """
     opened = _opened(run)
     chosen = load_recipe(opened.recipe if recipe is None else recipe, set)
-    phases.decide_run(opened, chosen, device, _positive("threads", threads), _progress(progress))
+    phases.decide_run(opened, chosen, device, _positive("threads", threads), _progress(progress), force)
     return opened
 
 

@@ -14,6 +14,7 @@ from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress
 from danqing.engine.core.spans import Spans
+from danqing.engine.decide.contents import check_current
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
@@ -84,7 +85,12 @@ def score_inputs(
 
 @lock_output
 def decide_run(
-    run: Run, recipe: Recipe, device: str = "cpu", threads: int | None = None, progress: OpenProgress = ProgressBar
+    run: Run,
+    recipe: Recipe,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: OpenProgress = ProgressBar,
+    force: bool = False,
 ) -> Funnel:
     """DECIDE: opens the device and writes the verdicts and the funnel.
 
@@ -94,15 +100,16 @@ def decide_run(
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: host threads; None for all cores.
         progress: opens the listener to the phase.
+        force: decide though the recipe names other models than those that scored.
 
     Returns:
         What each criterion dropped.
 
     Raises:
-        DanqingError: shards or columns without scores.
+        DanqingError: shards or columns without scores, or other models.
     """
     with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
-        return decide(run, recipe, opened, listener)
+        return decide(run, recipe, opened, listener, force)
 
 
 @lock_output
@@ -143,9 +150,9 @@ def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress 
         Number of kept pairs.
 
     Raises:
-        DanqingError: no verdicts, or an input that changed since it was scored.
+        DanqingError: no verdicts, or an input, scores or merged runs that changed since.
     """
-    run.check_decided()
+    check_current(run)
     wanted = {"recipe_hash": run.manifest["decided"]["recipe_hash"], "output_format": output_format}
     if wanted.items() - run.manifest.get("written", {}).items():
         with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:

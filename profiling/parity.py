@@ -199,9 +199,9 @@ class Pass:
         has_features = np.array([FEATURES in row and row["error"] is None for row in rows], bool)
         features = [row[FEATURES] for row, has in zip(rows, has_features, strict=True) if has]
         scores = Scores(
-            uid=np.arange(len(rows)),
+            uid=np.zeros((len(rows), 2), np.uint64),
             error=np.array([row["error"] is not None for row in rows], bool),
-            gated_at=np.full(len(rows), None),
+            gated_at=pa.nulls(len(rows), pa.string()),
             feature_row=np.where(has_features, np.cumsum(has_features) - 1, -1),
             features=[np.stack(features)] if features else [],
             columns={name: _column([row.get(name) for row in rows]) for name in self.recipe.columns},

@@ -271,6 +271,9 @@ def decide(
     *,
     recipe: RecipeOptions = RecipeOptions(),
     machine: MachineOptions = MachineOptions(),
+    force: Annotated[
+        bool, Parameter(help="Decide though the recipe names other models than those that scored the run.")
+    ] = False,
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Apply a recipe's thresholds to a scored run.
@@ -292,7 +295,7 @@ def decide(
     else:
         chosen = recipe_from_dict(own, "run.json", recipe.settings, known_columns(), model_roles())
     with out.progress(machine.note):
-        funnel = decide_run(opened, chosen, machine.chosen, machine.threads)
+        funnel = decide_run(opened, chosen, machine.chosen, machine.threads, force=force)
     notes = run_notes(opened, funnel)
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}, notes):
         return

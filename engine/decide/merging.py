@@ -7,24 +7,22 @@ compared with all rows, but the earlier rows are not compared with each other ag
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.progress import Progress
+from danqing.engine.decide.contents import MERGED, is_complete, merged_state, scores_hash
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.scores import Scores, connect_near_rows, read_scores
-from danqing.engine.decide.verdicts import MERGED, Verdicts, record
+from danqing.engine.decide.uids import numbers_of
+from danqing.engine.decide.verdicts import Verdicts, record
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import Run, is_run
@@ -51,10 +49,14 @@ def merge(
     """
     runs = [Run.open(folder) for folder in folders]
     recipe = common_recipe(runs)
-    merged = [{"folder": str(run.folder.resolve()), "decided": _hash(run.manifest["decided"])} for run in runs]
+    merged = [merged_state(run) for run in runs]
     run, before = _open(output, runs, recipe, merged)
-    if run.manifest.get("decided") and before == merged:
+    if run.manifest.get("decided") and before == merged and is_complete(run):
         return run, Funnel.read(output / "funnel.json")
+    there = {part["folder"]: part for part in before}
+    for part in merged:
+        if there.get(part["folder"], part) != part and progress:
+            progress.say(f"{part['folder']} was scored or decided anew since it was merged; comparing all rows again")
     criterion = recipe.criteria[-1]
     assert isinstance(criterion, Redundancy)
     scores = read_scores(run, replace(recipe, criteria=(criterion,)))
@@ -62,7 +64,7 @@ def merge(
     last = len(recipe.criteria) - 1
     redundant = verdicts.dropped_by == last
     alive = ((verdicts.dropped_by < 0) | redundant) & criterion.can_judge(scores)
-    verdicts.group[redundant], verdicts.kept_instead[redundant], verdicts.distance[redundant] = -1, None, np.nan
+    verdicts.group[redundant], verdicts.kept_instead[redundant], verdicts.distance[redundant] = -1, 0, np.nan
     verdicts.dropped_by[alive] = -1
     rows = np.flatnonzero(alive)
     earlier = np.load(output / "chains.npy") if before and before == merged[: len(before)] else None
@@ -76,7 +78,7 @@ def merge(
         "recipe": recipe.to_dict(),
         "recipe_hash": recipe.hash,
         "shards": len(run.shards),
-        "runs": _hash(merged),
+        "scores": scores_hash(run),
     }
     return run, record(run, recipe, scores, verdicts, decision)
 
@@ -113,10 +115,6 @@ def _recipe(run: Run) -> Recipe:
     return recipe_from_dict(run.manifest["decided"]["recipe"], str(run.folder / "run.json"))
 
 
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _open(
     output: Path, runs: Sequence[Run], recipe: Recipe, merged: list[dict[str, str]]
 ) -> tuple[Run, list[dict[str, str]]]:
@@ -149,19 +147,19 @@ def _open(
 
 def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdicts:
     """The verdicts of the runs, one after the other."""
-    tables, first = [], len(scores.uid)
-    for run in runs:
-        table = pa.concat_tables([pq.read_table(run.verdicts_path(shard.number)) for shard in run.shards])
-        group = table["group"].to_numpy()
-        # Unique over the runs, and different from the groups that are found now, which are rows of the merged run.
-        renumbered = pa.array(np.where(group >= 0, group + first, -1))
-        tables.append(table.set_column(table.column_names.index("group"), "group", renumbered))
-        first += len(table)
-    table = pa.concat_tables(tables)
+    rows = len(scores.uid)
+    verdicts, start, first = Verdicts.none(rows), 0, rows
     positions = {criterion.name: position for position, criterion in enumerate(recipe.criteria)} | {None: -1}
-    return Verdicts(
-        dropped_by=np.array([positions[name] for name in table["dropped_by"].to_pylist()], np.int64),
-        group=table["group"].to_numpy().copy(),
-        kept_instead=table["kept_instead"].to_numpy().copy(),
-        distance=table["distance"].to_numpy().copy(),
-    )
+    for run in runs:
+        begin = start
+        for shard in run.shards:
+            table = pq.read_table(run.verdicts_path(shard.number))
+            part, start = slice(start, start + len(table)), start + len(table)
+            verdicts.dropped_by[part] = [positions[name] for name in table["dropped_by"].to_pylist()]
+            group = table["group"].to_numpy()
+            # Unique over the runs, and different from the groups that are found now, which are rows of the merged run.
+            verdicts.group[part] = np.where(group >= 0, group + first, -1)
+            verdicts.kept_instead[part] = numbers_of(table["kept_instead"])
+            verdicts.distance[part] = table["distance"].to_numpy()
+        first += start - begin
+    return verdicts

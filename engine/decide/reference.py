@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.decide.contents import scores_hash, verdicts_hash
 from danqing.engine.recipe.criteria import Exclusion, Redundancy
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
@@ -74,7 +75,7 @@ def check_references(run: Run, recipe: Recipe) -> dict[str, object]:
     """Checks the reference runs of a recipe.
 
     Returns:
-        Folder → what a decision depends on: its number of shards and the hash of the recipe it was decided with.
+        Folder → what a decision depends on: the hashes of its scores and of its verdicts, if it has any.
 
     Raises:
         DanqingError: a reference run is missing, not finished, or has features of another model.
@@ -91,5 +92,5 @@ def check_references(run: Run, recipe: Recipe) -> dict[str, object]:
                     f"{criterion.name}: the features of {other.folder} are of another model than those of "
                     f"{run.folder}; score both with the same image_embedding"
                 )
-            states[folder] = [len(other.shards), other.manifest.get("decided", {}).get("recipe_hash")]
+            states[folder] = [scores_hash(other), verdicts_hash(other) if "decided" in other.manifest else None]
     return states

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from danqing.engine.core.columns import FEATURES
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.dedup import fingerprints, groups
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
-from danqing.engine.recipe.criteria import Exclusion, Redundancy
+from danqing.engine.decide.uids import numbers_of
+from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
@@ -25,25 +28,30 @@ from danqing.engine.run.folder import Run
 
 @dataclass
 class Scores:
-    """The columns that DECIDE reads, of all shards of a run one after the other.
+    """What DECIDE reads, of all shards of a run one after the other.
 
     Attributes:
-        uid: object (rows,).
+        uid: uint64 (rows, 2), see `engine.decide.uids`.
         error: boolean (rows,), whether the row has an error.
-        gated_at: object (rows,), the stage that the row did not reach, or None.
+        gated_at: text (rows,), the stage that the row did not reach, or null.
         feature_row: int64 (rows,), row in the concatenated `features`, -1 without features.
         features: float16 (rows, dimension) arrays, memory-mapped.
-        columns: column → its values as they are stored.
+        columns: column → its values as they are stored; without those that only criteria in `judged` read.
         shard_rows: rows of each shard.
+        judged: name of a criterion that judges rows alone → its `Judgement`, if it was made when the shards were read,
+            so that its columns need not stay in memory.
+        later: the recipe's criteria after the one that judges now.
     """
 
     uid: np.ndarray
     error: np.ndarray
-    gated_at: np.ndarray
+    gated_at: pa.Array | pa.ChunkedArray
     feature_row: np.ndarray
     features: list[np.ndarray]
     columns: Mapping[str, pa.ChunkedArray]
     shard_rows: list[int]
+    judged: Mapping[str, Judgement] = field(default_factory=dict)
+    later: Sequence[Criterion] = ()
 
     def __getitem__(self, column: str) -> np.ndarray:
         """float64 (rows,): the column's numbers, NaN where there is none."""
@@ -57,6 +65,51 @@ class Scores:
         valid: np.ndarray = self.columns[column].is_valid().to_numpy()
         return valid
 
+    def judge(
+        self, criterion: Criterion, alive: np.ndarray, device: Device, progress: Progress | None = None
+    ) -> Outcome:
+        """Judges the living rows by a criterion; a row with an error fails if it lacks a score that is needed.
+
+        Args:
+            criterion: the criterion.
+            alive: boolean (rows,).
+            device: searches for near-duplicates.
+            progress: counts comparisons.
+
+        Raises:
+            DanqingError: rows without an error lack a score, since they were scored with a stricter recipe.
+        """
+        if found := self.judged.get(criterion.name):
+            self._refuse_unscored(alive & ~found.known(), criterion.name)
+            return Outcome(np.flatnonzero(alive & found.passed()))
+        judged = criterion.can_judge(self)
+        self._refuse_unscored(alive & ~judged, criterion.name)
+        return criterion.judge(self, alive & judged, device, progress)
+
+    def _refuse_unscored(self, missing: np.ndarray, criterion: str) -> None:
+        """Refuses rows that a gate of a stricter recipe dropped before the stage: they have neither score nor error."""
+        missing = np.flatnonzero(missing & ~self.error)
+        gated = self.gated_at.take(pa.array(missing)).drop_null()
+        if len(gated):
+            raise DanqingError(
+                f"{len(gated)} pairs have no score for {criterion!r}: the recipe they were scored with dropped them "
+                f"before the stage {gated[0].as_py()!r}. Score again with this recipe, or once with "
+                "--score-everything, after which any threshold can be decided."
+            )
+        if len(missing):
+            log.warning("%d pairs reached the stage of %s and got no score; it drops them", len(missing), criterion)
+
+    def survive(self, rows: np.ndarray, device: Device) -> np.ndarray:
+        """Boolean (n,): whether each of some rows, int64 (n,), passes the later criteria that judge rows alone."""
+        alive = np.zeros(len(self.error), bool)
+        alive[rows] = True
+        for criterion in self.later:
+            if criterion.judges_rows_alone and alive.any():
+                passed = self.judge(criterion, alive, device).passed
+                alive[:] = False
+                alive[passed] = True
+        return alive[rows]
+
     def features_of(self, rows: np.ndarray, device: Device) -> Features:
         """The features of some rows, int64, on the device."""
         return Features(device, self.features, self.feature_row[rows])
@@ -67,15 +120,15 @@ class Scores:
         """Groups the near-duplicates among some rows; of each group, the representative passes."""
         if criterion.column != FEATURES:
             return self._group_values(criterion, rows, device)
-        features = self.features_of(rows, device)
-        return self.group_components(criterion, rows, connect_near_rows(features, criterion, progress), progress)
+        components = connect_near_rows(self.features_of(rows, device), criterion, progress)
+        return self.group_components(criterion, rows, components, progress)
 
     def group_components(
         self, criterion: Redundancy, rows: np.ndarray, components: NearComponents, progress: Progress | None = None
     ) -> Outcome:
         """Groups rows whose components are known; of each group, the representative passes."""
-        features, centroid = components.features, criterion.keep == "centroid"
-        choose = groups.nearest_to_centroid(features) if centroid else self._choice(criterion, rows)
+        features = components.features
+        choose = self._choice(criterion, rows, features.device, features)
         found = groups.near_groups(
             features, criterion.within, choose, criterion.max_diameter, progress, components.first
         )
@@ -83,18 +136,24 @@ class Scores:
 
     def _group_values(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> Outcome:
         """Groups rows of equal values, or of hashes that differ in a few bits."""
-        column = self.columns[criterion.column].take(pa.array(rows)).combine_chunks()
+        column = self.columns[criterion.column]
         if criterion.within:
-            values = column.to_numpy()
+            values = column.take(pa.array(rows)).to_numpy()
             group = fingerprints.group_hashes(device, values, int(criterion.within))
-        else:
-            values = column.dictionary_encode().indices.to_numpy()
+        else:  # encoded before rows are taken, so that texts are not copied
+            values = column.dictionary_encode().combine_chunks().indices.fill_null(-1).to_numpy()[rows]
             group = fingerprints.group_equal(values)
-        kept = groups.representatives(group, np.arange(len(rows)), self._choice(criterion, rows))
+        kept = groups.representatives(group, np.arange(len(rows)), self._choice(criterion, rows, device))
         return self._outcome(rows, group, kept, np.bitwise_count(values ^ values[kept]).astype(float))
 
-    def _choice(self, criterion: Redundancy, rows: np.ndarray) -> groups.Choice:
-        return groups.highest(self[criterion.highest][rows]) if criterion.highest else groups.first
+    def _choice(
+        self, criterion: Redundancy, rows: np.ndarray, device: Device, features: Features | None = None
+    ) -> groups.Choice:
+        """How the criterion chooses representatives among positions in `rows`."""
+        choose = groups.highest(self[criterion.highest][rows]) if criterion.highest else groups.first
+        if features is not None and criterion.keep == "centroid":
+            choose = groups.nearest_to_centroid(features)
+        return groups.among(choose, lambda at: self.survive(rows[at], device)) if criterion.prefer else choose
 
     def _outcome(self, rows: np.ndarray, group: np.ndarray, kept: np.ndarray, distance: np.ndarray) -> Outcome:
         """The outcome for rows in groups.
@@ -131,6 +190,32 @@ class Scores:
         )
 
 
+class Judgement:
+    """Which rows a criterion could judge and which of them passed, eight rows a byte.
+
+    Args:
+        rows: their number.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._known, self._passed = (np.zeros(-(-rows // 8), np.uint8) for _ in range(2))
+
+    def enter(self, start: int, known: np.ndarray, passed: np.ndarray) -> None:
+        """Enters rows from `start` on, boolean (n,)."""
+        for bits, values in ((self._known, known), (self._passed, known & passed)):
+            shifted = np.packbits(np.concatenate([np.zeros(start % 8, bool), values]))
+            bits[start // 8 : start // 8 + len(shifted)] |= shifted
+
+    def known(self) -> np.ndarray:
+        """Boolean (rows,): the rows that have what the criterion needs."""
+        return np.unpackbits(self._known, count=self.rows).view(bool)
+
+    def passed(self) -> np.ndarray:
+        """Boolean (rows,): the rows that pass."""
+        return np.unpackbits(self._passed, count=self.rows).view(bool)
+
+
 @dataclass(frozen=True)
 class NearComponents:
     """The connected components of rows, where near pairs are connected.
@@ -165,44 +250,78 @@ def connect_near_rows(
 
 
 def read_scores(run: Run, recipe: Recipe) -> Scores:
-    """Reads the columns that the recipe's criteria name, and maps the features.
+    """Reads what the recipe's criteria need, shard by shard, and maps the features.
+
+    Criteria that judge a row by its own scores are judged here, so that their columns are in memory for one shard only.
 
     Raises:
         DanqingError: the run has no such column.
     """
-    names = dict.fromkeys(["uid", "error", "gated_at", "feature_row", *recipe.columns])
-    tables, blocks = [], []
-    offset = 0
-    for shard in run.shards:
-        path = run.scores_path(shard.number)
-        known = pq.read_schema(path).names
-        absent = [name for name in names if name not in known]
-        if absent:
-            raise DanqingError(f"{path}: the run has no column {absent[0]!r}; score again with a recipe that names it")
-        table = pq.read_table(path, columns=list(names))
-        rows = table["feature_row"].to_numpy()
-        tables.append(table.set_column(3, "feature_row", pa.array(np.where(rows >= 0, rows + offset, -1), pa.int64())))
-        block = np.load(run.features_path(shard.number), mmap_mode="r")
+    by_row = [criterion for criterion in recipe.criteria if isinstance(criterion, RowCriterion)]
+    others = {c for criterion in recipe.criteria if criterion not in by_row for c in criterion.columns} - {FEATURES}
+    paths = [run.scores_path(shard.number) for shard in run.shards]
+    sizes = [pq.read_metadata(path).num_rows for path in paths]
+    rows = sum(sizes)
+    uid, error, feature_row = np.empty((rows, 2), np.uint64), np.empty(rows, bool), np.empty(rows, np.int64)
+    judged = {criterion.name: Judgement(rows) for criterion in by_row}
+    columns: dict[str, list[pa.ChunkedArray]] = {name: [] for name in ("gated_at", *sorted(others))}
+    blocks: list[np.ndarray] = []
+    start = offset = 0
+    for shard, path, size in zip(run.shards, paths, sizes, strict=True):
+        table = _read_columns(path, ["uid", "error", "gated_at", "feature_row", *recipe.columns])
+        part = slice(start, start + size)
+        uid[part], error[part] = numbers_of(table["uid"]), table["error"].is_valid().to_numpy()
+        stored = table["feature_row"].to_numpy()
+        feature_row[part] = np.where(stored >= 0, stored + offset, -1)
+        for name, chunks in columns.items():
+            chunks.append(pc.dictionary_encode(table[name]) if name == "gated_at" else table[name])
+        values = {name: table[name] for name in recipe.columns}
+        alone = Scores(uid[part], error[part], table["gated_at"], feature_row[part], [], values, [size])
+        for criterion in by_row:
+            judged[criterion.name].enter(start, criterion.can_judge(alone), criterion.passes(alone))
+        block = map_features(run.features_path(shard.number))
         if len(block):
             blocks.append(block)
-            offset += len(block)
-    table = pa.concat_tables(tables)
-    return Scores(
-        uid=table["uid"].to_numpy(),
-        error=table["error"].is_valid().to_numpy(),
-        gated_at=table["gated_at"].to_numpy(),
-        feature_row=table["feature_row"].to_numpy(),
-        features=blocks,
-        columns={name: table[name] for name in recipe.columns},
-        shard_rows=[len(t) for t in tables],
-    )
+        start, offset = start + size, offset + len(block)
+    joined = {name: _join(chunks) for name, chunks in columns.items()}
+    gated_at = joined.pop("gated_at")
+    return Scores(uid, error, gated_at, feature_row, blocks, joined, sizes, judged)
+
+
+def _join(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    joined = pa.chunked_array(chunks, columns[0].type if columns else pa.string())
+    return joined.unify_dictionaries()
+
+
+def _read_columns(path: Path, names: list[str]) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        absent = [name for name in names if name not in file.schema_arrow.names]
+        if absent:
+            raise DanqingError(f"{path}: the run has no column {absent[0]!r}; score again with a recipe that names it")
+        return file.read(list(dict.fromkeys(names)))
+
+
+def map_features(path: Path) -> np.ndarray:
+    """Maps a shard's features, float16 (rows, dimension), read-only.
+
+    The file is closed, since a run may have more shards than a process may have open files; `numpy.load` keeps it open.
+    """
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        offset = file.tell()
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    with pa.memory_map(str(path)) as mapped:
+        return np.frombuffer(mapped.read_buffer(), dtype, offset=offset).reshape(shape)
 
 
 def read_reference(folder: Path, device: Device) -> tuple[np.ndarray, Features]:
     """Reads a run that rows are compared with.
 
     Returns:
-        The uids, object (rows,), and the features of the run's kept rows; of all rows if it has no verdicts.
+        The uids, uint64 (rows, 2), and the features of the run's kept rows; of all rows if it has no verdicts.
     """
     run = Run.open(folder)
     scores = read_scores(run, replace(run.recipe, criteria=()))

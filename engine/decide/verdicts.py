@@ -5,7 +5,9 @@ Criteria are applied in the recipe's order. Each judges the rows that are left (
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +19,15 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
+from danqing.engine.decide.contents import MERGED, is_complete, scores_hash
 from danqing.engine.decide.funnel import Funnel
+from danqing.engine.decide.models import check_models
 from danqing.engine.decide.reference import check_references
 from danqing.engine.decide.scores import Scores, read_scores
+from danqing.engine.decide.uids import texts_of
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
-
-MERGED = "merged"
-"""Key of the manifest of a run that was made by merging others; lists them."""
 
 
 @dataclass
@@ -33,9 +35,9 @@ class Verdicts:
     """What was decided about each row.
 
     Attributes:
-        dropped_by: int64 (rows,), position of the criterion, -1 for kept rows.
+        dropped_by: int16 (rows,), position of the criterion, -1 for kept rows.
         group: int64 (rows,), first row of the row's near-duplicate group, -1 without one.
-        kept_instead: object (rows,), uid of the row that was kept instead, or None.
+        kept_instead: uint64 (rows, 2), uid of the row that was kept instead, where there is a distance.
         distance: float64 (rows,), distance to that row, or NaN.
         recall: position → measured recall of a criterion whose search may miss pairs.
     """
@@ -49,7 +51,8 @@ class Verdicts:
     @classmethod
     def none(cls, rows: int) -> Verdicts:
         """Every row kept, before the first criterion."""
-        return cls(np.full(rows, -1), np.full(rows, -1), np.full(rows, None), np.full(rows, np.nan))
+        dropped_by, group = np.full(rows, -1, np.int16), np.full(rows, -1)
+        return cls(dropped_by, group, np.zeros((rows, 2), np.uint64), np.full(rows, np.nan))
 
     def enter(self, position: int, alive: np.ndarray, outcome: Outcome) -> None:
         """Enters the outcome of the criterion at a position.
@@ -68,7 +71,7 @@ class Verdicts:
         alive[:] = left
 
 
-def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None = None) -> Funnel:
+def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None = None, force: bool = False) -> Funnel:
     """Writes verdicts/NNNNN.parquet for every shard, then funnel.json; does nothing if they are up to date.
 
     Args:
@@ -76,34 +79,56 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
         recipe: the thresholds to apply; they may be stricter than those the run was scored with.
         device: searches for near-duplicates.
         progress: counts comparisons.
+        force: decide though the recipe names other models than those that scored.
 
     Returns:
         The funnel.
 
     Raises:
-        DanqingError: shards without scores, or a recipe that needs scores that were not computed.
+        DanqingError: shards without scores, a recipe that needs scores that were not computed, or other models.
     """
-    funnel_file = run.folder / "funnel.json"
     if MERGED in run.manifest:
         raise DanqingError(f"{run.folder} is a merge: decide the runs that it was made from, then merge them again")
-    if run.manifest.get("decided") == _decision(run, recipe) and funnel_file.exists():
-        return Funnel.read(funnel_file)
     missing = run.unscored()
     if missing:
         raise DanqingError(
             f"{run.folder}: {len(missing)} shards have no scores yet (first: {missing[0].name}); finish `danqing score`"
         )
+    check_models(run, recipe, force)
+    recipe = replace(recipe, models=run.recipe.models)  # those that scored
+    decision = _decision(run, recipe)
+    before = run.manifest.get("decided", {})
+    if before == before | decision and is_complete(run):
+        return Funnel.read(run.folder / "funnel.json")
+    for line in _changes(before, decision):
+        log.info("%s", line)
+        if progress:
+            progress.say(line)
     scores = read_scores(run, recipe)
     verdicts = walk(scores, recipe, device, progress)
-    funnel = record(run, recipe, scores, verdicts, _decision(run, recipe))
+    funnel = record(run, recipe, scores, verdicts, decision)
     log.info("decided with recipe %s (%s): %d of %d kept", recipe.name, recipe.hash, funnel.kept, funnel.collected)
     return funnel
 
 
-def _decision(run: Run, recipe: Recipe) -> dict[str, object]:
-    decision: dict[str, object] = {"recipe": recipe.to_dict(), "recipe_hash": recipe.hash, "shards": len(run.shards)}
+def _decision(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """What verdicts depend on: the recipe, the scores and the runs that are compared with, by their hashes."""
+    decision: dict[str, Any] = {"recipe": recipe.to_dict(), "recipe_hash": recipe.hash, "shards": len(run.shards)}
+    decision["scores"] = scores_hash(run)
     references = check_references(run, recipe)
     return decision | {"references": references} if references else decision
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names what changed on disk since an earlier decision."""
+    lines = []
+    if before and before.get("scores") != now["scores"]:
+        lines.append("the scores changed since the last decision; deciding again")
+    compared = before.get("references", {})
+    for folder, state in now.get("references", {}).items():
+        if folder in compared and compared[folder] != state:
+            lines.append(f"{folder} was scored or decided anew since the last decision; deciding again")
+    return lines
 
 
 def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | None = None) -> Verdicts:
@@ -121,28 +146,15 @@ def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | No
     Raises:
         DanqingError: rows without an error lack a score, since they were scored with a stricter recipe.
     """
-    rows = len(scores.uid)
+    rows = len(scores.error)
     verdicts, alive = Verdicts.none(rows), np.ones(rows, bool)
     for position, criterion in enumerate(recipe.criteria):
-        judged = criterion.can_judge(scores)
-        _refuse_unscored(scores, alive & ~judged, criterion.name)
-        verdicts.enter(position, alive, criterion.judge(scores, alive & judged, device, progress))
+        seen = replace(scores, later=recipe.criteria[position + 1 :])
+        verdicts.enter(position, alive, seen.judge(criterion, alive, device, progress))
     return verdicts
 
 
-def _refuse_unscored(scores: Scores, missing: np.ndarray, criterion: str) -> None:
-    """Refuses rows that have neither score nor error: a gate of a stricter recipe dropped them before the stage."""
-    gated = missing & ~scores.error
-    if gated.any():
-        stage = next(iter(scores.gated_at[gated]), None)
-        raise DanqingError(
-            f"{int(gated.sum())} pairs have no score for {criterion!r}: the recipe they were scored with dropped them "
-            f"before the stage {stage!r}. Score again with this recipe, or once with --score-everything, after which "
-            "any threshold can be decided."
-        )
-
-
-def record(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts, decision: dict[str, object]) -> Funnel:
+def record(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts, decision: dict[str, Any]) -> Funnel:
     """Writes the verdicts and the funnel, then notes the decision in the manifest."""
     for phase in ("decided", "written"):
         run.manifest.pop(phase, None)  # the run has no verdicts until the last file is written
@@ -167,7 +179,7 @@ def _write(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None
             "keep": verdicts.dropped_by[part] < 0,
             "dropped_by": names[verdicts.dropped_by[part]],
             "group": group[part],
-            "kept_instead": verdicts.kept_instead[part],
+            "kept_instead": _kept_instead(verdicts, part),
             "distance": verdicts.distance[part],
         }
         for column in VERDICTS:
@@ -175,3 +187,11 @@ def _write(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None
             table = table.append_column(column.name, pa.array(values[column.name], column.type, from_pandas=True))
         with commit(run.verdicts_path(shard.number)) as file:
             pq.write_table(table, file)
+
+
+def _kept_instead(verdicts: Verdicts, part: slice) -> list[str | None]:
+    out: list[str | None] = [None] * len(verdicts.distance[part])
+    rows = np.flatnonzero(~np.isnan(verdicts.distance[part]))
+    for row, text in zip(rows.tolist(), texts_of(verdicts.kept_instead[part][rows]), strict=True):
+        out[row] = text
+    return out

@@ -24,6 +24,9 @@ from danqing.engine.recipe.outcome import Outcome
 MAX_BITS = 8
 """Perceptual hashes of different pictures differ in 10 bits and more (`tests/engine/score/test_study.py`)."""
 
+SURVIVORS = "survivors"
+"""Value of `prefer`."""
+
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
 """Key of a recipe → attribute of `Interval`."""
 
@@ -74,8 +77,8 @@ class Interval:
     below: float | None = None
 
     def __post_init__(self) -> None:
-        if any(math.isnan(bound) for bound in self.bounds):
-            raise ValueError("a bound must be a number")
+        if not all(map(math.isfinite, self.bounds)):
+            raise ValueError("a bound must be a finite number; leave it out if there is none")
         if self.minimum is not None and self.above is not None:
             raise ValueError("give either 'min' (included) or 'above' (excluded), not both")
         if self.maximum is not None and self.below is not None:
@@ -156,6 +159,7 @@ class Criterion(ABC):
         kind: the kind in messages.
         keys: the kind's keys in a recipe, besides the labels → type of the value.
         run_folders: folders of other runs that `judge` reads.
+        judges_rows_alone: whether a row's outcome is the same whatever other rows of the run are judged.
     """
 
     name: str
@@ -165,6 +169,7 @@ class Criterion(ABC):
     marker: ClassVar[str] = ""
     kind: ClassVar[str]
     keys: ClassVar[dict[str, type]]
+    judges_rows_alone: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -223,6 +228,8 @@ class Criterion(ABC):
 
 class RowCriterion(Criterion):
     """A criterion that judges each row by itself, so that SCORE can use it as a gate."""
+
+    judges_rows_alone = True
 
     @abstractmethod
     def passes(self, columns: Any) -> Any:
@@ -296,6 +303,8 @@ class Redundancy(Criterion):
         column: what is compared.
         keep: the representative, the first one among equals: the row nearest to the group's `centroid` (features only,
             and their default), the `first` row, or the row with the highest value of a column, `highest:<column>`.
+        prefer: `survivors` chooses among the members that pass every later criterion that judges rows alone, if there
+            are any; empty: among all members.
         max_diameter: members farther than this from the representative leave the group and are grouped again.
         recall: least share of near pairs that the search must find; below 1 the search is faster, and the share that
             it found is measured.
@@ -304,12 +313,13 @@ class Redundancy(Criterion):
     within: float
     column: str = FEATURES
     keep: str = ""
+    prefer: str = ""
     max_diameter: float | None = None
     recall: float = 1.0
 
     marker = "within"
     kind = "a redundancy criterion"
-    keys = {"column": str, "within": float, "keep": str, "max_diameter": float, "recall": float}
+    keys = {"column": str, "within": float, "keep": str, "prefer": str, "max_diameter": float, "recall": float}
 
     def __post_init__(self) -> None:
         if not self.keep:
@@ -317,6 +327,8 @@ class Redundancy(Criterion):
         allowed = ("centroid", "first") if self.column == FEATURES else ("first",)
         if self.keep not in allowed and not self.highest:
             raise FieldError("keep", f"'keep' is {', '.join(allowed)} or highest:<column>, not {self.keep!r}")
+        if self.prefer not in ("", SURVIVORS):
+            raise FieldError("prefer", f"'prefer' is {SURVIVORS} or is left out, not {self.prefer!r}")
         if self.column == FEATURES:
             _check_distance("within", self.within)
             if self.max_diameter is not None:
@@ -335,7 +347,7 @@ class Redundancy(Criterion):
 
     def to_dict(self) -> dict[str, Any]:
         default = Redundancy(self.name, self.within, self.column)
-        chosen = {key: getattr(self, key) for key in ("keep", "max_diameter", "recall")}
+        chosen = {key: getattr(self, key) for key in ("keep", "prefer", "max_diameter", "recall")}
         column = {} if self.column == FEATURES else {"column": self.column}
         return (
             column
@@ -361,7 +373,8 @@ class Redundancy(Criterion):
         diameter = f", ≤ {self.max_diameter:g} from it" if self.max_diameter is not None else ""
         kept = "" if self.keep in ("centroid", "first") else f", {self.keep.replace(':', ' ')} is kept"
         recall = "" if self.recall == 1 else f", recall ≥ {self.recall:g}"
-        return f"one of each group, {near}{diameter}{kept}{recall}"
+        preferred = ", survivors preferred" if self.prefer else ""
+        return f"one of each group, {near}{diameter}{kept}{preferred}{recall}"
 
     def check(self, columns: Mapping[str, Column]) -> None:
         column = _stored_column(self.column, columns, "column")
@@ -393,6 +406,7 @@ class Exclusion(Criterion):
 
     marker = "not_near"
     kind = "a distance to another run"
+    judges_rows_alone = True
     keys = {"within": float, "not_near": str}
 
     def __post_init__(self) -> None:

@@ -26,6 +26,10 @@ def _none() -> np.ndarray:
     return np.empty(0, np.int64)
 
 
+def _no_uids() -> np.ndarray:
+    return np.empty((0, 2), np.uint64)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The decision of one criterion on the rows it judged. Rows are int64 positions in the run.
@@ -35,7 +39,7 @@ class Outcome:
         members: rows that belong to a near-duplicate group of two or more.
         group: of each member, the first row of its group.
         duplicates: rows that are dropped in favour of another one.
-        kept_instead: of each duplicate, the uid of that row, object.
+        kept_instead: of each duplicate, the uid of that row, uint64 (n, 2): its upper and lower half.
         distance: of each duplicate, the distance to that row, float64.
         recall: of a near-duplicate search that may miss pairs.
     """
@@ -44,6 +48,6 @@ class Outcome:
     members: np.ndarray = field(default_factory=_none)
     group: np.ndarray = field(default_factory=_none)
     duplicates: np.ndarray = field(default_factory=_none)
-    kept_instead: np.ndarray = field(default_factory=_none)
+    kept_instead: np.ndarray = field(default_factory=_no_uids)
     distance: np.ndarray = field(default_factory=_none)
     recall: Recall | None = None

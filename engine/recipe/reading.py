@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -19,6 +20,28 @@ from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Redunda
 
 DEFAULT_RECIPE = "embedded"
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
+MAX_BYTES = 1 << 16
+"""Size of a recipe; PyYAML reads about 200 kB a second. The built-in ones have 6 kB."""
+MAX_DEPTH = 8
+"""Nested mappings and lists of a recipe; a valid one has three."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes trees of limited depth, without aliases: a few lines of them can stand for billions of values."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        place: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="a recipe takes no aliases (*name)", problem_mark=place)
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=place)
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 @dataclass(frozen=True)
@@ -124,8 +147,13 @@ def load_recipe(
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
+        where = str(path)
         try:
-            text, where = path.read_text(encoding="utf-8"), str(path)
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise DanqingError(f"{path}: a recipe has at most {MAX_BYTES:,} bytes; this is another file")
+            text = content.decode()
         except OSError as problem:
             raise DanqingError(f"{path}: cannot read the recipe: {problem.strerror}") from None
         except UnicodeDecodeError as problem:
@@ -172,9 +200,12 @@ def recipe_from_dict(
 
 def _compose(text: str, where: str) -> yaml.Node:
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as problem:
-        raise DanqingError(f"{where}: not valid YAML: {problem}") from None
+        mark = getattr(problem, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(problem, "problem", None) or str(problem).splitlines()[0]
+        raise DanqingError(f"{where}{line}: not valid YAML: {reason}") from None
     if not isinstance(tree, yaml.MappingNode):
         raise DanqingError(f"{where}: a recipe is a mapping with the keys {', '.join(TOP_KEYS)}")
     return tree
@@ -189,7 +220,7 @@ def _apply(tree: yaml.Node, setting: str) -> None:
     if parts[0] not in TOP_KEYS:
         parts.insert(0, "criteria")
     try:
-        leaf = yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
+        leaf = yaml.compose(value, Loader=_Loader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
     except yaml.YAMLError:
         raise DanqingError(f"--set {setting}: {value!r} is not a YAML value") from None
     leaf.start_mark = yaml.Mark(f"--set {setting}", 0, -1, 0, None, 0)
@@ -225,6 +256,8 @@ def _mapping(node: yaml.Node, where: str, what: str) -> dict[str, tuple[yaml.Nod
         raise DanqingError(f"{_place(node, where)}: {what} must be a mapping of key: value")
     seen: dict[str, tuple[yaml.Node, yaml.Node]] = {}
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise DanqingError(f"{_place(key, where)}: a key of {what} is a name, not a list or a mapping")
         if key.value in seen:
             raise DanqingError(f"{_place(key, where)}: {key.value!r} is here twice")
         seen[key.value] = (key, value)
@@ -232,14 +265,20 @@ def _mapping(node: yaml.Node, where: str, what: str) -> dict[str, tuple[yaml.Nod
 
 
 def _scalar(node: yaml.Node, where: str, name: str, kind: type) -> Any:
-    value = yaml.SafeLoader("").construct_object(node, deep=True)
+    value: Any = None
+    if isinstance(node, yaml.ScalarNode):
+        # A date that does not exist, a number of thousands of digits or an unknown tag stays text.
+        value = node.value
+        with contextlib.suppress(ValueError, yaml.YAMLError):
+            value = yaml.SafeLoader("").construct_object(node)
     if kind is float:
-        with contextlib.suppress(TypeError, ValueError):  # YAML 1.1 reads 6e-4 as text
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # YAML 1.1 reads 6e-4 as text
             value = value if isinstance(value, bool) else float(value)
     right = isinstance(value, kind) and not isinstance(value, bool)
     if not right:
         wanted = "a number" if kind is float else "text"
-        raise DanqingError(f"{_place(node, where)}: {name} must be {wanted}, not {value!r}")
+        found = reprlib.repr(value) if isinstance(node, yaml.ScalarNode) else "a list or a mapping"
+        raise DanqingError(f"{_place(node, where)}: {name} must be {wanted}, not {found}")
     return kind(value)
 
 

@@ -89,6 +89,7 @@ class Difference:
         cosines: sum of the cosines of `compared` pairs of vectors.
         flips: key, and the criterion that drops the row in each run (None: kept), of rows whose verdicts differ.
         regrouped: rows that are in another group of near-duplicates.
+        models: roles whose models differ, one line each.
     """
 
     tolerance: Tolerance
@@ -99,6 +100,7 @@ class Difference:
     compared: int = 0
     flips: list[tuple[str, str | None, str | None]] = field(default_factory=list)
     regrouped: int = 0
+    models: list[str] = field(default_factory=list)
 
     @property
     def objections(self) -> list[str]:
@@ -136,6 +138,7 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
     names = [[shard.name for shard in run.shards] for run in (ours, theirs)]
     if names[0] != names[1]:
         raise DanqingError(f"{ours.folder} and {theirs.folder} have different shards: {_first_difference(*names)}")
+    found.models = _different_models(ours.manifest["models"], theirs.manifest["models"])
     by_networks = _network_columns((ours, theirs))
     for shard in ours.shards:
         _compare_shard(found, ours, theirs, shard, by_networks)
@@ -176,6 +179,14 @@ def _compare_features(
     found.cosine = min(found.cosine, float(cosines.min()))
     found.cosines += float(cosines.sum())
     found.compared += len(cosines)
+
+
+def _different_models(ours: Mapping[str, Mapping[str, str]], theirs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    def shown(models: Mapping[str, Mapping[str, str]], role: str) -> str:
+        return f"{models[role]['name']} (card {models[role]['card'][:8]})" if role in models else "none"
+
+    roles = [role for role in dict.fromkeys([*ours, *theirs]) if ours.get(role) != theirs.get(role)]
+    return [f"models.{role}: {shown(ours, role)} there, {shown(theirs, role)} here" for role in roles]
 
 
 def _first_difference(ours: list[str], theirs: list[str]) -> str:

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from danqing.engine.core.columns import READ_ERROR
+from danqing.engine.core.columns import FEATURES, READ_ERROR
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import recipe_from_dict
@@ -67,8 +67,12 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
             passed = value is not None and bool(criterion.interval.holds(value))
         else:
             shown, rule, passed = "", criterion.rule, not dropped
-            if isinstance(criterion, Redundancy) and "group" in record and not gone:
-                shown = f"group {record['group']}" if record["group"] >= 0 else "no group"
+            if isinstance(criterion, Redundancy) and not gone:
+                known = (
+                    record["feature_row"] >= 0 if criterion.column == FEATURES else record[criterion.column] is not None
+                )
+                none = "no group" if known else "not compared"
+                shown = f"group {record['group']}" if record.get("group", -1) >= 0 else none
         verdict = "[red]dropped here[/]" if dropped else "" if gone else "passes" if passed else "?"
         gone = gone or dropped
         table.add_row(escape(criterion.name), escape(shown), escape(rule), verdict)

@@ -129,6 +129,11 @@ class ProgressBar:
         """Adds rows to those that are done."""
         self._bar.advance(self._task, rows)
 
+    def say(self, line: str) -> None:
+        """Prints a line, unless quiet."""
+        if not self._quiet:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def __enter__(self) -> ProgressBar:
         self._open.enter_context(event.install_listener("numba:compile", _CompileListener(self._remark)))
         self._bar.start()
@@ -265,6 +270,8 @@ def print_difference(found: Difference) -> None:
         name = c.name if c.judged else f"{c.name} (a model's)"
         table.add_row(escape(name), f"{c.rows:,}", f"{c.one_sided:,}", f"{c.unequal:,}", largest, escape(c.worst))
     console.print(table)
+    for line in found.models:
+        console.print(line, markup=False)
     if found.compared:
         mean = found.cosines / found.compared
         console.print(f"features: {found.compared:,} pairs, mean cosine {mean:.6f}, minimum {found.cosine:.6f}")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import COLUMNS, FEATURES, arrow_types
@@ -24,6 +25,8 @@ from danqing.engine.stages import stored_columns
 
 ENGINES = b"danqing.engines"
 """In the metadata of a shard's scores: what scored it, role → SHA-256."""
+FEATURES_HASH = b"danqing.features"
+"""In the metadata of a shard's scores: the XXH3 of its features, so that the scores' own hash stands for both files."""
 READ_COLUMNS = ("row", "key", "uid", "url", "caption", "image_bytes")
 """Columns that are stored as they were read, before the scores; `shard` is stored by name, in front of them."""
 OUTCOME_COLUMNS = ("gated_at", "error")
@@ -121,7 +124,9 @@ class Ledger:
     def _commit(self, entry: _OpenShard) -> None:
         kept = sorted(entry.features)
         features = np.stack([entry.features[row] for row in kept]) if kept else np.empty((0, 0), np.float16)
-        table = self._assemble(entry, kept).replace_schema_metadata({ENGINES: json.dumps(self.running)})
+        table = self._assemble(entry, kept).replace_schema_metadata(
+            {ENGINES: json.dumps(self.running), FEATURES_HASH: xxhash.xxh3_128_hexdigest(features.data)}
+        )
         with commit(self.run.features_path(entry.shard.number)) as file:
             np.save(file, features)
         with commit(self.run.scores_path(entry.shard.number)) as file:

@@ -239,7 +239,7 @@ class Judged:
         rows = len(self.part)
         unset, error = np.full(rows, -1), self.columns["error"] != np.array(None)
         columns = {name: pa.chunked_array([pa.array(self.columns[name], from_pandas=True)]) for name in recipe.columns}
-        scores = Scores(unset, error, np.full(rows, None), unset, [], columns, [rows])
+        scores = Scores(unset, error, pa.nulls(rows, pa.string()), unset, [], columns, [rows])
         return walk(scores, recipe, self.device).dropped_by
 
     def kept(self, keep: np.ndarray) -> pa.Table:

@@ -21,6 +21,7 @@ from danqing.kernels.text import captions as kernels
 from danqing.kernels.text.captions import MEASURES
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.package_files import package_file
+from danqing.trt_models.run.classifier import TextClassifier
 
 SURELY_HAN = 0.5
 """A text without kana and hangul is Chinese, without asking fastText, if at least this share of its letters is Han."""
@@ -53,14 +54,15 @@ class Caption(CaptionStage):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.unsafe = context.models.text_classifier(self.role, context.device)
+        self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
         captions = Strings.of(batch["caption"]).on(self.context.device)
         measures = measure_captions(self.context, captions)
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
-        batch["unsafe_text"] = self.unsafe(captions)
+        if self.unsafe:
+            batch["unsafe_text"] = self.unsafe(captions)
 
 
 class Refine(CaptionStage):
@@ -81,7 +83,7 @@ class Refine(CaptionStage):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.unsafe = context.models.text_classifier(self.role, context.device)
+        self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
         texts = clean(self.context, batch["caption"])
@@ -96,7 +98,20 @@ class Refine(CaptionStage):
         batch["language"], batch["chinese_confidence"] = languages(texts, columns)
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]
-        batch["unsafe_caption"] = self.unsafe(Strings.of(texts).on(self.context.device))
+        if self.unsafe:
+            batch["unsafe_caption"] = self.unsafe(Strings.of(texts).on(self.context.device))
+
+
+def open_classifier(context: Context, stage: Stage) -> TextClassifier | None:
+    """Opens a stage's text classifier; None if the recipe names none and needs none of its columns.
+
+    Raises:
+        DanqingError: the recipe needs a column of the classifier and names no model, or the model does not open.
+    """
+    needed = context.wanted.intersection(stage.model_columns or ())
+    if stage.role is None or (stage.role not in context.models.names and not needed):
+        return None
+    return context.models.text_classifier(stage.role, context.device)
 
 
 def measure_captions(context: Context, captions: Strings) -> np.ndarray:

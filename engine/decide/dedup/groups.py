@@ -134,6 +134,26 @@ def representatives(group: np.ndarray, rows: np.ndarray, choose: Choice) -> np.n
     return out
 
 
+def among(choose: Choice, survive: Callable[[np.ndarray], np.ndarray]) -> Choice:
+    """Chooses among the members that survive; among all members of a group in which none does.
+
+    Args:
+        choose: chooses among them.
+        survive: rows, int64 (n,) → boolean (n,). It is asked about rows of groups of two or more.
+    """
+
+    def chosen(members: np.ndarray, begins: np.ndarray) -> np.ndarray:
+        sizes = np.diff(begins, append=len(members))
+        several = np.repeat(sizes > 1, sizes)
+        candidate = np.ones(len(members), bool)
+        candidate[several] = survive(members[several])
+        candidate |= ~np.repeat(np.logical_or.reduceat(candidate, begins), sizes)
+        counts = np.add.reduceat(candidate, begins, dtype=np.int64)
+        return choose(members[candidate], np.cumsum(counts) - counts)
+
+    return chosen
+
+
 def first(members: np.ndarray, begins: np.ndarray) -> np.ndarray:
     """Chooses the first row of each group (a `Choice`)."""
     return members[begins]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from danqing.engine.core.device import Device, open_device
@@ -153,8 +154,8 @@ def test_the_funnel_has_the_measured_recall(device: Device, vectors: np.ndarray,
     recipe = load_recipe(path)
     assert recipe.criteria == (Redundancy("near", 0.1, recall=0.99),)
     rows = np.arange(ROWS)
-    text = rows.astype(str).astype(object)
-    scores = Scores(text, np.zeros(ROWS, bool), np.full(ROWS, None), rows, [vectors], {}, [ROWS])
+    uid = np.stack([rows, rows], 1).astype(np.uint64)
+    scores = Scores(uid, np.zeros(ROWS, bool), pa.nulls(ROWS, pa.string()), rows, [vectors], {}, [ROWS])
     verdicts = walk(scores, recipe, device)
     funnel = Funnel.count(recipe, verdicts.dropped_by, verdicts.recall)
     measured = funnel.lines[0].recall

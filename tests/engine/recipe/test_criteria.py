@@ -103,5 +103,5 @@ def test_a_new_kind_is_one_class_and_one_entry(device: Device, tmp_path: Path, m
         load_recipe(path, ["longest.max=3"])
     words = pa.chunked_array([pa.array([7, 9, 61, 8, None], pa.int32())])
     error, missing = np.array([False, False, False, False, True]), np.full(5, -1)
-    scores = Scores(missing, error, np.full(5, None), missing, [], {"words": words}, [5])
+    scores = Scores(missing, error, pa.nulls(5, pa.string()), missing, [], {"words": words}, [5])
     assert walk(scores, recipe, device).dropped_by.tolist() == [1, -1, 0, -1, 0]

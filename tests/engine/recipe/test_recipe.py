@@ -42,6 +42,11 @@ def test_the_embedded_recipe_is_the_same_list() -> None:
     assert [c.name for c in embedded.criteria] == [c.name for c in paper.criteria]
     assert [c.step for c in embedded.criteria] == [c.step for c in paper.criteria]
     assert set(builtin_names()) == {"danqing", "embedded"}
+    assert {c.prefer for c in embedded.near_duplicates} == {"survivors"} and {
+        c.prefer for c in paper.near_duplicates
+    } == {""}
+    rules = {c.name: c.rule for c in embedded.criteria if c in embedded.near_duplicates}
+    assert set(rules.values()) == {"one of each group, cosine distance < 0.1, survivors preferred"}
 
 
 def test_settings_override() -> None:
@@ -114,6 +119,47 @@ def test_wrong_files_are_refused_with_the_line(tmp_path: Path, text: str, messag
         load_recipe(path, columns=known_columns())
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB + "recipe: *a59\n", "mine.yaml:2: not valid YAML: a recipe takes no aliases (*name)"),
+        ("recipe: x\ncriteria: &c\n  words: {min: 5}\nalso: *c\n", "mine.yaml:4: not valid YAML: a recipe takes no"),
+        ("recipe: x\nalso: " + "[" * 30_000, "mine.yaml:2: not valid YAML: nested deeper than 8 levels"),
+        ("recipe: x\n" + "# x\n" * 20_000, "mine.yaml: a recipe has at most 65,536 bytes; this is another file"),
+        ("recipe: x\ncriteria:\n  words: {min: 1e400}\n", "mine.yaml:3: words: a bound must be a finite number"),
+        ("recipe: x\ncriteria:\n  words: {max: .inf}\n", "mine.yaml:3: words: a bound must be a finite number"),
+        ("recipe: x\ncriteria:\n  words: {above: -.INF}\n", "mine.yaml:3: words: a bound must be a finite number"),
+        ("recipe: x\ncriteria:\n  words: {min: .nan}\n", "mine.yaml:3: words: a bound must be a finite number"),
+        ("recipe: x\ncriteria:\n  r: {within: .nan}\n", "mine.yaml:3: r: 'within' is a cosine distance"),
+        (
+            f"recipe: x\ncriteria:\n  words: {{min: 1{'0' * 400}}}\n",
+            "mine.yaml:3: words.min must be a number, not 1000",
+        ),
+        (f"recipe: x\ncriteria:\n  words: {{min: {'9' * 5000}}}\n", "mine.yaml:3: words: a bound must be a finite"),
+        ("recipe: x\ncriteria:\n  words: {min: 2024-99-99}\n", "mine.yaml:3: words.min must be a number, not '2024-"),
+        ("recipe: !!python/name:os.system x\ncriteria: {}\n", "mine.yaml:2: a recipe needs at least one criterion"),
+        ("recipe: [x]\ncriteria:\n  words: {min: 5}\n", "mine.yaml:1: recipe must be text, not a list or a mapping"),
+        ("recipe: x\n[a]: 1\n", "mine.yaml:2: a key of a recipe is a name, not a list or a mapping"),
+        ("recipe: x\ncriteria:\n  r: {within: 0.1, prefer: all}\n", "mine.yaml:3: r: 'prefer' is survivors or is left"),
+    ],
+)
+def test_recipes_that_are_meant_to_harm_are_refused_at_once(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(DanqingError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", ["*a", "[" * 500, "{" * 500])
+def test_settings_that_are_meant_to_harm_are_refused(value: str) -> None:
+    with pytest.raises(DanqingError, match="is not a YAML value"):
+        load_recipe("embedded", [f"also={value}"])
 
 
 @pytest.mark.parametrize(

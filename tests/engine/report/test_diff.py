@@ -76,7 +76,12 @@ def test_numbers_may_differ_within_the_tolerance_but_not_texts(runs: tuple[Run, 
 
 def test_scores_of_a_network_may_differ_but_not_those_of_a_word_list(runs: tuple[Run, Run]) -> None:
     assert diff(*runs).columns["unsafe_text"].judged
-    runs[1].manifest["models"]["text_safety"]["onnx"] = "0" * 64
+    assert diff(*runs).models == []
+    model = runs[1].manifest["models"]["text_safety"]
+    card, model["name"], model["card"], model["onnx"] = model["card"][:8], "other", "1" * 64, "0" * 64
+    assert diff(*runs).models == [
+        f"models.text_safety: jionlp-pornography (card {card}) there, other (card 11111111) here"
+    ]
     judged = {column.name for column in diff(*runs).columns.values() if column.judged}
     assert "unsafe_text" not in judged and {"words", "unsafe_caption"} <= judged
 

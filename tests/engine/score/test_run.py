@@ -259,3 +259,13 @@ def test_bytes_do_not_depend_on_threads_or_batches(
     two, one = tree(tmp_path / "two"), tree(tmp_path / "one")
     assert two.keys() == one.keys() and len(np.load(tmp_path / "two/features/00000.npy")) == 20
     assert [name for name in two if two[name] != one[name]] == []
+
+
+def test_a_recipe_names_only_the_models_whose_columns_it_reads(crawl: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    path.write_text("recipe: words\ncriteria:\n  words: {min: 5}\n  nouns: {min: 1}\n")
+    run, funnel, _ = curate(crawl, tmp_path / "out", load_recipe(path), Settings())
+    assert funnel.kept == 16 and {row["unsafe_text"] for row in rows_of(run).values()} == {None}
+    path.write_text("recipe: words\ncriteria:\n  words: {min: 5}\n  unsafe_caption: {max: 0}\n")
+    with pytest.raises(DanqingError, match=r"need a model for caption_safety: add models\.caption_safety"):
+        score_inputs(crawl, tmp_path / "other", load_recipe(path), Settings())
