@@ -107,19 +107,19 @@ def choose_columns(files: Sequence[Shard], columns: Columns) -> Columns:
     """Replaces empty names by the first of `URL_COLUMNS` and `CAPTION_COLUMNS` that the first table has."""
     if not files or (columns.url and columns.caption):
         return columns
-    there = _column_names(files[0])
+    there = _column_names(files[0], columns)
 
     def choose(names: Sequence[str]) -> str:
         return next((name for wanted in names for name in there if name.lower() == wanted), names[0])
 
-    return Columns(columns.url or choose(URL_COLUMNS), columns.caption or choose(CAPTION_COLUMNS))
+    url, caption = columns.url or choose(URL_COLUMNS), columns.caption or choose(CAPTION_COLUMNS)
+    return replace(columns, url=url, caption=caption)
 
 
-def _column_names(file: Shard) -> list[str]:
+def _column_names(file: Shard, columns: Columns) -> list[str]:
     if file.path.suffix != ".parquet":
-        return list(
-            dict.fromkeys(name for row, _ in itertools.islice(records(file.path), CHECKED_ROWS) for name in row)
-        )
+        first = next(_text(file, columns, CHECKED_ROWS), None)
+        return first.table.column_names if first else []
     try:
         return list(pq.read_schema(file.path).names)
     except (pa.ArrowException, OSError) as problem:
