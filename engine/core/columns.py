@@ -102,7 +102,7 @@ COMPUTED = (
     Column("unsafe_text", pa.float32(), "the text classifier's score of the caption as read", COUNT),
     Column(
         "caption_measures", None, "all measures of the caption as read",
-        array="float32 (rows, 12), see danqing.kernels.text.captions.MEASURES",
+        array="float32 (rows, 13), see danqing.kernels.text.captions.MEASURES",
     ),
     Column("text_clean", pa.string(), "the caption in Simplified Chinese, without emoji and special characters"),
     Column("language", pa.string(), "ISO 639 code of the clean caption's language"),
