@@ -9,7 +9,6 @@ import pytest
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.stages.base import Context
-from danqing.engine.stages.source import BlockedSource, read_blocklist
 from danqing.engine.stages.text import Caption, Refine, clean
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.model_set import ModelSet
@@ -99,28 +98,3 @@ def test_hostile_captions_do_not_disturb_other_rows(device: Device) -> None:
 )
 def test_chinese_is_identified(device: Device, caption: str, chinese: bool) -> None:
     assert (refined(device, caption)["chinese_confidence"][0] >= 0.5) == chinese
-
-
-def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "blocked.txt"
-    path.write_text("# bad sites\nBad.example\n*.spam.example  # all of it\n\n")
-    blocked = read_blocklist(path)
-    assert blocked == {"bad.example", "spam.example"}
-    urls = [
-        "https://bad.example/a",
-        "http://x.y.BAD.example./",
-        "https://notbad.example",
-        None,
-        "http://[broken",
-        "//spam.example",
-    ]
-    batch = Batch({"row": np.arange(len(urls)), "url": urls})
-    BlockedSource(Context(device, MODELS, frozenset(), blocked))(batch)
-    assert batch["blocked_source"].tolist() == [1, 1, 0, 0, 0, 1]
-
-
-def test_an_error_in_a_blocklist_names_the_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "blocked.txt"
-    path.write_text("good.example\nhttps://bad.example/page\n")
-    with pytest.raises(Exception, match=r"blocked\.txt:2: .*is not a domain"):
-        read_blocklist(path)
