@@ -144,7 +144,9 @@ class ModelSet:
     def terms(self, role: str) -> dict[str, float]:
         """Returns the terms of a word-list classifier: term → weight."""
         card = self.card(role)
-        return read_terms((entry, package_file(entry.package, entry.file, card.folder or Path(str(CARDS)))) for entry in card.lexicon)
+        return read_terms(
+            (entry, package_file(entry.package, entry.file, card.folder or Path(str(CARDS)))) for entry in card.lexicon
+        )
 
     def hashes(self) -> dict[str, dict[str, str]]:
         """Returns what the scores depend on: role → `name` and `card` (hash) of the card, and `onnx` (SHA-256) of a

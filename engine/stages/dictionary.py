@@ -103,7 +103,8 @@ def unified_forms() -> np.ndarray:
 def _layout() -> bytes:
     """Returns the sources that define the bits of the tables; their hash names the tables of this version."""
     return b"".join(
-        Path(str(module.__file__)).read_bytes() for module in (sys.modules[__name__], ideographs, segmentation, text, trie)
+        Path(str(module.__file__)).read_bytes()
+        for module in (sys.modules[__name__], ideographs, segmentation, text, trie)
     )
 
 

@@ -1,7 +1,7 @@
 """Hosts of URLs in one spelling, by the rules of browsers (https://url.spec.whatwg.org/).
 
-`http:\\\\BAD.example\\a`, `http://u:p@bad.example.:80/`, `http://ba<tab>d.example` and `http://bad。example` name one host,
-as do `bücher.example` and `xn--bcher-kva.example`, or `127.1` and `0x7f000001`.
+`http:\\\\BAD.example\\a`, `http://u:p@bad.example.:80/`, `http://ba<tab>d.example` and `http://bad。example` name one
+host, as do `bücher.example` and `xn--bcher-kva.example`, or `127.1` and `0x7f000001`.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def languages(
     """Identifies the language of texts.
 
     A caption is judged by its East Asian part, if that has at least one Han character per two words of other scripts:
-    names of brands and models do not make a caption English (`iPhone 15 Pro Max 手机壳 苹果`), and one Chinese name does
-    not make an English sentence Chinese. The script decides what it can, since fastText's lid.176 is unreliable on
+    names of brands and models do not make a caption English (`iPhone 15 Pro Max 手机壳 苹果`), and one Chinese name
+    does not make an English sentence Chinese. The script decides what it can, since fastText's lid.176 is unreliable on
     short texts:
 
     - No Han character: not Chinese (confidence 0).
@@ -52,7 +52,7 @@ def languages(
     names = ["zh"] * len(texts)
     for row in np.flatnonzero(~clear).tolist():
         text, limit = texts[row], 1 - 2 * foreign[row]
-        if 0 < han[row] and _is_east_asian(text, han[row] >= SURELY_HAN):
+        if han[row] > 0 and _is_east_asian(text, han[row] >= SURELY_HAN):
             if not foreign[row]:
                 confidence[row] = 1
                 continue

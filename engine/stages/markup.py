@@ -13,8 +13,8 @@ _BLOCK = (
 )
 # A tag has the name of an element of HTML and attributes with values, so that `a < b`, `3<5`, `<公园>` and `<Windows>`
 # stay. The quantifiers are possessive: the time is linear in the length.
-_ATTRIBUTES = r"""(?:\s+[\w:-]+\s*+=\s*+(?:"[^"<>]*+"|'[^'<>]*+'|[^\s"'<>]++))*+\s*+/?>"""
-_HIDDEN = re.compile(rf"<(script|style)\b(?=[\s>])[^<>]*+>[^<]*+</\1\s*>|<!--[^>]*+-->", re.IGNORECASE)
+_ATTRIBUTES = r"""(?:\s+[\w:-]+\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>]++))*+\s*+/?>"""
+_HIDDEN = re.compile(r"<(script|style)\b(?=[\s>])[^<>]*+>[^<]*+</\1\s*>|<!--[^<>]*+>", re.IGNORECASE)
 _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK}){_ATTRIBUTES}", re.IGNORECASE)
 _INLINE_TAG = re.compile(rf"</?(?:{_INLINE}){_ATTRIBUTES}", re.IGNORECASE)
 

@@ -22,6 +22,7 @@ from danqing.kernels.text import captions as kernels
 from danqing.kernels.text.captions import MEASURES
 from danqing.kernels.text.strings import Strings
 
+
 class CaptionStage(Stage):
     """Packs batches by text length, since the kernels use about thirty bytes of working memory per byte of text."""
 

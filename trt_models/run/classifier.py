@@ -110,7 +110,9 @@ def read_patterns(path: Path) -> dict[str, float]:
         try:
             found = dict.fromkeys(expand(pattern.strip().lower()), float(weight))
         except ValueError as problem:
-            raise DanqingError(f"{path}:{number}: {problem}; write a weight and a pattern, as 1 代开(发票|收据)") from None
+            raise DanqingError(
+                f"{path}:{number}: {problem}; write a weight and a pattern, as 1 代开(发票|收据)"
+            ) from None
         weights.update((term, max(value, weights.get(term, 0.0))) for term, value in found.items())
     return weights
 
@@ -149,7 +151,7 @@ def _alternatives(pattern: str, at: int) -> tuple[list[str], int]:
 
 
 def _choices(pattern: str, at: int) -> tuple[list[str], int]:
-    """Lists the strings of the character, brackets or parentheses at pattern[at]; returns them and the position after."""
+    """Lists the strings of the part at pattern[at]: a character, brackets, parentheses; returns them and its end."""
     if pattern[at] == "(":
         strings, end = _alternatives(pattern, at + 1)
     elif pattern[at] == "[":

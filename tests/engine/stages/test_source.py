@@ -23,7 +23,9 @@ def listed(folder: Path, content: str) -> frozenset[str]:
 
 
 def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path: Path) -> None:
-    blocked = listed(tmp_path, "# bad sites\nBad.example\n*.spam.example  # all of it\n\n例子.中国\nxn--bcher-kva.example")
+    blocked = listed(
+        tmp_path, "# bad sites\nBad.example\n*.spam.example  # all of it\n\n例子.中国\nxn--bcher-kva.example"
+    )
     assert blocked == {"bad.example", "spam.example", "xn--fsqu00a.xn--fiqs8s", "xn--bcher-kva.example"}
     expected = {
         "https://bad.example/a": 1,
