@@ -34,7 +34,7 @@ JAPANESE = frozenset(
 
 Simplified characters of Japanese (shinjitai, OpenCC's dictionary JPShinjitaiCharacters) that neither GB 2312 nor Big5
 encodes and that OpenCC does not know as Traditional ones, and of Japan's own characters 働, 込 and 枠. Left out are
-those that Chinese texts use as variants (荘, 呪, 粧, 皐, 艶 …), and Japan's own ones that are common in names (辻, 畑 …).
+those that Chinese texts use as variants (荘, 呪, 粧, 皐, 艶 …), and Japan's own ones that names have (辻, 畑 …).
 13 of 148,578 lines of Chinese manuals and books have one of these, in quoted poems mostly.
 """
 
