@@ -108,12 +108,13 @@ def read_patterns(path: Path) -> dict[str, float]:
             continue
         weight, _, pattern = line.strip().partition(" ")
         try:
-            found = dict.fromkeys(expand(pattern.strip().lower()), float(weight))
+            value = float(weight)
+            if not 1 / UNITS_PER_WEIGHT <= value <= UNITS_PER_WEIGHT:
+                raise ValueError(f"the weight {weight} is not in {1 / UNITS_PER_WEIGHT} to {UNITS_PER_WEIGHT}")
+            for term in expand(pattern.strip().lower()):
+                weights[term] = max(value, weights.get(term, 0.0))
         except ValueError as problem:
-            raise DanqingError(
-                f"{path}:{number}: {problem}; write a weight and a pattern, as 1 代开(发票|收据)"
-            ) from None
-        weights.update((term, max(value, weights.get(term, 0.0))) for term, value in found.items())
+            raise DanqingError(f"{path}:{number}: {problem}; write a weight and a pattern, as 1 代开(发票|收据)") from None
     return weights
 
 
