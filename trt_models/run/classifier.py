@@ -114,7 +114,7 @@ def read_patterns(path: Path) -> dict[str, float]:
             for term in expand(pattern.strip().lower()):
                 weights[term] = max(value, weights.get(term, 0.0))
         except ValueError as problem:
-            raise DanqingError(f"{path}:{number}: {problem}; write a weight and a pattern, as 1 代开(发票|收据)") from None
+            raise DanqingError(f"{path}:{number}: {problem}; write a weight and a pattern, as 1 代开(票|据)") from None
     return weights
 
 
