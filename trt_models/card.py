@@ -73,18 +73,18 @@ class TokenInput:
 
 @dataclass(frozen=True)
 class TermList:
-    """A file of terms, one per line.
+    """A file of terms, one per line, or of patterns with their weights (`run.classifier.read_patterns`).
 
     Attributes:
         file: the file, in `package`, or beside the card if that is None. A .zip holds one such file.
-        full: terms of at least so many Han characters have weight 1.
+        full: terms of at least so many Han characters have weight 1; None for a file of patterns.
         half: other terms of at least so many Han characters have weight 0.5; None for no such terms.
         package: name of an installed distribution.
         without: terms to leave out.
     """
 
     file: str
-    full: int
+    full: int | None = None
     half: int | None = None
     package: str | None = None
     without: tuple[str, ...] = ()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danqing.engine.core.errors import DanqingError
 from danqing.kernels.text.lexicon import Patterns
-from danqing.trt_models.card import Card, ImageInput, load_card
+from danqing.trt_models.card import CARDS, Card, ImageInput, load_card
 from danqing.trt_models.package_files import package_file
 from danqing.trt_models.run.classifier import Lexicon, TextClassifier, TextNetwork, read_terms
 from danqing.trt_models.run.tokenizer import AnyTokenizer, open_tokenizer
@@ -144,7 +145,9 @@ class ModelSet:
     def terms(self, role: str) -> dict[str, float]:
         """Returns the terms of a word-list classifier: term → weight."""
         card = self.card(role)
-        return read_terms((entry, package_file(entry.package, entry.file, card.folder)) for entry in card.lexicon)
+        return read_terms(
+            (entry, package_file(entry.package, entry.file, card.folder or Path(str(CARDS)))) for entry in card.lexicon
+        )
 
     def hashes(self) -> dict[str, dict[str, str]]:
         """Returns what the scores depend on: role → `name` and `card` (hash) of the card, `onnx` (SHA-256) of a

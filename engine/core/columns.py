@@ -102,9 +102,9 @@ COMPUTED = (
     Column("unsafe_text", pa.float32(), "the text classifier's score of the caption as read", COUNT),
     Column(
         "caption_measures", None, "all measures of the caption as read",
-        array="float32 (rows, 12), see danqing.kernels.text.captions.MEASURES",
+        array="float32 (rows, 13), see danqing.kernels.text.captions.MEASURES",
     ),
-    Column("text_clean", pa.string(), "the caption in Simplified Chinese, without emoji and special characters"),
+    Column("text_clean", pa.string(), "the caption in Simplified Chinese, without HTML, emoji and special characters"),
     Column("language", pa.string(), "ISO 639 code of the clean caption's language"),
     Column("chinese_confidence", pa.float32(), "probability that the clean caption is Chinese", SHARE),
     Column("stop_word_share", pa.float32(), "share of stop words among the words", SHARE),

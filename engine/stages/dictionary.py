@@ -19,6 +19,7 @@ import numpy as np
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import building, commit, write_json
+from danqing.engine.stages import ideographs
 from danqing.kernels.text import captions as text
 from danqing.kernels.text import segmentation, trie
 from danqing.kernels.text.captions import (
@@ -28,6 +29,7 @@ from danqing.kernels.text.captions import (
     DROP,
     HAN,
     HANGUL,
+    JAPANESE,
     KANA,
     LATIN,
     LETTER,
@@ -91,10 +93,18 @@ def character_classes() -> np.ndarray:
     return _cached(f"characters-{digest.hexdigest()[:12]}", lambda: {"classes": _make_classes()})["classes"]
 
 
+@cache
+def unified_forms() -> np.ndarray:
+    """Loads the code point that stands for each code point, see `ideographs.unified_forms`: int32 (0x110000,)."""
+    digest = hashlib.sha256(_layout() + unicodedata.unidata_version.encode())
+    return _cached(f"forms-{digest.hexdigest()[:12]}", lambda: {"forms": ideographs.unified_forms()})["forms"]
+
+
 def _layout() -> bytes:
     """Returns the sources that define the bits of the tables; their hash names the tables of this version."""
     return b"".join(
-        Path(str(module.__file__)).read_bytes() for module in (sys.modules[__name__], segmentation, text, trie)
+        Path(str(module.__file__)).read_bytes()
+        for module in (sys.modules[__name__], ideographs, segmentation, text, trie)
     )
 
 
@@ -189,6 +199,8 @@ def _make_classes() -> np.ndarray:
             kind |= DROP
         if 0xFF10 <= code <= 0xFF5A and character.isalnum():
             kind |= NARROW
+        if character in ideographs.JAPANESE:
+            kind |= JAPANESE
         classes[code] = kind
     return classes
 

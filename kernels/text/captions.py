@@ -11,12 +11,12 @@ import numpy as np
 
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from danqing.kernels.text.segmentation import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, SegmentScratch, segment
-from danqing.kernels.text.strings import Strings, decode, encode
+from danqing.kernels.text.strings import Strings, decode, decode_one, encode
 from danqing.kernels.text.trie import EMPTY, GOLDEN
 
 # Character classes: bits of a table of all code points (`engine.stages.dictionary.character_classes`).
 LETTER, ALPHANUMERIC, HAN, KANA, HANGUL, LATIN, DIGIT, SPACE = (1 << bit for bit in range(8))
-DROP, NARROW = 1 << 8, 1 << 9
+DROP, NARROW, JAPANESE = 1 << 8, 1 << 9, 1 << 10
 CODE_POINTS = 0x110000
 
 FULL_WIDTH_OFFSET = 0xFEE0  # a full-width form minus its ASCII character
@@ -28,14 +28,16 @@ MAX_UNIT_CHARACTERS = 4  # of a unit whose repetition is measured
 MEASURES = (
     "words", "nouns", "content_word_share", "stop_word_share", "text_entropy",
     "han_share", "kana_share", "hangul_share", "latin_share", "digit_share", "symbol_share", "longest_repetition",
+    "japanese_share",
 )  # fmt: skip
 """Columns of the result of `measure`; shares are in 0 … 1.
 
 `words`: number of tokens with a letter, a digit or a Han character. Among the words: `nouns` (number),
 `content_word_share` (nouns, verbs and adjectives), `stop_word_share`, `text_entropy` (-sum p log2 p over the distinct
-words, in bits). Among the letters: `han_share`, `kana_share`, `hangul_share`, `latin_share`. Among the characters other
-than spaces: `digit_share`, `symbol_share` (neither letter nor digit). `longest_repetition`: number of characters of the
-longest part that repeats a unit of one to four characters.
+words, in bits). Among the letters: `han_share`, `kana_share`, `hangul_share`, `latin_share`, and `japanese_share`
+(Han characters that only Japanese uses). Among the characters other than spaces: `digit_share`, `symbol_share` (neither
+letter nor digit). `longest_repetition`: number of characters of the longest part that repeats a unit of one to four
+characters.
 """
 
 
@@ -223,8 +225,8 @@ def same_token(chars, cut, count, other, begin, end):
 
 @inlined
 def measure_characters(chars, count, classes, out):
-    """Computes the measures of characters, out[5:12]."""
-    letters, han, kana, hangul, latin, digits, solid = 0, 0, 0, 0, 0, 0, 0
+    """Computes the measures of characters, out[5:13]."""
+    letters, han, kana, hangul, latin, japanese, digits, solid = 0, 0, 0, 0, 0, 0, 0, 0
     for at in range(count):
         kind = classes[chars[at]]
         letters += kind & LETTER != 0
@@ -232,6 +234,7 @@ def measure_characters(chars, count, classes, out):
         kana += kind & KANA != 0
         hangul += kind & HANGUL != 0
         latin += kind & LATIN != 0
+        japanese += kind & JAPANESE != 0
         digits += kind & DIGIT != 0
         solid += kind & SPACE == 0
     longest = 0
@@ -249,6 +252,85 @@ def measure_characters(chars, count, classes, out):
     out[9] = digits / of_solid
     out[10] = max(solid - letters - digits, 0) / of_solid
     out[11] = longest
+    out[12] = japanese / of_letters
+
+
+@inlined
+def has_form(lead):
+    """Whether characters that begin with this UTF-8 byte can have another form: the blocks U+2E80, U+F900, U+2F800."""
+    return lead == 0xE2 or lead == 0xEF or lead == 0xF0
+
+
+@kernel
+def measure_forms(first, last, step, text, forms, lengths, changed):
+    """Computes each row's length after `write_forms`, and whether it changes.
+
+    Args:
+        text: `Strings`.
+        forms: int32 (CODE_POINTS,), the code point that replaces each one.
+        lengths: int32 (rows,), output: bytes.
+        changed: int32 (rows,), output: number of characters that change.
+    """
+    for row in range(first, last, step):
+        at, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
+        length, count = stop - at, 0
+        while at < stop:
+            if not has_form(text.data[at]):
+                at += 1
+                continue
+            code, size = decode_one(text.data, at, stop)
+            form = forms[code]
+            if form != code:
+                length += 1 + (form >= 0x80) + (form >= 0x800) + (form >= 0x10000) - size
+                count += 1
+            at += size
+        lengths[row], changed[row] = length, count
+
+
+@kernel
+def write_forms(first, last, step, text, forms, offsets, out):
+    """Writes row i with its characters replaced to out[offsets[i]:offsets[i + 1]]; for `forms` see `measure_forms`."""
+    for row in range(first, last, step):
+        at, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
+        end = np.int64(offsets[row])
+        while at < stop:
+            size = 1
+            if has_form(text.data[at]):
+                code, size = decode_one(text.data, at, stop)
+                form = forms[code]
+                if form != code:
+                    end = encode(form, out, end)
+                    at += size
+                    continue
+            for follower in range(size):
+                out[end + follower] = text.data[at + follower]
+            end += size
+            at += size
+
+
+def unify(device: ArrayLauncher, text: Strings, forms: np.ndarray) -> Strings:
+    """Replaces each character by its form.
+
+    Args:
+        device: holds the text.
+        text: the rows.
+        forms: int32 (CODE_POINTS,), in host memory. Only characters of UTF-8 lead bytes E2, EF and F0 may change.
+
+    Returns:
+        The rows, on the device; `text` itself if nothing changes.
+    """
+    xp = device.xp
+    lengths, changed = xp.empty(text.rows, np.int32), xp.empty(text.rows, np.int32)
+    table = resident(device, forms)
+    measure_forms.launch(device, text.rows, text, table, lengths, changed)
+    if not int(changed.sum()):
+        return text
+    offsets = xp.zeros(text.rows + 1, np.int64)
+    xp.cumsum(lengths, out=offsets[1:])
+    size = int(offsets[-1])
+    out = xp.empty(size, np.uint8)
+    write_forms.launch(device, text.rows, text, table, offsets, out)
+    return Strings(offsets, out, size)
 
 
 @kernel

@@ -46,7 +46,7 @@ def weigh(device: ArrayLauncher, text: Strings, terms: Trie, patterns: Patterns)
     Args:
         device: holds the text.
         text: the rows.
-        terms: term → weight times `UNITS_PER_WEIGHT`.
+        terms: term, in lower case → weight times `UNITS_PER_WEIGHT`.
         patterns: weights of patterns.
 
     Returns:
@@ -87,10 +87,10 @@ def sum_terms(line, count, terms, found):
     for start in range(count):
         if line[start] > 0xFFFF:
             continue
-        node = roots[line[start]]
+        node = roots[lower(line[start])]
         at = start + 1
         while node != EMPTY:
-            if node & VALUE:
+            if node & VALUE and is_whole(line, start, at, count):
                 at_known = 0
                 while at_known < known and found[at_known] != node:
                     at_known += 1
@@ -101,9 +101,22 @@ def sum_terms(line, count, terms, found):
                         known += 1
             if at == count:
                 break
-            node = child(entries, node, line[at])
+            node = child(entries, node, lower(line[at]))
             at += 1
     return total
+
+
+@inlined
+def is_whole(line, start, end, count):
+    """Whether line[start:end] does not begin or end within a Latin word."""
+    begins_inside = start > 0 and is_latin(line[start]) and is_latin(line[start - 1])
+    return not begins_inside and not (end < count and is_latin(line[end - 1]) and is_latin(line[end]))
+
+
+@inlined
+def is_latin(code):
+    """Whether a code point is an ASCII letter."""
+    return 97 <= code | 32 <= 122
 
 
 @inlined

@@ -19,7 +19,7 @@ from danqing.engine.decide.dedup import groups, lists
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.dedup.sample import NeighbourSample
-from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
 from danqing.engine.stages.resize import KernelResizer
 from danqing.kernels import portable
 from danqing.kernels.neighbours import components
@@ -49,6 +49,9 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     table, out = np.empty(2 * size, np.int32), np.empty((rows.rows, len(text.MEASURES)), np.float32)
     yield text.measure_rows, (rows, words, classes, work, table, out)
     data = np.empty(size, np.uint8)
+    forms, longs = unified_forms(), np.zeros(rows.rows + 1, np.int64)
+    yield text.measure_forms, (rows, forms, integers, integers)
+    yield text.write_forms, (rows, forms, longs, data)
     yield text.clean_rows, (rows, classes, integers, data, integers)
     offsets = np.zeros(rows.rows + 1, np.int64)
     yield text.gather_rows, (data, rows.offsets, offsets, data)
@@ -115,7 +118,7 @@ def assemble(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
 SIMULATED = """
 import numpy as np
 from danqing.engine.core.device import open_device
-from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
 from danqing.engine.stages.resize import BatchResizer
 from danqing.kernels.text import captions as text
 from danqing.kernels.text.lexicon import Patterns, weigh
@@ -130,7 +133,8 @@ simulate_gpu()
 with open_device("cuda") as device:
     rows = Strings.of([t for t in DIFFICULT_TEXTS if len(t) < 60] + random_texts(20)).on(device)
     np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
-    cleaned = text.clean(device, rows, character_classes()).on_host(device)
+    united = text.unify(device, rows, unified_forms())
+    cleaned = text.clean(device, united, character_classes()).on_host(device)
     np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
     np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
     np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
@@ -210,7 +214,7 @@ def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any
     rows = Strings.of([text for text in DIFFICULT_TEXTS if len(text) < 60] + random_texts(20))
     measures = text.measure(device, rows, open_dictionary(), character_classes())
     np.testing.assert_allclose(np.load(tmp_path / "measures.npy"), measures, rtol=1e-6)
-    cleaned = text.clean(device, rows, character_classes())
+    cleaned = text.clean(device, text.unify(device, rows, unified_forms()), character_classes())
     assert np.load(tmp_path / "cleaned.npy").tolist() == cleaned.arrow().to_pylist()
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()

@@ -3,11 +3,13 @@ from __future__ import annotations
 import jieba
 import numpy as np
 import pytest
+from opencc import OpenCC
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.stages.base import Context
-from danqing.engine.stages.source import BlockedSource, read_blocklist
+from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
+from danqing.engine.stages.markup import remove_markup
 from danqing.engine.stages.text import Caption, Refine, clean
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.model_set import ModelSet
@@ -41,6 +43,18 @@ def test_words_equal_the_tokens_of_jieba_that_are_words(device: Device) -> None:
         ("零\u200b宽\ufeff字符\x07", "零宽字符"),
         ("气温25℃，Intel® 处理器", "气温25℃，Intel® 处理器"),
         ("  多余   空白\n换行 ", "多余 空白 换行"),
+        # compatibility ideographs and radicals, as PDF files have them
+        ("⼤树下⾯的⼩猫", "大树下面的小猫"),
+        ("⻓城与⻢车，⿓⻛", "长城与马车，龙风"),
+        # entities and tags, also escaped twice
+        ("红色&nbsp;&#27773;&#x8f66;&hellip;", "红色 汽车…"),
+        ("小猫&amp;小狗 &amp;amp; R&D", "小猫&小狗 & R&D"),
+        ("&lt;b&gt;红&lt;/b&gt;色<br/>汽车", "红色 汽车"),
+        ("&amp;lt;p class=&amp;quot;a&amp;quot;&amp;gt;小猫", "小猫"),
+        ('<a href="http://a.example">小<i>猫</i></a><img src=x alt="a>b">', "小猫"),
+        ("图<script>var a = 1;</script>片<!-- note -->", "图 片"),
+        ("若 a < b 且 3<5，<公园> <Windows 11>", "若 a < b 且 3<5，<公园> <Windows 11>"),
+        ("零&#8203;宽&#0;&unknown;", "零宽&unknown;"),
     ],
 )
 def test_clean_captions_are_simplified_and_plain(device: Device, caption: str, expected: str) -> None:
@@ -61,12 +75,40 @@ def test_shares_and_parts_of_speech(device: Device) -> None:
 
 
 def test_unsafe_terms_are_counted(device: Device) -> None:
-    batch = refined(device, "公园里的一只小猫", "无抵押贷款当天放款", "网络工作找代理", "公司的网络设备")
-    assert batch["unsafe_caption"].tolist() == [0.0, 1.0, 2.0, 0.5]
+    batch = refined(device, "公园里的一只小猫", "无抵押贷款", "网络工作找代理", "公司的网络设备")
+    # 无抵押贷款 is a term, 无抵押 and 无抵押贷款 are patterns: the larger weight of an equal term counts
+    assert batch["unsafe_caption"].tolist() == [0.0, 1.5, 2.0, 0.5]
     weights = MODELS.terms("text_safety")
     texts = [f"前{term}后{term}" for term in list(weights)[:50]] + ["软件的使用方式"]
     expected = [sum(weight for term, weight in weights.items() if term in text) for text in texts]
     assert MODELS.text_classifier("text_safety", device)(Strings.of(texts)).tolist() == expected
+
+
+def test_markup_and_compatibility_ideographs_are_not_measured(device: Device) -> None:
+    plain, marked = "一只橘猫趴在窗台上晒太阳", "<p>⼀只橘猫&#36276;在窗台上<b>晒</b>太阳</p>"
+    batch = refined(device, plain, marked)
+    assert batch["caption"][1] == marked  # the caption itself stays as read
+    for name in ("words", "text_clean", "nouns", "text_entropy", "symbol_share", "latin_share"):
+        assert batch[name][0] == batch[name][1]
+
+
+def test_hostile_markup_takes_linear_time() -> None:
+    hostile = ["<a " + "a=b " * 100_000, "<" * 400_000, "<script>" * 50_000, "<!--" * 100_000, "&amp;" * 80_000]
+    hostile += ["<a" + " " * 400_000, "<p a=" * 80_000, '<b a="' * 80_000, "&" * 400_000, "<script " * 50_000]
+    assert len(remove_markup(hostile)) == len(hostile)
+
+
+def test_japanese_characters_are_in_no_chinese_character_set() -> None:
+    assert all(c.encode("shift_jis") and not is_chinese_only(c) for c in JAPANESE)
+    for encoding in ("gb2312", "big5"):
+        assert not "".join(JAPANESE).encode(encoding, "ignore")
+    assert OpenCC("t2s").convert("".join(sorted(JAPANESE))) == "".join(sorted(JAPANESE))
+    han = list(map(chr, range(0x4E00, 0xA000)))
+    old, new = (
+        dict(zip(han, OpenCC(name).convert("\n".join(han)).split("\n"), strict=True)) for name in ("jp2t", "t2jp")
+    )
+    shinjitai = {c for c in han if old[c] != c} | {new[c] for c in han if new[c] != c}
+    assert shinjitai >= JAPANESE - set("働込枠")
 
 
 def test_hostile_captions_do_not_disturb_other_rows(device: Device) -> None:
@@ -85,6 +127,20 @@ def test_hostile_captions_do_not_disturb_other_rows(device: Device) -> None:
         ("一只小猫", True),
         ("蓝色的桌子上放着一杯咖啡", True),
         ("台北的夜景", True),
+        # the East Asian part decides, if it has a Han character for every two other words
+        ("iPhone 15 Pro Max 手机壳 苹果", True),
+        ("Nike Air Max 90 Essential 跑鞋", True),
+        ("α粒子 и β粒子", True),
+        ("The Great Wall of China (长城) is one of the greatest sights", False),
+        ("iPhone 15 Pro Max ケース かわいい 東京", False),
+        # Japanese without kana has characters that Chinese does not use
+        ("経済産業省発表労働統計調査結果概要", False),
+        ("営業時間午前九時半至午後六時定休日毎週水曜日", False),
+        ("東京都千代田区丸之内一丁目東京駅前広場", False),
+        ("東京駅 Tokyo Station", False),
+        ("东京駅前的广场", True),
+        ("經濟部發表的勞動統計調查結果", True),
+        ("衛生署說明產業內容", True),
         ("A cup of coffee on a wooden table", False),
         ("これは公園で撮った写真です", False),
         ("東京タワーの夜景", False),
@@ -95,28 +151,3 @@ def test_hostile_captions_do_not_disturb_other_rows(device: Device) -> None:
 )
 def test_chinese_is_identified(device: Device, caption: str, chinese: bool) -> None:
     assert (refined(device, caption)["chinese_confidence"][0] >= 0.5) == chinese
-
-
-def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "blocked.txt"
-    path.write_text("# bad sites\nBad.example\n*.spam.example  # all of it\n\n")
-    blocked = read_blocklist(path)
-    assert blocked == {"bad.example", "spam.example"}
-    urls = [
-        "https://bad.example/a",
-        "http://x.y.BAD.example./",
-        "https://notbad.example",
-        None,
-        "http://[broken",
-        "//spam.example",
-    ]
-    batch = Batch({"row": np.arange(len(urls)), "url": urls})
-    BlockedSource(Context(device, MODELS, frozenset(), blocked))(batch)
-    assert batch["blocked_source"].tolist() == [1, 1, 0, 0, 0, 1]
-
-
-def test_an_error_in_a_blocklist_names_the_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "blocked.txt"
-    path.write_text("good.example\nhttps://bad.example/page\n")
-    with pytest.raises(Exception, match=r"blocked\.txt:2: .*is not a domain"):
-        read_blocklist(path)

@@ -25,6 +25,12 @@ def test_each_distinct_term_counts_once(device: Device) -> None:
     assert weights(device, texts) == pytest.approx(expected)
 
 
+def test_latin_terms_match_in_any_case_and_not_within_words(device: Device) -> None:
+    terms, texts = build({"加v": 100, "vx": 200}), ["加V", "加vip", "加VX号", "avx", "vx2", "2VX", "vxa"]
+    weights = [float(weight) for weight in weigh(device, Strings.of(texts), terms, Patterns())]
+    assert weights == [1, 0, 2, 0, 2, 2, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

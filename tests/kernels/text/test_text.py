@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 
 import jieba
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 
 from danqing.engine.core.device import Device
-from danqing.engine.stages.dictionary import character_classes, open_dictionary
-from danqing.kernels.text.captions import MEASURES, clean, measure
+from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
+from danqing.kernels.text.captions import MEASURES, clean, measure, unify
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.package_files import package_file
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
@@ -65,6 +66,24 @@ def test_shares_of_scripts(device: Device) -> None:
     assert measured["kana_share"].tolist() == pytest.approx([0, 2 / 3, 0, 0, 0])
     assert measured["hangul_share"].tolist() == pytest.approx([0, 0, 2 / 3, 0, 0])
     assert measured["symbol_share"].tolist() == pytest.approx([0, 0, 0, 0, 1])
+    assert measures_of(device, ["東京駅", "东京站", "駅a"])["japanese_share"].tolist() == pytest.approx(
+        [1 / 3, 0, 1 / 2]
+    )
+
+
+def test_compatibility_ideographs_become_those_of_nfkc(device: Device) -> None:
+    blocks = (0x2F00, 0x2FD6), (0xF900, 0xFB00), (0x2F800, 0x2FA20)
+    characters = [chr(code) for block in blocks for code in range(*block)]
+    texts = ["前" + c + "a" + c for c in characters] + ["".join(characters), "".join(reversed(characters))]
+    united = unify(device, Strings.of(texts), unified_forms()).arrow().to_pylist()
+    assert united == [unicodedata.normalize("NFKC", text) for text in texts]
+
+
+def test_radicals_become_ideographs_and_other_texts_stay(device: Device) -> None:
+    united = unify(device, Strings.of(["⻓⻢⻚⻛⿔", "", "⺇\ufacf"]), unified_forms()).arrow().to_pylist()
+    assert united == ["长马页风龜", "", "𠘨\U0002284a"]
+    rows = Strings.of([*random_texts(300, seed=3), "ＡＢＣ，“”…①ﬁ℃"])
+    assert unify(device, rows, unified_forms()) is rows
 
 
 def test_every_emoji_of_unicode_is_removed(device: Device) -> None:

