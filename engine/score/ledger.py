@@ -153,7 +153,11 @@ def _in_order(tables: list[pa.Table]) -> pa.Table:
     order = np.argsort(joined["row"].to_numpy(), kind="stable")
     names, columns = joined.column_names, joined.columns[::-1]
     del joined
-    return pa.table([columns.pop().take(order) for _ in names], names)
+    ordered = []
+    while columns:
+        ordered.append(columns.pop().take(order))
+        pa.default_memory_pool().release_unused()
+    return pa.table(ordered, names)
 
 
 def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
