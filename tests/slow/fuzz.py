@@ -22,7 +22,6 @@ import multiprocessing as mp
 import os
 import random
 import resource
-import struct
 import sys
 import tarfile
 import tempfile
@@ -58,6 +57,8 @@ ADDRESS_SPACE_BYTES = 6 << 30
 BATCH, SOUND_EVERY = 64, 8
 CONTAINER_SHARE = 0.25
 """Share of the broken files that are tars and tables."""
+
+MEMORY_FOLDER = Path("/dev/shm")
 
 Row = tuple[str, str, str]
 """Of a row as it was read: hash of picture and caption, error, hash of the decoded pixels and their statistics."""
@@ -131,6 +132,13 @@ def originals() -> list[bytes]:
 
 
 # ── broken pictures ──
+
+
+def first_difference(left: bytes, right: bytes) -> int:
+    """Returns the offset of the first byte that differs."""
+    size = min(len(left), len(right))
+    differ = np.frombuffer(left, np.uint8)[:size] != np.frombuffer(right, np.uint8)[:size]
+    return int(differ.argmax()) if differ.any() else size
 
 
 def mutated(data: bytes, chance: random.Random, others: Sequence[bytes]) -> bytes:
@@ -266,7 +274,7 @@ def containers(sound: Sequence[bytes]) -> list[Container]:
         json.dumps({"file_name": f"sound/{n:03d}.jpg", "caption": c}, ensure_ascii=False).encode() + b"\n"
         for n, c in enumerate(CAPTIONS)
     ]
-    rows = ["file_name,caption\n".encode(), *(f"sound/{n:03d}.jpg,{c}\n".encode() for n, c in enumerate(CAPTIONS))]
+    rows = [b"file_name,caption\n", *(f"sound/{n:03d}.jpg,{c}\n".encode() for n, c in enumerate(CAPTIONS))]
     return [
         Container(".tar", tar_of(files), tuple(np.cumsum(sizes).tolist()), break_tar),
         Container(".parquet", parquet.getvalue(), (), mutated),
@@ -327,8 +335,9 @@ def break_tar(data: bytes, chance: random.Random, others: Sequence[bytes]) -> by
 
 
 ODD_TEXT = (
-    b"\0", b'"', b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\n\n", b"," * 50, b"[" * 5000, b'{"a":' * 5000, b"NaN", b"1e999",
-    b'"\\ud800"', b"\xd0\xd0", b"x" * 300_000, b'{"caption": {"a": {}}}\n', b"\x1a", b'{"file_name": 7, "caption": null}\n',
+    b"\0", b'"', b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\n\n", b"," * 50, b"[" * 5000, b'{"a":' * 5000, b"NaN",
+    b"1e999", b'"\\ud800"', b"\xd0\xd0", b"x" * 300_000, b'{"caption": {"a": {}}}\n', b"\x1a",
+    b'{"file_name": 7, "caption": null}\n',
 )  # fmt: skip
 
 
@@ -443,7 +452,7 @@ def main() -> int:
     sound = [saved(Image.open(path).convert("RGB").resize((96, 64)), "JPEG") for path in demo_photographs()[:12]]
     child = Child(options.device)
 
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None) as name:
         folder = Path(name)
         (folder / "sound").mkdir()
         for number, image in enumerate(sound):
@@ -480,8 +489,7 @@ def main() -> int:
                 found = {mark for mark, _, _ in outcome}
                 lost = sum(mark not in found for mark in untouched)
                 problems += [(BAD[5], "")] * lost
-            for problem, text in problems:
-                counts[problem] += 1
+            counts.update(problem for problem, _ in problems)
             if problems:
                 print(f"{problems[0][0]} ({len(problems)}): {problems[0][1][:300]}", file=sys.stderr, flush=True)
                 if options.keep:
@@ -494,7 +502,7 @@ def main() -> int:
             if chance.random() < CONTAINER_SHARE / (CONTAINER_SHARE + (1 - CONTAINER_SHARE) / BATCH):
                 kind = chance.choice(kinds)
                 data = kind.mutate(kind.data, chance, files)
-                first = len(os.path.commonprefix([data, kind.data]))
+                first = first_difference(data, kind.data)
                 path = folder / f"broken{kind.suffix}"
                 before = [mark for mark, end in zip(marks, kind.ends, strict=False) if end <= first]
                 counts[f"broken {kind.suffix[1:]}"] += 1
