@@ -61,6 +61,20 @@ class _OpenShard:
         return self.entered == self.rows
 
 
+def _in_order(tables: list[pa.Table]) -> pa.Table:
+    """Empties the list and returns its rows by `row`, a column at a time: only one column is in memory twice."""
+    joined = pa.concat_tables(tables)
+    tables.clear()
+    order = np.argsort(joined["row"].to_numpy(), kind="stable")
+    names, columns = joined.column_names, joined.columns[::-1]
+    del joined
+    ordered = []
+    while columns:
+        ordered.append(columns.pop().take(order))
+        pa.default_memory_pool().release_unused()
+    return pa.table(ordered, names)
+
+
 class Ledger:
     """Collects finished rows. When a shard's last row is entered, writes its features, then its scores.
 
@@ -144,20 +158,6 @@ class Ledger:
         for name, column in metadata_columns(records, {*table.column_names, *COLUMNS, *stored_columns()}).items():
             table = table.append_column(name, column)
         return table.combine_chunks()
-
-
-def _in_order(tables: list[pa.Table]) -> pa.Table:
-    """Empties the list and returns its rows by `row`, a column at a time: only one column is in memory twice."""
-    joined = pa.concat_tables(tables)
-    tables.clear()
-    order = np.argsort(joined["row"].to_numpy(), kind="stable")
-    names, columns = joined.column_names, joined.columns[::-1]
-    del joined
-    ordered = []
-    while columns:
-        ordered.append(columns.pop().take(order))
-        pa.default_memory_pool().release_unused()
-    return pa.table(ordered, names)
 
 
 def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
