@@ -10,6 +10,7 @@ Sources: ITU-T T.81 (JPEG), ISO/IEC 15948 (PNG), RFC 9649 (WebP), RFC 6386 (VP8)
 
 from __future__ import annotations
 
+import struct
 import zlib
 from typing import NamedTuple
 
@@ -158,6 +159,7 @@ def _png(data: bytes) -> Facts | None:
     return None if has_late_orientation(data, at) else Facts("PNG", mode, width, height, alpha)
 
 
+CHUNK_START = struct.Struct(">I4s")
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 ORIENTING_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 """Keywords of the texts in which Pillow looks for an orientation."""
@@ -170,13 +172,22 @@ def has_late_orientation(data: bytes, at: int = 8) -> bool:
         data: the whole file.
         at: offset of a chunk in front of the pixels, or of the first one with pixels.
     """
-    late = False
-    while (kind := data[at + 4 : at + 8]) != b"IEND" and len(kind) == 4:
-        if kind == b"IDAT":
-            late = True
-        elif late and (kind == b"eXIf" or (kind in PNG_TEXTS and data.startswith(ORIENTING_TEXTS, at + 8))):
-            return True
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    chunk = CHUNK_START.unpack_from
+    try:
+        length, kind = chunk(data, at)
+        while kind != b"IDAT" and kind != b"IEND":
+            at += 12 + length
+            length, kind = chunk(data, at)
+        while kind == b"IDAT":
+            at += 12 + length
+            length, kind = chunk(data, at)
+        while kind != b"IEND":
+            if kind == b"eXIf" or (kind in PNG_TEXTS and data.startswith(ORIENTING_TEXTS, at + 8)):
+                return True
+            at += 12 + length
+            length, kind = chunk(data, at)
+    except struct.error:  # the end of the file
+        pass
     return False
 
 

@@ -61,7 +61,8 @@ CONTAINER_SHARE = 0.25
 MEMORY_FOLDER = Path("/dev/shm")
 
 Row = tuple[str, str, str]
-"""Of a row as it was read: hash of picture and caption, error, hash of the decoded pixels and their statistics."""
+"""Of a row as it was read: hash of picture and caption (empty if it could not be read as a whole), error, hash of the
+decoded pixels and their statistics."""
 
 
 # ── valid files ──
@@ -361,8 +362,8 @@ def read_rows(path: str, device: Device) -> list[Row] | str:
         for shard in find_shards([path], layout):
             for batch in batches_of(shard, open_shard(shard, layout), Memory()):
                 marks = [
-                    xxhash.xxh128_hexdigest(image + caption.encode("utf-8", "surrogatepass"))
-                    for image, caption in zip(batch["image"], batch["caption"], strict=True)
+                    "" if error else xxhash.xxh128_hexdigest(image + caption.encode("utf-8", "surrogatepass"))
+                    for image, caption, error in zip(batch["image"], batch["caption"], batch["error"], strict=True)
                 ]
                 Header(context)(batch)
                 errors = dict(zip(batch["row"].tolist(), batch["error"], strict=True))

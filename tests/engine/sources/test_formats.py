@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps, features
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.sources import find_shards
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.decode import Decode
 from danqing.engine.stages.header import Header
@@ -226,3 +231,11 @@ def test_odd_sizes_go_all_the_way(device: Device, size: tuple[int, int]) -> None
     batch = decoded(device, data)
     assert batch["error"] == [None, None]
     assert [pixels.shape for pixels in batch["pixels"]] == [(size[1], size[0], 3)] * 2
+
+
+def test_a_parquet_file_with_a_broken_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [b""], "caption": ["a"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"caption", b"cap\xff\xff\xff\xff"))
+    with pytest.raises(DanqingError, match="cannot be read as Parquet"):
+        find_shards([str(path)])
