@@ -91,6 +91,7 @@ READ = (
     Column("caption", pa.string(), "the caption as read"),
     Column(ENCODED, None, "the encoded picture", array="list of bytes"),
     Column("image_bytes", pa.int64(), "size of the encoded picture; 0 if it was not downloaded", COUNT, "bytes"),
+    Column("text_bytes", None, "memory of caption and metadata", COUNT, "bytes", array="int64 (rows,)"),
     Column("metadata", None, "the input's other fields, stored as columns of their own", array="list of dict"),
     Column("error", pa.string(), "why the row has no further scores; null if nothing failed"),
 )
@@ -137,6 +138,7 @@ COMPUTED = (
         (0, 100),
     ),
     Column("pixel_mode", None, "Pillow's name of the pixel mode: RGB, P, CMYK, I;16 …", array="list of str"),
+    Column("orientation", None, "EXIF orientation of the decoded pixels", (1, 8), array="int8 (rows,)"),
     Column(
         "pixels", None, "the decoded picture in RGB, rotated as EXIF says, transparency on white",
         array="list of uint8 (height, width, 3)", device=True,

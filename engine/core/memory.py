@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.errors import DanqingError
@@ -17,6 +19,8 @@ MIN_ENCODED_BYTES = 4 << 20
 """Smallest bound on the encoded bytes of a batch. Larger files can exceed the memory limit."""
 MAX_SIZE = 1 << 60
 """Sizes from here on are typing errors."""
+TEXT_COPIES = 4
+"""Copies of a caption while its row is in flight: as read and cleaned, each as a Python string and in UTF-8."""
 
 
 @dataclass
@@ -28,7 +32,7 @@ class Memory:
     Attributes:
         limit: bytes of resident memory that the process must not exceed; None: no limit.
         max_pixels: pixels of the largest picture that is decoded.
-        encoded: bound on the bytes of encoded pictures in a batch.
+        encoded: bound on the bytes of encoded pictures, captions and metadata in a batch.
         pixels: bound on the decoded pixels in a batch.
     """
 
@@ -69,6 +73,19 @@ class Memory:
         encoded_extra = BATCHES_IN_FLIGHT * (self.encoded - MIN_ENCODED_BYTES)
         self.pixels = min(self.pixels, (free - encoded_extra) // DECODE_BYTES_PER_PIXEL)
         self.limit = None  # the bounds now keep to it
+
+
+def text_bytes(caption: str, metadata: dict[str, Any]) -> int:
+    """Returns the bytes of memory that a row's caption and metadata take while the row is in flight."""
+    total, waiting = TEXT_COPIES * sys.getsizeof(caption), list(metadata.values())
+    while waiting:
+        value = waiting.pop()
+        total += sys.getsizeof(value)
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return total
 
 
 def _mebibytes(size: int) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 import opencc
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
+from danqing.engine.stages.opening import open_picture
 from danqing.trt_models.model_set import ModelSet
 
 CLEAN, MISMATCH = "clean", "mismatched caption"
@@ -174,7 +176,7 @@ def add_contact_details(pair: Pair, photo: dict[str, Any], rng: random.Random) -
 
 
 def _open(pair: Pair) -> Image.Image:
-    return Image.open(io.BytesIO(pair.image)).convert("RGB")
+    return open_picture(pair.image, DEFAULT_MAX_PIXELS).convert("RGB")
 
 
 def _with_picture(pair: Pair, picture: Image.Image, quality: int = 90) -> Pair:

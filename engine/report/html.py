@@ -24,7 +24,9 @@ from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.topic_map import topic_galleries, topic_section
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.engine.sources import open_shard
+from danqing.engine.stages.opening import open_picture
 
 KEPT_SHOWN, DROPPED_SHOWN = 48, 8
 """Number of kept pairs shown, and of dropped pairs per criterion."""
@@ -147,7 +149,7 @@ def _sample(run: Run) -> dict[str, list[int]]:
 def _pictures(run: Run, wanted: set[int]) -> dict[int, str]:
     """Makes the HTML figures, with picture and caption, of the wanted rows: row → figure."""
     figures: dict[int, str] = {}
-    start = 0
+    start, max_pixels = 0, run.manifest.get("max_pixels", DEFAULT_MAX_PIXELS)  # a merged run has none of its own
     for shard in run.shards:
         rows = pq.read_metadata(run.verdicts_path(shard.number)).num_rows
         here = {position - start for position in wanted if start <= position < start + rows}
@@ -155,14 +157,14 @@ def _pictures(run: Run, wanted: set[int]) -> dict[int, str]:
             records = pq.read_table(run.scores_path(shard.number), columns=["key", "caption", "error"]).to_pylist()
             for row, sample in enumerate(open_shard(shard, run.layout)):
                 if row in here:
-                    figures[start + row] = _figure(sample.image, records[row])
+                    figures[start + row] = _figure(sample.image, records[row], max_pixels)
         start += rows
     return figures
 
 
-def _figure(image: bytes, record: dict[str, Any]) -> str:
+def _figure(image: bytes, record: dict[str, Any], max_pixels: int) -> str:
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with open_picture(image, max_pixels) as opened:
             opened.draft("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
             opened.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
             picture = opened.convert("RGBA")

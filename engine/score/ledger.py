@@ -64,6 +64,20 @@ class _OpenShard:
         return self.entered == self.rows
 
 
+def _in_order(tables: list[pa.Table]) -> pa.Table:
+    """Empties the list and returns its rows by `row`, a column at a time: only one column is in memory twice."""
+    joined = pa.concat_tables(tables)
+    tables.clear()
+    order = np.argsort(joined["row"].to_numpy(), kind="stable")
+    names, columns = joined.column_names, joined.columns[::-1]
+    del joined
+    ordered = []
+    while columns:
+        ordered.append(columns.pop().take(order))
+        pa.default_memory_pool().release_unused()
+    return pa.table(ordered, names)
+
+
 class Ledger:
     """Collects finished rows. When a shard's last row is entered, writes its features, then its scores.
 
@@ -140,7 +154,7 @@ class Ledger:
     def _assemble(self, entry: _OpenShard, with_features: list[int]) -> pa.Table:
         """Makes the shard's table, in input order: identity, input, scores, outcome, the input's own fields."""
         schema = pa.schema(self.schema)
-        table = pa.concat_tables(entry.tables or [schema.empty_table()]).sort_by("row")
+        table = _in_order(entry.tables or [schema.empty_table()])
         table = table.add_column(0, "shard", pa.array([entry.shard.name] * entry.rows, pa.string()))
         feature_row = np.full(entry.rows, -1, np.int32)
         feature_row[with_features] = np.arange(len(with_features))

@@ -21,7 +21,7 @@ import pyarrow as pa
 from danqing.engine.core.batch import Batch, pack
 from danqing.engine.core.columns import ENCODED, SHARD_COLUMNS
 from danqing.engine.core.logs import log
-from danqing.engine.core.memory import Memory
+from danqing.engine.core.memory import Memory, text_bytes
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Span, Spans
 from danqing.engine.recipe.criteria import RowCriterion
@@ -147,12 +147,13 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
     size = 0
     for row, sample in enumerate(source):
         url = sample.metadata.get("url")
-        if rows and (len(rows) == READ_ROWS or size + len(sample.image) > memory.encoded):
+        text = text_bytes(sample.caption, sample.metadata)
+        if rows and (len(rows) == READ_ROWS or size + len(sample.image) + text > memory.encoded):
             yield _batch(rows)
             rows, size = [], 0
         identity = (shard.number, row, sample.key, sample.uid, url if isinstance(url, str) else None)
-        rows.append((*identity, sample.caption, sample.image, len(sample.image), sample.metadata, None))
-        size += len(sample.image)
+        rows.append((*identity, sample.caption, sample.image, len(sample.image), text, sample.metadata, None))
+        size += len(sample.image) + text
     if rows:
         yield _batch(rows)
 
@@ -160,7 +161,7 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
 def _batch(rows: list[tuple[Any, ...]]) -> Batch:
     by_column = zip(SHARD_COLUMNS, zip(*rows, strict=True), strict=True)
     columns: dict[str, Any] = {name: list(column) for name, column in by_column}
-    for name in ("shard", "row", "image_bytes"):
+    for name in ("shard", "row", "image_bytes", "text_bytes"):
         columns[name] = np.array(columns[name], np.int64)
     return Batch(columns)
 
@@ -219,11 +220,13 @@ def _passing(
 def pack_weight(stage: Stage, batch: Batch) -> np.ndarray:
     """Returns the share of a full batch that each row takes: float64 (rows,).
 
-    The larger of the row's shares of the stage's capacity and of the bound on encoded bytes.
+    The larger of the row's shares of the stage's capacity and of the bound on the bytes of picture, caption and
+    metadata.
     """
     assert stage.capacity is not None
     weight = stage.weights(batch) / stage.capacity
-    return np.maximum(weight, batch["image_bytes"] / stage.context.memory.encoded) if ENCODED in batch else weight
+    held = batch["text_bytes"] + batch["image_bytes"] if ENCODED in batch else batch["text_bytes"]
+    return np.maximum(weight, held / stage.context.memory.encoded)
 
 
 def apply_stage(stage: Stage, batch: Batch) -> None:

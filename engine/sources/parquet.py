@@ -73,8 +73,10 @@ class Parquet(Source):
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, pre_buffer=False)  # pre-buffering keeps the whole file in memory
-    except (pa.ArrowException, OSError) as problem:
+        file = pq.ParquetFile(path, pre_buffer=False)  # pre-buffering keeps the whole file in memory
+        file.schema_arrow.names  # noqa: B018  # raises if a name is not UTF-8
+        return file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise DanqingError(f"{path}: cannot be read as Parquet: {problem}") from None
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,14 +15,27 @@ from danqing.engine.core.columns import produced
 from danqing.engine.core.device import Device
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.header import has_alpha
+from danqing.engine.stages.opening import open_picture
 
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken picture is a row's error, not a line on stderr
 os.environ.setdefault("OPENCV_LOG_LEVEL", "0")
 
-FAST_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-"""Formats that nvImageCodec decodes. JPEG 2000 is left out, because broken files crash the process on the CPU."""
-FAST_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "I;16", "I;16B")
-"""Pixel types that nvImageCodec converts to the right colours. It does not for Lab and floats, and it drops alpha."""
+FAST_FORMATS = ("JPEG", "PNG", "WEBP")
+"""Formats that nvImageCodec decodes as Pillow does. It reads others, but rounds TIFF in other ways, does not scale PPM
+with a maximum other than 255, and broken JPEG 2000 files crash it on the CPU."""
+FAST_MODES = ("1", "L", "P", "RGB", "I;16")
+"""Pixel types that nvImageCodec converts to the right colours. It shows CMYK without an Adobe marker as black, and it
+drops alpha."""
+TURNS: Mapping[int, Callable[[Any], Any]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}
+"""EXIF orientation → the view of (height, width, 3) pixels that shows the picture upright."""
 
 JPEG, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
 """First and last marker of a JPEG file."""
@@ -43,7 +56,7 @@ class Decode(Stage):
     """
 
     name = "decode"
-    needs = ("image", "width", "height", "decode_format", "pixel_mode", "has_alpha")
+    needs = ("image", "width", "height", "decode_format", "pixel_mode", "has_alpha", "orientation")
     produces = produced("pixels", "decodable")
 
     def __init__(self, context: Context) -> None:
@@ -60,43 +73,59 @@ class Decode(Stage):
 
     def __call__(self, batch: Batch) -> None:
         pictures: list[Any] = [None] * len(batch)
-        facts = zip(batch["decode_format"], batch["pixel_mode"], batch["has_alpha"], strict=True)
-        fast = [
-            row
-            for row, (kind, mode, alpha) in enumerate(facts)
-            if kind in FAST_FORMATS and mode in FAST_MODES and not alpha
-        ]
+        sizes, turns = list(zip(batch["height"].tolist(), batch["width"].tolist(), strict=True)), batch["orientation"]
+        fast = _fast_rows(batch)
         for row, decoded in zip(fast, self.decoder.decode([batch["image"][row] for row in fast]), strict=True):
-            pictures[row] = decoded
+            if decoded is not None and (turn := TURNS.get(int(turns[row]))):
+                decoded = self.context.device.xp.ascontiguousarray(turn(decoded))
+            if decoded is not None and decoded.shape[:2] == sizes[row]:
+                pictures[row] = decoded
         # The remaining files have another format or are broken. Pillow decodes the former and explains the latter.
         rest = [row for row, picture in enumerate(pictures) if picture is None]
         errors = list(batch["error"])
-        outcomes = self.context.device.map(_decode_with_pillow, [batch["image"][row] for row in rest])
+        decode = partial(_decode_with_pillow, max_pixels=self.context.max_pixels)
+        outcomes = self.context.device.map(decode, [batch["image"][row] for row in rest])
         for row, outcome in zip(rest, outcomes, strict=True):
             if isinstance(outcome, str):
                 errors[row] = outcome
+            elif outcome.shape[:2] != sizes[row]:
+                errors[row] = "cannot be decoded: the pixels have another size than the header says"
             else:
                 pictures[row] = self.context.device.up(outcome)
         batch["pixels"] = pictures
         batch["error"] = errors
         batch["decodable"] = np.array([picture is not None for picture in pictures], np.int8)
 
-    def vendor_part(self, batch: Batch) -> Callable[[], int]:
-        """The codec on the batch's files."""
-        files = batch["image"]
+    def vendor_part(self, batch: Batch) -> Callable[[], int] | None:
+        """The codec on the files of the batch that it is given; None if it is given none."""
+        files = [batch["image"][row] for row in _fast_rows(batch)]
 
         def run() -> int:
             self.decoder.decode(files)
             return len(files)
 
-        return run
+        return run if files else None
+
+
+def _fast_rows(batch: Batch) -> list[int]:
+    """Returns the rows that nvImageCodec decodes as Pillow does."""
+    facts = zip(batch["decode_format"], batch["pixel_mode"], batch["has_alpha"], strict=True)
+    return [
+        row
+        for row, (kind, mode, alpha) in enumerate(facts)
+        if kind in FAST_FORMATS and mode in FAST_MODES and not alpha
+    ]
 
 
 class Decoder(Protocol):
     """Decodes a batch of files."""
 
     def decode(self, files: list[bytes]) -> list[Any]:
-        """Returns one uint8 (height, width, 3) array on the device per file; None for a file it cannot decode."""
+        """Decodes files, without their orientation.
+
+        Returns:
+            One uint8 (height, width, 3) array on the device per file; None for a file it cannot decode.
+        """
         ...
 
 
@@ -105,6 +134,7 @@ class CpuDecoder:
 
     def __init__(self, device: Device) -> None:
         self.device, nvimgcodec = device, _nvimgcodec()
+        self.as_stored = nvimgcodec.DecodeParams(apply_exif_orientation=False)
         self.decoders = [
             nvimgcodec.Decoder(
                 device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
@@ -119,7 +149,7 @@ class CpuDecoder:
 
         def decode_every(start: int) -> None:
             rows = range(start, len(files), len(self.decoders))
-            decoded = self.decoders[start].decode([files[row] for row in rows]) if rows else []
+            decoded = self.decoders[start].decode([files[row] for row in rows], params=self.as_stored) if rows else []
             for row, picture in zip(rows, decoded, strict=True):
                 pictures[row] = None if picture is None else np.asarray(picture)
 
@@ -136,8 +166,9 @@ class GpuDecoder:
     """
 
     def __init__(self, device: Device) -> None:
-        self.device = device
-        self.decoder = _nvimgcodec().Decoder(
+        self.device, nvimgcodec = device, _nvimgcodec()
+        self.as_stored = nvimgcodec.DecodeParams(apply_exif_orientation=False)
+        self.decoder = nvimgcodec.Decoder(
             device_id=device.number, max_num_cpu_threads=device.threads, options=":fancy_upsampling=1"
         )
 
@@ -145,7 +176,7 @@ class GpuDecoder:
         asarray = self.device.xp.asarray
         rows = [row for row, file in enumerate(files) if not _is_truncated(file)]
         whole = [files[row] for row in rows]
-        decoded = self.decoder.decode(whole, cuda_stream=self.device.stream) if whole else []
+        decoded = self.decoder.decode(whole, params=self.as_stored, cuda_stream=self.device.stream) if whole else []
         found = [None if picture is None else asarray(picture) for picture in decoded]
         self.device.count_copied(sum(map(_bytes_sent, whole, found)))
         pictures: list[Any] = [None] * len(files)
@@ -183,15 +214,16 @@ def open_decoder(device: Device) -> Decoder:
     return GpuDecoder(device) if device.kind == "cuda" else CpuDecoder(device)
 
 
-def _decode_with_pillow(data: bytes) -> np.ndarray | str:
+def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray | str:
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with open_picture(data, max_pixels) as opened:
             picture = ImageOps.exif_transpose(opened)
             if has_alpha(picture):
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture)
-            if picture.mode.startswith("I"):  # 16 bits; Pillow's conversion clips at 255
+            # 16 bits; Pillow's conversion would clip at 255. It reads PPM files with 16 bits as 32.
+            if picture.mode.startswith("I;16") or (picture.mode == "I" and opened.format == "PPM"):
                 return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.asarray(picture.convert("RGB"))
     except Exception as problem:  # decoders raise many types; each is an error of this row only

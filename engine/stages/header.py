@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,13 +10,13 @@ from PIL import Image, UnidentifiedImageError
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import produced
 from danqing.engine.stages.base import Stage
-from danqing.engine.stages.plain_headers import Facts, Table, read_plain_header
-
-Image.MAX_IMAGE_PIXELS = None  # --max-pixels is checked per row; Pillow's limit would warn and raise
-warnings.filterwarnings("ignore", module=r"PIL\.")  # about broken headers, which are errors of their rows
+from danqing.engine.stages.opening import TooManyPixelsError, open_picture, too_many_pixels
+from danqing.engine.stages.plain_headers import Facts, Table, has_late_orientation, read_plain_header
 
 MAX_SIDE = 2**31 - 1
 """Sides are stored as int32. A header that claims more exceeds --max-pixels."""
+ORIENTATION, ORIENTATIONS = 0x0112, range(1, 9)
+"""The tag of EXIF, and its values; from 5 on, width and height are exchanged."""
 
 
 class Header(Stage):
@@ -26,6 +24,7 @@ class Header(Stage):
 
     - `width`, `height`, `shortest_edge`: pixels, with the EXIF orientation applied. `aspect_ratio`: width / height.
     - `pixel_mode`: Pillow's name of the pixel type in the file (RGB, P, CMYK, I;16 …).
+    - `orientation`: EXIF's, 1 to 8, as Pillow finds it (EXIF, else XMP).
     - `animated`: whether there are further frames; only the first is decoded.
     - `jpeg_quality`: libjpeg's quality, 1 to 100, estimated; 100 for other formats.
     """
@@ -34,15 +33,13 @@ class Header(Stage):
     needs = ("image",)
     produces = produced(
         "readable", "width", "height", "aspect_ratio", "shortest_edge", "decode_format", "has_alpha",
-        "animated", "jpeg_quality", "pixel_mode",
+        "animated", "jpeg_quality", "pixel_mode", "orientation",
     )  # fmt: skip
 
     def __call__(self, batch: Batch) -> None:
-        headers = [read_header(image) for image in batch["image"]]
+        max_pixels = self.context.max_pixels
+        headers = [read_header(image, max_pixels) for image in batch["image"]]
         errors = [header.error for header in headers]
-        for row, header in enumerate(headers):
-            if header.width * header.height > self.context.max_pixels:
-                errors[row] = f"{header.width}×{header.height} pixels, more than --max-pixels"
         sizes = np.array([(min(h.width, MAX_SIDE), min(h.height, MAX_SIDE)) for h in headers], np.int32).reshape(-1, 2)
         readable = np.array([error is None for error in errors], bool)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -52,40 +49,55 @@ class Header(Stage):
         batch["shortest_edge"] = sizes.min(1)
         batch["decode_format"] = [header.format for header in headers]
         batch["pixel_mode"] = [header.mode for header in headers]
+        batch["orientation"] = np.array([header.orientation for header in headers], np.int8)
         batch["has_alpha"] = np.array([header.alpha for header in headers], bool)
         batch["animated"] = np.array([header.animated for header in headers], bool)
         batch["jpeg_quality"] = jpeg_qualities(headers)
         batch["error"] = [error or before for error, before in zip(errors, batch["error"], strict=True)]
 
 
-def read_header(data: bytes) -> Facts:
+def read_header(data: bytes, max_pixels: int = MAX_SIDE) -> Facts:
     """Reads the header of an encoded picture.
 
     Args:
         data: the whole file.
+        max_pixels: larger pictures have an error.
 
     Returns:
         The facts; if the header cannot be read, only `error` is set.
     """
     if not data:
         return Facts(error="no picture")
-    return read_plain_header(data) or ask_pillow(data)
+    facts = read_plain_header(data)
+    if facts is None:
+        return ask_pillow(data, max_pixels)
+    if facts.width * facts.height > max_pixels:
+        return facts._replace(error=too_many_pixels(facts.width, facts.height))
+    return facts
 
 
-def ask_pillow(data: bytes) -> Facts:
+def ask_pillow(data: bytes, max_pixels: int = MAX_SIDE) -> Facts:
     """Reads the header with Pillow, which supports every format; see `read_header`."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if _is_rotated(image):
+        with open_picture(data, max_pixels) as image:
+            (width, height), orientation = image.size, _orientation(image, data)
+            turned = orientation >= 5
+            if image.format == "TIFF":  # Pillow turns the pixels itself, and has turned the size by the tag
+                tag = image.tag_v2.get(ORIENTATION)  # type: ignore[attr-defined]
+                turned, orientation = turned != (tag in ORIENTATIONS[4:]), 1
+            if turned:
                 width, height = height, width
-            facts = Facts(image.format, image.mode, width, height, has_alpha(image), _is_animated(image))
+            facts = Facts(
+                image.format, image.mode, width, height, has_alpha(image), _is_animated(image), orientation=orientation
+            )
             tables = getattr(image, "quantization", None)
             if image.format == "JPEG" and tables:
                 facts = facts._replace(luminance=tuple(tables[min(tables)][entry] for entry in ZIGZAG))
             return facts
     except UnidentifiedImageError:
         return Facts(error=f"not a picture: {describe(data)}")
+    except TooManyPixelsError as problem:
+        return Facts(error=str(problem))
     except Exception as problem:  # Pillow's parsers raise many types; each is an error of this row only
         return Facts(error=f"unreadable header: {problem}")
 
@@ -152,13 +164,13 @@ def _jpeg_tables() -> np.ndarray:
 JPEG_TABLES = _jpeg_tables()
 
 
-def _is_rotated(image: Image.Image) -> bool:
-    """Returns whether the EXIF orientation swaps width and height of `image.size`."""
-    if image.format == "TIFF":
-        return False  # Pillow has applied the orientation to the size
-    if image.format == "PNG" and "exif" not in image.info:
-        return False  # Pillow would decode the whole picture to find a chunk at the end of the file
-    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """Returns the orientation that `ImageOps.exif_transpose` applies, 1 to 8."""
+    if image.format == "PNG" and has_late_orientation(data):
+        image.load()
+    # PngImageFile.getexif decodes the whole picture to find a chunk behind the pixels.
+    found = Image.Image.getexif(image).get(ORIENTATION, 1)
+    return int(found) if found in ORIENTATIONS else 1
 
 
 def describe(data: bytes) -> str:
@@ -166,7 +178,12 @@ def describe(data: bytes) -> str:
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"
-    for magic, name in ((b"%pdf", "a PDF"), (b"pk\x03\x04", "a ZIP archive"), (b"<svg", "SVG"), (b"<?xml", "XML")):
+    if data[4:11] == b"ftyphei":
+        return "HEIC"
+    for magic, name in (
+        (b"%pdf", "a PDF"), (b"%!ps", "PostScript"), (b"8bps", "a Photoshop file"),
+        (b"pk\x03\x04", "a ZIP archive"), (b"<svg", "SVG"), (b"<?xml", "XML"),
+    ):  # fmt: skip
         if head.startswith(magic):
             return name
     return f"{len(data)} bytes starting with {data[:8].hex(' ')}"

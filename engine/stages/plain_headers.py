@@ -10,6 +10,7 @@ Sources: ITU-T T.81 (JPEG), ISO/IEC 15948 (PNG), RFC 9649 (WebP), RFC 6386 (VP8)
 
 from __future__ import annotations
 
+import struct
 import zlib
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class Facts(NamedTuple):
         alpha: whether some pixel can be transparent.
         animated: whether there is more than one frame.
         luminance: the quantisation table of a JPEG file with the lowest number; None for other formats.
+        orientation: EXIF's, 1 to 8, still to be applied to the decoded pixels.
         error: why the header could not be read.
     """
 
@@ -37,6 +39,7 @@ class Facts(NamedTuple):
     alpha: bool = False
     animated: bool = False
     luminance: Table | None = None
+    orientation: int = 1
     error: str | None = None
 
 
@@ -153,7 +156,39 @@ def _png(data: bytes) -> Facts | None:
         if not _sound_chunk(data, at, length):
             return None
         at += 12 + length
-    return Facts("PNG", mode, width, height, alpha)
+    return None if has_late_orientation(data, at) else Facts("PNG", mode, width, height, alpha)
+
+
+CHUNK_START = struct.Struct(">I4s")
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+ORIENTING_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+"""Keywords of the texts in which Pillow looks for an orientation."""
+
+
+def has_late_orientation(data: bytes, at: int = 8) -> bool:
+    """Returns whether a chunk behind the pixels of a PNG file can hold the orientation.
+
+    Args:
+        data: the whole file.
+        at: offset of a chunk in front of the pixels, or of the first one with pixels.
+    """
+    chunk = CHUNK_START.unpack_from
+    try:
+        length, kind = chunk(data, at)
+        while kind != b"IDAT" and kind != b"IEND":
+            at += 12 + length
+            length, kind = chunk(data, at)
+        while kind == b"IDAT":
+            at += 12 + length
+            length, kind = chunk(data, at)
+        while kind != b"IEND":
+            if kind == b"eXIf" or (kind in PNG_TEXTS and data.startswith(ORIENTING_TEXTS, at + 8)):
+                return True
+            at += 12 + length
+            length, kind = chunk(data, at)
+    except struct.error:  # the end of the file
+        pass
+    return False
 
 
 def _sound_chunk(data: bytes, at: int, length: int) -> bool:

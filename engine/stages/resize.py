@@ -147,7 +147,7 @@ def _pass_through_jpeg(resized: np.ndarray, wanted: ImageInput, out: np.ndarray)
     buffer = io.BytesIO()
     Image.fromarray(resized).save(buffer, "JPEG", quality=wanted.jpeg_quality)
     top, left = _corner(resized.shape[0], resized.shape[1], wanted)
-    out[:] = np.asarray(Image.open(buffer))[top : top + wanted.size, left : left + wanted.size]
+    out[:] = np.asarray(Image.open(buffer, formats=("JPEG",)))[top : top + wanted.size, left : left + wanted.size]
 
 
 class BatchResizer:

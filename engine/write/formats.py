@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from danqing.engine.core.files import commit
+from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.engine.sources import Sample
+from danqing.engine.stages.header import read_header
 
 Pairs = Iterator[tuple[Sample, dict[str, Any]]]
 """The kept samples of a shard in order, each with its row of the scores."""
@@ -81,10 +82,8 @@ def image_extension(sample: Sample) -> str:
     """Extension of the picture's own file, else the usual one of its format; `bin` if the format is unknown."""
     if sample.image_extension:
         return sample.image_extension
-    try:
-        with Image.open(io.BytesIO(sample.image)) as picture:
-            form = str(picture.format)
-    except Exception:  # a recipe without criteria of pictures keeps broken ones
+    form = read_header(sample.image, DEFAULT_MAX_PIXELS).format
+    if form is None:  # a recipe without criteria of pictures keeps broken ones
         return "bin"
     return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}.get(form, form.lower())
 

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from danqing.engine.cli.main import main
+from danqing.engine.core.batch import pack
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import (
@@ -23,10 +25,14 @@ from danqing.engine.core.memory import (
     RUNTIME_RESERVE_BYTES,
     Memory,
     read_size,
+    text_bytes,
 )
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
+from danqing.engine.score.loop import batches_of, pack_weight
+from danqing.engine.sources import Sample, Shard
+from danqing.engine.stages import Stage
 from tests.engine.score.test_run import GOOD, crawl, tree
 
 __all__ = ["crawl"]
@@ -75,6 +81,22 @@ def test_a_gpu_has_larger_batches_if_the_limit_allows(monkeypatch: pytest.Monkey
         memory.settle()
         assert ((memory.encoded, memory.pixels) == (sizes.encoded_bytes, sizes.pixels)) == enough
     assert Memory.of("cpu", None, 0) == Memory()
+
+
+def test_batches_are_bounded_by_captions_and_metadata_too() -> None:
+    large = "字" * 100_000
+    samples = [
+        Sample(str(n), b"", "", large if n % 2 else "", {} if n % 2 else {"alt": [{"text": large}]}) for n in range(20)
+    ]
+    each = [text_bytes(sample.caption, sample.metadata) for sample in samples]
+    assert min(each) > 200_000
+    bound = 2_000_000
+    batches = list(batches_of(Shard(0, "s", Path("s"), 0), samples, Memory(encoded=bound)))
+    assert len(batches) > 1 and sum(map(len, batches)) == 20
+    assert all(batch["text_bytes"].sum() <= bound for batch in batches)
+    stage = SimpleNamespace(capacity=1e9, weights=Stage.weights, context=SimpleNamespace(memory=Memory(encoded=bound)))
+    packed = list(pack(batches, 1.0, lambda batch: pack_weight(stage, batch)))  # type: ignore[arg-type]
+    assert len(packed) > 1 and all(batch["text_bytes"].sum() <= bound for batch in packed)
 
 
 def test_a_limit_changes_no_byte(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:

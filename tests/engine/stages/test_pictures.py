@@ -103,6 +103,26 @@ def test_a_broken_picture_only_fails_its_row(device: Device) -> None:
         assert (batch["pixels"][row] == np.asarray(Image.open(io.BytesIO(data)))).all()
 
 
+def test_the_codec_alone_gets_only_the_files_that_it_decodes(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = ("JPEG", "JPEG2000", "PNG", "GIF", "WEBP", "TIFF", "BMP", "ICO")
+    files = [picture(1, form=form) for form in forms]
+    batch = through_header(device, files)
+    stage = Decode(context(device))
+    given: list[bytes] = []
+    monkeypatch.setattr(stage.decoder, "decode", given.extend)
+    run = stage.vendor_part(batch)
+    assert run is not None and run() == 3 and given == [files[0], files[2], files[4]]
+    assert stage.vendor_part(batch.take(np.array([1, 3, 5]))) is None
+
+
+def test_a_picture_of_another_size_than_its_header_says_is_an_error(device: Device) -> None:
+    batch = through_header(device, [picture(1), picture(1, form="GIF"), picture(2)])
+    batch["width"][:2] += 1
+    Decode(context(device))(batch)
+    assert [error is None for error in batch["error"]] == [False, False, True]
+    assert "another size than the header says" in batch["error"][0] and batch["decodable"].tolist() == [0, 0, 1]
+
+
 def reference_resize(pixels: np.ndarray, wanted: ImageInput) -> np.ndarray:
     """The preprocessing of the models, with Pillow."""
     image = Image.fromarray(pixels)
