@@ -134,7 +134,13 @@ def _refuse_unscored(scores: Scores, missing: np.ndarray, criterion: str) -> Non
     """Refuses rows that have neither score nor error: a gate of a stricter recipe dropped them before the stage."""
     gated = missing & ~scores.error
     if gated.any():
-        stage = next(iter(scores.gated_at[gated]), None)
+        stage = next((stage for stage in scores.gated_at[gated] if stage is not None), None)
+        if stage is None:
+            raise DanqingError(
+                f"{int(gated.sum())} pairs have neither a score for {criterion!r} nor an error (first uid: "
+                f"{scores.uid[gated][0]}): an earlier version stored scores that were not finite like this. "
+                "Score into another folder; such a score is then the row's error."
+            )
         raise DanqingError(
             f"{int(gated.sum())} pairs have no score for {criterion!r}: the recipe they were scored with dropped them "
             f"before the stage {stage!r}. Score again with this recipe, or once with --score-everything, after which "

@@ -99,6 +99,8 @@ def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
                 kind, *content = messages.get()
                 if kind == "done":
                     _add_spans(total, content[0])
+                    if content[1]:
+                        run.manifest.setdefault("refused_engines", {}).update(content[1])
                     active -= 1
                 elif kind == "failed":
                     raise DanqingError(content[0])
@@ -109,7 +111,6 @@ def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
             dead = [w for w in workers if w.exitcode not in (None, 0)]
             if dead and messages.empty():
                 raise DanqingError(f"the process of {dead[0].name} ended with {dead[0].exitcode}; see run.log")
-    run.manifest = Run.open(run.folder).manifest  # the workers have added the engines that scored the shards
     return total
 
 
@@ -176,7 +177,7 @@ def _run_worker(folder: Path, settings: Settings, shards: list[Shard], next_shar
             spans = score_on_one(run, settings, _QueueProgress(messages), _claim_shards(shards, next_shard))
         for span in spans.values():
             span.waiting = None  # refers to a queue of this process, and cannot be pickled
-        messages.put(("done", dict(spans)))
+        messages.put(("done", dict(spans), run.manifest.get("refused_engines")))
     except DanqingError as problem:
         messages.put(("failed", f"{settings.device}: {problem}"))
     except KeyboardInterrupt:
