@@ -224,7 +224,7 @@ def common_type(values: Iterable[Any], level: int = 0) -> pa.DataType | None:
         kind = pa.infer_type(values)
     except (pa.ArrowException, OverflowError, ValueError, TypeError):
         return None
-    return kind if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) else None
+    return kind if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_binary(kind) else None
 
 
 _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}

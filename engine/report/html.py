@@ -54,7 +54,10 @@ def write_report(run: Run) -> None:
     parts = [
         f"<h1>{html.escape(run.folder.resolve().name)}</h1>",
         f"<p>{funnel.kept:,} of {funnel.collected:,} pairs kept with the recipe <b>{html.escape(recipe.name)}</b>.</p>",
-        *(f"<p>Scored by several engines: {html.escape(line)}.</p>" for line in describe_engines(run.manifest.get("engines", {}))),
+        *(
+            f"<p>Scored by several engines: {html.escape(line)}.</p>"
+            for line in describe_engines(run.manifest.get("engines", {}))
+        ),
         _funnel(funnel),
         "<h2>Scores and thresholds</h2><p>All pairs that have the score; the kept interval is shaded.</p>",
         "<div class=row>" + "".join(_histograms(run, recipe)) + "</div>",

@@ -26,17 +26,25 @@ LAST_FIXED = "feature_row"
 
 def settle(run: Run) -> None:
     """Gives all shards of a run one schema, and notes in the manifest which engines scored how many shards."""
-    paths = [run.scores_path(shard.number) for shard in run.shards]
+    engines = count_engines(unify([run.scores_path(shard.number) for shard in run.shards]))
+    if run.manifest.get("engines") != engines:
+        run.manifest["engines"] = engines
+        run.save()
+
+
+def unify(paths: list[Path]) -> list[pa.Schema]:
+    """Writes the Parquet files that differ from their common schema again.
+
+    Returns:
+        The schemas that the files had.
+    """
     schemas = [pq.read_schema(path) for path in paths]
     if any(not _equal(schema, schemas[0]) for schema in schemas):
         wanted = _common_schema(paths, schemas)
         for path, schema in zip(paths, schemas, strict=True):
             if not _equal(schema, wanted):
                 _rewrite(path, wanted)
-    engines = count_engines(schemas)
-    if run.manifest.get("engines") != engines:
-        run.manifest["engines"] = engines
-        run.save()
+    return schemas
 
 
 def count_engines(schemas: Iterable[pa.Schema]) -> dict[str, dict[str, int]]:
@@ -66,9 +74,12 @@ def _fixed(schema: pa.Schema) -> list[pa.Field]:
 
 
 def _common_schema(paths: list[Path], schemas: list[pa.Schema]) -> pa.Schema:
-    """The engine's columns in the order in which they are first met, then the carried fields by name."""
+    """The engine's columns in the order in which they are first met, then the carried fields by name.
+
+    Tables without the engine's columns, of a selection, keep their order.
+    """
     fixed = {field.name: field for schema in schemas for field in _fixed(schema)}
-    order = [*(name for name in fixed if name != LAST_FIXED), LAST_FIXED]
+    order = sorted(fixed, key=LAST_FIXED.__eq__)
     carried: dict[str, list[pa.Field]] = {}
     for schema in schemas:
         for field in schema:
@@ -76,9 +87,8 @@ def _common_schema(paths: list[Path], schemas: list[pa.Schema]) -> pa.Schema:
                 carried.setdefault(field.name, []).append(field)
     differing = {name for name, fields in carried.items() if any(not field.equals(fields[0], True) for field in fields)}
     kinds = _joined_types(paths, differing)
-    settled = [
-        stored_field(name, kinds[name]) if name in kinds else fields[0] for name, fields in sorted(carried.items())
-    ]
+    names = sorted(carried) if fixed else list(carried)
+    settled = [stored_field(name, kinds[name]) if name in kinds else carried[name][0] for name in names]
     return pa.schema([*(fixed[name] for name in order), *settled])
 
 

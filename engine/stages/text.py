@@ -21,6 +21,7 @@ from danqing.kernels.text import captions as kernels
 from danqing.kernels.text.captions import MEASURES
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.package_files import package_file
+from danqing.trt_models.run.classifier import TextClassifier
 
 SURELY_HAN = 0.5
 """A text without kana and hangul is Chinese, without asking fastText, if at least this share of its letters is Han."""
@@ -36,6 +37,13 @@ class CaptionStage(Stage):
     @staticmethod
     def weights(batch: Batch) -> np.ndarray:
         return np.array([len(caption) + 32 for caption in batch["caption"]], np.float64)
+
+    def classifier(self, column: str) -> TextClassifier | None:
+        """Opens the classifier that makes a column; None if the recipe neither needs the column nor names a model."""
+        assert self.role is not None
+        if column in self.context.wanted or self.role in self.context.models.names:
+            return self.context.models.text_classifier(self.role, self.context.device)
+        return None
 
 
 class Caption(CaptionStage):
@@ -53,14 +61,15 @@ class Caption(CaptionStage):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.unsafe = context.models.text_classifier(self.role, context.device)
+        self.unsafe = self.classifier("unsafe_text")
 
     def __call__(self, batch: Batch) -> None:
         captions = Strings.of(batch["caption"]).on(self.context.device)
         measures = measure_captions(self.context, captions)
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
-        batch["unsafe_text"] = self.unsafe(captions)
+        if self.unsafe:
+            batch["unsafe_text"] = self.unsafe(captions)
 
 
 class Refine(CaptionStage):
@@ -81,7 +90,7 @@ class Refine(CaptionStage):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.unsafe = context.models.text_classifier(self.role, context.device)
+        self.unsafe = self.classifier("unsafe_caption")
 
     def __call__(self, batch: Batch) -> None:
         texts = clean(self.context, batch["caption"])
@@ -96,7 +105,8 @@ class Refine(CaptionStage):
         batch["language"], batch["chinese_confidence"] = languages(texts, columns)
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]
-        batch["unsafe_caption"] = self.unsafe(Strings.of(texts).on(self.context.device))
+        if self.unsafe:
+            batch["unsafe_caption"] = self.unsafe(Strings.of(texts).on(self.context.device))
 
 
 def measure_captions(context: Context, captions: Strings) -> np.ndarray:

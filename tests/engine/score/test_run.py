@@ -248,3 +248,15 @@ def test_bytes_do_not_depend_on_threads_or_batches(
     two, one = tree(tmp_path / "two"), tree(tmp_path / "one")
     assert two.keys() == one.keys() and len(np.load(tmp_path / "two/features/00000.npy")) == 20
     assert [name for name in two if two[name] != one[name]] == []
+
+
+def test_criteria_of_captions_need_no_model(make_shard: Make, tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    path.write_text("recipe: words\ncriteria:\n  words: {min: 5}\n  nouns: {min: 1}\n")
+    run, funnel, _ = curate([str(make_shard(samples(0, 2)))], tmp_path / "out", load_recipe(path), Settings())
+    assert funnel.kept == 2 and "unsafe_text" not in pq.read_schema(run.scores_path(0)).names
+    with pytest.raises(DanqingError, match=r"the run has no column 'unsafe_text'"):
+        decide_run(run, load_recipe(path, ["unsafe_text.max=0"]))
+    path.write_text("recipe: unsafe\ncriteria:\n  words: {min: 5}\n  unsafe_text: {max: 0}\n")
+    with pytest.raises(DanqingError, match="need a model for text_safety"):
+        score_inputs([str(tmp_path / "00000.tar")], tmp_path / "other", load_recipe(path), Settings())
