@@ -21,7 +21,7 @@ from danqing.engine.core.columns import COLUMNS, SCORED, VERDICTS
 PREFIX = "input_"
 RESERVED = frozenset({*COLUMNS, "text"})
 """Names that no carried column has: the engine's columns, of this run or not, and those of written Parquet files."""
-IDENTITY = ("key", "uid", "url")
+IDENTITY = ("uid", "url")
 """Fields that become columns of the engine. The input's value is carried only where the column has another one."""
 JSON_TEXT = {b"danqing.encoding": b"json"}
 """Metadata of a column whose values are JSON text."""
@@ -35,7 +35,9 @@ UID = re.compile("[0-9a-f]{32}")
 RFC_4122 = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _OWN = {"shard": str, "row": int, "key": str, "uid": str, "image_bytes": int}
-_OF_A_RUN = frozenset({"shard", "row", "image_bytes", *(column.name for column in (*SCORED, *VERDICTS))})
+_OF_A_RUN = frozenset(
+    {"shard", "row", "key", "input_key", "image_bytes", *(column.name for column in (*SCORED, *VERDICTS))}
+)
 
 
 def uid_of(value: Any) -> str | None:
@@ -77,22 +79,29 @@ def carried_fields(
 
     Args:
         fields: the input's fields.
-        row: the row's `key`, `uid`, `url`, `caption` and `image_bytes`.
+        row: the row's `uid`, `url`, `caption` and `image_bytes`.
         made: all columns that this run makes.
         reserved: see `carried_name`.
     """
-    if _is_own_output(fields, row):
+    if _is_own_output(fields, row["image_bytes"]):
         return _carried_again(fields, row, made, reserved)
-    carried = {carried_name(name, reserved): value for name, value in fields.items() if name not in IDENTITY}
+    carried = {carried_name(n, reserved): value for n, value in fields.items() if n not in (*IDENTITY, "key")}
     for name in IDENTITY:
         if fields.get(name) is not None and fields[name] != row[name]:
             carried[PREFIX + name] = as_text(fields[name])
     return carried
 
 
-def _is_own_output(fields: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+def input_key(fields: Mapping[str, Any], key: str, image_bytes: int) -> str | None:
+    """Returns the input's own key as text where it is not `key`, for the column `input_key`; else None."""
+    own = fields.get("input_key") if _is_own_output(fields, image_bytes) else None
+    own = fields.get("key") if own is None else own
+    return None if own is None or own == key else as_text(own)
+
+
+def _is_own_output(fields: Mapping[str, Any], image_bytes: int) -> bool:
     return (
-        fields.get("image_bytes") == row["image_bytes"]
+        fields.get("image_bytes") == image_bytes
         and all(isinstance(fields.get(name), kind) for name, kind in _OWN.items())
         and UID.fullmatch(fields["uid"]) is not None
     )
@@ -269,7 +278,7 @@ def _struct(members: Mapping[str, pa.DataType | None]) -> pa.DataType | None:
 
 
 def _storable(value: Any) -> Any:
-    """Replaces what a file cannot hold: lone surrogates by `?`, and non-finite numbers by null, as pandas reads them."""
+    """Replaces what a file cannot hold: lone surrogates by `?`, and non-finite numbers by null, as pandas does."""
     if isinstance(value, str):
         return _utf8(value)
     if isinstance(value, float):

@@ -25,7 +25,7 @@ from danqing.engine.stages import stored_columns
 
 ENGINES = b"danqing.engines"
 """In the metadata of a shard's scores: what scored it, role → SHA-256."""
-READ_COLUMNS = ("row", "key", "uid", "url", "caption", "image_bytes")
+READ_COLUMNS = ("row", "key", "input_key", "uid", "url", "caption", "image_bytes")
 """Columns that are stored as they were read, before the scores; `shard` is stored by name, in front of them."""
 OUTCOME_COLUMNS = ("gated_at", "error")
 
@@ -147,7 +147,7 @@ class Ledger:
 def _carried_records(table: pa.Table, metadata: list[dict[str, Any]]) -> list[dict[str, Any]]:
     made = frozenset(table.column_names)
     reserved = RESERVED | made | stored_columns().keys()
-    identities = table.select(["key", "uid", "url", "caption", "image_bytes"]).to_pylist()
+    identities = table.select(["uid", "url", "caption", "image_bytes"]).to_pylist()
     return [carried_fields(fields, row, made, reserved) for fields, row in zip(metadata, identities, strict=True)]
 
 

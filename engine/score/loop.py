@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from danqing.engine.core.batch import Batch, pack
-from danqing.engine.core.carried import MAX_JSON_DEPTH, depth
+from danqing.engine.core.carried import MAX_JSON_DEPTH, depth, input_key
 from danqing.engine.core.columns import ENCODED, SHARD_COLUMNS
 from danqing.engine.core.logs import log
 from danqing.engine.core.memory import Memory
@@ -152,7 +152,8 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
         if rows and (len(rows) == READ_ROWS or size + len(sample.image) > memory.encoded):
             yield _batch(rows)
             rows, size = [], 0
-        identity = (shard.number, row, sample.key, sample.uid, url if isinstance(url, str) else None)
+        own_key = input_key(sample.metadata, sample.key, len(sample.image))
+        identity = (shard.number, row, sample.key, own_key, sample.uid, url if isinstance(url, str) else None)
         metadata, error = _without_deep_fields(sample.metadata)
         rows.append((*identity, sample.caption, sample.image, len(sample.image), metadata, error))
         size += len(sample.image)

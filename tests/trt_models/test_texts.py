@@ -97,6 +97,7 @@ def test_bytes_do_not_depend_on_how_texts_are_scored(
 
     with monkeypatch.context() as broken:
         broken.setattr(danqing.engine.score.loop, "READ_ROWS", 11)
+        broken.setattr("danqing.engine.stages.text.Caption.capacity", 500.0)
         broken.setattr(Ledger, "enter", failing)
         with pytest.raises(StoppedError):
             score_inputs(shards, tmp_path / "resumed", recipe, Settings())

@@ -46,7 +46,7 @@ class SentencePiece:
         ]
 
     def pad(self, ids: list[np.ndarray], width: int | None = None) -> np.ndarray:
-        """Makes one array of texts: int32 (texts, width), padded with the card's pad id; without width see `_padded`."""
+        """Makes one array of texts: int32 (texts, width), padded with the card's pad id; for None see `_padded`."""
         return _padded(ids, -1 if self.card.pad is None else self.card.pad, self.card, width)
 
 
@@ -84,7 +84,7 @@ class WordPiece:
         return [row[:length] for row, length in zip(ids, lengths, strict=True)]
 
     def pad(self, ids: list[np.ndarray], width: int | None = None) -> np.ndarray:
-        """Makes one array of texts: int32 (texts, width), padded with [PAD]; without width see `_padded`."""
+        """Makes one array of texts: int32 (texts, width), padded with [PAD]; for None see `_padded`."""
         return _padded(ids, self._pad, self.card, width)
 
 

@@ -18,12 +18,13 @@ from danqing.engine.core.carried import (
     carried_table,
     common_type,
     depth,
+    input_key,
     is_json_text,
     join,
     uid_of,
 )
 
-ROW = {"key": "k", "uid": "0" * 32, "url": None, "caption": "猫", "image_bytes": 9}
+ROW = {"uid": "0" * 32, "url": None, "caption": "猫", "image_bytes": 9}
 
 
 def written(table: pa.Table) -> pa.Table:
@@ -33,7 +34,8 @@ def written(table: pa.Table) -> pa.Table:
 
 
 def test_no_two_fields_share_a_column() -> None:
-    names = [prefix + name for name in (*RESERVED, "licence", "") for prefix in ("", "input_", "input_input_")]
+    names = {prefix + name for name in (*RESERVED, "licence", "") for prefix in ("", "input_", "input_input_")}
+    names.remove("key")  # goes to the column `input_key`
     columns = [carried_name(name) for name in names]
     assert len(set(columns)) == len(names) and not RESERVED & set(columns)
     assert [carried_name(name) for name in ("licence", "input_licence", "width")] == [
@@ -45,8 +47,9 @@ def test_the_inputs_identity_is_kept_where_the_engine_has_another() -> None:
     assert carried_fields({"key": "k", "uid": "0" * 32, "url": None}, ROW) == {}
     fields = {"key": 4711, "uid": "f81d4fae-7dec-11d0-a765-00a0c91e6bf6", "url": ["x"], "input_key": "a"}
     assert carried_fields(fields, ROW) == {
-        "input_key": "4711", "input_uid": fields["uid"], "input_url": '["x"]', "input_input_key": "a",
+        "input_uid": fields["uid"], "input_url": '["x"]', "input_input_key": "a",
     }  # fmt: skip
+    assert input_key(fields, "k", 9) == "4711" and input_key({"key": "k"}, "k", 9) is input_key({}, "k", 9) is None
     assert uid_of(fields["uid"]) == "f81d4fae7dec11d0a76500a0c91e6bf6" == uid_of("F81D4FAE7DEC11D0A76500A0C91E6BF6")
     assert [uid_of(value) for value in ("f81d4fae", 7, None, "g" * 32, "-" * 32 + "0" * 32)] == [None] * 5
 
@@ -72,7 +75,7 @@ def test_the_engines_own_output_can_be_curated_again_and_again() -> None:
     assert again == {
         "input_width": 7, "input_input_width": 8, "licence": "CC0", "input_caption": "原文", "input_aesthetic": 5.5,
     }  # fmt: skip
-    assert carried_fields({**output, **again}, ROW, made) == again
+    assert carried_fields({**output, **again}, ROW, made) == again and input_key(output, "k_1", 9) == "k"
     assert "input_words" in carried_fields(output | {"image_bytes": 8}, ROW, made)  # another's table
 
 
