@@ -62,6 +62,8 @@ def test_the_engines_own_output_can_be_curated_again_and_again() -> None:
     assert first == {"input_width": 7, "input_input_width": 8, "licence": "CC0"} | {"input_caption": "原"}
     output = {
         **ROW,
+        "key": "k_1",
+        "input_key": "k",
         "caption": "原文",
         "shard": "0",
         "row": 3,
