@@ -32,6 +32,7 @@ MAX_MEMBERS = 256
 MAX_JSON_DEPTH = 200
 """Levels of a value that is carried at all; Python's JSON encoder fails somewhat below 1,000."""
 UID = re.compile("[0-9a-f]{32}")
+SURROGATE = re.compile("[\ud800-\udfff]")
 RFC_4122 = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _OWN = {"shard": str, "row": int, "key": str, "uid": str, "image_bytes": int}
@@ -157,7 +158,7 @@ def carried_table(records: Sequence[Mapping[str, Any]]) -> pa.Table:
     columns = {name: column_of([record.get(name) for record in records]) for name in names}
     fields, taken = [], set[str]()
     for name, (kind, _) in columns.items():
-        stored = _utf8(name, "backslashreplace")
+        stored = _escaped(name)
         while stored in taken or (stored != name and stored in columns):
             stored += "_"
         taken.add(stored)
@@ -278,7 +279,7 @@ def _struct(members: Mapping[str, pa.DataType | None]) -> pa.DataType | None:
 
 
 def _storable(value: Any) -> Any:
-    """Replaces what a file cannot hold: lone surrogates by `?`, and non-finite numbers by null, as pandas does."""
+    """Replaces what a file cannot hold: lone surrogates by U+FFFD, and non-finite numbers by null, as pandas does."""
     if isinstance(value, str):
         return _utf8(value)
     if isinstance(value, float):
@@ -286,13 +287,17 @@ def _storable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return list(map(_storable, value))
     if isinstance(value, dict):
-        return {_utf8(str(name), "backslashreplace"): _storable(item) for name, item in value.items()}
+        return {_escaped(str(name)): _storable(item) for name, item in value.items()}
     return value
 
 
-def _utf8(text: str, errors: str = "replace") -> str:
-    return text.encode("utf-8", errors).decode("utf-8")
+def _utf8(text: str) -> str:
+    return SURROGATE.sub("\ufffd", text)
+
+
+def _escaped(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _is_utf8(text: str) -> bool:
-    return _utf8(text) == text
+    return not SURROGATE.search(text)

@@ -77,7 +77,8 @@ def test_bytes_do_not_depend_on_how_texts_are_scored(
 ) -> None:
     whole = tmp_path / "whole"
     score_inputs(shards, whole, recipe, Settings(threads=2))
-    score_inputs(shards, tmp_path / "workers", recipe, Settings(devices=("cpu", "cpu")))
+    run, _ = score_inputs(shards, tmp_path / "workers", recipe, Settings(devices=("cpu", "cpu")))
+    assert list(run.manifest["engines"]["text_safety"].values()) == [3]  # whichever worker scored them
     score_inputs(shards, tmp_path / "memory", recipe, Settings(memory_limit=6 << 30, max_pixels=1_000_000))
     assert scores(tmp_path / "workers") == scores(tmp_path / "memory") == scores(whole) and len(scores(whole)) == 3
     for rows, threads in ((1, 1), (7, 2)):
