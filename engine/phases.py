@@ -26,6 +26,7 @@ from danqing.engine.report.topics import Topics, find_topics
 from danqing.engine.run.folder import Run
 from danqing.engine.run.lock import lock_output
 from danqing.engine.run.settings import Settings
+from danqing.engine.score.settling import settle
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
 from danqing.engine.sources import find_shards, first_rows
 from danqing.engine.write.writing import WEBDATASET, WRITERS, write
@@ -70,14 +71,18 @@ def score_inputs(
     }
     run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force)
     waiting = run.unscored()
-    if not waiting:
+    if not waiting and run.manifest["counts"]:
         return run, Spans()
+    if run.manifest["counts"]:  # some scores were removed: the run is not settled until they are there again
+        run.manifest["counts"] = {}
+        run.save()
     started = time.monotonic()
     with run.logged(), progress("score", sum(shard.bytes for shard in waiting)) as listener:
         if settings.devices:
             spans = score_on_several(run, settings, listener)
         else:
             spans = score_on_one(run, settings, listener, watcher=watcher)
+        settle(run)
     run.note("counts", scored_shards=len(run.shards))
     run.note("times", score_seconds=round(time.monotonic() - started, 3))
     return run, spans

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,26 @@ def torch_rate(card: Card, folder: Path, inputs: list[dict[str, np.ndarray]], th
     Raises:
         DanqingError: PyTorch or transformers is not installed, or transformers cannot read the checkpoint.
     """
-    rows = {name: np.concatenate([batch[name] for batch in inputs]) for name in inputs[0]}
-    run = torch_job(card, folder, rows, threads, compiled=True)
+    ((name, _),) = inputs[0].items()
+    by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for batch in inputs:
+        by_shape.setdefault(batch[name].shape[1:], []).append(batch[name])  # texts come in several widths
+    groups = [{name: np.concatenate(arrays)} for arrays in by_shape.values()]
+    run = torch_job(card, folder, groups, threads, compiled=True)
     run()
     started = time.perf_counter()
     run()
-    return len(next(iter(rows.values()))) / (time.perf_counter() - started)
+    return sum(len(group[name]) for group in groups) / (time.perf_counter() - started)
 
 
 def torch_job(
-    card: Card, folder: Path, rows: dict[str, np.ndarray], threads: int, compiled: bool = False
+    card: Card, folder: Path, groups: Iterable[dict[str, np.ndarray]], threads: int, compiled: bool = False
 ) -> Callable[[], None]:
     """Makes a function that runs transformers' model of a checkpoint on all rows, in float32.
 
     Args:
         card, folder, threads: see `torch_rate`.
-        rows: the model's inputs by name, rows first; a batch has `BATCH_ROWS` rows.
+        groups: the model's inputs by name, rows first, of each shape; a batch has `BATCH_ROWS` rows.
         compiled: whether to use `torch.compile`.
 
     Raises:
@@ -64,17 +68,21 @@ def torch_job(
     embeds = {"image_embedding": "get_image_features", "text_embedding": "get_text_features"}
     call = getattr(model, embeds.get(card.task, "forward"))
     call = torch.compile(call) if compiled else call
-    if "pixels" in rows:
-        pixels = torch.from_numpy(rows["pixels"]).permute(0, 3, 1, 2)
-        tensors = {"pixel_values": (pixels.float() / 127.5 - 1).contiguous()}  # the values do not change the time
-    else:
-        tokens = torch.from_numpy(rows["tokens"]).long()
-        tensors = {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
+    tensors = [_tensors(group, torch) for group in groups]
 
     def run() -> None:
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            for start in range(0, len(next(iter(tensors.values()))), BATCH_ROWS):
-                call(**{name: tensor[start : start + BATCH_ROWS] for name, tensor in tensors.items()})
+            for group in tensors:
+                for start in range(0, len(next(iter(group.values()))), BATCH_ROWS):
+                    call(**{name: tensor[start : start + BATCH_ROWS] for name, tensor in group.items()})
 
     return run
+
+
+def _tensors(rows: dict[str, np.ndarray], torch: Any) -> dict[str, Any]:
+    if "pixels" in rows:
+        pixels = torch.from_numpy(rows["pixels"]).permute(0, 3, 1, 2)
+        return {"pixel_values": (pixels.float() / 127.5 - 1).contiguous()}  # the values do not change the time
+    tokens = torch.from_numpy(rows["tokens"]).long()
+    return {"input_ids": tokens, "attention_mask": (tokens != 0).long()}

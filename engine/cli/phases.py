@@ -245,6 +245,7 @@ def _scored(run: Run, spans: Spans) -> dict[str, Any]:
         "already_scored": not spans,
         "stages": stages_of(spans),
         "refused_engines": run.manifest.get("refused_engines", {}),
+        "engines": run.manifest.get("engines", {}),
         "profile": run.folder / "profile" / "profile.json" if spans.profiled else None,
     }
 
@@ -258,6 +259,15 @@ def _print_scored(run: Run, spans: Spans) -> None:
         print(f"{profile['verdict']} More in {run.folder / 'profile' / 'profile.html'}")
     for reason in run.manifest.get("refused_engines", {}).values():
         print(f"Scored without an engine that is in use: {reason}")
+    _print_engines(run)
+
+
+def _print_engines(run: Run) -> None:
+    """Says which models were run by several engines, so that scores of different shards are not quite comparable."""
+    from danqing.engine.score.settling import describe_engines
+
+    for line in describe_engines(run.manifest.get("engines", {})):
+        print(f"Scored by several engines: {line}")
 
 
 @command(
@@ -300,6 +310,7 @@ def decide(
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}, notes):
         return
     print_funnel(funnel)
+    _print_engines(opened)
     print(f"Next: {shlex.join(['danqing', 'write', str(run)])}")
     out.print_notes(notes)
 

@@ -85,7 +85,8 @@ COUNT: Range = (0, None)
 READ = (
     Column("shard", pa.string(), "name of the input shard", array="int64 (rows,), number of the shard"),
     Column("row", pa.int32(), "position in the shard, from 0", range=COUNT),
-    Column("key", pa.string(), "the input's own key, unique within the shard"),
+    Column("key", pa.string(), "the input's own key, made unique within the shard"),
+    Column("input_key", pa.string(), "the input's own key where `key` differs from it, else null"),
     Column("uid", pa.string(), "32 hex digits: the input's own, or the xxh128 of image bytes and caption"),
     Column("url", pa.string(), "URL of the picture, if the input has one"),
     Column("caption", pa.string(), "the caption as read"),

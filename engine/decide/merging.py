@@ -26,6 +26,7 @@ from danqing.engine.decide.verdicts import Verdicts, record
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import Run, is_run
+from danqing.engine.score.settling import settle
 
 NAME, STEP = "cross_batch_redundancy", "cross-batch redundancy"
 
@@ -142,6 +143,7 @@ def _open(
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(kind(part, shard.number).resolve())
+    settle(run)  # writes the scores again, in place of the link, where the runs differ in the fields they carry
     return run, before
 
 

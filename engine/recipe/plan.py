@@ -37,10 +37,12 @@ class Plan:
     Attributes:
         steps: the stages with their gates.
         also: columns that are computed though no gate reads them.
+        roles: the roles that the recipe names models for.
     """
 
     steps: tuple[Step, ...]
     also: tuple[str, ...] = ()
+    roles: frozenset[str] = frozenset()
 
     @property
     def wanted(self) -> set[str]:
@@ -54,6 +56,9 @@ class Plan:
         produced: dict[str, Column] = {}
         for step in self.steps:
             produced |= step.stage.produces
+            if step.stage.role not in self.roles:  # a stage leaves out the columns of a model that no criterion needs
+                for name in set(step.stage.model_columns or ()) - self.wanted:
+                    del produced[name]
         stored = (column for column in produced.values() if column.type is not None and column.file == "scores")
         return {column.name: column.type for column in stored}
 
@@ -141,4 +146,4 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
     unstored = {ENCODED} | {column.name for column in produced if column.type is None}
     for position, step in enumerate(steps):
         step.spent = tuple(sorted(unstored - {n for other in steps[position + 1 :] for n in other.stage.needs}))
-    return Plan(tuple(steps), also)
+    return Plan(tuple(steps), also, frozenset(recipe.models))

@@ -25,6 +25,7 @@ from danqing.engine.report.topic_map import topic_galleries, topic_section
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
+from danqing.engine.score.settling import describe_engines
 from danqing.engine.sources import open_shard
 from danqing.engine.stages.opening import open_picture
 
@@ -56,6 +57,10 @@ def write_report(run: Run) -> None:
     parts = [
         f"<h1>{html.escape(run.folder.resolve().name)}</h1>",
         f"<p>{funnel.kept:,} of {funnel.collected:,} pairs kept with the recipe <b>{html.escape(recipe.name)}</b>.</p>",
+        *(
+            f"<p>Scored by several engines: {html.escape(line)}.</p>"
+            for line in describe_engines(run.manifest.get("engines", {}))
+        ),
         _funnel(funnel),
         "<h2>Scores and thresholds</h2><p>All pairs that have the score; the kept interval is shaded.</p>",
         "<div class=row>" + "".join(_histograms(run, recipe)) + "</div>",

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from danqing.engine.core.batch import Batch
-from danqing.engine.core.columns import COLUMNS, FEATURES, arrow_types
+from danqing.engine.core.carried import RESERVED, carried_fields, carried_table
+from danqing.engine.core.columns import FEATURES, arrow_types
 from danqing.engine.core.files import commit
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
@@ -27,7 +28,7 @@ ENGINES = b"danqing.engines"
 """In the metadata of a shard's scores: what scored it, role → SHA-256."""
 FEATURES_HASH = b"danqing.features"
 """In the metadata of a shard's scores: the XXH3 of its features, so that the scores' own hash stands for both files."""
-READ_COLUMNS = ("row", "key", "uid", "url", "caption", "image_bytes")
+READ_COLUMNS = ("row", "key", "input_key", "uid", "url", "caption", "image_bytes")
 """Columns that are stored as they were read, before the scores; `shard` is stored by name, in front of them."""
 OUTCOME_COLUMNS = ("gated_at", "error")
 
@@ -146,9 +147,6 @@ class Ledger:
         with commit(self.run.scores_path(entry.shard.number)) as file:
             pq.write_table(table, file)
         errors, seconds = entry.rows - table["error"].null_count, time.monotonic() - entry.started
-        with self._lock:
-            if self.run.manifest.get("engines") != self.running:
-                self.run.note("engines", **self.running)
         log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds)
 
     def _assemble(self, entry: _OpenShard, with_features: list[int]) -> pa.Table:
@@ -159,10 +157,17 @@ class Ledger:
         feature_row = np.full(entry.rows, -1, np.int32)
         feature_row[with_features] = np.arange(len(with_features))
         table = table.append_column("feature_row", pa.array(feature_row))
-        records = [entry.metadata[row] for row in range(entry.rows)]
-        for name, column in metadata_columns(records, {*table.column_names, *COLUMNS, *stored_columns()}).items():
-            table = table.append_column(name, column)
+        carried = carried_table(_carried_records(table, [entry.metadata[row] for row in range(entry.rows)]))
+        for described, column in zip(carried.schema, carried.columns, strict=True):
+            table = table.append_column(described, column)
         return table.combine_chunks()
+
+
+def _carried_records(table: pa.Table, metadata: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    made = frozenset(table.column_names)
+    reserved = RESERVED | made | stored_columns().keys()
+    identities = table.select(["uid", "url", "caption", "image_bytes"]).to_pylist()
+    return [carried_fields(fields, row, made, reserved) for fields, row in zip(metadata, identities, strict=True)]
 
 
 def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
@@ -176,31 +181,5 @@ def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
             return pa.array([None if v is None else v.encode("utf-8", "replace").decode() for v in values], kind)
     if pa.types.is_floating(kind):
         values = values.astype(kind.to_pandas_dtype(), copy=False)  # three times as fast as Arrow's cast
+        values = np.where(np.isfinite(values), values, np.nan)
     return pa.array(values, kind, from_pandas=True)  # NaN becomes null
-
-
-def metadata_columns(records: list[dict[str, Any]], taken: set[str]) -> dict[str, pa.Array]:
-    """Makes columns of the input's own fields.
-
-    Args:
-        records: one dict per row, as parsed from JSON.
-        taken: names of the engine's columns, of this run or not; a field with such a name gets the prefix `input_`, so
-            that DECIDE never takes it for a score.
-
-    Returns:
-        Name → Arrow array (rows,). A field whose values have no common Arrow type is stored as JSON text.
-    """
-    names = sorted({name for record in records for name in record})
-    out: dict[str, pa.Array] = {}
-    for name in names:
-        if name in ("key", "url", "uid"):
-            continue  # stored as the row's identity
-        values = [record.get(name) for record in records]
-        try:
-            column = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError):
-            column = pa.array([None if v is None else json.dumps(v, ensure_ascii=True) for v in values], pa.string())
-        if pa.types.is_struct(column.type) and column.type.num_fields == 0:
-            column = pa.nulls(len(values), pa.string())  # Parquet has no empty struct
-        out[f"input_{name}" if name in taken else name] = column
-    return out

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from danqing.engine.core.batch import Batch, pack
+from danqing.engine.core.carried import MAX_JSON_DEPTH, depth, input_key
 from danqing.engine.core.columns import ENCODED, SHARD_COLUMNS
 from danqing.engine.core.logs import log
 from danqing.engine.core.memory import Memory, text_bytes
@@ -75,8 +76,9 @@ def score(
         batches = read(shards_until_engine_change(chain([shard], shards), context), run.layout, ledger, context.memory)
         batches = spans.timed("read", batches, lambda batch: batch.bytes((ENCODED, "caption")))
         run_stages(batches, plan, context, ledger, spans, gated, room)
+        # Not written here: several workers would overwrite each other's notes.
         if context.models.refused:
-            run.note("refused_engines", **context.models.refused)
+            run.manifest.setdefault("refused_engines", {}).update(context.models.refused)
         context.models.reopen(context.device)
     ledger.close()
     return spans
@@ -151,11 +153,23 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
         if rows and (len(rows) == READ_ROWS or size + len(sample.image) + text > memory.encoded):
             yield _batch(rows)
             rows, size = [], 0
-        identity = (shard.number, row, sample.key, sample.uid, url if isinstance(url, str) else None)
-        rows.append((*identity, sample.caption, sample.image, len(sample.image), text, sample.metadata, None))
+        own_key = input_key(sample.metadata, sample.key, len(sample.image))
+        identity = (shard.number, row, sample.key, own_key, sample.uid, url if isinstance(url, str) else None)
+        metadata, error = _without_deep_fields(sample.metadata)
+        rows.append((*identity, sample.caption, sample.image, len(sample.image), text, metadata, error))
         size += len(sample.image) + text
     if rows:
         yield _batch(rows)
+
+
+def _without_deep_fields(metadata: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Leaves out the fields that no JSON encoder writes again; returns the others, and the row's error or None."""
+    nested = [name for name, value in metadata.items() if isinstance(value, list | dict)]
+    deep = [name for name in nested if depth(metadata[name]) > MAX_JSON_DEPTH]
+    if not deep:
+        return metadata, None
+    problem = f"the field {deep[0][:40]!r} has more than {MAX_JSON_DEPTH} nested levels"
+    return {name: value for name, value in metadata.items() if name not in deep}, problem
 
 
 def _batch(rows: list[tuple[Any, ...]]) -> Batch:
@@ -242,7 +256,16 @@ def apply_stage(stage: Stage, batch: Batch) -> None:
         # A gate must see what DECIDE will read: the score as it is stored, compared as float64.
         if pa.types.is_floating(column.type):
             batch[name] = batch[name].astype(column.type.to_pandas_dtype()).astype(np.float64)
+            _fail_non_finite(stage, batch, name)
     stage.context.device.wait()
+
+
+def _fail_non_finite(stage: Stage, batch: Batch, name: str) -> None:
+    """Makes a non-finite score the error of its row; the ledger stores no value for it."""
+    for row in np.flatnonzero(~np.isfinite(batch[name])).tolist():
+        if batch["error"][row] is None:
+            value = "NaN" if np.isnan(batch[name][row]) else "an infinite number"
+            batch["error"][row] = f"{stage.maker_of(name)} gave {value} for {name}"
 
 
 def _record_batch(batch: Batch, stage: Stage, span: Span) -> None:

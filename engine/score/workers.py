@@ -103,11 +103,12 @@ def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
         for kind, content in _messages(workers):
             if kind == "done":
                 _add_spans(total, content[0])
+                if content[1]:
+                    run.manifest.setdefault("refused_engines", {}).update(content[1])
             elif kind == "failed":
                 raise DanqingError(content[0])
             else:
                 getattr(progress, kind)(*content)
-    run.manifest = Run.open(run.folder).manifest  # the workers have added the engines that scored the shards
     return total
 
 
@@ -260,7 +261,7 @@ def _run_worker(folder: Path, settings: Settings, shards: list[Shard], next_shar
             spans = score_on_one(run, settings, _SentProgress(sender), _claim_shards(shards, next_shard))
         for span in spans.values():
             span.waiting = None  # refers to a queue of this process, and cannot be pickled
-        sender.send(("done", dict(spans)))
+        sender.send(("done", dict(spans), run.manifest.get("refused_engines")))
     except DanqingError as problem:
         sender.send(("failed", f"{settings.device}: {problem}"))
     except KeyboardInterrupt:

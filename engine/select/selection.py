@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.carried import carried_name
 from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
@@ -39,6 +40,7 @@ from danqing.engine.run.lock import lock_output
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.versions import ENGINE, current_versions
 from danqing.engine.score.loop import run_stages
+from danqing.engine.score.settling import unify
 from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, find_tables, read_parts
 from danqing.engine.stages import CATALOGUE
@@ -51,6 +53,8 @@ USABLE = Threshold("usable", "usable", Interval(minimum=1), section="input", ste
 WEB_URL = re.compile(r"https?:[/\\]+[^/\\?#\s]", re.IGNORECASE)
 """The start of a URL that can be downloaded. Browsers read a backslash as a slash."""
 
+SELECTED = {b"danqing.select": b"1"}
+"""In the metadata of urls/*.parquet: `text_clean` is the engine's, so another selection makes it anew."""
 PART_ROWS = 100_000
 """Rows of an output file."""
 BATCH_ROWS = 2048
@@ -169,6 +173,8 @@ def select(
                 dropped_by = judged.dropped_by(criteria)
                 _write(urls, judged.kept(dropped_by < 0))
                 _write(verdicts, judged.verdicts(dropped_by, criteria))
+        for kind in ("urls", "verdicts"):
+            unify(sorted((output / kind).glob("*.parquet")))
         write_json(output / "funnel.json", count_funnel(output, criteria).to_dict())
     return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, deferred)
 
@@ -249,8 +255,13 @@ class Judged:
             keep: bool (rows,).
         """
         table = self.part.table.filter(pa.array(keep))
-        names = [f"input_{name}" if name == CLEAN else name for name in table.column_names]
-        return table.rename_columns(names).append_column(CLEAN, pa.array(self.columns[CLEAN][keep], pa.string()))
+        if SELECTED.items() <= (table.schema.metadata or {}).items():  # an earlier selection's clean caption
+            table = table.drop_columns([CLEAN])
+            names = table.column_names
+        else:
+            names = _distinct(carried_name(name, (CLEAN,)) for name in table.column_names)
+        table = table.rename_columns(names).append_column(CLEAN, pa.array(self.columns[CLEAN][keep], pa.string()))
+        return table.replace_schema_metadata({**(table.schema.metadata or {}), **SELECTED})
 
     def verdicts(self, dropped_by: np.ndarray, recipe: Recipe) -> pa.Table:
         """Returns the table of verdicts: each row's place in the input, URL, caption, verdict and scores.
@@ -272,6 +283,16 @@ class Judged:
             table["uid"] = self.part.table["uid"]
         table |= {name: _arrow(self.columns[name], kind) for name, kind in self.scores.items() if name != CLEAN}
         return pa.table(table | {"error": pa.array(self.columns["error"], pa.string())})
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Appends `_` to names that come again: Arrow reads tables with equal names, and no tool reads them by name."""
+    out: list[str] = []
+    for name in names:
+        while name in out:
+            name += "_"
+        out.append(name)
+    return out
 
 
 def _unusable(url: str | None, caption: str | None) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import stat
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,9 @@ from typing import Any
 
 import xxhash
 
+from danqing.engine.core.carried import uid_of
 from danqing.engine.core.columns import METADATA_ERROR, READ_ERROR
 from danqing.engine.core.errors import DanqingError
-
-UID = re.compile("[0-9a-f]{32}")
-"""A uid of the input that the engine keeps."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,7 @@ class Sample:
     @property
     def uid(self) -> str:
         """32 hex digits, as DataComp's uids: the input's own `uid`, else xxh128 of picture bytes and caption."""
-        own = self.metadata.get("uid")
-        if isinstance(own, str) and UID.fullmatch(own):
+        if own := uid_of(self.metadata.get("uid")):
             return own
         digest = xxhash.xxh128(self.image)
         digest.update(self.caption.encode("utf-8", "surrogatepass"))

@@ -78,6 +78,12 @@ class Stage:
         """Weight of each row, float64 (rows,), in the unit of `capacity`; by default 1."""
         return np.ones(len(batch))
 
+    def maker_of(self, column: str) -> str:
+        """Names what computes a column, for error messages: the model in the stage's role, or the stage."""
+        if self.role is None or (self.model_columns is not None and column not in self.model_columns):
+            return f"the stage {self.name}"
+        return f"the model {self.context.models.names[self.role]}"
+
     def __call__(self, batch: Batch) -> None:
         """Adds the columns of `produces`, on the device or the host, to a batch that has those of `needs`."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import FEATURES, produced
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.network import ModelStage
+from danqing.trt_models.run.session import texts_at_once
+from danqing.trt_models.run.texts import run_texts
 
 
 class ImageEmbedding(ModelStage):
@@ -77,11 +80,27 @@ class TextEmbedding(ModelStage):
         super().__init__(context)
         self.tokenizer = context.models.tokenizer(self.role)
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        return {"tokens": self.tokenizer.pad(batch["token_ids"])}
+    @property
+    def capacity(self) -> int:
+        return texts_at_once(self.context.device, self.session)
+
+    def run(self, batch: Batch) -> dict[str, Any]:
+        return run_texts(self.session, self.tokenizer, batch["token_ids"], self.context.device)
+
+    def vendor_part(self, batch: Batch) -> Callable[[], int]:
+        """The network on a full batch, made of the batch's rows."""
+        full = batch.take(np.arange(self.capacity) % len(batch))
+
+        def run() -> int:
+            self.run(full)
+            return len(full)
+
+        return run
 
     def __call__(self, batch: Batch) -> None:
         batch["text_embedding"] = self.run(batch)["embedding"]
+        for row in np.flatnonzero(~self.context.device.down(has_direction(batch["text_embedding"]))):
+            batch["error"][row] = "the text model returned a zero or non-finite embedding"
 
 
 class Alignment(Stage):

@@ -16,12 +16,13 @@ mend_torchvision()  # before any test imports transformers
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache for one test, except for the text tables, which take seconds to build."""
-    tables = cache_folder() / "tables"
-    tables.mkdir(exist_ok=True)
+    """An empty cache for one test, except for text tables and compiled kernels, which take seconds to build."""
     store = tmp_path / "store"
     store.mkdir()
-    (store / "tables").symlink_to(tables)
+    for name in ("tables", "numba"):
+        built = cache_folder() / name
+        built.mkdir(exist_ok=True)
+        (store / name).symlink_to(built)
     monkeypatch.setenv("DANQING_CACHE", str(store))
     return store
 

@@ -98,7 +98,7 @@ def test_the_commands_from_checkpoint_to_active_engine(
     assert main(["curate", *shards, "-o", out, "--recipe", str(tmp_path / "network.yaml")]) == 0
     used = json.loads(pq.read_schema(Path(out) / "scores" / "00000.parquet").metadata[ENGINES])
     assert used == {"text_safety": engine.sha256}
-    assert json.loads((Path(out) / "run.json").read_text())["engines"] == used
+    assert json.loads((Path(out) / "run.json").read_text())["engines"] == {"text_safety": {engine.sha256: 3}}
     assert main(["models", "activate", "text-safety-1m", "--rollback", "--target", "cpu"]) == 0
     assert "the model itself is in use again" in capsys.readouterr().out
     assert main(["models", "activate", "text-safety-1m", "--rollback", "--target", "cpu"]) == 2
@@ -136,6 +136,8 @@ def test_a_run_uses_a_new_active_engine_from_its_next_shard_on(
     run, _, _ = curate(shards, tmp_path / "out", recipe, Settings())
     used = [json.loads(pq.read_schema(run.scores_path(n)).metadata[ENGINES])["text_safety"] for n in range(3)]
     assert used == [engines.onnx, engines.onnx, engine.sha256]
+    assert run.manifest["engines"] == {"text_safety": {engine.sha256: 1, engines.onnx: 2}}
+    assert "Scored by several engines: text_safety: " in (run.folder / "report.html").read_text(encoding="utf-8")
     monkeypatch.undo()
     monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "store"))
     again, _, _ = curate(shards, tmp_path / "again", recipe, Settings())
@@ -174,7 +176,7 @@ def test_a_run_reports_an_engine_that_does_not_open(
     report = f"Scored without an engine that is in use: text-safety-1m: the engine {engine.name} does not open"
     assert report in capsys.readouterr().out.replace("\n", " ")
     noted = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert list(noted["refused_engines"]) == ["text_safety"] and noted["engines"] == {"text_safety": engines.onnx}
+    assert list(noted["refused_engines"]) == ["text_safety"] and noted["engines"] == {"text_safety": {engines.onnx: 1}}
     models = ModelSet({"text_safety": "text-safety-1m"})
     models.session("text_safety", device)
     (gauge,) = RefusedEngines(models).collect()

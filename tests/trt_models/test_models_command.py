@@ -162,9 +162,9 @@ def test_every_family_can_be_timed_in_pytorch(name: str, tmp_path: Path) -> None
     folder = save(family.model, tmp_path / "checkpoint")
     for built_in, changes in family.cards.items():
         card = load_card(own_card(built_in, tmp_path, **changes))
-        torch_job(card, folder, inputs(card), 1)()
+        torch_job(card, folder, [inputs(card)], 1)()
     with pytest.raises(DanqingError, match="transformers cannot read this checkpoint"):
-        torch_job(card, tmp_path / "nothing", inputs(card), 1)
+        torch_job(card, tmp_path / "nothing", [inputs(card)], 1)
 
 
 def test_graphs_have_the_form_that_lower_precision_needs(tmp_path: Path) -> None:

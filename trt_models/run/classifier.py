@@ -16,6 +16,7 @@ from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import TermList
 from danqing.trt_models.run.session import Session
+from danqing.trt_models.run.texts import run_texts
 from danqing.trt_models.run.tokenizer import AnyTokenizer
 
 MAX_STRINGS = 20_000
@@ -45,8 +46,8 @@ class TextNetwork:
 
     def __call__(self, texts: Strings) -> Any:
         lines = texts.on_host(self.device).arrow().to_pylist()
-        tokens = self.tokenizer.pad(self.tokenizer.encode(lines))
-        return self.session.run(tokens=tokens)["probability"].astype(np.float32)
+        ids = self.tokenizer.encode(lines)
+        return run_texts(self.session, self.tokenizer, ids, self.device)["probability"].astype(np.float32)
 
 
 class Lexicon:

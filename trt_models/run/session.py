@@ -22,9 +22,11 @@ CPU_BATCH_ROWS = 8
 """Rows of a batch on a CPU core. Fixed (batches are padded), so that a row's output does not depend on other rows."""
 GPU_BATCH_ROWS = 64
 """Rows of a batch on a GPU, fixed likewise."""
+TEXT_BATCHES = 16
+"""Batches per core, or on a GPU, that are collected of texts: they are divided among three to seven widths."""
 LONG_CAPTION_TOKENS = 128
-MAX_CUDA_GRAPHS = 4
-"""Maximum number of CUDA graphs per session. Each has its own buffers, and texts come in many lengths."""
+MAX_CUDA_GRAPHS = 8
+"""Maximum number of CUDA graphs per session, one per shape. Texts of up to 512 tokens have 7 widths."""
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
@@ -123,6 +125,11 @@ def rows_at_once(device: Device, session: Session) -> int:
     On a GPU the session's batch, on a CPU one batch per core: more rows would only delay the next stage.
     """
     return session.batch if device.kind == "cuda" else min(GPU_BATCH_ROWS, CPU_BATCH_ROWS * device.threads)
+
+
+def texts_at_once(device: Device, session: Session) -> int:
+    """Returns how many texts a stage collects, so that most batches of each width are full (`trt_models.run.texts`)."""
+    return TEXT_BATCHES * (session.batch if device.kind == "cuda" else CPU_BATCH_ROWS * device.threads)
 
 
 class CudaOnnxSession:

@@ -14,6 +14,9 @@ from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.wordpiece import build_tables, lower_case, token_ids
 from danqing.trt_models.card import TokenInput
 
+MIN_WIDTH = 8
+"""Tokens of the narrowest batch of texts. Half of the captions of a crawl have no more (USE's SentencePiece)."""
+
 
 class SentencePiece:
     """SentencePiece with the card's begin and end tokens.
@@ -42,9 +45,9 @@ class SentencePiece:
             for ids in self._processor.encode(texts)
         ]
 
-    def pad(self, ids: list[np.ndarray]) -> np.ndarray:
-        """Makes one array of texts: int32 (texts, longest or `max_length`), padded with the card's pad id."""
-        return _padded(ids, -1 if self.card.pad is None else self.card.pad, self.card)
+    def pad(self, ids: list[np.ndarray], width: int | None = None) -> np.ndarray:
+        """Makes one array of texts: int32 (texts, width), padded with the card's pad id; for None see `_padded`."""
+        return _padded(ids, -1 if self.card.pad is None else self.card.pad, self.card, width)
 
 
 class WordPiece:
@@ -80,9 +83,9 @@ class WordPiece:
         ids, lengths, _ = token_ids(_CallingThread(), self.tables, rows.offsets, rows.data, self.card.max_length)
         return [row[:length] for row, length in zip(ids, lengths, strict=True)]
 
-    def pad(self, ids: list[np.ndarray]) -> np.ndarray:
-        """Makes one array of texts: int32 (texts, longest or `max_length`), padded with [PAD]."""
-        return _padded(ids, self._pad, self.card)
+    def pad(self, ids: list[np.ndarray], width: int | None = None) -> np.ndarray:
+        """Makes one array of texts: int32 (texts, width), padded with [PAD]; for None see `_padded`."""
+        return _padded(ids, self._pad, self.card, width)
 
 
 AnyTokenizer = SentencePiece | WordPiece
@@ -104,9 +107,21 @@ def open_tokenizer(card: TokenInput, path: Path) -> AnyTokenizer:
     return _KINDS[card.kind](card, path)
 
 
-def _padded(ids: list[np.ndarray], pad: int, card: TokenInput) -> np.ndarray:
-    longest = card.max_length if card.fixed_length else max(map(len, ids), default=1)
-    out = np.full((len(ids), longest), pad, np.int32)
+def widths(ids: list[np.ndarray], card: TokenInput) -> np.ndarray:
+    """Returns the width that each text is padded to: int64 (texts,), a power of two from `MIN_WIDTH`, or `max_length`.
+
+    It depends on the text alone: a network's output can change in the last bit with the width of its input.
+    """
+    if card.fixed_length:
+        return np.full(len(ids), card.max_length)
+    return np.array([min(1 << (max(len(row), MIN_WIDTH) - 1).bit_length(), card.max_length) for row in ids], np.int64)
+
+
+def _padded(ids: list[np.ndarray], pad: int, card: TokenInput, width: int | None) -> np.ndarray:
+    """Pads texts to a width; None: to the longest, or to `max_length` where the card fixes the length."""
+    if width is None:
+        width = card.max_length if card.fixed_length else max(map(len, ids), default=1)
+    out = np.full((len(ids), width), pad, np.int32)
     for row, tokens in enumerate(ids):
         out[row, : len(tokens)] = tokens
     return out

@@ -74,3 +74,14 @@ def test_two_stages_of_one_column_are_refused() -> None:
     twin = type("Twin", (), {"name": "twin", "needs": (), "produces": {"words": None}})
     with pytest.raises(DanqingError, match="'caption' and 'twin' both compute the column 'words'"):
         make_plan(load_recipe("danqing"), [*CATALOGUE, twin], SHARD_COLUMNS)
+
+
+def test_a_recipe_needs_only_the_models_of_its_criteria(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("recipe: r\ncriteria:\n  words: {min: 3}\n  nouns: {min: 1}\n")
+    scores = make_plan(load_recipe(path), CATALOGUE, SHARD_COLUMNS).scores
+    assert "nouns" in scores and not {"unsafe_text", "unsafe_caption"} & scores.keys()
+    path.write_text("recipe: r\ncriteria:\n  words: {min: 3}\n  unsafe_text: {max: 0}\n")
+    assert "unsafe_text" in make_plan(load_recipe(path), CATALOGUE, SHARD_COLUMNS).scores
+    path.write_text("recipe: r\nmodels: {text_safety: jionlp-pornography}\ncriteria:\n  words: {min: 3}\n")
+    assert "unsafe_text" in make_plan(load_recipe(path), CATALOGUE, SHARD_COLUMNS).scores

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -356,3 +357,24 @@ def test_the_command(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert shlex.split(capsys.readouterr().out.splitlines()[-1])[5:] == given
     assert main(["select", "--help"]) == 0
     assert "--caption-col title" in capsys.readouterr().out
+
+
+def test_selections_can_be_chained_and_read_as_one_dataset(plain_recipe: Recipe, tmp_path: Path) -> None:
+    captions = ["公园的草地上有一只可爱的小猫在晒太阳"] * 2
+    first = {"url": ["http://a.example/1"] * 2, "caption": captions, "text_clean": ["mine"] * 2, "size": [None, None]}
+    pq.write_table(pa.table(first), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text(
+        f'{{"url": "http://a.example/2", "caption": "{captions[0]}", "size": 1.5, "input_text_clean": "x"}}\n'
+    )
+    folder = tmp_path / "s0"
+    select([str(tmp_path / "a.parquet"), str(tmp_path / "b.jsonl")], folder, plain_recipe)
+    for number in (1, 2, 3):
+        previous, folder = folder, tmp_path / f"s{number}"
+        select([str(previous / "urls")], folder, plain_recipe)
+    rows = pd.read_parquet(folder / "urls")
+    assert rows["text_clean"].tolist() == [captions[0]] * 3 and len(pd.read_parquet(folder / "verdicts")) == 3
+    assert rows["input_text_clean"].tolist() == ["mine", "mine", None]
+    assert rows["input_input_text_clean"].tolist() == [None, None, "x"] and rows["size"].dropna().tolist() == [1.5]
+    assert list(rows.columns) == [
+        "url", "caption", "input_text_clean", "size", "input_input_text_clean", "text_clean",
+    ]  # fmt: skip

@@ -1,0 +1,140 @@
+"""Settles a run whose shards are all scored: one schema for all shards, and what scored them.
+
+A shard is written as soon as it is scored, when the fields of later shards are not known. Here the types of the carried
+fields are joined over all shards, and the shards whose schema differs are written again, so that scores/ reads as one
+dataset. The result depends on the shards only, not on their order or on what an interrupted call has rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from danqing.engine.core.carried import array_of, common_type, is_json_text, join, json_text, stored_field
+from danqing.engine.core.files import commit
+from danqing.engine.run.folder import Run
+from danqing.engine.score.ledger import ENGINES
+
+LAST_FIXED = "feature_row"
+"""The last column that every shard has; the carried fields follow it."""
+
+
+def settle(run: Run) -> None:
+    """Gives all shards of a run one schema, and notes in the manifest which engines scored how many shards."""
+    engines = count_engines(unify([run.scores_path(shard.number) for shard in run.shards]))
+    if run.manifest.get("engines") != engines:
+        run.manifest["engines"] = engines
+        run.save()
+
+
+def unify(paths: list[Path]) -> list[pa.Schema]:
+    """Writes the Parquet files that differ from their common schema again.
+
+    Returns:
+        The schemas that the files had.
+    """
+    schemas = [pq.read_schema(path) for path in paths]
+    if any(not _equal(schema, schemas[0]) for schema in schemas):
+        wanted = _common_schema(paths, schemas)
+        for path, schema in zip(paths, schemas, strict=True):
+            if not _equal(schema, wanted):
+                _rewrite(path, wanted)
+    return schemas
+
+
+def count_engines(schemas: Iterable[pa.Schema]) -> dict[str, dict[str, int]]:
+    """Counts the shards that each model or engine file scored: role → SHA-256 → number of shards."""
+    counts: dict[str, Counter[str]] = {}
+    for schema in schemas:
+        for role, digest in json.loads((schema.metadata or {}).get(ENGINES, b"{}")).items():
+            counts.setdefault(role, Counter())[digest] += 1
+    return {role: dict(sorted(counts[role].items())) for role in sorted(counts)}
+
+
+def describe_engines(engines: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Returns a line per role that several engines scored."""
+    return [
+        f"{role}: " + ", ".join(f"{shards:,} shards by {digest[:12]}" for digest, shards in counts.items())
+        for role, counts in engines.items()
+        if len(counts) > 1
+    ]
+
+
+def _equal(a: pa.Schema, b: pa.Schema) -> bool:
+    return a.equals(b) and list(map(is_json_text, a)) == list(map(is_json_text, b))
+
+
+def _fixed(schema: pa.Schema) -> list[pa.Field]:
+    return [schema.field(position) for position in range(schema.get_field_index(LAST_FIXED) + 1)]
+
+
+def _common_schema(paths: list[Path], schemas: list[pa.Schema]) -> pa.Schema:
+    """The engine's columns in the order in which they are first met, then the carried fields by name.
+
+    Tables without the engine's columns, of a selection, keep their order.
+    """
+    fixed = {field.name: field for schema in schemas for field in _fixed(schema)}
+    order = sorted(fixed, key=LAST_FIXED.__eq__)
+    carried: dict[str, list[pa.Field]] = {}
+    for schema in schemas:
+        for field in schema:
+            if field.name not in fixed:
+                carried.setdefault(field.name, []).append(field)
+    differing = {name for name, fields in carried.items() if any(not field.equals(fields[0], True) for field in fields)}
+    kinds = _joined_types(paths, differing)
+    names = sorted(carried) if fixed else list(carried)
+    settled = [stored_field(name, kinds[name]) if name in kinds else carried[name][0] for name in names]
+    return pa.schema([*(fixed[name] for name in order), *settled])
+
+
+def _joined_types(paths: list[Path], names: set[str]) -> dict[str, pa.DataType | None]:
+    """Joins the types of the values of some columns; a type that does not hold all values exactly becomes JSON text."""
+    if not names:
+        return {}
+    kinds: dict[str, pa.DataType | None] = dict.fromkeys(names, pa.null())
+    for path in paths:
+        for name, column in _columns(path, names).items():
+            kinds[name] = join(kinds[name], None if column is None else common_type(column))
+    for path in paths:
+        for name, column in _columns(path, {name for name in names if kinds[name] is not None}).items():
+            if (kind := kinds[name]) is not None and (column is None or array_of(column, kind) is None):
+                kinds[name] = None
+    return kinds
+
+
+def _columns(path: Path, names: set[str]) -> dict[str, list[object] | None]:
+    """Values of the named columns that a shard has; None for JSON text, which stays JSON text."""
+    table = _read(path)
+    found = [field for field in table.schema if field.name in names]
+    return {field.name: None if is_json_text(field) else table[field.name].to_pylist() for field in found}
+
+
+def _read(path: Path) -> pa.Table:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        return file.read()
+
+
+def _rewrite(path: Path, wanted: pa.Schema) -> None:
+    """Writes a shard's scores again in another schema, in place of the file or of the link to one."""
+    table = _read(path)
+    columns = [_converted(table, field) for field in wanted]
+    table = pa.Table.from_arrays(columns, schema=wanted.with_metadata(table.schema.metadata))
+    with commit(path) as file:
+        pq.write_table(table, file)
+
+
+def _converted(table: pa.Table, wanted: pa.Field) -> pa.Array:
+    if wanted.name not in table.column_names:
+        return pa.nulls(len(table), wanted.type)
+    there, column = table.schema.field(wanted.name), table[wanted.name].combine_chunks()
+    if there.type == wanted.type and is_json_text(there) == is_json_text(wanted):
+        return column
+    values = column.to_pylist()
+    if is_json_text(wanted):
+        return pa.array([None if value is None else json_text(value) for value in values], pa.string())
+    return pa.array(values, wanted.type)

@@ -1,0 +1,176 @@
+"""All shards of a run have one schema, in whatever order they were scored, and say which engines scored them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+import danqing.engine.score.settling
+import danqing.engine.stages.pixels
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.decide.merging import merge
+from danqing.engine.phases import curate, decide_run, score_inputs
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
+from danqing.engine.score.ledger import ENGINES
+from danqing.engine.score.settling import describe_engines, settle
+from tests.conftest import picture
+from tests.engine.score.test_run import GOOD, tree
+
+Make = Callable[..., Path]
+FIELDS: list[list[dict[str, Any]]] = [
+    [{"note": None, "size": 1, "mixed": "a", "tags": [], "exif": {"a": None}, "big": 2**60 + 1}, {}],
+    [{"note": "x", "size": 2.5, "mixed": 7, "tags": ["y"], "exif": {"a": 1, "b": "z"}, "big": 0.5}],
+    [{"note": None, "size": None, "more": True, "group": "g1"}],
+    [],
+]
+
+
+@pytest.fixture
+def shards(make_shard: Make) -> list[str]:
+    return [
+        str(make_shard({
+            f"{row}.{end}": part for row, fields in enumerate(rows)
+            for end, part in (("jpg", picture(10 * number + row)), ("txt", GOOD), ("json", fields))
+        }, f"{number:05d}.tar"))
+        for number, rows in enumerate(FIELDS)
+    ]  # fmt: skip
+
+
+def test_tables_of_a_run_read_as_one_dataset(shards: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    curate(shards, out, plain_recipe, Settings())
+    for kind in ("scores", "verdicts", "shards"):
+        schemas = [pq.read_schema(path) for path in sorted((out / kind).glob("*.parquet"))]
+        assert len(schemas) >= 3 and all(schema.equals(schemas[0]) for schema in schemas)
+        assert len(pd.read_parquet(out / kind, engine="pyarrow")) == 4 if kind != "shards" else True
+        assert len(ds.dataset(sorted((out / kind).glob("*.parquet"))).to_table()) == 4
+    table = pq.read_table(out / "scores")
+    names = ["note", "size", "mixed", "tags", "exif", "big", "more", "input_group"]
+    assert table.select(names).to_pydict() == {
+        "note": [None, None, "x", None],
+        "size": [1, None, 2.5, None],
+        "mixed": ['"a"', None, "7", None],
+        "tags": [[], None, ["y"], None],
+        "exif": [{"a": None, "b": None}, None, {"a": 1, "b": "z"}, None],
+        "big": [str(2**60 + 1), None, "0.5", None],
+        "more": [None, None, None, True],
+        "input_group": [None, None, None, "g1"],
+    }
+    assert table.schema.field("size").type == pa.float64() and table.column_names[-8:] == sorted(names)
+
+
+def test_an_interrupted_settlement_is_finished_with_the_same_bytes(
+    shards: list[str], plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curate(shards, tmp_path / "whole", plain_recipe, Settings())
+    rewrite = danqing.engine.score.settling._rewrite
+    for after in range(4):
+        out, left = tmp_path / f"out{after}", after
+
+        def failing(path: Path, schema: pa.Schema) -> None:
+            nonlocal left
+            if left == 0:
+                raise InterruptedError
+            left -= 1
+            rewrite(path, schema)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(danqing.engine.score.settling, "_rewrite", failing)
+            with pytest.raises(InterruptedError):
+                score_inputs(shards, out, plain_recipe, Settings())
+        curate(shards, out, plain_recipe, Settings())
+        assert tree(out) == tree(tmp_path / "whole")
+        if after == 3:  # lost scores are made again, and the run is settled again
+            Run.open(out).scores_path(1).unlink()
+            score_inputs(shards, out, plain_recipe, Settings())
+            assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_merge_has_one_schema(shards: list[str], tmp_path: Path, device: Device) -> None:
+    path = tmp_path / "features.yaml"
+    path.write_text("""
+recipe: features
+models: {image_embedding: efficientnet-lite0-conse}
+criteria:
+  redundancy: {within: 0.1}
+""")
+    recipe = load_recipe(path)
+    for number in (0, 1):
+        curate([shards[number]], tmp_path / str(number), recipe, Settings())
+    before = [(tmp_path / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)]
+    merged, _ = merge([tmp_path / "0", tmp_path / "1"], tmp_path / "merged", device)
+    schemas = [pq.read_schema(merged.scores_path(number)) for number in (0, 1)]
+    assert schemas[0].equals(schemas[1]) and len(pq.read_table(tmp_path / "merged" / "scores")) == 3
+    assert [(tmp_path / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)] == before
+    assert list(merged.manifest["engines"]["image_embedding"].values()) == [2]
+
+
+def test_several_engines_are_counted(shards: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
+    run, _ = score_inputs(shards, tmp_path / "out", plain_recipe, Settings())
+    assert run.manifest["engines"] == {}
+    for number, digest in enumerate(("b" * 64, "a" * 64, "b" * 64)):
+        path = run.scores_path(number)
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({ENGINES: json.dumps({"text_safety": digest, "x": "c"})}), path)
+    settle(run)
+    assert Run.open(run.folder).manifest["engines"] == {
+        "text_safety": {"a" * 64: 1, "b" * 64: 2}, "x": {"c": 3},
+    }  # fmt: skip
+    assert describe_engines(run.manifest["engines"]) == [f"text_safety: 1 shards by {'a' * 12}, 2 shards by {'b' * 12}"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_is_its_rows_error(
+    shards: list[str], plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    measure = danqing.engine.stages.pixels.PixelStatistics.__call__
+
+    def failing(self: Any, batch: Any) -> None:
+        measure(self, batch)
+        batch["laplacian_variance"] = np.where(batch["row"] == 1, value, batch["laplacian_variance"])
+
+    monkeypatch.setattr("danqing.engine.stages.pixels.PixelStatistics.__call__", failing)
+    run, funnel, _ = curate(shards[:1], tmp_path / "out", plain_recipe, Settings())
+    row = pq.read_table(run.scores_path(0)).to_pylist()[1]
+    said = "NaN" if np.isnan(value) else "an infinite number"
+    assert row["error"] == f"the stage pixels gave {said} for laplacian_variance" and row["laplacian_variance"] is None
+    assert funnel.kept == 1
+
+
+def test_scores_of_older_runs_without_an_error_are_refused_in_words(
+    shards: list[str], plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    run, _ = score_inputs(shards[:1], tmp_path / "out", plain_recipe, Settings())
+    path = run.scores_path(0)
+    table = pq.read_table(path)
+    column = table.column_names.index("laplacian_variance")
+    nulls = pa.nulls(len(table), pa.float64())
+    pq.write_table(table.set_column(column, "laplacian_variance", nulls), path)
+    with pytest.raises(DanqingError, match=r"2 pairs have neither a score for 'laplacian_variance' nor an error"):
+        decide_run(run, plain_recipe)
+
+
+def test_a_field_that_cannot_be_written_again_is_its_rows_error(
+    make_shard: Make, plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    members: dict[str, Any] = {
+        "0.jpg": picture(0),
+        "0.txt": GOOD,
+        "0.json": '{"a": 1, "deep": ' + "[" * 500 + "]" * 500 + "}",
+    }
+    members |= {"1.jpg": picture(1), "1.txt": GOOD, "1.json": {"a": 2}}
+    run, funnel, _ = curate([str(make_shard(members))], tmp_path / "out", plain_recipe, Settings())
+    rows = pq.read_table(run.scores_path(0)).to_pylist()
+    assert "'deep' has more than 200 nested levels" in rows[0]["error"] and rows[0]["a"] == 1 and funnel.kept == 1
