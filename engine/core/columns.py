@@ -44,7 +44,7 @@ class Column:
     unit: str = ""
     array: str = ""
     device: bool = False
-    file: Literal["scores", "features", "verdicts"] = "scores"
+    file: Literal["scores", "features", "verdicts", "shards"] = "scores"
     distance: Literal["", "cosine", "bits"] = ""
 
     @property
@@ -187,13 +187,21 @@ VERDICTS = (
 )
 """Columns that DECIDE adds to shard, row, key and uid."""
 
+WRITTEN = (
+    Column(
+        "similarity", pa.float32(), "cosine of the embeddings of picture and caption: 1 - alignment_distance² / 2",
+        (-1, 1), file="shards",
+    ),
+)  # fmt: skip
+"""Columns that WRITE adds to the scores of the kept pairs (`engine.core.similarity`)."""
+
 UNREAD = (
     Column(READ_ERROR, pa.string(), "why a table row or a picture file could not be read; null if it was"),
     Column(METADATA_ERROR, pa.string(), "why a sample's .json could not be read; null if it was"),
 )
 """Columns that a source adds to a shard in which something cannot be read."""
 
-COLUMNS = {column.name: column for column in (*READ, *COMPUTED, *SCORED, *UNREAD, *VERDICTS)}
+COLUMNS = {column.name: column for column in (*READ, *COMPUTED, *SCORED, *UNREAD, *VERDICTS, *WRITTEN)}
 
 SHARD_COLUMNS = tuple(column.name for column in READ)
 """Given to the stages by a shard of pairs."""

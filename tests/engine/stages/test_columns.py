@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from danqing.engine.core import columns
+from danqing.engine.core import columns, similarity
 from danqing.engine.core.columns import COLUMNS, COMPUTED, Column, produced
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe import criteria, reading
@@ -26,7 +26,7 @@ class Brightness(Stage):
 
 
 def test_every_column_is_declared_once_and_made_by_a_stage() -> None:
-    groups = (columns.READ, COMPUTED, columns.SCORED, columns.UNREAD, columns.VERDICTS)
+    groups = (columns.READ, COMPUTED, columns.SCORED, columns.UNREAD, columns.VERDICTS, columns.WRITTEN)
     assert len(COLUMNS) == sum(map(len, groups))
     made = [name for stage in CATALOGUE for name in stage.produces]
     assert sorted(made) == sorted(column.name for column in COMPUTED)
@@ -71,6 +71,6 @@ def test_stages_that_contradict_the_table_are_refused() -> None:
         produced("wrods")
 
 
-@pytest.mark.parametrize("module", [columns, criteria, reading])
+@pytest.mark.parametrize("module", [columns, criteria, reading, similarity])
 def test_examples_run(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
