@@ -12,7 +12,7 @@ from pathlib import Path
 
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.progress import OpenProgress
+from danqing.engine.core.progress import OpenProgress, Progress
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
@@ -26,7 +26,9 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
 from danqing.engine.sources import find_shards, first_rows
-from danqing.engine.write.writing import WEBDATASET, WRITERS, write
+from danqing.engine.write.output import WriteOptions, decision_digest, read_verdicts
+from danqing.engine.write.products import STALE, is_stamped, move_stale
+from danqing.engine.write.writing import WRITERS, write
 from danqing.trt_models.model_set import ModelSet
 
 
@@ -83,7 +85,7 @@ def score_inputs(
 def decide_run(
     run: Run, recipe: Recipe, device: str = "cpu", threads: int | None = None, progress: OpenProgress = ProgressBar
 ) -> Funnel:
-    """DECIDE: opens the device and writes the verdicts and the funnel.
+    """DECIDE: opens the device, writes the verdicts and the funnel, and moves products of other verdicts aside.
 
     Args:
         run: a scored run.
@@ -99,7 +101,17 @@ def decide_run(
         DanqingError: shards or columns without scores.
     """
     with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
-        return decide(run, recipe, opened, listener)
+        funnel = decide(run, recipe, opened, listener)
+        _move_stale(run, listener)
+    return funnel
+
+
+def _move_stale(run: Run, listener: Progress) -> None:
+    if moved := move_stale(run):
+        listener.say(
+            f"moved {', '.join(moved)} of the earlier verdicts to {run.folder / STALE}; "
+            f"`danqing write {run.folder}` makes them anew"
+        )
 
 
 def merge_runs(
@@ -123,15 +135,17 @@ def merge_runs(
         DanqingError: the runs cannot be merged; the message lists the differences.
     """
     with open_device(device, threads) as opened, progress("merge", 0, "comparisons") as listener:
-        return merge(folders, output, opened, listener)
+        run, funnel = merge(folders, output, opened, listener)
+        _move_stale(run, listener)
+    return run, funnel
 
 
-def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress = ProgressBar) -> int:
-    """WRITE: copies the kept pairs into shards and writes the report; skipped if that is done for these verdicts.
+def write_run(run: Run, options: WriteOptions | None = None, progress: OpenProgress = ProgressBar) -> int:
+    """WRITE: copies the kept pairs into shards and writes card and report; what is there for these verdicts stays.
 
     Args:
         run: a decided run.
-        output_format: name of a writer: `webdataset`, `parquet`, or that of an installed package.
+        options: format, size and order of the shards; None for the defaults.
         progress: opens the listener to the phase.
 
     Returns:
@@ -141,13 +155,12 @@ def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress 
         DanqingError: no verdicts, or an input that changed since it was scored.
     """
     run.check_decided()
-    wanted = {"recipe_hash": run.manifest["decided"]["recipe_hash"], "output_format": output_format}
-    if wanted.items() - run.manifest.get("written", {}).items():
-        with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
-            kept = write(run, listener, output_format)
+    with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
+        kept = write(run, listener, options or WriteOptions())
+        digest = decision_digest(run, read_verdicts(run))
+        if not is_stamped(run.folder / "report.html", digest):
             write_report(run)
-        run.note("written", **wanted, kept=kept)
-    return int(run.manifest["written"]["kept"])
+    return kept
 
 
 def topics_of(
@@ -178,7 +191,7 @@ def curate(
     output: Path,
     recipe: Recipe,
     settings: Settings,
-    output_format: str = WEBDATASET,
+    options: WriteOptions | None = None,
     against: Sequence[Path] = (),
     excluded: Sequence[Path] = (),
     exclude_within: float | None = None,
@@ -189,7 +202,7 @@ def curate(
 
     Args:
         inputs, output, recipe, settings, watcher, progress: see `score_inputs`.
-        output_format: name of a writer: `webdataset`, `parquet`, or that of an installed package.
+        options: see `write_run`.
         against: curated runs; pairs near one of their kept rows are dropped.
         excluded: folders of evaluation images, or runs of them; pairs near one of these images are dropped.
         exclude_within: cosine distance to evaluation images; None for that of the recipe's redundancy criterion.
@@ -200,7 +213,7 @@ def curate(
     Raises:
         DanqingError: an input, a setting or a folder cannot be used; the message says which.
     """
-    WRITERS.named(output_format)  # an unknown format is an error now, not after scoring
+    WRITERS.named((options or WriteOptions()).output_format)  # an unknown format is an error now, not after scoring
     for folder in against:
         Run.open(folder)
     references = {folder: reference_run_folder(folder, output) for folder in excluded}
@@ -212,5 +225,5 @@ def curate(
     for folder, place in pictures.items():
         score_inputs([str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress)
     funnel = decide_run(run, recipe, settings.device, settings.threads, progress)
-    write_run(run, output_format, progress)
+    write_run(run, options, progress)
     return run, funnel, spans

@@ -15,6 +15,9 @@ class Progress(Protocol):
     def advance(self, rows: int) -> None:
         """`rows` more rows are finished."""
 
+    def say(self, line: str) -> None:
+        """Tells the user something that the phase did beside its work."""
+
 
 class OpenProgress(Protocol):
     """Opens the listener of a phase, for a `with` block.
@@ -34,6 +37,8 @@ class Silent:
     def expect(self, rows: int, size: int) -> None: ...
 
     def advance(self, rows: int) -> None: ...
+
+    def say(self, line: str) -> None: ...
 
 
 def silent(label: str, total_bytes: int, unit: str = "pairs") -> AbstractContextManager[Progress]:

@@ -23,6 +23,8 @@ from danqing.engine.report.topic_map import topic_galleries, topic_section
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import open_shard
+from danqing.engine.write.output import decision_digest, read_verdicts
+from danqing.engine.write.products import stamp
 
 KEPT_SHOWN, DROPPED_SHOWN = 48, 8
 """Number of kept pairs shown, and of dropped pairs per criterion."""
@@ -58,6 +60,7 @@ def write_report(run: Run) -> None:
         "<div class=row>" + "".join(_histograms(run, recipe)) + "</div>",
         *topic_section(run, topics),
         *(_gallery(name, pictures, positions) for name, positions in shown.items()),
+        stamp(decision_digest(run, read_verdicts(run))),
     ]
     write_page(run.folder / "report.html", "DanQing report", parts)
 
@@ -159,8 +162,9 @@ def _figure(image: bytes, record: dict[str, Any]) -> str:
         buffer = io.BytesIO()
         Image.alpha_composite(white, picture).convert("RGB").save(buffer, "JPEG", quality=80)
         shown = f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-    except Exception as problem:  # some of these rows were dropped because their picture is broken
-        shown = f"<i>{html.escape(record['error'] or str(problem))}</i>"
+    except Exception:  # some of these rows were dropped because their picture is broken; Pillow names an address
+        problem = "not an image file" if image else "no picture arrived"
+        shown = f"<i>{html.escape(record['error'] or problem)}</i>"
     caption = html.escape((record["caption"] or "")[:120])
     return f"<figure>{shown}<figcaption>{caption}<br><small>{html.escape(record['key'])}</small></figcaption></figure>"
 

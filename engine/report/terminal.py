@@ -113,6 +113,11 @@ class ProgressBar:
         """Adds rows to those that are done."""
         self._bar.advance(self._task, rows)
 
+    def say(self, line: str) -> None:
+        """Prints a line, unless quiet."""
+        if not self._quiet:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def __enter__(self) -> ProgressBar:
         self._open.enter_context(event.install_listener("numba:compile", _CompileListener(self._remark)))
         self._bar.start()

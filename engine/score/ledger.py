@@ -24,7 +24,7 @@ from danqing.engine.stages import stored_columns
 
 ENGINES = b"danqing.engines"
 """In the metadata of a shard's scores: what scored it, role → SHA-256."""
-READ_COLUMNS = ("row", "key", "uid", "url", "caption", "image_bytes")
+READ_COLUMNS = ("row", "key", "uid", "url", "caption", "image_hash", "image_bytes")
 """Columns that are stored as they were read, before the scores; `shard` is stored by name, in front of them."""
 OUTCOME_COLUMNS = ("gated_at", "error")
 

@@ -151,7 +151,8 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
             yield _batch(rows)
             rows, size = [], 0
         identity = (shard.number, row, sample.key, sample.uid, url if isinstance(url, str) else None)
-        rows.append((*identity, sample.caption, sample.image, len(sample.image), sample.metadata, None))
+        picture = (sample.image, sample.image_hash, len(sample.image))
+        rows.append((*identity, sample.caption, *picture, sample.metadata, None))
         size += len(sample.image)
     if rows:
         yield _batch(rows)
