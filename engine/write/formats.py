@@ -28,7 +28,7 @@ from danqing.engine.sources.tar import read_members
 
 Pairs = Iterator[tuple[Sample, dict[str, Any]]]
 """The kept samples of an output shard in order, each with its row of the scores. A sample's key is its name in the
-shard: unique, without a dot, and no path that leads out of a folder."""
+shard: unique, without a dot, and no path that leads out of a folder. Its picture always has an extension."""
 
 ROW_GROUP = 256
 """Pairs in memory and in a row group; readers of the table read a whole row group to show one picture."""
@@ -71,7 +71,7 @@ def write_webdataset(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
 
 
 def _members(sample: Sample, record: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    yield image_extension(sample), sample.image
+    yield sample.image_extension, sample.image
     yield "txt", clean_caption(record).encode()
     yield "json", json.dumps(_json_fields(record), ensure_ascii=False, allow_nan=False, default=str).encode()
 
@@ -87,7 +87,7 @@ def write_parquet(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
     with commit(path) as file:
         with pq.ParquetWriter(file, schema, use_dictionary=scores.column_names, write_page_checksum=True) as out:
             while group := list(islice(pairs, ROW_GROUP)):
-                pictures = [{"bytes": s.image, "path": f"{s.key}.{image_extension(s)}"} for s, _ in group]
+                pictures = [{"bytes": s.image, "path": f"{s.key}.{s.image_extension}"} for s, _ in group]
                 hashes += [xxhash.xxh128_hexdigest(sample.image) for sample, _ in group]
                 texts = [clean_caption(record) for _, record in group]
                 columns = [pa.array(pictures, image), pa.array(texts, pa.string())]

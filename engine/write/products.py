@@ -29,8 +29,9 @@ from danqing.engine.write.output import (
     verdicts_digest,
 )
 
-MARK, SIZES = b"danqing.written", b"danqing.sizes"
-"""Metadata of a shard's table: the mark of the shard (`OutputShard.mark`), and JSON file name → size in bytes."""
+MARK, SIZES, EXTENSIONS = b"danqing.written", b"danqing.sizes", b"danqing.extensions"
+"""Metadata of a shard's table: the mark of the shard (`OutputShard.mark`), JSON file name → size in bytes, and the
+extensions of its pictures, a JSON list."""
 STALE, CARD, COUNTS = "stale", "README.md", "sizes.json"
 """Folder of products of earlier verdicts; the dataset card; pairs of each tar, which open_clip reads."""
 SHARD_FILE = re.compile(r"(\d{5,})\.\w+")

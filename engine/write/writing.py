@@ -8,6 +8,7 @@ its successor is complete.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +27,7 @@ from danqing.engine.core.registry import Registry
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Sample
 from danqing.engine.write.card import write_cards
-from danqing.engine.write.formats import Writer, member_names, write_table
+from danqing.engine.write.formats import Writer, image_extension, member_names, write_table
 from danqing.engine.write.order import GROUP_ROWS, InputOrder, Order, Shuffled
 from danqing.engine.write.output import (
     PARQUET,
@@ -41,6 +42,7 @@ from danqing.engine.write.output import (
 )
 from danqing.engine.write.products import (
     COUNTS,
+    EXTENSIONS,
     MARK,
     SIZES,
     STALE,
@@ -97,7 +99,8 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
     if not uids_are_current(run, uids):
         with commit(run.folder / "kept_uids.npy") as file:
             np.save(file, uids)
-    write_cards(run, options, len(shards), decision_digest(run, verdicts))
+    tables = [run.table_path(shard.number) for shard in shards]
+    write_cards(run, options, tables, decision_digest(run, verdicts))
     shutil.rmtree(run.folder / STALE, ignore_errors=True)
     note = {
         "verdicts": verdicts_digest(verdicts),
@@ -137,14 +140,15 @@ def _write_shards(
 
 def _write_shard(table: Path, kept: pa.Table, samples: Iterator[Sample], writer: Writer, progress: Progress) -> None:
     before = {path: path.stat().st_ino for path in _files_of(table)}
-    pairs = _pairs(kept, samples, progress)
+    extensions: set[str] = set()
+    pairs = _pairs(kept, samples, extensions, progress)
     writer(table.with_suffix(""), kept, pairs)
     if next(pairs, None) is not None:
         raise DanqingError(f"{table}: the writer did not take all pairs of the shard; report this to its package")
     written = [path for path in _files_of(table) if path.stat().st_ino != before.get(path)]
     if table not in written:
-        others = sizes(written)
-        write_table(kept.replace_schema_metadata({**kept.schema.metadata, SIZES: others}), table)
+        found = {SIZES: sizes(written), EXTENSIONS: json.dumps(sorted(extensions))}
+        write_table(kept.replace_schema_metadata({**kept.schema.metadata, **found}), table)
         written.append(table)
     for path in _files_of(table):
         if path not in written:  # another format's
@@ -155,17 +159,20 @@ def _files_of(table: Path) -> list[Path]:
     return sorted(table.parent.glob(f"{table.stem}.*"))
 
 
-def _pairs(kept: pa.Table, samples: Iterator[Sample], progress: Progress) -> Iterator[tuple[Sample, dict[str, Any]]]:
-    """Joins pictures and scores; a sample's key becomes its name in the output shard.
+def _pairs(
+    kept: pa.Table, samples: Iterator[Sample], extensions: set[str], progress: Progress
+) -> Iterator[tuple[Sample, dict[str, Any]]]:
+    """Joins pictures and scores; adds the pictures' extensions to a set.
 
-    Raises:
-        DanqingError: there are fewer or more pictures than rows.
+    A sample's key becomes its name in the output shard, its extension one that a file can have.
     """
     names = iter(member_names(kept["key"].to_pylist()))
     for first in range(0, len(kept), GROUP_ROWS):
         records = kept.slice(first, GROUP_ROWS).to_pylist()
         for record, sample in zip(records, islice(samples, len(records)), strict=True):
-            yield replace(sample, key=next(names)), record
+            extension = image_extension(sample)
+            extensions.add(extension)
+            yield replace(sample, key=next(names), image_extension=extension), record
         progress.advance(len(records))
 
 
