@@ -90,7 +90,7 @@ def uids_are_current(run: Run, uids: np.ndarray) -> bool:
     """Whether kept_uids.npy holds these uids."""
     try:
         return np.array_equal(np.load(run.folder / "kept_uids.npy"), uids)
-    except (OSError, ValueError):
+    except (OSError, EOFError, ValueError):
         return False
 
 
