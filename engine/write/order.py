@@ -24,7 +24,7 @@ from danqing.engine.core.schemas import cast_table, common_schema
 from danqing.engine.core.similarity import similarity_of
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Sample, open_shard
-from danqing.engine.write.output import InputVerdicts, Part, cut
+from danqing.engine.write.output import InputVerdicts, Part, cut, starts_of
 
 GROUP_ROWS = 256
 """Pairs that are copied, gathered or written together."""
@@ -50,7 +50,7 @@ class InputOrder:
     """
 
     def __init__(self, run: Run, verdicts: list[InputVerdicts]) -> None:
-        self.run, self.verdicts = run, verdicts
+        self.run, self.verdicts, self.starts = run, verdicts, starts_of(verdicts)
         empty = (pq.read_schema(run.scores_path(number)).empty_table() for number in range(len(verdicts)))
         self.schema = common_schema(_extended(table, pa.array([], pa.int64())).schema for table in empty)
         self._table: tuple[int, pa.Table] | None = None
@@ -58,7 +58,7 @@ class InputOrder:
         self._at: tuple[int, int] | None = None
 
     def table(self, first: int, last: int) -> pa.Table:
-        parts = cut(self.verdicts, first, last)
+        parts = cut(self.starts, first, last)
         return pa.concat_tables([self._kept_of(part).slice(part.first, part.last - part.first) for part in parts])
 
     def _kept_of(self, part: Part) -> pa.Table:
@@ -74,7 +74,7 @@ class InputOrder:
         return _extended(scores, verdicts["group"].filter(verdicts["keep"]))
 
     def samples(self, first: int, last: int) -> Iterator[Sample]:
-        for part in cut(self.verdicts, first, last):
+        for part in cut(self.starts, first, last):
             if self._at != (part.shard, part.first):
                 self._reading = self._read(part)
             self._at = None  # unknown, if the caller stops before the end of the range
@@ -129,7 +129,7 @@ class Shuffled:
     """
 
     def __init__(self, source: InputOrder, seed: int, folder: Path) -> None:
-        pairs = sum(part.kept for part in source.verdicts)
+        pairs = source.starts[-1]
         self._places = np.random.RandomState(seed).permutation(pairs)
         self._columns = source.schema.names
         schema = source.schema.append(pa.field(IMAGE, pa.large_binary())).append(pa.field(EXTENSION, pa.string()))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -111,21 +114,23 @@ def output_shards(verdicts: list[InputVerdicts], options: WriteOptions) -> list[
         verdicts: of each input shard (`read_verdicts`).
         options: shard size and order.
     """
-    total = sum(part.kept for part in verdicts)
+    starts = starts_of(verdicts)
+    whole = verdicts_digest(verdicts)
     shards = []
-    for number, first in enumerate(range(0, total, options.shard_size)):
-        last = min(first + options.shard_size, total)
-        parts = list(cut(verdicts, first, last))
-        # A shuffled shard holds pairs of any input shard. In input order, verdicts elsewhere change nothing here.
-        sources = verdicts if options.shuffle is not None else [verdicts[part.shard] for part in parts]
-        content = {
+    for number, first in enumerate(range(0, starts[-1], options.shard_size)):
+        last = min(first + options.shard_size, starts[-1])
+        content: dict[str, Any] = {
             "format": options.output_format,
             "shard_size": options.shard_size,
             "shuffle": options.shuffle,
-            "first": first if options.shuffle is not None else parts[0].first,
             "pairs": last - first,
-            "verdicts": verdicts_digest(list(sources)),
         }
+        if options.shuffle is None:  # verdicts of other input shards change nothing here
+            parts = list(cut(starts, first, last))
+            digest = verdicts_digest([verdicts[part.shard] for part in parts])
+            content |= {"first": parts[0].first, "verdicts": digest}
+        else:
+            content |= {"first": first, "verdicts": whole}
         shards.append(OutputShard(number, first, last, json.dumps(content)))
     return shards
 
@@ -144,13 +149,20 @@ class Part:
     last: int
 
 
-def cut(verdicts: list[InputVerdicts], first: int, last: int) -> Iterator[Part]:
-    """Cuts a range of the kept pairs, in input order, at the borders of input shards."""
-    start = 0
-    for number, part in enumerate(verdicts):
-        low, high = max(first - start, 0), min(last - start, part.kept)
-        if low < high:
-            yield Part(number, low, high)
-        start += part.kept
-        if start >= last:
-            return
+def starts_of(verdicts: list[InputVerdicts]) -> list[int]:
+    """Position of each input shard's first kept pair among all kept pairs, and at the end the number of these."""
+    return [0, *accumulate(part.kept for part in verdicts)]
+
+
+def cut(starts: list[int], first: int, last: int) -> Iterator[Part]:
+    """Cuts a range of the kept pairs, in input order, at the borders of input shards.
+
+    >>> list(cut([0, 4, 4, 9], 3, 6))
+    [Part(shard=0, first=3, last=4), Part(shard=2, first=0, last=2)]
+    """
+    number = bisect_right(starts, first) - 1
+    while first < last:
+        end = min(last, starts[number + 1])
+        if first < end:
+            yield Part(number, first - starts[number], end - starts[number])
+        first, number = end, number + 1

@@ -69,7 +69,7 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
 
     Args:
         run: a decided run.
-        progress: counts the kept pairs.
+        progress: counts the pairs that are copied.
         options: format, size and order of the shards.
 
     Returns:
@@ -83,14 +83,13 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
     verdicts = read_verdicts(run)
     shards = output_shards(verdicts, options)
     kept = sum(part.kept for part in verdicts)
-    progress.expect(kept, sum(shard.bytes for shard in run.shards))
     missing = [shard for shard in shards if not is_written(run.table_path(shard.number), shard)]
     surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
     if missing or surplus:
         take_back(run)
     missing = [shard for shard in missing if not restore(run, shard)]
-    progress.advance(kept - sum(shard.last - shard.first for shard in missing))
     if missing:
+        progress.expect(sum(shard.last - shard.first for shard in missing), sum(shard.bytes for shard in run.shards))
         _write_shards(run, verdicts, missing, writer, options, progress)
     for path in surplus:
         path.unlink()

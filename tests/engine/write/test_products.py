@@ -22,7 +22,7 @@ from danqing.engine.phases import curate, decide_run, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
-from danqing.engine.write import card, formats, order, products, writing
+from danqing.engine.write import card, formats, order, output, products, writing
 from danqing.engine.write.output import WriteOptions
 from tests.conftest import picture
 
@@ -373,7 +373,7 @@ def test_the_report_has_the_same_bytes_every_time(tmp_path: Path, plain_recipe: 
     assert b"no picture arrived" in pages[0] and b"not an image file" in pages[0]
 
 
-@pytest.mark.parametrize("module", [card, formats, schemas])
+@pytest.mark.parametrize("module", [card, formats, output, schemas])
 def test_examples_run(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 

@@ -160,5 +160,8 @@ def test_curate_takes_the_format_from_the_command_line(tmp_path: Path, plain_rec
     assert "4 pairs in" in capsys.readouterr().out and not (tmp_path / "out" / "shards" / "00000.tar").exists()
     assert main(["write", out, "--output-format", "webdatset"]) == 2
     assert "no 'webdatset' is installed; did you mean 'webdataset'?" in capsys.readouterr().err
-    assert main(["write", out, "--output-format", "webdataset"]) == 0
-    assert (tmp_path / "out" / "shards" / "00000.tar").exists()
+    assert main(["write", out, "--output-format", "webdataset", "--shard-size", "3", "--shuffle", "1"]) == 0
+    assert (tmp_path / "out" / "shards" / "00001.tar").exists()
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(["report", out]) == 0 and (tmp_path / "out" / "report.html").exists()
+    assert main(["write", out, "--shuffle", "-1"]) == 2 and "--shuffle -1: give a seed" in capsys.readouterr().err
