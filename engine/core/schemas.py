@@ -11,19 +11,20 @@ import pyarrow as pa
 def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """Returns the columns of all schemas, in the order in which they first appear.
 
-    A column that has types without a common one becomes text; a column that is null everywhere becomes text, too.
+    A column that has types without a common one becomes text; a column that is null everywhere becomes text, too. A
+    field's metadata is kept if its type is the same everywhere.
 
     >>> common_schema([pa.schema({"a": pa.null(), "b": pa.int64()}), pa.schema({"b": pa.string()})])
     a: string
     b: string
     """
-    types: dict[str, pa.DataType] = {}
+    fields: dict[str, pa.Field] = {}
     for schema in schemas:
         for field in schema:
-            before = types.setdefault(field.name, field.type)
-            if before != field.type:
-                types[field.name] = _common_type(before, field.type)
-    return pa.schema({name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()})
+            before = fields.setdefault(field.name, field)
+            if before.type != field.type:
+                fields[field.name] = pa.field(field.name, _common_type(before.type, field.type))
+    return pa.schema([pa.field(f.name, pa.string()) if pa.types.is_null(f.type) else f for f in fields.values()])
 
 
 def _common_type(*types: pa.DataType) -> pa.DataType:

@@ -389,3 +389,9 @@ def test_ranges_may_be_read_in_any_order(run: Run) -> None:
     assert uids(3, 6) == [3, 10, 11] and uids(6, 8) == [12, 20] and uids(0, 2) == [0, 1] and uids(11, 12) == [24]
     assert next(pairs.samples(5, 9)).uid == f"{11:032x}"  # left before its end
     assert uids(9, 10) == [22] and uids(5, 7) == [11, 12]
+
+
+def test_missing_verdicts_are_named(run: Run) -> None:
+    run.verdicts_path(1).unlink()
+    with pytest.raises(DanqingError, match=r"00001\.parquet: no verdicts; run `danqing decide"):
+        write_run(run)
