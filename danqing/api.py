@@ -35,6 +35,7 @@ from danqing.engine import phases
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.memory import read_size
 from danqing.engine.core.progress import OpenProgress, silent
+from danqing.engine.core.schemas import common_schema
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe import reading
 from danqing.engine.recipe.reading import DEFAULT_RECIPE, Recipe
@@ -47,7 +48,8 @@ from danqing.engine.select.selection import select as select_tables
 from danqing.engine.sources.tables import Columns
 from danqing.engine.stages import model_roles
 from danqing.engine.stages.columns import known_columns
-from danqing.engine.write.writing import WEBDATASET
+from danqing.engine.write.output import SHARD_SIZE, WEBDATASET, WriteOptions
+from danqing.engine.write.products import shard_files
 
 __all__ = [
     "DanqingError",
@@ -163,7 +165,7 @@ class Run(EngineRun):
         >>> open_run("out").kept().count_rows()
         5
         """
-        files = map(self.table_path, self._numbers() if "written" in self.manifest else ())
+        files = [self.table_path(number) for number in shard_files(self)] if "written" in self.manifest else []
         return self._dataset("written shards", "write", files)
 
     @property
@@ -207,7 +209,7 @@ class Run(EngineRun):
         there = [file for file in files if file.exists()]
         if not there:
             raise DanqingError(f"{self.folder}: no {what} yet; run `danqing {command}` or `danqing.{command}` first")
-        schema = _common_schema(there)
+        schema = common_schema(map(pq.read_schema, there))
         if columns is not None:
             names = _listed(columns)
             for name in names:
@@ -265,6 +267,9 @@ def curate(
     *,
     set: Overrides = (),
     output_format: str = WEBDATASET,
+    shard_size: int = SHARD_SIZE,
+    shuffle: int | None = None,
+    licence: str = "other",
     against: StrPaths = (),
     exclude_similar_to: StrPaths = (),
     exclude_within: float | None = None,
@@ -281,6 +286,9 @@ def curate(
         set: values of the recipe to override.
         output_format: `webdataset`: .tar shards and a table of scores; `parquet`: one table with the images; or the
             writer of an installed package.
+        shard_size: pairs of a written shard.
+        shuffle: seed of a permutation of the written pairs; default: input order.
+        licence: licence that the dataset card names.
         against: curated runs; pairs whose image is a near-duplicate of one that they kept are dropped.
         exclude_similar_to: evaluation data: folders of images or shards, or runs; pairs with a near image are dropped.
         exclude_within: cosine distance to evaluation data; default: that of the recipe's near-duplicates.
@@ -297,14 +305,14 @@ def curate(
     >>> run.kept().to_table(columns=["key", "width"]).to_pylist()[0]
     {'key': '0000', 'width': 160}
     >>> sorted(path.name for path in (run.folder / "shards").iterdir())
-    ['00000.parquet', '00000.tar', '00001.parquet', '00001.tar']
+    ['00000.parquet', '00000.tar', 'README.md', 'sizes.json']
     """
     phases.curate(
         _paths(inputs),
         Path(output),
         load_recipe(recipe, set),
         _settings(options),
-        output_format,
+        WriteOptions(output_format, shard_size, shuffle, licence),
         list(map(Path, _listed(against))),
         list(map(Path, _listed(exclude_similar_to))),
         exclude_within,
@@ -352,7 +360,7 @@ def decide(
     force: bool = False,
     progress: bool | None = None,
 ) -> Run:
-    """Applies a recipe's criteria to a scored run; takes seconds and rewrites verdicts and funnel only.
+    """Applies a recipe's criteria to a scored run; takes seconds and rewrites verdicts and funnel.
 
     Args:
         run: a run or its folder.
@@ -379,12 +387,20 @@ def decide(
     return opened
 
 
-def write(run: StrPath | EngineRun, *, output_format: str = WEBDATASET, progress: bool | None = None) -> Run:
-    """Copies the kept pairs of a decided run into shards, with kept_uids.npy and report.html.
+def write(
+    run: StrPath | EngineRun,
+    *,
+    output_format: str = WEBDATASET,
+    shard_size: int = SHARD_SIZE,
+    shuffle: int | None = None,
+    licence: str = "other",
+    progress: bool | None = None,
+) -> Run:
+    """Copies the kept pairs of a decided run into shards, with kept_uids.npy, README.md and report.html.
 
     Args:
         run: a run or its folder.
-        output_format: see `curate`.
+        output_format, shard_size, shuffle, licence: see `curate`.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:
@@ -397,7 +413,7 @@ def write(run: StrPath | EngineRun, *, output_format: str = WEBDATASET, progress
     '公园的草地上有一只可爱的小猫在晒太阳'
     """
     opened = _opened(run)
-    phases.write_run(opened, output_format, _progress(progress))
+    phases.write_run(opened, WriteOptions(output_format, shard_size, shuffle, licence), _progress(progress))
     return opened
 
 
@@ -406,6 +422,9 @@ def merge(
     output: StrPath,
     *,
     output_format: str = WEBDATASET,
+    shard_size: int = SHARD_SIZE,
+    shuffle: int | None = None,
+    licence: str = "other",
     device: str = "auto",
     threads: int | None = None,
     progress: bool | None = None,
@@ -415,7 +434,7 @@ def merge(
     Args:
         runs: runs or their folders.
         output: folder of the merged run.
-        output_format: see `curate`.
+        output_format, shard_size, shuffle, licence: see `curate`.
         device, threads, progress: see `decide`.
 
     Returns:
@@ -431,7 +450,7 @@ def merge(
     folders = [run.folder if isinstance(run, EngineRun) else Path(run) for run in _listed(runs)]
     bar = _progress(progress)
     merged, _ = phases.merge_runs(folders, Path(output), device, _positive("threads", threads), bar)
-    phases.write_run(merged, output_format, bar)
+    phases.write_run(merged, WriteOptions(output_format, shard_size, shuffle, licence), bar)
     return open_run(output)
 
 
@@ -545,22 +564,3 @@ def _size(value: int | str | None) -> int | None:
         return _positive("memory_limit", read_size(value) if isinstance(value, str) else value)
     except ValueError:
         raise DanqingError(f"memory_limit={value!r}: give a number of bytes, or text like '4G'") from None
-
-
-def _common_schema(files: Iterable[Path]) -> pa.Schema:
-    """The columns of all files. A field of the input that has different types in different files is read as text."""
-    types: dict[str, pa.DataType] = {}
-    for file in files:
-        for field in pq.read_schema(file):
-            before = types.setdefault(field.name, field.type)
-            if before != field.type:
-                types[field.name] = _common_type(before, field.type)
-    return pa.schema(list(types.items()))
-
-
-def _common_type(*types: pa.DataType) -> pa.DataType:
-    schemas = [pa.schema([("", kind)]) for kind in types]
-    try:
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except pa.ArrowTypeError:
-        return pa.string()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.progress import OpenProgress
+from danqing.engine.core.progress import OpenProgress, Progress
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.contents import check_current
 from danqing.engine.decide.funnel import Funnel
@@ -29,7 +29,9 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.score.settling import settle
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
 from danqing.engine.sources import find_shards, first_rows
-from danqing.engine.write.writing import WEBDATASET, WRITERS, write
+from danqing.engine.write.output import WriteOptions, decision_digest, read_verdicts
+from danqing.engine.write.products import STALE, is_stamped, move_stale
+from danqing.engine.write.writing import WRITERS, write
 from danqing.trt_models.model_set import ModelSet
 
 
@@ -97,7 +99,7 @@ def decide_run(
     progress: OpenProgress = ProgressBar,
     force: bool = False,
 ) -> Funnel:
-    """DECIDE: opens the device and writes the verdicts and the funnel.
+    """DECIDE: opens the device, writes the verdicts and the funnel, and moves products of other verdicts aside.
 
     Args:
         run: a scored run.
@@ -114,7 +116,17 @@ def decide_run(
         DanqingError: shards or columns without scores, or other models.
     """
     with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
-        return decide(run, recipe, opened, listener, force)
+        funnel = decide(run, recipe, opened, listener, force)
+        _move_stale(run, listener)
+    return funnel
+
+
+def _move_stale(run: Run, listener: Progress) -> None:
+    if moved := move_stale(run):
+        listener.say(
+            f"moved {', '.join(moved)} of the earlier verdicts to {run.folder / STALE}; "
+            f"`danqing write {run.folder}` makes them anew"
+        )
 
 
 @lock_output
@@ -139,16 +151,18 @@ def merge_runs(
         DanqingError: the runs cannot be merged; the message lists the differences.
     """
     with open_device(device, threads) as opened, progress("merge", 0, "comparisons") as listener:
-        return merge(folders, output, opened, listener)
+        run, funnel = merge(folders, output, opened, listener)
+        _move_stale(run, listener)
+    return run, funnel
 
 
 @lock_output
-def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress = ProgressBar) -> int:
-    """WRITE: copies the kept pairs into shards and writes the report; skipped if that is done for these verdicts.
+def write_run(run: Run, options: WriteOptions | None = None, progress: OpenProgress = ProgressBar) -> int:
+    """WRITE: copies the kept pairs into shards and writes card and report; what is there for these verdicts stays.
 
     Args:
         run: a decided run.
-        output_format: name of a writer: `webdataset`, `parquet`, or that of an installed package.
+        options: format, size and order of the shards; None for the defaults.
         progress: opens the listener to the phase.
 
     Returns:
@@ -158,13 +172,12 @@ def write_run(run: Run, output_format: str = WEBDATASET, progress: OpenProgress 
         DanqingError: no verdicts, or an input, scores or merged runs that changed since.
     """
     check_current(run)
-    wanted = {"recipe_hash": run.manifest["decided"]["recipe_hash"], "output_format": output_format}
-    if wanted.items() - run.manifest.get("written", {}).items():
-        with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
-            kept = write(run, listener, output_format)
+    with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
+        kept = write(run, listener, options or WriteOptions())
+        digest = decision_digest(run, read_verdicts(run))
+        if not is_stamped(run.folder / "report.html", digest):
             write_report(run)
-        run.note("written", **wanted, kept=kept)
-    return int(run.manifest["written"]["kept"])
+    return kept
 
 
 @lock_output
@@ -197,7 +210,7 @@ def curate(
     output: Path,
     recipe: Recipe,
     settings: Settings,
-    output_format: str = WEBDATASET,
+    options: WriteOptions | None = None,
     against: Sequence[Path] = (),
     excluded: Sequence[Path] = (),
     exclude_within: float | None = None,
@@ -208,7 +221,7 @@ def curate(
 
     Args:
         inputs, output, recipe, settings, watcher, progress: see `score_inputs`.
-        output_format: name of a writer: `webdataset`, `parquet`, or that of an installed package.
+        options: see `write_run`.
         against: curated runs; pairs near one of their kept rows are dropped.
         excluded: folders of evaluation images, or runs of them; pairs near one of these images are dropped.
         exclude_within: cosine distance to evaluation images; None for that of the recipe's redundancy criterion.
@@ -219,7 +232,7 @@ def curate(
     Raises:
         DanqingError: an input, a setting or a folder cannot be used; the message says which.
     """
-    WRITERS.named(output_format)  # an unknown format is an error now, not after scoring
+    WRITERS.named((options or WriteOptions()).output_format)  # an unknown format is an error now, not after scoring
     for folder in against:
         Run.open(folder)
     references = {folder: reference_run_folder(folder, output) for folder in excluded}
@@ -231,5 +244,5 @@ def curate(
     for folder, place in pictures.items():
         score_inputs([str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress)
     funnel = decide_run(run, recipe, settings.device, settings.threads, progress)
-    write_run(run, output_format, progress)
+    write_run(run, options, progress)
     return run, funnel, spans

@@ -175,7 +175,12 @@ def test_kept_pairs_can_be_read_as_one_table(notebook: Path, tmp_path: Path) -> 
     run = danqing.curate("shards", tmp_path / "tables", "recipe.yaml", output_format="parquet")
     kept = run.kept()
     assert kept.schema.field("image").type == pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    assert pq.read_table(run.table_path(0)).num_rows == 4 and kept.count_rows() == 5
+    assert pq.read_table(run.table_path(0)).num_rows == kept.count_rows() == 5
+    keys = kept.to_table()["key"].to_pylist()
+    smaller = danqing.write(run, shard_size=3, shuffle=1, licence="cc0-1.0")
+    assert [pq.read_table(run.table_path(number)).num_rows for number in range(2)] == [3, 2]
+    assert "license: cc0-1.0" in (run.folder / "README.md").read_text()
+    assert sorted(smaller.kept().to_table()["key"].to_pylist()) == keys
 
 
 def test_the_example_scripts_run(

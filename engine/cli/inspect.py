@@ -127,6 +127,22 @@ def topics(
         print(f"A map and pictures: {run / 'report.html'}")
 
 
+@command("danqing report out", group=RUNS)
+def report(run: RunFolder, /, *, out: QuietOptions = QuietOptions()) -> None:
+    """Make report.html anew.
+
+    `write` and `topics` make it, too; this command makes it without writing shards.
+    """
+    from danqing.engine.report.html import write_report
+    from danqing.engine.run.folder import Run
+
+    opened = Run.open(run)
+    opened.check_decided()
+    write_report(opened)
+    if not out.quiet:
+        print(run / "report.html")
+
+
 @command(
     "danqing profile 'shards/00000.tar' -o profile",
     "danqing profile shards/ -o profile --limit 2000 --device cuda",

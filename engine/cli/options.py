@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from danqing.engine.recipe.reading import Recipe
     from danqing.engine.run.settings import Settings
     from danqing.engine.score.workers import Watcher
+    from danqing.engine.write.output import WriteOptions
 
 BUILTIN_RECIPES = ("danqing", "embedded")
 """`engine.recipe.reading.builtin_names`, without its imports, so that help is printed at once."""
@@ -118,15 +119,36 @@ Force = Annotated[
         help="Resume although a version changed that can change scores; OUT then names both versions.",
     ),
 ]
-OutputFormat = Annotated[
-    str,
-    Parameter(
-        group=OUTPUT,
-        metavar="NAME",
-        help="webdataset: .tar shards with a table of scores; parquet: pictures inside the table; or the writer of an "
-        "installed package.",
-    ),
-]
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True)
+class ShardOptions:
+    """How the kept pairs are written."""
+
+    output_format: Annotated[
+        str,
+        Parameter(
+            metavar="NAME",
+            help="webdataset: .tar shards with a table of scores; parquet: pictures inside the table; or the writer of "
+            "an installed package.",
+        ),
+    ] = "webdataset"
+    shard_size: Annotated[PositiveInt, Parameter(metavar="N", help="Pairs of a written shard.")] = 10_000
+    shuffle: Annotated[
+        int | None,
+        Parameter(
+            metavar="SEED",
+            help="Write the pairs in the order of a permutation with this seed; needs free space for a copy of them.",
+        ),
+    ] = None
+    licence: Annotated[str, Parameter(metavar="NAME", help="Licence that the dataset card names.")] = "other"
+
+    def load(self) -> WriteOptions:
+        """Returns the options as the phases take them."""
+        from danqing.engine.write.output import WriteOptions
+
+        return WriteOptions(**asdict(self))
 
 
 @Parameter(name="*", group=RECIPE)

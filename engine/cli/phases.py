@@ -19,10 +19,10 @@ from danqing.engine.cli.options import (
     Limit,
     MachineOptions,
     OutputFolder,
-    OutputFormat,
     RecipeOptions,
     RunFolder,
     SeveralOptions,
+    ShardOptions,
     StageOptions,
     TextOptions,
     local_paths,
@@ -165,7 +165,7 @@ def curate(
     scoring: StageOptions = StageOptions(),
     several: SeveralOptions = SeveralOptions(),
     other: ReferenceOptions = ReferenceOptions(),
-    output_format: OutputFormat = "webdataset",
+    shards: ShardOptions = ShardOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Score, decide and write, in a row.
@@ -178,14 +178,14 @@ def curate(
 
     with out.progress(several.note(scoring.machine)):
         run, funnel, spans = curate(
-            inputs, output, recipe.load(), scoring.settings(layout, several, limit), output_format,
+            inputs, output, recipe.load(), scoring.settings(layout, several, limit), shards.load(),
             other.against, other.exclude_similar_to, other.exclude_within, several.watcher,
         )  # fmt: skip
     result = {
         **_scored(run, spans),
         "kept": funnel.kept,
         "funnel": funnel.to_dict(),
-        "output_format": output_format,
+        "output_format": shards.output_format,
         "shards": run.folder / "shards",
         "report": run.folder / "report.html",
     }
@@ -288,7 +288,8 @@ def decide(
 ) -> None:
     """Apply a recipe's thresholds to a scored run.
 
-    Takes seconds and rewrites verdicts and funnel only. Without --recipe: the recipe the run was scored with.
+    Takes seconds and rewrites verdicts and funnel. If verdicts change, shards, report and card of the earlier ones are
+    moved to OUT/stale. Without --recipe: the recipe the run was scored with.
     """
     from danqing.engine.phases import decide_run
     from danqing.engine.recipe.reading import recipe_from_dict
@@ -317,26 +318,24 @@ def decide(
 
 @command(
     "danqing write out",
-    "danqing write out --output-format parquet --json",
+    "danqing write out --output-format parquet --shard-size 5000 --shuffle 1",
     group=PHASES,
 )
-def write(
-    run: RunFolder, /, *, output_format: OutputFormat = "webdataset", out: OutputOptions = OutputOptions()
-) -> None:
+def write(run: RunFolder, /, *, shards: ShardOptions = ShardOptions(), out: OutputOptions = OutputOptions()) -> None:
     """Copy the kept pairs into new shards.
 
-    Writes the original picture bytes, clean captions, kept_uids.npy and report.html.
+    Writes the original picture bytes, clean captions, kept_uids.npy, README.md (a dataset card) and report.html. What
+    is there for the present verdicts is left alone.
     """
     from danqing.engine.phases import write_run
     from danqing.engine.run.folder import Run
 
     with out.progress():
-        kept = write_run(Run.open(run), output_format)
-    shards, report = run / "shards", run / "report.html"
-    if not out.finish(
-        {"folder": run, "kept": kept, "output_format": output_format, "shards": shards, "report": report}
-    ):
-        print(f"{kept} pairs in {shards}; pictures in {report}")
+        kept = write_run(Run.open(run), shards.load())
+    written, report = run / "shards", run / "report.html"
+    result = {"folder": run, "kept": kept, "output_format": shards.output_format, "shards": written, "report": report}
+    if not out.finish(result):
+        print(f"{kept} pairs in {written}; pictures in {report}")
 
 
 @command(
@@ -349,7 +348,7 @@ def merge(
     /,
     *,
     output: OutputFolder,
-    output_format: OutputFormat = "webdataset",
+    shards: ShardOptions = ShardOptions(),
     machine: MachineOptions = MachineOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:
@@ -364,21 +363,21 @@ def merge(
 
     with out.progress(machine.note):
         run, funnel = merge_runs(runs, output, machine.chosen, machine.threads)
-        kept = write_run(run, output_format)
-    shards, report = run.folder / "shards", run.folder / "report.html"
+        kept = write_run(run, shards.load())
+    written, report = run.folder / "shards", run.folder / "report.html"
     result = {
         "folder": run.folder,
         "kept": kept,
         "funnel": funnel.to_dict(),
-        "output_format": output_format,
-        "shards": shards,
+        "output_format": shards.output_format,
+        "shards": written,
         "report": report,
     }
     notes = run_notes(run, funnel)
     if out.finish(result, notes):
         return
     print_funnel(funnel)
-    print(f"\n{kept} pairs in {shards}; pictures in {report}")
+    print(f"\n{kept} pairs in {written}; pictures in {report}")
     out.print_notes(notes)
 
 

@@ -130,7 +130,7 @@ def _open(
         if before == merged:
             return there, before
         for left_over in there.shards[len(shards) :]:  # a smaller merge removes the shards of the larger one
-            for kind in (Run.scores_path, Run.features_path, Run.verdicts_path, Run.tar_path, Run.table_path):
+            for kind in (Run.scores_path, Run.features_path, Run.verdicts_path):
                 kind(there, left_over.number).unlink(missing_ok=True)
     listed = [
         asdict(replace(shard, number=number)) | {"path": str(shard.path)} for number, (_, shard) in enumerate(shards)

@@ -28,6 +28,8 @@ from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.engine.score.settling import describe_engines
 from danqing.engine.sources import open_shard
 from danqing.engine.stages.opening import open_picture
+from danqing.engine.write.output import decision_digest, read_verdicts
+from danqing.engine.write.products import stamp
 
 KEPT_SHOWN, DROPPED_SHOWN = 48, 8
 """Number of kept pairs shown, and of dropped pairs per criterion."""
@@ -66,6 +68,7 @@ def write_report(run: Run) -> None:
         "<div class=row>" + "".join(_histograms(run, recipe)) + "</div>",
         *topic_section(run, topics),
         *(_gallery(name, pictures, positions) for name, positions in shown.items()),
+        stamp(decision_digest(run, read_verdicts(run))),
     ]
     write_page(run.folder / "report.html", "DanQing report", parts)
 

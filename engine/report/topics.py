@@ -27,6 +27,7 @@ from danqing.engine.run.folder import Run
 from danqing.engine.stages import Context
 from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.embed import TextEmbedding, Tokens
+from danqing.engine.write.output import read_verdicts, verdicts_digest
 from danqing.kernels.text.captions import content_words
 from danqing.kernels.text.strings import Strings
 
@@ -80,7 +81,7 @@ class Topics:
         """Reads topics.json; None if there is none, or it belongs to earlier verdicts."""
         path = run.folder / "topics.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not found or found["decided"] != run.manifest["decided"]:
+        if not found or found.get("verdicts") != verdicts_digest(read_verdicts(run)):
             return None
         topics = (Topic(t["captions"], tuple(t["words"]), tuple(t["examples"])) for t in found["topics"])
         return cls(found["kept"], found["sample"], tuple(topics))
@@ -120,7 +121,7 @@ def find_topics(run: Run, context: Context, progress: Progress, sample: int, sma
     table = pa.table({"uid": captions["uid"], "topic": pa.array(labels, pa.int32()), "x": x, "y": y})
     with commit(run.folder / "topics.parquet") as file:
         pq.write_table(table, file)
-    write_json(run.folder / "topics.json", {**asdict(found), "decided": run.manifest["decided"]})
+    write_json(run.folder / "topics.json", {**asdict(found), "verdicts": verdicts_digest(read_verdicts(run))})
     return found
 
 

@@ -174,11 +174,11 @@ class Run:
         return self._file("verdicts", number, ".parquet")
 
     def tar_path(self, number: int) -> Path:
-        """The kept pairs of a shard, as WebDataset."""
+        """An output shard as WebDataset; output shards have numbers of their own, over the borders of input shards."""
         return self._file("shards", number, ".tar")
 
     def table_path(self, number: int) -> Path:
-        """The kept rows of a shard with their scores; with the images, if the output format is Parquet."""
+        """The rows of an output shard with their scores; with the images, if the output format is Parquet."""
         return self._file("shards", number, ".parquet")
 
     def check_decided(self) -> None:

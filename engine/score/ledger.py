@@ -28,7 +28,7 @@ ENGINES = b"danqing.engines"
 """In the metadata of a shard's scores: what scored it, role → SHA-256."""
 FEATURES_HASH = b"danqing.features"
 """In the metadata of a shard's scores: the XXH3 of its features, so that the scores' own hash stands for both files."""
-READ_COLUMNS = ("row", "key", "input_key", "uid", "url", "caption", "image_bytes")
+READ_COLUMNS = ("row", "key", "input_key", "uid", "url", "caption", "image_hash", "image_bytes")
 """Columns that are stored as they were read, before the scores; `shard` is stored by name, in front of them."""
 OUTCOME_COLUMNS = ("gated_at", "error")
 

@@ -155,8 +155,9 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
             rows, size = [], 0
         own_key = input_key(sample.metadata, sample.key, len(sample.image))
         identity = (shard.number, row, sample.key, own_key, sample.uid, url if isinstance(url, str) else None)
+        picture = (sample.image, sample.image_hash, len(sample.image))
         metadata, error = _without_deep_fields(sample.metadata)
-        rows.append((*identity, sample.caption, sample.image, len(sample.image), text, metadata, error))
+        rows.append((*identity, sample.caption, *picture, text, metadata, error))
         size += len(sample.image) + text
     if rows:
         yield _batch(rows)

@@ -213,6 +213,9 @@ class _SentProgress:
     def say(self, line: str) -> None:
         self.queue.put(("say", line))
 
+    def say(self, line: str) -> None:
+        self.queue.put(("say", line))
+
 
 def _claim_shards(shards: list[Shard], next_shard: Any) -> Iterator[Shard]:
     """Yields shards that no other worker has claimed; `next_shard` is a counter shared by all workers."""

@@ -61,12 +61,21 @@ class Sample:
     caption: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def _image_digest(self) -> xxhash.xxh128:
+        return xxhash.xxh128(self.image)
+
+    @property
+    def image_hash(self) -> str:
+        """xxh128 of the picture's bytes, 32 hex digits."""
+        return self._image_digest.hexdigest()
+
     @property
     def uid(self) -> str:
         """32 hex digits, as DataComp's uids: the input's own `uid`, else xxh128 of picture bytes and caption."""
         if own := uid_of(self.metadata.get("uid")):
             return own
-        digest = xxhash.xxh128(self.image)
+        digest = self._image_digest.copy()
         digest.update(self.caption.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 

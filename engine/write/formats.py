@@ -1,34 +1,48 @@
-"""Formats of written shards: WebDataset tars, and Parquet with the pictures inside."""
+"""Formats of written shards: WebDataset tars, and Parquet with the pictures inside.
+
+A writer reads its file back before the file gets its final name, while it is in the page cache.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import math
+import os
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
+from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.engine.sources import Sample
+from danqing.engine.sources.tar import read_members
 from danqing.engine.stages.header import read_header
 
 Pairs = Iterator[tuple[Sample, dict[str, Any]]]
-"""The kept samples of a shard in order, each with its row of the scores."""
+"""The kept samples of an output shard in order, each with its row of the scores. A sample's key is its name in the
+shard: unique, without a dot, and no path that leads out of a folder. Its picture always has an extension."""
 
 ROW_GROUP = 256
 """Pairs in memory and in a row group; readers of the table read a whole row group to show one picture."""
+CHECKED_ROWS = 32
+"""Rows that are read back together; with 256 the memory for their pictures costs three times the reading."""
 RUN_COLUMNS = ("feature_row", "gated_at", "error")
 """Columns of the scores that have no meaning outside the run."""
+EXTENSION = re.compile("(?!txt$|json$)[0-9a-z]{1,8}")
+"""Extensions that a picture keeps; others do not name one, or name the other members of a pair."""
 
 
 class Writer(Protocol):
-    """Writes the files of a shard."""
+    """Writes the files of an output shard."""
 
     def __call__(self, shard: Path, kept: pa.Table, pairs: Pairs) -> None:
         """Writes the kept pairs of one shard, each file by `engine.core.files.commit`.
@@ -38,54 +52,181 @@ class Writer(Protocol):
             kept: scores of the kept pairs. They become SHARD.parquet after the writer returns, unless it wrote this
                 file; then the file needs the metadata of `kept`'s schema.
             pairs: the kept pairs, read from the input while they are iterated over.
+
+        Raises:
+            DanqingError: what was read back is not what was written.
         """
         ...
 
 
 def write_webdataset(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
     """Writes NNNNN.tar in img2dataset's layout: KEY.jpg, KEY.txt with the clean caption, KEY.json with the scores."""
-    with commit(shard.with_suffix(".tar")) as file, tarfile.open(fileobj=file, mode="w") as tar:
-        for sample, record in pairs:
-            name = _member_name(sample.key)
-            _add(tar, f"{name}.{image_extension(sample)}", sample.image)
-            _add(tar, f"{name}.txt", clean_caption(sample, record).encode())
-            _add(tar, f"{name}.json", json.dumps(_json_fields(record), ensure_ascii=False, default=str).encode())
+    written: dict[str, str] = {}
+    path = shard.with_suffix(".tar")
+    with commit(path) as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for sample, record in pairs:
+                for extension, content in _members(sample, record):
+                    written[f"{sample.key}.{extension}"] = xxhash.xxh128_hexdigest(content)
+                    _add(tar, f"{sample.key}.{extension}", content)
+        file.flush()
+        _check_tar(Path(file.name), written, path)
+
+
+def _members(sample: Sample, record: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    yield sample.image_extension, sample.image
+    yield "txt", clean_caption(record).encode()
+    yield "json", json.dumps(_json_fields(record), ensure_ascii=False, allow_nan=False, default=str).encode()
 
 
 def write_parquet(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
     """Writes NNNNN.parquet: `image` {bytes, path} as Hugging Face's datasets read it, `text`, and the scores."""
-    taken = ("image", "text")
-    scores = kept.rename_columns([f"input_{name}" if name in taken else name for name in kept.column_names])
+    scores = kept.rename_columns(_names_beside(kept.column_names, ("image", "text")))
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     features = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
     schema = pa.schema([("image", image), ("text", pa.string()), *scores.schema])
     schema = schema.with_metadata({**kept.schema.metadata, b"huggingface": features.encode()})
-    first, dictionary = 0, scores.column_names
-    with (
-        commit(shard.with_suffix(".parquet")) as file,
-        pq.ParquetWriter(file, schema, use_dictionary=dictionary) as out,
-    ):
-        while group := list(islice(pairs, ROW_GROUP)):
-            pictures = [{"bytes": s.image, "path": f"{s.key}.{image_extension(s)}"} for s, _ in group]
-            texts = [clean_caption(sample, record) for sample, record in group]
-            columns = [pa.array(pictures, image), pa.array(texts, pa.string())]
-            out.write_table(pa.table([*columns, *scores.slice(first, len(group))], schema=schema))
-            first += len(group)
+    first, hashes, path = 0, [], shard.with_suffix(".parquet")
+    with commit(path) as file:
+        with pq.ParquetWriter(file, schema, use_dictionary=scores.column_names, write_page_checksum=True) as out:
+            while group := list(islice(pairs, ROW_GROUP)):
+                pictures = [{"bytes": s.image, "path": f"{s.key}.{s.image_extension}"} for s, _ in group]
+                hashes += [xxhash.xxh128_hexdigest(sample.image) for sample, _ in group]
+                texts = [clean_caption(record) for _, record in group]
+                columns = [pa.array(pictures, image), pa.array(texts, pa.string())]
+                out.write_table(pa.table([*columns, *scores.slice(first, len(group))], schema=schema))
+                first += len(group)
+        file.flush()
+        check_table(Path(file.name), scores, path, hashes)
 
 
-def clean_caption(sample: Sample, record: dict[str, Any]) -> str:
-    """The caption to write: clean if the recipe cleaned it, else the input's."""
-    return record.get("text_clean") or sample.caption
+def write_table(table: pa.Table, path: Path) -> None:
+    """Writes a table of scores and reads it back.
+
+    Raises:
+        DanqingError: what was read back is not the table.
+    """
+    with commit(path) as file:
+        pq.write_table(table, file, write_page_checksum=True)
+        file.flush()
+        check_table(Path(file.name), table, path)
+
+
+def _names_beside(names: Iterable[str], taken: tuple[str, ...]) -> list[str]:
+    """Prefixes names that are taken with `input_`, until all names are distinct."""
+    used, out = {*taken, *names}, []
+    for name in names:
+        new = name
+        while name in taken and new in used:
+            new = f"input_{new}"
+        used.add(new)
+        out.append(new)
+    return out
+
+
+def _check_tar(file: Path, written: dict[str, str], path: Path) -> None:
+    """Compares a tar with what was written: names, hashes of the contents, and that every .json is JSON."""
+    members, damage = read_members(file)
+    if damage:
+        _refuse(path, damage)
+    if [name for name, _, _ in members] != list(written):
+        _refuse(path, f"it has {len(members)} members, {len(written)} were written, or their names differ")
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        for name, offset, size in members:
+            content = os.pread(descriptor, size, offset)
+            if xxhash.xxh128_hexdigest(content) != written[name]:
+                _refuse(path, f"{name} has other bytes")
+            if name.endswith(".json"):
+                _check_json(content, path, name)
+    finally:
+        os.close(descriptor)
+
+
+def _check_json(content: bytes, path: Path, name: str) -> None:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        json.loads(content, parse_constant=refuse)
+    except ValueError as problem:
+        _refuse(path, f"{name}: {problem}")
+
+
+def check_table(file: Path, table: pa.Table, path: Path, hashes: list[str] | None = None) -> None:
+    """Compares a Parquet file with the table it was written from: checksums of all pages, schema, rows and identities.
+
+    Args:
+        file: the file, with page checksums; its name may be a temporary one.
+        table: the scores that it must hold.
+        path: its final name, for the error's text.
+        hashes: xxh128 of every picture, if it has the column `image`.
+
+    Raises:
+        DanqingError: they differ, or the file cannot be read.
+    """
+    first = 0
+    identity = [name for name in ("shard", "row", "key", "uid") if name in table.column_names]
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as parquet:
+            if not {*table.column_names} <= {*parquet.schema_arrow.names}:
+                _refuse(path, "columns are missing")
+            for batch in parquet.iter_batches(CHECKED_ROWS):
+                expected = table.slice(first, len(batch)).select(identity)
+                if not pa.Table.from_batches([batch]).select(identity).equals(expected):
+                    _refuse(path, f"other rows than were written, from row {first} on")
+                if hashes is not None:
+                    found = [xxhash.xxh128_hexdigest(data.as_buffer()) for data in batch["image"].field("bytes")]
+                    if found != hashes[first : first + len(batch)]:
+                        _refuse(path, f"other pictures than were written, from row {first} on")
+                first += len(batch)
+    except (pa.ArrowException, OSError) as problem:
+        _refuse(path, str(problem))
+    if first != len(table):
+        _refuse(path, f"{first} rows, {len(table)} were written")
+
+
+def _refuse(path: Path, problem: str) -> NoReturn:
+    raise DanqingError(
+        f"{path}: what was read back differs from what was written ({problem}); check the disk and the memory, then "
+        "run `danqing write` again"
+    )
+
+
+def clean_caption(record: dict[str, Any]) -> str:
+    """The caption to write: clean if the recipe cleaned it, else as it was read."""
+    return record.get("text_clean") or record["caption"] or ""
 
 
 def image_extension(sample: Sample) -> str:
     """Extension of the picture's own file, else the usual one of its format; `bin` if the format is unknown."""
-    if sample.image_extension:
+    if EXTENSION.fullmatch(sample.image_extension):
         return sample.image_extension
     form = read_header(sample.image, DEFAULT_MAX_PIXELS).format
     if form is None:  # a recipe without criteria of pictures keeps broken ones
         return "bin"
     return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}.get(form, form.lower())
+
+
+def member_names(keys: Iterable[str]) -> list[str]:
+    """Makes unique names of an output shard's keys, which come from several input shards.
+
+    A name that an earlier key of the shard has gets a number behind it.
+
+    >>> member_names(["cat", "cat", "a.b", "cat-2", "cat"])
+    ['cat', 'cat-2', 'a%2Eb', 'cat-2-2', 'cat-3']
+    """
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
+    out = []
+    for key in keys:
+        name = base = _member_name(key)
+        while name in taken:
+            numbers[base] = numbers.get(base, 1) + 1
+            name = f"{base}-{numbers[base]}"
+        taken.add(name)
+        out.append(name)
+    return out
 
 
 def _member_name(key: str) -> str:
@@ -101,4 +242,14 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _json_fields(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if value is not None and name not in RUN_COLUMNS}
+    """A row of the scores without nulls; JSON has no notation for NaN and infinities, so they are nulls, too."""
+    fields = {name: _finite(value) for name, value in record.items() if name not in RUN_COLUMNS}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -1,105 +1,185 @@
-"""WRITE: copies the original bytes of the kept pairs into new shards, shard by shard.
+"""WRITE: copies the original bytes of the kept pairs into new shards.
 
-A picture is copied, not encoded again. The clean caption is written; the input's own stays beside it.
+A picture is copied, not encoded again. The clean caption is written; the input's own stays beside it. Output shards
+have a fixed number of pairs, whatever the sizes of the input shards. A shard is written if its table is there with the
+mark of the present verdicts (`engine.write.products`); its files are replaced one by one, so nothing is lost before
+its successor is complete.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import commit
+from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
 from danqing.engine.run.folder import Run
-from danqing.engine.sources import Shard, open_shard
-from danqing.engine.write.formats import Pairs, Writer
-from danqing.trt_models.package_files import sha256
+from danqing.engine.sources import Sample
+from danqing.engine.write.card import write_cards
+from danqing.engine.write.formats import Writer, image_extension, member_names, write_table
+from danqing.engine.write.order import GROUP_ROWS, InputOrder, Order, Shuffled
+from danqing.engine.write.output import (
+    PARQUET,
+    WEBDATASET,
+    InputVerdicts,
+    OutputShard,
+    WriteOptions,
+    decision_digest,
+    output_shards,
+    read_verdicts,
+    verdicts_digest,
+)
+from danqing.engine.write.products import (
+    COUNTS,
+    EXTENSIONS,
+    MARK,
+    SIZES,
+    STALE,
+    is_written,
+    kept_uids,
+    restore,
+    shard_files,
+    sizes,
+    take_back,
+    uids_are_current,
+)
 
-WEBDATASET = "webdataset"
 WRITERS: Registry[Writer] = Registry(
     "danqing.writers",
     {
         WEBDATASET: "danqing.engine.write.formats:write_webdataset",
-        "parquet": "danqing.engine.write.formats:write_parquet",
+        PARQUET: "danqing.engine.write.formats:write_parquet",
     },
 )
-VERDICT = b"danqing.verdict"
-"""Metadata of a written shard's table: the format, and the SHA-256 of the verdicts it was written from."""
-UID = np.dtype("u8,u8")
-"""DataComp's type for lists of uids: the two halves of the 128-bit number."""
 
 
-def write(run: Run, progress: Progress, output_format: str = WEBDATASET) -> int:
-    """Writes shards/ for every shard's verdicts, and kept_uids.npy.
-
-    A shard that was written from the same verdicts in the same format is not written again.
+def write(run: Run, progress: Progress, options: WriteOptions) -> int:
+    """Makes shards/, kept_uids.npy and README.md those of the run's verdicts; what is right already is left alone.
 
     Args:
         run: a decided run.
-        progress: counts the rows.
-        output_format: name of a registered writer.
+        progress: counts the pairs that are copied.
+        options: format, size and order of the shards.
 
     Returns:
         The number of kept pairs.
 
     Raises:
-        DanqingError: no such writer, or the input was changed since it was scored.
+        DanqingError: no such writer, verdicts are missing, the input was changed since it was scored, or a file that
+            was read back differs from what was written.
     """
-    writer = WRITERS.named(output_format)
-    uids: list[str] = []
-    for shard in run.shards:
-        mark = f"{output_format} {sha256(run.verdicts_path(shard.number))}"
-        if not _is_written(run, shard, mark):
-            _write_shard(run, shard, mark, writer)
-        table = pq.read_table(run.verdicts_path(shard.number), columns=["uid", "keep"])
-        uids += table.filter(table["keep"])["uid"].to_pylist()
-        progress.expect(len(table), shard.bytes)
-        progress.advance(len(table))
-    with commit(run.folder / "kept_uids.npy") as file:
-        np.save(file, np.sort(np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids], UID)))
-    return len(uids)
+    writer = WRITERS.named(options.output_format)
+    verdicts = read_verdicts(run)
+    shards = output_shards(verdicts, options)
+    kept = sum(part.kept for part in verdicts)
+    missing = [shard for shard in shards if not is_written(run.table_path(shard.number), shard)]
+    surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
+    if missing or surplus:
+        take_back(run)
+    missing = [shard for shard in missing if not restore(run, shard)]
+    if missing:
+        progress.expect(sum(shard.last - shard.first for shard in missing), sum(shard.bytes for shard in run.shards))
+        _write_shards(run, verdicts, missing, writer, options, progress)
+    for path in surplus:
+        path.unlink()
+    _write_counts(run, shards)
+    uids = kept_uids(run)
+    if not uids_are_current(run, uids):
+        with commit(run.folder / "kept_uids.npy") as file:
+            np.save(file, uids)
+    tables = [run.table_path(shard.number) for shard in shards]
+    write_cards(run, options, tables, decision_digest(run, verdicts))
+    shutil.rmtree(run.folder / STALE, ignore_errors=True)
+    note = {
+        "verdicts": verdicts_digest(verdicts),
+        "recipe_hash": run.manifest["decided"]["recipe_hash"],
+        "output_format": options.output_format,
+        "shard_size": options.shard_size,
+        "shuffle": options.shuffle,
+        "shards": len(shards),
+        "kept": kept,
+    }
+    if run.manifest.get("written") != note:
+        run.manifest["written"] = note
+        run.save()
+    return kept
 
 
-def _is_written(run: Run, shard: Shard, mark: str) -> bool:
-    path = run.table_path(shard.number)
-    return path.exists() and (pq.read_schema(path).metadata or {}).get(VERDICT) == mark.encode()
+def _write_shards(
+    run: Run,
+    verdicts: list[InputVerdicts],
+    missing: list[OutputShard],
+    writer: Writer,
+    options: WriteOptions,
+    progress: Progress,
+) -> None:
+    order: Order = InputOrder(run, verdicts)
+    if options.shuffle is not None:
+        order = Shuffled(InputOrder(run, verdicts), options.shuffle, run.folder)
+    for shard in missing:
+        kept = order.table(shard.first, shard.last).replace_schema_metadata({MARK: shard.mark})
+        if len(kept) != shard.last - shard.first:
+            raise DanqingError(
+                f"{run.folder}: scores and verdicts have different rows; run `danqing decide {run.folder}` again"
+            )
+        _write_shard(run.table_path(shard.number), kept, order.samples(shard.first, shard.last), writer, progress)
+        log.info("wrote %s: %d pairs", run.table_path(shard.number).stem, len(kept))
 
 
-def _write_shard(run: Run, shard: Shard, mark: str, writer: Writer) -> None:
-    table = run.table_path(shard.number)
-    table.unlink(missing_ok=True)  # first, because it marks the shard as complete
-    for file in table.parent.glob(f"{table.stem}.*"):  # another format's
-        file.unlink()
-    verdicts = pq.read_table(run.verdicts_path(shard.number))
-    kept = (
-        pq.read_table(run.scores_path(shard.number)).append_column("group", verdicts["group"]).filter(verdicts["keep"])
-    )
-    kept = kept.replace_schema_metadata({**(kept.schema.metadata or {}), VERDICT: mark.encode()})
-    writer(table.with_suffix(""), kept, _kept_pairs(run, shard, kept, len(verdicts)))
-    if not table.exists():
-        with commit(table) as out:
-            pq.write_table(kept, out)
-    log.info("wrote %s: %d of %d pairs", shard.name, len(kept), len(verdicts))
+def _write_shard(table: Path, kept: pa.Table, samples: Iterator[Sample], writer: Writer, progress: Progress) -> None:
+    before = {path: path.stat().st_ino for path in _files_of(table)}
+    extensions: set[str] = set()
+    pairs = _pairs(kept, samples, extensions, progress)
+    writer(table.with_suffix(""), kept, pairs)
+    if next(pairs, None) is not None:
+        raise DanqingError(f"{table}: the writer did not take all pairs of the shard; report this to its package")
+    written = [path for path in _files_of(table) if path.stat().st_ino != before.get(path)]
+    if table not in written:
+        found = {SIZES: sizes(written), EXTENSIONS: json.dumps(sorted(extensions))}
+        write_table(kept.replace_schema_metadata({**kept.schema.metadata, **found}), table)
+        written.append(table)
+    for path in _files_of(table):
+        if path not in written:  # another format's
+            path.unlink()
 
 
-def _kept_pairs(run: Run, shard: Shard, kept: pa.Table, scored: int) -> Pairs:
-    """Reads the kept pairs.
+def _files_of(table: Path) -> list[Path]:
+    return sorted(table.parent.glob(f"{table.stem}.*"))
 
-    Raises:
-        DanqingError: the input was changed since it was scored.
+
+def _pairs(
+    kept: pa.Table, samples: Iterator[Sample], extensions: set[str], progress: Progress
+) -> Iterator[tuple[Sample, dict[str, Any]]]:
+    """Joins pictures and scores; adds the pictures' extensions to a set.
+
+    A sample's key becomes its name in the output shard, its extension one that a file can have.
     """
-    records: dict[int, dict[str, Any]] = {record["row"]: record for record in kept.to_pylist()}
-    source = open_shard(shard, run.layout)
-    if len(source) != scored:
-        raise DanqingError(f"{shard.path}: has {len(source)} samples, {scored} were scored; the file was changed since")
-    for row, sample in enumerate(source):
-        if row in records:
-            if sample.uid != records[row]["uid"]:
-                raise DanqingError(f"{shard.path}: row {row} ({sample.key}) was changed since it was scored")
-            yield sample, records[row]
+    names = iter(member_names(kept["key"].to_pylist()))
+    for first in range(0, len(kept), GROUP_ROWS):
+        records = kept.slice(first, GROUP_ROWS).to_pylist()
+        for record, sample in zip(records, islice(samples, len(records)), strict=True):
+            extension = image_extension(sample)
+            extensions.add(extension)
+            yield replace(sample, key=next(names), image_extension=extension), record
+        progress.advance(len(records))
+
+
+def _write_counts(run: Run, shards: list[OutputShard]) -> None:
+    """Writes sizes.json, from which open_clip learns how many pairs each tar holds; removes one without tars."""
+    counts = {run.tar_path(shard.number).name: shard.last - shard.first for shard in shards}
+    path = run.tar_path(0).with_name(COUNTS)
+    if all(path.with_name(name).exists() for name in counts) and counts:
+        write_json(path, counts)
+    else:
+        path.unlink(missing_ok=True)

@@ -263,9 +263,9 @@ def test_a_limit_takes_the_first_rows(make_shard: Make, tmp_path: Path, capsys: 
     keys = [pq.read_table(path)["key"].to_pylist() for path in sorted((out / "scores").glob("*.parquet"))]
     assert keys == [["00000", "00001", "00002"], ["00100", "00101"]]
     assert "5 pairs in" in capsys.readouterr().out
-    with tarfile.open(out / "shards" / "00001.tar") as written:
+    with tarfile.open(out / "shards" / "00000.tar") as written:
         assert sorted(written.getnames()) == sorted(
-            f"{key}.{kind}" for key in keys[1] for kind in ("jpg", "json", "txt")
+            f"{key}.{kind}" for key in keys[0] + keys[1] for kind in ("jpg", "json", "txt")
         )
     assert main([*command, "--limit", "4"]) == 2
     assert "limit: 5 there, 4 here" in capsys.readouterr().err

@@ -165,8 +165,8 @@ def test_merging_drops_what_runs_have_in_common(
     assert found["c3"]["group"] == found["b3"]["group"] and len({r["group"] for r in found.values()}) == 5
     line = Funnel.read(run.folder / "funnel.json").lines[-1]
     assert (line.dropped, line.left) == (3, 5)
-    written = [pq.read_table(run.table_path(shard.number))["key"].to_pylist() for shard in run.shards]
-    assert written == [["a0", "a1", "a2"], ["b3"], ["c4"]] and len(np.load(run.folder / "kept_uids.npy")) == 5
+    written = pq.read_table(run.table_path(0))["key"].to_pylist()
+    assert written == ["a0", "a1", "a2", "b3", "c4"] and len(np.load(run.folder / "kept_uids.npy")) == 5
     assert (run.folder / "report.html").exists()
     assert main(["explain", str(run.folder), "c3"]) == 0 and "kept instead: run1" in capsys.readouterr().out
     assert main(["decide", str(run.folder)]) == 2 and "is a merge" in capsys.readouterr().err
@@ -196,7 +196,7 @@ def test_a_run_added_later_is_compared_with_all_earlier_rows(
     fewer, _ = merge_runs(batches[1:], tmp_path / "grown")
     assert compared[0] == (0, 5)  # other runs than before: every row is compared
     write_run(fewer)
-    for kind in ("scores", "features", "verdicts", "shards"):  # the shards of the other runs are removed
+    for kind in ("scores", "features", "verdicts"):  # the shards of the other runs are removed
         assert {path.stem for path in (fewer.folder / kind).iterdir()} == {"00000", "00001"}
 
 

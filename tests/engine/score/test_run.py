@@ -96,10 +96,8 @@ def test_kept_pairs_are_written_with_their_original_bytes(
     crawl: list[str], plain_recipe: Recipe, tmp_path: Path
 ) -> None:
     run, funnel, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
-    members: dict[str, bytes] = {}
-    for shard in run.shards:
-        with tarfile.open(run.tar_path(shard.number)) as tar:
-            members |= {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+    with tarfile.open(run.tar_path(0)) as tar:
+        members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
     assert len(members) == 3 * funnel.kept
     assert all(members[f"{i:05d}.jpg"] == picture(i) for i in (*range(5), *range(10, 14), *range(20, 23)))
     assert members["00003.txt"].decode() == f"{GOOD}，第3张照片"
@@ -109,7 +107,7 @@ def test_kept_pairs_are_written_with_their_original_bytes(
     assert uids.dtype == np.dtype("u8,u8") and len(uids) == funnel.kept
     expected = sorted(v["uid"] for v in rows_of(run, "verdicts").values() if v["keep"])
     assert [f"{int(high):016x}{int(low):016x}" for high, low in uids] == expected
-    assert sum(pq.read_metadata(run.table_path(s.number)).num_rows for s in run.shards) == funnel.kept
+    assert pq.read_metadata(run.table_path(0)).num_rows == funnel.kept
     assert (
         "<svg" in (run.folder / "report.html").read_text()
         and "data:image/jpeg" in (run.folder / "report.html").read_text()
@@ -118,7 +116,8 @@ def test_kept_pairs_are_written_with_their_original_bytes(
 
 def test_a_finished_run_is_not_changed(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     run, _, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
-    times = {p: p.stat().st_mtime_ns for s in run.shards for p in (run.scores_path(s.number), run.tar_path(s.number))}
+    files = [run.tar_path(0), *(run.scores_path(shard.number) for shard in run.shards)]
+    times = {path: path.stat().st_mtime_ns for path in files}
     _, funnel, spans = curate(crawl, tmp_path / "out", plain_recipe, Settings())
     assert not spans and funnel.kept == 12
     assert {p: p.stat().st_mtime_ns for p in times} == times
@@ -187,7 +186,7 @@ def test_decide_alone_rewrites_verdicts_only(crawl: list[str], plain_recipe: Rec
     after = decide_run(run, stricter)
     assert after.kept < before.kept
     assert {s.number: run.scores_path(s.number).stat().st_mtime_ns for s in run.shards} == scores
-    assert write_run(run) == after.kept == sum(pq.read_metadata(run.table_path(s.number)).num_rows for s in run.shards)
+    assert write_run(run) == after.kept == 0 and not run.table_path(0).exists()  # no empty shard
 
 
 def test_a_looser_recipe_is_refused_unless_everything_was_scored(

@@ -22,7 +22,8 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.sources import Layout, Sample, find_shards, open_shard
 from danqing.engine.write.formats import image_extension
-from danqing.engine.write.writing import WEBDATASET, WRITERS
+from danqing.engine.write.output import WEBDATASET, WriteOptions
+from danqing.engine.write.writing import WRITERS
 from tests.conftest import picture
 
 GOOD = "公園的草地上有一隻可愛的小貓在曬太陽"
@@ -70,7 +71,7 @@ def test_every_kind_of_input_becomes_every_kind_of_output(
 ) -> None:
     (tmp_path / "in").mkdir()
     given = str(make(tmp_path / "in"))
-    run, funnel, _ = curate([given], tmp_path / "out", plain_recipe, SETTINGS, output_format)
+    run, funnel, _ = curate([given], tmp_path / "out", plain_recipe, SETTINGS, WriteOptions(output_format))
     assert (funnel.collected, funnel.kept) == (5, 4)
     assert run.tar_path(0).exists() == (output_format == WEBDATASET)
     # What was written is input again, with the clean captions and the very bytes.
@@ -103,7 +104,7 @@ def test_keys_never_lead_out_of_a_tar_and_have_one_dot(tmp_path: Path, plain_rec
 
 
 def test_parquet_is_as_hugging_face_reads_it(tmp_path: Path, plain_recipe: Recipe) -> None:
-    run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, "parquet")
+    run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, WriteOptions("parquet"))
     schema = pq.read_schema(run.table_path(0))
     assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
     first = pq.read_table(run.table_path(0)).to_pylist()[0]
@@ -114,17 +115,20 @@ def test_parquet_is_as_hugging_face_reads_it(tmp_path: Path, plain_recipe: Recip
 def test_the_format_can_be_changed_without_scoring_again(tmp_path: Path, plain_recipe: Recipe) -> None:
     given = [str(as_parquet(tmp_path))]
     run, _, _ = curate(given, tmp_path / "out", plain_recipe, SETTINGS)
-    assert write_run(run, "parquet") == 4 and not run.tar_path(0).exists()
+    assert write_run(run, WriteOptions("parquet")) == 4 and not run.tar_path(0).exists()
     written = run.table_path(0).stat().st_mtime_ns
-    assert write_run(Run.open(run.folder), "parquet") == 4 and run.table_path(0).stat().st_mtime_ns == written
-    assert write_run(run, WEBDATASET) == 4 and "image" not in pq.read_schema(run.table_path(0)).names
+    assert (
+        write_run(Run.open(run.folder), WriteOptions("parquet")) == 4
+        and run.table_path(0).stat().st_mtime_ns == written
+    )
+    assert write_run(run) == 4 and "image" not in pq.read_schema(run.table_path(0)).names
 
 
 def test_large_shards_are_written_in_parts(
     tmp_path: Path, plain_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("danqing.engine.write.formats.ROW_GROUP", 3)
-    run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, "parquet")
+    run, _, _ = curate([str(as_parquet(tmp_path))], tmp_path / "out", plain_recipe, SETTINGS, WriteOptions("parquet"))
     assert pq.read_metadata(run.table_path(0)).num_row_groups == 2
     assert [row["bytes"] for row in pq.read_table(run.table_path(0))["image"].to_pylist()] == KEPT
 
@@ -134,7 +138,7 @@ def test_an_input_that_changed_is_refused(tmp_path: Path, plain_recipe: Recipe) 
     run, _, _ = curate([str(as_folder(tmp_path))], out, plain_recipe, SETTINGS)
     (tmp_path / "1.png").write_bytes(picture(77))
     with pytest.raises(DanqingError, match=r"row 1 \(1\) was changed since it was scored"):
-        write_run(Run.open(run.folder), "parquet")
+        write_run(Run.open(run.folder), WriteOptions("parquet"))
 
 
 def test_a_broken_picture_is_no_reason_to_fail_where_pictures_do_not_matter(tmp_path: Path) -> None:
@@ -156,5 +160,8 @@ def test_curate_takes_the_format_from_the_command_line(tmp_path: Path, plain_rec
     assert "4 pairs in" in capsys.readouterr().out and not (tmp_path / "out" / "shards" / "00000.tar").exists()
     assert main(["write", out, "--output-format", "webdatset"]) == 2
     assert "no 'webdatset' is installed; did you mean 'webdataset'?" in capsys.readouterr().err
-    assert main(["write", out, "--output-format", "webdataset"]) == 0
-    assert (tmp_path / "out" / "shards" / "00000.tar").exists()
+    assert main(["write", out, "--output-format", "webdataset", "--shard-size", "3", "--shuffle", "1"]) == 0
+    assert (tmp_path / "out" / "shards" / "00001.tar").exists()
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(["report", out]) == 0 and (tmp_path / "out" / "report.html").exists()
+    assert main(["write", out, "--shuffle", "-1"]) == 2 and "--shuffle -1: give a seed" in capsys.readouterr().err

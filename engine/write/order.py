@@ -1,0 +1,172 @@
+"""The kept pairs in the order in which they are written: that of the input, or shuffled.
+
+Input order reads every input shard once and holds one picture at a time. A shuffle cannot: neighbours in the output
+come from anywhere in the input, and tars are not made for random access. So all kept pairs are first copied, in input
+order, into an unnamed temporary file in OUT; then each output shard gathers its pairs from there. A shuffle thus costs
+the free disk space of the kept pairs, one more write and one read of them, and 8 bytes of memory per kept pair.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.schemas import cast_table, common_schema
+from danqing.engine.core.similarity import similarity_of
+from danqing.engine.run.folder import Run
+from danqing.engine.sources import Sample, open_shard
+from danqing.engine.write.output import InputVerdicts, Part, cut, starts_of
+
+GROUP_ROWS = 256
+"""Pairs that are copied, gathered or written together."""
+IMAGE, EXTENSION = "danqing.image", "danqing.image_extension"
+"""Columns of the temporary file of a shuffle, beside those of the scores."""
+
+
+class Order(Protocol):
+    """The kept pairs in output order; ranges count from 0."""
+
+    def table(self, first: int, last: int) -> pa.Table:
+        """The scores of a range of pairs, with the columns that WRITE adds; one schema for all ranges."""
+
+    def samples(self, first: int, last: int) -> Iterator[Sample]:
+        """The pictures of a range of pairs."""
+
+
+class InputOrder:
+    """The kept pairs in the order of the input.
+
+    Ranges that follow one another read the input once; a range that does not continue the last one reads its first
+    input shard from the start.
+    """
+
+    def __init__(self, run: Run, verdicts: list[InputVerdicts]) -> None:
+        self.run, self.verdicts, self.starts = run, verdicts, starts_of(verdicts)
+        empty = (pq.read_schema(run.scores_path(number)).empty_table() for number in range(len(verdicts)))
+        self.schema = common_schema(_extended(table, pa.array([], pa.int64())).schema for table in empty)
+        self._table: tuple[int, pa.Table] | None = None
+        self._reading: Iterator[Sample] = iter(())
+        self._at: tuple[int, int] | None = None
+
+    def table(self, first: int, last: int) -> pa.Table:
+        parts = cut(self.starts, first, last)
+        return pa.concat_tables([self._kept_of(part).slice(part.first, part.last - part.first) for part in parts])
+
+    def _kept_of(self, part: Part) -> pa.Table:
+        """The kept scores of an input shard; the last one is remembered, because several ranges may need it."""
+        if self._table is None or self._table[0] != part.shard:
+            self._table = part.shard, cast_table(self._kept(part.shard), self.schema)
+        return self._table[1]
+
+    def _kept(self, number: int) -> pa.Table:
+        """The scores of an input shard's kept rows."""
+        verdicts = pq.read_table(self.run.verdicts_path(number), columns=["keep", "group"])
+        scores = pq.read_table(self.run.scores_path(number)).filter(verdicts["keep"])
+        return _extended(scores, verdicts["group"].filter(verdicts["keep"]))
+
+    def samples(self, first: int, last: int) -> Iterator[Sample]:
+        for part in cut(self.starts, first, last):
+            if self._at != (part.shard, part.first):
+                self._reading = self._read(part)
+            self._at = None  # unknown, if the caller stops before the end of the range
+            yield from islice(self._reading, part.last - part.first)
+            self._at = part.shard, part.last
+
+    def _read(self, part: Part) -> Iterator[Sample]:
+        """Reads the kept pairs of an input shard from the pair `part.first` on.
+
+        Raises:
+            DanqingError: the input was changed since it was scored.
+        """
+        shard = self.run.shards[part.shard]
+        kept, scored = self._kept_of(part), self.verdicts[part.shard].rows
+        source = open_shard(shard, self.run.layout)
+        if len(source) != scored:
+            raise DanqingError(
+                f"{shard.path}: has {len(source)} samples, {scored} were scored; the file was changed since"
+            )
+        columns = ["row", "uid", *({"image_hash"} & {*kept.column_names})]
+        wanted = iter(kept.select(columns).slice(part.first).to_pylist())
+        record = next(wanted, None)
+        for row, sample in enumerate(source):
+            if record is None:
+                return
+            if row == record["row"]:
+                if sample.uid != record["uid"] or sample.image_hash != record.get("image_hash", sample.image_hash):
+                    raise DanqingError(f"{shard.path}: row {row} ({sample.key}) was changed since it was scored")
+                yield sample
+                record = next(wanted, None)
+        if record is not None:
+            raise DanqingError(f"{shard.path}: ends before row {record['row']}; the file was changed since")
+
+
+def _extended(scores: pa.Table, group: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Adds the columns that WRITE adds to the scores."""
+    if "alignment_distance" in scores.column_names:
+        position = scores.column_names.index("alignment_distance") + 1
+        scores = scores.add_column(position, "similarity", similarity_of(scores["alignment_distance"]))
+    return scores.append_column("group", group).replace_schema_metadata(None)
+
+
+class Shuffled:
+    """The kept pairs in the order of a seeded permutation.
+
+    The permutation is NumPy's `RandomState(seed).permutation(pairs)`, whose values NumPy keeps from version to version.
+
+    Args:
+        source: the pairs in input order; copied to a temporary file in `folder`, which is never visible there.
+        seed: of the permutation.
+        folder: a folder with room for the kept pairs.
+    """
+
+    def __init__(self, source: InputOrder, seed: int, folder: Path) -> None:
+        pairs = source.starts[-1]
+        self._places = np.random.RandomState(seed).permutation(pairs)
+        self._columns = source.schema.names
+        schema = source.schema.append(pa.field(IMAGE, pa.large_binary())).append(pa.field(EXTENSION, pa.string()))
+        with tempfile.TemporaryFile(dir=folder) as file:
+            with pa.ipc.new_file(file, schema) as out:
+                for first in range(0, pairs, GROUP_ROWS):
+                    last = min(first + GROUP_ROWS, pairs)
+                    samples = list(source.samples(first, last))
+                    images = pa.array([sample.image for sample in samples], pa.large_binary())
+                    extensions = pa.array([readable(sample.image_extension) for sample in samples], pa.string())
+                    columns = [*source.table(first, last).columns, images, extensions]
+                    out.write_table(pa.table(columns, schema=schema).combine_chunks(), GROUP_ROWS)
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = pa.ipc.open_file(pa.py_buffer(mapped))
+
+    def table(self, first: int, last: int) -> pa.Table:
+        return self._gather(first, last, self._columns)
+
+    def samples(self, first: int, last: int) -> Iterator[Sample]:
+        for start in range(first, last, GROUP_ROWS):
+            columns = ["key", IMAGE, EXTENSION]
+            for record in self._gather(start, min(start + GROUP_ROWS, last), columns).to_pylist():
+                yield Sample(record["key"], record[IMAGE], record[EXTENSION], "")
+
+    def _gather(self, first: int, last: int, columns: list[str]) -> pa.Table:
+        """Reads rows of the temporary file, which is mapped into memory: only the pages that hold them."""
+        places = self._places[first:last]
+        order = np.argsort(places)
+        groups, starts = np.unique(places[order] // GROUP_ROWS, return_index=True)
+        parts = [
+            pa.Table.from_batches([self._file.get_batch(int(group)).select(columns)]).take(rows - group * GROUP_ROWS)
+            for group, rows in zip(groups, np.split(places[order], starts[1:]), strict=True)
+        ]
+        return pa.concat_tables(parts).take(np.argsort(order)).combine_chunks()
+
+
+def readable(text: str) -> str:
+    """Replaces lone surrogates, as file names that are not UTF-8 have them, by question marks."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,168 @@
+"""What WRITE is to make of a run's verdicts: which pairs go into which output shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.run.folder import Run
+from danqing.trt_models.package_files import sha256
+
+WEBDATASET, PARQUET = "webdataset", "parquet"
+SHARD_SIZE = 10_000
+"""Pairs of an output shard, the default of img2dataset."""
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How the kept pairs are written.
+
+    Attributes:
+        output_format: name of a registered writer.
+        shard_size: pairs of an output shard; the last one may have fewer.
+        shuffle: seed of a permutation of all kept pairs; None for input order.
+        licence: what the dataset card names as the licence.
+
+    Raises:
+        DanqingError: a number is out of range.
+    """
+
+    output_format: str = WEBDATASET
+    shard_size: int = SHARD_SIZE
+    shuffle: int | None = None
+    licence: str = "other"
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise DanqingError(f"--shard-size {self.shard_size}: give a whole number of 1 or more")
+        if self.shuffle is not None and not 0 <= self.shuffle <= MAX_SEED:
+            raise DanqingError(f"--shuffle {self.shuffle}: give a seed between 0 and {MAX_SEED}")
+
+
+@dataclass(frozen=True)
+class InputVerdicts:
+    """The verdicts of one input shard.
+
+    Attributes:
+        rows: number of rows.
+        kept: number of kept rows.
+        digest: SHA-256 of the file.
+    """
+
+    rows: int
+    kept: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class OutputShard:
+    """One shard to write.
+
+    Attributes:
+        number: position among the output shards; names the files.
+        first, last: its pairs, as a range of the kept pairs in output order.
+        mark: JSON that changes whenever the shard's content would: options, range and digests of verdicts.
+    """
+
+    number: int
+    first: int
+    last: int
+    mark: str
+
+
+def read_verdicts(run: Run) -> list[InputVerdicts]:
+    """Reads what WRITE needs to know about the verdicts on disk, for each input shard.
+
+    Raises:
+        DanqingError: verdicts of a shard are missing.
+    """
+    found = []
+    for shard in run.shards:
+        path = run.verdicts_path(shard.number)
+        if not path.exists():
+            raise DanqingError(f"{path}: no verdicts; run `danqing decide {run.folder}` again")
+        keep = pq.read_table(path, columns=["keep"])["keep"]
+        found.append(InputVerdicts(len(keep), int(np.count_nonzero(keep)), sha256(path)))
+    return found
+
+
+def verdicts_digest(verdicts: list[InputVerdicts]) -> str:
+    """SHA-256 of the verdicts of the whole run."""
+    return hashlib.sha256("".join(part.digest for part in verdicts).encode()).hexdigest()
+
+
+def decision_digest(run: Run, verdicts: list[InputVerdicts]) -> str:
+    """SHA-256 of the verdicts and of what they were decided by, which reports show beside them."""
+    decided = json.dumps(run.manifest.get("decided"), sort_keys=True)
+    return hashlib.sha256(f"{verdicts_digest(verdicts)} {decided}".encode()).hexdigest()
+
+
+def output_shards(verdicts: list[InputVerdicts], options: WriteOptions) -> list[OutputShard]:
+    """Lists the shards to write: `shard_size` pairs each, over the borders of input shards, none empty.
+
+    Args:
+        verdicts: of each input shard (`read_verdicts`).
+        options: shard size and order.
+    """
+    starts = starts_of(verdicts)
+    whole = verdicts_digest(verdicts)
+    shards = []
+    for number, first in enumerate(range(0, starts[-1], options.shard_size)):
+        last = min(first + options.shard_size, starts[-1])
+        content: dict[str, Any] = {
+            "format": options.output_format,
+            "shard_size": options.shard_size,
+            "shuffle": options.shuffle,
+            "pairs": last - first,
+        }
+        if options.shuffle is None:  # verdicts of other input shards change nothing here
+            parts = list(cut(starts, first, last))
+            digest = verdicts_digest([verdicts[part.shard] for part in parts])
+            content |= {"first": parts[0].first, "verdicts": digest}
+        else:
+            content |= {"first": first, "verdicts": whole}
+        shards.append(OutputShard(number, first, last, json.dumps(content)))
+    return shards
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of one input shard's kept pairs.
+
+    Attributes:
+        shard: number of the input shard.
+        first, last: the range, counted among the shard's kept pairs.
+    """
+
+    shard: int
+    first: int
+    last: int
+
+
+def starts_of(verdicts: list[InputVerdicts]) -> list[int]:
+    """Position of each input shard's first kept pair among all kept pairs, and at the end the number of these."""
+    return [0, *accumulate(part.kept for part in verdicts)]
+
+
+def cut(starts: list[int], first: int, last: int) -> Iterator[Part]:
+    """Cuts a range of the kept pairs, in input order, at the borders of input shards.
+
+    >>> list(cut([0, 4, 4, 9], 3, 6))
+    [Part(shard=0, first=3, last=4), Part(shard=2, first=0, last=2)]
+    """
+    number = bisect_right(starts, first) - 1
+    while first < last:
+        end = min(last, starts[number + 1])
+        if first < end:
+            yield Part(number, first - starts[number], end - starts[number])
+        first, number = end, number + 1
