@@ -206,15 +206,12 @@ class _SentProgress:
     def advance(self, rows: int) -> None:
         self._send("advance", rows)
 
+    def say(self, line: str) -> None:
+        self._send("say", line)
+
     def _send(self, *message: Any) -> None:
         with self._lock:
             self.sender.send(message)
-
-    def say(self, line: str) -> None:
-        self.queue.put(("say", line))
-
-    def say(self, line: str) -> None:
-        self.queue.put(("say", line))
 
 
 def _claim_shards(shards: list[Shard], next_shard: Any) -> Iterator[Shard]:
