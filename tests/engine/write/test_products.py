@@ -123,7 +123,7 @@ def test_a_shuffle_is_a_permutation_that_the_seed_decides(run: Run, output_forma
     assert [path for path in run.folder.iterdir() if path.name.startswith(("tmp", "."))] == []
 
 
-def test_options_out_of_range_are_refused(run: Run) -> None:
+def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(DanqingError, match="--shard-size 0"):
         WriteOptions(shard_size=0)
     with pytest.raises(DanqingError, match="--shuffle -1"):
