@@ -158,8 +158,8 @@ class Ledger:
         feature_row[with_features] = np.arange(len(with_features))
         table = table.append_column("feature_row", pa.array(feature_row))
         carried = carried_table(_carried_records(table, [entry.metadata[row] for row in range(entry.rows)]))
-        for described, column in zip(carried.schema, carried.columns, strict=True):
-            table = table.append_column(described, column)
+        for kind, column in zip(carried.schema, carried.columns, strict=True):
+            table = table.append_column(kind, column)
         return table.combine_chunks()
 
 

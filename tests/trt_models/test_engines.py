@@ -305,14 +305,16 @@ def test_parity_measures_outputs_and_flips(
     parity = verify(card, engine, shards, recipe, Settings(), 60, strict, checkpoint).parity
     assert parity is not None and parity.torch_rate and parity.rate and len(compiled) == 1
     assert parity.rows == 60 and parity.flips == 0 and 0.9 < parity.cosine_min < 1
-    # With a threshold in the middle of the scores, small differences flip verdicts.
+    # With a threshold at a pair's score, or just below it, a difference in either direction flips the pair's verdict.
     run = pq.read_table(curate(shards, Path(shards[0]).parent / "x", recipe, Settings())[0].scores_path(0))
-    middle = float(np.median(run["unsafe_text"].to_numpy()))
-    edge = replace(
-        recipe, criteria=(replace(recipe.criteria[0], interval=type(recipe.criteria[0].interval)(maximum=middle)),)
-    )  # type: ignore[union-attr, arg-type]
-    parity = verify(card, engine, shards, edge, Settings(), 60, strict).parity
-    assert parity is not None and parity.flips > 0 and not parity.passed
+    score = np.float32(run["unsafe_text"][0].as_py())
+    edges = []
+    for maximum in (score, np.nextafter(score, np.float32(0))):
+        interval = replace(recipe.criteria[0].interval, maximum=float(maximum))  # type: ignore[union-attr]
+        edge = replace(recipe, criteria=(replace(recipe.criteria[0], interval=interval),))  # type: ignore[call-arg]
+        edges.append(verify(card, engine, shards, edge, Settings(), 60, strict).parity)
+    worst = max(edges, key=lambda parity: parity.flips if parity else 0)
+    assert worst is not None and worst.flips > 0 and not worst.passed
 
 
 def test_verify_refuses_other_models_and_targets(card: Card, shards: list[str], recipe: Recipe) -> None:

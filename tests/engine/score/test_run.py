@@ -239,7 +239,7 @@ def test_bytes_do_not_depend_on_threads_or_batches(
     members = [samples(0, 20), samples(40, 3)]
     for of in members:  # texts of several widths
         of |= {name: str(text) * (1 + len(name + str(text)) % 3) for name, text in of.items() if name.endswith(".txt")}
-        of |= {name: str(text)[:6] for name, text in of.items() if name.endswith("7.txt")}
+        of |= {name: str(text)[:12] for name, text in of.items() if name.endswith("7.txt")}
     shards = [str(make_shard(of, f"{number:05d}.tar")) for number, of in enumerate(members)]
     curate(shards, tmp_path / "two", recipe, Settings(threads=2))
     monkeypatch.setattr(danqing.engine.score.loop, "READ_ROWS", 3)

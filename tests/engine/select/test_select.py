@@ -371,10 +371,9 @@ def test_selections_can_be_chained_and_read_as_one_dataset(plain_recipe: Recipe,
     for number in (1, 2, 3):
         previous, folder = folder, tmp_path / f"s{number}"
         select([str(previous / "urls")], folder, plain_recipe)
-    rows = pd.read_parquet(folder / "urls")
-    assert rows["text_clean"].tolist() == [captions[0]] * 3 and len(pd.read_parquet(folder / "verdicts")) == 3
-    assert rows["input_text_clean"].tolist() == ["mine", "mine", None]
-    assert rows["input_input_text_clean"].tolist() == [None, None, "x"] and rows["size"].dropna().tolist() == [1.5]
-    assert list(rows.columns) == [
-        "url", "caption", "input_text_clean", "size", "input_input_text_clean", "text_clean",
-    ]  # fmt: skip
+    assert len(pd.read_parquet(folder / "urls")) == len(pd.read_parquet(folder / "verdicts")) == 3
+    rows = pq.read_table(folder / "urls").to_pydict()
+    assert list(rows) == ["url", "caption", "input_text_clean", "size", "input_input_text_clean", "text_clean"]
+    assert rows["text_clean"] == [captions[0]] * 3 and rows["size"] == [None, None, 1.5]
+    assert rows["input_text_clean"] == ["mine", "mine", None]
+    assert rows["input_input_text_clean"] == [None, None, "x"]
