@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import cache_path
+from danqing.engine.core.files import LOCK, cache_path
+from danqing.engine.core.lock import locked
 
 
 def cached(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -38,7 +41,8 @@ def cached(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
             ) from None
         found: Any = getattr(compiled, "_cache", None)
         if hasattr(found, "_cache_file"):  # the CUDA simulator compiles nothing and has no cache
-            found._cache_file = KernelFiles(found._cache_file)
+            found._cache_file = files = KernelFiles(found._cache_file)
+            compiled.compile = files.compiling_once(compiled.compile)
         return compiled
 
     return decorate
@@ -58,9 +62,38 @@ class KernelFiles:
 
     def __init__(self, files: Any) -> None:
         self.files = files
+        self._locks: ExitStack | None = None
+
+    def compiling_once(self, compile: Callable[..., Any]) -> Callable[..., Any]:
+        """Makes a dispatcher's `compile` hold a lock from a miss in the cache until the kernel is saved.
+
+        A process that starts at the same time waits, and then loads the kernel. Callers are locked before the functions
+        that they call, so processes never wait for each other.
+        """
+
+        def compile_once(*arguments: Any, **named: Any) -> Any:
+            # First Numba's own lock: a thread that waits for it must not hold one of ours.
+            with global_compiler_lock, ExitStack() as locks:
+                outer, self._locks = self._locks, locks  # a recursive function is compiled within its compilation
+                try:
+                    return compile(*arguments, **named)
+                finally:
+                    self._locks = outer
+
+        return compile_once
 
     def load(self, key: Any) -> Any:
-        """Reads the compiled kernel; None if there is no readable file."""
+        """Reads the compiled kernel; None if there is no readable file, and this process is to compile it."""
+        found = self._read(key)
+        if found is None and self._locks is not None:
+            with suppress(OSError):  # as with a failed save, every process compiles
+                folder = Path(self.files._cache_path)
+                folder.mkdir(parents=True, exist_ok=True)
+                self._locks.enter_context(locked(folder / f".{self._name(key)}{LOCK}", _say_waiting))
+                found = self._read(key)
+        return found
+
+    def _read(self, key: Any) -> Any:
         try:
             digest, content = self.files._load_data(self._name(key))
             return pickle.loads(content) if hashlib.sha256(content).digest() == digest else None
@@ -88,6 +121,15 @@ class KernelFiles:
         # process, its pickle is not.
         digest = hashlib.sha256(f"{numba.__version__} {sources_digest()} {key!r}".encode()).hexdigest()
         return f"{self._stem}.{digest[:20]}.nbc"
+
+
+def _say_waiting(holder: str) -> None:
+    _say_once(f"danqing: waits for kernels, which {holder} is compiling")
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @cache

@@ -15,16 +15,17 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.cli.main import main
-from danqing.engine.stages.base import Stage
 from danqing.engine.stages.embed import ImageEmbedding
+from danqing.trt_models.model_set import ModelSet
 from tests.conftest import RECIPE_WITHOUT_NETWORKS
 from tests.engine.score.test_run import GOOD
 
@@ -33,7 +34,7 @@ recipe: features
 models: {image_embedding: efficientnet-lite0-conse}
 criteria: {readable: {min: 1}, redundancy: {within: 0.01, keep: first}}
 """
-"""The network is replaced by the first pixels, see `_first_pixels`."""
+"""The network is replaced by `FirstPixels`."""
 COMMANDS = {
     "curate": ([], "curate FOLDER/0.tar FOLDER/1.tar -o OUT --recipe FOLDER/features.yaml"),
     "decide": (["score FOLDER/0.tar FOLDER/1.tar -o OUT --recipe FOLDER/plain.yaml"], "decide OUT --set words.max=50"),
@@ -139,22 +140,18 @@ def _forked(function: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _first_pixels(stage: ImageEmbedding, batch: object) -> dict[str, np.ndarray]:
-    pixels = stage.inputs(batch)["pixels"]  # type: ignore[arg-type]
-    rows = np.asarray(pixels, np.float32).reshape(len(pixels), -1)[:, ::997] + 1
-    return {"embedding": rows / np.linalg.norm(rows, axis=1, keepdims=True)}
+class FirstPixels:
+    """A network whose output is the first pixels."""
 
-
-def _warm(folder: Path) -> Iterator[int]:
-    """Loads what the forked processes share."""
-    yield main(
-        ["curate", str(folder / "0.tar"), "-o", str(folder / "warm"), "--recipe", str(folder / "plain.yaml"), "--quiet"]
-    )
+    def run(self, pixels: Any) -> dict[str, np.ndarray]:
+        rows = np.asarray(pixels, np.float32).reshape(len(pixels), -1)[:, ::997] + 1
+        return {"embedding": rows / np.linalg.norm(rows, axis=1, keepdims=True)}
 
 
 if __name__ == "__main__":
-    ImageEmbedding.__init__ = Stage.__init__  # type: ignore[method-assign, assignment]
-    ImageEmbedding.run = _first_pixels  # type: ignore[method-assign, assignment]
+    ModelSet.session = lambda *_: FirstPixels()  # type: ignore[method-assign, assignment, return-value]
+    ImageEmbedding.capacity = 64  # type: ignore[method-assign, assignment]
     place = Path(sys.argv[2])
-    assert list(_warm(place)) == [0]
+    warm = ["curate", str(place / "0.tar"), "-o", str(place / "warm"), "--recipe", str(place / "plain.yaml"), "--quiet"]
+    assert main(warm) == 0  # loads what the forked processes share
     print(json.dumps(kill_everywhere(sys.argv[1], place)))
