@@ -65,8 +65,6 @@ USER 10001
 WORKDIR /data
 VOLUME ["/cache"]
 EXPOSE 9100
-# Python shuts down cleanly on SIGINT; as process 1 it ignores SIGTERM.
-STOPSIGNAL SIGINT
 # Queries the workers that serve metrics in this container; a job without metrics counts as healthy.
 HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-m", "danqing.engine.score.health"]
 ENTRYPOINT ["danqing"]

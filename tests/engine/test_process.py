@@ -100,9 +100,8 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr(os, "fsync", full)
     assert main(["decide", str(tmp_path / "out"), "--set", "words.max=50"]) == 2
     said = capsys.readouterr().err
-    Path("/tmp/wt/state-said.txt").write_text(said)
-    (message,) = [line for line in said.splitlines() if line.startswith("danqing: ")]
-    assert message.startswith(f"danqing: {tmp_path / 'out'}/") and message.endswith(": No space left on device")
+    (message,) = [line for line in said.splitlines() if "No space left on device" in line]
+    assert message.startswith(f"danqing: {tmp_path / 'out'}/") and "Traceback" not in said
 
 
 def test_addresses_are_refused(make_shard: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
