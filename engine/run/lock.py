@@ -15,7 +15,8 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, refuse_address, remove_unfinished
 from danqing.engine.core.lock import LockHeldError, locked
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 """Folders that the calling thread holds, because phases call each other. Other threads start with none."""

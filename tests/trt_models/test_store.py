@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import exchange
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.model_set import ModelSet
@@ -127,6 +128,39 @@ def test_a_model_that_another_process_has_just_built_is_used(store: Path) -> Non
     exported = replace(card, build=None, export="x")
     store_model(exported, folder, save(b"another checkpoint"), {})
     assert (folder / "model.onnx").read_bytes() == b"another checkpoint" and list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_export_replaces_a_model_in_use_in_one_step(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = replace(load_card("open-nsfw"), build=None, export="x")
+    folder = model_folder(card)
+
+    def export(content: bytes) -> None:
+        store_model(card, folder, lambda path: path.write_bytes(content), {})
+        assert (folder / "model.onnx").read_bytes() == content and list(folder.parent.iterdir()) == [folder]
+
+    export(b"first")
+    inode = folder.stat().st_ino
+    export(b"first")
+    assert folder.stat().st_ino == inode  # equal files are kept
+    moved: list[Path] = []
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, target: moved.append(self) or rename(self, target))
+    with (folder / "model.onnx").open("rb") as in_use:
+        export(b"second")
+        assert in_use.read() == b"first"
+    (one, two) = (store / "one", store / "two")
+    one.mkdir(), two.mkdir()
+    try:
+        exchange(one, two)
+    except OSError:
+        pytest.skip("this file system cannot exchange two folders")
+    assert folder not in moved  # there was a model all the time
+
+    def refuse(made: Path, folder: Path) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("danqing.trt_models.store.exchange", refuse)
+    export(b"third")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": 3}'])
