@@ -125,9 +125,12 @@ def _stop(stopped: KeyboardInterrupt) -> int:
     if stopped.args:  # the folder that the command was writing to
         from danqing.engine.run.folder import finished_work
 
-        finished = finished_work(stopped.args[0])
+        with suppress(OSError):
+            finished = finished_work(stopped.args[0])
     reason = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     done = finished or "finished shards are kept"
+    if number == signal.SIGINT and sys.stderr.isatty():
+        print(file=sys.stderr)  # the terminal has printed ^C
     _say(f"{reason}; {done}; the same command goes on from there")
     return 128 + number
 

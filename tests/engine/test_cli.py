@@ -32,8 +32,9 @@ from danqing.engine.cli.options import (
 from danqing.engine.cli.reference import general_help, reference_page
 from danqing.engine.recipe.reading import builtin_names
 from danqing.engine.report.differences import Tolerance
-from danqing.engine.run.folder import RECORDED_PACKAGES, Run
+from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
+from danqing.engine.run.versions import SCORING_VERSIONS
 from danqing.engine.sources import Layout
 from danqing.trt_models.engines import MAX_FLIPS, MIN_COSINE
 from tests.conftest import RECIPE_WITHOUT_NETWORKS
@@ -282,7 +283,7 @@ def test_the_core_runs_without_the_extras(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-2000:]
     versions = Run.open(tmp_path / "demo" / "run").manifest["versions"]
     assert {"python", "numpy", "onnxruntime"} <= versions.keys()  # of what is there, none of what is not
-    assert "onnxruntime-gpu" in RECORDED_PACKAGES and "onnxruntime-gpu" not in versions
+    assert "onnxruntime-gpu" in SCORING_VERSIONS and "onnxruntime-gpu" not in versions
 
 
 def test_a_killed_run_leaves_whole_files_and_goes_on(make_shard: Make, tmp_path: Path) -> None:
