@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.files import (
-    ABANDONED_SECONDS,
     MAKING,
     building,
     read_json,
-    remove_unfinished,
+    remove_abandoned,
     write_json,
     writing_cache,
 )
@@ -212,7 +211,7 @@ class Engines:
         """
         with writing_cache():
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(self.folder, ABANDONED_SECONDS)
+            remove_abandoned(self.folder)
             with tempfile.TemporaryDirectory(prefix=MAKING, dir=self.folder) as aside:
                 file = Path(aside) / RUNTIMES[engine.runtime].file
                 write(file)

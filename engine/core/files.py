@@ -73,7 +73,7 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 def refuse_address(text: str) -> None:
     """Raises DanqingError if a path is an address such as `s3://bucket/folder`; `Path` makes `s3:/bucket/folder` of it.
 
-    A folder that is really called `s3:` can be named `./s3:`.
+    A folder that is really called `s3:` can be named by its absolute path.
     """
     if _ADDRESS.match(text):
         raise DanqingError(
@@ -93,17 +93,30 @@ def is_unused(folder: Path) -> bool:
 
 
 def remove_unfinished(folder: Path, older_than: float = 0.0) -> None:
-    """Removes what killed processes have left unfinished in a folder and in the folders directly in it.
+    """Removes files that killed processes have left unfinished in a folder and in the folders directly in it.
 
     Args:
         folder: the caller holds its lock, so that no other process writes there; or see `older_than`.
         older_than: age in seconds from which files are removed.
     """
-    for pattern in (".*.part", "*/.*.part", f"{MAKING}*", f"*/{MAKING}*"):
+    for pattern in (".*.part", "*/.*.part"):
         for path in folder.glob(pattern):
-            with suppress(OSError):  # another process removes it, or may not be disturbed
-                if is_temporary(path) and time.time() - path.stat().st_mtime >= older_than:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with suppress(OSError):  # another process removes it, or it may not be removed
+                if is_temporary(path) and _age(path) >= older_than:
+                    path.unlink()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes files and folders that are older than `ABANDONED_SECONDS` and unfinished, in a folder of the cache."""
+    remove_unfinished(folder, ABANDONED_SECONDS)
+    for path in folder.glob(f"{MAKING}*"):
+        with suppress(OSError):
+            if _age(path) >= ABANDONED_SECONDS:
+                shutil.rmtree(path)
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
 
 
 def cache_path() -> Path:
@@ -158,7 +171,7 @@ def building(folder: Path, what: str) -> Iterator[None]:
     with writing_cache():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / f".{folder.name}{LOCK}", wait):
-            remove_unfinished(folder.parent, ABANDONED_SECONDS)
+            remove_abandoned(folder.parent)
             yield
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import ABANDONED_SECONDS, LOCK, building, remove_unfinished
+from danqing.engine.core.files import ABANDONED_SECONDS, LOCK, building
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.lock import lock_folder
@@ -90,16 +92,29 @@ def test_threads_exclude_each_other_and_nested_phases_do_not(tmp_path: Path) -> 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     part = f".00000.parquet.{uuid.uuid4().hex}.part"
     out = tmp_path / "out"
-    left = [out / part, out / "scores" / part, out / "scores" / ".making-x"]
+    left = [out / part, out / "scores" / part]
     kept = [out / "scores" / ".mine.part", out / "references" / "x" / part, tmp_path / part]
-    for path in (*left[:2], *kept):
+    for path in (*left, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    left[2].mkdir()
     with lock_folder(out):
         assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
-    remove_unfinished(tmp_path, ABANDONED_SECONDS)  # of a cache: nobody holds its lock, and the file is new
-    assert kept[2].exists()
+
+
+def test_what_killed_processes_left_in_the_cache_is_removed_after_a_day(tmp_path: Path) -> None:
+    old = [
+        tmp_path / ".making-old",
+        tmp_path / f".a.{uuid.uuid4().hex}.part",
+        tmp_path / "x" / f".a.{uuid.uuid4().hex}.part",
+    ]
+    new = [path.with_name(path.name.replace("old", "new").replace(".a.", ".b.")) for path in old]
+    for path in (*old, *new):
+        path.parent.mkdir(exist_ok=True)
+        path.mkdir() if ".making" in path.name else path.write_text("")
+    for path in old:
+        os.utime(path, (0, time.time() - ABANDONED_SECONDS))
+    with building(tmp_path / "model", "the model"):
+        assert not any(path.exists() for path in old) and all(path.exists() for path in new)
 
 
 def test_a_start_that_was_killed_leaves_a_folder_that_can_be_used(
