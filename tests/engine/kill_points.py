@@ -1,4 +1,4 @@
-"""Kills a command before and after each of its commits, runs it again, and compares with a command left alone.
+"""Kills a command before each commit and after the last one, runs it again, and compares with one that was left alone.
 
     python -m tests.engine.kill_points NAME FOLDER
 
@@ -75,20 +75,26 @@ def kill_everywhere(name: str, folder: Path) -> dict[str, object]:
     _copy(start, whole)
     assert _forked(lambda: _run(command, folder, whole)) == 0
     expected, differing = tree(whole), []
-    for commits in range(1, 200):
-        for after in (False, True):
-            _copy(start, out)
-            killed = _forked(lambda n=commits, a=after: _run(command, folder, out, n, a))  # type: ignore[misc]
-            if killed == 0:  # it has fewer commits
-                return {"commits": commits - 1, "differing": differing}
-            assert killed == -signal.SIGKILL, killed
-            again = _forked(lambda: _run(command, folder, out))
-            found = tree(out)
-            names = {n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)}
-            left = [str(p.relative_to(out)) for p in out.rglob(".*")]
-            if again or names or left:
-                differing.append([commits, "after" if after else "before", again, sorted(names), left])
-    raise AssertionError("the command does not end")
+
+    def reaches(commit: int, after: bool) -> bool:
+        """Whether the command reaches this point; then it is killed there and run again."""
+        _copy(start, out)
+        killed = _forked(lambda: _run(command, folder, out, commit, after))
+        if killed == 0:
+            return False
+        assert killed == -signal.SIGKILL, killed
+        again, found = _forked(lambda: _run(command, folder, out)), tree(out)
+        names = {n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)}
+        left = [str(p.relative_to(out)) for p in out.rglob(".*")]
+        if again or names or left:
+            differing.append([commit, after, again, sorted(names), left])
+        return True
+
+    commits = 0
+    while reaches(commits + 1, after=False):  # also the point after the commit before
+        commits += 1
+    assert reaches(commits, after=True)
+    return {"commits": commits, "differing": differing}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
