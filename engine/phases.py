@@ -6,10 +6,12 @@ The commands, the Python API, the demo and the benchmarks all run these function
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from danqing.engine.core.damage import Damage, write_damage
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress
@@ -24,8 +26,9 @@ from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.report.topics import Topics, find_topics
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
+from danqing.engine.score.ledger import read_report
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
-from danqing.engine.sources import find_shards, first_rows
+from danqing.engine.sources import check_parts, find_shards, first_rows
 from danqing.engine.write.writing import WEBDATASET, WRITERS, write
 from danqing.trt_models.model_set import ModelSet
 
@@ -56,7 +59,11 @@ def score_inputs(
     """
     if watcher and settings.devices:
         raise DanqingError("--profile looks at one device at a time; leave --devices out")
-    shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
+    damage: list[Damage] = []
+    shards = first_rows(find_shards(inputs, settings.layout, damage), settings.limit, settings.layout)
+    if not shards:
+        raise DanqingError(f"no input can be read: {damage[0]}")
+    check_parts(shards, settings.layout, captions=recipe.models.keys() != {"image_embedding"})
     identity = {
         "models": ModelSet(recipe.models).hashes(),
         **settings.rules(),
@@ -68,6 +75,7 @@ def score_inputs(
     run = Run.create_or_resume(output, shards, recipe, settings.layout, identity)
     waiting = run.unscored()
     if not waiting:
+        _collect_damage(run, damage)
         return run, Spans()
     started = time.monotonic()
     with run.logged(), progress("score", sum(shard.bytes for shard in waiting)) as listener:
@@ -77,7 +85,20 @@ def score_inputs(
             spans = score_on_one(run, settings, listener, watcher=watcher)
     run.note("counts", scored_shards=len(run.shards))
     run.note("times", score_seconds=round(time.monotonic() - started, 3))
+    _collect_damage(run, damage)
     return run, spans
+
+
+def _collect_damage(run: Run, damage: list[Damage]) -> None:
+    """Writes damaged.json, of what was met while inputs were looked for and while they were read; notes encodings."""
+    encodings = Counter[str]()
+    for shard in run.shards:
+        found, used = read_report(run.scores_path(shard.number))
+        damage = damage + found
+        encodings.update(used)
+    write_damage(run.folder, damage)
+    if encodings != run.manifest.get("encodings", {}):
+        run.note("encodings", **encodings)
 
 
 def decide_run(

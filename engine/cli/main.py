@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 1 `diff` found a difference or `models verify` found that parity fails, 2 bad input,
-        130 interrupted.
+        3 `--strict` and damaged input, 130 interrupted.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:

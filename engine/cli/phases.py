@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from danqing.engine.cli.app import GENERAL, PHASES, command
 from danqing.engine.cli.options import (
     OTHER_DATA,
+    Encoding,
     Inputs,
     LayoutOptions,
     Limit,
@@ -23,6 +24,7 @@ from danqing.engine.cli.options import (
     RunFolder,
     SeveralOptions,
     StageOptions,
+    Strict,
     TextOptions,
 )
 from danqing.engine.cli.output import OutputOptions, stages_of
@@ -68,6 +70,7 @@ class ColumnOptions:
 
     url_col: Annotated[str, Parameter(metavar="NAME", help="Column of the URLs.")] = "url"
     caption_col: Annotated[str, Parameter(metavar="NAME", help="Column of the captions.")] = "caption"
+    encoding: Encoding = ""
 
 
 @command(
@@ -102,11 +105,17 @@ def select(
     from danqing.engine.report.terminal import ProgressBar, print_funnel, print_spans
     from danqing.engine.select.selection import select
     from danqing.engine.sources.tables import Columns
+    from danqing.engine.sources.text import check_encoding
 
     settings = StageOptions(text, machine=machine).settings(limit=limit)
     with out.progress(machine.note):
         chosen = select(
-            tables, output, recipe.load(), Columns(columns.url_col, columns.caption_col), settings, ProgressBar
+            tables,
+            output,
+            recipe.load(),
+            Columns(columns.url_col, columns.caption_col, check_encoding(columns.encoding)),
+            settings,
+            ProgressBar,
         )
     images = str(chosen.folder / "images")
     curate_command = ["danqing", "curate", images, "-o", "curated", *recipe.arguments, *text.arguments]
@@ -151,8 +160,9 @@ def curate(
     several: SeveralOptions = SeveralOptions(),
     other: ReferenceOptions = ReferenceOptions(),
     output_format: OutputFormat = "webdataset",
+    strict: Strict = False,
     out: OutputOptions = OutputOptions(),
-) -> None:
+) -> int:
     """Score, decide and write, in a row.
 
     An interrupted run is continued where it stopped; a finished one is left as it is.
@@ -173,13 +183,13 @@ def curate(
         "shards": run.folder / "shards",
         "report": run.folder / "report.html",
     }
-    if out.finish(result):
-        return
-    if not spans:
-        print(f"{run.folder}: already scored; nothing was scored again")
-    _print_scored(run, spans)
-    print_funnel(funnel)
-    print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
+    if not out.finish(result):
+        if not spans:
+            print(f"{run.folder}: already scored; nothing was scored again")
+        _print_scored(run, spans)
+        print_funnel(funnel)
+        print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
+    return _status(run, strict)
 
 
 @command(
@@ -198,8 +208,9 @@ def score(
     layout: LayoutOptions = LayoutOptions(),
     scoring: StageOptions = StageOptions(),
     several: SeveralOptions = SeveralOptions(),
+    strict: Strict = False,
     out: OutputOptions = OutputOptions(),
-) -> None:
+) -> int:
     """Compute the scores of every pair, once.
 
     The expensive phase. Rows that an early criterion drops do not reach the costly stages.
@@ -209,25 +220,30 @@ def score(
     settings = scoring.settings(layout, several, limit)
     with out.progress(several.note(scoring.machine)):
         run, spans = score_inputs(inputs, output, recipe.load(), settings, several.watcher)
-    if out.finish(_scored(run, spans)):
-        return
-    _print_scored(run, spans)
-    print(f"{run.folder}: scored{'' if spans else ' already; nothing to do'}. Next: danqing decide {run.folder}")
+    if not out.finish(_scored(run, spans)):
+        _print_scored(run, spans)
+        print(f"{run.folder}: scored{'' if spans else ' already; nothing to do'}. Next: danqing decide {run.folder}")
+    return _status(run, strict)
 
 
 def _scored(run: Run, spans: Spans) -> dict[str, Any]:
     """What SCORE did, as JSON."""
+    from danqing.engine.core.damage import read_damage
+
     return {
         "folder": run.folder,
         "input_shards": len(run.shards),
         "already_scored": not spans,
         "stages": stages_of(spans),
         "refused_engines": run.manifest.get("refused_engines", {}),
+        "damaged": len(read_damage(run.folder)),
+        "encodings": run.manifest.get("encodings", {}),
         "profile": run.folder / "profile" / "profile.json" if spans.profiled else None,
     }
 
 
 def _print_scored(run: Run, spans: Spans) -> None:
+    from danqing.engine.core.damage import read_damage, summary
     from danqing.engine.report.terminal import print_spans
 
     print_spans(spans)
@@ -236,6 +252,17 @@ def _print_scored(run: Run, spans: Spans) -> None:
         print(f"{profile['verdict']} More in {run.folder / 'profile' / 'profile.html'}")
     for reason in run.manifest.get("refused_engines", {}).values():
         print(f"Scored without an engine that is in use: {reason}")
+    for encoding, count in run.manifest.get("encodings", {}).items():
+        print(f"Read as {encoding}: {count:,} texts; --encoding names another")
+    for line in summary(run.folder, read_damage(run.folder)):
+        print(line)
+
+
+def _status(run: Run, strict: bool) -> int:
+    """The exit status: 3 with --strict if anything of the input was damaged."""
+    from danqing.engine.core.damage import read_damage
+
+    return 3 if strict and read_damage(run.folder) else 0
 
 
 @command(

@@ -76,7 +76,6 @@ FEATURES = "features"
 """Stored in features/NNNNN.npy, not in scores/NNNNN.parquet."""
 ENCODED = "image"
 """The encoded bytes of the picture."""
-READ_ERROR, METADATA_ERROR = "read_error", "metadata_error"
 
 SHARE: Range = (0, 1)
 FLAG: Range = (0, 1)
@@ -85,7 +84,8 @@ COUNT: Range = (0, None)
 READ = (
     Column("shard", pa.string(), "name of the input shard", array="int64 (rows,), number of the shard"),
     Column("row", pa.int32(), "position in the shard, from 0", range=COUNT),
-    Column("key", pa.string(), "the input's own key, unique within the shard"),
+    Column("key", pa.string(), "the input's own key, made unique within the shard"),
+    Column("input_key", pa.string(), "the input's own key where `key` differs from it, else null"),
     Column("uid", pa.string(), "32 hex digits: the input's own, or the xxh128 of image bytes and caption"),
     Column("url", pa.string(), "URL of the picture, if the input has one"),
     Column("caption", pa.string(), "the caption as read"),
@@ -187,13 +187,7 @@ VERDICTS = (
 )
 """Columns that DECIDE adds to shard, row, key and uid."""
 
-UNREAD = (
-    Column(READ_ERROR, pa.string(), "why a table row or a picture file could not be read; null if it was"),
-    Column(METADATA_ERROR, pa.string(), "why a sample's .json could not be read; null if it was"),
-)
-"""Columns that a source adds to a shard in which something cannot be read."""
-
-COLUMNS = {column.name: column for column in (*READ, *COMPUTED, *SCORED, *UNREAD, *VERDICTS)}
+COLUMNS = {column.name: column for column in (*READ, *COMPUTED, *SCORED, *VERDICTS)}
 
 SHARD_COLUMNS = tuple(column.name for column in READ)
 """Given to the stages by a shard of pairs."""

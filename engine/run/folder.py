@@ -144,7 +144,8 @@ class Run:
     @property
     def layout(self) -> Layout:
         """Which parts of a sample are the image and the caption."""
-        return Layout(**{name: tuple(keys) for name, keys in self.manifest["layout"].items()})
+        stored = self.manifest["layout"].items()
+        return Layout(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored})
 
     @property
     def shards(self) -> list[Shard]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from danqing.engine.core import damage as damages
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import COLUMNS, FEATURES, arrow_types
+from danqing.engine.core.damage import Damage
 from danqing.engine.core.files import commit
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
@@ -24,7 +27,9 @@ from danqing.engine.stages import stored_columns
 
 ENGINES = b"danqing.engines"
 """In the metadata of a shard's scores: what scored it, role → SHA-256."""
-READ_COLUMNS = ("row", "key", "uid", "url", "caption", "image_bytes")
+ENCODINGS = b"danqing.encodings"
+"""In the metadata of a shard's scores: encoding → texts that were read with it, UTF-8 left out."""
+READ_COLUMNS = ("row", "key", "input_key", "uid", "url", "caption", "image_bytes")
 """Columns that are stored as they were read, before the scores; `shard` is stored by name, in front of them."""
 OUTCOME_COLUMNS = ("gated_at", "error")
 
@@ -35,6 +40,7 @@ class _OpenShard:
 
     Attributes:
         started: `time.monotonic` when the shard was opened.
+        damage, encodings: of the source, which fills them while it is read.
         entered: number of rows entered.
         tables: the columns of `Ledger.schema`, of the rows entered.
         metadata: row → the input's own fields.
@@ -44,6 +50,8 @@ class _OpenShard:
     shard: Shard
     rows: int
     started: float
+    damage: Sequence[Damage] = ()
+    encodings: Mapping[str, int] = field(default_factory=dict)
     entered: int = 0
     tables: list[pa.Table] = field(default_factory=list)
     metadata: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -81,14 +89,22 @@ class Ledger:
         self._open: dict[int, _OpenShard] = {}
         self._lock = threading.Lock()
 
-    def expect(self, shard: Shard, rows: int, started: float) -> None:
+    def expect(
+        self,
+        shard: Shard,
+        rows: int,
+        started: float,
+        damage: Sequence[Damage] = (),
+        encodings: Mapping[str, int] | None = None,
+    ) -> None:
         """Opens a shard.
 
         Args:
             rows: how many of its rows will be entered.
             started: `time.monotonic` when the shard was opened.
+            damage, encodings: of the source; complete when its last row is entered.
         """
-        self._open[shard.number] = _OpenShard(shard, rows, started)
+        self._open[shard.number] = _OpenShard(shard, rows, started, damage, encodings or {})
         self.progress.expect(rows, shard.bytes)
         if rows == 0:
             self._commit(self._open.pop(shard.number))
@@ -121,11 +137,18 @@ class Ledger:
     def _commit(self, entry: _OpenShard) -> None:
         kept = sorted(entry.features)
         features = np.stack([entry.features[row] for row in kept]) if kept else np.empty((0, 0), np.float16)
-        table = self._assemble(entry, kept).replace_schema_metadata({ENGINES: json.dumps(self.running)})
+        metadata = {ENGINES: json.dumps(self.running).encode(), **damages.to_metadata(entry.damage)}
+        if entry.encodings:
+            metadata[ENCODINGS] = json.dumps(entry.encodings).encode()
+        table = self._assemble(entry, kept).replace_schema_metadata(metadata)
         with commit(self.run.features_path(entry.shard.number)) as file:
             np.save(file, features)
         with commit(self.run.scores_path(entry.shard.number)) as file:
             pq.write_table(table, file)
+        for problem in entry.damage:
+            log.warning("damaged: %s", problem)
+        for encoding, count in entry.encodings.items():
+            log.info("%s: %d texts read as %s", entry.shard.name, count, encoding)
         errors, seconds = entry.rows - table["error"].null_count, time.monotonic() - entry.started
         with self._lock:
             if self.run.manifest.get("engines") != self.running:
@@ -144,6 +167,12 @@ class Ledger:
         for name, column in metadata_columns(records, {*table.column_names, *COLUMNS, *stored_columns()}).items():
             table = table.append_column(name, column)
         return table.combine_chunks()
+
+
+def read_report(path: Path) -> tuple[list[Damage], dict[str, int]]:
+    """Returns the damage and the encodings (see `ENCODINGS`) in the metadata of a shard's scores."""
+    metadata = pq.read_schema(path).metadata or {}
+    return damages.from_metadata(metadata), json.loads(metadata.get(ENCODINGS, b"{}"))
 
 
 def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:

@@ -135,9 +135,7 @@ def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger, memory: Memory
     for shard in shards:
         started = time.monotonic()
         source = open_shard(shard, layout)
-        if source.damage:
-            log.warning("shard %s: %s; its %d complete samples are used", shard.name, source.damage, len(source))
-        ledger.expect(shard, len(source), started)
+        ledger.expect(shard, len(source), started, source.damage, source.encodings)
         yield from batches_of(shard, source, memory)
 
 
@@ -150,8 +148,8 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
         if rows and (len(rows) == READ_ROWS or size + len(sample.image) > memory.encoded):
             yield _batch(rows)
             rows, size = [], 0
-        identity = (shard.number, row, sample.key, sample.uid, url if isinstance(url, str) else None)
-        rows.append((*identity, sample.caption, sample.image, len(sample.image), sample.metadata, None))
+        identity = (shard.number, row, sample.key, sample.input_key, sample.uid, url if isinstance(url, str) else None)
+        rows.append((*identity, sample.caption, sample.image, len(sample.image), sample.metadata, sample.error))
         size += len(sample.image)
     if rows:
         yield _batch(rows)

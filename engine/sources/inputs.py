@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.names import printable
+from danqing.engine.sources.files import FOLLOW, is_inside
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
@@ -46,7 +50,12 @@ class Shard:
 
 
 def expand(pattern: str) -> list[str]:
-    """Expands brace ranges (`{00000..00041}`, `{a,b}`), then globs; sorts the matches of each glob."""
+    """Expands brace ranges (`{00000..00041}`, `{a,b}`), then globs; sorts the matches of each glob.
+
+    A name that exists stands for itself: files may have brackets and braces in their names.
+    """
+    if os.path.lexists(pattern):
+        return [pattern]
     found = RANGE.search(pattern)
     if found:
         first, last, words = found.groups()
@@ -89,7 +98,7 @@ def find_files(
         if path.is_dir():
             continue
         if not path.is_file():
-            raise DanqingError(f"{path}: no such file")
+            raise DanqingError(f"{printable(path)}: {'not a file' if path.exists() else 'no such file'}")
         if not path.name.endswith(suffixes):
             raise DanqingError(f"{path}: {refusal}")
     if not paths:
@@ -100,8 +109,28 @@ def find_files(
     return paths
 
 
-def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Lists the files directly in a folder whose names have one of the suffixes, sorted; hidden files are left out."""
-    return sorted(
-        p for p in folder.iterdir() if p.name.endswith(suffixes) and not p.name.startswith(".") and p.is_file()
-    )
+def files_in(
+    folder: Path, suffixes: tuple[str, ...], follow_links: bool = False, damage: list[Damage] | None = None
+) -> list[Path]:
+    """Lists the files directly in a folder whose names have one of the suffixes, sorted; hidden files are left out.
+
+    Args:
+        folder: the folder.
+        suffixes: ends of the names.
+        follow_links: also list links to files outside the folder.
+        damage: receives the entries with such names that are no files, or are links to files outside the folder.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        if not path.name.endswith(suffixes) or path.name.startswith(".") or path.is_dir():
+            continue
+        if not path.is_file():
+            problem = "a link to a file that does not exist" if path.is_symlink() else "not a file"
+        elif not (follow_links or is_inside(str(folder), str(path))):
+            problem = f"a link to a file outside the input's folder; {FOLLOW}"
+        else:
+            found.append(path)
+            continue
+        if damage is not None:
+            damage.append(Damage.at(path, "", problem))
+    return found
