@@ -104,7 +104,7 @@ def select(
     """
     from danqing.engine.report.terminal import ProgressBar, print_funnel, print_spans
     from danqing.engine.select.selection import select
-    from danqing.engine.sources.tables import Columns
+    from danqing.engine.sources.tables import Columns, encodings, find_tables
     from danqing.engine.sources.text import check_encoding
 
     settings = StageOptions(text, machine=machine).settings(limit=limit)
@@ -117,6 +117,7 @@ def select(
             settings,
             ProgressBar,
         )
+    other = {} if columns.encoding else encodings(file.path for file in find_tables(tables))
     images = str(chosen.folder / "images")
     curate_command = ["danqing", "curate", images, "-o", "curated", *recipe.arguments, *text.arguments]
     next_commands = [chosen.download_command(), shlex.join(curate_command)]
@@ -126,6 +127,7 @@ def select(
         "kept": chosen.funnel.kept,
         "funnel": chosen.funnel.to_dict(),
         "judged_after_download": chosen.deferred_criteria,
+        "encodings": other,
         "stages": stages_of(chosen.spans),
         "next": next_commands,
     }
@@ -135,6 +137,8 @@ def select(
         print(f"{chosen.folder}: already selected; nothing to do")
     print_spans(chosen.spans)
     print_funnel(chosen.funnel)
+    for encoding, count in other.items():
+        print(f"Read as {encoding}: {count:,} tables; --encoding names another")
     print(f"\n{chosen.funnel.kept} URLs in {chosen.urls}")
     if chosen.deferred_criteria:
         print(f"Judged after the download: {', '.join(chosen.deferred_criteria)}")

@@ -144,8 +144,9 @@ class Run:
     @property
     def layout(self) -> Layout:
         """Which parts of a sample are the image and the caption."""
-        stored = self.manifest["layout"].items()
-        return Layout(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored})
+        stored: dict[str, Any] = self.manifest["layout"]
+        lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
+        return Layout(**stored | lists)
 
     @property
     def shards(self) -> list[Shard]:

@@ -95,10 +95,9 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     """Makes settings from options named like the flags of the commands.
 
     Args:
-        options: the names are those of `Settings` and `image_key`, `caption_key`, `devices` (`"a,b"`, `"a;b"` or a
-            list), `encoding`, `follow_links`,
-            `user_dict` (paths), `workers_per_gpu`. An option that is missing or None has its default, `device`
-            the default `auto`.
+        options: the names are those of `Settings` and `image_key`, `caption_key`, `encoding`, `follow_links`, `devices`
+            (`"a,b"`, `"a;b"` or a list), `user_dict` (paths), `workers_per_gpu`. An option that is missing or None has
+            its default, `device` the default `auto`.
 
     Returns:
         The settings; `auto` is resolved to a device of this machine.

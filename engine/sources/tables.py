@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,13 @@ def find_tables(inputs: Iterable[str]) -> list[Shard]:
 
     paths = find_files(inputs, SUFFIXES, f"not a table this command reads ({kinds})", in_folder)
     return [Shard(number, str(path), path, path.stat().st_size) for number, path in enumerate(paths)]
+
+
+def encodings(files: Iterable[Path]) -> Counter[str]:
+    """Counts the encodings of CSV and JSON lines files, as detected; UTF-8 is left out."""
+    found = Counter(_detect(path) for path in files if path.name.endswith(TEXT_SUFFIXES))
+    del found[UTF8]
+    return found
 
 
 def check_tables(files: Iterable[Shard], columns: Columns) -> None:

@@ -212,12 +212,13 @@ def _walk_archive(file: BinaryIO, start: int, size: int, index: Index, links: di
             index.damage.append((f"byte {tar.offset}", "no tar header; nothing behind it is read"))
             return None
         if member is None:
-            if problem := _damage_at_end(file, tar.offset, size):
-                index.damage.append((f"byte {tar.offset}", problem))
+            if reason := _damage_at_end(file, tar.offset, size):
+                index.damage.append((f"byte {tar.offset}", reason))
                 return None
             return _after_zeros(file.fileno(), tar.offset)
         place = f"byte {member.offset}, {member.name}"
-        stored = member.size if member.sparse is None else sum(bytes_ for _, bytes_ in member.sparse)
+        parts: list[tuple[int, int]] | None = member.sparse  # type: ignore[assignment]  # typed as bytes
+        stored = member.size if parts is None else sum(count for _, count in parts)
         if member.size < 0 or stored < 0 or tar.offset <= before:  # would lead back to headers that were read before
             index.damage.append((place, "has an absurd size; nothing behind it is read"))
             return None
@@ -233,8 +234,8 @@ def _walk_archive(file: BinaryIO, start: int, size: int, index: Index, links: di
         elif member.offset_data + stored > size:
             index.damage.append((place, "is cut off; nothing behind it is read"))
             return None
-        elif member.sparse is not None:
-            index.holes[member.offset_data] = list(member.sparse)
+        elif parts is not None:
+            index.holes[member.offset_data] = parts
         index.members.append((member.name, member.offset_data, member.size))
 
 

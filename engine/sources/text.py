@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import unicodedata
 from collections import Counter
 from functools import lru_cache
 from typing import Any
@@ -20,10 +21,10 @@ BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """Byte order marks; that of UTF-32 begins with that of UTF-16."""
-MIN_UTF8_SHARE = 0.75
-"""Share of the bytes above 127 that must be valid UTF-8, so that broken text counts as UTF-8 (a caption cut inside of a
-character) and not as another encoding. Text in GBK or Big5 has a share below 0.2."""
-CUT = re.compile("\ufffd+")
+WIDE = re.compile("[\u0800-\ufffc\ufffe-\U0010ffff]")
+"""Characters of three or more bytes in UTF-8, as ideographs are. Other encodings hardly ever look like them, but like
+the characters of two bytes: 一只猫 in GBK is һֻè in UTF-8."""
+NARROW = re.compile("[\u00c0-\u07ff]{2,}")
 SURROGATES = re.compile("[\ud800-\udfff]")
 MAX_DEPTH = 32
 """Levels of nesting in a sample's metadata; Parquet readers refuse more than about 100."""
@@ -47,14 +48,18 @@ def detect(data: bytes) -> str | None:
             return name
     text = data.decode(UTF8, "replace")
     broken = text.count("\ufffd")
-    if not broken:
-        return UTF8
-    high = sum(map((127).__lt__, data))
-    valid = len(text.replace("\ufffd", "").encode()) - (len(data) - high)
-    if valid >= MIN_UTF8_SHARE * high:
+    if broken <= len(WIDE.findall(text)) and not _mixes_scripts(text):  # a caption may be cut inside of a character
         return UTF8
     shares = {name: _frequent_share(data, name) for name in ("gb18030", "big5") if _decodes(data, name)}
-    return max(shares, key=lambda name: shares[name]) if shares else None
+    return max(shares, key=lambda name: shares[name]) if shares else None if broken else UTF8
+
+
+def _mixes_scripts(text: str) -> bool:
+    """Whether a text without wider characters has a word with letters of several scripts, as in no language."""
+    if text.isascii() or WIDE.search(text):
+        return False
+    words = NARROW.findall(text)
+    return any(len({unicodedata.name(c, "?").partition(" ")[0] for c in word}) > 1 for word in words)
 
 
 def _decodes(data: bytes, encoding: str) -> bool:
@@ -90,7 +95,7 @@ def check_encoding(name: str) -> str:
         DanqingError: Python knows no such encoding of text.
     """
     try:
-        b"".decode(name or UTF8)
+        b"a".decode(name or UTF8)
     except (LookupError, ValueError):
         raise DanqingError(f"--encoding {name}: no such encoding; for example gb18030, big5, utf-16") from None
     return name
@@ -122,7 +127,8 @@ class Decoder:
             except UnicodeDecodeError:
                 pass
             else:
-                return text.removeprefix("\ufeff")
+                if text.isascii() or WIDE.search(text):
+                    return text.removeprefix("\ufeff")
         name = self.encoding or detect(data)
         if name is None:
             raise SampleError("in none of the encodings UTF-8, UTF-16, GB18030, Big5; name another with --encoding")

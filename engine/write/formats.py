@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from danqing.engine.core.files import commit
+from danqing.engine.core.names import member_name
 from danqing.engine.sources import Sample
 
 Pairs = Iterator[tuple[Sample, dict[str, Any]]]
@@ -45,7 +46,7 @@ def write_webdataset(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
     """Writes NNNNN.tar in img2dataset's layout: KEY.jpg, KEY.txt with the clean caption, KEY.json with the scores."""
     with commit(shard.with_suffix(".tar")) as file, tarfile.open(fileobj=file, mode="w") as tar:
         for sample, record in pairs:
-            name = _member_name(sample.key)
+            name = member_name(sample.key)
             _add(tar, f"{name}.{image_extension(sample)}", sample.image)
             _add(tar, f"{name}.txt", clean_caption(sample, record).encode())
             _add(tar, f"{name}.json", json.dumps(_json_fields(record), ensure_ascii=False, default=str).encode())
@@ -87,12 +88,6 @@ def image_extension(sample: Sample) -> str:
     except Exception:  # a recipe without criteria of pictures keeps broken ones
         return "bin"
     return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}.get(form, form.lower())
-
-
-def _member_name(key: str) -> str:
-    """The key as a name inside a tar: it cannot leave the folder it is unpacked in, and has no dot."""
-    *folders, base = [part for part in key.split("/") if part not in ("", ".", "..")] or ["_"]
-    return "/".join([*folders, base.replace(".", "%2E")])
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
