@@ -61,8 +61,6 @@ def score_inputs(
         raise DanqingError("--profile looks at one device at a time; leave --devices out")
     damage: list[Damage] = []
     shards = first_rows(find_shards(inputs, settings.layout, damage), settings.limit, settings.layout)
-    if not shards:
-        raise DanqingError(f"no input can be read: {damage[0]}")
     check_parts(shards, settings.layout, captions=recipe.models.keys() != {"image_embedding"})
     identity = {
         "models": ModelSet(recipe.models).hashes(),

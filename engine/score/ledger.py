@@ -104,7 +104,7 @@ class Ledger:
             started: `time.monotonic` when the shard was opened.
             damage, encodings: of the source; complete when its last row is entered.
         """
-        self._open[shard.number] = _OpenShard(shard, rows, started, damage, encodings or {})
+        self._open[shard.number] = _OpenShard(shard, rows, started, damage, {} if encodings is None else encodings)
         self.progress.expect(rows, shard.bytes)
         if rows == 0:
             self._commit(self._open.pop(shard.number))

@@ -60,9 +60,8 @@ def find_shards(inputs: Iterable[str], layout: Layout | None = None, damage: lis
     for source in SOURCES.values():
         source.clear_cache()
     suffixes = tuple(suffix for source in SOURCES.values() for suffix in source.suffixes)
-    paths = find_files(
-        inputs, suffixes, f"not an input this command reads ({_kinds()})", partial(_in_folder, layout, damage)
-    )
+    refusal = f"not an input this command reads ({_kinds()})"
+    paths = find_files(inputs, suffixes, refusal, partial(_in_folder, layout, damage), damage)
     stems = Counter(map(_stem, paths))
     names = [_stem(p) if stems[_stem(p)] == 1 else f"{p.parent.name}/{_stem(p)}" for p in paths]
     if len(set(names)) < len(names):
@@ -214,7 +213,8 @@ def _slices(path: Path, layout: Layout) -> Iterator[tuple[int, int | None, int]]
         yield 0, None, path.stat().st_size
         return
     if path.is_dir() and not pieces:
-        raise DanqingError(f"{path}: a folder without {_kinds()}")
+        there = ", ".join(filter(None, list_folder(path, layout).extensions))
+        raise DanqingError(f"{path}: a folder without {_kinds()}{f'; it has {there} files' if there else ''}")
     first = rows = size = 0
     for more_rows, more_bytes in pieces:
         rows, size = rows + more_rows, size + more_bytes

@@ -40,12 +40,14 @@ class Listing:
         tables: Hugging Face's metadata tables; the pictures of their folders are not among `pictures`.
         damage: entries that are not read.
         bytes: sizes of the pictures with their other files, in bytes.
+        extensions: of all files.
     """
 
     pictures: tuple[_Picture, ...]
     tables: tuple[Path, ...]
     damage: tuple[Damage, ...]
     bytes: tuple[int, ...]
+    extensions: tuple[str, ...]
 
 
 class PictureFolder(Source):
@@ -64,7 +66,7 @@ class PictureFolder(Source):
         list_folder.cache_clear()
 
     def part_names(self) -> list[str]:
-        return list(dict.fromkeys(extension for picture in self.pictures for extension in picture.files))
+        return list(list_folder(self.folder, self.layout).extensions)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -94,6 +96,7 @@ def list_folder(folder: Path, layout: Layout) -> Listing:
     pictures: list[tuple[str, str]] = []
     tables: list[Path] = []
     damage: list[Damage] = []
+    extensions: dict[str, None] = {}
     image_extensions = {*layout.image_extensions, *UNREADABLE}
     for where, folders, names in _walk(folder, layout, damage):
         if here := [name for name in METADATA_TABLES if name in names]:
@@ -103,6 +106,7 @@ def list_folder(folder: Path, layout: Layout) -> Listing:
         for name in names:
             path = (Path(where) / name).relative_to(folder)
             stem, extension = str(path.with_suffix("")), path.suffix[1:].lower()
+            extensions[extension] = None
             if extension not in layout.known_extensions:
                 if name.endswith(NOT_READ) and not (Path(where) / stem_of(name)).is_dir():
                     damage.append(Damage.at(Path(where) / name, "", "not read with the pictures; give it as an input"))
@@ -124,7 +128,7 @@ def list_folder(folder: Path, layout: Layout) -> Listing:
         for stem, extension in pictures
     )
     total = tuple(sum(sizes[file] for file in picture.files.values()) for picture in found)
-    return Listing(found, tuple(tables), tuple(damage), total)
+    return Listing(found, tuple(tables), tuple(damage), total, tuple(extensions))
 
 
 def stem_of(name: str) -> str:

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,11 @@ def expand(pattern: str) -> list[str]:
 
 
 def find_files(
-    inputs: Iterable[str], suffixes: tuple[str, ...], refusal: str, in_folder: Callable[[Path], list[Path]]
+    inputs: Iterable[str],
+    suffixes: tuple[str, ...],
+    refusal: str,
+    in_folder: Callable[[Path], list[Path]],
+    damage: Sequence[Damage] = (),
 ) -> list[Path]:
     """Finds the files of all inputs (files, folders, globs, brace ranges), in the given order.
 
@@ -81,6 +85,7 @@ def find_files(
         suffixes: accepted ends of files' names.
         refusal: error text for a file with another name.
         in_folder: lists the files or folders that a folder stands for.
+        damage: what `in_folder` could not read.
 
     Raises:
         DanqingError: an input matches nothing, is missing, is given twice or has another suffix; names it.
@@ -102,7 +107,8 @@ def find_files(
         if not path.name.endswith(suffixes):
             raise DanqingError(f"{path}: {refusal}")
     if not paths:
-        raise DanqingError("no input; name shards, tables or folders of pictures")
+        problem = f"no input can be read: {damage[0]}" if damage else "no input"
+        raise DanqingError(f"{problem}; name shards, tables or folders of pictures")
     twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
     if twice:
         raise DanqingError(f"{twice[0]}: given twice")

@@ -24,7 +24,11 @@ BOMS = (
 WIDE = re.compile("[\u0800-\ufffc\ufffe-\U0010ffff]")
 """Characters of three or more bytes in UTF-8, as ideographs are. Other encodings hardly ever look like them, but like
 the characters of two bytes: 一只猫 in GBK is һֻè in UTF-8."""
+MIN_VALID = 4
+"""Wide characters for each broken one that make broken text UTF-8."""
 NARROW = re.compile("[\u00c0-\u07ff]{2,}")
+SYMBOLS = range(0xA1, 0xA4)
+"""First bytes of punctuation, in GB18030 and in Big5."""
 SURROGATES = re.compile("[\ud800-\udfff]")
 MAX_DEPTH = 32
 """Levels of nesting in a sample's metadata; Parquet readers refuse more than about 100."""
@@ -48,7 +52,8 @@ def detect(data: bytes) -> str | None:
             return name
     text = data.decode(UTF8, "replace")
     broken = text.count("\ufffd")
-    if broken <= len(WIDE.findall(text)) and not _mixes_scripts(text):  # a caption may be cut inside of a character
+    inside = text.removesuffix("\ufffd").count("\ufffd")  # at the end, the text was cut inside of a character
+    if not _mixes_scripts(text) if not broken else WIDE.search(text) and MIN_VALID * inside <= len(WIDE.findall(text)):
         return UTF8
     shares = {name: _frequent_share(data, name) for name in ("gb18030", "big5") if _decodes(data, name)}
     return max(shares, key=lambda name: shares[name]) if shares else None if broken else UTF8
@@ -59,7 +64,7 @@ def _mixes_scripts(text: str) -> bool:
     if text.isascii() or WIDE.search(text):
         return False
     words = NARROW.findall(text)
-    return any(len({unicodedata.name(c, "?").partition(" ")[0] for c in word}) > 1 for word in words)
+    return any(len({unicodedata.name(c, "?").partition(" ")[0] for c in word} - {"COMBINING"}) > 1 for word in words)
 
 
 def _decodes(data: bytes, encoding: str) -> bool:
@@ -78,8 +83,10 @@ def _frequent_share(data: bytes, encoding: str) -> float:
         if lead < 0x80:
             at += 1
             continue
-        pairs += 1
         at += 2
+        if lead in SYMBOLS:
+            continue
+        pairs += 1
         if encoding == "big5":
             frequent += 0xA4 <= lead <= 0xC6
         else:
