@@ -163,8 +163,9 @@ def from_members(
 
 
 def _content(extension: str, read: Callable[[str], bytes], layout: Layout) -> bytes:
-    data, limit = read(extension), layout.largest(extension)
-    check_size(len(data), limit)
+    data = read(extension)
+    if len(data) > MAX_CAPTION_BYTES:  # the lowest limit
+        check_size(len(data), layout.largest(extension))
     return data
 
 

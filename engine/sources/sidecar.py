@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ FAILED = "failed"
 """Beginning of the status of a failed download: `failed_to_download`, `failed_to_resize`."""
 
 
-def failed_downloads(table: Path, downloaded: Collection[str], layout: Layout) -> list[Sample]:
+def failed_downloads(table: Path, samples: Iterable[tuple[str, object]], layout: Layout) -> list[Sample]:
     """Makes a sample without a picture of every URL that img2dataset could not download.
 
     img2dataset writes NNNNN.tar with the pictures that arrived, and NNNNN.parquet with all rows and their `status`.
@@ -24,7 +24,7 @@ def failed_downloads(table: Path, downloaded: Collection[str], layout: Layout) -
 
     Args:
         table: NNNNN.parquet; need not exist, or be img2dataset's.
-        downloaded: keys of the shard's samples; a row with one of them is no failure.
+        samples: those of the shard, by key; a row with one of their keys is no failure.
         layout: names of the caption's column.
 
     Returns:
@@ -38,10 +38,11 @@ def failed_downloads(table: Path, downloaded: Collection[str], layout: Layout) -
         failed = rows.filter(pc.starts_with(rows["status"].cast(pa.string()), FAILED)).to_pylist()
     except (OSError, pa.ArrowException, ValueError):
         return []
-    samples = []
+    downloaded = {key for key, _ in samples} if failed else set()
+    found = []
     for record in failed:
         key = str(record.pop("key"))
         if key not in downloaded:
             own = (record.pop(name) for name in layout.caption_keys if isinstance(record.get(name), str))
-            samples.append(Sample(key, b"", "", next(own, ""), record))
-    return samples
+            found.append(Sample(key, b"", "", next(own, ""), record))
+    return found

@@ -34,6 +34,10 @@ MAX_DEPTH = 32
 """Levels of nesting in a sample's metadata; Parquet readers refuse more than about 100."""
 
 
+JSON = json.JSONDecoder(parse_constant=lambda name: None)
+"""NaN and infinities are no JSON, although Python writes them."""
+
+
 class SampleError(Exception):
     """A part of one sample cannot be read. The message becomes the row's `error`."""
 
@@ -161,20 +165,16 @@ def parse_object(text: str) -> dict[str, Any]:
         SampleError: it is no JSON object, or nested in more than `MAX_DEPTH` levels.
     """
     try:
-        content = json.loads(text, parse_constant=_no_number)
+        content = JSON.decode(text)
     except (ValueError, RecursionError) as problem:
         raise SampleError(f"not valid JSON: {problem or 'nested too deeply'}") from None
     if not isinstance(content, dict):
         raise SampleError(f"a JSON {type(content).__name__}, not an object")
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(content) > MAX_DEPTH:
         raise SampleError(f"nested in more than {MAX_DEPTH} levels")
-    if "\\u" in text or not text.isascii():
+    if "\\ud" in text or "\\uD" in text:
         content = _valid_strings(content)
     return content
-
-
-def _no_number(name: str) -> None:
-    return None
 
 
 def _depth(value: Any) -> int:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from danqing.engine.core.damage import Damage
+from danqing.engine.sources import sample
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import Layout, Sample, check_size, from_members
 from danqing.engine.sources.sidecar import failed_downloads
-from danqing.engine.sources.tar import Index, read_members, read_sparse
+from danqing.engine.sources.tar import Index, Member, read_members, read_sparse
 from danqing.engine.sources.text import Decoder
 
 Parts = dict[str, tuple[int, int]]
@@ -39,7 +40,7 @@ class WebDataset(Source):
             self.damage.append(Damage.at(self.path, "", f"cannot be read as a tar file: {problem}"))
         self.damage += [Damage.at(self.path, place, problem) for place, problem in self.index.damage]
         self.samples = samples_of(self.index.members, layout)
-        self.failed = failed_downloads(self.path.with_suffix(".parquet"), {key for key, _ in self.samples}, layout)
+        self.failed = failed_downloads(self.path.with_suffix(".parquet"), self.samples, layout)
 
     def part_names(self) -> list[str]:
         return list(dict.fromkeys(name.rpartition(".")[2].lower() for name, _, _ in self.index.members))
@@ -62,13 +63,14 @@ class WebDataset(Source):
 
     def _read(self, descriptor: int, parts: Parts, extension: str) -> bytes:
         offset, size = parts[extension]
-        check_size(size, self.layout.largest(extension))
+        if size > sample.MAX_CAPTION_BYTES:  # the lowest limit
+            check_size(size, self.layout.largest(extension))
         if offset in self.index.holes:
             return read_sparse(descriptor, offset, size, self.index.holes[offset])
         return os.pread(descriptor, size, offset)
 
 
-def samples_of(members: Iterable[tuple[str, int, int]], layout: Layout) -> list[tuple[str, Parts]]:
+def samples_of(members: list[Member], layout: Layout) -> list[tuple[str, Parts]]:
     """Groups the members of a tar to samples.
 
     A key is the member's name up to the first dot of its base name, as in webdataset. Where what follows is no
@@ -86,47 +88,64 @@ def samples_of(members: Iterable[tuple[str, int, int]], layout: Layout) -> list[
     """
     known = layout.known_extensions
     found: dict[str, Parts] = {}
-    closed: list[tuple[int, str, Parts]] = []
-    firsts: dict[str, int] = {}
-    dotted: dict[str, list[tuple[int, str, str, tuple[int, int]]]] = {}
+    for name, offset, size in members:
+        folder, _, base = name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        if extension not in known:
+            extension = extension.lower()
+            if extension not in known:
+                return _unusual_samples(members, layout)
+        key = f"{folder}/{stem}" if folder else stem
+        parts = found.setdefault(key, {})
+        if extension in parts or not stem:
+            return _unusual_samples(members, layout)
+        parts[extension] = offset, size
+    return list(found.items())
+
+
+def _unusual_samples(members: list[Member], layout: Layout) -> list[tuple[str, Parts]]:
+    """Does the work of `samples_of` where members repeat others, or have extensions that the layout does not know."""
+    known, images = layout.known_extensions, set(layout.image_extensions)
+    groups: dict[str, _Group] = {}
+    dotted: dict[str, dict[str, _Group]] = {}
     for position, (name, offset, size) in enumerate(members):
         folder, _, base = name.rpartition("/")
         stem, _, extension = base.partition(".")
-        extension = extension.lower()
-        if extension not in known or not stem:
-            long_stem, _, extension = base.rpartition(".")
-            if stem and extension.lower() in known:
-                key = f"{folder}/{stem}" if folder else stem
-                long_key = f"{folder}/{long_stem}" if folder else long_stem
-                dotted.setdefault(key, []).append((position, long_key, extension.lower(), (offset, size)))
-            continue
         key = f"{folder}/{stem}" if folder else stem
-        parts = found.get(key)
-        if parts is None:
-            found[key] = parts = {}
-            firsts[key] = position
-        elif extension in parts:
-            closed.append((firsts[key], key, parts))
-            found[key] = parts = {}
-            firsts[key] = position
-        parts[extension] = offset, size
-    if not dotted and not closed:
-        return list(found.items())
-    images = set(layout.image_extensions)
-    for key, entries in dotted.items():
-        pictured = not images.isdisjoint(found.get(key, ()))
-        groups: dict[str, tuple[int, Parts]] = {}
-        for position, long_key, extension, content in entries:
-            first, parts = groups.setdefault(long_key, (position, {}))
-            if extension in parts:
-                closed.append((first, long_key, parts))
-                groups[long_key] = position, {extension: content}
-            else:
-                parts[extension] = content
-        closed += [
-            (first, long_key, parts)
-            for long_key, (first, parts) in groups.items()
-            if not pictured or (not images.isdisjoint(parts) and not images.issuperset(parts))
+        if not stem:
+            continue
+        if extension.lower() in known:
+            groups.setdefault(key, _Group(key)).add(position, extension.lower(), (offset, size))
+            continue
+        long_stem, _, extension = base.rpartition(".")
+        if extension.lower() in known:
+            long_key = f"{folder}/{long_stem}" if folder else long_stem
+            group = dotted.setdefault(key, {}).setdefault(long_key, _Group(long_key))
+            group.add(position, extension.lower(), (offset, size))
+    chosen = list(groups.values())
+    for key, longer in dotted.items():
+        pictured = key in groups and not images.isdisjoint(groups[key].extensions)
+        chosen += [
+            group
+            for group in longer.values()
+            if not pictured or (group.extensions & images and group.extensions - images)
         ]
-    closed += [(firsts[key], key, parts) for key, parts in found.items()]
-    return [(key, parts) for _, key, parts in sorted(closed, key=lambda entry: entry[0])]
+    samples = [(first, group.key, parts) for group in chosen for first, parts in group.samples]
+    return [(key, parts) for _, key, parts in sorted(samples, key=lambda sample: sample[0])]
+
+
+class _Group:
+    """The samples with one key: position of the first member, and members."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.samples: list[tuple[int, Parts]] = []
+
+    def add(self, position: int, extension: str, content: tuple[int, int]) -> None:
+        if not self.samples or extension in self.samples[-1][1]:
+            self.samples.append((position, {}))
+        self.samples[-1][1][extension] = content
+
+    @property
+    def extensions(self) -> set[str]:
+        return {extension for _, parts in self.samples for extension in parts}
