@@ -54,13 +54,20 @@ def detect(data: bytes) -> str | None:
     for mark, name in BOMS:
         if data.startswith(mark):
             return name
-    text = data.decode(UTF8, "replace")
-    broken = text.count("\ufffd")
-    inside = text.removesuffix("\ufffd").count("\ufffd")  # at the end, the text was cut inside of a character
-    if not _mixes_scripts(text) if not broken else WIDE.search(text) and MIN_VALID * inside <= len(WIDE.findall(text)):
+    is_utf8 = _decodes(data, UTF8)
+    if not _mixes_scripts(data.decode(UTF8)) if is_utf8 else _is_broken_utf8(data):
         return UTF8
     shares = {name: _frequent_share(data, name) for name in ("gb18030", "big5") if _decodes(data, name)}
-    return max(shares, key=lambda name: shares[name]) if shares else None if broken else UTF8
+    if not shares:
+        return UTF8 if is_utf8 else None
+    return max(shares, key=lambda name: shares[name])
+
+
+def _is_broken_utf8(data: bytes) -> bool:
+    """Whether a text is UTF-8 but for a few bytes, or was cut inside of a character."""
+    text = data.decode(UTF8, "replace")
+    valid, broken = len(WIDE.findall(text)), text.removesuffix("\ufffd").count("\ufffd")
+    return valid > 0 and valid >= MIN_VALID * broken
 
 
 def _mixes_scripts(text: str) -> bool:

@@ -11,7 +11,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.sources.text import MAX_DEPTH, Decoder, SampleError, check_encoding, detect, parse_object
 
 SIMPLIFIED = ["一只猫", "公园的草地上有一只可爱的小猫", "iPhone 15 手机壳，全新正品", "上海夜景"]
-OTHERS = ["10 µm, café, naïve façade", "привет, мир", "Ελληνικά", "© 2024 Ångström", "Qua\u0302\u0300n"]
+OTHERS = ["10 µm, café, naïve façade", "привет, мир", "Ελληνικά", "© 2024 Ångström", "caf\ufffd", "Qua\u0302\u0300n"]
 TRADITIONAL = ["一隻貓", "公園的草地上有一隻可愛的小貓", "iPhone 15 手機殼，全新正品", "上海夜景"]
 
 
