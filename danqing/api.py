@@ -79,6 +79,8 @@ class ScoringOptions(TypedDict, total=False):
     Attributes:
         image_key: names of the image part: member extensions or columns; `"jpg,png"` or a list.
         caption_key: names of the caption part: member extensions, fields of the .json, or columns.
+        encoding: encoding of captions and tables; by default detected for each.
+        follow_links: also read files outside the input's folder that a table or a link names.
         blocklist: file of blocked domains, one a line; subdomains are blocked, too.
         user_dict: files of words that jieba does not know, one `word [frequency] [tag]` a line.
         score_everything: no gates; every score of every pair, so that thresholds can be loosened later.
@@ -98,6 +100,8 @@ class ScoringOptions(TypedDict, total=False):
 
     image_key: str | Iterable[str]
     caption_key: str | Iterable[str]
+    encoding: str
+    follow_links: bool
     blocklist: StrPath | None
     user_dict: StrPaths
     score_everything: bool

@@ -6,10 +6,12 @@ The commands, the Python API, the demo and the benchmarks all run these function
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from danqing.engine.core.damage import Damage, write_damage
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress, Progress
@@ -26,9 +28,10 @@ from danqing.engine.report.topics import Topics, find_topics
 from danqing.engine.run.folder import Run
 from danqing.engine.run.lock import lock_output
 from danqing.engine.run.settings import Settings
+from danqing.engine.score.ledger import read_report
 from danqing.engine.score.settling import settle
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
-from danqing.engine.sources import find_shards, first_rows
+from danqing.engine.sources import check_parts, find_shards, first_rows
 from danqing.engine.write.output import WriteOptions, decision_digest, read_verdicts
 from danqing.engine.write.products import STALE, is_stamped, move_stale
 from danqing.engine.write.writing import WRITERS, write
@@ -62,7 +65,9 @@ def score_inputs(
     """
     if watcher and settings.devices:
         raise DanqingError("--profile looks at one device at a time; leave --devices out")
-    shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
+    damage: list[Damage] = []
+    shards = first_rows(find_shards(inputs, settings.layout, damage), settings.limit, settings.layout)
+    check_parts(shards, settings.layout, captions=recipe.models.keys() != {"image_embedding"})
     identity = {
         "models": ModelSet(recipe.models).hashes(),
         **settings.rules(),
@@ -74,6 +79,7 @@ def score_inputs(
     run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force)
     waiting = run.unscored()
     if not waiting and run.manifest["counts"]:
+        _collect_damage(run, damage)
         return run, Spans()
     if run.manifest["counts"]:  # some scores were removed: the run is not settled until they are there again
         run.manifest["counts"] = {}
@@ -87,7 +93,20 @@ def score_inputs(
         settle(run)
     run.note("counts", scored_shards=len(run.shards))
     run.note("times", score_seconds=round(time.monotonic() - started, 3))
+    _collect_damage(run, damage)
     return run, spans
+
+
+def _collect_damage(run: Run, damage: list[Damage]) -> None:
+    """Writes damaged.json, of what was met while inputs were looked for and while they were read; notes encodings."""
+    encodings = Counter[str]()
+    for shard in run.shards:
+        found, used = read_report(run.scores_path(shard.number))
+        damage = damage + found
+        encodings.update(used)
+    write_damage(run.folder, damage)
+    if encodings != run.manifest.get("encodings", {}):
+        run.note("encodings", **encodings)
 
 
 @lock_output

@@ -108,6 +108,17 @@ OutputFolder = Annotated[
     ),
 ]
 RunFolder = Annotated[Path, Parameter(help="Folder of the run.")]
+Encoding = Annotated[
+    str,
+    Parameter(
+        group=LAYOUT,
+        metavar="NAME",
+        help="Encoding of captions and tables, e.g. gb18030 (default: detected: UTF-8, UTF-16, GB18030, Big5).",
+    ),
+]
+Strict = Annotated[
+    bool, Parameter(group=LAYOUT, help="Exit with status 3 if anything of the input was damaged (OUT/damaged.json).")
+]
 Limit = Annotated[
     PositiveInt | None,
     Parameter(metavar="N", help="Use only the first N rows of the input; shards behind them are not opened."),
@@ -202,6 +213,11 @@ class LayoutOptions:
             help="Extension, .json field or column with the caption (default: txt, text, caption, alt_text).",
         ),
     ] = None
+    encoding: Encoding = ""
+    follow_links: Annotated[
+        bool,
+        Parameter(help="Also read files outside the input's folder that a table or a symbolic link names."),
+    ] = False
 
 
 @Parameter(name="*", group=TEXT)

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from danqing.engine.cli.app import GENERAL, PHASES, command
 from danqing.engine.cli.options import (
     OTHER_DATA,
+    Encoding,
     Force,
     Inputs,
     LayoutOptions,
@@ -24,6 +25,7 @@ from danqing.engine.cli.options import (
     SeveralOptions,
     ShardOptions,
     StageOptions,
+    Strict,
     TextOptions,
     local_paths,
     number_from,
@@ -76,6 +78,7 @@ class ColumnOptions:
     caption_col: Annotated[
         str, Parameter(metavar="NAME", help="Column of the captions (default: caption, text or alt_text, any case).")
     ] = ""
+    encoding: Encoding = ""
 
 
 @command(
@@ -114,13 +117,20 @@ def select(
     from danqing.engine.report.notes import funnel_notes
     from danqing.engine.report.terminal import ProgressBar, print_funnel, print_spans
     from danqing.engine.select.selection import select
-    from danqing.engine.sources.tables import Columns
+    from danqing.engine.sources.tables import Columns, encodings, find_tables
+    from danqing.engine.sources.text import check_encoding
 
     settings = StageOptions(text, machine=machine, force=force).settings(limit=limit)
     with out.progress(machine.note):
         chosen = select(
-            tables, output, recipe.load(), Columns(columns.url_col, columns.caption_col), settings, ProgressBar
+            tables,
+            output,
+            recipe.load(),
+            Columns(columns.url_col, columns.caption_col, check_encoding(columns.encoding)),
+            settings,
+            ProgressBar,
         )
+    other = {} if columns.encoding else encodings(file.path for file in find_tables(tables))
     images = str(chosen.folder / "images")
     curate_command = ["danqing", "curate", images, "-o", "curated", *recipe.arguments, *text.arguments]
     next_commands = [chosen.download_command(), shlex.join(curate_command)]
@@ -130,6 +140,7 @@ def select(
         "kept": chosen.funnel.kept,
         "funnel": chosen.funnel.to_dict(),
         "judged_after_download": chosen.deferred_criteria,
+        "encodings": other,
         "stages": stages_of(chosen.spans),
         "next": next_commands,
     }
@@ -140,6 +151,8 @@ def select(
         print(f"{chosen.folder}: already selected; nothing to do")
     print_spans(chosen.spans)
     print_funnel(chosen.funnel)
+    for encoding, count in other.items():
+        print(f"Read as {encoding}: {count:,} tables; --encoding names another")
     print(f"\n{chosen.funnel.kept} URLs in {chosen.urls}")
     if chosen.deferred_criteria:
         print(f"Judged after the download: {', '.join(chosen.deferred_criteria)}")
@@ -166,8 +179,9 @@ def curate(
     several: SeveralOptions = SeveralOptions(),
     other: ReferenceOptions = ReferenceOptions(),
     shards: ShardOptions = ShardOptions(),
+    strict: Strict = False,
     out: OutputOptions = OutputOptions(),
-) -> None:
+) -> int:
     """Score, decide and write, in a row.
 
     An interrupted run is continued where it stopped; a finished one is left as it is.
@@ -190,14 +204,14 @@ def curate(
         "report": run.folder / "report.html",
     }
     notes = run_notes(run, funnel)
-    if out.finish(result, notes):
-        return
-    if not spans:
-        print(f"{run.folder}: already scored; nothing was scored again")
-    _print_scored(run, spans)
-    print_funnel(funnel)
-    print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
-    out.print_notes(notes)
+    if not out.finish(result, notes):
+        if not spans:
+            print(f"{run.folder}: already scored; nothing was scored again")
+        _print_scored(run, spans)
+        print_funnel(funnel)
+        print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
+        out.print_notes(notes)
+    return _status(run, strict)
 
 
 @command(
@@ -216,8 +230,9 @@ def score(
     layout: LayoutOptions = LayoutOptions(),
     scoring: StageOptions = StageOptions(),
     several: SeveralOptions = SeveralOptions(),
+    strict: Strict = False,
     out: OutputOptions = OutputOptions(),
-) -> None:
+) -> int:
     """Compute the scores of every pair, once.
 
     The expensive phase. Rows that an early criterion drops do not reach the costly stages.
@@ -229,16 +244,18 @@ def score(
     with out.progress(several.note(scoring.machine)):
         run, spans = score_inputs(inputs, output, recipe.load(), settings, several.watcher)
     notes = run_notes(run)
-    if out.finish(_scored(run, spans), notes):
-        return
-    _print_scored(run, spans)
-    done = "scored" if spans else "scored already; nothing to do"
-    print(f"{run.folder}: {done}. Next: {shlex.join(['danqing', 'decide', str(run.folder)])}")
-    out.print_notes(notes)
+    if not out.finish(_scored(run, spans), notes):
+        _print_scored(run, spans)
+        done = "scored" if spans else "scored already; nothing to do"
+        print(f"{run.folder}: {done}. Next: {shlex.join(['danqing', 'decide', str(run.folder)])}")
+        out.print_notes(notes)
+    return _status(run, strict)
 
 
 def _scored(run: Run, spans: Spans) -> dict[str, Any]:
     """What SCORE did, as JSON."""
+    from danqing.engine.core.damage import read_damage
+
     return {
         "folder": run.folder,
         "input_shards": len(run.shards),
@@ -246,11 +263,14 @@ def _scored(run: Run, spans: Spans) -> dict[str, Any]:
         "stages": stages_of(spans),
         "refused_engines": run.manifest.get("refused_engines", {}),
         "engines": run.manifest.get("engines", {}),
+        "damaged": len(read_damage(run.folder)),
+        "encodings": run.manifest.get("encodings", {}),
         "profile": run.folder / "profile" / "profile.json" if spans.profiled else None,
     }
 
 
 def _print_scored(run: Run, spans: Spans) -> None:
+    from danqing.engine.core.damage import read_damage, summary
     from danqing.engine.report.terminal import print_spans
 
     print_spans(spans)
@@ -260,6 +280,10 @@ def _print_scored(run: Run, spans: Spans) -> None:
     for reason in run.manifest.get("refused_engines", {}).values():
         print(f"Scored without an engine that is in use: {reason}")
     _print_engines(run)
+    for encoding, count in run.manifest.get("encodings", {}).items():
+        print(f"Read as {encoding}: {count:,} texts; --encoding names another")
+    for line in summary(run.folder, read_damage(run.folder)):
+        print(line)
 
 
 def _print_engines(run: Run) -> None:
@@ -268,6 +292,13 @@ def _print_engines(run: Run) -> None:
 
     for line in describe_engines(run.manifest.get("engines", {})):
         print(f"Scored by several engines: {line}")
+
+
+def _status(run: Run, strict: bool) -> int:
+    """The exit status: 3 with --strict if anything of the input was damaged."""
+    from danqing.engine.core.damage import read_damage
+
+    return 3 if strict and read_damage(run.folder) else 0
 
 
 @command(

@@ -76,7 +76,6 @@ FEATURES = "features"
 """Stored in features/NNNNN.npy, not in scores/NNNNN.parquet."""
 ENCODED = "image"
 """The encoded bytes of the picture."""
-READ_ERROR, METADATA_ERROR = "read_error", "metadata_error"
 
 SHARE: Range = (0, 1)
 FLAG: Range = (0, 1)
@@ -203,13 +202,7 @@ WRITTEN = (
 )  # fmt: skip
 """Columns that WRITE adds to the scores of the kept pairs (`engine.core.similarity`)."""
 
-UNREAD = (
-    Column(READ_ERROR, pa.string(), "why a table row or a picture file could not be read; null if it was"),
-    Column(METADATA_ERROR, pa.string(), "why a sample's .json could not be read; null if it was"),
-)
-"""Columns that a source adds to a shard in which something cannot be read."""
-
-COLUMNS = {column.name: column for column in (*READ, *COMPUTED, *SCORED, *UNREAD, *VERDICTS, *WRITTEN)}
+COLUMNS = {column.name: column for column in (*READ, *COMPUTED, *SCORED, *VERDICTS, *WRITTEN)}
 
 SHARD_COLUMNS = tuple(column.name for column in READ)
 """Given to the stages by a shard of pairs."""

@@ -53,7 +53,8 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     encoding = None if "b" in mode else "utf-8"
     try:
-        with temporary.open(mode, encoding=encoding) as file:
+        # A lone surrogate, as in a path that is not UTF-8, becomes its escape in JSON.
+        with temporary.open(mode, encoding=encoding, errors=None if encoding is None else "backslashreplace") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from danqing.engine.core.columns import FEATURES, READ_ERROR
+from danqing.engine.core.columns import FEATURES
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import recipe_from_dict
@@ -50,7 +50,7 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
     recipe = recipe_from_dict(decided["recipe"], "run.json") if decided else run.recipe
     place = f"row {record['row']}  key {record['key']}  uid {record['uid']}"
     console.print(f"\n[bold]{escape(record['shard'])}[/] {escape(place)}")
-    for name in ("caption", "text_clean", "url", "error", READ_ERROR):
+    for name in ("caption", "text_clean", "url", "error"):
         if record.get(name):
             console.print(f"  {name}: ", record[name], markup=False, sep="")
     table = Table(box=box.SIMPLE_HEAD)

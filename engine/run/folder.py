@@ -151,7 +151,9 @@ class Run:
     @property
     def layout(self) -> Layout:
         """Which parts of a sample are the image and the caption."""
-        return Layout(**{name: tuple(keys) for name, keys in self.manifest["layout"].items()})
+        stored: dict[str, Any] = self.manifest["layout"]
+        lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
+        return Layout(**stored | lists)
 
     @property
     def shards(self) -> list[Shard]:

@@ -12,6 +12,7 @@ from typing import Any
 from danqing.engine.core.device import Device, kind_of, resolve_device
 from danqing.engine.core.memory import Memory
 from danqing.engine.sources import Layout
+from danqing.engine.sources.text import check_encoding
 from danqing.engine.stages import Context
 from danqing.engine.stages.dictionary import file_hash
 from danqing.engine.stages.resize import chosen_resizer
@@ -96,9 +97,9 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     """Makes settings from options named like the flags of the commands.
 
     Args:
-        options: the names are those of `Settings` and `image_key`, `caption_key`, `devices` (`"a,b"`, `"a;b"` or a
-            list), `user_dict` (paths), `workers_per_gpu`. An option that is missing or None has its default, `device`
-            the default `auto`.
+        options: the names are those of `Settings` and `image_key`, `caption_key`, `encoding`, `follow_links`, `devices`
+            (`"a,b"`, `"a;b"` or a list), `user_dict` (paths), `workers_per_gpu`. An option that is missing or None has
+            its default, `device` the default `auto`.
 
     Returns:
         The settings; `auto` is resolved to a device of this machine.
@@ -107,6 +108,8 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     layout = Layout(
         tuple(key.lstrip(".") for key in _items(given.pop("image_key", ()))) or Layout.image_keys,
         tuple(key.lstrip(".") for key in _items(given.pop("caption_key", ()))) or Layout.caption_keys,
+        check_encoding(given.pop("encoding", None) or ""),
+        given.pop("follow_links", False),
     )
     device = given.pop("device", "auto")
     names = [f"cuda:{name}" if name.isdecimal() else name for name in _items(given.pop("devices", ()))]

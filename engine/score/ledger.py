@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from danqing.engine.core import damage as damages
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.carried import RESERVED, carried_fields, carried_table
 from danqing.engine.core.columns import FEATURES, arrow_types
+from danqing.engine.core.damage import Damage
 from danqing.engine.core.files import commit
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
@@ -28,6 +31,8 @@ ENGINES = b"danqing.engines"
 """In the metadata of a shard's scores: what scored it, role → SHA-256."""
 FEATURES_HASH = b"danqing.features"
 """In the metadata of a shard's scores: the XXH3 of its features, so that the scores' own hash stands for both files."""
+ENCODINGS = b"danqing.encodings"
+"""In the metadata of a shard's scores: encoding → texts that were read with it, UTF-8 left out."""
 READ_COLUMNS = ("row", "key", "input_key", "uid", "url", "caption", "image_hash", "image_bytes")
 """Columns that are stored as they were read, before the scores; `shard` is stored by name, in front of them."""
 OUTCOME_COLUMNS = ("gated_at", "error")
@@ -39,6 +44,7 @@ class _OpenShard:
 
     Attributes:
         started: `time.monotonic` when the shard was opened.
+        damage, encodings: of the source, which fills them while it is read.
         entered: number of rows entered.
         tables: the columns of `Ledger.schema`, of the rows entered.
         metadata: row → the input's own fields.
@@ -48,6 +54,8 @@ class _OpenShard:
     shard: Shard
     rows: int
     started: float
+    damage: Sequence[Damage] = ()
+    encodings: Mapping[str, int] = field(default_factory=dict)
     entered: int = 0
     tables: list[pa.Table] = field(default_factory=list)
     metadata: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -99,14 +107,22 @@ class Ledger:
         self._open: dict[int, _OpenShard] = {}
         self._lock = threading.Lock()
 
-    def expect(self, shard: Shard, rows: int, started: float) -> None:
+    def expect(
+        self,
+        shard: Shard,
+        rows: int,
+        started: float,
+        damage: Sequence[Damage] = (),
+        encodings: Mapping[str, int] | None = None,
+    ) -> None:
         """Opens a shard.
 
         Args:
             rows: how many of its rows will be entered.
             started: `time.monotonic` when the shard was opened.
+            damage, encodings: of the source; complete when its last row is entered.
         """
-        self._open[shard.number] = _OpenShard(shard, rows, started)
+        self._open[shard.number] = _OpenShard(shard, rows, started, damage, {} if encodings is None else encodings)
         self.progress.expect(rows, shard.bytes)
         if rows == 0:
             self._commit(self._open.pop(shard.number))
@@ -139,13 +155,22 @@ class Ledger:
     def _commit(self, entry: _OpenShard) -> None:
         kept = sorted(entry.features)
         features = np.stack([entry.features[row] for row in kept]) if kept else np.empty((0, 0), np.float16)
-        table = self._assemble(entry, kept).replace_schema_metadata(
-            {ENGINES: json.dumps(self.running), FEATURES_HASH: xxhash.xxh3_128_hexdigest(features.data)}
-        )
+        metadata = {
+            ENGINES: json.dumps(self.running).encode(),
+            FEATURES_HASH: xxhash.xxh3_128_hexdigest(features.data).encode(),
+            **damages.to_metadata(entry.damage),
+        }
+        if entry.encodings:
+            metadata[ENCODINGS] = json.dumps(entry.encodings).encode()
+        table = self._assemble(entry, kept).replace_schema_metadata(metadata)
         with commit(self.run.features_path(entry.shard.number)) as file:
             np.save(file, features)
         with commit(self.run.scores_path(entry.shard.number)) as file:
             pq.write_table(table, file)
+        for problem in entry.damage:
+            log.warning("damaged: %s", problem)
+        for encoding, count in entry.encodings.items():
+            log.info("%s: %d texts read as %s", entry.shard.name, count, encoding)
         errors, seconds = entry.rows - table["error"].null_count, time.monotonic() - entry.started
         log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds)
 
@@ -168,6 +193,12 @@ def _carried_records(table: pa.Table, metadata: list[dict[str, Any]]) -> list[di
     reserved = RESERVED | made | stored_columns().keys()
     identities = table.select(["uid", "url", "caption", "image_bytes"]).to_pylist()
     return [carried_fields(fields, row, made, reserved) for fields, row in zip(metadata, identities, strict=True)]
+
+
+def read_report(path: Path) -> tuple[list[Damage], dict[str, int]]:
+    """Returns the damage and the encodings (see `ENCODINGS`) in the metadata of a shard's scores."""
+    metadata = pq.read_schema(path).metadata or {}
+    return damages.from_metadata(metadata), json.loads(metadata.get(ENCODINGS, b"{}"))
 
 
 def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:

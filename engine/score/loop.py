@@ -137,9 +137,7 @@ def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger, memory: Memory
     for shard in shards:
         started = time.monotonic()
         source = open_shard(shard, layout)
-        if source.damage:
-            log.warning("shard %s: %s; its %d complete samples are used", shard.name, source.damage, len(source))
-        ledger.expect(shard, len(source), started)
+        ledger.expect(shard, len(source), started, source.damage, source.encodings)
         yield from batches_of(shard, source, memory)
 
 
@@ -153,11 +151,11 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
         if rows and (len(rows) == READ_ROWS or size + len(sample.image) + text > memory.encoded):
             yield _batch(rows)
             rows, size = [], 0
-        own_key = input_key(sample.metadata, sample.key, len(sample.image))
+        own_key = sample.input_key or input_key(sample.metadata, sample.key, len(sample.image))
         identity = (shard.number, row, sample.key, own_key, sample.uid, url if isinstance(url, str) else None)
         picture = (sample.image, sample.image_hash, len(sample.image))
         metadata, error = _without_deep_fields(sample.metadata)
-        rows.append((*identity, sample.caption, *picture, text, metadata, error))
+        rows.append((*identity, sample.caption, *picture, text, metadata, sample.error or error))
         size += len(sample.image) + text
     if rows:
         yield _batch(rows)

@@ -6,16 +6,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
+from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.names import readable_name
 from danqing.engine.core.registry import Registry
 from danqing.engine.sources.base import Source
+from danqing.engine.sources.files import clear_cache
+from danqing.engine.sources.folder import list_folder
 from danqing.engine.sources.inputs import Shard, files_in, find_files
+from danqing.engine.sources.keys import UniqueKeys
 from danqing.engine.sources.limit import Head
 from danqing.engine.sources.sample import Layout, Sample
 
-__all__ = ["SOURCES", "Layout", "Sample", "Shard", "Source", "find_shards", "first_rows", "open_shard"]
+__all__ = ["SOURCES", "Layout", "Sample", "Shard", "Source", "check_parts", "find_shards", "first_rows", "open_shard"]
 
 FOLDER = "folder"
 SOURCES: Registry[type[Source]] = Registry(
@@ -29,9 +35,11 @@ SOURCES: Registry[type[Source]] = Registry(
 )
 SHARD_ROWS = 10_000
 """Larger inputs are cut into shards of this many rows, the default of img2dataset."""
+CHECKED_ROWS = 1000
+"""Rows among which `check_parts` looks for the wanted picture and caption."""
 
 
-def find_shards(inputs: Iterable[str], layout: Layout | None = None) -> list[Shard]:
+def find_shards(inputs: Iterable[str], layout: Layout | None = None, damage: list[Damage] | None = None) -> list[Shard]:
     """Finds the shards of all inputs, in the given order.
 
     Folders of pictures, tables and Parquet files of more than `SHARD_ROWS` rows are cut into several shards.
@@ -39,6 +47,7 @@ def find_shards(inputs: Iterable[str], layout: Layout | None = None) -> list[Sha
     Args:
         inputs: files, folders, globs and brace ranges (`{00000..00041}.tar`).
         layout: which parts of a sample are its picture and its caption.
+        damage: receives the entries of folders that are not read.
 
     Returns:
         The shards, numbered from 0.
@@ -46,11 +55,13 @@ def find_shards(inputs: Iterable[str], layout: Layout | None = None) -> list[Sha
     Raises:
         DanqingError: an input is missing, empty, given twice, not readable by any source, or lacks a column.
     """
-    layout = layout or Layout()
+    layout, damage = layout or Layout(), [] if damage is None else damage
+    clear_cache()
     for source in SOURCES.values():
         source.clear_cache()
     suffixes = tuple(suffix for source in SOURCES.values() for suffix in source.suffixes)
-    paths = find_files(inputs, suffixes, f"not an input this command reads ({_kinds()})", partial(_in_folder, layout))
+    refusal = f"not an input this command reads ({_kinds()})"
+    paths = find_files(inputs, suffixes, refusal, partial(_in_folder, layout, damage), damage)
     stems = Counter(map(_stem, paths))
     names = [_stem(p) if stems[_stem(p)] == 1 else f"{p.parent.name}/{_stem(p)}" for p in paths]
     if len(set(names)) < len(names):
@@ -59,7 +70,7 @@ def find_shards(inputs: Iterable[str], layout: Layout | None = None) -> list[Sha
     for name, path in zip(names, paths, strict=True):
         slices = list(_slices(path, layout))
         for number, (first, rows, size) in enumerate(slices):
-            shard_name = name if len(slices) == 1 else f"{name}-{number:05d}"
+            shard_name = readable_name(name if len(slices) == 1 else f"{name}-{number:05d}")
             shards.append(Shard(len(shards), shard_name, path, size, first, rows))
         if _source_of(path).is_table:
             open_shard(shards[-1], layout)  # a missing column is an error now, not after hours of scoring
@@ -72,8 +83,48 @@ def open_shard(shard: Shard, layout: Layout) -> Source:
     Raises:
         DanqingError: the file cannot be read or lacks a column; names it.
     """
-    source = _source_of(shard.path)(shard, layout)
+    source = UniqueKeys(_source_of(shard.path)(shard, layout))
     return source if shard.rows is None or len(source) <= shard.rows else Head(source, shard.rows)
+
+
+def check_parts(shards: Iterable[Shard], layout: Layout, captions: bool = True) -> None:
+    """Checks that the first rows have the picture and the caption that the layout names.
+
+    Only names that were chosen are looked for: an input may lack captions, or its first downloads have failed. Reads
+    rows until one has both, and at most `CHECKED_ROWS`.
+
+    Args:
+        shards: the shards, opened in order.
+        layout: which parts of a sample are its picture and its caption.
+        captions: whether captions are needed.
+
+    Raises:
+        DanqingError: no row has one of the names; lists those that there are. Or no input can be read.
+    """
+    wanted = {"--image-key": layout.image_keys} if layout.image_keys != Layout.image_keys else {}
+    if captions and layout.caption_keys != Layout.caption_keys:
+        wanted["--caption-key"] = layout.caption_keys
+    rows, names, damage = 0, dict[str, None](), list[Damage]()
+    for shard in shards:
+        source = open_shard(shard, layout)
+        damage += source.damage
+        names |= dict.fromkeys(source.part_names())
+        for sample in islice(source, CHECKED_ROWS - rows):
+            rows += 1
+            names |= dict.fromkeys(sample.metadata)
+            if sample.image_extension or sample.image:
+                wanted.pop("--image-key", None)
+            if sample.caption:
+                wanted.pop("--caption-key", None)
+            if not wanted:
+                return
+        if rows == CHECKED_ROWS:
+            break
+    if not rows and damage:
+        raise DanqingError(f"no input can be read: {damage[0]}")
+    for flag, keys in wanted.items() if rows else ():
+        missing = " or ".join(map(repr, keys))
+        raise DanqingError(f"{flag}: no row has a member {missing}; members are {', '.join(names) or 'none'}")
 
 
 def first_rows(shards: Iterable[Shard], limit: int | None, layout: Layout) -> list[Shard]:
@@ -131,12 +182,16 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(suffix) or path.resolve().name
 
 
-def _in_folder(layout: Layout, folder: Path) -> list[Path]:
+def _in_folder(layout: Layout, damage: list[Damage], folder: Path) -> list[Path]:
     """The inputs that a folder stands for: its shards, else its tables of pictures, else its pictures."""
-    if shards := files_in(folder, _suffixes(is_table=False)):
+    met: list[Damage] = []
+    shards = files_in(folder, _suffixes(is_table=False), layout.follow_links, met)
+    if shards or met:
+        damage += met
         return shards
     # Beside a folder 00000/ of pictures, img2dataset writes 00000.parquet, which has their captions but no pictures.
-    tables = [path for path in files_in(folder, _suffixes(is_table=True)) if not (folder / _stem(path)).is_dir()]
+    tables = files_in(folder, _suffixes(is_table=True), layout.follow_links, damage)
+    tables = [path for path in tables if not (folder / _stem(path)).is_dir()]
     if named := [path for path in tables if _stem(path) == "metadata"]:  # Hugging Face's name of such a table
         return named
     if tables and files_in(folder, tuple(f".{key}" for key in layout.image_keys)):
@@ -144,7 +199,11 @@ def _in_folder(layout: Layout, folder: Path) -> list[Path]:
             f"{folder}: holds pictures and tables ({tables[0].name}); give the table, if it names the pictures, "
             "or move it elsewhere"
         )
-    return tables or [folder]
+    if tables:
+        return tables
+    listing = list_folder(folder, layout)
+    damage += listing.damage
+    return [*listing.tables, *([folder] if listing.pictures or not listing.tables else [])]
 
 
 def _slices(path: Path, layout: Layout) -> Iterator[tuple[int, int | None, int]]:
@@ -154,7 +213,8 @@ def _slices(path: Path, layout: Layout) -> Iterator[tuple[int, int | None, int]]
         yield 0, None, path.stat().st_size
         return
     if path.is_dir() and not pieces:
-        raise DanqingError(f"{path}: a folder without {_kinds()}")
+        there = ", ".join(filter(None, list_folder(path, layout).extensions))
+        raise DanqingError(f"{path}: a folder without {_kinds()}{f'; it has {there} files' if there else ''}")
     first = rows = size = 0
     for more_rows, more_bytes in pieces:
         rows, size = rows + more_rows, size + more_bytes

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+from danqing.engine.core.damage import Damage
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import Layout, Sample
 
@@ -18,12 +21,20 @@ class Source(ABC):
         suffixes: ends of the names of the files that the source reads; empty for the source of folders.
         is_table: whether a file lists captions beside their pictures. A folder stands for its tables only if it has no
             other files that a source reads; a table is opened when inputs are looked for, to find missing columns.
-        damage: what is wrong with the file as a whole, if its readable samples are used nevertheless.
+        damage: what cannot be read and is no row; complete when the source has been read to its end.
+        encodings: encoding → texts or tables that were read with it, UTF-8 left out; complete as `damage` is.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     is_table: ClassVar[bool] = False
-    damage: str | None = None
+
+    @cached_property
+    def damage(self) -> list[Damage]:
+        return []
+
+    @cached_property
+    def encodings(self) -> Counter[str]:
+        return Counter()
 
     @classmethod
     def pieces(cls, path: Path, layout: Layout) -> Sequence[tuple[int, int]] | None:
@@ -45,6 +56,10 @@ class Source(ABC):
         Raises:
             DanqingError: the file cannot be read, or lacks a column; names the file and what to do.
         """
+
+    def part_names(self) -> list[str]:
+        """Lists the extensions that the shard's files have, for the message that none is the wanted one."""
+        return []
 
     @abstractmethod
     def __len__(self) -> int: ...

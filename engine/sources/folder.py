@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
+from danqing.engine.core.damage import Damage
 from danqing.engine.sources.base import Source
+from danqing.engine.sources.files import FOLLOW, is_inside, read_file
 from danqing.engine.sources.inputs import Shard
-from danqing.engine.sources.sample import Layout, Sample, from_members
+from danqing.engine.sources.sample import UNREADABLE, Layout, Sample, from_members
+from danqing.engine.sources.text import Decoder
+
+METADATA_TABLES = tuple(f"metadata.{kind}" for kind in ("csv", "jsonl", "parquet"))
+"""Hugging Face's names of a table that lists the pictures of its folder."""
+NOT_READ = (".tar", ".parquet", ".csv", ".jsonl", ".csv.gz", ".jsonl.gz", ".zip", ".tar.gz", ".tgz")
+"""Files that hold pairs, and that are no part of a folder of pictures."""
 
 
 @dataclass(frozen=True)
@@ -22,63 +31,136 @@ class _Picture:
     files: dict[str, str] = field(hash=False)
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The content of a folder and its subfolders.
+
+    Attributes:
+        pictures: sorted by folder and name.
+        tables: Hugging Face's metadata tables; the pictures of their folders are not among `pictures`.
+        damage: entries that are not read.
+        bytes: sizes of the pictures with their other files, in bytes.
+        extensions: of all files.
+    """
+
+    pictures: tuple[_Picture, ...]
+    tables: tuple[Path, ...]
+    damage: tuple[Damage, ...]
+    bytes: tuple[int, ...]
+    extensions: tuple[str, ...]
+
+
 class PictureFolder(Source):
     """Pictures of a folder and its subfolders, by path; `cat.1.txt` and `cat.1.json` belong to `cat.1.jpg`."""
 
     def __init__(self, shard: Shard, layout: Layout) -> None:
         self.folder, self.layout = shard.path, layout
-        self.pictures = pictures_in(shard.path, layout)[shard.span]
+        self.pictures = list_folder(shard.path, layout).pictures[shard.span]
 
     @classmethod
     def pieces(cls, path: Path, layout: Layout) -> list[tuple[int, int]]:
-        return [
-            (1, sum((path / file).stat().st_size for file in picture.files.values()))
-            for picture in pictures_in(path, layout)
-        ]
+        return [(1, size) for size in list_folder(path, layout).bytes]
 
     @classmethod
     def clear_cache(cls) -> None:
-        pictures_in.cache_clear()
+        list_folder.cache_clear()
+
+    def part_names(self) -> list[str]:
+        return list(list_folder(self.folder, self.layout).extensions)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __iter__(self) -> Iterator[Sample]:
+        decoder = Decoder(self.layout.encoding)
+        self.encodings.clear()
+        decoder.counts = self.encodings
         for picture in self.pictures:
-            yield from_members(picture.key, picture.files, partial(_read, self.folder, picture.files), self.layout)
+            yield from_members(picture.key, picture.files, partial(self._read, picture.files), self.layout, decoder)
 
-
-def _read(folder: Path, files: dict[str, str], extension: str) -> bytes:
-    return (folder / files[extension]).read_bytes()
+    def _read(self, files: dict[str, str], extension: str) -> bytes:
+        limit = self.layout.largest(extension)
+        return read_file(str(self.folder), files[extension], limit, self.layout.follow_links)
 
 
 @lru_cache(1)  # all shards of a large folder need the same list
-def pictures_in(folder: Path, layout: Layout) -> tuple[_Picture, ...]:
-    """Lists the pictures of a folder with the files that belong to them; hidden files are left out.
+def list_folder(folder: Path, layout: Layout) -> Listing:
+    """Lists the pictures of a folder with the files that belong to them; hidden entries are left out.
 
     Args:
         folder: the folder; its subfolders are read too.
-        layout: which file extensions are pictures.
-
-    Returns:
-        The pictures, sorted by folder and name.
+        layout: which file extensions are pictures, and whether links that lead out of the folder are followed.
     """
     files: dict[str, dict[str, str]] = {}
+    sizes: Counter[str] = Counter()
     pictures: list[tuple[str, str]] = []
-    image_extensions = set(layout.image_extensions)
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
+    tables: list[Path] = []
+    damage: list[Damage] = []
+    extensions: dict[str, None] = {}
+    image_extensions = {*layout.image_extensions, *UNREADABLE}
+    for where, folders, names in _walk(folder, layout, damage):
+        if here := [name for name in METADATA_TABLES if name in names]:
+            folders.clear()
+            tables += [Path(where) / name for name in here]
+            continue
+        for name in names:
             path = (Path(where) / name).relative_to(folder)
             stem, extension = str(path.with_suffix("")), path.suffix[1:].lower()
+            extensions[extension] = None
+            if extension not in layout.known_extensions:
+                if name.endswith(NOT_READ) and not (Path(where) / stem_of(name)).is_dir():
+                    damage.append(Damage.at(Path(where) / name, "", "not read with the pictures; give it as an input"))
+                continue
             files.setdefault(stem, {})[extension] = str(path)
+            sizes[str(path)] = _size(Path(where) / name)
             if extension in image_extensions:
                 pictures.append((stem, extension))
+    readable = {stem for stem, extension in pictures if extension not in UNREADABLE}
+    pictures = [
+        (stem, extension) for stem, extension in pictures if extension not in UNREADABLE or stem not in readable
+    ]
     pictures_of_stem = Counter(stem for stem, _ in pictures)
-    return tuple(
+    found = tuple(
         _Picture(
             stem if pictures_of_stem[stem] == 1 else files[stem][extension],  # a.jpg and a.png are two pairs, not one
             {k: v for k, v in files[stem].items() if k == extension or k not in image_extensions},
         )
         for stem, extension in pictures
     )
+    total = tuple(sum(sizes[file] for file in picture.files.values()) for picture in found)
+    return Listing(found, tuple(tables), tuple(damage), total, tuple(extensions))
+
+
+def stem_of(name: str) -> str:
+    """The name up to its first dot: img2dataset writes 00000.parquet beside the folder 00000."""
+    return name.partition(".")[0]
+
+
+def _walk(folder: Path, layout: Layout, damage: list[Damage]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yields the folders like `os.walk`, sorted, without hidden entries; follows links to folders if it may."""
+    seen = set()
+
+    def refuse(problem: OSError) -> None:
+        damage.append(Damage.at(problem.filename, "", problem.strerror))
+
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in list(folders):
+            path = f"{where}/{name}"
+            if Path(path).is_symlink() and not layout.follow_links:
+                folders.remove(name)  # what it links to inside the folder is read under its own name
+                if not is_inside(str(folder), path):
+                    damage.append(Damage.at(path, "", f"a link to a folder outside the input's folder; {FOLLOW}"))
+        yield where, folders, sorted(name for name in names if not name.startswith("."))
+
+
+def _size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except OSError:  # a dangling link; its row says so
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0

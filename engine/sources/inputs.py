@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import refuse_address
+from danqing.engine.core.names import printable
+from danqing.engine.sources.files import FOLLOW, is_inside
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
@@ -47,7 +51,12 @@ class Shard:
 
 
 def expand(pattern: str) -> list[str]:
-    """Expands brace ranges (`{00000..00041}`, `{a,b}`), then globs; sorts the matches of each glob."""
+    """Expands brace ranges (`{00000..00041}`, `{a,b}`), then globs; sorts the matches of each glob.
+
+    A name that exists stands for itself: files may have brackets and braces in their names.
+    """
+    if os.path.lexists(pattern):
+        return [pattern]
     found = RANGE.search(pattern)
     if found:
         first, last, words = found.groups()
@@ -64,7 +73,11 @@ def expand(pattern: str) -> list[str]:
 
 
 def find_files(
-    inputs: Iterable[str], suffixes: tuple[str, ...], refusal: str, in_folder: Callable[[Path], list[Path]]
+    inputs: Iterable[str],
+    suffixes: tuple[str, ...],
+    refusal: str,
+    in_folder: Callable[[Path], list[Path]],
+    damage: Sequence[Damage] = (),
 ) -> list[Path]:
     """Finds the files of all inputs (files, folders, globs, brace ranges), in the given order.
 
@@ -73,6 +86,7 @@ def find_files(
         suffixes: accepted ends of files' names.
         refusal: error text for a file with another name.
         in_folder: lists the files or folders that a folder stands for.
+        damage: what `in_folder` could not read.
 
     Raises:
         DanqingError: an input matches nothing, is missing, is given twice or has another suffix; names it.
@@ -91,19 +105,40 @@ def find_files(
         if path.is_dir():
             continue
         if not path.is_file():
-            raise DanqingError(f"{path}: no such file")
+            raise DanqingError(f"{printable(path)}: {'not a file' if path.exists() else 'no such file'}")
         if not path.name.endswith(suffixes):
             raise DanqingError(f"{path}: {refusal}")
     if not paths:
-        raise DanqingError("no input; name shards, tables or folders of pictures")
+        problem = f"no input can be read: {damage[0]}" if damage else "no input"
+        raise DanqingError(f"{problem}; name shards, tables or folders of pictures")
     twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
     if twice:
         raise DanqingError(f"{twice[0]}: given twice")
     return paths
 
 
-def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Lists the files directly in a folder whose names have one of the suffixes, sorted; hidden files are left out."""
-    return sorted(
-        p for p in folder.iterdir() if p.name.endswith(suffixes) and not p.name.startswith(".") and p.is_file()
-    )
+def files_in(
+    folder: Path, suffixes: tuple[str, ...], follow_links: bool = False, damage: list[Damage] | None = None
+) -> list[Path]:
+    """Lists the files directly in a folder whose names have one of the suffixes, sorted; hidden files are left out.
+
+    Args:
+        folder: the folder.
+        suffixes: ends of the names.
+        follow_links: also list links to files outside the folder.
+        damage: receives the entries with such names that are no files, or are links to files outside the folder.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        if not path.name.endswith(suffixes) or path.name.startswith(".") or path.is_dir():
+            continue
+        if not path.is_file():
+            problem = "a link to a file that does not exist" if path.is_symlink() else "not a file"
+        elif not (follow_links or is_inside(str(folder), str(path))):
+            problem = f"a link to a file outside the input's folder; {FOLLOW}"
+        else:
+            found.append(path)
+            continue
+        if damage is not None:
+            damage.append(Damage.at(path, "", problem))
+    return found

@@ -14,7 +14,10 @@ class Head(Source):
 
     def __init__(self, source: Source, rows: int) -> None:
         self.source, self.rows = source, rows
-        self.damage = source.damage
+        self.damage, self.encodings = source.damage, source.encodings
+
+    def part_names(self) -> list[str]:
+        return self.source.part_names()
 
     def __len__(self) -> int:
         return self.rows

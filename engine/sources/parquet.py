@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danqing.engine.core.columns import READ_ERROR
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import Layout, Sample, choose_column, from_record
+from danqing.engine.sources.text import Decoder, SampleError
 
 BATCH_ROWS = 64
 """Rows, and thus pictures, in memory at a time."""
@@ -25,7 +26,7 @@ class Parquet(Source):
     is_table = True
 
     def __init__(self, shard: Shard, layout: Layout) -> None:
-        self.shard = shard
+        self.shard, self.layout = shard, layout
         with _open(shard.path) as file:
             names = file.schema_arrow.names
             self.image = choose_column(shard.path, names, layout.image_keys, "picture", "--image-key")
@@ -56,19 +57,48 @@ class Parquet(Source):
         return sum(rows for _, _, rows in self.groups)
 
     def __iter__(self) -> Iterator[Sample]:
+        folder, follow = self.shard.path.parent, self.layout.follow_links
+        self.encodings.clear()
+        decoder = Decoder(self.layout.encoding)
+        decoder.counts = self.encodings
         with _open(self.shard.path) as file:
             for group, first, rows in self.groups:
                 read = 0
                 try:
                     for batch in file.iter_batches(BATCH_ROWS, [group]):
-                        for record in batch.to_pylist():
+                        for record, problem in _records(batch, decoder):
                             key = self.shard.key(first + read - self.shard.first)
                             read += 1
-                            yield from_record(record, self.image, self.caption, self.shard.path.parent, key)
+                            sample = from_record(record, self.image, self.caption, folder, key, follow)
+                            sample.error = problem or sample.error
+                            yield sample
                 except (pa.ArrowException, OSError) as problem:
                     for row in range(first + read, first + rows):
                         message = f"{self.shard.path}: row group {group} is broken: {problem}"
-                        yield Sample(self.shard.key(row - self.shard.first), b"", "", "", {READ_ERROR: message})
+                        yield Sample(self.shard.key(row - self.shard.first), b"", "", "", error=message)
+
+
+def _records(batch: pa.RecordBatch, decoder: Decoder) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Yields the rows, each with a description of what is wrong with it or None.
+
+    Arrow does not check that text is UTF-8; a table in another encoding is decoded cell by cell.
+    """
+    try:
+        yield from ((record, None) for record in batch.to_pylist())
+        return
+    except UnicodeDecodeError:
+        pass
+    for row in range(len(batch)):
+        record: dict[str, Any] = {}
+        problem = None
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            try:
+                value = (column.cast(pa.large_binary()) if text else column)[row].as_py()
+                record[name] = decoder(value) if text and value is not None else value
+            except (SampleError, UnicodeDecodeError, pa.ArrowException) as reason:
+                record[name], problem = None, f"column {name!r}: {reason}"
+        yield record, problem
 
 
 def _open(path: Path) -> pq.ParquetFile:

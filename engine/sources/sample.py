@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import stat
-from collections.abc import Callable, Container, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +12,23 @@ from typing import Any
 import xxhash
 
 from danqing.engine.core.carried import uid_of
-from danqing.engine.core.columns import METADATA_ERROR, READ_ERROR
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.names import printable
+from danqing.engine.sources.files import read_file
+from danqing.engine.sources.text import Decoder, SampleError, parse_object, valid
+
+METADATA = "json"
+"""Extension of a sample's metadata."""
+UNREADABLE = ("heic", "heif", "jxl", "svg", "psd", "cr2", "nef", "arw", "dng")
+"""Extensions of pictures that no decoder of the engine reads."""
+MAX_PICTURE_BYTES = 256 << 20
+"""Largest encoded picture that is read."""
+MAX_CAPTION_BYTES = 256 << 10
+"""Largest caption that is read."""
+MAX_METADATA_BYTES = 4 << 20
+"""Largest metadata of a sample that is read."""
+EXTENSION = re.compile("[a-z0-9]{1,8}")
+"""An extension of a picture's file that is kept."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +39,21 @@ class Layout:
 
     >>> Layout(caption_keys=("alt",)).caption_extensions
     ('alt',)
+
+    Attributes:
+        image_keys: names of the picture, in order of preference.
+        caption_keys: names of the caption, in order of preference.
+        encoding: encoding of captions, metadata and tables; empty: detected for each text or table.
+        follow_links: also read files outside the input's folder that a table or a link names.
     """
 
     image_keys: tuple[str, ...] = (
         "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "image", "file_name",
+        "jfif", "jpe", "jif", "j2k", "jpf", "jpx", "dib", "apng", "ppm", "pgm", "pbm", "pnm", "tga", "avifs",
     )  # fmt: skip
     caption_keys: tuple[str, ...] = ("txt", "text", "caption", "alt_text")
+    encoding: str = ""
+    follow_links: bool = False
 
     @cached_property
     def image_extensions(self) -> tuple[str, ...]:
@@ -42,17 +65,30 @@ class Layout:
         """`caption_keys` in lower case."""
         return tuple(map(str.lower, self.caption_keys))
 
+    @cached_property
+    def known_extensions(self) -> frozenset[str]:
+        """Extensions of files that are parts of a sample."""
+        return frozenset((*self.image_extensions, *self.caption_extensions, METADATA, *UNREADABLE))
+
+    def largest(self, extension: str) -> int:
+        """Size in bytes of the largest file with the extension that is read."""
+        if extension == METADATA:
+            return MAX_METADATA_BYTES
+        return MAX_CAPTION_BYTES if extension in self.caption_extensions else MAX_PICTURE_BYTES
+
 
 @dataclass
 class Sample:
     """One pair.
 
     Attributes:
-        key: the input's key.
+        key: the input's key; unique in its shard, see `engine.sources.keys`.
         image: encoded bytes of the picture; empty if it is missing.
         image_extension: extension of the picture's file, `jpg`; empty if it has none.
         caption: empty if it is missing.
         metadata: the input's other fields.
+        error: why the sample, or a part of it, could not be read; it becomes the row's `error`.
+        input_key: the input's key, if `key` had to be made unique.
     """
 
     key: str
@@ -60,6 +96,8 @@ class Sample:
     image_extension: str
     caption: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    input_key: str | None = None
 
     @cached_property
     def _image_digest(self) -> xxhash.xxh128:
@@ -80,41 +118,73 @@ class Sample:
         return digest.hexdigest()
 
 
-def from_members(key: str, members: Container[str], read: Callable[[str], bytes], layout: Layout) -> Sample:
+def from_members(
+    key: str,
+    members: Collection[str],
+    read: Callable[[str], bytes],
+    layout: Layout,
+    decoder: Decoder | None = None,
+) -> Sample:
     """Makes a sample of files: the picture, its caption (.txt) and its metadata (.json).
+
+    A file that cannot be read or is too large makes the sample's `error`; the other parts are read nevertheless.
 
     Args:
         key: the sample's key.
         members: extensions of the sample's files, in lower case.
-        read: extension → content of the file.
+        read: extension → content of the file. May raise SampleError or OSError.
         layout: which extensions are the picture and the caption; without a caption file, which field of the .json.
+        decoder: decodes caption and metadata (default: as the layout says).
 
     >>> files = {"jpg": b"...", "json": b'{"caption": "a cat"}'}
     >>> from_members("000", files, files.__getitem__, Layout()).caption
     'a cat'
     """
-    metadata = _metadata(read("json")) if "json" in members else {}
-    image = next((k for k in layout.image_extensions if k in members), None)
+    decoder = decoder or Decoder(layout.encoding)
+    sample = Sample(key, b"", "", "")
+    if METADATA in members:
+        try:
+            if data := _content(METADATA, read, layout):
+                sample.metadata = parse_object(decoder(data))
+        except (SampleError, OSError) as problem:
+            sample.error = f".json: {problem}"
     text = next((k for k in layout.caption_extensions if k in members), None)
     if text is not None:
-        caption = read(text).decode("utf-8", "replace")
+        try:
+            sample.caption = decoder(_content(text, read, layout))
+        except (SampleError, OSError) as problem:
+            sample.error = f".{text}: {problem}"
     else:
-        caption = next((metadata[k] for k in layout.caption_keys if isinstance(metadata.get(k), str)), "")
-    return Sample(key, read(image) if image else b"", image or "", caption, metadata)
+        own = (sample.metadata[k] for k in layout.caption_keys if isinstance(sample.metadata.get(k), str))
+        sample.caption = next(own, "")
+    image = next((k for k in layout.image_extensions if k in members), None)
+    if image is not None:
+        sample.image_extension = image
+        try:
+            sample.image = _content(image, read, layout)
+        except (SampleError, OSError) as problem:
+            sample.error = f".{image}: {problem}"
+    elif unreadable := next((k for k in UNREADABLE if k in members), None):
+        sample.error = f"a .{unreadable} cannot be read; convert it to JPEG, PNG or WebP first"
+    return sample
 
 
-def _metadata(data: bytes) -> dict[str, Any]:
-    """Reads a sample's .json; `metadata_error` says why one cannot be read."""
-    if not data:
-        return {}
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as problem:
-        return {METADATA_ERROR: f"not valid JSON: {problem}"}
-    return content if isinstance(content, dict) else {METADATA_ERROR: f"a JSON {type(content).__name__}, not an object"}
+def _content(extension: str, read: Callable[[str], bytes], layout: Layout) -> bytes:
+    data = read(extension)
+    if len(data) > MAX_CAPTION_BYTES:  # the lowest limit
+        check_size(len(data), layout.largest(extension))
+    return data
 
 
-def from_record(record: Mapping[str, Any], image: str, caption: str, folder: Path, key: str) -> Sample:
+def check_size(size: int, limit: int) -> None:
+    """Raises SampleError if a part of a sample is larger than `limit` bytes."""
+    if size > limit:
+        raise SampleError(f"{size:,} bytes; at most {limit:,} are read")
+
+
+def from_record(
+    record: Mapping[str, Any], image: str, caption: str, folder: Path, key: str, follow_links: bool = False
+) -> Sample:
     """Makes a sample of a row of a table.
 
     Args:
@@ -123,40 +193,51 @@ def from_record(record: Mapping[str, Any], image: str, caption: str, folder: Pat
         caption: column of the caption.
         folder: folder of the table.
         key: the sample's key if the row has none of its own (`key`, `__key__`, or the name of the picture's file).
+        follow_links: also read files outside `folder`.
     """
-    metadata = {k: v for k, v in record.items() if k not in (image, caption) and not _holds_bytes(v)}
+    sample = Sample(key, b"", "", "")
+    sample.metadata = {k: v for k, v in record.items() if k not in (image, caption) and not _holds_bytes(v)}
     picture, text = record.get(image), record.get(caption)
     data, name = (picture.get("bytes"), picture.get("path")) if isinstance(picture, dict) else (picture, None)
-    problem = None
-    if isinstance(data, str) or (data is None and isinstance(name, str)):
-        name = data or name
-        data, problem = _read_picture(folder, str(name))
-        key = str(Path(str(name)).with_suffix(""))
-    if text is not None and not isinstance(text, str):
-        problem = f"{caption!r} is not text but {str(text)[:40]}"
-    if problem:
-        metadata[READ_ERROR] = problem
-    own = next((record[k] for k in ("key", "__key__") if isinstance(record.get(k), str)), None)
-    extension = Path(name).suffix[1:].lower() if isinstance(name, str) else ""
-    image_bytes = data if isinstance(data, bytes) else b""
-    return Sample(own or key, image_bytes, extension, text if isinstance(text, str) else "", metadata)
+    try:
+        if isinstance(data, bytes):
+            check_size(len(data), MAX_PICTURE_BYTES)
+            sample.image = data
+        elif isinstance(name := data or name, str):
+            sample.key = _key_of(name) or key
+            sample.image = _read_picture(folder, name, follow_links)
+        elif name is not None:
+            sample.error = f"{image!r} holds no picture but {printable(name)[:40]}"
+    except SampleError as problem:
+        sample.error = str(problem)
+    if isinstance(name, str) and EXTENSION.fullmatch(extension := Path(name).suffix[1:].lower()):
+        sample.image_extension = extension
+    if isinstance(text, str):
+        sample.caption = valid(text)
+        if len(text.encode("utf-8", "replace")) > MAX_CAPTION_BYTES:
+            sample.caption, sample.error = "", f"{caption!r} is longer than {MAX_CAPTION_BYTES:,} bytes"
+    elif text is not None:
+        sample.error = f"{caption!r} is not text but {printable(text)[:40]}"
+    own = (record[k] for k in ("key", "__key__") if isinstance(record.get(k), str | int))
+    sample.key = str(next(own, "")) or sample.key
+    return sample
+
+
+def _key_of(name: str) -> str:
+    try:
+        return str(Path(name).with_suffix(""))
+    except ValueError:  # a name without a base, as "."
+        return ""
 
 
 def _holds_bytes(value: Any) -> bool:
     return isinstance(value, bytes) or (isinstance(value, dict) and any(map(_holds_bytes, value.values())))
 
 
-def _read_picture(folder: Path, name: str) -> tuple[bytes, str | None]:
-    """Returns the content of a file and None, or no bytes and the problem."""
+def _read_picture(folder: Path, name: str, follow_links: bool) -> bytes:
     if "://" in name:
-        return b"", f"{name[:200]} is a URL: download first (`danqing select`, then img2dataset)"
-    path = folder / name
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device need not end
-            return b"", f"{path}: not a file"
-        return path.read_bytes(), None
-    except (OSError, ValueError) as problem:
-        return b"", f"{path}: {getattr(problem, 'strerror', None) or problem}"
+        raise SampleError(f"{printable(name[:200])} is a URL: download first (`danqing select`, then img2dataset)")
+    return read_file(str(folder), name, MAX_PICTURE_BYTES, follow_links)
 
 
 def choose_column(path: Path, names: list[str], wanted: Iterable[str], what: str, flag: str) -> str:

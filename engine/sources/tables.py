@@ -12,8 +12,9 @@ import io
 import itertools
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.sources.inputs import Shard, files_in, find_files
+from danqing.engine.sources.text import UTF8, SampleError, detect, parse_object
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
 TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".jsonl.gz")
@@ -31,14 +33,24 @@ URL_COLUMNS, CAPTION_COLUMNS = ("url", "image_url"), ("caption", "text", "alt_te
 """Names of the columns in public tables, in any case (LAION: `URL`, `TEXT`), the first choice first."""
 CHECKED_ROWS = 1000
 """Rows of each table that are read to check its columns before work begins."""
+MAX_LINE = 16 << 20
+"""Longest line, in characters. A longer one is skipped and fails its row."""
+DETECTED_BYTES = 1 << 20
+"""Bytes from the first one above 127 on, by which the encoding of a table is detected."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that hold the URL and the caption."""
+    """Names of the columns that hold the URL and the caption, and the encoding of CSV and JSON lines.
+
+    Attributes:
+        url, caption: the names.
+        encoding: empty: detected for each table.
+    """
 
     url: str = "url"
     caption: str = "caption"
+    encoding: str = ""
 
 
 @dataclass
@@ -126,6 +138,13 @@ def _column_names(file: Shard, columns: Columns) -> list[str]:
         raise DanqingError(f"{file.path}: cannot be read as Parquet: {problem}") from None
 
 
+def encodings(files: Iterable[Path]) -> Counter[str]:
+    """Counts the encodings of CSV and JSON lines files, as detected; UTF-8 is left out."""
+    found = Counter(_detect(path) for path in files if path.name.endswith(TEXT_SUFFIXES))
+    del found[UTF8]
+    return found
+
+
 def check_tables(files: Iterable[Shard], columns: Columns) -> None:
     """Reads each table's first rows, so that a wrong column name is an error before work begins.
 
@@ -195,19 +214,50 @@ Record = tuple[dict[str, Any], str | None]
 
 
 def _text(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
-    with _open(file.path) as (raw, lines):
+    with _open(file.path, columns.encoding) as (raw, lines):
         position = 0
-        checked = _checked(_parse(file.path, lines), lines, columns)
+        checked = _checked(_with_damage(_parse(file.path, lines), lines), lines, columns)
         while part := list(itertools.islice(checked, rows)):
             before, position = position, raw.tell()
             errors = {row: problem for row, (_, problem) in enumerate(part) if problem is not None}
             yield _Rows(_table([record for record, _ in part]), position - before, errors)
 
 
-def records(path: Path) -> Iterator[Record]:
-    """Reads the rows of a CSV or JSON lines file one by one."""
-    with _open(path) as (_, lines):
-        yield from _parse(path, lines)
+def _with_damage(rows: Iterable[Record], lines: _Lines) -> Iterator[Record]:
+    """Adds a row that says where the file is cut off, since the rows behind it are missing."""
+    yield from rows
+    if lines.damage:
+        yield {}, ": ".join(lines.damage)
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """A whole table.
+
+    Attributes:
+        rows: each with a description of what is wrong with it, or None.
+        damage: place and problem of what is no row.
+        encoding: the table's.
+    """
+
+    rows: tuple[Record, ...]
+    damage: tuple[tuple[str, str], ...]
+    encoding: str
+
+
+def read_records(path: Path, encoding: str = "") -> TextRows:
+    """Reads a CSV or JSON lines file.
+
+    Args:
+        path: the file.
+        encoding: empty: detected.
+
+    Raises:
+        DanqingError: the header cannot be read, or the table is in none of the known encodings.
+    """
+    with _open(path, encoding) as (_, lines):
+        rows = tuple(_parse(path, lines))
+    return TextRows(rows, (lines.damage,) if lines.damage else (), lines.encoding)
 
 
 def _parse(path: Path, lines: _Lines) -> Iterator[Record]:
@@ -228,24 +278,41 @@ def _checked(rows: Iterable[Record], lines: _Lines, columns: Columns) -> Iterato
 class _Lines:
     """Lines of a text file. A record may take several lines, and return all but its first."""
 
-    def __init__(self, stream: Iterable[str]) -> None:
-        self._stream = iter(stream)
+    def __init__(self, stream: io.TextIOWrapper, encoding: str) -> None:
+        self.encoding = encoding
+        self._stream = stream
         self._back: list[str] = []
         self._taken: list[str] = []
         self.start = 1
-        self.damage: str | None = None
+        self.damage: tuple[str, str] | None = None
+        """Place and problem of the file's early end."""
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
         try:
-            line = self._back.pop() if self._back else next(self._stream)
+            line = self._back.pop() if self._back else self._read()
         except (OSError, EOFError, zlib.error) as problem:  # a truncated .gz: the lines before are used
-            self.damage = f"the file ends here: {problem}"
+            self.damage = f"line {self.start + len(self._taken)}", f"the file is cut off here: {problem}"
             raise StopIteration from None
         self._taken.append(line)
         return line
+
+    def _read(self) -> str:
+        """Reads a line; of a longer one than `MAX_LINE`, the first characters, which `too_long` tells."""
+        line = self._stream.readline(MAX_LINE)
+        if not line:
+            raise StopIteration
+        rest = line
+        while len(rest) == MAX_LINE and not rest.endswith(("\n", "\r")):
+            rest = self._stream.readline(MAX_LINE)
+        return line
+
+    @property
+    def too_long(self) -> bool:
+        """Whether a line of the current record is longer than `MAX_LINE`, or all of them together are."""
+        return sum(map(len, self._taken)) >= MAX_LINE
 
     def next_record(self) -> None:
         self.start += len(self._taken)
@@ -259,11 +326,37 @@ class _Lines:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[BinaryIO, _Lines]]:
-    """Opens a file as raw bytes and as lines; bytes that are not UTF-8 become U+FFFD, as in captions of shards."""
+def _open(path: Path, encoding: str) -> Iterator[tuple[BinaryIO, _Lines]]:
+    """Opens a file as raw bytes and as lines; bytes that are not in the file's encoding become U+FFFD."""
+    encoding = encoding or _detect(path)
     with path.open("rb") as raw:
         content: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-        yield raw, _Lines(io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline=""))
+        python_name = "utf-8-sig" if encoding == UTF8 else encoding
+        yield raw, _Lines(io.TextIOWrapper(content, encoding=python_name, errors="replace", newline=""), encoding)
+
+
+def _detect(path: Path) -> str:
+    """Detects the encoding of a table by the first bytes that are not ASCII.
+
+    Raises:
+        DanqingError: it is in none of the known encodings.
+    """
+    content = b""
+    with path.open("rb") as raw, suppress(OSError, EOFError, zlib.error):
+        file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        while data := file.read(DETECTED_BYTES):
+            content = data
+            if not data.isascii():
+                content += file.read(DETECTED_BYTES)
+                break
+    if content.isascii():
+        return UTF8
+    name = detect(content[: content.rfind(b"\n") + 1] or content)
+    if name is None:
+        raise DanqingError(
+            f"{path}: in none of the encodings UTF-8, UTF-16, GB18030, Big5; name another with --encoding"
+        )
+    return UTF8 if name == "utf-8-sig" else name
 
 
 def _csv(path: Path, lines: _Lines) -> Iterator[Record]:
@@ -284,6 +377,8 @@ def _csv(path: Path, lines: _Lines) -> Iterator[Record]:
             fields, problem = [], str(error)
         if fields is None:
             break
+        if lines.too_long:
+            problem = problem or f"longer than {MAX_LINE:,} characters"
         if fields and len(fields) != len(header):
             problem = f"{len(fields)} fields where the header has {len(header)}"
         if problem is not None:
@@ -291,25 +386,19 @@ def _csv(path: Path, lines: _Lines) -> Iterator[Record]:
             yield dict.fromkeys(header), f"line {lines.start}: {problem}"
         elif fields:  # an empty line is no row
             yield dict(zip(header, fields, strict=True)), None
-    if lines.damage:
-        yield dict.fromkeys(header), lines.damage
 
 
 def _json(lines: _Lines) -> Iterator[Record]:
     for line in lines:
         if line.strip():
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as problem:
-                yield {}, f"line {lines.start}: not valid JSON: {problem}"
-            else:
-                if isinstance(record, dict):
-                    yield record, None
-                else:
-                    yield {}, f"line {lines.start}: a JSON {type(record).__name__}, not an object"
+                if lines.too_long:
+                    raise SampleError(f"longer than {MAX_LINE:,} characters")
+                record, problem = parse_object(line), None
+            except SampleError as reason:
+                record, problem = {}, f"line {lines.start}: {reason}"
+            yield record, problem
         lines.next_record()
-    if lines.damage:
-        yield {}, lines.damage
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import re
 import tarfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -21,6 +24,8 @@ WINDOW = 16 * BLOCK
 """Bytes per read. Mostly enough for the headers of a pair's small members, so that a pair takes one read."""
 CHECKED_TOGETHER = 2048
 """Headers checked in one NumPy call: 1 MiB."""
+SKIPPED = 1 << 20
+"""Bytes per read of what follows an end-of-archive mark."""
 
 NUMBERS = [(100, 108), (108, 116), (116, 124), (124, 136), (136, 148), (148, 156), (329, 337), (337, 345)]
 """First byte and end of the header's octal numbers: mode, uid, gid, size, mtime, checksum, device major and minor."""
@@ -37,22 +42,45 @@ Member = tuple[str, int, int]
 takes a third of a microsecond more."""
 
 
-def read_members(path: Path) -> tuple[list[Member], str | None]:
+@dataclass
+class Index:
+    """What a tar holds.
+
+    Attributes:
+        members: the regular files, in order. A link has the content of the member that it names.
+        damage: place and problem of everything that cannot be read.
+        holes: offset of a sparse member's content → the (position in the file, bytes) of its stored parts.
+    """
+
+    members: list[Member] = field(default_factory=list)
+    damage: list[tuple[str, str]] = field(default_factory=list)
+    holes: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+
+def read_members(path: Path) -> Index:
     """Lists the regular files of a tar, in order, without reading their content.
 
     Args:
         path: the tar, uncompressed.
 
     Returns:
-        The members before the first damage, and a description of the damage (a broken or missing end, a member that is
-        cut off); None if there is none.
+        The members before the first damage (a broken or missing end, a member that is cut off), and the damage.
 
     Raises:
         OSError: the file cannot be read.
         tarfile.TarError: the file is not a tar.
     """
     plain = walk_plain(path)
-    return walk_tarfile(path) if plain is None else (plain, None)
+    return walk_tarfile(path) if plain is None else Index(plain)
+
+
+def read_sparse(descriptor: int, offset: int, size: int, parts: list[tuple[int, int]]) -> bytes:
+    """Reads a sparse member's content; its holes are zeros."""
+    content = bytearray(size)
+    for position, stored in parts:
+        content[position : position + stored] = os.pread(descriptor, stored, offset)
+        offset += stored
+    return bytes(content[:size])
 
 
 def walk_plain(path: Path) -> list[Member] | None:
@@ -93,7 +121,11 @@ def walk_plain(path: Path) -> list[Member] | None:
                     return None
                 at, timed = offset + BLOCK, True
             elif not timed and not any(header):
-                return members if _plain(headers) else None
+                joined = _after_zeros(descriptor, at)
+                if joined is None:
+                    return members if _plain(headers) else None
+                at = joined
+                continue
             else:
                 return None
             headers += header
@@ -101,6 +133,17 @@ def walk_plain(path: Path) -> list[Member] | None:
                 if not _plain(headers):
                     return None
                 headers.clear()
+
+
+def _after_zeros(descriptor: int, at: int) -> int | None:
+    """Offset of the first block from `at` on that is not zero: another archive; None if only zeros follow."""
+    while data := os.pread(descriptor, SKIPPED, at):
+        if zeros := len(data) - len(data.lstrip(b"\0")):
+            data = data[zeros:]
+        if data:
+            return at + zeros // BLOCK * BLOCK
+        at += zeros
+    return None
 
 
 def _only_time(header: bytes, records: bytes) -> bool:
@@ -130,42 +173,98 @@ def _plain(headers: bytearray) -> bool:
     return bool((found == expected).all() and not blocks[:, PREFIX].any())
 
 
-def walk_tarfile(path: Path) -> tuple[list[Member], str | None]:
+def walk_tarfile(path: Path) -> Index:
     """Does the work of `read_members` for every kind of tar, with `tarfile`."""
-    members: list[Member] = []
-    size = path.stat().st_size
+    index, links = Index(), dict[int, str]()
+    with path.open("rb") as file:
+        start: int | None = 0
+        while start is not None:
+            start = _walk_archive(file, start, os.fstat(file.fileno()).st_size, index, links)
+    _resolve_links(index, links)
+    return index
+
+
+def _walk_archive(file: BinaryIO, start: int, size: int, index: Index, links: dict[int, str]) -> int | None:
+    """Adds the members of the archive that begins at `start`; returns where the next one begins.
+
+    Args:
+        file: the tar.
+        start: offset of the archive's first header.
+        size: of the file in bytes.
+        index: receives members and damage.
+        links: receives position in `index.members` → name of the member that a link stands for.
+    """
+    file.seek(start)
     try:
-        tar = tarfile.open(path, "r:")  # noqa: SIM115  # reads the first header, too
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # reads the first header, too
     except ABSURD_NUMBERS as problem:
         raise tarfile.ReadError(f"its first header has an absurd number: {problem}") from None
-    with tar:
-        before = -1
-        while True:
-            try:
-                member = tar.next()
-            except tarfile.ReadError as problem:
-                return members, str(problem)
-            except (*ABSURD_NUMBERS, OSError) as problem:
-                if isinstance(problem, OSError) and problem.errno != errno.EINVAL:  # of seeking; others are the disk's
-                    raise
-                return members, f"no tar header at byte {tar.offset}"
-            if member is None:
-                return members, _damage_at_end(path, tar.offset, size)
-            if member.size < 0 or tar.offset <= before:  # would lead back to headers that were read before
-                return members, f"{member.name} has an absurd size"
-            before = tar.offset
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            if not member.isfile():
-                continue
-            if member.offset_data + member.size > size:
-                return members, f"{member.name} is cut off"
-            members.append((member.name, member.offset_data, member.size))
+    before = -1
+    while True:
+        try:
+            member = tar.next()
+        except tarfile.ReadError as problem:
+            index.damage.append((f"byte {tar.offset}", f"{problem}; the file is cut off here"))
+            return None
+        except (*ABSURD_NUMBERS, OSError) as problem:
+            if isinstance(problem, OSError) and problem.errno != errno.EINVAL:  # of seeking; others are the disk's
+                raise
+            index.damage.append((f"byte {tar.offset}", "no tar header; nothing behind it is read"))
+            return None
+        if member is None:
+            if reason := _damage_at_end(file, tar.offset, size):
+                index.damage.append((f"byte {tar.offset}", reason))
+                return None
+            return _after_zeros(file.fileno(), tar.offset)
+        place = f"byte {member.offset}, {member.name}"
+        parts: list[tuple[int, int]] | None = member.sparse  # type: ignore[assignment]  # typed as bytes
+        stored = member.size if parts is None else sum(count for _, count in parts)
+        if member.size < 0 or stored < 0 or tar.offset <= before:  # would lead back to headers that were read before
+            index.damage.append((place, "has an absurd size; nothing behind it is read"))
+            return None
+        before = tar.offset
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+        if member.islnk() or member.issym():
+            folder = "" if member.islnk() else posixpath.dirname(member.name)
+            links[len(index.members)] = posixpath.normpath(posixpath.join(folder, member.linkname))
+        elif not member.isfile():
+            if not member.isdir():
+                index.damage.append((place, "not a file"))
+            continue
+        elif member.offset_data + stored > size:
+            index.damage.append((place, "is cut off; nothing behind it is read"))
+            return None
+        elif parts is not None:
+            index.holes[member.offset_data] = parts
+        index.members.append((member.name, member.offset_data, member.size))
 
 
-def _damage_at_end(path: Path, at: int, size: int) -> str | None:
+def _resolve_links(index: Index, links: dict[int, str]) -> None:
+    """Gives links the content of the members that they name; a link to anything else is damage."""
+    if not links:
+        return
+    contents = {
+        posixpath.normpath(name): (offset, size)
+        for position, (name, offset, size) in enumerate(index.members)
+        if position not in links
+    }
+    names = {posixpath.normpath(index.members[position][0]): target for position, target in links.items()}
+    broken = set()
+    for position, link_target in links.items():
+        name, target, steps = index.members[position][0], link_target, 0
+        while target in names and target not in contents and steps < len(names):
+            target, steps = names[target], steps + 1
+        if target in contents:
+            index.members[position] = (name, *contents[target])
+        else:
+            broken.add(position)
+            index.damage.append((f"member {name}", f"a link to {link_target}, which is not in the tar"))
+    index.members[:] = [member for position, member in enumerate(index.members) if position not in broken]
+
+
+def _damage_at_end(file: BinaryIO, at: int, size: int) -> str | None:
     """Describes the damage at the end that `tarfile` reports; it takes a broken header for the end, too."""
     if at >= size:
-        return "the file ends before its end-of-archive mark"
-    with path.open("rb") as file:
-        file.seek(at)
-        return f"no tar header at byte {at}" if any(file.read(BLOCK)) else None
+        return "the file is cut off: it ends before its end-of-archive mark"
+    file.seek(at)
+    return "no tar header; nothing behind it is read" if any(file.read(BLOCK)) else None

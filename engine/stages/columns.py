@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from danqing.engine.core.columns import COLUMNS, READ, RECIPE_COLUMNS, SCORED, UNREAD, VERDICTS, WRITTEN, Column
+from danqing.engine.core.columns import COLUMNS, READ, RECIPE_COLUMNS, SCORED, VERDICTS, WRITTEN, Column
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.stages import CATALOGUE, Stage
 
@@ -55,7 +55,6 @@ def page() -> str:
         if columns:
             parts += [f"### {stage.name}", f"Needs {', '.join(f'`{need}`' for need in stage.needs)}.", _table(columns)]
     parts += ["## Added to scores/NNNNN.parquet", _table(SCORED)]
-    parts += ["Only in a shard in which something cannot be read:", _table(UNREAD)]
     parts += ["## Added to verdicts/NNNNN.parquet", "Beside `shard`, `row`, `key` and `uid`.", _table(VERDICTS)]
     parts += ["## Added to shards/NNNNN.parquet", "Beside the scores; also in each .json of a tar.", _table(WRITTEN)]
     return "\n\n".join(parts) + "\n"

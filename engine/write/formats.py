@@ -22,6 +22,7 @@ import xxhash
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
+from danqing.engine.core.names import member_name
 from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.engine.sources import Sample
 from danqing.engine.sources.tar import read_members
@@ -220,19 +221,13 @@ def member_names(keys: Iterable[str]) -> list[str]:
     numbers: dict[str, int] = {}
     out = []
     for key in keys:
-        name = base = _member_name(key)
+        name = base = member_name(key)
         while name in taken:
             numbers[base] = numbers.get(base, 1) + 1
             name = f"{base}-{numbers[base]}"
         taken.add(name)
         out.append(name)
     return out
-
-
-def _member_name(key: str) -> str:
-    """The key as a name inside a tar: it cannot leave the folder it is unpacked in, and has no dot."""
-    *folders, base = [part for part in key.split("/") if part not in ("", ".", "..")] or ["_"]
-    return "/".join([*folders, base.replace(".", "%2E")])
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

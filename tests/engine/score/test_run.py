@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import danqing.engine.score.loop
+from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import curate, decide_run, score_inputs, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
@@ -65,6 +67,51 @@ def tree(folder: Path) -> dict[str, bytes]:
     kinds = ("scores", "features", "verdicts", "shards")
     files = [p for kind in kinds for p in sorted((folder / kind).glob("[!.]*"))] + [folder / "kept_uids.npy"]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def test_damage_is_stored_told_and_counted(
+    make_shard: Make, plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(2):
+        make_shard(samples(10 * number, 3), f"in/{number}.tar")
+    (folder / "0.tar").write_bytes((folder / "0.tar").read_bytes()[:-12000])
+    (folder / "none.tar").write_bytes(b"no tar" * 500)
+    (folder / "gone.tar").symlink_to("nothing")
+    command = ["score", str(folder), "-o", str(tmp_path / "out"), "--recipe", str(tmp_path / "plain.yaml")]
+    for _ in range(2):  # also of a run that is finished
+        assert main([*command, "--strict"]) == 3
+        printed = capsys.readouterr().out
+        assert "Damaged input, 3 places" in printed and "gone.tar: a link to a file that does not exist" in printed
+        stored = json.loads((tmp_path / "out" / "damaged.json").read_text())
+        assert [Path(entry["file"]).name for entry in stored] == ["gone.tar", "0.tar", "none.tar"]
+        assert "cut off" in stored[1]["problem"] and stored[1]["place"].startswith("byte ")
+    assert main(command) == 0
+    run = Run.open(tmp_path / "out")
+    assert [pq.read_metadata(run.scores_path(number)).num_rows for number in range(3)] == [2, 3, 0]
+    assert "damaged: " in (tmp_path / "out" / "run.log").read_text()
+    shutil.rmtree(tmp_path / "out")
+    (folder / "gone.tar").unlink()
+    (folder / "none.tar").unlink()
+    make_shard(samples(0, 3), "in/0.tar")
+    assert main([*command, "--strict"]) == 0 and not (tmp_path / "out" / "damaged.json").exists()
+
+
+def test_encodings_are_noted(make_shard: Make, plain_recipe: Recipe, tmp_path: Path) -> None:
+    path = make_shard({"a.jpg": picture(1), "a.txt": GOOD.encode("gbk"), "b.jpg": picture(2), "b.txt": GOOD})
+    run, _ = score_inputs([str(path)], tmp_path / "out", plain_recipe, Settings())
+    assert {row["caption"] for row in rows_of(run).values()} == {GOOD}
+    assert run.manifest["encodings"] == {"gb18030": 1}
+    assert "1 texts read as gb18030" in (tmp_path / "out" / "run.log").read_text()
+
+
+def test_rows_that_cannot_be_read_have_an_error(make_shard: Make, plain_recipe: Recipe, tmp_path: Path) -> None:
+    path = make_shard({"a.jpg": picture(1), "a.txt": GOOD, "b.jpg": picture(2), "b.json": "{", "c.heic": b"x"})
+    run, funnel, _ = curate([str(path)], tmp_path / "out", plain_recipe, Settings())
+    errors = {key: row["error"] for key, row in rows_of(run).items()}
+    assert errors["a"] is None and errors["b"].startswith(".json: not valid JSON") and ".heic" in errors["c"]
+    assert funnel.kept == 1
 
 
 def test_every_row_has_scores_or_a_reason(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:

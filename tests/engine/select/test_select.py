@@ -326,7 +326,7 @@ def test_a_truncated_gz_file_keeps_its_complete_rows(plain_recipe: Recipe, tmp_p
     path.write_bytes(gzip.compress(lines.encode())[:-2000])
     chosen = select([str(path)], tmp_path / "out", plain_recipe)
     assert 0 < chosen.funnel.kept < 2000
-    assert "the file ends here" in verdicts(chosen)[-1]["error"]
+    assert "cut off here" in verdicts(chosen)[-1]["error"]
 
 
 def test_the_command(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], plain_recipe: Recipe) -> None:

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from danqing.engine.core.columns import READ_ERROR
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.sources import Layout, Source, find_shards, first_rows, open_shard
+from danqing.engine.sources import Layout, Source, check_parts, find_shards, first_rows, open_shard
 from danqing.engine.sources.inputs import expand
 from tests.conftest import picture
 
@@ -73,8 +72,8 @@ def test_keys_can_be_chosen_and_captions_lie_in_json(make_shard: Make) -> None:
 
 def test_bad_metadata_is_carried_as_such(make_shard: Make) -> None:
     samples = list(opened(make_shard({"a.json": "{broken", "b.json": "[1]"})))
-    assert "not valid JSON" in samples[0].metadata["metadata_error"]
-    assert samples[1].metadata == {"metadata_error": "a JSON list, not an object"}
+    assert ".json: not valid JSON" in samples[0].error
+    assert samples[1].error == ".json: a JSON list, not an object" and samples[1].metadata == {}
 
 
 def test_a_tar_cut_short_keeps_its_whole_members(make_shard: Make) -> None:
@@ -93,14 +92,18 @@ def test_a_broken_header_is_no_end(make_shard: Make) -> None:
     raw[third + 130] ^= 1
     path.write_bytes(raw)
     shard = open_shard(find_shards([str(path)])[0], Layout())
-    assert shard.damage == f"no tar header at byte {third}" and [sample.key for sample in shard] == ["0", "1"]
+    assert [entry.place for entry in shard.damage] == [f"byte {third}"] and [sample.key for sample in shard] == [
+        "0",
+        "1",
+    ]
 
 
 def test_a_file_that_is_no_tar_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(b"no tar at all" * 100)
-    with pytest.raises(DanqingError, match=r"x\.tar: cannot be read as a tar"):
-        opened(path)
+    assert len(opened(path)) == 0 and "x.tar: cannot be read as a tar" in str(opened(path).damage[0])
+    with pytest.raises(DanqingError, match=r"no input can be read: .*x\.tar: cannot be read as a tar"):
+        check_parts(find_shards([str(path)]), Layout())
 
 
 def test_inputs_are_checked(tmp_path: Path, make_shard: Make) -> None:
@@ -141,7 +144,7 @@ def test_parquet_with_bytes_or_structs_or_names(tmp_path: Path) -> None:
     assert (second.image, second.image_extension, second.caption) == (pictures[1], "", "")
     first, second = opened(named)
     assert (first.image, first.key, first.image_extension) == (pictures[0], "b/x.1", "jpg")
-    assert second.image == b"" and "none.jpg: No such file" in second.metadata[READ_ERROR]
+    assert second.image == b"" and "none.jpg: No such file" in second.error
 
 
 def test_other_pictures_of_a_row_are_no_metadata(tmp_path: Path) -> None:
@@ -169,7 +172,7 @@ def test_a_broken_row_group_costs_its_own_rows(tmp_path: Path) -> None:
         file.write(b"\xff" * 40)
     samples = list(opened(path))
     assert [s.image == picture(i) for i, s in enumerate(samples)] == [True] * 3 + [False] * 3 + [True] * 3
-    assert all("row group 1 is broken" in s.metadata[READ_ERROR] for s in samples[3:6])
+    assert all("row group 1 is broken" in s.error for s in samples[3:6])
 
 
 def test_tables_that_name_pictures(tmp_path: Path) -> None:
@@ -184,10 +187,10 @@ def test_tables_that_name_pictures(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text("\n".join(lines))
     first, second, third = opened(tmp_path)  # Hugging Face's name for such a table speaks for its folder
     assert (first.image, first.caption, first.key, first.metadata) == (picture(1), "一", "cats/1", {"n": "7"})
-    assert "line 3: 1 fields" in second.metadata[READ_ERROR] and third.caption == "二, 三" and third.image == b""
+    assert "line 3: 1 fields" in second.error and third.caption == "二, 三" and third.image == b""
     first, second, third = opened(tmp_path / "other.jsonl")
-    assert first.image == picture(1) and "line 2: not valid JSON" in second.metadata[READ_ERROR]
-    assert "is not text but 5" in third.metadata[READ_ERROR]
+    assert first.image == picture(1) and "line 2: not valid JSON" in second.error
+    assert "is not text but 5" in third.error
 
 
 def test_a_table_without_the_columns_is_refused_at_once(tmp_path: Path) -> None:
@@ -235,7 +238,9 @@ def test_folders_that_say_too_little_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "t.csv").write_text("file_name,text\npipe.jpg,一\n/dev/zero,二\n")
-    assert ["not a file" in s.metadata[READ_ERROR] for s in opened(tmp_path / "t.csv")] == [True, True]
+    everywhere = Layout(follow_links=True)
+    assert ["not a file" in str(s.error) for s in opened(tmp_path / "t.csv", everywhere)] == [True, True]
+    assert ["--follow-links" in str(s.error) for s in opened(tmp_path / "t.csv")] == [False, True]
 
 
 def test_a_limit_cuts_every_kind_of_input(make_shard: Make, tmp_path: Path) -> None:

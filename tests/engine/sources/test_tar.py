@@ -64,7 +64,8 @@ PLAIN = {
     "one key twice": tar_of("a.jpg", "a.jpg", "a.txt"),
     "empty files": tar_of("a.jpg", "b.jpg", size=0),
     "no members": tar_of(),
-    "garbage behind the end": tar_of(*NAMES, tail=b"garbage" * 999),
+    "joined archives": USTAR + tar_of("z.jpg"),
+    "joined archives with padding": USTAR + bytes(5 * BLOCK) + tar_of("z.jpg") + bytes(BLOCK),
     "name that is not UTF-8": edited(USTAR, 0, b"\xff\xfe.txt"),
     "a prefix that begins with NUL": edited(USTAR, 345, b"\0x"),
     "read in windows": tar_of(*(f"{n}.txt" for n in range(40)), size=1),
@@ -95,6 +96,8 @@ OTHERS = {
     "mode that is no number": edited(USTAR, 100, b"rw-r--r"),
     "user that is no number": edited(USTAR, 108, b"0 0"),
     "device that is no number": edited(USTAR, 329, b"9"),
+    "garbage behind the end": tar_of(*NAMES, tail=b"garbage" * 999),
+    "joined archives, the second cut": USTAR + USTAR[:2000],
     "no end": USTAR[: USTAR.rindex(b"F") + 300],
     "a file of zeros": bytes(400),
     "empty": b"",
@@ -114,7 +117,7 @@ def outcome(function: Callable[[Path], object], path: Path) -> object:
 def test_plain_tars_are_walked(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(PLAIN[name])
-    assert walk_plain(path) == walk_tarfile(path)[0] and walk_tarfile(path)[1] is None
+    assert walk_plain(path) == walk_tarfile(path).members and not walk_tarfile(path).damage
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -165,12 +168,12 @@ def test_changed_tars_are_read_as_tarfile_reads_them(tmp_path: Path) -> None:
 def test_an_absurd_size_ends_the_tar_and_nothing_else(tmp_path: Path, size: bytes, kind: bytes) -> None:
     path = tmp_path / "absurd.tar"
     path.write_bytes(edited(edited(USTAR, 124, size), 156, kind))
-    members, damage = read_members(path)
-    assert [name for name, _, _ in members] == ["a.jpg"] and damage
+    index = read_members(path)
+    assert [name for name, _, _ in index.members] == ["a.jpg"] and index.damage
     path.write_bytes(path.read_bytes()[1536:])  # now the first member's
     try:
-        members, damage = read_members(path)
-        assert members == [] and damage
+        index = read_members(path)
+        assert index.members == [] and index.damage
     except tarfile.ReadError:
         pass
 
@@ -179,7 +182,7 @@ def test_many_headers_are_checked_in_parts(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(walks, "CHECKED_TOGETHER", 2)
     path = tmp_path / "a.tar"
     path.write_bytes(USTAR)
-    assert walk_plain(path) == walk_tarfile(path)[0]
+    assert walk_plain(path) == walk_tarfile(path).members
     path.write_bytes(edited(USTAR, 0, b"b", sign=False))
     assert walk_plain(path) is None
 

@@ -26,7 +26,7 @@ class Brightness(Stage):
 
 
 def test_every_column_is_declared_once_and_made_by_a_stage() -> None:
-    groups = (columns.READ, COMPUTED, columns.SCORED, columns.UNREAD, columns.VERDICTS, columns.WRITTEN)
+    groups = (columns.READ, COMPUTED, columns.SCORED, columns.VERDICTS, columns.WRITTEN)
     assert len(COLUMNS) == sum(map(len, groups))
     made = [name for stage in CATALOGUE for name in stage.produces]
     assert sorted(made) == sorted(column.name for column in COMPUTED)

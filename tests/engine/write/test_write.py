@@ -98,7 +98,8 @@ def test_keys_never_lead_out_of_a_tar_and_have_one_dot(tmp_path: Path, plain_rec
     (tmp_path / "a").mkdir()
     (tmp_path / "cat.1.jpg").write_bytes(picture(1))
     (tmp_path / "a" / "t.csv").write_text(f"file_name,text\n../cat.1.jpg,{GOOD}\n", encoding="utf-8")
-    run, _, _ = curate([str(tmp_path / "a" / "t.csv")], tmp_path / "out", plain_recipe, Settings())
+    settings = Settings(layout=Layout(follow_links=True))
+    run, _, _ = curate([str(tmp_path / "a" / "t.csv")], tmp_path / "out", plain_recipe, settings)
     with tarfile.open(run.tar_path(0)) as tar:
         assert tar.getnames() == ["cat%2E1.jpg", "cat%2E1.txt", "cat%2E1.json"]
 

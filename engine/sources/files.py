@@ -1,0 +1,73 @@
+"""Files that an input names: read only below the input's folder, only if they are files, and only up to a size."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from functools import lru_cache
+from pathlib import Path
+
+from danqing.engine.core.names import printable
+from danqing.engine.sources.text import SampleError
+
+FOLLOW = "--follow-links reads it"
+
+
+def read_file(folder: str, name: str, limit: int, follow_links: bool = False) -> bytes:
+    """Reads a file of an input.
+
+    Args:
+        folder: the input's folder.
+        name: the file's path, relative to the folder.
+        limit: largest size in bytes.
+        follow_links: also read files outside the folder.
+
+    Raises:
+        SampleError: it does not exist, is larger, is no file (reading a pipe need not end), or lies outside the folder,
+            by its name or by a link.
+    """
+    path = name if name.startswith("/") else f"{folder}/{name}"
+    try:
+        inside = follow_links or is_inside(folder, path)
+        if not inside:
+            raise SampleError(f"{printable(path)}: outside the input's folder; {FOLLOW}")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as problem:
+        # A socket cannot be opened.
+        reason = getattr(problem, "strerror", None) or str(problem)
+        is_socket = getattr(problem, "errno", None) == errno.ENXIO
+        raise SampleError(f"{printable(path)}: {'not a file' if is_socket else printable(reason)}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise SampleError(f"{printable(path)}: not a file")
+        if status.st_size > limit:
+            raise SampleError(f"{printable(path)}: {status.st_size:,} bytes; at most {limit:,} are read")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(limit)
+    except OSError as problem:
+        raise SampleError(f"{printable(path)}: {problem.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def is_inside(folder: str, path: str) -> bool:
+    """Whether a path leads into the folder when all links are followed."""
+    parent, _, base = path.rpartition("/")
+    if base in ("", ".", "..") or Path(path).is_symlink():
+        real = os.path.realpath(path)
+    else:
+        real = f"{_real(parent or '.')}/{base}"
+    root = _real(folder or ".")
+    return real == root or real.startswith(root.rstrip("/") + "/")
+
+
+@lru_cache(1024)  # a table names many files of few folders
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def clear_cache() -> None:
+    """Forgets where links lead, which may have changed."""
+    _real.cache_clear()
