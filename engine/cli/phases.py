@@ -279,19 +279,10 @@ def _print_scored(run: Run, spans: Spans) -> None:
         print(f"{profile['verdict']} More in {run.folder / 'profile' / 'profile.html'}")
     for reason in run.manifest.get("refused_engines", {}).values():
         print(f"Scored without an engine that is in use: {reason}")
-    _print_engines(run)
     for encoding, count in run.manifest.get("encodings", {}).items():
         print(f"Read as {encoding}: {count:,} texts; --encoding names another")
     for line in summary(run.folder, read_damage(run.folder)):
         print(line)
-
-
-def _print_engines(run: Run) -> None:
-    """Says which models were run by several engines, so that scores of different shards are not quite comparable."""
-    from danqing.engine.score.settling import describe_engines
-
-    for line in describe_engines(run.manifest.get("engines", {})):
-        print(f"Scored by several engines: {line}")
 
 
 def _status(run: Run, strict: bool) -> int:
@@ -342,7 +333,6 @@ def decide(
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}, notes):
         return
     print_funnel(funnel)
-    _print_engines(opened)
     print(f"Next: {shlex.join(['danqing', 'write', str(run)])}")
     out.print_notes(notes)
 

@@ -127,14 +127,14 @@ def _names_beside(names: Iterable[str], taken: tuple[str, ...]) -> list[str]:
 
 def _check_tar(file: Path, written: dict[str, str], path: Path) -> None:
     """Compares a tar with what was written: names, hashes of the contents, and that every .json is JSON."""
-    members, damage = read_members(file)
-    if damage:
-        _refuse(path, damage)
-    if [name for name, _, _ in members] != list(written):
-        _refuse(path, f"it has {len(members)} members, {len(written)} were written, or their names differ")
+    index = read_members(file)
+    if index.damage:
+        _refuse(path, " ".join(index.damage[0]))
+    if [name for name, _, _ in index.members] != list(written):
+        _refuse(path, f"it has {len(index.members)} members, {len(written)} were written, or their names differ")
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        for name, offset, size in members:
+        for name, offset, size in index.members:
             content = os.pread(descriptor, size, offset)
             if xxhash.xxh128_hexdigest(content) != written[name]:
                 _refuse(path, f"{name} has other bytes")

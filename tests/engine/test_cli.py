@@ -7,7 +7,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from danqing.engine.report.notes import run_notes
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.versions import SCORING_VERSIONS
-from danqing.engine.score.ledger import ENGINES
 from danqing.engine.sources import Layout, Shard
 from danqing.trt_models.engines import MAX_FLIPS, MIN_COSINE
 from tests.conftest import RECIPE_WITHOUT_NETWORKS, picture
@@ -207,15 +206,10 @@ def test_a_few_errors_are_counted_and_most_of_them_named(plain_recipe: Recipe, t
 
     assert notes([None] * 20) == notes([]) == []
     assert notes(["x", *[None] * 19]) == ["1 of 20 rows have an error (5.0%); see the column error of scores/"]
-    engines = [{"text_safety": "a" * 64}, {"text_safety": "b" * 64}, {"text_safety": "a" * 64}]
-    shards = [replace(shard, number=number) for number in range(3)]
-    mixed = Run.create_or_resume(tmp_path / "mixed", shards, plain_recipe, Layout(), {})
-    mixed.scores_path(0).parent.mkdir()
-    for number, running in enumerate(engines):
-        schema = pa.schema([("error", pa.string())], metadata={ENGINES: json.dumps(running)})
-        pq.write_table(schema.empty_table(), mixed.scores_path(number))
-    (note,) = run_notes(mixed)
-    assert "text_safety was scored by several engines: aaaaaaaaaaaa (2 shards), bbbbbbbbbbbb (1 shards)" in note
+    run.manifest["engines"] = {"text_safety": {"a" * 64: 2, "b" * 64: 1}}
+    (note,) = notes([None])
+    assert note == f"scored by several engines: text_safety: 2 shards by {'a' * 12}, 1 shards by {'b' * 12}"
+    run.manifest.pop("engines")
     assert notes(["x", "y" * 200, "y" * 200, *[None] * 17]) == [
         f"warning: 3 of 20 rows have an error (15.0%); 2 of them: {'y' * 119}…"
     ]
