@@ -27,6 +27,7 @@ from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, is_unused, write_json
+from danqing.engine.core.memory import text_bytes
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
@@ -231,7 +232,8 @@ class Judged:
             rows = usable[start : start + BATCH_ROWS]
             urls, captions = self.part.urls.take(pa.array(rows)), self.part.captions.take(pa.array(rows))
             texts = {"url": urls.to_pylist(), "caption": captions.to_pylist()}
-            yield Batch({"row": rows, **texts, "error": [None] * len(rows)})
+            size = np.array([text_bytes(caption, {}) for caption in texts["caption"]], np.int64)
+            yield Batch({"row": rows, **texts, "text_bytes": size, "error": [None] * len(rows)})
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows that leave the stages; see `engine.score.loop.RowSink`."""
