@@ -81,7 +81,7 @@ def score_inputs(
     if not waiting and run.manifest["counts"]:
         _collect_damage(run, damage)
         return run, Spans()
-    if run.manifest["counts"]:  # some scores were removed: the run is not settled until they are there again
+    if run.manifest["counts"]:  # scores were removed, so the run is not settled any more
         run.manifest["counts"] = {}
         run.save()
     started = time.monotonic()
@@ -98,7 +98,7 @@ def score_inputs(
 
 
 def _collect_damage(run: Run, damage: list[Damage]) -> None:
-    """Writes damaged.json, of what was met while inputs were looked for and while they were read; notes encodings."""
+    """Writes damaged.json, with the damage of the search for inputs and of all shards; notes encodings in run.json."""
     encodings = Counter[str]()
     for shard in run.shards:
         found, used = read_report(run.scores_path(shard.number))
@@ -126,7 +126,7 @@ def decide_run(
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: host threads; None for all cores.
         progress: opens the listener to the phase.
-        force: decide though the recipe names other models than those that scored.
+        force: decide although the recipe names other models than those that scored.
 
     Returns:
         What each criterion dropped.
@@ -135,6 +135,7 @@ def decide_run(
         DanqingError: shards or columns without scores, or other models.
     """
     with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
+        settle(run)  # not yet done if the scoring was killed after its last shard
         funnel = decide(run, recipe, opened, listener, force)
         _move_stale(run, listener)
     return funnel
@@ -177,7 +178,7 @@ def merge_runs(
 
 @lock_output
 def write_run(run: Run, options: WriteOptions | None = None, progress: OpenProgress = ProgressBar) -> int:
-    """WRITE: copies the kept pairs into shards and writes card and report; what is there for these verdicts stays.
+    """WRITE: copies the kept pairs into shards, writes card and report; keeps files made from the same verdicts.
 
     Args:
         run: a decided run.

@@ -1,6 +1,6 @@
 """The input's own fields, carried through a run as columns: their names, and one type for each.
 
-Names follow one rule that depends on nothing but the name (`carried_name`), so no two fields of a row share a column.
+A field's column name depends on the field's name only (`carried_name`), so no two fields of a row share a column.
 Types are found from the values (`common_type`) and joined over the shards of a run (`join`). Values without a common
 type, and values that Parquet cannot hold, are stored as JSON text.
 """
@@ -17,22 +17,20 @@ from typing import Any
 import pyarrow as pa
 
 from danqing.engine.core.columns import COLUMNS, SCORED, VERDICTS
+from danqing.engine.core.escape import SURROGATES, valid_text
 
 PREFIX = "input_"
 RESERVED = frozenset({*COLUMNS, "text"})
-"""Names that no carried column has: the engine's columns, of this run or not, and those of written Parquet files."""
+"""Names that no carried column may have: all columns of the engine, and those of written Parquet files."""
 IDENTITY = ("uid", "url")
-"""Fields that become columns of the engine. The input's value is carried only where the column has another one."""
+"""Fields that become columns of the engine. The input's value is carried only where it differs from the column's."""
 JSON_TEXT = {b"danqing.encoding": b"json"}
 """Metadata of a column whose values are JSON text."""
 MAX_DEPTH = 32
 """Levels of a nested column; deeper values are JSON text. Parquet files of more than 100 levels cannot be read."""
 MAX_MEMBERS = 256
 """Members of a nested column; values with more names are JSON text, since each name would be a column."""
-MAX_JSON_DEPTH = 200
-"""Levels of a value that is carried at all; Python's JSON encoder fails somewhat below 1,000."""
 UID = re.compile("[0-9a-f]{32}")
-SURROGATE = re.compile("[\ud800-\udfff]")
 RFC_4122 = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _OWN = {"shard": str, "row": int, "key": str, "uid": str, "image_bytes": int}
@@ -132,19 +130,6 @@ def json_text(value: Any) -> str:
         return json.dumps(_storable(value), default=str)
 
 
-def depth(value: Any) -> int:
-    """Counts the levels of lists and objects in a JSON value.
-
-    >>> depth(1), depth({"a": [1]})
-    (0, 2)
-    """
-    levels, found = 0, [value]
-    while found := [item for item in found if isinstance(item, list | dict)]:
-        levels += 1
-        found = [part for item in found for part in (item.values() if isinstance(item, dict) else item)]
-    return levels
-
-
 def carried_table(records: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Makes a table of carried fields.
 
@@ -241,7 +226,7 @@ _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.stri
 
 
 def join(a: pa.DataType | None, b: pa.DataType | None) -> pa.DataType | None:
-    """Joins two types of `common_type`: the smallest type that holds both, in whatever order types are joined.
+    """Joins two types of `common_type` to the smallest type that holds both; the order of joining makes no difference.
 
     >>> join(pa.int64(), pa.float64()), join(pa.null(), pa.list_(pa.null())), join(pa.string(), pa.int64())
     (DataType(double), ListType(list<item: null>), None)
@@ -281,7 +266,7 @@ def _struct(members: Mapping[str, pa.DataType | None]) -> pa.DataType | None:
 def _storable(value: Any) -> Any:
     """Replaces what a file cannot hold: lone surrogates by U+FFFD, and non-finite numbers by null, as pandas does."""
     if isinstance(value, str):
-        return _utf8(value)
+        return valid_text(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
@@ -291,13 +276,9 @@ def _storable(value: Any) -> Any:
     return value
 
 
-def _utf8(text: str) -> str:
-    return SURROGATE.sub("\ufffd", text)
-
-
 def _escaped(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _is_utf8(text: str) -> bool:
-    return not SURROGATE.search(text)
+    return not SURROGATES.search(text)

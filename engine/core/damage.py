@@ -1,4 +1,4 @@
-"""Damage: what of an input could not be read, although the run goes on."""
+"""Damage: places of an input that cannot be read. They do not stop the run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from danqing.engine.core.escape import printable
 from danqing.engine.core.files import write_json
-from danqing.engine.core.names import printable
 
 DAMAGED = "damaged.json"
-"""In a run's folder: all damage of its inputs."""
+"""Name of the file in a run's folder that lists all damage of its inputs."""
 METADATA = b"danqing.damage"
-"""In the metadata of a shard's scores: the damage that was met while the shard was read."""
+"""Key in the metadata of a shard's scores: the damage found when the shard was read."""
 MAX_PRINTED = 5
 
 
@@ -39,18 +39,18 @@ class Damage:
 
     @classmethod
     def at(cls, file: Path | str, place: str, problem: object) -> Damage:
-        """Makes damage whose texts can be stored and printed whatever the names of files and members are."""
+        """Makes damage from names and problems with any characters; its texts can be stored and printed."""
         return cls(printable(file), printable(place), printable(problem))
 
 
 def to_metadata(damage: Iterable[Damage]) -> dict[bytes, bytes]:
-    """The entry of a schema's metadata that holds the damage; none without damage."""
+    """Returns the entry of a schema's metadata that holds the damage; an empty dict without damage."""
     found = [asdict(entry) for entry in damage]
     return {METADATA: json.dumps(found).encode()} if found else {}
 
 
 def from_metadata(metadata: dict[bytes, bytes] | None) -> list[Damage]:
-    """Reads what `to_metadata` has made."""
+    """Reads the damage that `to_metadata` stored."""
     return [Damage(**entry) for entry in json.loads((metadata or {}).get(METADATA, b"[]"))]
 
 
@@ -64,13 +64,13 @@ def write_damage(folder: Path, damage: list[Damage]) -> None:
 
 
 def read_damage(folder: Path) -> list[Damage]:
-    """Reads a run's damaged.json; no file, no damage."""
+    """Reads a run's damaged.json; without the file there is no damage."""
     path = folder / DAMAGED
     return [Damage(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
 
 
 def summary(folder: Path, damage: list[Damage]) -> list[str]:
-    """Lines for the terminal: how much is damaged, and the first of it."""
+    """Returns lines for the terminal: the number of damaged places, and the first ones."""
     if not damage:
         return []
     places = "1 place" if len(damage) == 1 else f"{len(damage):,} places"

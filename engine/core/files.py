@@ -1,4 +1,4 @@
-"""Atomic writing of files, what killed processes leave behind, reading of JSON files, and the cache folder."""
+"""Atomic writing of files, removal of unfinished ones, JSON files, and the cache folder."""
 
 from __future__ import annotations
 
@@ -156,7 +156,8 @@ def writing_cache() -> Iterator[None]:
 def building(folder: Path, what: str) -> Iterator[None]:
     """Holds the lock of what one process builds in the cache while others wait, during a `with` block.
 
-    The block looks first whether the folder is there by now. What killed processes left beside it is removed.
+    The block must first check whether another process has built the folder. Files that killed processes left beside it
+    are removed.
 
     Args:
         folder: appears when it is built.
@@ -177,7 +178,7 @@ def building(folder: Path, what: str) -> Iterator[None]:
 
 
 def exchange(made: Path, folder: Path) -> None:
-    """Puts a folder in the place of another one in one step, so that no process finds neither; swaps their names.
+    """Swaps the names of two folders in one step, so that every process finds one of them under each name.
 
     Raises:
         OSError: the kernel or the file system cannot do it.

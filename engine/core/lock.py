@@ -1,4 +1,4 @@
-"""Locks between processes. The kernel releases a lock when its process ends, however it ends."""
+"""Locks between processes. The kernel releases a lock when its process ends, also if it is killed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LockHeldError(Exception):
     """Another process holds the lock.
 
     Attributes:
-        holder: says which one.
+        holder: description of that process.
     """
 
     def __init__(self, holder: str) -> None:

@@ -1,4 +1,4 @@
-"""Names of the input, which anyone may have chosen, as names inside an archive and as text for people."""
+"""Keys and file names of the input: as names inside an archive, unique, and as text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ def member_name(key: str) -> str:
     r"""The key as a name inside an archive, without an extension.
 
     The name stays below the folder that the archive is unpacked in, its base name has no dot, and no part is longer
-    than file systems allow. Different keys can get equal names; keys of samples are unique in this form
-    (`engine.sources.keys`).
+    than file systems allow. Different keys can get equal names; `unique_key` prevents this.
 
     >>> member_name("../a/./v1.0"), member_name("C:\\x"), member_name("")
     ('a/v1%2E0', 'C%3A%5Cx', '_')
@@ -30,6 +29,27 @@ def member_name(key: str) -> str:
     *folders, base = [part for part in key.split("/") if part not in ("", ".", "..")] or ["_"]
     parts = [*(_escaped(folder, keep=".") for folder in folders), _escaped(base)]
     return "/".join(map(_shortened, parts))
+
+
+def unique_key(key: str, taken: dict[str, int]) -> str:
+    """Returns a key whose member name no earlier key has: the key, with `_1`, `_2`, … at its end if needed.
+
+    Args:
+        key: a key of the input.
+        taken: member names of the keys so far → last number that was tried for them; receives the key's name. The
+            caller starts with an empty one.
+
+    >>> taken = {}
+    >>> [unique_key(key, taken) for key in ("cat", "x/../cat", "cat_1", "cat", "./cat")]
+    ['cat', 'x/../cat', 'cat_1', 'cat_2', './cat_3']
+    """
+    unique, name = key, (base := member_name(key))
+    while name in taken:
+        taken[base] += 1
+        unique = f"{key}_{taken[base]}"
+        name = member_name(unique)
+    taken[name] = 0
+    return unique
 
 
 def _escaped(part: str, keep: str = "") -> str:
@@ -61,13 +81,3 @@ def readable_name(name: str) -> str:
         except UnicodeError:
             return name.encode("utf-8", "backslashreplace").decode()
     return name
-
-
-def printable(text: object) -> str:
-    r"""Text for a terminal or a log: control characters and lone surrogates become escapes.
-
-    >>> printable("a\x1b[31m")
-    'a\\x1b[31m'
-    """
-    valid = readable_name(str(text))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in valid)

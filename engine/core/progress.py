@@ -16,7 +16,7 @@ class Progress(Protocol):
         """`rows` more rows are finished."""
 
     def say(self, line: str) -> None:
-        """Tells the user something that the phase did beside its work."""
+        """Shows the user a line about something unusual that the phase did."""
 
 
 class OpenProgress(Protocol):

@@ -1,8 +1,7 @@
-"""One schema for several tables: their columns, with types that can hold the values of all of them."""
+"""One schema to read the files of a run while it is being scored; `engine.score.settling` gives them one at its end."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -33,31 +32,3 @@ def _common_type(*types: pa.DataType) -> pa.DataType:
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except pa.ArrowTypeError:
         return pa.string()
-
-
-def cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Gives a table the columns and types of a schema (`common_schema`).
-
-    Args:
-        table: its columns are columns of the schema.
-        schema: the columns to return; those that the table lacks are null.
-
-    Returns:
-        The table. Values that are not text become JSON text where the schema has text.
-    """
-    columns = []
-    for field in schema:
-        if field.name not in table.column_names:
-            columns.append(pa.nulls(len(table), field.type))
-        elif table[field.name].type != field.type:
-            columns.append(_cast(table[field.name], field.type))
-        else:
-            columns.append(table[field.name])
-    return pa.table(columns, schema=schema)
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
-    if pa.types.is_string(kind) and not pa.types.is_null(column.type):
-        values = (None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in column.to_pylist())
-        return pa.array(values, kind)
-    return column.cast(kind)

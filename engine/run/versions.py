@@ -1,4 +1,4 @@
-"""What scores depend on besides input, recipe and models: the engine's code, and versions of libraries."""
+"""Versions that scores depend on besides input, recipe and models: of the engine's code and of libraries."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ SCORING_VERSIONS = {
     "tensorrt": "runs the models",
     "torch": "runs the models",
 }
-"""A change of one of these can change scores; what it does. A run is resumed with other ones by `--force` only."""
+"""Versions whose change can change scores → what they do. Resuming a run with other ones needs `--force`."""
 OTHER_VERSIONS = ("cupy-cuda13x", "numpy", "numba", "numba-cuda", "pyarrow")
-"""Packages whose changes are named only: arithmetic and tables, which can differ in the last bit of a score at most."""
+"""Packages whose changes are only reported: arithmetic and tables; they can change the last bit of a score."""
 SOURCES = ("kernels", "engine/sources", "engine/stages", "trt_models/run")
 """Folders of the package with the code that computes scores. Cards and models have hashes of their own."""
 

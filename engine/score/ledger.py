@@ -20,6 +20,7 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.carried import RESERVED, carried_fields, carried_table
 from danqing.engine.core.columns import FEATURES, arrow_types
 from danqing.engine.core.damage import Damage
+from danqing.engine.core.escape import valid_text
 from danqing.engine.core.files import commit
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
@@ -28,11 +29,11 @@ from danqing.engine.sources import Shard
 from danqing.engine.stages import stored_columns
 
 ENGINES = b"danqing.engines"
-"""In the metadata of a shard's scores: what scored it, role → SHA-256."""
+"""Key in the metadata of a shard's scores: role → SHA-256 of the model or engine file that scored it."""
 FEATURES_HASH = b"danqing.features"
-"""In the metadata of a shard's scores: the XXH3 of its features, so that the scores' own hash stands for both files."""
+"""Key in the metadata of a shard's scores: XXH3 of its features, so that a hash of the scores covers both files."""
 ENCODINGS = b"danqing.encodings"
-"""In the metadata of a shard's scores: encoding → texts that were read with it, UTF-8 left out."""
+"""Key in the metadata of a shard's scores: encoding → number of texts read with it, without UTF-8."""
 READ_COLUMNS = ("row", "key", "input_key", "uid", "url", "caption", "image_hash", "image_bytes")
 """Columns that are stored as they were read, before the scores; `shard` is stored by name, in front of them."""
 OUTCOME_COLUMNS = ("gated_at", "error")
@@ -208,8 +209,8 @@ def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
     if isinstance(values, list):
         try:
             return pa.array(values, kind)
-        except UnicodeEncodeError:  # lone surrogates, which JSON can hold, are replaced
-            return pa.array([None if v is None else v.encode("utf-8", "replace").decode() for v in values], kind)
+        except UnicodeEncodeError:  # lone surrogates
+            return pa.array([None if value is None else valid_text(value) for value in values], kind)
     if pa.types.is_floating(kind):
         values = values.astype(kind.to_pandas_dtype(), copy=False)  # three times as fast as Arrow's cast
         values = np.where(np.isfinite(values), values, np.nan)

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 
 from danqing.engine.core.batch import Batch, pack
-from danqing.engine.core.carried import MAX_JSON_DEPTH, depth, input_key
 from danqing.engine.core.columns import ENCODED, SHARD_COLUMNS
 from danqing.engine.core.logs import log
 from danqing.engine.core.memory import Memory, text_bytes
@@ -76,7 +75,7 @@ def score(
         batches = read(shards_until_engine_change(chain([shard], shards), context), run.layout, ledger, context.memory)
         batches = spans.timed("read", batches, lambda batch: batch.bytes((ENCODED, "caption")))
         run_stages(batches, plan, context, ledger, spans, gated, room)
-        # Not written here: several workers would overwrite each other's notes.
+        # The parent writes the manifest: several workers would overwrite each other's notes.
         if context.models.refused:
             run.manifest.setdefault("refused_engines", {}).update(context.models.refused)
         context.models.reopen(context.device)
@@ -151,24 +150,13 @@ def batches_of(shard: Shard, source: Iterable[Sample], memory: Memory) -> Iterat
         if rows and (len(rows) == READ_ROWS or size + len(sample.image) + text > memory.encoded):
             yield _batch(rows)
             rows, size = [], 0
-        own_key = sample.input_key or input_key(sample.metadata, sample.key, len(sample.image))
-        identity = (shard.number, row, sample.key, own_key, sample.uid, url if isinstance(url, str) else None)
+        own_url = url if isinstance(url, str) else None
+        identity = (shard.number, row, sample.key, sample.input_key, sample.uid, own_url)
         picture = (sample.image, sample.image_hash, len(sample.image))
-        metadata, error = _without_deep_fields(sample.metadata)
-        rows.append((*identity, sample.caption, *picture, text, metadata, sample.error or error))
+        rows.append((*identity, sample.caption, *picture, text, sample.metadata, sample.error))
         size += len(sample.image) + text
     if rows:
         yield _batch(rows)
-
-
-def _without_deep_fields(metadata: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Leaves out the fields that no JSON encoder writes again; returns the others, and the row's error or None."""
-    nested = [name for name, value in metadata.items() if isinstance(value, list | dict)]
-    deep = [name for name in nested if depth(metadata[name]) > MAX_JSON_DEPTH]
-    if not deep:
-        return metadata, None
-    problem = f"the field {deep[0][:40]!r} has more than {MAX_JSON_DEPTH} nested levels"
-    return {name: value for name, value in metadata.items() if name not in deep}, problem
 
 
 def _batch(rows: list[tuple[Any, ...]]) -> Batch:

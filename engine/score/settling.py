@@ -1,8 +1,8 @@
-"""Settles a run whose shards are all scored: one schema for all shards, and what scored them.
+"""Settles a run whose shards are all scored: gives the shards one schema, and notes which engines scored them.
 
-A shard is written as soon as it is scored, when the fields of later shards are not known. Here the types of the carried
-fields are joined over all shards, and the shards whose schema differs are written again, so that scores/ reads as one
-dataset. The result depends on the shards only, not on their order or on what an interrupted call has rewritten.
+A shard is written when it is scored; the fields of later shards are not known then. `settle` joins the types of the
+carried fields over all shards, and writes the shards whose schema differs again, so that scores/ reads as one dataset.
+The result does not depend on the order of the shards, nor on what an interrupted call has rewritten.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from danqing.engine.run.folder import Run
 from danqing.engine.score.ledger import ENGINES
 
 LAST_FIXED = "feature_row"
-"""The last column that every shard has; the carried fields follow it."""
+"""The last of the engine's columns; the carried fields follow it."""
 
 
 def settle(run: Run) -> None:
@@ -74,9 +74,9 @@ def _fixed(schema: pa.Schema) -> list[pa.Field]:
 
 
 def _common_schema(paths: list[Path], schemas: list[pa.Schema]) -> pa.Schema:
-    """The engine's columns in the order in which they are first met, then the carried fields by name.
+    """Returns the engine's columns in order of first appearance, then the carried fields by name.
 
-    Tables without the engine's columns, of a selection, keep their order.
+    Fields of a selection's tables, which have none of the engine's columns, stay in order of first appearance.
     """
     fixed = {field.name: field for schema in schemas for field in _fixed(schema)}
     order = sorted(fixed, key=LAST_FIXED.__eq__)

@@ -1,4 +1,4 @@
-"""Source: a kind of input. A class says which files it reads and how it cuts them; an instance reads a shard."""
+"""Source: a kind of input. A class names the files that it reads and cuts them; an instance reads one shard."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import ClassVar
 from danqing.engine.core.damage import Damage
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import Layout, Sample
+from danqing.engine.sources.text import Decoder
 
 
 class Source(ABC):
@@ -21,8 +22,8 @@ class Source(ABC):
         suffixes: ends of the names of the files that the source reads; empty for the source of folders.
         is_table: whether a file lists captions beside their pictures. A folder stands for its tables only if it has no
             other files that a source reads; a table is opened when inputs are looked for, to find missing columns.
-        damage: what cannot be read and is no row; complete when the source has been read to its end.
-        encodings: encoding → texts or tables that were read with it, UTF-8 left out; complete as `damage` is.
+        damage: places of the input that cannot be read and are no rows; complete when the source was read to its end.
+        encodings: encoding → number of texts or tables read with it, without UTF-8; complete when `damage` is.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
@@ -47,7 +48,7 @@ class Source(ABC):
 
     @classmethod  # noqa: B027  # most sources have no cache
     def clear_cache(cls) -> None:
-        """Forgets what was read of earlier inputs, which may have changed."""
+        """Empties the cache of what was read, because files can change between two calls of `find_shards`."""
 
     @abstractmethod
     def __init__(self, shard: Shard, layout: Layout) -> None:
@@ -58,8 +59,13 @@ class Source(ABC):
         """
 
     def part_names(self) -> list[str]:
-        """Lists the extensions that the shard's files have, for the message that none is the wanted one."""
+        """Lists the extensions of the shard's files, for the message that the wanted one is missing."""
         return []
+
+    def decoder(self, encoding: str) -> Decoder:
+        """Makes the decoder of one iteration over the samples; it counts in `encodings`, from 0."""
+        self.encodings.clear()
+        return Decoder(encoding, self.encodings)
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -1,4 +1,4 @@
-"""Files that an input names: read only below the input's folder, only if they are files, and only up to a size."""
+"""Reads the files that an input names: regular files below the input's folder, up to a largest size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
-from danqing.engine.core.names import printable
+from danqing.engine.core.escape import printable
 from danqing.engine.sources.text import SampleError
 
 FOLLOW = "--follow-links reads it"
@@ -24,20 +24,18 @@ def read_file(folder: str, name: str, limit: int, follow_links: bool = False) ->
         follow_links: also read files outside the folder.
 
     Raises:
-        SampleError: it does not exist, is larger, is no file (reading a pipe need not end), or lies outside the folder,
-            by its name or by a link.
+        SampleError: the file does not exist, is larger than `limit`, is no regular file (reading a pipe may never end),
+            or lies outside the folder, by its name or through a link.
     """
     path = name if name.startswith("/") else f"{folder}/{name}"
     try:
-        inside = follow_links or is_inside(folder, path)
-        if not inside:
+        if not (follow_links or is_inside(folder, path)):
             raise SampleError(f"{printable(path)}: outside the input's folder; {FOLLOW}")
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as problem:
-        # A socket cannot be opened.
-        reason = getattr(problem, "strerror", None) or str(problem)
         is_socket = getattr(problem, "errno", None) == errno.ENXIO
-        raise SampleError(f"{printable(path)}: {'not a file' if is_socket else printable(reason)}") from None
+        reason = "not a file" if is_socket else getattr(problem, "strerror", None) or printable(problem)
+        raise SampleError(f"{printable(path)}: {reason}") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -69,5 +67,5 @@ def _real(folder: str) -> str:
 
 
 def clear_cache() -> None:
-    """Forgets where links lead, which may have changed."""
+    """Empties the cache of link targets, which can change."""
     _real.cache_clear()

@@ -15,12 +15,11 @@ from danqing.engine.sources.base import Source
 from danqing.engine.sources.files import FOLLOW, is_inside, read_file
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import UNREADABLE, Layout, Sample, from_members
-from danqing.engine.sources.text import Decoder
 
 METADATA_TABLES = tuple(f"metadata.{kind}" for kind in ("csv", "jsonl", "parquet"))
 """Hugging Face's names of a table that lists the pictures of its folder."""
 NOT_READ = (".tar", ".parquet", ".csv", ".jsonl", ".csv.gz", ".jsonl.gz", ".zip", ".tar.gz", ".tgz")
-"""Files that hold pairs, and that are no part of a folder of pictures."""
+"""Files that hold pairs and do not belong to a folder of pictures."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Listing:
 
     Attributes:
         pictures: sorted by folder and name.
-        tables: Hugging Face's metadata tables; the pictures of their folders are not among `pictures`.
+        tables: Hugging Face's metadata tables; the pictures of their folders are not in `pictures`.
         damage: entries that are not read.
         bytes: sizes of the pictures with their other files, in bytes.
         extensions: of all files.
@@ -72,9 +71,7 @@ class PictureFolder(Source):
         return len(self.pictures)
 
     def __iter__(self) -> Iterator[Sample]:
-        decoder = Decoder(self.layout.encoding)
-        self.encodings.clear()
-        decoder.counts = self.encodings
+        decoder = self.decoder(self.layout.encoding)
         for picture in self.pictures:
             yield from_members(picture.key, picture.files, partial(self._read, picture.files), self.layout, decoder)
 
@@ -122,7 +119,7 @@ def list_folder(folder: Path, layout: Layout) -> Listing:
     pictures_of_stem = Counter(stem for stem, _ in pictures)
     found = tuple(
         _Picture(
-            stem if pictures_of_stem[stem] == 1 else files[stem][extension],  # a.jpg and a.png are two pairs, not one
+            stem if pictures_of_stem[stem] == 1 else files[stem][extension],  # a.jpg and a.png are two pairs
             {k: v for k, v in files[stem].items() if k == extension or k not in image_extensions},
         )
         for stem, extension in pictures
@@ -137,7 +134,7 @@ def stem_of(name: str) -> str:
 
 
 def _walk(folder: Path, layout: Layout, damage: list[Damage]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yields the folders like `os.walk`, sorted, without hidden entries; follows links to folders if it may."""
+    """Yields the folders like `os.walk`, sorted and without hidden entries; the layout says if links are followed."""
     seen = set()
 
     def refuse(problem: OSError) -> None:

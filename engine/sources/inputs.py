@@ -13,8 +13,8 @@ from pathlib import Path
 
 from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.escape import printable
 from danqing.engine.core.files import refuse_address
-from danqing.engine.core.names import printable
 from danqing.engine.sources.files import FOLLOW, is_inside
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")

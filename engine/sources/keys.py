@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from danqing.engine.core.names import member_name, readable_name
+from danqing.engine.core.carried import input_key
+from danqing.engine.core.names import readable_name, unique_key
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.sample import Sample
 
@@ -12,8 +13,8 @@ from danqing.engine.sources.sample import Sample
 class UniqueKeys(Source):
     """The samples of a source with unique keys.
 
-    A key whose member name (`engine.core.names.member_name`) an earlier sample of the shard has, gets `_1`, `_2`, … at
-    its end; `Sample.input_key` then holds the input's own. The rule depends on the order of the rows only.
+    The keys are those of `unique_key`, which depend on the order of the samples only. `Sample.input_key` is set to the
+    input's own key where that is another one.
     """
 
     def __init__(self, source: Source) -> None:
@@ -31,18 +32,7 @@ class UniqueKeys(Source):
         for sample in self.source:
             if not sample.key.isascii():
                 sample.key = readable_name(sample.key)
-            name = member_name(sample.key)
-            if name in taken:
-                sample.input_key = sample.key
-                sample.key = _next_key(sample.key, name, taken)
-                name = member_name(sample.key)
-            taken[name] = 0
+            key, sample.key = sample.key, unique_key(sample.key, taken)
+            renamed = key if sample.key != key else None
+            sample.input_key = renamed or input_key(sample.metadata, key, len(sample.image))
             yield sample
-
-
-def _next_key(key: str, name: str, taken: dict[str, int]) -> str:
-    while True:
-        taken[name] += 1
-        candidate = f"{key}_{taken[name]}"
-        if member_name(candidate) not in taken:
-            return candidate

@@ -58,9 +58,7 @@ class Parquet(Source):
 
     def __iter__(self) -> Iterator[Sample]:
         folder, follow = self.shard.path.parent, self.layout.follow_links
-        self.encodings.clear()
-        decoder = Decoder(self.layout.encoding)
-        decoder.counts = self.encodings
+        decoder = self.decoder(self.layout.encoding)
         with _open(self.shard.path) as file:
             for group, first, rows in self.groups:
                 read = 0

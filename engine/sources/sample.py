@@ -13,9 +13,9 @@ import xxhash
 
 from danqing.engine.core.carried import uid_of
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.names import printable
+from danqing.engine.core.escape import printable, valid_text
 from danqing.engine.sources.files import read_file
-from danqing.engine.sources.text import Decoder, SampleError, parse_object, valid
+from danqing.engine.sources.text import Decoder, SampleError, parse_object
 
 METADATA = "json"
 """Extension of a sample's metadata."""
@@ -88,7 +88,7 @@ class Sample:
         caption: empty if it is missing.
         metadata: the input's other fields.
         error: why the sample, or a part of it, could not be read; it becomes the row's `error`.
-        input_key: the input's key, if `key` had to be made unique.
+        input_key: the input's own key where `key` differs from it; set by `engine.sources.keys`.
     """
 
     key: str
@@ -213,7 +213,7 @@ def from_record(
     if isinstance(name, str) and EXTENSION.fullmatch(extension := Path(name).suffix[1:].lower()):
         sample.image_extension = extension
     if isinstance(text, str):
-        sample.caption = valid(text)
+        sample.caption = valid_text(text)
         if len(text.encode("utf-8", "replace")) > MAX_CAPTION_BYTES:
             sample.caption, sample.error = "", f"{caption!r} is longer than {MAX_CAPTION_BYTES:,} bytes"
     elif text is not None:

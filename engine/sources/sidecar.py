@@ -1,4 +1,4 @@
-"""Failed downloads, which img2dataset lists in a table beside each shard and nowhere else."""
+"""Failed downloads, which img2dataset lists only in the table beside a shard."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FAILED = "failed"
 def failed_downloads(table: Path, samples: Iterable[tuple[str, object]], layout: Layout) -> list[Sample]:
     """Makes a sample without a picture of every URL that img2dataset could not download.
 
-    img2dataset writes NNNNN.tar with the pictures that arrived, and NNNNN.parquet with all rows and their `status`.
-    Without the failed ones the funnel would count what was downloaded as what was collected.
+    img2dataset writes the downloaded pictures to NNNNN.tar, and all rows with their `status` to NNNNN.parquet. The
+    funnel counts the failed rows as collected.
 
     Args:
-        table: NNNNN.parquet; need not exist, or be img2dataset's.
-        samples: those of the shard, by key; a row with one of their keys is no failure.
+        table: NNNNN.parquet; may be missing or another program's, then there are no failed downloads.
+        samples: key and members of the shard's samples; a row with one of these keys is no failure.
         layout: names of the caption's column.
 
     Returns:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.escape import valid_text
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 from danqing.engine.sources.text import UTF8, SampleError, detect, parse_object
 
@@ -36,7 +37,7 @@ CHECKED_ROWS = 1000
 MAX_LINE = 16 << 20
 """Longest line, in characters. A longer one is skipped and fails its row."""
 DETECTED_BYTES = 1 << 20
-"""Bytes from the first one above 127 on, by which the encoding of a table is detected."""
+"""The encoding of a table is detected from this many bytes, from the first one above 127 on."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def _text(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
 
 
 def _with_damage(rows: Iterable[Record], lines: _Lines) -> Iterator[Record]:
-    """Adds a row that says where the file is cut off, since the rows behind it are missing."""
+    """Adds a row with an error that names the place where the file is cut off."""
     yield from rows
     if lines.damage:
         yield {}, ": ".join(lines.damage)
@@ -236,8 +237,8 @@ class TextRows:
 
     Attributes:
         rows: each with a description of what is wrong with it, or None.
-        damage: place and problem of what is no row.
-        encoding: the table's.
+        damage: place and problem of parts that are no rows.
+        encoding: the table's encoding.
     """
 
     rows: tuple[Record, ...]
@@ -300,7 +301,7 @@ class _Lines:
         return line
 
     def _read(self) -> str:
-        """Reads a line; of a longer one than `MAX_LINE`, the first characters, which `too_long` tells."""
+        """Reads a line; of a line longer than `MAX_LINE`, only its first characters (`too_long`)."""
         line = self._stream.readline(MAX_LINE)
         if not line:
             raise StopIteration
@@ -418,6 +419,6 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _as_text(value: Any) -> str | None:
-    if isinstance(value, str):  # JSON can hold lone surrogates, which UTF-8 cannot
-        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, str):
+        return valid_text(value)
     return None if value is None else json.dumps(value)

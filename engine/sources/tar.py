@@ -136,7 +136,7 @@ def walk_plain(path: Path) -> list[Member] | None:
 
 
 def _after_zeros(descriptor: int, at: int) -> int | None:
-    """Offset of the first block from `at` on that is not zero: another archive; None if only zeros follow."""
+    """Returns the offset of the next archive, the first nonzero block from `at` on; None if only zeros follow."""
     while data := os.pread(descriptor, SKIPPED, at):
         if zeros := len(data) - len(data.lstrip(b"\0")):
             data = data[zeros:]
@@ -174,7 +174,7 @@ def _plain(headers: bytearray) -> bool:
 
 
 def walk_tarfile(path: Path) -> Index:
-    """Does the work of `read_members` for every kind of tar, with `tarfile`."""
+    """Lists the members of any kind of tar with `tarfile`; see `read_members`."""
     index, links = Index(), dict[int, str]()
     with path.open("rb") as file:
         start: int | None = 0
@@ -240,7 +240,7 @@ def _walk_archive(file: BinaryIO, start: int, size: int, index: Index, links: di
 
 
 def _resolve_links(index: Index, links: dict[int, str]) -> None:
-    """Gives links the content of the members that they name; a link to anything else is damage."""
+    """Gives links the content of the members that they name; other links become damage."""
     if not links:
         return
     contents = {

@@ -1,4 +1,4 @@
-"""Text of unknown encoding, and JSON of any shape: what can be read becomes text that every later step can store."""
+"""Decodes text of unknown encoding and reads JSON of any shape, so that every later step can store the result."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.escape import valid_text
 
 UTF8 = "utf-8"
 BOMS = (
@@ -22,18 +23,15 @@ BOMS = (
 )
 """Byte order marks; that of UTF-32 begins with that of UTF-16."""
 WIDE = re.compile("[\u0800-\ufffc\ufffe-\U0010ffff]")
-"""Characters of three or more bytes in UTF-8, as ideographs are. Other encodings hardly ever look like them, but like
-the characters of two bytes: 一只猫 in GBK is һֻè in UTF-8."""
+"""Characters of three or more bytes in UTF-8, as ideographs are. Text in another encoding rarely looks like UTF-8 with
+such characters, but can look like UTF-8 with characters of two bytes: 一只猫 in GBK is һֻè in UTF-8."""
 MIN_VALID = 4
-"""Wide characters for each broken one that make broken text UTF-8."""
+"""Text with broken characters counts as UTF-8 if it has this many wide characters for each broken one."""
 NARROW = re.compile("[\u00c0-\u07ff]{2,}")
 SYMBOLS = range(0xA1, 0xA4)
 """First bytes of punctuation, in GB18030 and in Big5."""
-SURROGATES = re.compile("[\ud800-\udfff]")
 MAX_DEPTH = 32
-"""Levels of nesting in a sample's metadata; Parquet readers refuse more than about 100."""
-
-
+"""Levels of nesting of a JSON object; Parquet readers refuse more than about 100, Python's JSON encoder 1,000."""
 JSON = json.JSONDecoder(parse_constant=lambda name: None)
 """NaN and infinities are no JSON, although Python writes them."""
 
@@ -43,10 +41,10 @@ class SampleError(Exception):
 
 
 def detect(data: bytes) -> str | None:
-    """Names the encoding of a text: that of its byte order mark, UTF-8, GB18030 or Big5; None if it is none of them.
+    """Returns the encoding of a text: that of its byte order mark, UTF-8, GB18030 or Big5; None if it is none of them.
 
-    Most Big5 text is valid GB18030, too. Which of them it is, the share of frequent characters says: their codes lie in
-    one range of each encoding (the first level of GB 2312, of Big5).
+    Most Big5 text is valid GB18030, too. The encoding with the larger share of frequent characters is chosen; the codes
+    of frequent characters lie in one range of each encoding (the first level of GB 2312, of Big5).
 
     >>> detect("一只猫".encode()), detect("一只猫".encode("gbk")), detect("一隻貓".encode("big5"))
     ('utf-8', 'gb18030', 'big5')
@@ -64,7 +62,7 @@ def detect(data: bytes) -> str | None:
 
 
 def _is_broken_utf8(data: bytes) -> bool:
-    """Whether a text is UTF-8 but for a few bytes, or was cut inside of a character."""
+    """Whether a text is UTF-8 except for a few bytes, or was cut inside a character."""
     text = data.decode(UTF8, "replace")
     valid, broken = len(WIDE.findall(text)), text.removesuffix("\ufffd").count("\ufffd")
     return valid > 0 and valid >= MIN_VALID * broken
@@ -124,20 +122,18 @@ class Decoder:
 
     Args:
         encoding: the encoding of all texts; empty: detected for each.
-
-    Attributes:
-        counts: encoding → texts that were read with it, UTF-8 left out.
+        counts: receives encoding → number of texts read with it, without UTF-8; None: a new counter.
     """
 
-    def __init__(self, encoding: str = "") -> None:
+    def __init__(self, encoding: str = "", counts: Counter[str] | None = None) -> None:
         self.encoding = encoding
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter[str]() if counts is None else counts
 
     def __call__(self, data: bytes) -> str:
         """Decodes one text; in UTF-8, broken bytes become U+FFFD.
 
         Raises:
-            SampleError: it is in no known encoding, or not in the given one.
+            SampleError: the text is in no known encoding, or not in the given one.
         """
         if not self.encoding:
             try:
@@ -157,19 +153,14 @@ class Decoder:
         except ValueError as problem:
             raise SampleError(f"cannot be read as {name}: {problem}") from None
         self.counts[name.removesuffix("-sig")] += name != "utf-8-sig"
-        return valid(text.removeprefix("\ufeff"))
-
-
-def valid(text: str) -> str:
-    """The text with lone surrogates, which JSON can hold and UTF-8 cannot, as U+FFFD."""
-    return text if text.isascii() else SURROGATES.sub("\ufffd", text)
+        return valid_text(text.removeprefix("\ufeff"))
 
 
 def parse_object(text: str) -> dict[str, Any]:
     """Reads a JSON object. NaN and infinities become null, lone surrogates U+FFFD.
 
     Raises:
-        SampleError: it is no JSON object, or nested in more than `MAX_DEPTH` levels.
+        SampleError: the text is no JSON object, or is nested in more than `MAX_DEPTH` levels.
     """
     try:
         content = JSON.decode(text)
@@ -185,7 +176,7 @@ def parse_object(text: str) -> dict[str, Any]:
 
 
 def _depth(value: Any) -> int:
-    """Levels of nesting; counted up to one more than `MAX_DEPTH`."""
+    """Counts the levels of nesting, up to `MAX_DEPTH` + 1."""
     level, depth = [value], 0
     while level and depth <= MAX_DEPTH:
         level = [
@@ -200,7 +191,7 @@ def _depth(value: Any) -> int:
 
 def _valid_strings(value: Any) -> Any:
     if isinstance(value, str):
-        return valid(value)
+        return valid_text(value)
     if isinstance(value, dict):
-        return {valid(name): _valid_strings(item) for name, item in value.items()}
+        return {valid_text(name): _valid_strings(item) for name, item in value.items()}
     return [_valid_strings(item) for item in value] if isinstance(value, list) else value

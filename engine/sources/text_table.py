@@ -59,5 +59,5 @@ class TextTable(Source):
 
 @lru_cache(1)  # all shards of a long table need the same rows
 def read_rows(path: Path, encoding: str) -> TextRows:
-    """Reads the rows of a table, each with a description of what is wrong with it, or None."""
+    """Reads a table (`read_records`)."""
     return read_records(path, encoding)

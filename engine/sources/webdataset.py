@@ -14,7 +14,6 @@ from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import Layout, Sample, check_size, from_members
 from danqing.engine.sources.sidecar import failed_downloads
 from danqing.engine.sources.tar import Index, Member, read_members, read_sparse
-from danqing.engine.sources.text import Decoder
 
 Parts = dict[str, tuple[int, int]]
 """The members of a sample: extension → offset and size of its content."""
@@ -23,10 +22,10 @@ Parts = dict[str, tuple[int, int]]
 class WebDataset(Source):
     """An indexed tar: rows in the order of their first members, members read by offset.
 
-    The index reads headers only, so a row's members may lie anywhere in the file. Of a damaged tar the complete members
-    before the damage are used; `damage` says where it is. A file that is no tar has damage and no rows.
+    The index reads headers only, so a row's members may lie anywhere in the file. Of a damaged tar, the members before
+    the damage are used. A file that is no tar has damage and no rows.
 
-    Downloads that img2dataset lists as failed, in a table beside the tar, are rows without a picture behind the others.
+    Failed downloads that img2dataset lists in a table beside the tar follow as rows without a picture.
     """
 
     suffixes = (".tar",)
@@ -49,9 +48,7 @@ class WebDataset(Source):
         return len(self.samples) + len(self.failed)
 
     def __iter__(self) -> Iterator[Sample]:
-        decoder = Decoder(self.layout.encoding)
-        self.encodings.clear()
-        decoder.counts = self.encodings
+        decoder = self.decoder(self.layout.encoding)
         if self.samples:
             descriptor = os.open(self.path, os.O_RDONLY)
             try:
@@ -104,7 +101,7 @@ def samples_of(members: list[Member], layout: Layout) -> list[tuple[str, Parts]]
 
 
 def _unusual_samples(members: list[Member], layout: Layout) -> list[tuple[str, Parts]]:
-    """Does the work of `samples_of` where members repeat others, or have extensions that the layout does not know."""
+    """Groups members as `samples_of` does, including repeated ones and those with unknown extensions."""
     known, images = layout.known_extensions, set(layout.image_extensions)
     groups: dict[str, _Group] = {}
     dotted: dict[str, dict[str, _Group]] = {}

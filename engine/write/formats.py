@@ -22,7 +22,7 @@ import xxhash
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
-from danqing.engine.core.names import member_name
+from danqing.engine.core.names import member_name, unique_key
 from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.engine.sources import Sample
 from danqing.engine.sources.tar import read_members
@@ -210,24 +210,13 @@ def image_extension(sample: Sample) -> str:
 
 
 def member_names(keys: Iterable[str]) -> list[str]:
-    """Makes unique names of an output shard's keys, which come from several input shards.
+    """Makes unique names of an output shard's keys, which come from several input shards (`unique_key`).
 
-    A name that an earlier key of the shard has gets a number behind it.
-
-    >>> member_names(["cat", "cat", "a.b", "cat-2", "cat"])
-    ['cat', 'cat-2', 'a%2Eb', 'cat-2-2', 'cat-3']
+    >>> member_names(["cat", "cat", "a.b"])
+    ['cat', 'cat_1', 'a%2Eb']
     """
-    taken: set[str] = set()
-    numbers: dict[str, int] = {}
-    out = []
-    for key in keys:
-        name = base = member_name(key)
-        while name in taken:
-            numbers[base] = numbers.get(base, 1) + 1
-            name = f"{base}-{numbers[base]}"
-        taken.add(name)
-        out.append(name)
-    return out
+    taken: dict[str, int] = {}
+    return [member_name(unique_key(key, taken)) for key in keys]
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

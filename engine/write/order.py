@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.schemas import cast_table, common_schema
 from danqing.engine.core.similarity import similarity_of
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Sample, open_shard
@@ -51,8 +50,8 @@ class InputOrder:
 
     def __init__(self, run: Run, verdicts: list[InputVerdicts]) -> None:
         self.run, self.verdicts, self.starts = run, verdicts, starts_of(verdicts)
-        empty = (pq.read_schema(run.scores_path(number)).empty_table() for number in range(len(verdicts)))
-        self.schema = common_schema(_extended(table, pa.array([], pa.int64())).schema for table in empty)
+        scores = pq.read_schema(run.scores_path(0)).empty_table()  # all shards have this schema (`settling`)
+        self.schema = _extended(scores, pa.array([], pa.int64())).schema
         self._table: tuple[int, pa.Table] | None = None
         self._reading: Iterator[Sample] = iter(())
         self._at: tuple[int, int] | None = None
@@ -64,7 +63,7 @@ class InputOrder:
     def _kept_of(self, part: Part) -> pa.Table:
         """The kept scores of an input shard; the last one is remembered, because several ranges may need it."""
         if self._table is None or self._table[0] != part.shard:
-            self._table = part.shard, cast_table(self._kept(part.shard), self.schema)
+            self._table = part.shard, self._kept(part.shard)
         return self._table[1]
 
     def _kept(self, number: int) -> pa.Table:

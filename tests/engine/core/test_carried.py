@@ -17,7 +17,6 @@ from danqing.engine.core.carried import (
     carried_name,
     carried_table,
     common_type,
-    depth,
     input_key,
     is_json_text,
     join,
@@ -163,7 +162,3 @@ def test_joining_types_does_not_depend_on_order() -> None:
             assert join(a, b) == join(b, a) == join(join(a, b), b)
             for c in KINDS:
                 assert join(join(a, b), c) == join(a, join(b, c))
-
-
-def test_depth() -> None:
-    assert [depth(value) for value in (1, [], {"a": [1, {}]}, json.loads("[" * 900 + "]" * 900))] == [0, 1, 3, 900]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from danqing.engine.core.escape import escaped, escaped_json
+from danqing.engine.core.escape import escaped, escaped_json, printable
 
 
 def test_text_that_acts_on_a_terminal_is_escaped() -> None:
@@ -11,6 +11,10 @@ def test_text_that_acts_on_a_terminal_is_escaped() -> None:
     )
     harmless = "一只猫\n\ttab ÄÖ 👨\u200d👩 \ufe0f ①\\x1b"
     assert escaped(harmless) == harmless
+
+
+def test_a_name_in_a_message_takes_one_line() -> None:
+    assert printable("\x1b[2J\u202e\t猫\u3000狗\n\ud800") == "\\x1b[2J\\u202e\\t猫\u3000狗\\n\\ud800"
 
 
 def test_json_keeps_its_value() -> None:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from danqing.engine.core.names import MAX_PART_BYTES, member_name, printable, readable_name
+from danqing.engine.core.names import MAX_PART_BYTES, member_name, readable_name, unique_key
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,10 @@ def test_no_name_is_too_long_or_a_path_of_its_own() -> None:
 def test_names_that_are_not_utf8_become_text() -> None:
     assert readable_name(os.fsdecode("小狗".encode("gbk"))) == "小狗"
     assert readable_name(os.fsdecode(b"a\xff")) == "a\\udcff" and readable_name("小狗") == "小狗"
-    assert printable("\x1b[2J\u202e猫\ud800") == "\\x1b[2J\\u202e猫\\ud800"
+
+
+def test_keys_with_equal_member_names_are_numbered() -> None:
+    taken: dict[str, int] = {}
+    keys = [unique_key(key, taken) for key in ("k.1", "k%2E1", "", ".", "图" * 300, "图" * 300, "a/", "a")]
+    assert keys == ["k.1", "k%2E1_1", "", "._1", "图" * 300, "图" * 300 + "_1", "a/", "a_1"]
+    assert len({member_name(key) for key in keys}) == len(keys)
