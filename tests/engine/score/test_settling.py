@@ -157,5 +157,5 @@ def test_rows_of_older_runs_without_score_and_error_are_dropped(
     column = table.column_names.index("laplacian_variance")
     nulls = pa.nulls(len(table), pa.float64())
     pq.write_table(table.set_column(column, "laplacian_variance", nulls), path)
-    lines = {line.name: line for line in decide_run(run, plain_recipe).lines}
+    lines = {line.criterion: line for line in decide_run(run, plain_recipe).lines}
     assert lines["laplacian_variance"].dropped == 2
