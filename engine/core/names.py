@@ -7,8 +7,8 @@ import re
 
 import xxhash
 
-PLAIN = re.compile(r"[\w-]{1,60}")
-"""Names that need no change."""
+PLAIN = re.compile(r"[\w-]{1,50}")
+"""Names that need no change; 50 characters have at most `MAX_PART_BYTES` bytes."""
 UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\\:*?"<>|.\ud800-\udfff]')
 """Characters that end a base name, that some file system forbids, or that UTF-8 cannot hold."""
 MAX_PART_BYTES = 200

@@ -49,7 +49,7 @@ class Run:
     ) -> Run:
         """Opens a folder for scoring: starts a run in an empty folder, resumes the run that is there.
 
-        A run without scores, as a failed start leaves it, is started anew.
+        A run without scores, which a failed start leaves, is started again.
 
         Args:
             folder: OUT; created if it does not exist.
@@ -57,7 +57,7 @@ class Run:
             recipe: the models and criteria to score for.
             layout: which parts of a sample are the image and the caption.
             identity: everything else that scores depend on (model hashes, block list, options), as JSON values.
-            force: resume although versions that change scores (`SCORING_VERSIONS`) are not those of the run.
+            force: resume although versions that change scores (`SCORING_VERSIONS`) differ from those of the run.
 
         Raises:
             DanqingError: the folder holds a run with another recipe, identity, other inputs or versions; lists the
@@ -209,7 +209,7 @@ class Run:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that loses lines if the disk is full; by default each would print a traceback."""
+    """A log file that drops lines if the disk is full; by default, each of them would print a traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Does nothing."""
@@ -254,7 +254,7 @@ def resume_with_versions(folder: Path, manifest: dict[str, Any], force: bool) ->
 
 
 def finished_work(folder: Path) -> str:
-    """Says how much of a run or selection is finished, for the message of an interrupted command; "" if nothing is."""
+    """Describes the finished part of a run or selection, for the message of an interrupted command; "" if none."""
     with suppress(DanqingError):
         if (folder / "run.json").exists():
             run = Run.open(folder)
@@ -264,7 +264,7 @@ def finished_work(folder: Path) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Says whether a folder holds a run; if not, it is empty or does not exist.
+    """Returns whether a folder holds a run; if not, it is empty or does not exist.
 
     Raises:
         DanqingError: the folder holds something else.

@@ -24,7 +24,7 @@ _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[bool]:
-    """Holds the lock of a folder during a `with` block, and first removes what killed processes left unfinished in it.
+    """Holds the lock of a folder during a `with` block, after removing unfinished files of killed processes from it.
 
     Args:
         folder: OUT of a command; created if it does not exist, and then removed at the end if it is still empty.

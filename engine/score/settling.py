@@ -109,8 +109,9 @@ def _joined_types(paths: list[Path], names: set[str]) -> dict[str, pa.DataType |
 
 def _columns(path: Path, names: set[str]) -> dict[str, list[object] | None]:
     """Values of the named columns that a shard has; None for JSON text, which stays JSON text."""
-    table = _read(path)
-    found = [field for field in table.schema if field.name in names]
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        found = [field for field in file.schema_arrow if field.name in names]
+        table = file.read(columns=[field.name for field in found if not is_json_text(field)])
     return {field.name: None if is_json_text(field) else table[field.name].to_pylist() for field in found}
 
 

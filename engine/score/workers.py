@@ -233,9 +233,9 @@ def _stop_once(number: int, frame: Any) -> None:
 
 
 def end_with_parent() -> None:
-    """Makes this process end when its parent does, even if it is killed: no worker writes to a run that has no owner.
+    """Makes this process end with its parent, even a killed one, so that no worker writes to an unlocked run.
 
-    The kernel ends it on Linux; a thread that waits for the end of the parent does so elsewhere.
+    On Linux the kernel ends it; elsewhere a thread waits for the parent's end.
     """
     parent = parent_process()
     assert parent is not None

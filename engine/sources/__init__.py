@@ -47,7 +47,7 @@ def find_shards(inputs: Iterable[str], layout: Layout | None = None, damage: lis
     Args:
         inputs: files, folders, globs and brace ranges (`{00000..00041}.tar`).
         layout: which parts of a sample are its picture and its caption.
-        damage: receives the entries of folders that are not read.
+        damage: receives entries of folders that are not read.
 
     Returns:
         The shards, numbered from 0.
@@ -90,8 +90,8 @@ def open_shard(shard: Shard, layout: Layout) -> Source:
 def check_parts(shards: Iterable[Shard], layout: Layout, captions: bool = True) -> None:
     """Checks that the first rows have the picture and the caption that the layout names.
 
-    Only names that were chosen are looked for: an input may lack captions, or its first downloads have failed. Reads
-    rows until one has both, and at most `CHECKED_ROWS`.
+    Checks chosen names only, because an input may have no captions and its first downloads may have failed. Reads rows
+    until one has both, at most `CHECKED_ROWS`.
 
     Args:
         shards: the shards, opened in order.
@@ -99,7 +99,7 @@ def check_parts(shards: Iterable[Shard], layout: Layout, captions: bool = True) 
         captions: whether captions are needed.
 
     Raises:
-        DanqingError: no row has one of the names; lists those that there are. Or no input can be read.
+        DanqingError: no row has one of the names; lists the names that rows have. Or no input can be read.
     """
     wanted = {"--image-key": layout.image_keys} if layout.image_keys != Layout.image_keys else {}
     if captions and layout.caption_keys != Layout.caption_keys:

@@ -1,4 +1,4 @@
-"""Unique keys: every sample of a shard gets a key that no other sample has, also as the name of a member."""
+"""Unique keys: makes the keys of a shard's samples unique, and finds the input's own keys."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from functools import lru_cache
 from typing import Any
 
 from danqing.engine.core.errors import DanqingError
@@ -103,7 +102,6 @@ def _frequent_share(data: bytes, encoding: str) -> float:
     return frequent / max(pairs, 1)
 
 
-@lru_cache
 def check_encoding(name: str) -> str:
     """Returns the name of an encoding; empty stands for detection.
 

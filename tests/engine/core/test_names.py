@@ -41,6 +41,7 @@ def test_no_name_is_too_long_or_a_path_of_its_own() -> None:
         assert "/".join(parts) == name and not {"..", "/"} & set(parts) and "." not in parts[-1]
         assert max(len(part.encode()) for part in parts) <= MAX_PART_BYTES
     assert member_name("图" * 300) != member_name("图" * 301)
+    assert len(member_name("𠀀" * 60).encode()) <= MAX_PART_BYTES
 
 
 def test_names_that_are_not_utf8_become_text() -> None:
