@@ -99,14 +99,15 @@ def score_inputs(
 
 def _collect_damage(run: Run, damage: list[Damage]) -> None:
     """Writes damaged.json, with the damage of the search for inputs and of all shards; notes encodings in run.json."""
-    encodings = Counter[str]()
+    found, encodings = list(damage), Counter[str]()
     for shard in run.shards:
-        found, used = read_report(run.scores_path(shard.number))
-        damage = damage + found
-        encodings.update(used)
-    write_damage(run.folder, damage)
+        damage_of_shard, encodings_of_shard = read_report(run.scores_path(shard.number))
+        found += damage_of_shard
+        encodings.update(encodings_of_shard)
+    write_damage(run.folder, found)
     if encodings != run.manifest.get("encodings", {}):
-        run.note("encodings", **encodings)
+        run.manifest["encodings"] = dict(encodings)
+        run.save()
 
 
 @lock_output
@@ -135,7 +136,8 @@ def decide_run(
         DanqingError: shards or columns without scores, or other models.
     """
     with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
-        settle(run)  # not yet done if the scoring was killed after its last shard
+        if not run.manifest["counts"]:  # a merge, or scoring was killed after its last shard
+            settle(run)
         funnel = decide(run, recipe, opened, listener, force)
         _move_stale(run, listener)
     return funnel

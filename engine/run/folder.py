@@ -271,8 +271,6 @@ def is_run(folder: Path) -> bool:
     """
     if (folder / "run.json").exists():
         return True
-    if folder.is_file():
-        raise DanqingError(f"{folder}: a file; name a folder for the run")
     if not is_unused(folder):
         raise DanqingError(f"{folder}: not empty and not a run (no run.json); choose another folder")
     return False

@@ -17,8 +17,7 @@ from danqing.engine.sources.base import Source
 from danqing.engine.sources.files import clear_cache
 from danqing.engine.sources.folder import list_folder
 from danqing.engine.sources.inputs import Shard, files_in, find_files
-from danqing.engine.sources.keys import UniqueKeys
-from danqing.engine.sources.limit import Head
+from danqing.engine.sources.rows import Rows
 from danqing.engine.sources.sample import Layout, Sample
 
 __all__ = ["SOURCES", "Layout", "Sample", "Shard", "Source", "check_parts", "find_shards", "first_rows", "open_shard"]
@@ -83,8 +82,7 @@ def open_shard(shard: Shard, layout: Layout) -> Source:
     Raises:
         DanqingError: the file cannot be read or lacks a column; names it.
     """
-    source = UniqueKeys(_source_of(shard.path)(shard, layout))
-    return source if shard.rows is None or len(source) <= shard.rows else Head(source, shard.rows)
+    return Rows(_source_of(shard.path)(shard, layout), shard.rows)
 
 
 def check_parts(shards: Iterable[Shard], layout: Layout, captions: bool = True) -> None:

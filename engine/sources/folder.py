@@ -112,20 +112,28 @@ def list_folder(folder: Path, layout: Layout) -> Listing:
             sizes[str(path)] = _size(Path(where) / name)
             if extension in image_extensions:
                 pictures.append((stem, extension))
-    readable = {stem for stem, extension in pictures if extension not in UNREADABLE}
-    pictures = [
-        (stem, extension) for stem, extension in pictures if extension not in UNREADABLE or stem not in readable
-    ]
-    pictures_of_stem = Counter(stem for stem, _ in pictures)
-    found = tuple(
-        _Picture(
-            stem if pictures_of_stem[stem] == 1 else files[stem][extension],  # a.jpg and a.png are two pairs
-            {k: v for k, v in files[stem].items() if k == extension or k not in image_extensions},
-        )
-        for stem, extension in pictures
-    )
+    found = tuple(_pictures_of(files, pictures, image_extensions))
     total = tuple(sum(sizes[file] for file in picture.files.values()) for picture in found)
     return Listing(found, tuple(tables), tuple(damage), total, tuple(extensions))
+
+
+def _pictures_of(
+    files: dict[str, dict[str, str]], pictures: list[tuple[str, str]], image_extensions: set[str]
+) -> Iterator[_Picture]:
+    """Yields the pictures with the files that belong to each.
+
+    Args:
+        files: path without extension → extension → file.
+        pictures: path without extension, and extension, of each picture file. One that no decoder reads counts only if
+            there is no other with its path.
+        image_extensions: extensions of pictures.
+    """
+    readable = {stem for stem, extension in pictures if extension not in UNREADABLE}
+    chosen = [(stem, end) for stem, end in pictures if end not in UNREADABLE or stem not in readable]
+    count = Counter(stem for stem, _ in chosen)
+    for stem, extension in chosen:
+        key = stem if count[stem] == 1 else files[stem][extension]  # a.jpg and a.png are two pairs
+        yield _Picture(key, {k: v for k, v in files[stem].items() if k == extension or k not in image_extensions})
 
 
 def stem_of(name: str) -> str:

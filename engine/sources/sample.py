@@ -82,13 +82,13 @@ class Sample:
     """One pair.
 
     Attributes:
-        key: the input's key; unique in its shard, see `engine.sources.keys`.
+        key: the input's key; made unique in its shard by `engine.sources.rows`.
         image: encoded bytes of the picture; empty if it is missing.
         image_extension: extension of the picture's file, `jpg`; empty if it has none.
         caption: empty if it is missing.
         metadata: the input's other fields.
         error: why the sample, or a part of it, could not be read; it becomes the row's `error`.
-        input_key: the input's own key where `key` differs from it; set by `engine.sources.keys`.
+        input_key: the input's own key where `key` differs from it; set by `engine.sources.rows`.
     """
 
     key: str
