@@ -136,7 +136,7 @@ def decide_run(
         DanqingError: shards or columns without scores, or other models.
     """
     with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
-        if not run.manifest["counts"]:  # a merge, or scoring was killed after its last shard
+        if not run.manifest["counts"] and not run.unscored():  # a merge, or scoring was killed after its last shard
             settle(run)
         funnel = decide(run, recipe, opened, listener, force)
         _move_stale(run, listener)
