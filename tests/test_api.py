@@ -99,7 +99,7 @@ def test_tables_are_datasets_of_all_shards(notebook: Path) -> None:
     run = danqing.open_run("out")
     scores, verdicts = run.scores().to_table(), run.verdicts().to_table()
     assert scores["key"].to_pylist() == verdicts["key"].to_pylist() == [f"000{i}" for i in range(8)]
-    assert scores["note"].to_pylist() == ["1"] * 4 + ["text"] * 4  # a number in one shard, text in the other
+    assert scores["note"].to_pylist() == ["1"] * 4 + ['"text"'] * 4  # a number in one shard, text in the other
     assert run.scores(["words", "key"]).schema.names == ["words", "key"]
     assert run.kept().to_table(filter=ds.field("width") > 100)["key"].to_pylist() == [f"000{i}" for i in range(5)]
     assert scores.to_pandas()["words"].min() == 1  # what a notebook does next

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from danqing.engine.core.files import refuse_address
+
 if TYPE_CHECKING:
     from danqing.engine.recipe.reading import Recipe
     from danqing.engine.run.settings import Settings
@@ -64,8 +66,7 @@ def _whole(kind: Any, tokens: Sequence[Any]) -> int:
 def local_paths(kind: Any, tokens: Sequence[Any]) -> Any:
     """Converts paths; refuses URLs, of which `Path` would make the name of a local file."""
     for token in tokens:
-        if re.match("[A-Za-z][A-Za-z0-9+.-]*://|pipe:", token.value):
-            raise ValueError(f"{token.value!r} is no local path; mount the storage, or copy the data to a disk.")
+        refuse_address(token.value)
     return [token.value for token in tokens] if kind == list[str] else Path(tokens[0].value)
 
 

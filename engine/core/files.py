@@ -28,7 +28,7 @@ LOCK = ".lock"
 MAKING = ".making-"
 """Start of the names of folders that are renamed when they are complete."""
 _PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|pipe:")
 ABANDONED_SECONDS = 24 * 3600.0
 """Age at which a temporary file in a folder without a lock belongs to no running process."""
 

@@ -67,12 +67,14 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
             passed = value is not None and bool(criterion.interval.holds(value))
         else:
             shown, rule, passed = "", criterion.rule, not dropped
-            if isinstance(criterion, Redundancy) and not gone:
+            if isinstance(criterion, Redundancy) and "group" in record:
                 known = (
                     record["feature_row"] >= 0 if criterion.column == FEATURES else record[criterion.column] is not None
                 )
-                none = "no group" if known else "not compared"
-                shown = f"group {record['group']}" if record.get("group", -1) >= 0 else none
+                if gone or not known:
+                    shown = "not compared"
+                else:
+                    shown = f"group {record['group']}" if record["group"] >= 0 else "no group"
         verdict = "[red]dropped here[/]" if dropped else "" if gone else "passes" if passed else "?"
         gone = gone or dropped
         table.add_row(escape(criterion.name), escape(shown), escape(rule), verdict)

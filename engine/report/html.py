@@ -27,7 +27,7 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.engine.score.settling import describe_engines
 from danqing.engine.sources import open_shard
-from danqing.engine.stages.opening import open_picture
+from danqing.engine.stages.opening import TooManyPixelsError, open_picture
 from danqing.engine.write.output import decision_digest, read_verdicts
 from danqing.engine.write.products import stamp
 
@@ -180,6 +180,8 @@ def _figure(image: bytes, record: dict[str, Any], max_pixels: int) -> str:
         buffer = io.BytesIO()
         Image.alpha_composite(white, picture).convert("RGB").save(buffer, "JPEG", quality=80)
         shown = f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    except TooManyPixelsError as refused:
+        shown = f"<i>{html.escape(str(refused))}</i>"
     except Exception:  # some of these rows were dropped because their picture is broken; Pillow names an address
         problem = "not an image file" if image else "no picture arrived"
         shown = f"<i>{html.escape(record['error'] or problem)}</i>"

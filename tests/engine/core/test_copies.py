@@ -69,7 +69,9 @@ def test_on_a_cpu_nothing_is_copied(device: Device) -> None:
 
 def test_pictures_that_the_host_decodes_are_copied_as_pixels(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [np.zeros((30, 20, 3), np.uint8), np.zeros((7, 5, 3), np.uint8), None, np.zeros((2, 2, 3), np.uint8)]
-    nvimgcodec = SimpleNamespace(Decoder=lambda **options: SimpleNamespace(decode=lambda files, cuda_stream: pictures))
+    nvimgcodec = SimpleNamespace(
+        Decoder=lambda **options: SimpleNamespace(decode=lambda files, params, cuda_stream: pictures), DecodeParams=dict
+    )
     monkeypatch.setattr(decode, "_nvimgcodec", lambda: nvimgcodec)
     files = [picture(1, form="JPEG"), picture(1, form="PNG"), b"<html>", picture(1, form="TIFF")]
     before = copied.up
@@ -81,11 +83,11 @@ def test_the_gpu_decoder_leaves_truncated_jpeg_files_out(gpu: Device, monkeypatc
     """nvJPEG would fill the missing part with grey and report no error."""
     given: list[bytes] = []
 
-    def decode_all(files: list[bytes], cuda_stream: int) -> list[np.ndarray]:
+    def decode_all(files: list[bytes], params: object, cuda_stream: int) -> list[np.ndarray]:
         given.extend(files)
         return [np.zeros((2, 2, 3), np.uint8) for _ in files]
 
-    nvimgcodec = SimpleNamespace(Decoder=lambda **options: SimpleNamespace(decode=decode_all))
+    nvimgcodec = SimpleNamespace(Decoder=lambda **options: SimpleNamespace(decode=decode_all), DecodeParams=dict)
     monkeypatch.setattr(decode, "_nvimgcodec", lambda: nvimgcodec)
     whole, png = picture(1, form="JPEG"), picture(1, form="PNG")
     files = [whole[:-2], whole, whole[: len(whole) // 2], whole + b"\n\0", png[:-9], whole[:200]]

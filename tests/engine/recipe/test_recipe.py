@@ -212,7 +212,7 @@ def test_wrong_recipes_end_a_command_before_any_shard_is_opened(
     for command in ("score", "curate", "select"):
         assert main([command, "nowhere.tar", "-o", str(tmp_path / "out"), "--recipe", str(path)]) == 2
         assert f"{path}:3: text_clean: the column 'text_clean' holds text" in capsys.readouterr().err
-    Run.create(tmp_path / "run", load_recipe("embedded"), {"shards": []})
+    Run.create(tmp_path / "run", load_recipe("embedded"), {"shards": [], "layout": {}})
     for options in (["--recipe", str(path)], ["--set", "words.column=language"]):
         assert main(["decide", str(tmp_path / "run"), *options]) == 2
         assert "holds text" in capsys.readouterr().err

@@ -159,3 +159,17 @@ def test_rows_of_older_runs_without_score_and_error_are_dropped(
     pq.write_table(table.set_column(column, "laplacian_variance", nulls), path)
     lines = {line.criterion: line for line in decide_run(run, plain_recipe).lines}
     assert lines["laplacian_variance"].dropped == 2
+
+
+def test_a_field_that_cannot_be_written_again_is_its_rows_error(
+    make_shard: Make, plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    members: dict[str, Any] = {
+        "0.jpg": picture(0),
+        "0.txt": GOOD,
+        "0.json": '{"a": 1, "deep": ' + "[" * 500 + "]" * 500 + "}",
+    }
+    members |= {"1.jpg": picture(1), "1.txt": GOOD, "1.json": {"a": 2}}
+    run, funnel, _ = curate([str(make_shard(members))], tmp_path / "out", plain_recipe, Settings())
+    rows = pq.read_table(run.scores_path(0)).to_pylist()
+    assert "nested in more than 32 levels" in rows[0]["error"] and funnel.kept == 1

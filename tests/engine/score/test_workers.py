@@ -48,7 +48,7 @@ def test_two_workers_have_the_result_of_one(
 def test_an_error_of_one_worker_stops_all(
     crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DanqingError, match="tpu: --device tpu: must be cpu"):
+    with pytest.raises(DanqingError, match="--device tpu: must be cpu"):
         score_inputs(crawl, tmp_path / "out", plain_recipe, Settings(devices=("cpu", "tpu")))
     command = ["score", *crawl, "-o", str(tmp_path / "other"), "--recipe", str(tmp_path / "plain.yaml")]
     assert main([*command, "--devices", "cpu,cpu", "--profile"]) == 2
