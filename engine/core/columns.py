@@ -24,7 +24,7 @@ class Column:
     Attributes:
         name: as recipes and files write it.
         type: the Arrow type that a row's value is stored with; None if the column is not stored.
-        meaning: what a value says, one sentence.
+        meaning: of a value, one sentence.
         range: the values that can occur, for numbers.
         unit: of a number.
         array: the column in a batch, dtype and shape; empty where the type says it.

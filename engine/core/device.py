@@ -181,7 +181,7 @@ def resolve_device(name: str) -> str:
     """Returns a device's name; that of `auto` is `cuda:0` if CUDA finds a GPU, else `cpu`.
 
     Raises:
-        DanqingError: there is no device of such a name on any machine.
+        DanqingError: the name is not one of a device.
     """
     if name != "auto":
         if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", name):

@@ -129,7 +129,7 @@ def first_rows(shards: Iterable[Shard], limit: int | None, layout: Layout) -> li
     """Returns the shards that hold the first `limit` rows over all shards; the last of them may be cut.
 
     Args:
-        shards: the shards. Those behind the limit are not opened.
+        shards: the shards. Those after the limit are not opened.
         limit: maximum number of rows; None: all.
         layout: which parts of a sample are its picture and its caption.
 
@@ -182,10 +182,10 @@ def _stem(path: Path) -> str:
 
 def _in_folder(layout: Layout, damage: list[Damage], folder: Path) -> list[Path]:
     """The inputs that a folder stands for: its shards, else its tables of pictures, else its pictures."""
-    met: list[Damage] = []
-    shards = files_in(folder, _suffixes(is_table=False), layout.follow_links, met)
-    if shards or met:
-        damage += met
+    unread: list[Damage] = []
+    shards = files_in(folder, _suffixes(is_table=False), layout.follow_links, unread)
+    if shards or unread:
+        damage += unread
         return shards
     # Beside a folder 00000/ of pictures, img2dataset writes 00000.parquet, which has their captions but no pictures.
     tables = files_in(folder, _suffixes(is_table=True), layout.follow_links, damage)

@@ -134,7 +134,7 @@ def from_members(
         members: extensions of the sample's files, in lower case.
         read: extension → content of the file. May raise SampleError or OSError.
         layout: which extensions are the picture and the caption; without a caption file, which field of the .json.
-        decoder: decodes caption and metadata (default: as the layout says).
+        decoder: decodes caption and metadata; None: one for the layout's encoding.
 
     >>> files = {"jpg": b"...", "json": b'{"caption": "a cat"}'}
     >>> from_members("000", files, files.__getitem__, Layout()).caption

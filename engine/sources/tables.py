@@ -266,7 +266,7 @@ def _parse(path: Path, lines: _Lines) -> Iterator[Record]:
 
 
 def _checked(rows: Iterable[Record], lines: _Lines, columns: Columns) -> Iterator[Record]:
-    """Removes cells of the two columns that are not text, and says so in the row's problem."""
+    """Replaces cells of the two columns that are not text by None, and makes this the row's problem."""
     for record, problem in rows:
         for name in (columns.url, columns.caption):
             value = record.get(name)
