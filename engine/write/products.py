@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from danqing.engine.decide.uids import numbers_of
 from danqing.engine.run.folder import Run
 from danqing.engine.write.output import (
     InputVerdicts,
@@ -78,12 +79,11 @@ def shard_files(run: Run) -> dict[int, list[Path]]:
 
 def kept_uids(run: Run) -> np.ndarray:
     """The uids of the kept pairs: `UID` (pairs,), sorted."""
-    halves = [np.empty((0, 2), np.uint64)]
+    numbers = [np.empty((0, 2), np.uint64)]
     for shard in run.shards:
         table = pq.read_table(run.verdicts_path(shard.number), columns=["uid", "keep"])
-        digits = "".join(table.filter(table["keep"])["uid"].to_pylist())
-        halves.append(np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 2).astype(np.uint64))
-    return np.sort(np.concatenate(halves).view(UID).reshape(-1))
+        numbers.append(numbers_of(table.filter(table["keep"])["uid"]))
+    return np.sort(np.concatenate(numbers).view(UID).reshape(-1))
 
 
 def uids_are_current(run: Run, uids: np.ndarray) -> bool:

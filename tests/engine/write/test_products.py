@@ -329,7 +329,7 @@ def test_the_card_names_data_licence_and_decision(run: Run) -> None:
         assert types["jpg"]["dtype"] == types["png"]["dtype"] == "image" and "bin" not in types
         fields = {field["name"]: field for field in types["json"]["struct"]}
         assert fields["note"]["struct"] == [{"name": "deep", "list": "float64"}]
-        assert fields["score"]["dtype"] == "float64" and "error" not in fields
+        assert fields["score"]["dtype"] == "int64" and "error" not in fields
         assert "| collected | | 12 | | |" in text and "jionlp-pornography" in text
     write_run(run, WriteOptions("parquet"))
     matter = yaml.safe_load((run.folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
@@ -370,7 +370,7 @@ def test_the_report_has_the_same_bytes_every_time(tmp_path: Path, plain_recipe: 
         run, _, _ = curate([shard], tmp_path / place / "run", recipe, Settings())
         pages.append((run.folder / "report.html").read_bytes())
     assert pages[0] == pages[1] and b" at 0x" not in pages[0]
-    assert b"no picture arrived" in pages[0] and b"not an image file" in pages[0]
+    assert b"<i>no picture</i>" in pages[0] and b"not a picture: " in pages[0]
 
 
 @pytest.mark.parametrize("module", [card, formats, output, schemas])
