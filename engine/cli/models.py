@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from danqing.engine.cli.app import MODELS, MODELS_HELP, PARAMETERS, command, examples_text
-from danqing.engine.cli.options import MACHINE, PositiveInt, RecipeOptions, number_from
-from danqing.engine.cli.options import Threads as ThreadCount
+from danqing.engine.cli.options import PositiveInt, RecipeOptions, Threads, number_from
 from danqing.engine.cli.output import Json, print_json
 from danqing.engine.core.errors import DanqingError
 
@@ -36,9 +35,6 @@ Name = Annotated[str, Parameter(help="A model card's name, or the path of one of
 EngineName = Annotated[str, Parameter(help="A part of the engine's name; by default the newest engine.")]
 Data = Annotated[list[str], Parameter(consume_multiple=(1, None), metavar="INPUT", help="Shards of real pairs.")]
 Pairs = Annotated[PositiveInt, Parameter(metavar="N", help="Number of pairs to read.")]
-Threads = Annotated[
-    ThreadCount | None, Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores).")
-]
 
 
 @dataclass(frozen=True)
