@@ -128,7 +128,7 @@ def move_stale(run: Run) -> list[str]:
     }
     files = [file for several in products.values() for file in several]
     if files:
-        take_back(run)
+        forget_written(run)
     for file in files:
         move(file, run.folder / STALE / file.relative_to(run.folder))
     return [name for name, several in products.items() if several and "/" not in name]
@@ -151,7 +151,7 @@ def restore(run: Run, shard: OutputShard) -> bool:
     return True
 
 
-def take_back(run: Run) -> None:
+def forget_written(run: Run) -> None:
     """Removes `written` from the manifest on disk; comes before any product is moved or replaced."""
     if run.manifest.pop("written", None) is not None:
         run.save()

@@ -45,12 +45,12 @@ from danqing.engine.write.products import (
     MARK,
     SIZES,
     STALE,
+    forget_written,
     is_written,
     kept_uids,
     restore,
     shard_files,
     sizes,
-    take_back,
     uids_are_current,
 )
 
@@ -85,7 +85,7 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
     missing = [shard for shard in shards if not is_written(run.table_path(shard.number), shard)]
     surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
     if missing or surplus:
-        take_back(run)
+        forget_written(run)
     missing = [shard for shard in missing if not restore(run, shard)]
     if missing:
         progress.expect(sum(shard.last - shard.first for shard in missing), sum(shard.bytes for shard in run.shards))
