@@ -147,6 +147,7 @@ def test_a_broken_picture_is_no_reason_to_fail_where_pictures_do_not_matter(tmp_
     buffer = io.BytesIO()
     Image.new("L", (9, 9)).save(buffer, "TIFF")
     assert image_extension(Sample("k", buffer.getvalue(), "", ""), 81) == "tif"
+    assert image_extension(Sample("k", buffer.getvalue(), "", ""), 80) == "bin"
 
 
 def test_curate_takes_the_format_from_the_command_line(tmp_path: Path, plain_recipe: Recipe, capsys: Any) -> None:
