@@ -15,14 +15,13 @@ from typing import Any, Literal
 import yaml
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.core.user_yaml import LimitedLoader, describe_yaml_error, read_user_file
 from danqing.kernels.text.lexicon import Patterns
 
 TASKS = ("image_embedding", "text_embedding", "image_classifier", "text_classifier")
 CARDS = resources.files("danqing.trt_models") / "cards"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A card's name, which becomes a part of the names of folders in the cache."""
-MAX_BYTES = 1 << 16
-"""Size of a card; the built-in ones have at most 2 kB."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def load_card(name_or_path: str) -> Card:
         path = Path(name_or_path)
         if not path.is_file():
             raise DanqingError(f"{path}: no such model card")
-        return _read(_text(path), str(path), path)
+        return _read(read_user_file(path, "model card"), str(path), path)
     if name_or_path not in card_names():
         raise DanqingError(
             f"no model card {name_or_path!r}; {did_you_mean(name_or_path, card_names())}. For a model of your own, "
@@ -174,25 +173,11 @@ def load_card(name_or_path: str) -> Card:
     return _read((CARDS / f"{name_or_path}.yaml").read_text(encoding="utf-8"), f"{name_or_path}.yaml", None)
 
 
-def _text(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise DanqingError(f"{path}: a model card has at most {MAX_BYTES:,} bytes; this is another file")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as problem:
-        raise DanqingError(f"{path}: a model card is UTF-8 text; byte {problem.start} is not") from None
-
-
 def _read(text: str, where: str, file: Path | None) -> Card:
     try:
-        # A few lines of aliases can stand for billions of values.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise DanqingError(f"{where}: a model card takes no aliases (*name)")
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:  # ValueError: a date that does not exist
-        raise DanqingError(f"{where}: not valid YAML: {' '.join(str(problem).split())}") from None
+        content = yaml.load(text, LimitedLoader)
+    except (yaml.YAMLError, ValueError) as problem:  # ValueError: a date that does not exist
+        raise DanqingError(describe_yaml_error(where, problem)) from None
     if not isinstance(content, dict):
         raise DanqingError(f"{where}: a model card is a mapping")
     for key, kind in (("image_input", ImageInput), ("token_input", TokenInput)):

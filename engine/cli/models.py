@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from danqing.engine.cli.app import MODELS, MODELS_HELP, PARAMETERS, command, examples_text
-from danqing.engine.cli.options import MACHINE, PositiveInt, RecipeOptions, number_from
-from danqing.engine.cli.options import Threads as ThreadCount
+from danqing.engine.cli.judging import recipe_with
+from danqing.engine.cli.options import PositiveInt, RecipeOptions, Threads, number_from
 from danqing.engine.cli.output import Json, print_json
 from danqing.engine.core.errors import DanqingError
 
 if TYPE_CHECKING:
-    from danqing.engine.recipe.reading import Recipe
     from danqing.trt_models.card import Card
     from danqing.trt_models.engines import Engine
 
@@ -36,9 +34,6 @@ Name = Annotated[str, Parameter(help="A model card's name, or the path of one of
 EngineName = Annotated[str, Parameter(help="A part of the engine's name; by default the newest engine.")]
 Data = Annotated[list[str], Parameter(consume_multiple=(1, None), metavar="INPUT", help="Shards of real pairs.")]
 Pairs = Annotated[PositiveInt, Parameter(metavar="N", help="Number of pairs to read.")]
-Threads = Annotated[
-    ThreadCount | None, Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores).")
-]
 
 
 @dataclass(frozen=True)
@@ -171,7 +166,7 @@ def compile_model(
         min_rows, usual_rows, max_rows = map(int, batch.split(","))
     except ValueError:
         raise DanqingError(f"--batch {batch}: write it as MIN,USUAL,MAX rows, for example 1,8,64") from None
-    given = read_samples(card, data, _recipe_with(name, recipe), Settings(threads=threads), pairs) if data else []
+    given = read_samples(card, data, recipe_with(name, recipe), Settings(threads=threads), pairs) if data else []
     engine = compile_engine(
         card, precision, target or this_gpu() or "cpu", (min_rows, usual_rows, max_rows), level, runtime, given
     )
@@ -227,7 +222,7 @@ def verify(
     card, found = _engine(name, engine)
     wanted = {"cosine_mean": min_cosine, "flips": max_flips}
     settings = Settings(threads=threads)
-    found = verify(card, found, data, _recipe_with(name, recipe), settings, pairs, wanted, checkpoint)
+    found = verify(card, found, data, recipe_with(name, recipe), settings, pairs, wanted, checkpoint)
     print_parity(found)
     if found.parity is None or not found.parity.passed:
         if [entry.name for entry in Engines(card).active(found.target)[:1]] == [found.name]:
@@ -284,56 +279,3 @@ def _network_card(name: str) -> Card:
     if card.lexicon:
         raise DanqingError(f"{card.name} is a word list; there is nothing to compile")
     return card
-
-
-def _recipe_with(name: str, options: RecipeOptions) -> Recipe:
-    """Returns the recipe given, else the built-in one that uses the model, else one made for it (`_recipe_for`)."""
-    from danqing.engine.recipe.reading import builtin_names
-    from danqing.trt_models.card import load_card
-
-    if options.recipe:
-        return options.load()
-    for builtin in reversed(builtin_names()):
-        recipe = options.load(builtin)
-        if name in recipe.models.values():
-            return recipe
-    return _recipe_for(load_card(name), name, options)
-
-
-def _recipe_for(card: Card, name: str, options: RecipeOptions) -> Recipe:
-    """Makes a recipe that judges a model: a built-in one with it, and with the other tower of its checkpoint if that is
-    in the store. Without the other tower, criteria that need it are left out.
-
-    Raises:
-        DanqingError: no criterion judges the model.
-    """
-    from danqing.engine.recipe.reading import DEFAULT_RECIPE
-    from danqing.engine.stages import columns_of_role
-    from danqing.trt_models.card import card_names, load_card
-    from danqing.trt_models.store import is_stored
-
-    base = "danqing" if card.export else DEFAULT_RECIPE
-    role = next(role for role, other in options.load(base).models.items() if load_card(other).task == card.task)
-    models = {role: name}
-    towers = {
-        "image_embedding": ("text_embedding", "-image", "-text"),
-        "text_embedding": ("image_embedding", "-text", "-image"),
-    }
-    missing = ""
-    if role in towers:
-        missing, end, other_end = towers[role]
-        other = re.sub(rf"{end}(\.ya?ml)?$", rf"{other_end}\1", name)
-        known = other in card_names() or Path(other).is_file()
-        if other != name and known and is_stored(load_card(other)):
-            models[missing], missing = other, ""
-    settings = (*options.settings, *(f"models.{role}={model}" for role, model in models.items()))
-    recipe = RecipeOptions(base, settings).load()
-    if missing:
-        others = columns_of_role(missing)
-        recipe = replace(recipe, criteria=tuple(c for c in recipe.criteria if others.isdisjoint(c.columns)))
-    if all(columns_of_role(role).isdisjoint(criterion.columns) for criterion in recipe.criteria):
-        raise DanqingError(
-            f"no criterion judges {name} without the other tower: export that too, or name it with "
-            f"--set models.{role}={name} --set models.{missing}=NAME"
-        )
-    return recipe

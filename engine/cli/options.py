@@ -90,9 +90,12 @@ def _size(kind: Any, tokens: Sequence[Any]) -> int:
 
 
 PositiveInt = Annotated[int, Parameter(converter=_whole, validator=whole_from(1))]
-Threads = Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 1024))]
 Port = Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 65535))]
 Size = Annotated[int, Parameter(converter=_size, metavar="SIZE")]
+Threads = Annotated[
+    Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 1024))] | None,
+    Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores)."),
+]
 
 Inputs = Annotated[
     list[str],
@@ -124,11 +127,20 @@ Limit = Annotated[
     PositiveInt | None,
     Parameter(metavar="N", help="Use only the first N rows of the input; shards behind them are not opened."),
 ]
-Force = Annotated[
+ForceResume = Annotated[
     bool,
     Parameter(
+        name="--force",
         group=OUTPUT,
         help="Resume although a version changed that can change scores; OUT then names both versions.",
+    ),
+]
+ForceModels = Annotated[
+    bool,
+    Parameter(
+        name="--force",
+        group=OUTPUT,
+        help="Decide although the recipe names other models than those that scored the run.",
     ),
 ]
 
@@ -279,7 +291,7 @@ class MachineOptions:
     device: Annotated[str, Parameter(metavar="NAME", help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")] = (
         "auto"
     )
-    threads: Annotated[Threads | None, Parameter(metavar="N", help="Host threads (default: all cores).")] = None
+    threads: Threads = None
 
     @cached_property
     def chosen(self) -> str:
@@ -358,7 +370,7 @@ class StageOptions:
     text: TextOptions = TextOptions()
     pictures: PictureOptions = PictureOptions()
     machine: MachineOptions = MachineOptions()
-    force: Force = False
+    force: ForceResume = False
 
     def settings(
         self,

@@ -14,7 +14,8 @@ from danqing.engine.cli.app import GENERAL, PHASES, command
 from danqing.engine.cli.options import (
     OTHER_DATA,
     Encoding,
-    Force,
+    ForceModels,
+    ForceResume,
     Inputs,
     LayoutOptions,
     Limit,
@@ -107,7 +108,7 @@ def select(
     recipe: RecipeOptions = RecipeOptions(),
     text: TextOptions = TextOptions(),
     machine: MachineOptions = MachineOptions(),
-    force: Force = False,
+    force: ForceResume = False,
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Drop rows of URL tables before anything is downloaded.
@@ -199,9 +200,7 @@ def curate(
         **_scored(run, spans),
         "kept": funnel.kept,
         "funnel": funnel.to_dict(),
-        "output_format": shards.output_format,
-        "shards": run.folder / "shards",
-        "report": run.folder / "report.html",
+        **_written(run.folder, shards),
     }
     notes = run_notes(run, funnel)
     if not out.finish(result, notes):
@@ -209,7 +208,7 @@ def curate(
             print(f"{run.folder}: already scored; nothing was scored again")
         _print_scored(run, spans)
         print_funnel(funnel)
-        print(f"\n{funnel.kept} pairs in {run.folder / 'shards'}; pictures in {run.folder / 'report.html'}")
+        print(f"\n{_written_line(run.folder, funnel.kept)}")
         out.print_notes(notes)
     return _status(run, strict)
 
@@ -303,9 +302,7 @@ def decide(
     *,
     recipe: RecipeOptions = RecipeOptions(),
     machine: MachineOptions = MachineOptions(),
-    force: Annotated[
-        bool, Parameter(help="Decide though the recipe names other models than those that scored the run.")
-    ] = False,
+    force: ForceModels = False,
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Apply a recipe's thresholds to a scored run.
@@ -353,10 +350,17 @@ def write(run: RunFolder, /, *, shards: ShardOptions = ShardOptions(), out: Outp
 
     with out.progress():
         kept = write_run(Run.open(run), shards.load())
-    written, report = run / "shards", run / "report.html"
-    result = {"folder": run, "kept": kept, "output_format": shards.output_format, "shards": written, "report": report}
-    if not out.finish(result):
-        print(f"{kept} pairs in {written}; pictures in {report}")
+    if not out.finish({"folder": run, "kept": kept, **_written(run, shards)}):
+        print(_written_line(run, kept))
+
+
+def _written(folder: Path, shards: ShardOptions) -> dict[str, Any]:
+    """What WRITE made, as JSON."""
+    return {"output_format": shards.output_format, "shards": folder / "shards", "report": folder / "report.html"}
+
+
+def _written_line(folder: Path, kept: int) -> str:
+    return f"{kept} pairs in {folder / 'shards'}; pictures in {folder / 'report.html'}"
 
 
 @command(
@@ -382,23 +386,16 @@ def merge(
     from danqing.engine.report.notes import run_notes
     from danqing.engine.report.terminal import print_funnel
 
+    options = shards.load()  # wrong ones are refused before the runs are compared
     with out.progress(machine.note):
         run, funnel = merge_runs(runs, output, machine.chosen, machine.threads)
-        kept = write_run(run, shards.load())
-    written, report = run.folder / "shards", run.folder / "report.html"
-    result = {
-        "folder": run.folder,
-        "kept": kept,
-        "funnel": funnel.to_dict(),
-        "output_format": shards.output_format,
-        "shards": written,
-        "report": report,
-    }
+        kept = write_run(run, options)
+    result = {"folder": run.folder, "kept": kept, "funnel": funnel.to_dict(), **_written(run.folder, shards)}
     notes = run_notes(run, funnel)
     if out.finish(result, notes):
         return
     print_funnel(funnel)
-    print(f"\n{kept} pairs in {written}; pictures in {report}")
+    print(f"\n{_written_line(run.folder, kept)}")
     out.print_notes(notes)
 
 

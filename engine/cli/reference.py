@@ -23,8 +23,10 @@ INTRODUCTION = """\
 
 # The command line
 
-Exit status: 0 done; 1 `diff` found a difference, or parity failed in `models verify`; 2 bad input, with one line on
-stderr that begins with `danqing:`; 130 interrupted (the same command continues).
+Exit status: 0 done; 1 `diff` found a difference, or parity failed in `models verify`; 2 bad input, or an output that
+cannot be written or is read back otherwise than it was written, with one line on stderr that begins with `danqing:`;
+3 `--strict` and damaged input; 130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP (the same command continues); 141 the
+reader of stdout has closed it.
 
 Progress goes to stderr: a bar on a terminal, else a plain line every ten seconds. With `--json` stdout holds one JSON
 object and nothing else.

@@ -18,11 +18,11 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.progress import Progress
-from danqing.engine.decide.contents import MERGED, is_complete, merged_state, scores_hash
+from danqing.engine.decide.contents import MERGED, is_complete, merged_state
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.scores import Scores, connect_near_rows, read_scores
 from danqing.engine.decide.uids import numbers_of
-from danqing.engine.decide.verdicts import Verdicts, record
+from danqing.engine.decide.verdicts import Verdicts, decision_of, record
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import Run, is_run
@@ -75,13 +75,7 @@ def merge(
     run.manifest[MERGED] = merged
     run.save()
     verdicts.enter(last, alive, scores.group_components(criterion, rows, components, progress))
-    decision = {
-        "recipe": recipe.to_dict(),
-        "recipe_hash": recipe.hash,
-        "shards": len(run.shards),
-        "scores": scores_hash(run),
-    }
-    return run, record(run, recipe, scores, verdicts, decision)
+    return run, record(run, recipe, scores, verdicts, decision_of(run, recipe))
 
 
 def common_recipe(runs: Sequence[Run]) -> Recipe:

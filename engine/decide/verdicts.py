@@ -96,7 +96,9 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
         )
     check_models(run, recipe, force)
     recipe = replace(recipe, models=run.recipe.models)  # those that scored
-    decision = _decision(run, recipe)
+    decision = decision_of(run, recipe)
+    if references := check_references(run, recipe):
+        decision["references"] = references
     before = run.manifest.get("decided", {})
     if before == before | decision and is_complete(run):
         return Funnel.read(run.folder / "funnel.json")
@@ -111,12 +113,14 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
     return funnel
 
 
-def _decision(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """What verdicts depend on: the recipe, the scores and the runs that are compared with, by their hashes."""
-    decision: dict[str, Any] = {"recipe": recipe.to_dict(), "recipe_hash": recipe.hash, "shards": len(run.shards)}
-    decision["scores"] = scores_hash(run)
-    references = check_references(run, recipe)
-    return decision | {"references": references} if references else decision
+def decision_of(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """What verdicts depend on: the recipe and the scores."""
+    return {
+        "recipe": recipe.to_dict(),
+        "recipe_hash": recipe.hash,
+        "shards": len(run.shards),
+        "scores": scores_hash(run),
+    }
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -16,32 +16,11 @@ import yaml
 
 from danqing.engine.core.columns import FEATURES, RECIPE_COLUMNS, Column
 from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.core.user_yaml import LimitedLoader, describe_yaml_error, read_user_file
 from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Redundancy
 
 DEFAULT_RECIPE = "embedded"
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
-MAX_BYTES = 1 << 16
-"""Size of a recipe; PyYAML reads about 200 kB a second. The built-in ones have 6 kB."""
-MAX_DEPTH = 8
-"""Nested mappings and lists of a recipe; a valid one has three."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Composes trees of limited depth, without aliases: a few lines of them can stand for billions of values."""
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        place: Any = event.start_mark
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="a recipe takes no aliases (*name)", problem_mark=place)
-        if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=place)
-        self.depth += 1
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
 
 
 @dataclass(frozen=True)
@@ -147,17 +126,7 @@ def load_recipe(
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        where = str(path)
-        try:
-            with path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise DanqingError(f"{path}: a recipe has at most {MAX_BYTES:,} bytes; this is another file")
-            text = content.decode()
-        except OSError as problem:
-            raise DanqingError(f"{path}: cannot read the recipe: {problem.strerror}") from None
-        except UnicodeDecodeError as problem:
-            raise DanqingError(f"{path}: a recipe is UTF-8 text; byte {problem.start} is not") from None
+        text, where = read_user_file(path, "recipe"), str(path)
     elif str(name_or_path) in builtin_names():
         where = f"{name_or_path}.yaml"
         text = (resources.files("danqing.engine.recipe") / "recipes" / where).read_text(encoding="utf-8")
@@ -200,12 +169,9 @@ def recipe_from_dict(
 
 def _compose(text: str, where: str) -> yaml.Node:
     try:
-        tree = yaml.compose(text, Loader=_Loader)
+        tree = yaml.compose(text, Loader=LimitedLoader)
     except yaml.YAMLError as problem:
-        mark = getattr(problem, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(problem, "problem", None) or str(problem).splitlines()[0]
-        raise DanqingError(f"{where}{line}: not valid YAML: {reason}") from None
+        raise DanqingError(describe_yaml_error(where, problem)) from None
     if not isinstance(tree, yaml.MappingNode):
         raise DanqingError(f"{where}: a recipe is a mapping with the keys {', '.join(TOP_KEYS)}")
     return tree
@@ -220,7 +186,7 @@ def _apply(tree: yaml.Node, setting: str) -> None:
     if parts[0] not in TOP_KEYS:
         parts.insert(0, "criteria")
     try:
-        leaf = yaml.compose(value, Loader=_Loader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
+        leaf = yaml.compose(value, Loader=LimitedLoader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
     except yaml.YAMLError:
         raise DanqingError(f"--set {setting}: {value!r} is not a YAML value") from None
     leaf.start_mark = yaml.Mark(f"--set {setting}", 0, -1, 0, None, 0)

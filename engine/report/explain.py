@@ -13,7 +13,7 @@ from rich.table import Table
 from danqing.engine.core.columns import FEATURES
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.criteria import Redundancy, Threshold
-from danqing.engine.recipe.reading import recipe_from_dict
+from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.terminal import console
 from danqing.engine.run.folder import Run
 
@@ -53,32 +53,8 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
     for name in ("caption", "text_clean", "url", "error"):
         if record.get(name):
             console.print(f"  {name}: ", record[name], markup=False, sep="")
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("criterion", "score", "rule", "verdict"):
-        table.add_column(heading, no_wrap=heading == "criterion")
-    judged = set()
-    gone = False
-    for criterion in recipe.criteria:
-        dropped = record.get("dropped_by") == criterion.name
-        if isinstance(criterion, Threshold):
-            judged.add(criterion.column)
-            value = record.get(criterion.column)
-            shown, rule = _number(value), criterion.rule
-            passed = value is not None and bool(criterion.interval.holds(value))
-        else:
-            shown, rule, passed = "", criterion.rule, not dropped
-            if isinstance(criterion, Redundancy) and "group" in record:
-                known = (
-                    record["feature_row"] >= 0 if criterion.column == FEATURES else record[criterion.column] is not None
-                )
-                if gone or not known:
-                    shown = "not compared"
-                else:
-                    shown = f"group {record['group']}" if record["group"] >= 0 else "no group"
-        verdict = "[red]dropped here[/]" if dropped else "" if gone else "passes" if passed else "?"
-        gone = gone or dropped
-        table.add_row(escape(criterion.name), escape(shown), escape(rule), verdict)
-    console.print(table)
+    console.print(_criteria_table(recipe, record))
+    judged = {criterion.column for criterion in recipe.criteria if isinstance(criterion, Threshold)}
     others = {
         name: value for name, value in record.items()
         if isinstance(value, (int, float)) and name not in judged | {"row", "group", "keep", "feature_row", "distance"}
@@ -96,6 +72,34 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
     if "keep" in record:
         verdict = "[green]kept[/]" if record["keep"] else f"[red]dropped by {escape(record['dropped_by'])}[/]"
         console.print(f"  {verdict}")
+
+
+def _criteria_table(recipe: Recipe, record: dict[str, Any]) -> Table:
+    """Makes a table of the criteria in order, with the pair's score and whether it passes."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("criterion", "score", "rule", "verdict"):
+        table.add_column(heading, no_wrap=heading == "criterion")
+    gone = False
+    for criterion in recipe.criteria:
+        dropped, shown = record.get("dropped_by") == criterion.name, ""
+        passed = not dropped
+        if isinstance(criterion, Threshold):
+            value = record.get(criterion.column)
+            shown, passed = _number(value), value is not None and bool(criterion.interval.holds(value))
+        elif isinstance(criterion, Redundancy):
+            shown = "not compared" if gone else _group(criterion, record)
+        verdict = "[red]dropped here[/]" if dropped else "" if gone else "passes" if passed else "?"
+        gone = gone or dropped
+        table.add_row(escape(criterion.name), escape(shown), escape(criterion.rule), verdict)
+    return table
+
+
+def _group(criterion: Redundancy, record: dict[str, Any]) -> str:
+    """Names the pair's group of near-duplicates; a pair without the value that is compared has none."""
+    if record.get("group", -1) >= 0:
+        return f"group {record['group']}"
+    known = record["feature_row"] >= 0 if criterion.column == FEATURES else record.get(criterion.column) is not None
+    return "no group" if known else "not compared"
 
 
 def _number(value: Any) -> str:

@@ -24,11 +24,11 @@ from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.topic_map import topic_galleries, topic_section
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
-from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.engine.score.settling import describe_engines
 from danqing.engine.sources import open_shard
-from danqing.engine.stages.opening import TooManyPixelsError, open_picture
-from danqing.engine.write.output import decision_digest, read_verdicts
+from danqing.engine.stages.header import read_header
+from danqing.engine.stages.opening import open_picture
+from danqing.engine.write.output import decision_digest, max_pixels, read_verdicts
 from danqing.engine.write.products import stamp
 
 KEPT_SHOWN, DROPPED_SHOWN = 48, 8
@@ -157,7 +157,7 @@ def _sample(run: Run) -> dict[str, list[int]]:
 def _pictures(run: Run, wanted: set[int]) -> dict[int, str]:
     """Makes the HTML figures, with picture and caption, of the wanted rows: row → figure."""
     figures: dict[int, str] = {}
-    start, max_pixels = 0, run.manifest.get("max_pixels", DEFAULT_MAX_PIXELS)  # a merged run has none of its own
+    start, limit = 0, max_pixels(run)
     for shard in run.shards:
         rows = pq.read_metadata(run.verdicts_path(shard.number)).num_rows
         here = {position - start for position in wanted if start <= position < start + rows}
@@ -165,7 +165,7 @@ def _pictures(run: Run, wanted: set[int]) -> dict[int, str]:
             records = pq.read_table(run.scores_path(shard.number), columns=["key", "caption", "error"]).to_pylist()
             for row, sample in enumerate(open_shard(shard, run.layout)):
                 if row in here:
-                    figures[start + row] = _figure(sample.image, records[row], max_pixels)
+                    figures[start + row] = _figure(sample.image, records[row], limit)
         start += rows
     return figures
 
@@ -180,11 +180,9 @@ def _figure(image: bytes, record: dict[str, Any], max_pixels: int) -> str:
         buffer = io.BytesIO()
         Image.alpha_composite(white, picture).convert("RGB").save(buffer, "JPEG", quality=80)
         shown = f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-    except TooManyPixelsError as refused:
-        shown = f"<i>{html.escape(str(refused))}</i>"
-    except Exception:  # some of these rows were dropped because their picture is broken; Pillow names an address
-        problem = "not an image file" if image else "no picture arrived"
-        shown = f"<i>{html.escape(record['error'] or problem)}</i>"
+    except Exception:  # some of these rows were dropped because their picture is broken
+        problem = record["error"] or read_header(image, max_pixels).error or "cannot be decoded"
+        shown = f"<i>{html.escape(problem)}</i>"
     caption = html.escape((record["caption"] or "")[:120])
     return f"<figure>{shown}<figcaption>{caption}<br><small>{html.escape(record['key'])}</small></figcaption></figure>"
 

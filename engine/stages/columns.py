@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from danqing.engine.core.carried import RESERVED
 from danqing.engine.core.columns import COLUMNS, READ, RECIPE_COLUMNS, SCORED, VERDICTS, WRITTEN, Column
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.stages import CATALOGUE, Stage
@@ -31,7 +32,9 @@ def known_columns(stages: Iterable[type[Stage]] = CATALOGUE) -> dict[str, Column
         DanqingError: a stage produces a column that another one produces, or needs one that none produces.
     """
     stages = list(stages)
-    columns, makers = dict(RECIPE_COLUMNS), dict.fromkeys((column.name for column in READ), "reading")
+    columns = dict(RECIPE_COLUMNS)
+    makers = dict.fromkeys((column.name for column in READ), "reading")
+    makers |= dict.fromkeys(RESERVED - COLUMNS.keys(), "writing")
     for stage in stages:
         for name, column in stage.produces.items():
             if name in makers or COLUMNS.get(name, column) != column:

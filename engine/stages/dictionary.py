@@ -86,18 +86,23 @@ def file_hash(path: Path) -> str:
         raise DanqingError(f"{path}: cannot read the user dictionary: {problem.strerror}") from None
 
 
-@cache
 def character_classes() -> np.ndarray:
     """Loads the class bits of `kernels.text.captions` of every code point: uint16 (0x110000,)."""
-    digest = hashlib.sha256(_layout() + unicodedata.unidata_version.encode())
-    return _cached(f"characters-{digest.hexdigest()[:12]}", lambda: {"classes": _make_classes()})["classes"]
+    return _character_tables()["classes"]
+
+
+def unified_forms() -> np.ndarray:
+    """Loads the ideographs of compatibility characters (`ideographs.make_unified_forms`): int32 (0x110000,)."""
+    return _character_tables()["forms"]
 
 
 @cache
-def unified_forms() -> np.ndarray:
-    """Loads the code point that stands for each code point, see `ideographs.unified_forms`: int32 (0x110000,)."""
+def _character_tables() -> dict[str, np.ndarray]:
     digest = hashlib.sha256(_layout() + unicodedata.unidata_version.encode())
-    return _cached(f"forms-{digest.hexdigest()[:12]}", lambda: {"forms": ideographs.unified_forms()})["forms"]
+    return _cached(
+        f"characters-{digest.hexdigest()[:12]}",
+        lambda: {"classes": _make_classes(), "forms": ideographs.make_unified_forms()},
+    )
 
 
 def _layout() -> bytes:

@@ -39,8 +39,8 @@ those that Chinese texts use as variants (荘, 呪, 粧, 皐, 艶 …), and Japa
 """
 
 
-def unified_forms() -> np.ndarray:
-    """Returns the code point that stands for each code point: itself, or the ideograph of a `COMPATIBILITY` one.
+def make_unified_forms() -> np.ndarray:
+    """Makes a table that maps each code point to itself, or a `COMPATIBILITY` one to its ideograph.
 
     Returns:
         int32 (0x110000,).

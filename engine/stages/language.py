@@ -11,10 +11,10 @@ import numpy as np
 from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
 from danqing.trt_models.package_files import package_file
 
-SURELY_HAN = 0.5
-"""If at least this share of a text's letters is Han, its East Asian part is judged (every word has a letter)."""
 HAN_PER_WORD = 0.5
-"""So is that of a text with at least so many Han characters per word of another script: one to two words."""
+"""Minimum number of Han characters per word of another script, for the East Asian part to decide the language."""
+SURELY_HAN = 0.5
+"""Share of Han among a text's letters from which that holds without counting, since every word has a letter."""
 
 _EAST_ASIAN = r"\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _OTHER_WORD = re.compile(rf"[^\W\d_{_EAST_ASIAN}]+(?:['’-][^\W\d_{_EAST_ASIAN}]+)*")
@@ -36,7 +36,7 @@ def languages(
     - Han with kana or hangul: fastText's probability of Chinese, at most 1 − 2 × their share of the East Asian letters.
       Japanese and Korean texts have about as many letters of their own script as of Han.
 
-    Other captions have fastText's probability for the whole text, with the same limit.
+    Other captions with a Han character have fastText's probability for the whole text, with the same limit.
 
     Args:
         texts: clean captions, in Simplified characters.
@@ -51,15 +51,7 @@ def languages(
     confidence = clear.astype(np.float32)
     names = ["zh"] * len(texts)
     for row in np.flatnonzero(~clear).tolist():
-        text, limit = texts[row], 1 - 2 * foreign[row]
-        if han[row] > 0 and _is_east_asian(text, han[row] >= SURELY_HAN):
-            if not foreign[row]:
-                confidence[row] = 1
-                continue
-            text, limit = _OTHER_WORD.sub(" ", text), 1 - 2 * foreign[row] / (han[row] + foreign[row])
-        names[row], probability = _language_model()(text)
-        if han[row] > 0:
-            confidence[row] = min(max(min(probability, limit), 0.0), 1.0)
+        names[row], confidence[row] = _identify(texts[row], float(han[row]), float(foreign[row]))
     for row in np.flatnonzero(measures["japanese_share"] > 0).tolist():
         if is_japanese(originals[row]):
             names[row], confidence[row] = "ja", 0
@@ -76,10 +68,25 @@ def is_japanese(text: str) -> bool:
     return japanese > sum(map(is_chinese_only, text))
 
 
-def _is_east_asian(text: str, surely: bool) -> bool:
-    """Whether the East Asian part of a text decides its language, see `languages`."""
-    if surely:
-        return True
+def _identify(text: str, han: float, foreign: float) -> tuple[str, float]:
+    """Returns the language of a text and the confidence that it is Chinese.
+
+    Args:
+        text: the text.
+        han: share of Han characters among its letters.
+        foreign: share of kana and hangul among its letters.
+    """
+    limit = 1 - 2 * foreign
+    if han > 0 and (han >= SURELY_HAN or _has_han_per_word(text)):
+        if foreign == 0:
+            return "zh", 1
+        text, limit = _OTHER_WORD.sub(" ", text), 1 - 2 * foreign / (han + foreign)
+    name, probability = _language_model()(text)
+    return name, min(max(min(probability, limit), 0.0), 1.0) if han > 0 else 0.0
+
+
+def _has_han_per_word(text: str) -> bool:
+    """Whether a text has at least `HAN_PER_WORD` Han characters per word of another script."""
     words = len(_OTHER_WORD.findall(text))
     return sum("\u3400" <= character <= "\u9fff" for character in text) >= HAN_PER_WORD * words
 

@@ -1,7 +1,7 @@
 """Cleans captions and measures them: words, parts of speech, language, entropy, unsafe terms.
 
-Kernels over the batch's UTF-8 bytes (`kernels.text`) do the measuring. OpenCC converts Traditional characters to
-Simplified ones.
+A caption goes through three steps: `normalize` (HTML, compatibility characters), `clean` (emoji, special characters,
+space) and `simplify` (Traditional to Simplified, by OpenCC). Kernels (`kernels.text`) measure it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CaptionStage(Stage):
 
 
 class Caption(CaptionStage):
-    """Measures of the caption as read (but see `plain`): `words`, and the text classifier's `unsafe_text`.
+    """Measures of the caption as read (but see `normalize`): `words`, and the text classifier's `unsafe_text`.
 
     `caption_measures`: float32 (rows, measures), all measures; `Refine` uses them for captions that cleaning does not
     change.
@@ -54,7 +54,7 @@ class Caption(CaptionStage):
         self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
-        captions = plain(self.context, batch["caption"])
+        captions = normalize(self.context, batch["caption"])
         measures = measure_captions(self.context, captions)
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
@@ -63,7 +63,7 @@ class Caption(CaptionStage):
 
 
 class Refine(CaptionStage):
-    """The cleaned caption (`text_clean`, see `clean`) and its measures.
+    """The caption cleaned and in Simplified characters (`text_clean`), and its measures.
 
     For the measures see `kernels.text.captions.MEASURES`; for `language` and `chinese_confidence` see `languages`.
     """
@@ -83,7 +83,7 @@ class Refine(CaptionStage):
         self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
-        originals = strip(self.context, batch["caption"])
+        originals = clean(self.context, batch["caption"])
         texts = simplify(originals)
         measures = batch["caption_measures"]
         changed = [
@@ -126,32 +126,23 @@ def measure_captions(context: Context, captions: Strings) -> np.ndarray:
     return device.down(kernels.measure(device, captions, words, character_classes()))
 
 
-def plain(context: Context, captions: list[str]) -> Strings:
-    """Takes out HTML (`markup.remove_markup`) and puts unified ideographs for compatibility ones.
-
-    Returns:
-        The captions as words are counted in them, on the device.
-    """
+def normalize(context: Context, captions: list[str]) -> Strings:
+    """Removes HTML (`markup.remove_markup`) and replaces compatibility characters by ideographs; on the device."""
     device = context.device
     return kernels.unify(device, Strings.of(remove_markup(captions)).on(device), unified_forms())
 
 
-def strip(context: Context, captions: list[str]) -> list[str]:
-    """Makes captions `plain` and removes emoji, special characters and surplus space."""
+def clean(context: Context, captions: list[str]) -> list[str]:
+    """Normalizes captions and removes emoji, special characters and surplus space."""
     device = context.device
-    return kernels.clean(device, plain(context, captions), character_classes()).on_host(device).arrow().to_pylist()
+    return kernels.clean(device, normalize(context, captions), character_classes()).on_host(device).arrow().to_pylist()
 
 
 def simplify(captions: list[str]) -> list[str]:
     """Converts captions without line ends to Simplified Chinese (OpenCC t2s)."""
-    # One call converts all captions, joined by line ends. Captions of Simplified characters are converted too: some
-    # characters only change in a word (沈醉 to 沉醉).
+    # One call for all captions. Captions in Simplified characters are converted, too: some characters change only
+    # within a word (沈醉 to 沉醉).
     return _converter().convert("\n".join(captions)).split("\n") if captions else []
-
-
-def clean(context: Context, captions: list[str]) -> list[str]:
-    """Cleans captions: `strip`, then `simplify`."""
-    return simplify(strip(context, captions))
 
 
 @cache

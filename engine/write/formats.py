@@ -23,7 +23,6 @@ import xxhash
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.names import member_name, unique_key
-from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.engine.sources import Sample
 from danqing.engine.sources.tar import read_members
 from danqing.engine.stages.header import read_header
@@ -81,24 +80,26 @@ def _members(sample: Sample, record: dict[str, Any]) -> Iterator[tuple[str, byte
 
 
 def write_parquet(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
-    """Writes NNNNN.parquet: `image` {bytes, path} as Hugging Face's datasets read it, `text`, and the scores."""
-    scores = kept.rename_columns(_names_beside(kept.column_names, ("image", "text")))
+    """Writes NNNNN.parquet: `image` {bytes, path} as Hugging Face's datasets read it, `text`, and the scores.
+
+    No column of the scores is named like one of the first two (`core.carried.RESERVED`).
+    """
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     features = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
-    schema = pa.schema([("image", image), ("text", pa.string()), *scores.schema])
+    schema = pa.schema([("image", image), ("text", pa.string()), *kept.schema])
     schema = schema.with_metadata({**kept.schema.metadata, b"huggingface": features.encode()})
     first, hashes, path = 0, [], shard.with_suffix(".parquet")
     with commit(path) as file:
-        with pq.ParquetWriter(file, schema, use_dictionary=scores.column_names, write_page_checksum=True) as out:
+        with pq.ParquetWriter(file, schema, use_dictionary=kept.column_names, write_page_checksum=True) as out:
             while group := list(islice(pairs, ROW_GROUP)):
                 pictures = [{"bytes": s.image, "path": f"{s.key}.{s.image_extension}"} for s, _ in group]
                 hashes += [xxhash.xxh128_hexdigest(sample.image) for sample, _ in group]
                 texts = [clean_caption(record) for _, record in group]
                 columns = [pa.array(pictures, image), pa.array(texts, pa.string())]
-                out.write_table(pa.table([*columns, *scores.slice(first, len(group))], schema=schema))
+                out.write_table(pa.table([*columns, *kept.slice(first, len(group))], schema=schema))
                 first += len(group)
         file.flush()
-        check_table(Path(file.name), scores, path, hashes)
+        check_table(Path(file.name), kept, path, hashes)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -111,18 +112,6 @@ def write_table(table: pa.Table, path: Path) -> None:
         pq.write_table(table, file, write_page_checksum=True)
         file.flush()
         check_table(Path(file.name), table, path)
-
-
-def _names_beside(names: Iterable[str], taken: tuple[str, ...]) -> list[str]:
-    """Prefixes names that are taken with `input_`, until all names are distinct."""
-    used, out = {*taken, *names}, []
-    for name in names:
-        new = name
-        while name in taken and new in used:
-            new = f"input_{new}"
-        used.add(new)
-        out.append(new)
-    return out
 
 
 def _check_tar(file: Path, written: dict[str, str], path: Path) -> None:
@@ -199,11 +188,16 @@ def clean_caption(record: dict[str, Any]) -> str:
     return record.get("text_clean") or record["caption"] or ""
 
 
-def image_extension(sample: Sample) -> str:
-    """Extension of the picture's own file, else the usual one of its format; `bin` if the format is unknown."""
+def image_extension(sample: Sample, max_pixels: int) -> str:
+    """Extension of the picture's own file, else the usual one of its format; `bin` if the format is unknown.
+
+    Args:
+        sample: the pair.
+        max_pixels: the run's limit, see `stages.header.read_header`.
+    """
     if EXTENSION.fullmatch(sample.image_extension):
         return sample.image_extension
-    form = read_header(sample.image, DEFAULT_MAX_PIXELS).format
+    form = read_header(sample.image, max_pixels).format
     if form is None:  # a recipe without criteria of pictures keeps broken ones
         return "bin"
     return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}.get(form, form.lower())

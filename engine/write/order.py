@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,8 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.similarity import similarity_of
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Sample, open_shard
-from danqing.engine.write.output import InputVerdicts, Part, cut, starts_of
+from danqing.engine.write.formats import image_extension
+from danqing.engine.write.output import InputVerdicts, Part, cut, max_pixels, starts_of
 
 GROUP_ROWS = 256
 """Pairs that are copied, gathered or written together."""
@@ -38,7 +40,7 @@ class Order(Protocol):
         """The scores of a range of pairs, with the columns that WRITE adds; one schema for all ranges."""
 
     def samples(self, first: int, last: int) -> Iterator[Sample]:
-        """The pictures of a range of pairs."""
+        """The pairs of a range, each with an extension that a file can have (`formats.image_extension`)."""
 
 
 class InputOrder:
@@ -52,6 +54,7 @@ class InputOrder:
         self.run, self.verdicts, self.starts = run, verdicts, starts_of(verdicts)
         scores = pq.read_schema(run.scores_path(0)).empty_table()  # all shards have this schema (`settling`)
         self.schema = _extended(scores, pa.array([], pa.int64())).schema
+        self._max_pixels = max_pixels(run)
         self._table: tuple[int, pa.Table] | None = None
         self._reading: Iterator[Sample] = iter(())
         self._at: tuple[int, int] | None = None
@@ -102,7 +105,7 @@ class InputOrder:
             if row == record["row"]:
                 if sample.uid != record["uid"] or sample.image_hash != record.get("image_hash", sample.image_hash):
                     raise DanqingError(f"{shard.path}: row {row} ({sample.key}) was changed since it was scored")
-                yield sample
+                yield replace(sample, image_extension=image_extension(sample, self._max_pixels))
                 record = next(wanted, None)
         if record is not None:
             raise DanqingError(f"{shard.path}: ends before row {record['row']}; the file was changed since")
@@ -138,7 +141,7 @@ class Shuffled:
                     last = min(first + GROUP_ROWS, pairs)
                     samples = list(source.samples(first, last))
                     images = pa.array([sample.image for sample in samples], pa.large_binary())
-                    extensions = pa.array([readable(sample.image_extension) for sample in samples], pa.string())
+                    extensions = pa.array([sample.image_extension for sample in samples], pa.string())
                     columns = [*source.table(first, last).columns, images, extensions]
                     out.write_table(pa.table(columns, schema=schema).combine_chunks(), GROUP_ROWS)
             file.flush()
@@ -164,8 +167,3 @@ class Shuffled:
             for group, rows in zip(groups, np.split(places[order], starts[1:]), strict=True)
         ]
         return pa.concat_tables(parts).take(np.argsort(order)).combine_chunks()
-
-
-def readable(text: str) -> str:
-    """Replaces lone surrogates, as file names that are not UTF-8 have them, by question marks."""
-    return text.encode("utf-8", "replace").decode()

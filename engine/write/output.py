@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
 from danqing.trt_models.package_files import sha256
 
 WEBDATASET, PARQUET = "webdataset", "parquet"
@@ -78,6 +79,11 @@ class OutputShard:
     first: int
     last: int
     mark: str
+
+
+def max_pixels(run: Run) -> int:
+    """The run's limit of the pixels of a picture; a merged run has none of its own."""
+    return int(run.manifest.get("max_pixels", DEFAULT_MAX_PIXELS))
 
 
 def read_verdicts(run: Run) -> list[InputVerdicts]:

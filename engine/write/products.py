@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from danqing.engine.decide.uids import numbers_of
 from danqing.engine.run.folder import Run
 from danqing.engine.write.output import (
     InputVerdicts,
@@ -78,12 +79,11 @@ def shard_files(run: Run) -> dict[int, list[Path]]:
 
 def kept_uids(run: Run) -> np.ndarray:
     """The uids of the kept pairs: `UID` (pairs,), sorted."""
-    halves = [np.empty((0, 2), np.uint64)]
+    numbers = [np.empty((0, 2), np.uint64)]
     for shard in run.shards:
         table = pq.read_table(run.verdicts_path(shard.number), columns=["uid", "keep"])
-        digits = "".join(table.filter(table["keep"])["uid"].to_pylist())
-        halves.append(np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 2).astype(np.uint64))
-    return np.sort(np.concatenate(halves).view(UID).reshape(-1))
+        numbers.append(numbers_of(table.filter(table["keep"])["uid"]))
+    return np.sort(np.concatenate(numbers).view(UID).reshape(-1))
 
 
 def uids_are_current(run: Run, uids: np.ndarray) -> bool:
@@ -128,7 +128,7 @@ def move_stale(run: Run) -> list[str]:
     }
     files = [file for several in products.values() for file in several]
     if files:
-        take_back(run)
+        forget_written(run)
     for file in files:
         move(file, run.folder / STALE / file.relative_to(run.folder))
     return [name for name, several in products.items() if several and "/" not in name]
@@ -151,7 +151,7 @@ def restore(run: Run, shard: OutputShard) -> bool:
     return True
 
 
-def take_back(run: Run) -> None:
+def forget_written(run: Run) -> None:
     """Removes `written` from the manifest on disk; comes before any product is moved or replaced."""
     if run.manifest.pop("written", None) is not None:
         run.save()

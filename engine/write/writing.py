@@ -27,12 +27,11 @@ from danqing.engine.core.registry import Registry
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Sample
 from danqing.engine.write.card import write_cards
-from danqing.engine.write.formats import Writer, image_extension, member_names, write_table
+from danqing.engine.write.formats import Writer, member_names, write_table
 from danqing.engine.write.order import GROUP_ROWS, InputOrder, Order, Shuffled
 from danqing.engine.write.output import (
     PARQUET,
     WEBDATASET,
-    InputVerdicts,
     OutputShard,
     WriteOptions,
     decision_digest,
@@ -46,12 +45,12 @@ from danqing.engine.write.products import (
     MARK,
     SIZES,
     STALE,
+    forget_written,
     is_written,
     kept_uids,
     restore,
     shard_files,
     sizes,
-    take_back,
     uids_are_current,
 )
 
@@ -86,11 +85,13 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
     missing = [shard for shard in shards if not is_written(run.table_path(shard.number), shard)]
     surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
     if missing or surplus:
-        take_back(run)
+        forget_written(run)
     missing = [shard for shard in missing if not restore(run, shard)]
     if missing:
         progress.expect(sum(shard.last - shard.first for shard in missing), sum(shard.bytes for shard in run.shards))
-        _write_shards(run, verdicts, missing, writer, options, progress)
+        source = InputOrder(run, verdicts)
+        order = source if options.shuffle is None else Shuffled(source, options.shuffle, run.folder)
+        _write_shards(run, missing, order, writer, progress)
     for path in surplus:
         path.unlink()
     _write_counts(run, shards)
@@ -116,17 +117,7 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
     return kept
 
 
-def _write_shards(
-    run: Run,
-    verdicts: list[InputVerdicts],
-    missing: list[OutputShard],
-    writer: Writer,
-    options: WriteOptions,
-    progress: Progress,
-) -> None:
-    order: Order = InputOrder(run, verdicts)
-    if options.shuffle is not None:
-        order = Shuffled(InputOrder(run, verdicts), options.shuffle, run.folder)
+def _write_shards(run: Run, missing: list[OutputShard], order: Order, writer: Writer, progress: Progress) -> None:
     for shard in missing:
         kept = order.table(shard.first, shard.last).replace_schema_metadata({MARK: shard.mark})
         if len(kept) != shard.last - shard.first:
@@ -161,17 +152,13 @@ def _files_of(table: Path) -> list[Path]:
 def _pairs(
     kept: pa.Table, samples: Iterator[Sample], extensions: set[str], progress: Progress
 ) -> Iterator[tuple[Sample, dict[str, Any]]]:
-    """Joins pictures and scores; adds the pictures' extensions to a set.
-
-    A sample's key becomes its name in the output shard, its extension one that a file can have.
-    """
+    """Joins pairs and scores; a sample's key becomes its name in the output shard. Adds the extensions to a set."""
     names = iter(member_names(kept["key"].to_pylist()))
     for first in range(0, len(kept), GROUP_ROWS):
         records = kept.slice(first, GROUP_ROWS).to_pylist()
         for record, sample in zip(records, islice(samples, len(records)), strict=True):
-            extension = image_extension(sample)
-            extensions.add(extension)
-            yield replace(sample, key=next(names), image_extension=extension), record
+            extensions.add(sample.image_extension)
+            yield replace(sample, key=next(names)), record
         progress.advance(len(records))
 
 

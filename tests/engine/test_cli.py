@@ -27,6 +27,7 @@ from danqing.engine.cli.options import (
     LayoutOptions,
     MachineOptions,
     SeveralOptions,
+    ShardOptions,
     StageOptions,
     TextOptions,
 )
@@ -39,6 +40,7 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.versions import SCORING_VERSIONS
 from danqing.engine.sources import Layout, Shard
+from danqing.engine.write.output import WriteOptions
 from danqing.trt_models.engines import MAX_FLIPS, MIN_COSINE
 from tests.conftest import RECIPE_WITHOUT_NETWORKS, picture
 from tests.engine.score.test_run import samples, tree
@@ -90,6 +92,7 @@ def test_the_defaults_in_the_help_are_those_of_the_engine() -> None:
     tolerance, verified = Tolerance(), signature(verify).parameters
     assert asdict(ToleranceOptions()) == {name: getattr(tolerance, name) for name in ("within", "cosine", "flips")}
     assert (verified["min_cosine"].default, verified["max_flips"].default) == (MIN_COSINE, MAX_FLIPS)
+    assert ShardOptions().load() == WriteOptions()
 
 
 def test_options_of_a_command_become_settings() -> None:

@@ -95,7 +95,7 @@ WRONG_CALLS = {
     "curate a.tar -o y --set models.image_embedding=none.yaml": "none.yaml: no such model card",
     "curate a.tar -o y --set models.image_embedding=list.yaml": "list.yaml: a model card is a mapping",
     "curate a.tar -o y --set models.image_embedding=bytes.yaml": "bytes.yaml: a model card is UTF-8 text",
-    "curate a.tar -o y --set models.image_embedding=broken.yaml": "broken.yaml: not valid YAML",
+    "curate a.tar -o y --set models.image_embedding=broken.yaml": "broken.yaml:2: not valid YAML",
     "curate a.tar -o y --blocklist none.txt": "none.txt: cannot read the block list",
     "curate a.tar -o y --user-dict none.txt": "none.txt: cannot read the user dictionary",
     "curate a.tar -o y --output-format zip": "no 'zip' is installed",

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 
+from danqing.engine.cli.judging import recipe_with
 from danqing.engine.cli.main import main
-from danqing.engine.cli.models import _recipe_with
 from danqing.engine.cli.options import RecipeOptions
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.reading import load_recipe
@@ -239,21 +239,22 @@ def test_a_model_that_no_recipe_names_gets_one(tmp_path: Path, store: Path) -> N
     image, text = (own_card(name, tmp_path, **changes) for name, changes in family.cards.items())
 
     def criteria(name: str) -> list[str]:
-        _, recipe = role_and_recipe(load_card(name), _recipe_with(name, RecipeOptions()))
+        _, recipe = role_and_recipe(load_card(name), recipe_with(name, RecipeOptions()))
         return [criterion.name for criterion in recipe.criteria]
 
     export_all([load_card(image)], folder)
     assert criteria(image) == ["redundancy", "cross_batch_redundancy"]
-    assert _recipe_with(image, RecipeOptions()).models["text_embedding"] == "chinese-clip-vit-l-14-text"
+    assert recipe_with(image, RecipeOptions()).models["text_embedding"] == "chinese-clip-vit-l-14-text"
     export_all([load_card(text)], folder)
     assert "alignment_distance" in criteria(image) and "alignment_distance" in criteria(text)
-    assert _recipe_with(image, RecipeOptions()).models["text_embedding"] == text
+    assert recipe_with(image, RecipeOptions()).models["text_embedding"] == text
     assert criteria(own_card("freepik-nsfw", tmp_path)) == ["unsafe_image"]
     assert criteria("freepik-nsfw") == ["unsafe_image"]
-    with pytest.raises(
-        DanqingError, match=r"without the other tower: .* --set models\.text_embedding=siglip2-b-16-256-text"
-    ):
-        _recipe_with("siglip2-b-16-256-text", RecipeOptions())
+    lone = "siglip2-b-16-256-text"
+    with pytest.raises(DanqingError, match=r"without the other tower: .* --set models\.image_embedding=NAME"):
+        recipe_with(lone, RecipeOptions())
+    given = RecipeOptions(settings=(f"models.image_embedding={image}",))
+    assert "alignment_distance" in [criterion.name for criterion in recipe_with(lone, given).criteria]
 
 
 def test_the_error_for_a_missing_model_says_how_to_export_it(tmp_path: Path) -> None:

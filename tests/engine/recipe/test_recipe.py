@@ -127,8 +127,8 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB + "recipe: *a59\n", "mine.yaml:2: not valid YAML: a recipe takes no aliases (*name)"),
-        ("recipe: x\ncriteria: &c\n  words: {min: 5}\nalso: *c\n", "mine.yaml:4: not valid YAML: a recipe takes no"),
+        (BOMB + "recipe: *a59\n", "mine.yaml:2: not valid YAML: aliases (*name) are not supported"),
+        ("recipe: x\ncriteria: &c\n  words: {min: 5}\nalso: *c\n", "mine.yaml:4: not valid YAML: aliases (*name)"),
         ("recipe: x\nalso: " + "[" * 30_000, "mine.yaml:2: not valid YAML: nested deeper than 8 levels"),
         ("recipe: x\n" + "# x\n" * 20_000, "mine.yaml: a recipe has at most 65,536 bytes; this is another file"),
         ("recipe: x\ncriteria:\n  words: {min: 1e400}\n", "mine.yaml:3: words: a bound must be a finite number"),
@@ -212,7 +212,7 @@ def test_wrong_recipes_end_a_command_before_any_shard_is_opened(
     for command in ("score", "curate", "select"):
         assert main([command, "nowhere.tar", "-o", str(tmp_path / "out"), "--recipe", str(path)]) == 2
         assert f"{path}:3: text_clean: the column 'text_clean' holds text" in capsys.readouterr().err
-    Run.create(tmp_path / "run", load_recipe("embedded"), {"shards": [], "layout": {}})
+    Run.create(tmp_path / "run", load_recipe("embedded"), {"shards": [], "layout": {}, "models": {}})
     for options in (["--recipe", str(path)], ["--set", "words.column=language"]):
         assert main(["decide", str(tmp_path / "run"), *options]) == 2
         assert "holds text" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def test_the_rows_shown_are_those_with_the_smallest_uids(
     run, _, _ = curate(crawl, tmp_path / "out", plain_recipe, Settings())
     page = (tmp_path / "out" / "report.html").read_bytes()
     write_report(run)
-    assert (tmp_path / "out" / "report.html").read_bytes() == page and b"no picture arrived" in page
+    assert (tmp_path / "out" / "report.html").read_bytes() == page and b"<i>no picture</i>" in page
     verdicts = [row for shard in run.shards for row in pq.read_table(run.verdicts_path(shard.number)).to_pylist()]
     monkeypatch.setattr(html, "KEPT_SHOWN", 7)
     monkeypatch.setattr(html, "DROPPED_SHOWN", 1)

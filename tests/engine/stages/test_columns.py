@@ -58,6 +58,9 @@ def test_stages_that_contradict_the_table_are_refused() -> None:
     class Elsewhere(Brightness):
         produces = produced(Column("keep", pa.int8(), "another thing"))
 
+    class Written(Brightness):
+        produces = produced(Column("text", pa.string(), "another thing"))
+
     class Hungry(Brightness):
         needs = ("sound",)
 
@@ -65,6 +68,8 @@ def test_stages_that_contradict_the_table_are_refused() -> None:
         known_columns([*CATALOGUE, Again])
     with pytest.raises(DanqingError, match="a column 'keep' already comes from the engine"):
         known_columns([Elsewhere])
+    with pytest.raises(DanqingError, match="a column 'text' already comes from writing"):
+        known_columns([Written])
     with pytest.raises(DanqingError, match="stage 'brightness' needs a column 'sound', which no stage produces"):
         known_columns([*CATALOGUE, Hungry])
     with pytest.raises(KeyError):

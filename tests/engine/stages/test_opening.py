@@ -118,7 +118,7 @@ def test_a_bomb_is_refused_before_it_takes_memory(name: str, device: Device) -> 
         batch = through_header(device, [bomb], max_pixels=LIMIT)
         decoded = _decode_with_pillow(bomb, LIMIT)
         shown = _figure(bomb, {"error": None, "caption": "", "key": "a"}, LIMIT)
-        extension = image_extension(Sample("a", bomb, "", ""))
+        extension = image_extension(Sample("a", bomb, "", ""), LIMIT)
     assert "more than --max-pixels" in batch["error"][0] and batch["readable"].tolist() == [0]
     assert isinstance(decoded, str) and "more than --max-pixels" in decoded
     assert "more than --max-pixels" in shown and "<img" not in shown

@@ -10,7 +10,7 @@ from danqing.engine.core.device import Device
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
 from danqing.engine.stages.markup import remove_markup
-from danqing.engine.stages.text import Caption, Refine, clean
+from danqing.engine.stages.text import Caption, Refine, clean, simplify
 from danqing.kernels.text.strings import Strings
 from danqing.trt_models.model_set import ModelSet
 
@@ -59,7 +59,7 @@ def test_words_equal_the_tokens_of_jieba_that_are_words(device: Device) -> None:
 )
 def test_clean_captions_are_simplified_and_plain(device: Device, caption: str, expected: str) -> None:
     context = Context(device, MODELS, frozenset())
-    assert clean(context, [caption, expected]) == [expected, expected]
+    assert simplify(clean(context, [caption, expected])) == [expected, expected]
 
 
 def test_entropy_equals_the_paper(device: Device) -> None:

@@ -370,7 +370,7 @@ def test_the_report_has_the_same_bytes_every_time(tmp_path: Path, plain_recipe: 
         run, _, _ = curate([shard], tmp_path / place / "run", recipe, Settings())
         pages.append((run.folder / "report.html").read_bytes())
     assert pages[0] == pages[1] and b" at 0x" not in pages[0]
-    assert b"no picture arrived" in pages[0] and b"not an image file" in pages[0]
+    assert b"<i>no picture</i>" in pages[0] and b"not a picture: " in pages[0]
 
 
 @pytest.mark.parametrize("module", [card, formats, output, schemas])

@@ -143,10 +143,11 @@ def test_an_input_that_changed_is_refused(tmp_path: Path, plain_recipe: Recipe) 
 
 
 def test_a_broken_picture_is_no_reason_to_fail_where_pictures_do_not_matter(tmp_path: Path) -> None:
-    assert image_extension(Sample("k", b"junk", "", "")) == "bin"
+    assert image_extension(Sample("k", b"junk", "", ""), 81) == "bin"
     buffer = io.BytesIO()
     Image.new("L", (9, 9)).save(buffer, "TIFF")
-    assert image_extension(Sample("k", buffer.getvalue(), "", "")) == "tif"
+    assert image_extension(Sample("k", buffer.getvalue(), "", ""), 81) == "tif"
+    assert image_extension(Sample("k", buffer.getvalue(), "", ""), 80) == "bin"
 
 
 def test_curate_takes_the_format_from_the_command_line(tmp_path: Path, plain_recipe: Recipe, capsys: Any) -> None:
