@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.logs import log
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import Layout, Sample, choose_column, from_record
@@ -37,6 +38,9 @@ class Parquet(Source):
                     f"{shard.path}: column {self.image!r} holds {kind}; a picture is bytes, {{bytes, path}} or a "
                     "file's name. Choose another with --image-key."
                 )
+            binary = {field.name for field in file.schema_arrow if _is_binary(field.type)}
+            self.left_out = sorted(binary - {self.image, self.caption})
+            self.columns = [name for name in names if name not in self.left_out]
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         first = 0
         self.groups: list[tuple[int, int, int]] = []
@@ -59,11 +63,13 @@ class Parquet(Source):
     def __iter__(self) -> Iterator[Sample]:
         folder, follow = self.shard.path.parent, self.layout.follow_links
         decoder = self.decoder(self.layout.encoding)
+        if self.left_out:
+            log.warning("%s: not carried, since they hold bytes: %s", self.shard.path, ", ".join(self.left_out))
         with _open(self.shard.path) as file:
             for group, first, rows in self.groups:
                 read = 0
                 try:
-                    for batch in file.iter_batches(BATCH_ROWS, [group]):
+                    for batch in file.iter_batches(BATCH_ROWS, [group], self.columns):
                         for record, problem in _records(batch, decoder):
                             key = self.shard.key(first + read - self.shard.first)
                             read += 1
@@ -108,10 +114,15 @@ def _open(path: Path) -> pq.ParquetFile:
         raise DanqingError(f"{path}: cannot be read as Parquet: {problem}") from None
 
 
+def _is_binary(kind: pa.DataType) -> bool:
+    types = pa.types
+    sized = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    return sized or kind == pa.binary_view()
+
+
 def _holds_pictures(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return "bytes" in {kind.field(index).name for index in range(kind.num_fields)}
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or kind == pa.binary_view()
-    return binary or pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
+    return _is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()

@@ -188,7 +188,7 @@ def from_record(
     """Makes a sample of a row of a table.
 
     Args:
-        record: column → value; the columns beside `image` and `caption` become metadata, unless they hold bytes.
+        record: column → value; the columns beside `image` and `caption` become metadata, without bytes in them.
         image: column of the picture: its bytes, Hugging Face's `{bytes, path}`, or a file's name relative to `folder`.
         caption: column of the caption.
         folder: folder of the table.
@@ -196,7 +196,8 @@ def from_record(
         follow_links: also read files outside `folder`.
     """
     sample = Sample(key, b"", "", "")
-    sample.metadata = {k: v for k, v in record.items() if k not in (image, caption) and not _holds_bytes(v)}
+    fields = {name: _without_bytes(value) for name, value in record.items() if name not in (image, caption)}
+    sample.metadata = {name: value for name, value in fields.items() if value is not _BYTES}
     picture, text = record.get(image), record.get(caption)
     data, name = (picture.get("bytes"), picture.get("path")) if isinstance(picture, dict) else (picture, None)
     try:
@@ -230,8 +231,17 @@ def _key_of(name: str) -> str:
         return ""
 
 
-def _holds_bytes(value: Any) -> bool:
-    return isinstance(value, bytes) or (isinstance(value, dict) and any(map(_holds_bytes, value.values())))
+_BYTES = object()
+"""In place of a value that is bytes, which metadata cannot hold: it becomes JSON."""
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, bytes) or (isinstance(value, dict) and value.keys() == {"bytes", "path"}):  # another picture
+        return _BYTES
+    if isinstance(value, dict):
+        parts = {name: _without_bytes(part) for name, part in value.items()}
+        return {name: part for name, part in parts.items() if part is not _BYTES} or (_BYTES if value else value)
+    return value
 
 
 def _read_picture(folder: Path, name: str, follow_links: bool) -> bytes:

@@ -153,6 +153,13 @@ def test_other_pictures_of_a_row_are_no_metadata(tmp_path: Path) -> None:
     assert next(iter(opened(path))).metadata == {"n": 1}
 
 
+def test_bytes_are_left_out_of_carried_columns_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    columns = {"image": [b"x", b"y"], "text": ["一", "二"], "embedding": [b"1", None], "s": [{"b": b"1", "n": 1}] * 2}
+    samples = list(opened(as_parquet(tmp_path / "a.parquet", columns)))
+    assert [sample.metadata for sample in samples] == [{"s": {"n": 1}}] * 2
+    assert "a.parquet: not carried, since they hold bytes: embedding" in caplog.text
+
+
 def test_a_large_parquet_file_becomes_shards_of_whole_row_groups(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr("danqing.engine.sources.SHARD_ROWS", 5)
     columns = {"image": [bytes([i]) for i in range(17)], "text": [str(i) for i in range(17)]}
