@@ -36,6 +36,8 @@ TIME = re.compile(rb"(\d+) mtime=\d+(?:\.\d+)?\n")
 ABSURD_NUMBERS = (ValueError, OverflowError, MemoryError)
 """Errors that `tarfile` lets through where a header holds an absurd number."""
 
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"(\xb5/\xfd": "zstd"}
+"""First bytes of compressed files → name of the compression."""
 
 Member = tuple[str, int, int]
 """A regular file in a tar: name, offset of its content, size of its content in bytes. A plain tuple, since a NamedTuple
@@ -177,6 +179,9 @@ def walk_tarfile(path: Path) -> Index:
     """Lists the members of any kind of tar with `tarfile`; see `read_members`."""
     index, links = Index(), dict[int, str]()
     with path.open("rb") as file:
+        first = file.read(max(map(len, COMPRESSED)))
+        if name := next((name for magic, name in COMPRESSED.items() if first.startswith(magic)), None):
+            raise tarfile.ReadError(f"it is compressed with {name}; unpack it first")
         start: int | None = 0
         while start is not None:
             start = _walk_archive(file, start, os.fstat(file.fileno()).st_size, index, links)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,8 @@ def test_a_file_that_is_no_tar_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(b"no tar at all" * 100)
     assert len(opened(path)) == 0 and "x.tar: cannot be read as a tar" in str(opened(path).damage[0])
+    (tmp_path / "y.tar").write_bytes(gzip.compress(b"a tar"))
+    assert "it is compressed with gzip; unpack it first" in str(opened(tmp_path / "y.tar").damage[0])
     with pytest.raises(DanqingError, match=r"no input can be read: .*x\.tar: cannot be read as a tar"):
         check_parts(find_shards([str(path)]), Layout())
 
