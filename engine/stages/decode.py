@@ -78,7 +78,7 @@ class Decode(Stage):
         for row, decoded in zip(fast, self.decoder.decode([batch["image"][row] for row in fast]), strict=True):
             if decoded is not None and (turn := TURNS.get(int(turns[row]))):
                 decoded = self.context.device.xp.ascontiguousarray(turn(decoded))
-            if decoded is not None and decoded.shape[:2] == sizes[row]:
+            if decoded is not None and _has_size(decoded, sizes[row]):
                 pictures[row] = decoded
         # The remaining files have another format or are broken. Pillow decodes the former and explains the latter.
         rest = [row for row, picture in enumerate(pictures) if picture is None]
@@ -88,7 +88,7 @@ class Decode(Stage):
         for row, outcome in zip(rest, outcomes, strict=True):
             if isinstance(outcome, str):
                 errors[row] = outcome
-            elif outcome.shape[:2] != sizes[row]:
+            elif not _has_size(outcome, sizes[row]):
                 errors[row] = "cannot be decoded: the pixels have another size than the header says"
             else:
                 pictures[row] = self.context.device.up(outcome)
@@ -105,6 +105,10 @@ class Decode(Stage):
             return len(files)
 
         return run if files else None
+
+
+def _has_size(picture: Any, size: tuple[int, int]) -> bool:
+    return bool(picture.shape[:2] == size)
 
 
 def _fast_rows(batch: Batch) -> list[int]:
