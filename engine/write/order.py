@@ -53,8 +53,7 @@ class InputOrder:
 
     def __init__(self, run: Run, verdicts: list[InputVerdicts]) -> None:
         self.run, self.verdicts, self.starts = run, verdicts, starts_of(verdicts)
-        empty = (pq.read_schema(run.scores_path(number)).empty_table() for number in range(len(verdicts)))
-        self.schema = common_schema(_extended(table, pa.array([], pa.int64())).schema for table in empty)
+        self.schema = kept_schema(run)
         self._max_pixels = max_pixels(run)
         self._table: tuple[int, pa.Table] | None = None
         self._reading: Iterator[Sample] = iter(())
@@ -117,6 +116,12 @@ class InputOrder:
                 record = next(wanted, None)
         if record is not None:
             raise DanqingError(f"{shard.path}: ends before row {record['row']}; the file was changed since")
+
+
+def kept_schema(run: Run) -> pa.Schema:
+    """The schema of the scores of kept pairs, with the columns that WRITE adds, for all shards of a scored run."""
+    empty = (pq.read_schema(run.scores_path(shard.number)).empty_table() for shard in run.shards)
+    return common_schema(_extended(table, pa.array([], pa.int64())).schema for table in empty)
 
 
 def open_scored(shard: Shard, layout: Layout, rows: int) -> Source:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from danqing.api import open_run
+from danqing.engine.cli.main import main
 from danqing.engine.core import schemas
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
@@ -210,6 +212,21 @@ def test_nothing_kept_is_no_shard(inputs: list[str], tmp_path: Path, plain_recip
     run, funnel, _ = curate(inputs, tmp_path / "none", recipe, Settings(), WriteOptions(shuffle=1))
     assert funnel.kept == 0 and products.shard_files(run) == {}
     assert len(np.load(run.folder / "kept_uids.npy")) == 0
+
+
+@pytest.mark.parametrize("output_format", ["webdataset", "parquet"])
+def test_nothing_kept_is_an_empty_dataset_with_the_written_columns(
+    run: Run, capsys: pytest.CaptureFixture[str], output_format: str
+) -> None:
+    write_run(run, WriteOptions(output_format))
+    schema = open_run(run.folder).kept().schema
+    decide_run(run, load_recipe(run.folder.parent / "plain.yaml", ["words.min=59"]))
+    with pytest.raises(DanqingError, match="no written shards yet"):
+        open_run(run.folder).kept()
+    assert main(["write", str(run.folder), "--output-format", output_format]) == 0
+    assert "nothing was kept, so there are no shards" in capsys.readouterr().out
+    kept = open_run(run.folder).kept()
+    assert kept.count_rows() == 0 and kept.schema.equals(schema)
 
 
 class KilledError(BaseException):
