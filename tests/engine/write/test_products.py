@@ -22,7 +22,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.phases import curate, decide_run, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
-from danqing.engine.run.folder import Run
+from danqing.engine.run.folder import Run, finished_work
 from danqing.engine.run.settings import Settings
 from danqing.engine.write import card, formats, order, output, products, writing
 from danqing.engine.write.output import WriteOptions
@@ -273,6 +273,23 @@ def test_a_missing_or_changed_input_leaves_everything_as_it_was(
     with pytest.raises(DanqingError, match=rf"{number}\.parquet: is missing"):
         write_run(run, options)
     assert products_of(run) == before and Run.open(run.folder).manifest["written"] == written
+
+
+def test_a_stopped_write_says_that_the_run_is_scored_and_decided(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert finished_work(run.folder) == f"{run.folder} is scored, decided and written"
+    monkeypatch.setattr(formats, "_check_tar", stopped)
+    assert main(["write", str(run.folder), "--shard-size", "2"]) == 130
+    said = capsys.readouterr().err
+    assert f"interrupted; {run.folder} is scored and decided, not yet written; the same command" in said
+    del run.manifest["decided"]
+    run.manifest.pop("written", None)
+    run.save()
+    assert finished_work(run.folder) == f"3 of 3 shards of {run.folder} are scored"
 
 
 def test_an_input_that_no_missing_shard_needs_may_be_missing(run: Run, inputs: list[str]) -> None:
