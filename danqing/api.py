@@ -48,7 +48,9 @@ from danqing.engine.select.selection import select as select_tables
 from danqing.engine.sources.tables import Columns
 from danqing.engine.stages import model_roles
 from danqing.engine.stages.columns import known_columns
-from danqing.engine.write.output import SHARD_SIZE, WEBDATASET, WriteOptions
+from danqing.engine.write.formats import with_pairs
+from danqing.engine.write.order import kept_schema
+from danqing.engine.write.output import PARQUET, SHARD_SIZE, WEBDATASET, WriteOptions
 from danqing.engine.write.products import shard_files
 
 __all__ = [
@@ -161,7 +163,8 @@ class Run(EngineRun):
     def kept(self) -> ds.Dataset:
         """The kept rows with their scores, as written; with `image` and `text`, if the output format is `parquet`.
 
-        The images of the format `webdataset` are in `folder / "shards" / "*.tar"`.
+        The images of the format `webdataset` are in `folder / "shards" / "*.tar"`. If nothing was kept, there are no
+        files, and the dataset is an empty table with the columns that written rows have.
 
         Raises:
             DanqingError: the run is not written.
@@ -169,7 +172,11 @@ class Run(EngineRun):
         >>> open_run("out").kept().count_rows()
         5
         """
-        files = [self.table_path(number) for number in shard_files(self)] if "written" in self.manifest else []
+        written = self.manifest.get("written")
+        if written and not written["shards"]:
+            schema = kept_schema(self)
+            return ds.dataset((with_pairs(schema) if written["output_format"] == PARQUET else schema).empty_table())
+        files = [self.table_path(number) for number in shard_files(self)] if written else []
         return self._dataset("written shards", "write", files)
 
     @property

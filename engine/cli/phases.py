@@ -360,6 +360,8 @@ def _written(folder: Path, shards: ShardOptions) -> dict[str, Any]:
 
 
 def _written_line(folder: Path, kept: int) -> str:
+    if not kept:
+        return f"nothing was kept, so there are no shards; the reasons are in {folder / 'report.html'}"
     return f"{kept} pairs in {folder / 'shards'}; pictures in {folder / 'report.html'}"
 
 

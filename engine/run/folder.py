@@ -258,6 +258,9 @@ def finished_work(folder: Path) -> str:
     with suppress(DanqingError):
         if (folder / "run.json").exists():
             run = Run.open(folder)
+            if "decided" in run.manifest and not run.unscored():
+                written = "written" in run.manifest
+                return f"{folder} is scored{', decided and written' if written else ' and decided, not yet written'}"
             return f"{len(run.shards) - len(run.unscored())} of {len(run.shards)} shards of {folder} are scored"
     parts = sum(1 for _ in (folder / "verdicts").glob("[!.]*.parquet"))
     return f"{parts} parts of {folder} are finished" if parts else ""

@@ -37,6 +37,8 @@ CHECKED_ROWS = 32
 """Rows that are read back together; with 256 the memory for their pictures costs three times the reading."""
 RUN_COLUMNS = ("feature_row", "gated_at", "error")
 """Columns of the scores that have no meaning outside the run."""
+IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+"""Type of the pictures in Parquet, as Hugging Face's datasets read it."""
 EXTENSION = re.compile("(?!txt$|json$)[0-9a-z]{1,8}")
 """Extensions that a picture keeps; others do not name one, or name the other members of a pair."""
 
@@ -84,10 +86,8 @@ def write_parquet(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
 
     No column of the scores is named like one of the first two (`core.carried.RESERVED`).
     """
-    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     features = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
-    schema = pa.schema([("image", image), ("text", pa.string()), *kept.schema])
-    schema = schema.with_metadata({**kept.schema.metadata, b"huggingface": features.encode()})
+    schema = with_pairs(kept.schema).with_metadata({**kept.schema.metadata, b"huggingface": features.encode()})
     first, hashes, path = 0, [], shard.with_suffix(".parquet")
     with commit(path) as file:
         with pq.ParquetWriter(file, schema, use_dictionary=kept.column_names, write_page_checksum=True) as out:
@@ -95,11 +95,16 @@ def write_parquet(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
                 pictures = [{"bytes": s.image, "path": f"{s.key}.{s.image_extension}"} for s, _ in group]
                 hashes += [xxhash.xxh128_hexdigest(sample.image) for sample, _ in group]
                 texts = [clean_caption(record) for _, record in group]
-                columns = [pa.array(pictures, image), pa.array(texts, pa.string())]
+                columns = [pa.array(pictures, IMAGE_TYPE), pa.array(texts, pa.string())]
                 out.write_table(pa.table([*columns, *kept.slice(first, len(group))], schema=schema))
                 first += len(group)
         file.flush()
         check_table(Path(file.name), kept, path, hashes)
+
+
+def with_pairs(scores: pa.Schema) -> pa.Schema:
+    """Adds the columns `image` and `text` of the format `parquet` to a schema of scores."""
+    return pa.schema([("image", IMAGE_TYPE), ("text", pa.string()), *scores])
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.similarity import similarity_of
 from danqing.engine.run.folder import Run
-from danqing.engine.sources import Sample, open_shard
+from danqing.engine.sources import Layout, Sample, Shard, Source, open_shard
 from danqing.engine.write.formats import image_extension
 from danqing.engine.write.output import InputVerdicts, Part, cut, max_pixels, starts_of
 
@@ -52,12 +52,22 @@ class InputOrder:
 
     def __init__(self, run: Run, verdicts: list[InputVerdicts]) -> None:
         self.run, self.verdicts, self.starts = run, verdicts, starts_of(verdicts)
-        scores = pq.read_schema(run.scores_path(0)).empty_table()  # all shards have this schema (`settling`)
-        self.schema = _extended(scores, pa.array([], pa.int64())).schema
+        self.schema = kept_schema(run)
         self._max_pixels = max_pixels(run)
         self._table: tuple[int, pa.Table] | None = None
         self._reading: Iterator[Sample] = iter(())
         self._at: tuple[int, int] | None = None
+
+    def check(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Opens the input shards of ranges of pairs, without reading pictures.
+
+        Raises:
+            DanqingError: an input is missing, cannot be read, or has another number of samples than were scored.
+        """
+        layout = self.run.layout
+        shards = self.run.shards
+        for number in sorted({part.shard for first, last in ranges for part in cut(self.starts, first, last)}):
+            open_scored(shards[number], layout, self.verdicts[number].rows)
 
     def table(self, first: int, last: int) -> pa.Table:
         parts = cut(self.starts, first, last)
@@ -90,12 +100,8 @@ class InputOrder:
             DanqingError: the input was changed since it was scored.
         """
         shard = self.run.shards[part.shard]
-        kept, scored = self._kept_of(part), self.verdicts[part.shard].rows
-        source = open_shard(shard, self.run.layout)
-        if len(source) != scored:
-            raise DanqingError(
-                f"{shard.path}: has {len(source)} samples, {scored} were scored; the file was changed since"
-            )
+        kept = self._kept_of(part)
+        source = open_scored(shard, self.run.layout, self.verdicts[part.shard].rows)
         columns = ["row", "uid", *({"image_hash"} & {*kept.column_names})]
         wanted = iter(kept.select(columns).slice(part.first).to_pylist())
         record = next(wanted, None)
@@ -109,6 +115,30 @@ class InputOrder:
                 record = next(wanted, None)
         if record is not None:
             raise DanqingError(f"{shard.path}: ends before row {record['row']}; the file was changed since")
+
+
+def kept_schema(run: Run) -> pa.Schema:
+    """The schema of the scores of kept pairs, with the columns that WRITE adds, for all shards of a scored run."""
+    scores = pq.read_schema(run.scores_path(0)).empty_table()  # all shards have this schema (`settling`)
+    return _extended(scores, pa.array([], pa.int64())).schema
+
+
+def open_scored(shard: Shard, layout: Layout, rows: int) -> Source:
+    """Opens an input shard again after it was scored.
+
+    Args:
+        shard, layout: see `open_shard`.
+        rows: number of rows that were scored.
+
+    Raises:
+        DanqingError: the input is missing, cannot be read, or has another number of samples.
+    """
+    if not shard.path.exists():
+        raise DanqingError(f"{shard.path}: is missing; its kept pairs cannot be copied without it")
+    source = open_shard(shard, layout)
+    if len(source) != rows:
+        raise DanqingError(f"{shard.path}: has {len(source)} samples, {rows} were scored; the file was changed since")
+    return source
 
 
 def _extended(scores: pa.Table, group: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -130,7 +130,7 @@ def move_stale(run: Run) -> list[str]:
     if files:
         forget_written(run)
     for file in files:
-        move(file, run.folder / STALE / file.relative_to(run.folder))
+        move(file, _aside(run, file))
     return [name for name, several in products.items() if several and "/" not in name]
 
 
@@ -140,15 +140,33 @@ def move(file: Path, target: Path) -> None:
     file.replace(target)
 
 
-def restore(run: Run, shard: OutputShard) -> bool:
-    """Moves the files of an output shard back from OUT/stale, if they are what is to be written; says whether."""
+def move_summaries(run: Run) -> None:
+    """Moves sizes.json, kept_uids.npy and the cards to OUT/stale; a card of the user's own stays.
+
+    They describe one complete set of shards. It comes before the first shard of another set replaces one of theirs.
+    """
+    shards = run.table_path(0).parent
+    cards = [card for card in (run.folder / CARD, shards / CARD) if is_stamped(card)]
+    for file in [shards / COUNTS, run.folder / "kept_uids.npy", *cards]:
+        if file.exists():
+            move(file, _aside(run, file))
+
+
+def _aside(run: Run, file: Path) -> Path:
+    return run.folder / STALE / file.relative_to(run.folder)
+
+
+def is_aside(run: Run, shard: OutputShard) -> bool:
+    """Whether OUT/stale has the complete files of an output shard."""
+    return is_written(_aside(run, run.table_path(shard.number)), shard)
+
+
+def restore(run: Run, shard: OutputShard) -> None:
+    """Moves the files of an output shard back from OUT/stale (`is_aside`)."""
     table = run.table_path(shard.number)
-    aside = run.folder / STALE / table.relative_to(run.folder)
-    if not is_written(aside, shard):
-        return False
+    aside = _aside(run, table)
     for file in [*(aside.with_name(name) for name in json.loads(_metadata(aside)[SIZES])), aside]:  # the table last
         move(file, table.with_name(file.name))
-    return True
 
 
 def forget_written(run: Run) -> None:

@@ -3,7 +3,7 @@
 A picture is copied, not encoded again. The clean caption is written; the input's own stays beside it. Output shards
 have a fixed number of pairs, whatever the sizes of the input shards. A shard is written if its table is there with the
 mark of the present verdicts (`engine.write.products`); its files are replaced one by one, so nothing is lost before
-its successor is complete.
+its successor is complete. Inputs are checked before anything is replaced, so that a missing one leaves OUT as it was.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from danqing.engine.core.registry import Registry
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Sample
 from danqing.engine.write.card import write_cards
-from danqing.engine.write.formats import Writer, member_names, write_table
+from danqing.engine.write.formats import Pairs, Writer, member_names, write_table
 from danqing.engine.write.order import GROUP_ROWS, InputOrder, Order, Shuffled
 from danqing.engine.write.output import (
     PARQUET,
@@ -46,8 +46,10 @@ from danqing.engine.write.products import (
     SIZES,
     STALE,
     forget_written,
+    is_aside,
     is_written,
     kept_uids,
+    move_summaries,
     restore,
     shard_files,
     sizes,
@@ -75,8 +77,8 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
         The number of kept pairs.
 
     Raises:
-        DanqingError: no such writer, verdicts are missing, the input was changed since it was scored, or a file that
-            was read back differs from what was written.
+        DanqingError: no such writer, verdicts are missing, an input is missing or was changed since it was scored, or
+            a file that was read back differs from what was written.
     """
     writer = WRITERS.named(options.output_format)
     verdicts = read_verdicts(run)
@@ -84,14 +86,32 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
     kept = sum(part.kept for part in verdicts)
     missing = [shard for shard in shards if not is_written(run.table_path(shard.number), shard)]
     surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
+    copied = [shard for shard in missing if not is_aside(run, shard)]
+    if copied:
+        source = InputOrder(run, verdicts)
+        whole = options.shuffle is not None  # a shuffle reads every input
+        source.check([(0, kept)] if whole else [(shard.first, shard.last) for shard in copied])
+    note = {
+        "verdicts": verdicts_digest(verdicts),
+        "recipe_hash": run.manifest["decided"]["recipe_hash"],
+        "output_format": options.output_format,
+        "shard_size": options.shard_size,
+        "shuffle": options.shuffle,
+        "shards": len(shards),
+        "kept": kept,
+    }
+    replaces = run.manifest.get("written") != note
     if missing or surplus:
         forget_written(run)
-    missing = [shard for shard in missing if not restore(run, shard)]
-    if missing:
-        progress.expect(sum(shard.last - shard.first for shard in missing), sum(shard.bytes for shard in run.shards))
-        source = InputOrder(run, verdicts)
+    if replaces and len(copied) < len(missing):
+        move_summaries(run)
+    for shard in missing:
+        if shard not in copied:
+            restore(run, shard)
+    if copied:
+        progress.expect(sum(shard.last - shard.first for shard in copied), sum(shard.bytes for shard in run.shards))
         order = source if options.shuffle is None else Shuffled(source, options.shuffle, run.folder)
-        _write_shards(run, missing, order, writer, progress)
+        _write_shards(run, copied, order, _replacing(writer, run) if replaces else writer, progress)
     for path in surplus:
         path.unlink()
     _write_counts(run, shards)
@@ -102,19 +122,23 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
     tables = [run.table_path(shard.number) for shard in shards]
     write_cards(run, options, tables, decision_digest(run, verdicts))
     shutil.rmtree(run.folder / STALE, ignore_errors=True)
-    note = {
-        "verdicts": verdicts_digest(verdicts),
-        "recipe_hash": run.manifest["decided"]["recipe_hash"],
-        "output_format": options.output_format,
-        "shard_size": options.shard_size,
-        "shuffle": options.shuffle,
-        "shards": len(shards),
-        "kept": kept,
-    }
     if run.manifest.get("written") != note:
         run.manifest["written"] = note
         run.save()
     return kept
+
+
+def _replacing(writer: Writer, run: Run) -> Writer:
+    """Makes a writer move the summaries of the replaced shards aside after its last pair, before its file is named."""
+
+    def moved() -> Iterator[Any]:
+        move_summaries(run)
+        yield from ()
+
+    def write_shard(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
+        writer(shard, kept, chain(pairs, moved()))
+
+    return write_shard
 
 
 def _write_shards(run: Run, missing: list[OutputShard], order: Order, writer: Writer, progress: Progress) -> None:

@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from danqing.api import open_run
+from danqing.engine.cli.main import main
 from danqing.engine.core import schemas
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.phases import curate, decide_run, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
-from danqing.engine.run.folder import Run
+from danqing.engine.run.folder import Run, finished_work
 from danqing.engine.run.settings import Settings
 from danqing.engine.write import card, formats, order, output, products, writing
 from danqing.engine.write.output import WriteOptions
@@ -212,6 +214,21 @@ def test_nothing_kept_is_no_shard(inputs: list[str], tmp_path: Path, plain_recip
     assert len(np.load(run.folder / "kept_uids.npy")) == 0
 
 
+@pytest.mark.parametrize("output_format", ["webdataset", "parquet"])
+def test_nothing_kept_is_an_empty_dataset_with_the_written_columns(
+    run: Run, capsys: pytest.CaptureFixture[str], output_format: str
+) -> None:
+    write_run(run, WriteOptions(output_format))
+    schema = open_run(run.folder).kept().schema
+    decide_run(run, load_recipe(run.folder.parent / "plain.yaml", ["words.min=59"]))
+    with pytest.raises(DanqingError, match="no written shards yet"):
+        open_run(run.folder).kept()
+    assert main(["write", str(run.folder), "--output-format", output_format]) == 0
+    assert "nothing was kept, so there are no shards" in capsys.readouterr().out
+    kept = open_run(run.folder).kept()
+    assert kept.count_rows() == 0 and kept.schema.equals(schema)
+
+
 class KilledError(BaseException):
     """Stands for a process that ends."""
 
@@ -242,15 +259,73 @@ def test_an_interrupted_write_in_another_format_is_noticed(
     assert {name: content for name, (_, content) in products_of(run).items()} == before
 
 
-def test_nothing_is_removed_before_its_successor_is_complete(
-    run: Run, inputs: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [WriteOptions("parquet"), WriteOptions(shard_size=2), WriteOptions(shuffle=1)])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_missing_or_changed_input_leaves_everything_as_it_was(
+    run: Run, inputs: list[str], options: WriteOptions, number: int
+) -> None:
+    before, written = products_of(run), run.manifest["written"]
+    table = pq.read_table(inputs[number])
+    pq.write_table(table.slice(1), inputs[number])
+    with pytest.raises(DanqingError, match=rf"{number}\.parquet: has {ROWS[number] - 1} samples, {ROWS[number]} were"):
+        write_run(run, options)
+    Path(inputs[number]).unlink()
+    with pytest.raises(DanqingError, match=rf"{number}\.parquet: is missing"):
+        write_run(run, options)
+    assert products_of(run) == before and Run.open(run.folder).manifest["written"] == written
+
+
+def test_a_stopped_write_says_that_the_run_is_scored_and_decided(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert finished_work(run.folder) == f"{run.folder} is scored, decided and written"
+    monkeypatch.setattr(formats, "_check_tar", stopped)
+    assert main(["write", str(run.folder), "--shard-size", "2"]) == 130
+    said = capsys.readouterr().err
+    assert f"interrupted; {run.folder} is scored and decided, not yet written; the same command" in said
+    del run.manifest["decided"]
+    run.manifest.pop("written", None)
+    run.save()
+    assert finished_work(run.folder) == f"3 of 3 shards of {run.folder} are scored"
+
+
+def test_an_input_that_no_missing_shard_needs_may_be_missing(run: Run, inputs: list[str]) -> None:
+    Path(inputs[2]).unlink()
+    run.tar_path(0).unlink()
+    assert write_run(run, SMALL) == sum(ROWS)
+
+
+@pytest.mark.parametrize("options", [WriteOptions("parquet", 3), WriteOptions(shard_size=3)])
+def test_summaries_do_not_stay_beside_shards_of_two_sets(
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: WriteOptions
 ) -> None:
     before = products_of(run)
-    Path(inputs[0]).unlink()
-    with pytest.raises(DanqingError):
-        write_run(run, WriteOptions("parquet"))
-    assert products_of(run) == before  # the input is gone; what was written is all there is
-    assert "written" not in Run.open(run.folder).manifest
+    suffix = "parquet" if options.output_format == "parquet" else "tar"
+
+    def write_until(name: str) -> None:
+        """Writes on a disk that is full when a file is opened."""
+
+        def full(path: Path, mode: str = "wb") -> Any:
+            if path.name == name:
+                raise OSError(28, "No space left on device", str(path))
+            return commit(path, mode)
+
+        monkeypatch.setattr(formats, "commit", full)
+        with pytest.raises(OSError, match="No space"):
+            write_run(Run.open(run.folder), options)
+
+    write_until(f"00000.{suffix}")
+    assert products_of(run) == before  # nothing was replaced
+    write_until(f"00001.{suffix}")
+    assert not {"README.md", "sizes.json", "kept_uids.npy"} & {*products_of(run)}
+    monkeypatch.undo()
+    write_run(Run.open(run.folder), SMALL)
+    assert {name: content for name, (_, content) in products_of(run).items()} == {
+        name: content for name, (_, content) in before.items()
+    }
 
 
 def test_an_exchanged_picture_is_noticed_though_its_uid_is_the_same(run: Run, inputs: list[str]) -> None:
