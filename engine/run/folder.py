@@ -21,6 +21,8 @@ from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.versions import ENGINE, SCORING_VERSIONS, current_versions, version_changes
 from danqing.engine.sources import Layout, Shard
 
+MERGED = "merged"
+"""Key of the manifest of a run that was made by merging others; lists them."""
 REQUIRED = {"recipe": dict, "recipe_hash": str, "layout": dict, "shards": list, "models": dict, "versions": dict}
 """Keys that every run.json has, and their types."""
 
@@ -189,8 +191,20 @@ class Run:
             raise DanqingError(f"{self.folder}: no verdicts yet; run `danqing decide {self.folder}` first")
 
     def unscored(self) -> list[Shard]:
-        """The shards that have no scores yet."""
-        return [s for s in self.shards if not self.scores_path(s.number).exists()]
+        """The shards that have no scores or no features."""
+        return [
+            shard
+            for shard in self.shards
+            if not (self.scores_path(shard.number).exists() and self.features_path(shard.number).exists())
+        ]
+
+    @property
+    def decide_command(self) -> str:
+        """The command that makes the verdicts and the funnel again."""
+        merged = self.manifest.get(MERGED)
+        if merged is None:
+            return f"danqing decide {self.folder}"
+        return " ".join(["danqing merge", *(part["folder"] for part in merged), "-o", str(self.folder)])
 
     @contextmanager
     def logged(self) -> Iterator[None]:
