@@ -28,6 +28,7 @@ from danqing.engine.report.topics import Topics, find_topics
 from danqing.engine.run.folder import Run
 from danqing.engine.run.lock import lock_output
 from danqing.engine.run.settings import Settings
+from danqing.engine.run.tables import SCORE_AGAIN, reading
 from danqing.engine.score.ledger import read_report
 from danqing.engine.score.settling import settle
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
@@ -101,7 +102,8 @@ def _collect_damage(run: Run, damage: list[Damage]) -> None:
     """Writes damaged.json, with the damage of the search for inputs and of all shards; notes encodings in run.json."""
     found, encodings = list(damage), Counter[str]()
     for shard in run.shards:
-        damage_of_shard, encodings_of_shard = read_report(run.scores_path(shard.number))
+        with reading(run.scores_path(shard.number), SCORE_AGAIN):
+            damage_of_shard, encodings_of_shard = read_report(run.scores_path(shard.number))
         found += damage_of_shard
         encodings.update(encodings_of_shard)
     write_damage(run.folder, found)

@@ -8,31 +8,37 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import xxhash
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.run.folder import Run
+from danqing.engine.decide.funnel import Funnel
+from danqing.engine.run.folder import MERGED, Run
+from danqing.engine.run.tables import SCORE_AGAIN, decide_again, reading
 
 READ_BYTES = 1 << 20
-
-MERGED = "merged"
-"""Key of the manifest of a run that was made by merging others; lists them."""
 
 
 def scores_hash(run: Run) -> str:
     """Hash of the scores and features of all shards."""
-    return _hash_files(run.scores_path(shard.number) for shard in run.shards)
+    return _hash_files((run.scores_path(shard.number) for shard in run.shards), SCORE_AGAIN)
 
 
 def verdicts_hash(run: Run) -> str:
     """Hash of the verdicts of all shards."""
-    return _hash_files(run.verdicts_path(shard.number) for shard in run.shards)
+    return _hash_files((run.verdicts_path(shard.number) for shard in run.shards), decide_again(run))
 
 
 def is_complete(run: Run) -> bool:
-    """Whether the funnel and the verdicts of all shards are there."""
-    files = [run.folder / "funnel.json", *(run.verdicts_path(shard.number) for shard in run.shards)]
-    return all(file.exists() for file in files)
+    """Whether the funnel and the verdicts of all shards are there and can be read."""
+    try:
+        Funnel.of(run)
+        for shard in run.shards:
+            with reading(run.verdicts_path(shard.number), decide_again(run)):
+                pq.read_metadata(run.verdicts_path(shard.number))
+    except DanqingError:
+        return False
+    return True
 
 
 def merged_state(run: Run) -> dict[str, str]:
@@ -47,33 +53,32 @@ def check_current(run: Run) -> None:
         DanqingError: no verdicts, or scores or merged runs that changed; names the folder and what to do.
     """
     run.check_decided()
-    merged = run.manifest.get(MERGED, [])
-    again = " ".join(["danqing merge", *(part["folder"] for part in merged), "-o", str(run.folder)])
-    for part in merged:
+    for part in run.manifest.get(MERGED, []):
+        if not Path(part["folder"]).exists():
+            raise DanqingError(
+                f"{part['folder']}, which {run.folder} was merged from, is missing; restore it, or merge the runs again"
+            )
         other = Run.open(Path(part["folder"]))
         if "decided" not in other.manifest or part != merged_state(other):
             raise DanqingError(
-                f"{other.folder} was scored or decided anew since {run.folder} was merged from it; run `{again}`"
+                f"{other.folder} was scored or decided anew since {run.folder} was merged from it; run "
+                f"`{run.decide_command}`"
             )
     if run.manifest["decided"].get("scores") != scores_hash(run):
-        remedy = again if merged else f"danqing decide {run.folder}"
-        raise DanqingError(f"{run.folder}: the scores changed since they were decided; run `{remedy}`")
+        raise DanqingError(f"{run.folder}: the scores changed since they were decided; run `{run.decide_command}`")
 
 
-def _hash_files(paths: Iterable[Path]) -> str:
+def _hash_files(paths: Iterable[Path], remedy: str) -> str:
     """XXH3 of files, 32 hex digits: it hashes faster than disks read.
 
     Raises:
-        DanqingError: a file is missing.
+        DanqingError: a file is missing; names it and the remedy.
     """
     whole = xxhash.xxh3_128()
     for path in paths:
         digest = xxhash.xxh3_128()
-        try:
-            with path.open("rb") as file:
-                while part := file.read(READ_BYTES):
-                    digest.update(part)
-        except FileNotFoundError:
-            raise DanqingError(f"{path}: missing, or a link to a run that was moved or removed") from None
+        with reading(path, remedy), path.open("rb") as file:
+            while part := file.read(READ_BYTES):
+                digest.update(part)
         whole.update(digest.digest())
     return whole.hexdigest()

@@ -12,6 +12,8 @@ import numpy as np
 
 from danqing.engine.recipe.outcome import Recall
 from danqing.engine.recipe.reading import Recipe
+from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import decide_again, reading
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,24 @@ class Funnel:
 
     @classmethod
     def read(cls, path: Path) -> Funnel:
-        """Reads a funnel.json."""
+        """Reads a funnel.json.
+
+        Raises:
+            OSError, ValueError: the file is missing or damaged.
+        """
         content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(content["recipe"], content["collected"], tuple(map(Line.from_dict, content["steps"])))
+        try:
+            return cls(content["recipe"], content["collected"], tuple(map(Line.from_dict, content["steps"])))
+        except (KeyError, TypeError) as problem:
+            raise ValueError(f"not a funnel: {problem}") from None
+
+    @classmethod
+    def of(cls, run: Run) -> Funnel:
+        """Reads the funnel of a run.
+
+        Raises:
+            DanqingError: funnel.json is missing or damaged.
+        """
+        path = run.folder / "funnel.json"
+        with reading(path, decide_again(run)):
+            return cls.read(path)

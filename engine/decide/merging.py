@@ -7,25 +7,26 @@ compared with all rows, but the earlier rows are not compared with each other ag
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.progress import Progress
-from danqing.engine.decide.contents import MERGED, is_complete, merged_state
+from danqing.engine.decide.contents import is_complete, merged_state
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.scores import Scores, connect_near_rows, read_scores
 from danqing.engine.decide.uids import numbers_of
 from danqing.engine.decide.verdicts import Verdicts, decision_of, record
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
-from danqing.engine.run.folder import Run, is_run
+from danqing.engine.run.folder import MERGED, Run, is_run
+from danqing.engine.run.tables import verdicts_table
 from danqing.engine.score.settling import settle
 
 NAME, STEP = "cross_batch_redundancy", "cross-batch redundancy"
@@ -53,7 +54,7 @@ def merge(
     merged = [merged_state(run) for run in runs]
     run, before = _open(output, runs, recipe, merged)
     if run.manifest.get("decided") and before == merged and is_complete(run):
-        return run, Funnel.read(output / "funnel.json")
+        return run, Funnel.of(run)
     there = {part["folder"]: part for part in before}
     for part in merged:
         if there.get(part["folder"], part) != part and progress:
@@ -68,7 +69,7 @@ def merge(
     verdicts.group[redundant], verdicts.kept_instead[redundant], verdicts.distance[redundant] = -1, 0, np.nan
     verdicts.dropped_by[alive] = -1
     rows = np.flatnonzero(alive)
-    earlier = np.load(output / "chains.npy") if before and before == merged[: len(before)] else None
+    earlier = _chains(output) if before and before == merged[: len(before)] else None
     components = connect_near_rows(scores.features_of(rows, device), criterion, progress, earlier)
     with commit(output / "chains.npy") as file:
         np.save(file, components.first)
@@ -136,9 +137,23 @@ def _open(
             link = kind(run, number)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(kind(part, shard.number).resolve())
+            link.symlink_to(_link_target(link, kind(part, shard.number).resolve(), output))
     settle(run)  # writes the scores again, in place of the link, where the runs differ in the fields they carry
     return run, before
+
+
+def _link_target(link: Path, target: Path, output: Path) -> Path | str:
+    """The path that a link holds: relative if the target lies beside or in `output`, so that both can be moved."""
+    beside = target.is_relative_to(output.resolve().parent)
+    return os.path.relpath(target, link.parent.resolve()) if beside else target
+
+
+def _chains(output: Path) -> np.ndarray | None:
+    """The stored components of the earlier rows; None if the file is missing or damaged, so that all are compared."""
+    try:
+        return np.load(output / "chains.npy")
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdicts:
@@ -149,7 +164,7 @@ def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdict
     for run in runs:
         begin = start
         for shard in run.shards:
-            table = pq.read_table(run.verdicts_path(shard.number))
+            table = verdicts_table(run, shard.number)
             part, start = slice(start, start + len(table)), start + len(table)
             verdicts.dropped_by[part] = [positions[name] for name in table["dropped_by"].to_pylist()]
             group = table["group"].to_numpy()

@@ -24,6 +24,7 @@ from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, Row
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import SCORE_AGAIN, reading, verdicts_table
 
 
 @dataclass
@@ -260,7 +261,7 @@ def read_scores(run: Run, recipe: Recipe) -> Scores:
     by_row = [criterion for criterion in recipe.criteria if isinstance(criterion, RowCriterion)]
     others = {c for criterion in recipe.criteria if criterion not in by_row for c in criterion.columns} - {FEATURES}
     paths = [run.scores_path(shard.number) for shard in run.shards]
-    sizes = [pq.read_metadata(path).num_rows for path in paths]
+    sizes = [_count_rows(path) for path in paths]
     rows = sum(sizes)
     uid, error, feature_row = np.empty((rows, 2), np.uint64), np.empty(rows, bool), np.empty(rows, np.int64)
     judged = {criterion.name: Judgement(rows) for criterion in by_row}
@@ -288,6 +289,11 @@ def read_scores(run: Run, recipe: Recipe) -> Scores:
     return Scores(uid, error, gated_at, feature_row, blocks, joined, sizes, judged)
 
 
+def _count_rows(path: Path) -> int:
+    with reading(path, SCORE_AGAIN):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def _join(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
     chunks = [chunk for column in columns for chunk in column.chunks]
     joined = pa.chunked_array(chunks, columns[0].type if columns else pa.string())
@@ -295,7 +301,7 @@ def _join(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
 
 
 def _read_columns(path: Path, names: list[str]) -> pa.Table:
-    with pq.ParquetFile(path) as file:
+    with reading(path, SCORE_AGAIN), pq.ParquetFile(path) as file:
         absent = [name for name in names if name not in file.schema_arrow.names]
         if absent:
             raise DanqingError(f"{path}: the run has no column {absent[0]!r}; score again with a recipe that names it")
@@ -306,15 +312,19 @@ def map_features(path: Path) -> np.ndarray:
     """Maps a shard's features, float16 (rows, dimension), read-only.
 
     The file is closed, since a run may have more shards than a process may have open files; `numpy.load` keeps it open.
+
+    Raises:
+        DanqingError: the file is missing or damaged.
     """
-    with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        offset = file.tell()
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    with pa.memory_map(str(path)) as mapped:
-        return np.frombuffer(mapped.read_buffer(), dtype, offset=offset).reshape(shape)
+    with reading(path, SCORE_AGAIN):
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            offset = file.tell()
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        with pa.memory_map(str(path)) as mapped:
+            return np.frombuffer(mapped.read_buffer(), dtype, offset=offset).reshape(shape)
 
 
 def read_reference(folder: Path, device: Device) -> tuple[np.ndarray, Features]:
@@ -327,6 +337,6 @@ def read_reference(folder: Path, device: Device) -> tuple[np.ndarray, Features]:
     scores = read_scores(run, replace(run.recipe, criteria=()))
     wanted = scores.feature_row >= 0
     if "decided" in run.manifest:
-        kept = [pq.read_table(run.verdicts_path(shard.number), columns=["keep"]) for shard in run.shards]
+        kept = [verdicts_table(run, shard.number, ["keep"]) for shard in run.shards]
         wanted &= pa.concat_tables(kept)["keep"].to_numpy()
     return scores.uid[wanted], scores.features_of(np.flatnonzero(wanted), device)

@@ -19,7 +19,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
-from danqing.engine.decide.contents import MERGED, is_complete, scores_hash
+from danqing.engine.decide.contents import is_complete, scores_hash
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.models import check_models
 from danqing.engine.decide.reference import check_references
@@ -27,7 +27,8 @@ from danqing.engine.decide.scores import Scores, read_scores
 from danqing.engine.decide.uids import texts_of
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.run.folder import Run
+from danqing.engine.run.folder import MERGED, Run
+from danqing.engine.run.tables import scores_table
 
 
 @dataclass
@@ -101,7 +102,7 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
         decision["references"] = references
     before = run.manifest.get("decided", {})
     if before == before | decision and is_complete(run):
-        return Funnel.read(run.folder / "funnel.json")
+        return Funnel.of(run)
     for line in _changes(before, decision):
         log.info("%s", line)
         if progress:
@@ -178,7 +179,7 @@ def _write(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts) -> None
     for shard, rows in zip(run.shards, scores.shard_rows, strict=True):
         part = slice(start, start + rows)
         start += rows
-        table = pq.read_table(run.scores_path(shard.number), columns=["shard", "row", "key", "uid"])
+        table = scores_table(run, shard.number, ["shard", "row", "key", "uid"])
         values = {
             "keep": verdicts.dropped_by[part] < 0,
             "dropped_by": names[verdicts.dropped_by[part]],

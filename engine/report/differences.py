@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.decide.scores import map_features
 from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import scores_table, verdicts_table
 from danqing.engine.sources import Shard
 from danqing.engine.stages import columns_of_role, stored_columns
 
@@ -147,7 +148,7 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
 
 def _compare_shard(found: Difference, ours: Run, theirs: Run, shard: Shard, by_networks: set[str]) -> None:
     number = shard.number
-    a, b = (pq.read_table(run.scores_path(number)) for run in (ours, theirs))
+    a, b = (scores_table(run, number) for run in (ours, theirs))
     uids = [table["uid"].to_pylist() for table in (a, b)]
     if uids[0] != uids[1]:
         raise DanqingError(f"shard {shard.name} holds other pairs in {theirs.folder}: {_first_difference(*uids)}")
@@ -158,7 +159,7 @@ def _compare_shard(found: Difference, ours: Run, theirs: Run, shard: Shard, by_n
             entry = found.columns.setdefault(column, ColumnDifference(column, column not in by_networks, exact))
             entry.add(a["key"], a[column], b[column])
     _compare_features(found, a["feature_row"].to_numpy(), b["feature_row"].to_numpy(), ours, theirs, number)
-    a, b = (pq.read_table(run.verdicts_path(number), columns=["key", "dropped_by", "group"]) for run in (ours, theirs))
+    a, b = (verdicts_table(run, number, ["key", "dropped_by", "group"]) for run in (ours, theirs))
     for key, *outcome in zip(*(c.to_pylist() for c in (a["key"], a["dropped_by"], b["dropped_by"])), strict=True):
         if outcome[0] != outcome[1]:
             found.flips.append((key, *outcome))
@@ -171,7 +172,7 @@ def _compare_features(
     both = (rows_a >= 0) & (rows_b >= 0)
     if not both.any():
         return
-    blocks = (np.load(run.features_path(number), mmap_mode="r") for run in (ours, theirs))
+    blocks = (map_features(run.features_path(number)) for run in (ours, theirs))
     a, b = (block[rows[both]].astype(np.float64) for block, rows in zip(blocks, (rows_a, rows_b), strict=True))
     if a.shape != b.shape:
         raise DanqingError(f"features have {a.shape[1]} dimensions in {ours.folder}, {b.shape[1]} in {theirs.folder}")

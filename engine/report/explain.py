@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +15,7 @@ from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.terminal import console
 from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import scores_table, verdicts_table
 
 
 def find_pairs(run: Run, key: str) -> list[dict[str, Any]]:
@@ -31,15 +31,16 @@ def find_pairs(run: Run, key: str) -> list[dict[str, Any]]:
 
 
 def _find(run: Run, number: int, key: str) -> list[dict[str, Any]]:
-    if not run.scores_path(number).exists():
+    decided = "decided" in run.manifest
+    if not decided and not run.scores_path(number).exists():
         return []
-    identity = pq.read_table(run.scores_path(number), columns=["key", "uid"])
+    identity = scores_table(run, number, ["key", "uid"])
     rows = pc.indices_nonzero(pc.or_(pc.equal(identity["key"], key), pc.equal(identity["uid"], key)))
     if not len(rows):
         return []
-    records = pq.read_table(run.scores_path(number)).take(rows).to_pylist()
-    if run.verdicts_path(number).exists():
-        verdicts = pq.read_table(run.verdicts_path(number)).take(rows).to_pylist()
+    records = scores_table(run, number).take(rows).to_pylist()
+    if decided:
+        verdicts = verdicts_table(run, number).take(rows).to_pylist()
         records = [record | verdict for record, verdict in zip(records, verdicts, strict=True)]
     return records
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from danqing.engine.core.escape import escaped
@@ -24,6 +23,7 @@ from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.topic_map import topic_galleries, topic_section
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import scores_table, verdicts_table
 from danqing.engine.score.settling import describe_engines
 from danqing.engine.sources import open_shard
 from danqing.engine.stages.header import read_header
@@ -52,7 +52,7 @@ def write_report(run: Run) -> None:
         run: the run; its topics are shown if they have been found.
     """
     recipe = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
-    funnel = Funnel.read(run.folder / "funnel.json")
+    funnel = Funnel.of(run)
     topics = Topics.of(run)
     shown = topic_galleries(run, topics) | _sample(run)
     pictures = _pictures(run, {position for positions in shown.values() for position in positions})
@@ -102,7 +102,7 @@ def _histograms(run: Run, recipe: Recipe) -> Iterable[str]:
     for criterion in recipe.criteria:
         if not isinstance(criterion, Threshold):
             continue
-        columns = [pq.read_table(run.scores_path(s.number), columns=[criterion.column]) for s in run.shards]
+        columns = [scores_table(run, s.number, [criterion.column]) for s in run.shards]
         values = pa.concat_tables(columns)[criterion.column].cast(pa.float64()).drop_null().to_numpy()
         if len(np.unique(values)) > 1:
             yield _histogram(criterion, values)
@@ -142,7 +142,7 @@ def _sample(run: Run) -> dict[str, list[int]]:
     found: dict[str | None, list[tuple[str, int]]] = defaultdict(list)
     start = 0
     for shard in run.shards:
-        verdicts = pq.read_table(run.verdicts_path(shard.number), columns=["uid", "dropped_by"])
+        verdicts = verdicts_table(run, shard.number, ["uid", "dropped_by"])
         verdicts = verdicts.append_column("position", pa.array(np.arange(start, start + len(verdicts))))
         start += len(verdicts)
         for reason in verdicts["dropped_by"].unique().to_pylist():
@@ -159,10 +159,10 @@ def _pictures(run: Run, wanted: set[int]) -> dict[int, str]:
     figures: dict[int, str] = {}
     start, limit = 0, max_pixels(run)
     for shard in run.shards:
-        rows = pq.read_metadata(run.verdicts_path(shard.number)).num_rows
+        rows = len(verdicts_table(run, shard.number, ["uid"]))
         here = {position - start for position in wanted if start <= position < start + rows}
         if here:
-            records = pq.read_table(run.scores_path(shard.number), columns=["key", "caption", "error"]).to_pylist()
+            records = scores_table(run, shard.number, ["key", "caption", "error"]).to_pylist()
             for row, sample in enumerate(open_shard(shard, run.layout)):
                 if row in here:
                     figures[start + row] = _figure(sample.image, records[row], limit)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pyarrow.parquet as pq
-
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import scores_table
 from danqing.engine.score.settling import describe_engines
 
 MAX_ERROR_SHARE = 0.05
@@ -26,7 +25,7 @@ def run_notes(run: Run, funnel: Funnel | None = None) -> list[str]:
     for shard in run.shards:
         if not run.scores_path(shard.number).exists():
             continue
-        column = pq.read_table(run.scores_path(shard.number), columns=["error"])["error"]
+        column = scores_table(run, shard.number, ["error"])["error"]
         rows += len(column)
         errors.update({entry["values"]: entry["counts"] for entry in column.drop_null().value_counts().to_pylist()})
     engines = [f"scored by several engines: {line}" for line in describe_engines(run.manifest.get("engines", {}))]

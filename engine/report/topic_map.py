@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import reading, verdicts_table
 
 TOPICS_SHOWN = 12
 """Number of topics with pictures."""
@@ -38,7 +39,7 @@ def _positions(run: Run, uids: list[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     start = 0
     for shard in run.shards:
-        column = pq.read_table(run.verdicts_path(shard.number), columns=["uid"])["uid"]
+        column = verdicts_table(run, shard.number, ["uid"])["uid"]
         rows = np.flatnonzero(pc.is_in(column, pa.array(uids)).to_numpy())
         found.update(zip(column.take(rows).to_pylist(), (start + rows).tolist(), strict=True))
         start += len(column)
@@ -68,7 +69,7 @@ def _table(topics: Topics) -> str:
 
 def _map(run: Run) -> str:
     """Draws an SVG with a dot per caption at its UMAP coordinates; captions in no topic are below the others."""
-    table = pq.read_table(run.folder / "topics.parquet")
+    table = _read_map(run)
     rows = np.linspace(0, len(table) - 1, min(MAX_DOTS, len(table))).astype(int)
     topic = table["topic"].to_numpy()[rows]
     place = np.stack([table[axis].to_numpy()[rows] for axis in ("x", "y")], 1)
@@ -79,6 +80,12 @@ def _map(run: Run) -> str:
         for number, (x, y) in sorted(zip(topic.tolist(), place.tolist(), strict=True), key=lambda dot: dot[0] >= 0)
     )
     return f"<svg width={MAP_PIXELS} height={MAP_PIXELS}>{dots}</svg>"
+
+
+def _read_map(run: Run) -> pa.Table:
+    path = run.folder / "topics.parquet"
+    with reading(path, f"run `danqing topics {run.folder}`"):
+        return pq.read_table(path)
 
 
 def _colour(number: int) -> str:

@@ -24,6 +24,7 @@ from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table
 from danqing.engine.stages import Context
 from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.embed import TextEmbedding, Tokens
@@ -162,15 +163,15 @@ def draw_sample(run: Run, sample: int) -> tuple[int, pa.Table]:
     """
     import pyarrow.compute as pc  # here, to save the other commands its memory
 
-    kept = Funnel.read(run.folder / "funnel.json").kept
+    kept = Funnel.of(run).kept
     below = f"{min(sample * UID_COUNT // max(kept, 1), UID_COUNT - 1):032x}"
     tables = []
     for shard in run.shards:
-        names = pq.read_schema(run.scores_path(shard.number)).names
+        names = scores_schema(run, shard.number).names
         caption = "text_clean" if "text_clean" in names else "caption"
-        table = pq.read_table(run.scores_path(shard.number), columns=["uid", caption])
+        table = scores_table(run, shard.number, ["uid", caption])
         table = table.rename_columns(["uid", "caption"])
-        keep = pq.read_table(run.verdicts_path(shard.number), columns=["keep"])["keep"]
+        keep = verdicts_table(run, shard.number, ["keep"])["keep"]
         tables.append(table.filter(pc.and_(keep, pc.less_equal(table["uid"], below))))
     return kept, pa.concat_tables(tables)
 

@@ -21,6 +21,10 @@ from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.versions import ENGINE, SCORING_VERSIONS, current_versions, version_changes
 from danqing.engine.sources import Layout, Shard
 
+MAX_NAMES = 3
+"""Shards that a message names."""
+MERGED = "merged"
+"""Key of the manifest of a run that was made by merging others; lists them."""
 REQUIRED = {"recipe": dict, "recipe_hash": str, "layout": dict, "shards": list, "models": dict, "versions": dict}
 """Keys that every run.json has, and their types."""
 
@@ -189,8 +193,20 @@ class Run:
             raise DanqingError(f"{self.folder}: no verdicts yet; run `danqing decide {self.folder}` first")
 
     def unscored(self) -> list[Shard]:
-        """The shards that have no scores yet."""
-        return [s for s in self.shards if not self.scores_path(s.number).exists()]
+        """The shards that have no scores or no features."""
+        return [
+            shard
+            for shard in self.shards
+            if not (self.scores_path(shard.number).exists() and self.features_path(shard.number).exists())
+        ]
+
+    @property
+    def decide_command(self) -> str:
+        """The command that makes the verdicts and the funnel again."""
+        merged = self.manifest.get(MERGED)
+        if merged is None:
+            return f"danqing decide {self.folder}"
+        return " ".join(["danqing merge", *(part["folder"] for part in merged), "-o", str(self.folder)])
 
     @contextmanager
     def logged(self) -> Iterator[None]:
@@ -289,11 +305,37 @@ def identity_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> l
     Returns:
         One line per difference.
     """
+    wanted: dict[str, Any] = json.loads(json.dumps(here))
+    keys = [key for key, value in wanted.items() if there.get(key) != value]
+    if "shards" in keys and "limit" in keys:
+        keys.remove("shards")  # the limit cuts the list of shards
     return [
-        f"{key}: {_short(there.get(key))} there, {_short(value)} here"
-        for key, value in here.items()
-        if there.get(key) != json.loads(json.dumps(value))
+        _shard_difference(there.get(key) or [], wanted[key])
+        if key == "shards"
+        else f"{key}: {_short(there.get(key))} there, {_short(wanted[key])} here"
+        for key in keys
     ]
+
+
+def _shard_difference(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> str:
+    """Describes how two lists of shards differ: their lengths, and the names of new, removed and changed shards."""
+    before, now = ({(shard["path"], shard["first"]): shard for shard in shards} for shards in (there, here))
+    content = [{key: shard | {"number": 0} for key, shard in shards.items()} for shards in (before, now)]
+    named = {
+        "new": [path for path, first in now if (path, first) not in before],
+        "removed": [path for path, first in before if (path, first) not in now],
+        "changed": [key[0] for key in now if key in before and content[0][key] != content[1][key]],
+    }
+    named = {what: list(dict.fromkeys(Path(path).name for path in paths)) for what, paths in named.items()}
+    found = [
+        f"{_first_names(names)} {'is' if len(names) == 1 else 'are'} {what}" for what, names in named.items() if names
+    ]
+    return f"shards: {len(there)} there, {len(here)} here: {'; '.join(found) or 'in another order'}"
+
+
+def _first_names(names: list[str]) -> str:
+    shown = ", ".join(names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES:,} more"
 
 
 _KINDS = {dict: "an object", list: "a list", str: "a text"}

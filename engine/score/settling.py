@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from danqing.engine.core.carried import array_of, common_type, is_json_text, join, json_text, stored_field
 from danqing.engine.core.files import commit
 from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import reading
 from danqing.engine.score.ledger import ENGINES
 
 LAST_FIXED = "feature_row"
@@ -38,7 +39,7 @@ def unify(paths: list[Path]) -> list[pa.Schema]:
     Returns:
         The schemas that the files had.
     """
-    schemas = [pq.read_schema(path) for path in paths]
+    schemas = [_schema(path) for path in paths]
     if any(not _equal(schema, schemas[0]) for schema in schemas):
         wanted = _common_schema(paths, schemas)
         for path, schema in zip(paths, schemas, strict=True):
@@ -115,8 +116,13 @@ def _columns(path: Path, names: set[str]) -> dict[str, list[object] | None]:
     return {field.name: None if is_json_text(field) else table[field.name].to_pylist() for field in found}
 
 
+def _schema(path: Path) -> pa.Schema:
+    with reading(path, "run the same command again"):
+        return pq.read_schema(path)
+
+
 def _read(path: Path) -> pa.Table:
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with reading(path, "run the same command again"), pq.ParquetFile(path, pre_buffer=False) as file:
         return file.read()
 
 

@@ -35,7 +35,7 @@ def write_cards(run: Run, options: WriteOptions, tables: list[Path], digest: str
         tables: the tables of all output shards.
         digest: of the decision, for the stamp.
     """
-    pairs = Funnel.read(run.folder / "funnel.json").kept
+    pairs = Funnel.of(run).kept
     features = tar_features(tables) if options.output_format == WEBDATASET else []
     for folder, prefix in ((run.folder, "shards/"), (run.folder / "shards", "")):
         path = folder / CARD
@@ -53,7 +53,7 @@ def card(run: Run, matter: dict[str, Any], digest: str) -> str:
         run, digest: see `write_cards`.
         matter: see `front_matter`.
     """
-    funnel = Funnel.read(run.folder / "funnel.json")
+    funnel = Funnel.of(run)
     parts = [
         f"---\n{_yaml(matter)}---",
         f"# Image-text pairs curated with the recipe {funnel.recipe}",

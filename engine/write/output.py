@@ -11,11 +11,11 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
+from danqing.engine.run.tables import verdicts_table
 from danqing.trt_models.package_files import sha256
 
 WEBDATASET, PARQUET = "webdataset", "parquet"
@@ -97,7 +97,7 @@ def read_verdicts(run: Run) -> list[InputVerdicts]:
         path = run.verdicts_path(shard.number)
         if not path.exists():
             raise DanqingError(f"{path}: no verdicts; run `danqing decide {run.folder}` again")
-        keep = pq.read_table(path, columns=["keep"])["keep"]
+        keep = verdicts_table(run, shard.number, ["keep"])["keep"]
         found.append(InputVerdicts(len(keep), int(np.count_nonzero(keep)), sha256(path)))
     return found
 

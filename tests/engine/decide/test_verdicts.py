@@ -303,7 +303,7 @@ def test_a_merge_notices_runs_that_changed(
     dropped = {row: verdict[0] for row, verdict in enumerate(shown(run)) if verdict[0]}
     assert dropped == dict.fromkeys((1, 3, 5, 7), "redundancy") | {6: "cross_batch_redundancy"}
     shutil.rmtree(batches[1])
-    with pytest.raises(DanqingError, match="no run here"):
+    with pytest.raises(DanqingError, match=f"{batches[1]}, which {whole} was merged from, is missing"):
         check_current(run)
 
 
