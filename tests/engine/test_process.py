@@ -134,7 +134,7 @@ def test_an_output_that_is_a_file_or_cannot_be_made(
 def test_a_signal_is_handled_once_and_the_handlers_are_restored(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(number)
+    before = signal.signal(number, signal.SIG_DFL)  # pytest may run under nohup
 
     def run(words: list[str]) -> int:
         try:
@@ -144,13 +144,13 @@ def test_a_signal_is_handled_once_and_the_handlers_are_restored(
             raise
         return 0
 
-    monkeypatch.setattr(danqing.engine.cli.main, "_run", run)
-    assert main(["score"]) == 128 + number and signal.getsignal(number) == before
-    assert capsys.readouterr().err == (
-        f"danqing: stopped by {number.name}; finished shards are kept; the same command goes on from there\n"
-    )
-    signal.signal(number, signal.SIG_IGN)  # as under nohup
     try:
+        monkeypatch.setattr(danqing.engine.cli.main, "_run", run)
+        assert main(["score"]) == 128 + number and signal.getsignal(number) == signal.SIG_DFL
+        assert capsys.readouterr().err == (
+            f"danqing: stopped by {number.name}; finished shards are kept; the same command goes on from there\n"
+        )
+        signal.signal(number, signal.SIG_IGN)
         monkeypatch.setattr(danqing.engine.cli.main, "_run", lambda words: signal.raise_signal(number) or 0)
         assert main(["score"]) == 0
     finally:
