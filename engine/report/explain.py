@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import pyarrow.compute as pc
@@ -19,7 +20,7 @@ from danqing.engine.run.tables import scores_table, verdicts_table
 
 
 def find_pairs(run: Run, key: str) -> list[dict[str, Any]]:
-    """Returns every pair with that key or uid: its columns of scores and verdicts.
+    """Returns every pair with that key (its own or the input's) or uid: its columns of scores and verdicts.
 
     Raises:
         DanqingError: the run has no such pair.
@@ -34,8 +35,9 @@ def _find(run: Run, number: int, key: str) -> list[dict[str, Any]]:
     decided = "decided" in run.manifest
     if not decided and not run.scores_path(number).exists():
         return []
-    identity = scores_table(run, number, ["key", "uid"])
-    rows = pc.indices_nonzero(pc.or_(pc.equal(identity["key"], key), pc.equal(identity["uid"], key)))
+    identity = scores_table(run, number, ["key", "input_key", "uid"])
+    equal = [pc.fill_null(pc.equal(column, key), False) for column in identity.columns]
+    rows = pc.indices_nonzero(reduce(pc.or_, equal))
     if not len(rows):
         return []
     records = scores_table(run, number).take(rows).to_pylist()

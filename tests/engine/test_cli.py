@@ -33,8 +33,10 @@ from danqing.engine.cli.options import (
 )
 from danqing.engine.cli.reference import general_help, reference_page
 from danqing.engine.core.escape import UNSAFE
+from danqing.engine.phases import score_inputs
 from danqing.engine.recipe.reading import Recipe, builtin_names
 from danqing.engine.report.differences import Tolerance
+from danqing.engine.report.explain import find_pairs
 from danqing.engine.report.notes import run_notes
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
@@ -216,6 +218,14 @@ def test_a_few_errors_are_counted_and_most_of_them_named(plain_recipe: Recipe, t
     assert notes(["x", "y" * 200, "y" * 200, *[None] * 17]) == [
         f"warning: 3 of 20 rows have an error (15.0%); 2 of them: {'y' * 119}…"
     ]
+
+
+def test_pairs_are_explained_by_the_inputs_own_key(plain_recipe: Recipe, tmp_path: Path) -> None:
+    table = {"image": [picture(1), picture(2)], "text": ["小猫", "小狗"], "key": ["a", "a"]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    run, _ = score_inputs([str(tmp_path / "a.parquet")], tmp_path / "out", plain_recipe, Settings())
+    assert [pair["key"] for pair in find_pairs(run, "a")] == ["a", "a_1"]
+    assert [pair["key"] for pair in find_pairs(run, "a_1")] == ["a_1"]
 
 
 def test_names_and_captions_are_shown_with_escapes(
