@@ -27,7 +27,8 @@ IDENTITY = ("uid", "url")
 JSON_TEXT = {b"danqing.encoding": b"json"}
 """Metadata of a column whose values are JSON text."""
 MAX_DEPTH = 32
-"""Levels of a nested column; deeper values are JSON text. Parquet files of more than 100 levels cannot be read."""
+"""Levels of nesting. Deeper JSON of the input is a row's error, and deeper values of a table are stored as JSON text:
+Parquet files of more than 100 levels cannot be read, and Python's JSON encoder stops at 1,000."""
 MAX_MEMBERS = 256
 """Members of a nested column; values with more names are JSON text, since each name would be a column."""
 UID = re.compile("[0-9a-f]{32}")

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
+from danqing.engine.core.carried import MAX_DEPTH
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
 
@@ -29,8 +30,6 @@ MIN_VALID = 4
 NARROW = re.compile("[\u00c0-\u07ff]{2,}")
 SYMBOLS = range(0xA1, 0xA4)
 """First bytes of punctuation, in GB18030 and in Big5."""
-MAX_DEPTH = 32
-"""Levels of nesting of a JSON object; Parquet readers refuse more than about 100, Python's JSON encoder 1,000."""
 JSON = json.JSONDecoder(parse_constant=lambda name: None)
 """NaN and infinities are no JSON, although Python writes them."""
 

@@ -7,8 +7,9 @@ from contextlib import suppress
 
 import pytest
 
+from danqing.engine.core.carried import MAX_DEPTH
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.sources.text import MAX_DEPTH, Decoder, SampleError, check_encoding, detect, parse_object
+from danqing.engine.sources.text import Decoder, SampleError, check_encoding, detect, parse_object
 
 SIMPLIFIED = ["一只猫", "公园的草地上有一只可爱的小猫", "iPhone 15 手机壳，全新正品", "上海夜景"]
 OTHERS = ["10 µm, café, naïve façade", "привет, мир", "Ελληνικά", "© 2024 Ångström", "caf\ufffd", "Qua\u0302\u0300n"]
