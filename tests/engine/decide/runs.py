@@ -55,6 +55,7 @@ def make_run(
             "shard": [f"{number:05d}"] * rows,
             "row": pa.array(range(rows), pa.int32()),
             "key": [f"{folder.name}{row}" for row in range(start, start + rows)],
+            "input_key": pa.nulls(rows, pa.string()),
             "uid": uids,
             "feature_row": pa.array(range(rows), pa.int32()),
         }
