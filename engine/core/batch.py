@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from danqing.engine.core.strings import TextColumn
+
 Values = Any
-"""An array whose first axis is the rows, or a list of Python objects (captions, encoded bytes, pictures)."""
+"""An array whose first axis is the rows, a `TextColumn`, or a list of Python objects (encoded bytes, pictures)."""
 
 
 @dataclass
@@ -78,10 +80,14 @@ def _bytes(column: Values) -> int:
 
 
 def _take(column: Values, positions: np.ndarray) -> Values:
+    if isinstance(column, TextColumn):
+        return column.take(positions)
     return [column[i] for i in positions.tolist()] if isinstance(column, list) else column[positions]
 
 
 def _concat(columns: Sequence[Values]) -> Values:
+    if isinstance(columns[0], TextColumn):
+        return TextColumn.concat(columns)
     if isinstance(columns[0], list):
         return [item for column in columns for item in column]
     return np.concatenate(columns)

@@ -22,6 +22,7 @@ from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.progress import Progress
+from danqing.engine.core.strings import Strings
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table
@@ -30,7 +31,6 @@ from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.embed import TextEmbedding, Tokens
 from danqing.engine.write.output import read_verdicts, verdicts_digest
 from danqing.kernels.text.captions import content_words
-from danqing.kernels.text.strings import Strings
 
 MIN_CAPTIONS = 50
 SEED = 20260122

@@ -19,11 +19,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from danqing.engine.core import libcudf
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.device import Device
+from danqing.engine.core.strings import Strings
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.kernels.text.captions import MEASURES, measure
-from danqing.kernels.text.strings import Strings
 
 
 def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Pat
 def strings_of(captions: Any) -> Strings:
     """Makes `Strings` of a column of any library; the text itself is not copied."""
     if type(captions).__module__.partition(".")[0] == "cudf":
-        return Strings.of_cudf(captions)
+        return libcudf.strings_of(captions)
     if not isinstance(captions, pa.Array | pa.ChunkedArray):
         captions = pa.array(captions, from_pandas=True)
     if isinstance(captions, pa.ChunkedArray):

@@ -14,13 +14,13 @@ import opencc
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.columns import produced
+from danqing.engine.core.strings import Strings
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
 from danqing.engine.stages.language import languages
 from danqing.engine.stages.markup import remove_markup
 from danqing.kernels.text import captions as kernels
 from danqing.kernels.text.captions import MEASURES
-from danqing.kernels.text.strings import Strings
 from danqing.trt_models.run.classifier import TextClassifier
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from danqing.kernels.text.segmentation import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, SegmentScratch, segment
-from danqing.kernels.text.strings import Strings, decode, decode_one, encode
 from danqing.kernels.text.trie import EMPTY, GOLDEN
+from danqing.kernels.text.utf8 import decode, decode_one, encode
 
 # Character classes: bits of a table of all code points (`engine.stages.dictionary.character_classes`).
 LETTER, ALPHANUMERIC, HAN, KANA, HANGUL, LATIN, DIGIT, SPACE = (1 << bit for bit in range(8))

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from danqing.kernels.text.segmentation import is_ascii_alphanumeric
-from danqing.kernels.text.strings import Strings, decode
 from danqing.kernels.text.trie import EMPTY, VALUE, Trie, build, child
+from danqing.kernels.text.utf8 import decode
 
 UNITS_PER_WEIGHT = 100
 """The value of a term in the trie is its weight times this, an integer."""

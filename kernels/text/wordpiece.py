@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from danqing.kernels.portable import Launcher, inlined, kernel
-from danqing.kernels.text.strings import decode_one
+from danqing.kernels.text.utf8 import decode_one
 
 MAX_WORD_CHARACTERS = 100
 """Longer words become [UNK]."""

@@ -23,12 +23,12 @@ import numpy as np
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.strings import Strings
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.text import Caption, Refine
 from danqing.kernels.text.captions import allocate_scratch, segment_rows, tokens
-from danqing.kernels.text.strings import Strings
 from danqing.profiling.bench import harness
 from danqing.profiling.bench.crawl import chinese_lines
 from danqing.profiling.bench.plain import Texts

@@ -14,6 +14,7 @@ from cuda.bindings import nvjitlink
 from numba.core.errors import TypingError
 
 from danqing.engine.core.progress import Silent
+from danqing.engine.core.strings import Strings
 from danqing.engine.decide.dedup import fingerprints as fingerprint_groups
 from danqing.engine.decide.dedup import groups, lists
 from danqing.engine.decide.dedup.features import Features
@@ -31,7 +32,6 @@ from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
 from danqing.kernels.text import lexicon, wordpiece
-from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
 from tests.kernels.pictures.test_resample import by_pillow
@@ -123,7 +123,7 @@ from danqing.engine.stages.resize import BatchResizer
 from danqing.kernels.text import captions as text
 from danqing.kernels.text.lexicon import Patterns, weigh
 from danqing.kernels.pictures.pixels import pixel_statistics
-from danqing.kernels.text.strings import Strings
+from danqing.engine.core.strings import Strings
 from danqing.kernels.text.trie import build
 from tests.kernels.test_portable import INPUTS, PICTURES, find_groups, resize_all
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts

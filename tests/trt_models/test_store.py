@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import exchange
-from danqing.kernels.text.strings import Strings
+from danqing.engine.core.strings import Strings
 from danqing.trt_models.card import Card, card_names, load_card
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.session import CPU_BATCH_ROWS, open_session

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.kernels.portable import ArrayLauncher
+from danqing.engine.core.strings import Strings
 from danqing.kernels.text.lexicon import UNITS_PER_WEIGHT, Patterns, weigh
-from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import TermList
 from danqing.trt_models.run.session import Session
@@ -41,7 +41,7 @@ class TextClassifier(Protocol):
 class TextNetwork:
     """A network with an output `probability`, whose card names a tokenizer."""
 
-    def __init__(self, session: Session, tokenizer: AnyTokenizer, device: ArrayLauncher) -> None:
+    def __init__(self, session: Session, tokenizer: AnyTokenizer, device: Device) -> None:
         self.session, self.tokenizer, self.device = session, tokenizer, device
 
     def __call__(self, texts: Strings) -> Any:
@@ -59,7 +59,7 @@ class Lexicon:
         device: holds the texts and the scores.
     """
 
-    def __init__(self, weights: Mapping[str, float], patterns: Patterns, device: ArrayLauncher) -> None:
+    def __init__(self, weights: Mapping[str, float], patterns: Patterns, device: Device) -> None:
         self.patterns, self.device = patterns, device
         self._terms = build({term: round(UNITS_PER_WEIGHT * weight) for term, weight in sorted(weights.items())})
 

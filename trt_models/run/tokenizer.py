@@ -10,7 +10,7 @@ import numpy as np
 import sentencepiece
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
-from danqing.kernels.text.strings import Strings
+from danqing.engine.core.strings import Strings
 from danqing.kernels.text.wordpiece import build_tables, lower_case, token_ids
 from danqing.trt_models.card import TokenInput
 

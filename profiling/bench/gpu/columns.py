@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.strings import Strings
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.recipe.reading import load_recipe
@@ -23,7 +24,6 @@ from danqing.engine.stages.base import Context
 from danqing.engine.stages.decode import open_decoder
 from danqing.engine.stages.text import clean
 from danqing.kernels.pictures.pixels import pixel_statistics
-from danqing.kernels.text.strings import Strings
 from danqing.profiling.bench.duplicates import DIMENSION, WITHIN, planted
 from danqing.profiling.bench.gpu.material import Figure, Job, captions, demo_photographs, rate
 from danqing.profiling.bench.harness import SEED

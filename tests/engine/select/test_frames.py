@@ -16,10 +16,10 @@ import pytest
 
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.device import Device
+from danqing.engine.core.strings import Strings
 from danqing.engine.select.frames import measure_captions, strings_of
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.kernels.text.captions import MEASURES, measure
-from danqing.kernels.text.strings import Strings
 from tests.kernels.text.texts import random_texts
 
 TEXTS = ["一只橘猫趴在窗台上", None, "", "iPhone 15 Pro 手机壳", *random_texts(40)]

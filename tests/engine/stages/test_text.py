@@ -7,11 +7,11 @@ from opencc import OpenCC
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
+from danqing.engine.core.strings import Strings
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
 from danqing.engine.stages.markup import remove_markup
 from danqing.engine.stages.text import Caption, Refine, clean, simplify
-from danqing.kernels.text.strings import Strings
 from danqing.trt_models.model_set import ModelSet
 
 MODELS = ModelSet({"text_safety": "jionlp-pornography", "caption_safety": "jionlp-advertising"})

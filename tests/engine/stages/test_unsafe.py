@@ -9,7 +9,7 @@ import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.kernels.text.strings import Strings
+from danqing.engine.core.strings import Strings
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.classifier import read_patterns
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from danqing.engine.core.device import Device
+from danqing.engine.core.strings import Strings
 from danqing.kernels.text.lexicon import Patterns, weigh
-from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.trie import build
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 

@@ -11,10 +11,10 @@ import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.strings import Strings
 from danqing.engine.stages.dictionary import open_dictionary
 from danqing.kernels.text.captions import tokens
 from danqing.kernels.text.segmentation import ADJECTIVE, KIND_MASK, NOUN, STOP_WORD, VERB
-from danqing.kernels.text.strings import Strings
 from danqing.kernels.text.trie import EMPTY, VALUE, find
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 

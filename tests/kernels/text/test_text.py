@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from danqing.engine.core.device import Device
+from danqing.engine.core.strings import Strings
 from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
 from danqing.kernels.text.captions import MEASURES, clean, measure, unify
-from danqing.kernels.text.strings import Strings
 from danqing.trt_models.package_files import package_file
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 

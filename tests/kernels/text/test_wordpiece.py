@@ -11,7 +11,7 @@ import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.kernels.text.strings import decode_one
+from danqing.kernels.text.utf8 import decode_one
 from danqing.kernels.text.wordpiece import (
     CODE_MASK,
     CODE_SHIFT,

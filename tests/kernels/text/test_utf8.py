@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from danqing.engine.core.device import Device
+from danqing.engine.core.strings import Strings
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text.captions import measure
 from danqing.kernels.text.lexicon import Patterns, marks, weigh
-from danqing.kernels.text.strings import Strings, decode, encode
+from danqing.kernels.text.utf8 import decode, encode
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 
 
