@@ -196,8 +196,8 @@ def _make_cleaning_tables() -> dict[str, np.ndarray]:
         classes[sorted({ord(word[0]) for word in words})] |= bit
     targets = converted | forms | markup.entity_targets()
     for word, target in targets.items():
-        if len(target.encode()) > cleaning.MAX_GROWTH * len(word.encode()):
-            raise DanqingError(f"OpenCC {metadata.version('opencc')}: {target} is too long for {word}; install 1.4.2")
+        if len(target.encode()) > cleaning.MAX_WORD_GROWTH * len(word.encode()):
+            raise DanqingError(f"opencc {metadata.version('opencc')}: {target} is too long for {word}; install 1.4.2")
     values = markup.element_values() | {word: value for value, word in enumerate(targets, FIRST_TARGET)}
     lengths = [0] * FIRST_TARGET + list(map(len, targets.values()))
     return {

@@ -16,9 +16,11 @@ from danqing.kernels.text.utf8 import decode, decode_one, encode, encoded_size
 FULL_WIDTH_OFFSET = 0xFEE0  # a full-width form minus its ASCII character
 KEYCAP = 0x20E3
 EMOJI_STYLE = 0xFE0F
+MAX_WORD_GROWTH = 1.5
+"""Maximum bytes of what a word of `Tables` becomes, per byte of the word. In OpenCC's dictionaries it is 4/3."""
 MAX_GROWTH = 2
-"""Maximum bytes of a cleaned row per byte of the row. Simplified characters have up to 4/3 of the bytes of Traditional
-ones, and an entity's characters up to 6/5 of those of its name."""
+"""Maximum bytes of a cleaned row per byte of the row: the ideograph of a compatibility character has up to 4/3 of its
+bytes, and can be converted."""
 
 
 class Tables(NamedTuple):

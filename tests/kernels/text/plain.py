@@ -40,8 +40,8 @@ def normalize(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Removes markup, emoji, special characters and surplus space."""
-    kept, text = [], normalize(text)
+    """Removes emoji, special characters and surplus space from a normalized text."""
+    kept = []
     for character, following in zip(text, f"{text[1:]}\0", strict=False):
         is_han = unicodedata.name(character, "").startswith("CJK") and character.isalpha()
         if character.isspace():
@@ -53,15 +53,16 @@ def clean(text: str) -> str:
 
 
 def simplify(text: str) -> str:
-    """Cleans a text and converts it to Simplified Chinese."""
-    return _converter().convert(clean(text))
+    """Converts a cleaned text to Simplified Chinese."""
+    return _converter().convert(text)
 
 
 def japanese(text: str) -> int:
-    """Counts the characters of the cleaned text that only Japanese uses, minus those that only Chinese uses."""
-    return sum((character in JAPANESE) - is_chinese_only(character) for character in clean(text))
+    """Counts the characters of a cleaned text that only Japanese uses, minus those that only Chinese uses."""
+    return sum((character in JAPANESE) - is_chinese_only(character) for character in text)
 
 
+@cache
 def _is_dropped(character: str) -> bool:
     category = unicodedata.category(character)
     return category in ("Cn", "Cs", "Co", "Cc", "Cf") or is_ornament(character, category)
