@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from danqing.engine.cli.main import main
-from danqing.engine.decide.scores import map_features
+from danqing.engine.decide.maps import map_features
 from danqing.engine.phases import curate, decide_run, merge_runs
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.ledger import ENGINES
-from danqing.engine.score.settling import describe_engines, settle
+from danqing.engine.score.settling import describe_engines, settle, unify
 from tests.conftest import picture
 from tests.engine.score.test_run import GOOD, tree
 
@@ -68,6 +69,24 @@ def test_tables_of_a_run_read_as_one_dataset(shards: list[str], plain_recipe: Re
         "input_group": [None, None, None, "g1"],
     }
     assert table.schema.field("size").type == pa.float64() and table.column_names[-8:] == sorted(names)
+
+
+def test_no_shards_schema_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, kept = danqing.engine.score.settling._schema, weakref.WeakSet[pa.Schema]()
+
+    def counted(path: Path) -> pa.Schema:
+        assert len(kept) <= 1
+        kept.add(schema := read(path))
+        return schema
+
+    monkeypatch.setattr(danqing.engine.score.settling, "_schema", counted)
+    paths = [tmp_path / f"{number}.parquet" for number in range(5)]
+    for number, path in enumerate(paths):
+        pq.write_table(pa.table({"a": [number], f"b{number % 2}": [{"c": number if number % 2 else "x"}]}), path)
+    assert unify(paths) == {b"{}": 5}
+    assert {str(pq.read_schema(path)) for path in paths} == {
+        "a: int64\nb0: struct<c: string>\n  child 0, c: string\nb1: struct<c: int64>\n  child 0, c: int64"
+    }
 
 
 def test_an_interrupted_settlement_is_finished_with_the_same_bytes(
