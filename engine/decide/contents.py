@@ -13,7 +13,7 @@ import xxhash
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.run.folder import MERGED, Run
+from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import SCORE_AGAIN, decide_again, reading
 
 READ_BYTES = 1 << 20
@@ -53,7 +53,7 @@ def check_current(run: Run) -> None:
         DanqingError: no verdicts, or scores or merged runs that changed; names the folder and what to do.
     """
     run.check_decided()
-    for part in run.manifest.get(MERGED, []):
+    for part in run.parts:
         if not Path(part["folder"]).exists():
             raise DanqingError(
                 f"{part['folder']}, which {run.folder} was merged from, is missing; restore it, or merge the runs again"

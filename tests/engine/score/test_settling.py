@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 
 import danqing.engine.score.settling
 import danqing.engine.stages.pixels
+from danqing.engine.cli.main import main
+from danqing.engine.core.damage import Damage, read_damage, write_damage
 from danqing.engine.core.device import Device
 from danqing.engine.decide.merging import merge
 from danqing.engine.phases import curate, decide_run, score_inputs
@@ -116,7 +119,9 @@ def test_an_interrupted_settlement_is_finished_with_the_same_bytes(
             assert tree(out) == tree(tmp_path / "whole")
 
 
-def test_a_merge_has_one_schema(shards: list[str], tmp_path: Path, device: Device) -> None:
+def test_a_merge_has_one_schema_and_the_damage_of_its_runs(
+    shards: list[str], tmp_path: Path, device: Device, capsys: Any
+) -> None:
     path = tmp_path / "features.yaml"
     path.write_text("""
 recipe: features
@@ -125,14 +130,24 @@ criteria:
   redundancy: {within: 0.1}
 """)
     recipe = load_recipe(path)
+    runs = tmp_path / "runs"
     for number in (0, 1):
-        curate([shards[number]], tmp_path / str(number), recipe, Settings())
-    before = [(tmp_path / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)]
-    merged, _ = merge([tmp_path / "0", tmp_path / "1"], tmp_path / "merged", device)
+        curate([shards[number]], runs / str(number), recipe, Settings())
+    before = [(runs / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)]
+    merged, _ = merge([runs / "0", runs / "1"], runs / "merged", device)
     schemas = [pq.read_schema(merged.scores_path(number)) for number in (0, 1)]
-    assert schemas[0].equals(schemas[1]) and len(pq.read_table(tmp_path / "merged" / "scores")) == 3
-    assert [(tmp_path / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)] == before
+    assert schemas[0].equals(schemas[1]) and len(pq.read_table(runs / "merged" / "scores")) == 3
+    assert [(runs / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)] == before
     assert list(merged.manifest["engines"]["image_embedding"].values()) == [2]
+    damage = [Damage("a.tar", "byte 512", "no tar header")]
+    write_damage(runs / "1", damage)
+    command = ["merge", str(runs / "0"), str(runs / "1"), "-o", str(runs / "merged")]
+    assert main(command) == 0 and main([*command, "--strict"]) == 3
+    assert "a.tar, byte 512: no tar header" in capsys.readouterr().out and read_damage(runs / "merged") == damage
+    expected = tree(runs / "merged")
+    moved = runs.rename(tmp_path / "moved") / "merged"
+    shutil.rmtree(moved / "shards")
+    assert main(["write", str(moved)]) == 0 and tree(moved) == expected
 
 
 def test_several_engines_are_counted(shards: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
