@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -22,7 +21,7 @@ import xxhash
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
-from danqing.engine.core.names import member_name, unique_key
+from danqing.engine.core.names import PICTURE_EXTENSION, member_name, unique_key
 from danqing.engine.sources import Sample
 from danqing.engine.sources.tar import read_members
 from danqing.engine.stages.header import read_header
@@ -39,8 +38,6 @@ RUN_COLUMNS = ("feature_row", "gated_at", "error")
 """Columns of the scores that have no meaning outside the run."""
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 """Type of the pictures in Parquet, as Hugging Face's datasets read it."""
-EXTENSION = re.compile("(?!txt$|json$)[0-9a-z]{1,8}")
-"""Extensions that a picture keeps; others do not name one, or name the other members of a pair."""
 
 
 class Writer(Protocol):
@@ -200,7 +197,7 @@ def image_extension(sample: Sample, max_pixels: int) -> str:
         sample: the pair.
         max_pixels: the run's limit, see `stages.header.read_header`.
     """
-    if EXTENSION.fullmatch(sample.image_extension):
+    if PICTURE_EXTENSION.fullmatch(sample.image_extension):
         return sample.image_extension
     form = read_header(sample.image, max_pixels).format
     if form is None:  # a recipe without criteria of pictures keeps broken ones
