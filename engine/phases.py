@@ -197,10 +197,10 @@ def write_run(run: Run, options: WriteOptions | None = None, progress: OpenProgr
     """
     check_current(run)
     with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
-        kept = write(run, listener, options or WriteOptions())
-        digest = decision_digest(run, read_verdicts(run))
-        if not is_stamped(run.folder / "report.html", digest):
-            write_report(run)
+        verdicts = read_verdicts(run)
+        kept = write(run, verdicts, listener, options or WriteOptions())
+        if not is_stamped(run.folder / "report.html", decision_digest(run, verdicts)):
+            write_report(run, verdicts)
     return kept
 
 

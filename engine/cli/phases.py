@@ -377,13 +377,15 @@ def merge(
     output: OutputFolder,
     shards: ShardOptions = ShardOptions(),
     machine: MachineOptions = MachineOptions(),
+    strict: Strict = False,
     out: OutputOptions = OutputOptions(),
-) -> None:
+) -> int:
     """Make one run of several, without near-duplicates between them.
 
     Redundancy among the rows that survived in each run, then writing. A run that is added later is compared with the
     others; those are not compared with each other again.
     """
+    from danqing.engine.core.damage import read_damage, summary
     from danqing.engine.phases import merge_runs, write_run
     from danqing.engine.report.notes import run_notes
     from danqing.engine.report.terminal import print_funnel
@@ -392,13 +394,16 @@ def merge(
     with out.progress(machine.note):
         run, funnel = merge_runs(runs, output, machine.chosen, machine.threads)
         kept = write_run(run, options)
+    damage = read_damage(run.folder)
     result = {"folder": run.folder, "kept": kept, "funnel": funnel.to_dict(), **_written(run.folder, shards)}
     notes = run_notes(run, funnel)
-    if out.finish(result, notes):
-        return
-    print_funnel(funnel)
-    print(f"\n{_written_line(run.folder, kept)}")
-    out.print_notes(notes)
+    if not out.finish({**result, "damaged": len(damage)}, notes):
+        print_funnel(funnel)
+        for line in summary(run.folder, damage):
+            print(line)
+        print(f"\n{_written_line(run.folder, kept)}")
+        out.print_notes(notes)
+    return _status(run, strict)
 
 
 @command(

@@ -153,7 +153,7 @@ def writing_cache() -> Iterator[None]:
 
 
 @contextmanager
-def building(folder: Path, what: str) -> Iterator[None]:
+def building(folder: Path, what: str) -> Iterator[bool]:
     """Holds the lock of what one process builds in the cache while others wait, during a `with` block.
 
     The block must first check whether another process has built the folder. Files that killed processes left beside it
@@ -163,18 +163,24 @@ def building(folder: Path, what: str) -> Iterator[None]:
         folder: appears when it is built.
         what: names it, for the line that a waiting process prints.
 
+    Yields:
+        Whether this process waited for another one.
+
     Raises:
         DanqingError: the cache folder cannot be written.
     """
+    waited = False
 
     def wait(holder: str) -> None:
+        nonlocal waited
+        waited = True
         print(f"danqing: waits for {what}, which {holder} is making", file=sys.stderr, flush=True)
 
     with writing_cache():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / f".{folder.name}{LOCK}", wait):
             remove_abandoned(folder.parent)
-            yield
+            yield waited
 
 
 def exchange(made: Path, folder: Path) -> None:

@@ -19,6 +19,8 @@ MIN_ENCODED_BYTES = 4 << 20
 """Smallest bound on the encoded bytes of a batch. Larger files can exceed the memory limit."""
 MAX_SIZE = 1 << 60
 """Sizes from here on are typing errors."""
+DEFAULT_MAX_PIXELS = 178_956_970
+"""Pictures with more pixels are refused: Pillow's limit for decompression bombs, 2 × `PIL.Image.MAX_IMAGE_PIXELS`."""
 TEXT_COPIES = 4
 """Copies of a caption's UTF-8 while its row is in flight: as read and cleaned, and both again while rows are packed."""
 

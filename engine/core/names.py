@@ -11,6 +11,8 @@ PLAIN = re.compile(r"[\w-]{1,50}")
 """Names that need no change; 50 characters have at most `MAX_PART_BYTES` bytes."""
 UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\\:*?"<>|.\ud800-\udfff]')
 """Characters that end a base name, that some file system forbids, or that UTF-8 cannot hold."""
+PICTURE_EXTENSION = re.compile("(?!txt$|json$)[0-9a-z]{1,8}")
+"""Extensions that a picture keeps; others do not name one, or name the other members of a pair."""
 MAX_PART_BYTES = 200
 """Longest part of a member's name; file systems allow 255 bytes with the extension."""
 

@@ -13,7 +13,7 @@ import xxhash
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.run.folder import MERGED, Run
+from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import SCORE_AGAIN, decide_again, reading
 
 READ_BYTES = 1 << 20
@@ -21,12 +21,12 @@ READ_BYTES = 1 << 20
 
 def scores_hash(run: Run) -> str:
     """Hash of the scores and features of all shards."""
-    return _hash_files((run.scores_path(shard.number) for shard in run.shards), SCORE_AGAIN)
+    return joined_hash(hash_file(run.scores_path(shard.number), SCORE_AGAIN) for shard in run.shards)
 
 
 def verdicts_hash(run: Run) -> str:
     """Hash of the verdicts of all shards."""
-    return _hash_files((run.verdicts_path(shard.number) for shard in run.shards), decide_again(run))
+    return joined_hash(hash_file(run.verdicts_path(shard.number), decide_again(run)) for shard in run.shards)
 
 
 def is_complete(run: Run) -> bool:
@@ -53,7 +53,7 @@ def check_current(run: Run) -> None:
         DanqingError: no verdicts, or scores or merged runs that changed; names the folder and what to do.
     """
     run.check_decided()
-    for part in run.manifest.get(MERGED, []):
+    for part in run.parts:
         if not Path(part["folder"]).exists():
             raise DanqingError(
                 f"{part['folder']}, which {run.folder} was merged from, is missing; restore it, or merge the runs again"
@@ -68,17 +68,19 @@ def check_current(run: Run) -> None:
         raise DanqingError(f"{run.folder}: the scores changed since they were decided; run `{run.decide_command}`")
 
 
-def _hash_files(paths: Iterable[Path], remedy: str) -> str:
-    """XXH3 of files, 32 hex digits: it hashes faster than disks read.
+def hash_file(path: Path, remedy: str) -> str:
+    """XXH3 of a file, 32 hex digits: it hashes faster than disks read.
 
     Raises:
-        DanqingError: a file is missing; names it and the remedy.
+        DanqingError: the file is missing; names it and the remedy.
     """
-    whole = xxhash.xxh3_128()
-    for path in paths:
-        digest = xxhash.xxh3_128()
-        with reading(path, remedy), path.open("rb") as file:
-            while part := file.read(READ_BYTES):
-                digest.update(part)
-        whole.update(digest.digest())
-    return whole.hexdigest()
+    digest = xxhash.xxh3_128()
+    with reading(path, remedy), path.open("rb") as file:
+        while part := file.read(READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def joined_hash(hashes: Iterable[str]) -> str:
+    """One hash of the hashes of several files."""
+    return xxhash.xxh3_128_hexdigest("".join(hashes).encode())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from danqing.engine.core.damage import read_damage, write_damage
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
@@ -53,6 +54,7 @@ def merge(
     recipe = common_recipe(runs)
     merged = [merged_state(run) for run in runs]
     run, before = _open(output, runs, recipe, merged)
+    write_damage(output, list(dict.fromkeys(entry for part in runs for entry in read_damage(part.folder))))
     if run.manifest.get("decided") and before == merged and is_complete(run):
         return run, Funnel.of(run)
     there = {part["folder"]: part for part in before}
@@ -73,7 +75,8 @@ def merge(
     components = connect_near_rows(scores.features_of(rows, device), criterion, progress, earlier)
     with commit(output / "chains.npy") as file:
         np.save(file, components.first)
-    run.manifest[MERGED] = merged
+    own = output / "run.json"
+    run.manifest[MERGED] = [part | {"folder": str(_link_target(own, Path(part["folder"]), output))} for part in merged]
     run.save()
     verdicts.enter(last, alive, scores.group_components(criterion, rows, components, progress))
     return run, record(run, recipe, scores, verdicts, decision_of(run, recipe))
@@ -121,7 +124,7 @@ def _open(
         there = Run.open(output)
         if MERGED not in there.manifest:
             raise DanqingError(f"{output} holds a run that is not a merge; choose another --output")
-        before = there.manifest[MERGED] if there.manifest["recipe_hash"] == recipe.hash else []
+        before = there.parts if there.manifest["recipe_hash"] == recipe.hash else []
         if before == merged:
             return there, before
         for left_over in there.shards[len(shards) :]:  # a smaller merge removes the shards of the larger one
@@ -143,7 +146,7 @@ def _open(
 
 
 def _link_target(link: Path, target: Path, output: Path) -> Path | str:
-    """The path that a link holds: relative if the target lies beside or in `output`, so that both can be moved."""
+    """The path that a link or a file holds; relative if the target lies beside or in `output`: both can be moved."""
     beside = target.is_relative_to(output.resolve().parent)
     return os.path.relpath(target, link.parent.resolve()) if beside else target
 

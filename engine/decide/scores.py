@@ -19,6 +19,7 @@ from danqing.engine.core.progress import Progress
 from danqing.engine.decide.dedup import fingerprints, groups
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
+from danqing.engine.decide.maps import map_all
 from danqing.engine.decide.uids import numbers_of
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion
 from danqing.engine.recipe.outcome import Outcome, Recall
@@ -266,9 +267,9 @@ def read_scores(run: Run, recipe: Recipe) -> Scores:
     uid, error, feature_row = np.empty((rows, 2), np.uint64), np.empty(rows, bool), np.empty(rows, np.int64)
     judged = {criterion.name: Judgement(rows) for criterion in by_row}
     columns: dict[str, list[pa.ChunkedArray]] = {name: [] for name in ("gated_at", *sorted(others))}
-    blocks: list[np.ndarray] = []
+    blocks = map_all([run.features_path(shard.number) for shard in run.shards], run.folder)
     start = offset = 0
-    for shard, path, size in zip(run.shards, paths, sizes, strict=True):
+    for path, size, block in zip(paths, sizes, blocks, strict=True):
         table = _read_columns(path, ["uid", "error", "gated_at", "feature_row", *recipe.columns])
         part = slice(start, start + size)
         uid[part], error[part] = numbers_of(table["uid"]), table["error"].is_valid().to_numpy()
@@ -280,13 +281,10 @@ def read_scores(run: Run, recipe: Recipe) -> Scores:
         alone = Scores(uid[part], error[part], table["gated_at"], feature_row[part], [], values, [size])
         for criterion in by_row:
             judged[criterion.name].enter(start, criterion.can_judge(alone), criterion.passes(alone))
-        block = map_features(run.features_path(shard.number))
-        if len(block):
-            blocks.append(block)
         start, offset = start + size, offset + len(block)
     joined = {name: _join(chunks) for name, chunks in columns.items()}
     gated_at = joined.pop("gated_at")
-    return Scores(uid, error, gated_at, feature_row, blocks, joined, sizes, judged)
+    return Scores(uid, error, gated_at, feature_row, [block for block in blocks if len(block)], joined, sizes, judged)
 
 
 def _count_rows(path: Path) -> int:
@@ -306,25 +304,6 @@ def _read_columns(path: Path, names: list[str]) -> pa.Table:
         if absent:
             raise DanqingError(f"{path}: the run has no column {absent[0]!r}; score again with a recipe that names it")
         return file.read(list(dict.fromkeys(names)))
-
-
-def map_features(path: Path) -> np.ndarray:
-    """Maps a shard's features, float16 (rows, dimension), read-only.
-
-    The file is closed, since a run may have more shards than a process may have open files; `numpy.load` keeps it open.
-
-    Raises:
-        DanqingError: the file is missing or damaged.
-    """
-    with reading(path, SCORE_AGAIN):
-        with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            offset = file.tell()
-        if 0 in shape:
-            return np.empty(shape, dtype)
-        with pa.memory_map(str(path)) as mapped:
-            return np.frombuffer(mapped.read_buffer(), dtype, offset=offset).reshape(shape)
 
 
 def read_reference(folder: Path, device: Device) -> tuple[np.ndarray, Features]:

@@ -12,7 +12,7 @@ from typing import Any
 import opencc
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
+from danqing.engine.core.memory import DEFAULT_MAX_PIXELS
 from danqing.engine.stages.opening import open_picture
 from danqing.trt_models.model_set import ModelSet
 

@@ -28,7 +28,7 @@ from danqing.engine.score.settling import describe_engines
 from danqing.engine.sources import open_shard
 from danqing.engine.stages.header import read_header
 from danqing.engine.stages.opening import open_picture
-from danqing.engine.write.output import decision_digest, max_pixels, read_verdicts
+from danqing.engine.write.output import InputVerdicts, decision_digest, max_pixels, read_verdicts
 from danqing.engine.write.products import stamp
 
 KEPT_SHOWN, DROPPED_SHOWN = 48, 8
@@ -45,15 +45,17 @@ figcaption{font-size:12px;color:#4a5568;overflow-wrap:anywhere} h2{margin-top:2.
 """
 
 
-def write_report(run: Run) -> None:
+def write_report(run: Run, verdicts: list[InputVerdicts] | None = None) -> None:
     """Writes report.html for a decided run.
 
     Args:
         run: the run; its topics are shown if they have been found.
+        verdicts: its verdicts (`read_verdicts`), if they have been read.
     """
     recipe = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
     funnel = Funnel.of(run)
-    topics = Topics.of(run)
+    verdicts = read_verdicts(run) if verdicts is None else verdicts
+    topics = Topics.of(run, verdicts)
     shown = topic_galleries(run, topics) | _sample(run)
     pictures = _pictures(run, {position for positions in shown.values() for position in positions})
     parts = [
@@ -68,7 +70,7 @@ def write_report(run: Run) -> None:
         "<div class=row>" + "".join(_histograms(run, recipe)) + "</div>",
         *topic_section(run, topics),
         *(_gallery(name, pictures, positions) for name, positions in shown.items()),
-        stamp(decision_digest(run, read_verdicts(run))),
+        stamp(decision_digest(run, verdicts)),
     ]
     write_page(run.folder / "report.html", "DanQing report", parts)
 

@@ -8,7 +8,6 @@ a GPU, UMAP and HDBSCAN are cuML's.
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +28,8 @@ from danqing.engine.run.tables import scores_schema, scores_table, verdicts_tabl
 from danqing.engine.stages import Context
 from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.embed import TextEmbedding, Tokens
-from danqing.engine.write.output import read_verdicts, verdicts_digest
+from danqing.engine.write.output import InputVerdicts, read_verdicts, verdicts_digest
+from danqing.engine.write.products import current_topics
 from danqing.kernels.text.captions import content_words
 
 MIN_CAPTIONS = 50
@@ -78,11 +78,10 @@ class Topics:
         return self.sample - sum(topic.captions for topic in self.topics)
 
     @classmethod
-    def of(cls, run: Run) -> Topics | None:
-        """Reads topics.json; None if there is none, or it belongs to earlier verdicts."""
-        path = run.folder / "topics.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not found or found.get("verdicts") != verdicts_digest(read_verdicts(run)):
+    def of(cls, run: Run, verdicts: list[InputVerdicts]) -> Topics | None:
+        """Reads topics.json; None if there is none, or it belongs to other verdicts than these of the run."""
+        found = current_topics(run, verdicts)
+        if found is None:
             return None
         topics = (Topic(t["captions"], tuple(t["words"]), tuple(t["examples"])) for t in found["topics"])
         return cls(found["kept"], found["sample"], tuple(topics))

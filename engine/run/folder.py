@@ -203,10 +203,18 @@ class Run:
     @property
     def decide_command(self) -> str:
         """The command that makes the verdicts and the funnel again."""
-        merged = self.manifest.get(MERGED)
-        if merged is None:
+        if MERGED not in self.manifest:
             return f"danqing decide {self.folder}"
-        return " ".join(["danqing merge", *(part["folder"] for part in merged), "-o", str(self.folder)])
+        return " ".join(["danqing merge", *(part["folder"] for part in self.parts), "-o", str(self.folder)])
+
+    @property
+    def parts(self) -> list[dict[str, str]]:
+        """The runs that this one was merged from: `folder`, and the hashes of their scores and verdicts then.
+
+        A folder beside OUT is stored relative to it, as the links to its files are, so that all can be moved together.
+        """
+        here, stored = self.folder.resolve(), self.manifest.get(MERGED, [])
+        return [part | {"folder": str((here / part["folder"]).resolve())} for part in stored]
 
     @contextmanager
     def logged(self) -> Iterator[None]:

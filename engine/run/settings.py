@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from danqing.engine.core.device import Device, kind_of, resolve_device
-from danqing.engine.core.memory import Memory
+from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
 from danqing.engine.sources import Layout
 from danqing.engine.sources.text import check_encoding
 from danqing.engine.stages import Context
@@ -18,9 +18,6 @@ from danqing.engine.stages.dictionary import file_hash
 from danqing.engine.stages.resize import chosen_resizer
 from danqing.engine.stages.source import read_blocklist
 from danqing.trt_models.model_set import ModelSet
-
-DEFAULT_MAX_PIXELS = 178_956_970
-"""Pillow's limit for decompression bombs: 2 × `PIL.Image.MAX_IMAGE_PIXELS`."""
 
 
 @dataclass(frozen=True)

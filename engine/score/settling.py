@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from danqing.engine.core.carried import array_of, common_type, is_json_text, join, json_text, stored_field
 from danqing.engine.core.files import commit
@@ -33,27 +34,36 @@ def settle(run: Run) -> None:
         run.save()
 
 
-def unify(paths: list[Path]) -> list[pa.Schema]:
+def unify(paths: list[Path]) -> Counter[bytes]:
     """Writes the Parquet files that differ from their common schema again.
 
     Returns:
-        The schemas that the files had.
+        Value of `ENGINES` in the metadata of a file → number of files that have it.
     """
-    schemas = [_schema(path) for path in paths]
-    if any(not _equal(schema, schemas[0]) for schema in schemas):
-        wanted = _common_schema(paths, schemas)
-        for path, schema in zip(paths, schemas, strict=True):
-            if not _equal(schema, wanted):
+    union, digests, engines = _Union(), [], Counter[bytes]()
+    for path in paths:
+        schema = _schema(path)
+        union.add(schema)
+        digests.append(_digest(schema))
+        engines[(schema.metadata or {}).get(ENGINES, b"{}")] += 1
+    if len(set(digests)) > 1:
+        wanted = union.schema(paths)
+        for path, digest in zip(paths, digests, strict=True):
+            if digest != _digest(wanted):
                 _rewrite(path, wanted)
-    return schemas
+    return engines
 
 
-def count_engines(schemas: Iterable[pa.Schema]) -> dict[str, dict[str, int]]:
-    """Counts the shards that each model or engine file scored: role → SHA-256 → number of shards."""
+def count_engines(stored: Mapping[bytes, int]) -> dict[str, dict[str, int]]:
+    """Counts the shards that each model or engine file scored: role → SHA-256 → number of shards.
+
+    Args:
+        stored: what `unify` returns.
+    """
     counts: dict[str, Counter[str]] = {}
-    for schema in schemas:
-        for role, digest in json.loads((schema.metadata or {}).get(ENGINES, b"{}")).items():
-            counts.setdefault(role, Counter())[digest] += 1
+    for engines, shards in stored.items():
+        for role, digest in json.loads(engines).items():
+            counts.setdefault(role, Counter())[digest] += shards
     return {role: dict(sorted(counts[role].items())) for role in sorted(counts)}
 
 
@@ -66,31 +76,55 @@ def describe_engines(engines: Mapping[str, Mapping[str, int]]) -> list[str]:
     ]
 
 
-def _equal(a: pa.Schema, b: pa.Schema) -> bool:
-    return a.equals(b) and list(map(is_json_text, a)) == list(map(is_json_text, b))
+def _digest(schema: pa.Schema) -> bytes:
+    """A digest that schemas with the same names, types and marks of JSON text share, whatever their other metadata."""
+    fields = [(field.name, _signature(field.type), field.nullable, is_json_text(field)) for field in schema]
+    return xxhash.xxh3_128_digest(repr(fields).encode())
 
 
-def _fixed(schema: pa.Schema) -> list[pa.Field]:
-    return [schema.field(position) for position in range(schema.get_field_index(LAST_FIXED) + 1)]
+def _signature(kind: pa.DataType) -> object:
+    """A type as text, and as a list if it contains others, whose names can hold any characters."""
+    if not kind.num_fields:
+        return str(kind)
+    parts = [kind.field(position) for position in range(kind.num_fields)]
+    return str(kind), [(part.name, _signature(part.type), part.nullable) for part in parts]
 
 
-def _common_schema(paths: list[Path], schemas: list[pa.Schema]) -> pa.Schema:
-    """Returns the engine's columns in order of first appearance, then the carried fields by name.
+class _Union:
+    """The fields of many schemas; of each name one field, since a run can have 100,000 shards.
 
-    Fields of a selection's tables, which have none of the engine's columns, stay in order of first appearance.
+    Attributes:
+        fixed: the engine's columns, in order of first appearance.
+        carried: the other fields as they first appeared; also some that other schemas have in `fixed`.
+        differing: names of carried fields that differ between schemas.
     """
-    fixed = {field.name: field for schema in schemas for field in _fixed(schema)}
-    order = sorted(fixed, key=LAST_FIXED.__eq__)
-    carried: dict[str, list[pa.Field]] = {}
-    for schema in schemas:
-        for field in schema:
-            if field.name not in fixed:
-                carried.setdefault(field.name, []).append(field)
-    differing = {name for name, fields in carried.items() if any(not field.equals(fields[0], True) for field in fields)}
-    kinds = _joined_types(paths, differing)
-    names = sorted(carried) if fixed else list(carried)
-    settled = [stored_field(name, kinds[name]) if name in kinds else carried[name][0] for name in names]
-    return pa.schema([*(fixed[name] for name in order), *settled])
+
+    def __init__(self) -> None:
+        self.fixed: dict[str, pa.Field] = {}
+        self.carried: dict[str, pa.Field] = {}
+        self.differing: set[str] = set()
+
+    def add(self, schema: pa.Schema) -> None:
+        first = schema.get_field_index(LAST_FIXED) + 1
+        for position, field in enumerate(schema):
+            if position < first:
+                self.fixed[field.name] = field
+            elif not field.equals(self.carried.setdefault(field.name, field), True):
+                self.differing.add(field.name)
+
+    def schema(self, paths: list[Path]) -> pa.Schema:
+        """Returns the engine's columns, then the carried fields by name, with types that hold the files' values.
+
+        Fields of a selection's tables, which have none of the engine's columns, stay in order of first appearance.
+        """
+        names = [name for name in self.carried if name not in self.fixed]
+        kinds = _joined_types(paths, self.differing.intersection(names))
+        settled = [
+            stored_field(name, kinds[name]) if name in kinds else self.carried[name]
+            for name in (sorted(names) if self.fixed else names)
+        ]
+        order = sorted(self.fixed, key=LAST_FIXED.__eq__)
+        return pa.schema([*(self.fixed[name] for name in order), *settled])
 
 
 def _joined_types(paths: list[Path], names: set[str]) -> dict[str, pa.DataType | None]:

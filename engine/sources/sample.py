@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ import xxhash
 from danqing.engine.core.carried import uid_of
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import printable, valid_text
+from danqing.engine.core.names import PICTURE_EXTENSION
 from danqing.engine.sources.files import read_file
 from danqing.engine.sources.text import Decoder, SampleError, parse_object
 
@@ -27,8 +27,6 @@ MAX_CAPTION_BYTES = 256 << 10
 """Largest caption that is read."""
 MAX_METADATA_BYTES = 4 << 20
 """Largest metadata of a sample that is read."""
-EXTENSION = re.compile("[a-z0-9]{1,8}")
-"""An extension of a picture's file that is kept."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def from_record(
             sample.error = f"{image!r} holds no picture but {printable(name)[:40]}"
     except SampleError as problem:
         sample.error = str(problem)
-    if isinstance(name, str) and EXTENSION.fullmatch(extension := Path(name).suffix[1:].lower()):
+    if isinstance(name, str) and PICTURE_EXTENSION.fullmatch(extension := Path(name).suffix[1:].lower()):
         sample.image_extension = extension
     if isinstance(text, str):
         sample.caption = valid_text(text)

@@ -91,50 +91,60 @@ def walk_plain(path: Path) -> list[Member] | None:
     Raises:
         OSError: the file cannot be read.
     """
+    with path.open("rb", buffering=0) as file:
+        return _walk(file.fileno(), os.fstat(file.fileno()).st_size)
+
+
+def _walk(descriptor: int, end: int) -> list[Member] | None:
     members: list[Member] = []
     headers = bytearray()
-    with path.open("rb", buffering=0) as file:
-        descriptor, end = file.fileno(), os.fstat(file.fileno()).st_size
-        window, start, at = b"", 0, 0
-        timed = False  # whether a pax record stands before this header
-        while True:
-            header = window[at - start : at - start + BLOCK]
+    window, start, at = b"", 0, 0
+    timed = False  # whether a pax record stands before this header
+    while True:
+        header = window[at - start : at - start + BLOCK]
+        if len(header) < BLOCK:
+            window, start = os.pread(descriptor, WINDOW, at), at
+            header = window[:BLOCK]
             if len(header) < BLOCK:
-                window, start = os.pread(descriptor, WINDOW, at), at
-                header = window[:BLOCK]
-                if len(header) < BLOCK:
-                    return None
-            kind, offset = header[TYPE], at + BLOCK
-            if kind in FILES and header[0]:
-                try:
-                    size = int(header[SIZE], 8)
-                except ValueError:
-                    return None
-                name = header[:100].partition(b"\0")[0]
-                if size < 0 or offset + size > end or (kind == 0 and name.endswith(b"/")):
-                    return None
-                members.append((name.decode(tarfile.ENCODING, "surrogateescape"), offset, size))
-                at, timed = offset + (size + BLOCK - 1) // BLOCK * BLOCK, False
-            elif kind == FOLDER:
-                at, timed = offset, False
-            elif kind == PAX and not timed:
-                records = window[at - start + BLOCK : at - start + 2 * BLOCK]
-                if not _only_time(header, records if len(records) == BLOCK else os.pread(descriptor, BLOCK, offset)):
-                    return None
-                at, timed = offset + BLOCK, True
-            elif not timed and not any(header):
-                joined = _after_zeros(descriptor, at)
-                if joined is None:
-                    return members if _plain(headers) else None
-                at = joined
-                continue
-            else:
                 return None
-            headers += header
-            if len(headers) == CHECKED_TOGETHER * BLOCK:
-                if not _plain(headers):
-                    return None
-                headers.clear()
+        kind, offset = header[TYPE], at + BLOCK
+        if kind in FILES and header[0]:
+            member = _plain_member(header, offset, end)
+            if member is None:
+                return None
+            members.append(member)
+            at, timed = offset + (member[2] + BLOCK - 1) // BLOCK * BLOCK, False
+        elif kind == FOLDER:
+            at, timed = offset, False
+        elif kind == PAX and not timed:
+            records = window[at - start + BLOCK : at - start + 2 * BLOCK]
+            if not _only_time(header, records if len(records) == BLOCK else os.pread(descriptor, BLOCK, offset)):
+                return None
+            at, timed = offset + BLOCK, True
+        elif timed or any(header):
+            return None
+        elif (joined := _after_zeros(descriptor, at)) is None:
+            return members if _plain(headers) else None
+        else:
+            at = joined
+            continue
+        headers += header
+        if len(headers) == CHECKED_TOGETHER * BLOCK:
+            if not _plain(headers):
+                return None
+            headers.clear()
+
+
+def _plain_member(header: bytes, offset: int, end: int) -> Member | None:
+    """Reads the header of a regular file, whose content begins at `offset`; None if the content is not in the file."""
+    try:
+        size = int(header[SIZE], 8)
+    except ValueError:
+        return None
+    name = header[:100].partition(b"\0")[0]
+    if size < 0 or offset + size > end or (header[TYPE] == 0 and name.endswith(b"/")):
+        return None
+    return name.decode(tarfile.ENCODING, "surrogateescape"), offset, size
 
 
 def _after_zeros(descriptor: int, at: int) -> int | None:
@@ -205,43 +215,63 @@ def _walk_archive(file: BinaryIO, start: int, size: int, index: Index, links: di
     except ABSURD_NUMBERS as problem:
         raise tarfile.ReadError(f"its first header has an absurd number: {problem}") from None
     before = -1
-    while True:
-        try:
-            member = tar.next()
-        except tarfile.ReadError as problem:
-            index.damage.append((f"byte {tar.offset}", f"{problem}; the file is cut off here"))
-            return None
-        except (*ABSURD_NUMBERS, OSError) as problem:
-            if isinstance(problem, OSError) and problem.errno != errno.EINVAL:  # of seeking; others are the disk's
-                raise
-            index.damage.append((f"byte {tar.offset}", "no tar header; nothing behind it is read"))
-            return None
-        if member is None:
-            if reason := _damage_at_end(file, tar.offset, size):
-                index.damage.append((f"byte {tar.offset}", reason))
-                return None
-            return _after_zeros(file.fileno(), tar.offset)
-        place = f"byte {member.offset}, {member.name}"
-        parts: list[tuple[int, int]] | None = member.sparse  # type: ignore[assignment]  # typed as bytes
-        stored = member.size if parts is None else sum(count for _, count in parts)
-        if member.size < 0 or stored < 0 or tar.offset <= before:  # would lead back to headers that were read before
-            index.damage.append((place, "has an absurd size; nothing behind it is read"))
-            return None
-        before = tar.offset
-        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-        if member.islnk() or member.issym():
-            folder = "" if member.islnk() else posixpath.dirname(member.name)
-            links[len(index.members)] = posixpath.normpath(posixpath.join(folder, member.linkname))
-        elif not member.isfile():
-            if not member.isdir():
-                index.damage.append((place, "not a file"))
-            continue
-        elif member.offset_data + stored > size:
-            index.damage.append((place, "is cut off; nothing behind it is read"))
-            return None
-        elif parts is not None:
-            index.holes[member.offset_data] = parts
-        index.members.append((member.name, member.offset_data, member.size))
+    try:
+        while member := _next_member(tar):
+            parts: list[tuple[int, int]] | None = member.sparse  # type: ignore[assignment]  # typed as bytes
+            stored = member.size if parts is None else sum(count for _, count in parts)
+            if (
+                member.size < 0 or stored < 0 or tar.offset <= before
+            ):  # would lead back to headers that were read before
+                raise _DamageError(_place(member), "has an absurd size; nothing behind it is read")
+            before = tar.offset
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            _add_member(member, size - stored, index, links)
+        if reason := _damage_at_end(file, tar.offset, size):
+            raise _DamageError(f"byte {tar.offset}", reason)
+    except _DamageError as problem:
+        index.damage.append(problem.damage)
+        return None
+    return _after_zeros(file.fileno(), tar.offset)
+
+
+class _DamageError(Exception):
+    """Damage behind which nothing of a tar is read."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(place, problem)
+        self.damage = place, problem
+
+
+def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """Reads the next header; None at the end of the archive."""
+    try:
+        return tar.next()
+    except tarfile.ReadError as problem:
+        raise _DamageError(f"byte {tar.offset}", f"{problem}; the file is cut off here") from None
+    except (*ABSURD_NUMBERS, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno != errno.EINVAL:  # of seeking; others are the disk's
+            raise
+        raise _DamageError(f"byte {tar.offset}", "no tar header; nothing behind it is read") from None
+
+
+def _place(member: tarfile.TarInfo) -> str:
+    return f"byte {member.offset}, {member.name}"
+
+
+def _add_member(member: tarfile.TarInfo, last: int, index: Index, links: dict[int, str]) -> None:
+    """Adds a member, a link or damage; `last` is the last offset at which its content can begin."""
+    if member.islnk() or member.issym():
+        folder = "" if member.islnk() else posixpath.dirname(member.name)
+        links[len(index.members)] = posixpath.normpath(posixpath.join(folder, member.linkname))
+    elif not member.isfile():
+        if not member.isdir():
+            index.damage.append((_place(member), "not a file"))
+        return
+    elif member.offset_data > last:
+        raise _DamageError(_place(member), "is cut off; nothing behind it is read")
+    elif member.sparse is not None:
+        index.holes[member.offset_data] = member.sparse  # type: ignore[assignment]  # typed as bytes
+    index.members.append((member.name, member.offset_data, member.size))
 
 
 def _resolve_links(index: Index, links: dict[int, str]) -> None:

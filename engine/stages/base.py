@@ -12,7 +12,7 @@ import numpy as np
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import Column
 from danqing.engine.core.device import Device
-from danqing.engine.core.memory import Memory
+from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
 
@@ -36,7 +36,7 @@ class Context:
     models: ModelSet
     wanted: frozenset[str]
     blocked_domains: frozenset[str] = frozenset()
-    max_pixels: int = 2**31 - 1
+    max_pixels: int = DEFAULT_MAX_PIXELS
     user_dictionaries: tuple[Path, ...] = ()
     memory: Memory = field(default_factory=Memory)
     resizer: str = "auto"

@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import produced
+from danqing.engine.core.memory import DEFAULT_MAX_PIXELS
 from danqing.engine.stages.base import Stage
 from danqing.engine.stages.opening import TooManyPixelsError, open_picture, too_many_pixels
 from danqing.engine.stages.plain_headers import Facts, Table, has_late_orientation, read_plain_header
@@ -56,7 +57,7 @@ class Header(Stage):
         batch["error"] = [error or before for error, before in zip(errors, batch["error"], strict=True)]
 
 
-def read_header(data: bytes, max_pixels: int = MAX_SIDE) -> Facts:
+def read_header(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Facts:
     """Reads the header of an encoded picture.
 
     Args:
@@ -76,7 +77,7 @@ def read_header(data: bytes, max_pixels: int = MAX_SIDE) -> Facts:
     return facts
 
 
-def ask_pillow(data: bytes, max_pixels: int = MAX_SIDE) -> Facts:
+def ask_pillow(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Facts:
     """Reads the header with Pillow, which supports every format; see `read_header`."""
     try:
         with open_picture(data, max_pixels) as image:

@@ -10,6 +10,8 @@ from functools import cache
 
 from PIL import Image
 
+from danqing.engine.stages.avif import frame_sizes
+
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about broken headers, which are errors of their rows
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM")
@@ -39,8 +41,8 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
 
     Args:
         data: the whole file.
-        max_pixels: maximum number of pixels of the picture, and of a tile, canvas or embedded picture in it, for which
-            a decoder allocates memory.
+        max_pixels: maximum number of pixels of the picture, and of a tile, frame, canvas or embedded picture in it, for
+            which a decoder allocates memory.
 
     Raises:
         TooManyPixelsError: it has more.
@@ -48,7 +50,8 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
         Exception: the header is broken; Pillow's parsers raise many types.
     """
     formats = _formats()
-    _check(*_canvas(data), max_pixels)
+    for size in (_canvas(data), *frame_sizes(data)):
+        _check(*size, max_pixels)
     try:
         with _LOCK:
             # Pillow refuses more than twice this number wherever it allocates memory for pixels.

@@ -1,6 +1,7 @@
 """Formats of written shards: WebDataset tars, and Parquet with the pictures inside.
 
-A writer reads its file back before the file gets its final name, while it is in the page cache.
+A writer reads its file back before the file gets its final name, while it is in the page cache: the hash of its bytes
+must be that of what was written, and its index or footer must list the pairs. Contents are not parsed again.
 """
 
 from __future__ import annotations
@@ -8,13 +9,11 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import IO, Any, NoReturn, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +21,8 @@ import xxhash
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
-from danqing.engine.core.names import member_name, unique_key
+from danqing.engine.core.names import PICTURE_EXTENSION, member_name, unique_key
+from danqing.engine.decide.contents import hash_file
 from danqing.engine.sources import Sample
 from danqing.engine.sources.tar import read_members
 from danqing.engine.stages.header import read_header
@@ -33,14 +33,36 @@ shard: unique, without a dot, and no path that leads out of a folder. Its pictur
 
 ROW_GROUP = 256
 """Pairs in memory and in a row group; readers of the table read a whole row group to show one picture."""
-CHECKED_ROWS = 32
-"""Rows that are read back together; with 256 the memory for their pictures costs three times the reading."""
 RUN_COLUMNS = ("feature_row", "gated_at", "error")
 """Columns of the scores that have no meaning outside the run."""
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 """Type of the pictures in Parquet, as Hugging Face's datasets read it."""
-EXTENSION = re.compile("(?!txt$|json$)[0-9a-z]{1,8}")
-"""Extensions that a picture keeps; others do not name one, or name the other members of a pair."""
+
+
+class HashedFile(io.RawIOBase):
+    """A file that is written from its start to its end, and a hash of what is written.
+
+    Args:
+        file: opened for writing; the caller flushes and closes it.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash = file, xxhash.xxh3_128()
+
+    @property
+    def hash(self) -> str:
+        """XXH3 of all bytes so far, as `engine.decide.contents.hash_file` reads it from the file."""
+        return self._hash.hexdigest()
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
 
 
 class Writer(Protocol):
@@ -63,16 +85,17 @@ class Writer(Protocol):
 
 def write_webdataset(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
     """Writes NNNNN.tar in img2dataset's layout: KEY.jpg, KEY.txt with the clean caption, KEY.json with the scores."""
-    written: dict[str, str] = {}
+    written: list[tuple[str, int]] = []
     path = shard.with_suffix(".tar")
     with commit(path) as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
+        hashed = HashedFile(file)
+        with tarfile.open(fileobj=hashed, mode="w") as tar:
             for sample, record in pairs:
                 for extension, content in _members(sample, record):
-                    written[f"{sample.key}.{extension}"] = xxhash.xxh128_hexdigest(content)
+                    written.append((f"{sample.key}.{extension}", len(content)))
                     _add(tar, f"{sample.key}.{extension}", content)
         file.flush()
-        _check_tar(Path(file.name), written, path)
+        _check_tar(Path(file.name), written, path, hashed.hash)
 
 
 def _members(sample: Sample, record: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
@@ -88,18 +111,18 @@ def write_parquet(shard: Path, kept: pa.Table, pairs: Pairs) -> None:
     """
     features = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
     schema = with_pairs(kept.schema).with_metadata({**kept.schema.metadata, b"huggingface": features.encode()})
-    first, hashes, path = 0, [], shard.with_suffix(".parquet")
+    first, path = 0, shard.with_suffix(".parquet")
     with commit(path) as file:
-        with pq.ParquetWriter(file, schema, use_dictionary=kept.column_names, write_page_checksum=True) as out:
+        hashed = HashedFile(file)
+        with pq.ParquetWriter(hashed, schema, use_dictionary=kept.column_names, write_page_checksum=True) as out:
             while group := list(islice(pairs, ROW_GROUP)):
                 pictures = [{"bytes": s.image, "path": f"{s.key}.{s.image_extension}"} for s, _ in group]
-                hashes += [xxhash.xxh128_hexdigest(sample.image) for sample, _ in group]
                 texts = [clean_caption(record) for _, record in group]
                 columns = [pa.array(pictures, IMAGE_TYPE), pa.array(texts, pa.string())]
                 out.write_table(pa.table([*columns, *kept.slice(first, len(group))], schema=schema))
                 first += len(group)
         file.flush()
-        check_table(Path(file.name), kept, path, hashes)
+        check_table(Path(file.name), kept, path, hashed.hash)
 
 
 def with_pairs(scores: pa.Schema) -> pa.Schema:
@@ -114,71 +137,56 @@ def write_table(table: pa.Table, path: Path) -> None:
         DanqingError: what was read back is not the table.
     """
     with commit(path) as file:
-        pq.write_table(table, file, write_page_checksum=True)
+        hashed = HashedFile(file)
+        pq.write_table(table, hashed, write_page_checksum=True)
         file.flush()
-        check_table(Path(file.name), table, path)
+        check_table(Path(file.name), table, path, hashed.hash)
 
 
-def _check_tar(file: Path, written: dict[str, str], path: Path) -> None:
-    """Compares a tar with what was written: names, hashes of the contents, and that every .json is JSON."""
+def _check_tar(file: Path, written: list[tuple[str, int]], path: Path, expected: str) -> None:
+    """Compares a tar with what was written.
+
+    Args:
+        file, path, expected: see `check_table`.
+        written: names and sizes of the members.
+    """
+    _check_bytes(file, path, expected)
     index = read_members(file)
     if index.damage:
         _refuse(path, " ".join(index.damage[0]))
-    if [name for name, _, _ in index.members] != list(written):
+    if [(name, size) for name, _, size in index.members] != written:
         _refuse(path, f"it has {len(index.members)} members, {len(written)} were written, or their names differ")
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        for name, offset, size in index.members:
-            content = os.pread(descriptor, size, offset)
-            if xxhash.xxh128_hexdigest(content) != written[name]:
-                _refuse(path, f"{name} has other bytes")
-            if name.endswith(".json"):
-                _check_json(content, path, name)
-    finally:
-        os.close(descriptor)
 
 
-def _check_json(content: bytes, path: Path, name: str) -> None:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        json.loads(content, parse_constant=refuse)
-    except ValueError as problem:
-        _refuse(path, f"{name}: {problem}")
-
-
-def check_table(file: Path, table: pa.Table, path: Path, hashes: list[str] | None = None) -> None:
-    """Compares a Parquet file with the table it was written from: checksums of all pages, schema, rows and identities.
+def check_table(file: Path, table: pa.Table, path: Path, expected: str) -> None:
+    """Compares a Parquet file with the table it was written from: all bytes, schema, rows and identities.
 
     Args:
         file: the file, with page checksums; its name may be a temporary one.
         table: the scores that it must hold.
         path: its final name, for the error's text.
-        hashes: xxh128 of every picture, if it has the column `image`.
+        expected: the hash of what was written to it (`HashedFile`).
 
     Raises:
         DanqingError: they differ, or the file cannot be read.
     """
-    first = 0
+    _check_bytes(file, path, expected)
     identity = [name for name in ("shard", "row", "key", "uid") if name in table.column_names]
     try:
         with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as parquet:
             if not {*table.column_names} <= {*parquet.schema_arrow.names}:
                 _refuse(path, "columns are missing")
-            for batch in parquet.iter_batches(CHECKED_ROWS):
-                expected = table.slice(first, len(batch)).select(identity)
-                if not pa.Table.from_batches([batch]).select(identity).equals(expected):
-                    _refuse(path, f"other rows than were written, from row {first} on")
-                if hashes is not None:
-                    found = [xxhash.xxh128_hexdigest(data.as_buffer()) for data in batch["image"].field("bytes")]
-                    if found != hashes[first : first + len(batch)]:
-                        _refuse(path, f"other pictures than were written, from row {first} on")
-                first += len(batch)
+            if parquet.metadata.num_rows != len(table):
+                _refuse(path, f"{parquet.metadata.num_rows} rows, {len(table)} were written")
+            if not parquet.read(identity).equals(table.select(identity)):
+                _refuse(path, "other rows than were written")
     except (pa.ArrowException, OSError) as problem:
         _refuse(path, str(problem))
-    if first != len(table):
-        _refuse(path, f"{first} rows, {len(table)} were written")
+
+
+def _check_bytes(file: Path, path: Path, expected: str) -> None:
+    if hash_file(file, "run `danqing write` again") != expected:
+        _refuse(path, "other bytes")
 
 
 def _refuse(path: Path, problem: str) -> NoReturn:
@@ -200,7 +208,7 @@ def image_extension(sample: Sample, max_pixels: int) -> str:
         sample: the pair.
         max_pixels: the run's limit, see `stages.header.read_header`.
     """
-    if EXTENSION.fullmatch(sample.image_extension):
+    if PICTURE_EXTENSION.fullmatch(sample.image_extension):
         return sample.image_extension
     form = read_header(sample.image, max_pixels).format
     if form is None:  # a recipe without criteria of pictures keeps broken ones

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.memory import DEFAULT_MAX_PIXELS
+from danqing.engine.decide.contents import hash_file, joined_hash
 from danqing.engine.run.folder import Run
-from danqing.engine.run.settings import DEFAULT_MAX_PIXELS
-from danqing.engine.run.tables import verdicts_table
-from danqing.trt_models.package_files import sha256
+from danqing.engine.run.tables import decide_again, verdicts_table
 
 WEBDATASET, PARQUET = "webdataset", "parquet"
 SHARD_SIZE = 10_000
@@ -57,7 +56,7 @@ class InputVerdicts:
     Attributes:
         rows: number of rows.
         kept: number of kept rows.
-        digest: SHA-256 of the file.
+        digest: `hash_file` of the file.
     """
 
     rows: int
@@ -98,19 +97,19 @@ def read_verdicts(run: Run) -> list[InputVerdicts]:
         if not path.exists():
             raise DanqingError(f"{path}: no verdicts; run `danqing decide {run.folder}` again")
         keep = verdicts_table(run, shard.number, ["keep"])["keep"]
-        found.append(InputVerdicts(len(keep), int(np.count_nonzero(keep)), sha256(path)))
+        found.append(InputVerdicts(len(keep), int(np.count_nonzero(keep)), hash_file(path, decide_again(run))))
     return found
 
 
 def verdicts_digest(verdicts: list[InputVerdicts]) -> str:
-    """SHA-256 of the verdicts of the whole run."""
-    return hashlib.sha256("".join(part.digest for part in verdicts).encode()).hexdigest()
+    """Hash of the verdicts of some input shards; of all, it is `verdicts_hash` of the run."""
+    return joined_hash(part.digest for part in verdicts)
 
 
 def decision_digest(run: Run, verdicts: list[InputVerdicts]) -> str:
-    """SHA-256 of the verdicts and of what they were decided by, which reports show beside them."""
+    """Hash of the verdicts and of what they were decided by, which reports show beside them."""
     decided = json.dumps(run.manifest.get("decided"), sort_keys=True)
-    return hashlib.sha256(f"{verdicts_digest(verdicts)} {decided}".encode()).hexdigest()
+    return joined_hash([verdicts_digest(verdicts), decided])
 
 
 def output_shards(verdicts: list[InputVerdicts], options: WriteOptions) -> list[OutputShard]:

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,15 @@ def uids_are_current(run: Run, uids: np.ndarray) -> bool:
         return np.array_equal(np.load(run.folder / "kept_uids.npy"), uids)
     except (OSError, EOFError, ValueError):
         return False
+
+
+def current_topics(run: Run, verdicts: list[InputVerdicts]) -> dict[str, Any] | None:
+    """The content of topics.json; None if there is none, it cannot be read, or it was made from other verdicts."""
+    try:
+        found: dict[str, Any] = json.loads((run.folder / "topics.json").read_text(encoding="utf-8"))
+        return found if found.get("verdicts") == verdicts_digest(verdicts) else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def stamp(digest: str) -> str:
@@ -208,8 +218,5 @@ def _stale_text(path: Path, digest: str) -> list[Path]:
 
 def _stale_topics(run: Run, verdicts: list[InputVerdicts]) -> list[Path]:
     path = run.folder / "topics.json"
-    try:
-        current = json.loads(path.read_text(encoding="utf-8")).get("verdicts") == verdicts_digest(verdicts)
-    except (OSError, ValueError, AttributeError):
-        current = not path.exists()
-    return [] if current else [file for file in (path, path.with_suffix(".parquet")) if file.exists()]
+    stale = path.exists() and current_topics(run, verdicts) is None
+    return [file for file in (path, path.with_suffix(".parquet")) if file.exists()] if stale else []

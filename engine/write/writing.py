@@ -32,11 +32,11 @@ from danqing.engine.write.order import GROUP_ROWS, InputOrder, Order, Shuffled
 from danqing.engine.write.output import (
     PARQUET,
     WEBDATASET,
+    InputVerdicts,
     OutputShard,
     WriteOptions,
     decision_digest,
     output_shards,
-    read_verdicts,
     verdicts_digest,
 )
 from danqing.engine.write.products import (
@@ -65,11 +65,12 @@ WRITERS: Registry[Writer] = Registry(
 )
 
 
-def write(run: Run, progress: Progress, options: WriteOptions) -> int:
+def write(run: Run, verdicts: list[InputVerdicts], progress: Progress, options: WriteOptions) -> int:
     """Makes shards/, kept_uids.npy and README.md those of the run's verdicts; what is right already is left alone.
 
     Args:
         run: a decided run.
+        verdicts: its verdicts (`read_verdicts`).
         progress: counts the pairs that are copied.
         options: format, size and order of the shards.
 
@@ -77,11 +78,10 @@ def write(run: Run, progress: Progress, options: WriteOptions) -> int:
         The number of kept pairs.
 
     Raises:
-        DanqingError: no such writer, verdicts are missing, an input is missing or was changed since it was scored, or
+        DanqingError: no such writer, an input is missing or was changed since it was scored, or
             a file that was read back differs from what was written.
     """
     writer = WRITERS.named(options.output_format)
-    verdicts = read_verdicts(run)
     shards = output_shards(verdicts, options)
     kept = sum(part.kept for part in verdicts)
     missing = [shard for shard in shards if not is_written(run.table_path(shard.number), shard)]

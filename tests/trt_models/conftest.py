@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from danqing.engine.cli.main import main
+from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.profiling.bench.published import mend_torchvision
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.package_files import cache_folder
@@ -40,3 +41,11 @@ def card(checkpoint: Path, store: Path) -> Card:
     """The card of the classifier, exported to the store."""
     assert main(["models", "export", "text-safety-1m", "--from", str(checkpoint)]) == 0
     return load_card("text-safety-1m")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, request: pytest.FixtureRequest) -> Recipe:
+    """The recipe RECIPE of the test's module, in the file network.yaml."""
+    path = tmp_path / "network.yaml"
+    path.write_text(request.module.RECIPE)
+    return load_recipe(path)

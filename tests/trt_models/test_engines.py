@@ -27,7 +27,7 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.demo.crawl import build_crawl
 from danqing.engine.phases import curate
-from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.ledger import ENGINES, Ledger
 from danqing.engine.score.metrics import RefusedEngines
@@ -53,13 +53,6 @@ criteria:
   words: {min: 5}
   downloaded: {column: image_bytes, min: 1}
 """
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    path = tmp_path / "network.yaml"
-    path.write_text(RECIPE)
-    return load_recipe(path)
 
 
 @pytest.fixture
@@ -193,6 +186,29 @@ def test_rollback_activates_the_previous_engine(card: Card) -> None:
     first, second = two_activated(card, engines)
     assert [e.name for e in engines.active("cpu")] == [second.name, first.name]
     assert engines.rollback("cpu") == first and engines.rollback("cpu") is None
+
+
+def test_an_engine_that_two_commands_ask_for_is_compiled_once(
+    card: Card, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    compiling, compiled, told = threading.Event(), [], ""
+    add = Engines.add
+
+    def slow(self: Engines, engine: Engine, write: Callable[[Path], None]) -> Engine:
+        nonlocal told
+        compiled.append(engine.precision)
+        compiling.set()
+        while "waits for this engine of text-safety-1m, which process" not in told:
+            told += capsys.readouterr().err
+        return add(self, engine, write)
+
+    monkeypatch.setattr(Engines, "add", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(compile_engine, card, "int8", "cpu")
+        compiling.wait()
+        assert compile_engine(card, "int8", "cpu") == first.result()
+    assert compiled == ["int8"] and "was compiled by another process meanwhile" in capsys.readouterr().err
+    assert not list(Engines(card).folder.glob(".*"))
 
 
 def test_an_identical_engine_keeps_its_parity(card: Card, device: Device) -> None:

@@ -11,7 +11,7 @@ import pytest
 import danqing.engine.score.loop
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.phases import score_inputs
-from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.ledger import Ledger
 from danqing.trt_models.card import Card, TokenInput
@@ -50,13 +50,6 @@ def test_outputs_do_not_depend_on_other_texts(card: Card, device: Device) -> Non
     with open_device("cpu", 1) as single:
         found = run_texts(models.session("text_safety", single), inputs, ids, lengths, single)["probability"]
         assert (found == together).all()
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    path = tmp_path / "network.yaml"
-    path.write_text(RECIPE)
-    return load_recipe(path)
 
 
 @pytest.fixture

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import numpy as np
+import xxhash
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.core.files import building
 from danqing.trt_models.card import Card
 from danqing.trt_models.compile.plans import this_gpu
 from danqing.trt_models.engines import Engine, Engines, is_gpu, runtime_version
@@ -16,6 +19,8 @@ from danqing.trt_models.store import onnx_path
 __all__ = ["PRECISIONS", "compile_engine", "this_gpu"]
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+REQUEST = "request"
+"""Key of `Engine.options`: a digest of what was asked for, by which another process finds the engine."""
 
 
 def compile_engine(
@@ -28,6 +33,8 @@ def compile_engine(
     samples: Iterable[dict[str, np.ndarray]] = (),
 ) -> Engine:
     """Compiles a model and stores the engine. Recipes use it after it is verified and activated.
+
+    A call that waited for another process, which compiled the same, returns that process's engine.
 
     Args:
         card: the model.
@@ -67,8 +74,26 @@ def compile_engine(
             f"--runtime {runtime}: not installed; tensorrt-cu13 is on NVIDIA's own index, tensorrt-rtx-cu13 compiles "
             "without a GPU, torch is pip install 'danqing-engine[torch]', and onnxruntime needs none of them"
         )
-    compiled = RUNTIMES[runtime].compile(Job(card, onnx, target, precision, batch, version, level, list(samples)))
-    engine = Engine(
-        card.name, engines.onnx, runtime, version, target, precision, compiled.batch or batch, "", compiled.options
-    )
-    return engines.add(engine, compiled.write)
+    job = Job(card, onnx, target, precision, batch, version, level, list(samples))
+    request = _digest(job, runtime)
+    with building(engines.folder / request, f"this engine of {card.name}") as waited:
+        made = [engine for engine in engines.all() if engine.options.get(REQUEST) == request]
+        if waited and made:
+            print(f"danqing: {made[0].name}: was compiled by another process meanwhile", file=sys.stderr)
+            return made[0]
+        compiled = RUNTIMES[runtime].compile(job)
+        options = {**compiled.options, REQUEST: request}
+        rows = compiled.batch or batch
+        engine = Engine(card.name, engines.onnx, runtime, version, target, precision, rows, "", options)
+        return engines.add(engine, compiled.write)
+
+
+def _digest(job: Job, runtime: str) -> str:
+    """Returns a digest of all that an engine of a model is compiled from."""
+    asked = (runtime, job.version, job.target, job.precision, job.batch, job.level)
+    digest = xxhash.xxh3_128(repr(asked).encode())
+    for sample in job.samples:
+        for name, values in sample.items():
+            digest.update(f"{name} {values.dtype} {values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

@@ -24,6 +24,7 @@ from danqing.engine.report.html import write_report
 from danqing.engine.report.topics import Topics, cluster, draw_sample, open_libraries, topic_words
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
+from danqing.engine.write.output import read_verdicts
 from tests.conftest import picture
 
 RECIPE = """
@@ -77,7 +78,7 @@ def test_known_themes_are_found_and_shown(run: Run) -> None:
     scores = pq.read_table(run.scores_path(0), columns=["uid", "theme"]).to_pylist()
     theme_of = {record["uid"]: record["theme"] for record in scores}
     assert (found.kept, found.sample) == (90, 90) and len(table) == 90
-    assert found == Topics.of(run)
+    assert found == Topics.of(run, read_verdicts(run))
     seen = set()
     for number, topic in enumerate(found.topics):
         members = table.filter(np.asarray(table["topic"]) == number)["uid"].to_pylist()
@@ -100,7 +101,7 @@ def test_known_themes_are_found_and_shown(run: Run) -> None:
     topics = (run.folder / "topics.json").read_text()
     (run.folder / "topics.json").write_text(topics.replace('"verdicts": "', '"verdicts": "other'))
     try:
-        assert Topics.of(run) is None  # topics of other verdicts are not shown
+        assert Topics.of(run, read_verdicts(run)) is None  # topics of other verdicts are not shown
         write_report(run)
         assert "<h2>Topics</h2>" not in (run.folder / "report.html").read_text()
     finally:

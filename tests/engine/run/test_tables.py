@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from danqing.engine.cli.main import main
-from danqing.engine.decide.scores import map_features
+from danqing.engine.decide.contents import check_current
+from danqing.engine.decide.maps import map_features
 from danqing.engine.phases import curate, decide_run, merge_runs
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe
@@ -106,6 +107,14 @@ def test_a_merged_run_moves_with_its_parts(tmp_path: Path, capsys: pytest.Captur
     assert (home / "all" / SCORES).readlink() == Path("../../b/scores/00000.parquet")
     assert (home / "far" / SCORES).readlink() == elsewhere / "c" / "scores/00000.parquet"
     moved = home.rename(tmp_path / "moved")
+    again = ["merge", str(moved / "a"), str(moved / "b"), "-o", str(moved / "all")]
+    for name in ("all", "far"):
+        assert Run.open(moved / name).parts[0]["folder"] == str(moved / "a")
+    assert Run.open(moved / "all").decide_command == " ".join(["danqing", *again])
+    before = (moved / "all" / "chains.npy").stat().st_ino
+    merge_runs([moved / "a", moved / "b"], moved / "all")
+    assert (moved / "all" / "chains.npy").stat().st_ino == before  # it is that merge already
+    check_current(Run.open(moved / "all"))
     for name in ("all", "far"):
         found = Run.open(moved / name)
         assert main(["explain", str(found.folder), "a0"]) == 0

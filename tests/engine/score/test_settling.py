@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import pytest
 
 import danqing.engine.score.settling
 import danqing.engine.stages.pixels
+from danqing.engine.cli.main import main
+from danqing.engine.core.damage import Damage, read_damage, write_damage
 from danqing.engine.core.device import Device
 from danqing.engine.decide.merging import merge
 from danqing.engine.phases import curate, decide_run, score_inputs
@@ -23,7 +27,7 @@ from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.ledger import ENGINES
-from danqing.engine.score.settling import describe_engines, settle
+from danqing.engine.score.settling import describe_engines, settle, unify
 from tests.conftest import picture
 from tests.engine.score.test_run import GOOD, tree
 
@@ -70,6 +74,24 @@ def test_tables_of_a_run_read_as_one_dataset(shards: list[str], plain_recipe: Re
     assert table.schema.field("size").type == pa.float64() and table.column_names[-8:] == sorted(names)
 
 
+def test_no_shards_schema_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, kept = danqing.engine.score.settling._schema, weakref.WeakSet[pa.Schema]()
+
+    def counted(path: Path) -> pa.Schema:
+        assert len(kept) <= 1
+        kept.add(schema := read(path))
+        return schema
+
+    monkeypatch.setattr(danqing.engine.score.settling, "_schema", counted)
+    paths = [tmp_path / f"{number}.parquet" for number in range(5)]
+    for number, path in enumerate(paths):
+        pq.write_table(pa.table({"a": [number], f"b{number % 2}": [{"c": number if number % 2 else "x"}]}), path)
+    assert unify(paths) == {b"{}": 5}
+    assert {str(pq.read_schema(path)) for path in paths} == {
+        "a: int64\nb0: struct<c: string>\n  child 0, c: string\nb1: struct<c: int64>\n  child 0, c: int64"
+    }
+
+
 def test_an_interrupted_settlement_is_finished_with_the_same_bytes(
     shards: list[str], plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +119,9 @@ def test_an_interrupted_settlement_is_finished_with_the_same_bytes(
             assert tree(out) == tree(tmp_path / "whole")
 
 
-def test_a_merge_has_one_schema(shards: list[str], tmp_path: Path, device: Device) -> None:
+def test_a_merge_has_one_schema_and_the_damage_of_its_runs(
+    shards: list[str], tmp_path: Path, device: Device, capsys: Any
+) -> None:
     path = tmp_path / "features.yaml"
     path.write_text("""
 recipe: features
@@ -106,14 +130,24 @@ criteria:
   redundancy: {within: 0.1}
 """)
     recipe = load_recipe(path)
+    runs = tmp_path / "runs"
     for number in (0, 1):
-        curate([shards[number]], tmp_path / str(number), recipe, Settings())
-    before = [(tmp_path / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)]
-    merged, _ = merge([tmp_path / "0", tmp_path / "1"], tmp_path / "merged", device)
+        curate([shards[number]], runs / str(number), recipe, Settings())
+    before = [(runs / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)]
+    merged, _ = merge([runs / "0", runs / "1"], runs / "merged", device)
     schemas = [pq.read_schema(merged.scores_path(number)) for number in (0, 1)]
-    assert schemas[0].equals(schemas[1]) and len(pq.read_table(tmp_path / "merged" / "scores")) == 3
-    assert [(tmp_path / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)] == before
+    assert schemas[0].equals(schemas[1]) and len(pq.read_table(runs / "merged" / "scores")) == 3
+    assert [(runs / str(number) / "scores/00000.parquet").read_bytes() for number in (0, 1)] == before
     assert list(merged.manifest["engines"]["image_embedding"].values()) == [2]
+    damage = [Damage("a.tar", "byte 512", "no tar header")]
+    write_damage(runs / "1", damage)
+    command = ["merge", str(runs / "0"), str(runs / "1"), "-o", str(runs / "merged")]
+    assert main(command) == 0 and main([*command, "--strict"]) == 3
+    assert "a.tar, byte 512: no tar header" in capsys.readouterr().out and read_damage(runs / "merged") == damage
+    expected = tree(runs / "merged")
+    moved = runs.rename(tmp_path / "moved") / "merged"
+    shutil.rmtree(moved / "shards")
+    assert main(["write", str(moved)]) == 0 and tree(moved) == expected
 
 
 def test_several_engines_are_counted(shards: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:

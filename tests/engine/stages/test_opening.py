@@ -18,6 +18,7 @@ from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 from danqing.engine.core.device import Device
 from danqing.engine.report.html import _figure
 from danqing.engine.sources import Sample
+from danqing.engine.stages.avif import frame_sizes
 from danqing.engine.stages.decode import _decode_with_pillow
 from danqing.engine.stages.header import read_header
 from danqing.engine.stages.opening import TooManyPixelsError, open_picture
@@ -86,6 +87,14 @@ def jp2_of(side: int) -> bytes:
     return bytes(data)
 
 
+def avif_of(stated: int, coded: int, **options: Any) -> bytes:
+    """An AVIF file that states another size than that of its coded frames."""
+    data = saved(Image.new("RGB", (coded, coded)), "AVIF", speed=10, **options)
+    before = b"ispe" + struct.pack(">III", 0, coded, coded)
+    assert before in data
+    return data.replace(before, b"ispe" + struct.pack(">III", 0, stated, stated))
+
+
 BOMBS = {
     "PNG": png(50_000, 40_000),
     "PNG with late EXIF": png(50_000, 40_000, (b"eXIf" + bytes(30),)),
@@ -95,6 +104,9 @@ BOMBS = {
     "GIF frame": gif(1, 60_000),
     "WebP canvas": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0" + b"\xff\x3f\0" * 2 + b"ANIM",
     "JPEG 2000": jp2_of(50_000),
+    "AVIF as stated": avif_of(9000, 16),
+    "AVIF as coded": avif_of(16, 2000),
+    "AVIF sequence": avif_of(16, 2000, save_all=True, append_images=[Image.new("RGB", (2000, 2000), "red")]),
 }
 
 
@@ -125,7 +137,16 @@ def test_a_bomb_is_refused_before_it_takes_memory(name: str, device: Device) -> 
     assert extension
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_the_boxes_of_an_avif_file_may_say_anything() -> None:
+    data = avif_of(16, 32)
+    assert frame_sizes(data) == [(16, 16), (32, 32)]
+    for at in range(len(data)):
+        for value in (0, 1, 127, 255):
+            frame_sizes(data[:at] + bytes([value]) + data[at + 1 :])
+        frame_sizes(data[:at])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"])
 def test_the_limit_itself_is_allowed(form: str) -> None:
     data, pixels = saved(SMALL, form), SMALL.width * SMALL.height
     assert read_header(data, pixels).error is None

@@ -1,0 +1,69 @@
+"""Stored features of shards as arrays in mapped files."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from danqing.engine.run.tables import SCORE_AGAIN, reading
+
+MAX_MAPPED_FILES = 1 << 14
+"""Files of a run that are mapped one by one. Linux allows a process 65,530 maps (vm.max_map_count), which two runs, the
+threads and the libraries share."""
+
+
+def map_features(path: Path) -> np.ndarray:
+    """Maps a shard's features, float16 (rows, dimension), read-only.
+
+    The file is closed, since a run may have more shards than a process may have open files; `numpy.load` keeps it open.
+
+    Raises:
+        DanqingError: the file is missing or damaged.
+    """
+    with reading(path, SCORE_AGAIN):
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            offset = file.tell()
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        with pa.memory_map(str(path)) as mapped:
+            return np.frombuffer(mapped.read_buffer(), dtype, offset=offset).reshape(shape)
+
+
+def map_all(paths: Sequence[Path], folder: Path) -> list[np.ndarray]:
+    """Maps the features of all shards of a run: `MAX_MAPPED_FILES` files, and a copy of the others as one file.
+
+    Args:
+        paths: of the shards' features.
+        folder: where the copy is made, unnamed: the run's. If it cannot be written, the copy is made in the system's
+            folder for temporary files (`TMPDIR`).
+
+    Returns:
+        One array per shard, as from `map_features`.
+
+    Raises:
+        DanqingError: a file is missing or damaged.
+    """
+    blocks = [map_features(path) for path in paths[:MAX_MAPPED_FILES]]
+    if len(paths) == len(blocks):
+        return blocks
+    shapes = []
+    with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as copy:
+        for path in paths[MAX_MAPPED_FILES:]:
+            block = map_features(path)
+            copy.write(block.data)
+            shapes.append(block.shape)
+        copy.flush()
+        mapped = mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ) if copy.tell() else b""
+    values, start = np.frombuffer(mapped, np.float16), 0
+    for rows, dimension in shapes:
+        blocks.append(values[start : start + rows * dimension].reshape(rows, dimension))
+        start += rows * dimension
+    return blocks
