@@ -33,7 +33,7 @@ RIGHT_QUOTE = 0x2019
 
 
 class LanguageModel(NamedTuple):
-    """A fastText classifier with hierarchical softmax (`trt_models.fasttext_file`).
+    """A fastText classifier with hierarchical softmax (`trt_models.run.fasttext_file`).
 
     Attributes:
         sizes: int64 (5,): minimum and maximum number of characters of an n-gram, number of buckets of their hashes,
@@ -211,7 +211,7 @@ def add_ngrams(data, begin, end, model, hidden):
             while at < end and data[at] & 0xC0 == 0x80:
                 hashed = add_to_hash(hashed, data[at])
                 at += 1
-            if size >= shortest and (size > 1 or (start >= begin and at <= end)):
+            if size >= shortest and (size > 1 or start >= begin):
                 bucket = np.uint64(hashed) % buckets
                 if model.kept[bucket >> np.uint64(3)] >> (bucket & np.uint64(7)) & np.uint64(1):
                     add_vector(model.vectors, model.buckets[bucket], hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ HIERARCHICAL_SOFTMAX, SUPERVISED = 1, 3  # values of the settings `loss` and `mo
 END_OF_LINE = b"</s>"
 CENTROIDS = 256  # of each part of a quantised vector
 MAX_BUCKETS, MAX_DIMENSIONS, MAX_LABELS, MAX_CHARACTERS = 1 << 24, 1 << 12, 1 << 15, 64
+MAX_VALUES = 1 << 27  # of a decoded matrix: 512 MB
 MAX_COUNT = 10**15  # fastText's count of nodes that the tree does not have yet
 
 
@@ -57,9 +59,12 @@ class _Reader:
         self.at += array.nbytes
         return array.reshape(shape)
 
-    def numbers(self, kind: str, count: int) -> list[int]:
-        """Reads integers."""
-        return self.take(kind, count).tolist()
+    def numbers(self, layout: str) -> tuple[Any, ...]:
+        """Reads numbers of a `struct` layout."""
+        _check(struct.calcsize(layout) <= len(self.data) - self.at, "it is cut short")
+        found = struct.unpack_from(layout, self.data, self.at)
+        self.at += struct.calcsize(layout)
+        return found
 
     def string(self) -> bytes:
         """Reads bytes up to a zero."""
@@ -70,29 +75,28 @@ class _Reader:
 
 
 def _parse(file: _Reader) -> tuple[LanguageModel, list[str]]:
-    magic, version = file.numbers("<i4", 2)
+    magic, version = file.numbers("<2i")
     _check(magic == MAGIC, "it begins with other bytes")
     _check(version == VERSION, f"version {version}, not {VERSION}")
-    dimensions, _, _, _, _, word_ngrams, loss, kind, buckets, shortest, longest, _ = file.numbers("<i4", 12)
-    file.take("<f8", 1)
+    dimensions, _, _, _, _, word_ngrams, loss, kind, buckets, shortest, longest, _, _ = file.numbers("<12id")
     _check(kind == SUPERVISED and loss == HIERARCHICAL_SOFTMAX, "the loss is not hierarchical softmax")
     _check(word_ngrams == 1, "it has n-grams of words")
     _check(0 < dimensions <= MAX_DIMENSIONS, f"{dimensions} dimensions")
     _check(0 <= shortest <= longest <= MAX_CHARACTERS and 0 < buckets <= MAX_BUCKETS, "sizes of n-grams out of range")
-    entries, words, labels = file.numbers("<i4", 3)
-    _, kept = file.numbers("<i8", 2)
+    entries, words, labels, _, kept = file.numbers("<3i2q")
     _check(words > 0 and 0 < labels <= MAX_LABELS and words + labels == entries, "numbers of words that do not add up")
     texts, counts = [], []
     for number in range(entries):
         texts.append(file.string())
-        counts += file.numbers("<i8", 1)
-        _check(file.numbers("i1", 1) == [int(number >= words)], "words and labels are not in order")
-    _check(min(counts) >= 0 and sum(counts[words:]) < MAX_COUNT, "counts of labels out of range")
+        count, is_label = file.numbers("<qb")
+        counts.append(count)
+        _check(is_label == (number >= words), "words and labels are not in order")
+    _check(min(counts[words:]) >= 0 and sum(counts[words:]) < MAX_COUNT, "counts of labels out of range")
     _check(END_OF_LINE in texts[:words], "it has no end of a line")
     pairs = file.take("<i4", 2 * max(kept, 0), (-1, 2))
-    is_quantised = file.numbers("u1", 1)[0] != 0
+    is_quantised = file.numbers("<B") != (0,)
     vectors = _read_matrix(file, is_quantised, dimensions)
-    is_quantised = file.numbers("u1", 1)[0] != 0 and is_quantised
+    is_quantised = file.numbers("<B") != (0,) and is_quantised
     outputs = _read_matrix(file, is_quantised, dimensions)
     _check(len(outputs) >= labels - 1, "fewer classifiers than labels")
     rows = np.full(buckets, -1, np.int32)
@@ -107,9 +111,9 @@ def _parse(file: _Reader) -> tuple[LanguageModel, list[str]]:
     sizes = [shortest, longest, buckets, max(map(len, texts[:words])), texts.index(END_OF_LINE)]
     nodes, order = _make_tree(counts[words:])
     weights = np.where((order >= labels)[:, None], outputs[np.maximum(order - labels, 0)], 0).astype(np.float32)
-    return LanguageModel(
-        np.array(sizes, np.int64), *_make_word_table(texts[:words]), kept_bits, rows, vectors, nodes, weights
-    ), list(map(_label_name, texts[words:]))
+    table = _make_word_table(texts[:words])
+    model = LanguageModel(np.array(sizes, np.int64), *table, kept_bits, rows, vectors, nodes, weights)
+    return model, list(map(_label_name, texts[words:]))
 
 
 def _label_name(label: bytes) -> str:
@@ -121,14 +125,14 @@ def _label_name(label: bytes) -> str:
 def _read_matrix(file: _Reader, is_quantised: bool, dimensions: int) -> np.ndarray:
     """Reads a matrix: float32 (rows, dimensions)."""
     if not is_quantised:
-        rows, columns = file.numbers("<i8", 2)
+        rows, columns = file.numbers("<2q")
         _check(rows > 0 and columns == dimensions, "a matrix of another shape")
         return _finite(file.take("<f4", rows * columns, (-1, dimensions)))
-    has_norms = file.numbers("u1", 1)[0] != 0
-    rows, columns = file.numbers("<i8", 2)
-    codes = file.take("u1", file.numbers("<i4", 1)[0])
+    has_norms = file.numbers("<B") != (0,)
+    rows, columns = file.numbers("<2q")
+    _check(columns == dimensions and rows * columns <= MAX_VALUES, "a matrix of another shape")
+    codes = file.take("u1", *file.numbers("<i"))
     vectors = _decode(file, codes, rows, columns)
-    _check(columns == dimensions, "a matrix of another shape")
     if has_norms:
         vectors = vectors * _decode(file, file.take("u1", rows), rows, 1)
     return _finite(vectors)
@@ -142,19 +146,14 @@ def _decode(file: _Reader, codes: np.ndarray, rows: int, columns: int) -> np.nda
         codes: uint8 (rows × parts,).
         rows, columns: shape of the result.
     """
-    size, parts, width, last_width = file.numbers("<i4", 4)
+    size, parts, width, last_width = file.numbers("<4i")
     _check(0 < size == columns and 0 < width and rows > 0, "a quantiser of another shape")
     _check(parts == -(-size // width) and last_width == size - (parts - 1) * width, "a quantiser of another shape")
     _check(len(codes) == rows * parts, "a quantiser of another shape")
     codes = codes.reshape(rows, parts)
     centroids = file.take("<f4", size * CENTROIDS)
-    columns_of_parts = [
-        centroids[part * CENTROIDS * width :][: CENTROIDS * (width if part < parts - 1 else last_width)].reshape(
-            CENTROIDS, -1
-        )[codes[:, part]]
-        for part in range(parts)
-    ]
-    return np.concatenate(columns_of_parts, axis=1)
+    tables = np.split(centroids, np.arange(1, parts) * CENTROIDS * width)  # the last part can be narrower
+    return np.concatenate([table.reshape(CENTROIDS, -1)[codes[:, part]] for part, table in enumerate(tables)], axis=1)
 
 
 def _finite(vectors: np.ndarray) -> np.ndarray:
@@ -184,7 +183,7 @@ def _make_tree(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
         counts: of each label, in descending order.
 
     Returns:
-        `nodes` of `LanguageModel`, and the fastText's number of each node: int64 (nodes,), labels first.
+        `nodes` of `LanguageModel`, and fastText's number of each node: int64 (nodes,), labels first.
     """
     labels = len(counts)
     total = [*counts, *[MAX_COUNT] * (labels - 1)]
@@ -208,7 +207,7 @@ def _make_tree(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
         order.append(node)
         depths.append(depth)
         waiting += [(child, depth + 1) for child in reversed(children.get(node, ()))]
-    ends: list[Any] = [0] * len(order)
+    ends = [0] * len(order)
     for at in reversed(range(len(order))):
         end = at + 1
         for _ in children.get(order[at], ()):
