@@ -14,8 +14,8 @@ from danqing.engine.stages.dictionary import character_classes
 from danqing.kernels.portable import resident
 from danqing.kernels.text.captions import MEASURES
 from danqing.kernels.text.languages import EAST_ASIAN, NOTHING, LanguageModel, choose_parts, predict
-from danqing.trt_models.run.fasttext_file import read_classifier
 from danqing.trt_models.package_files import package_file
+from danqing.trt_models.run.fasttext_file import read_classifier
 
 CHINESE = ("zh", "yue", "wuu")
 """Labels of lid.176 that count as Chinese."""

@@ -147,18 +147,16 @@ def average_vectors(data, at, stop, is_east_asian_only, model, classes, hidden):
 @inlined
 def is_space(byte):
     """Whether a byte separates words: a space, an ASCII control character that moves the cursor, or NUL."""
-    return byte == 32 or (byte >= 9 and byte <= 13) or byte == 0
+    return byte == 32 or 9 <= byte <= 13 or byte == 0
 
 
 @inlined
 def is_label(data, begin, end):
     """Whether a word begins with `LABEL_PREFIX`: in training data it is a label."""
-    if end - begin < LABEL_PREFIX.size:
-        return False
-    for at in range(LABEL_PREFIX.size):
-        if data[begin + at] != LABEL_PREFIX[at]:
-            return False
-    return True
+    at = 0
+    while at < LABEL_PREFIX.size and begin + at < end and data[begin + at] == LABEL_PREFIX[at]:
+        at += 1
+    return at == LABEL_PREFIX.size
 
 
 @inlined
@@ -305,7 +303,7 @@ def has_han_per_word(data, at, stop, classes):
             at = end
         else:
             code, size = decode_one(data, at, stop)
-            han += code >= 0x3400 and code <= 0x9FFF
+            han += 0x3400 <= code <= 0x9FFF
             at += size
     return han >= HAN_PER_WORD * words
 
@@ -347,10 +345,7 @@ def is_other_letter(code, classes):
 @inlined
 def is_east_asian(code):
     """Whether a code point is in the blocks of Han, kana and hangul (syllables)."""
-    if code < 0x3005:
-        return False
     if code < 0xA000:
-        return (
-            code >= 0x3400 or code <= 0x3007 or (code >= 0x3040 and code <= 0x30FF) or (code >= 0x31F0 and code <= 0x31FF)
-        )
-    return (code >= 0xAC00 and code <= 0xD7AF) or (code >= 0xF900 and code <= 0xFAFF) or code >= 0x20000
+        is_kana = 0x3040 <= code <= 0x30FF or 0x31F0 <= code <= 0x31FF
+        return code >= 0x3400 or is_kana or 0x3005 <= code <= 0x3007
+    return 0xAC00 <= code <= 0xD7AF or 0xF900 <= code <= 0xFAFF or code >= 0x20000

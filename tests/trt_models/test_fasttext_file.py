@@ -20,7 +20,7 @@ from danqing.trt_models.run.fasttext_file import read_classifier
 
 WORDS, LABEL_COUNTS = ["</s>", "de", "猫", "il"], [900, 500, 40, 30, 30, 2, 1]
 DIMENSIONS, BUCKETS = 5, 40
-LINES = ["", " ", "猫", "de 猫 il gatto", "gatto</s>", "a </s> b", "una __label__en __label__zz casa", "é\x00à", "长猫猫"]
+LINES = ["", " ", "猫", "de 猫 il gatto", "gatto</s>", "a </s> b", "__label__en __label__zz casa", "é\x00à", "长猫猫"]
 
 
 def quantiser(draw: Any, size: int, width: int) -> bytes:

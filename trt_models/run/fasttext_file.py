@@ -33,17 +33,17 @@ def read_classifier(path: Path) -> tuple[LanguageModel, list[str]]:
         return _parse(_Reader(path.read_bytes()))
     except OSError as problem:
         raise DanqingError(f"{path}: cannot read the model: {problem.strerror}") from None
-    except _Damaged as problem:
+    except _ContentError as problem:
         raise DanqingError(f"{path}: not a fastText classifier that can be used here: {problem}") from None
 
 
-class _Damaged(Exception):
+class _ContentError(Exception):
     """What is wrong with a file."""
 
 
 def _check(holds: object, message: str) -> None:
     if not holds:
-        raise _Damaged(message)
+        raise _ContentError(message)
 
 
 class _Reader:
@@ -147,7 +147,7 @@ def _decode(file: _Reader, codes: np.ndarray, rows: int, columns: int) -> np.nda
         rows, columns: shape of the result.
     """
     size, parts, width, last_width = file.numbers("<4i")
-    _check(0 < size == columns and 0 < width and rows > 0, "a quantiser of another shape")
+    _check(size == columns > 0 and width > 0 and rows > 0, "a quantiser of another shape")
     _check(parts == -(-size // width) and last_width == size - (parts - 1) * width, "a quantiser of another shape")
     _check(len(codes) == rows * parts, "a quantiser of another shape")
     codes = codes.reshape(rows, parts)
