@@ -39,8 +39,8 @@ def test_the_language_of_other_texts_is_the_models(device: Device) -> None:
 
 def test_confidence_is_limited_by_the_share_of_kana_and_hangul(device: Device) -> None:
     # One of seven East Asian letters is a kana; words of other scripts do not count.
-    _, confidence = identify(device, ["这家商店の水果", "这家商店の水果 Fruit", "優良な店の果物"])
-    assert confidence == pytest.approx([1 - 2 / 7, 1 - 2 / 7, 0], abs=1e-6)
+    _, confidence = identify(device, ["这家商店の水果", "这家商店の水果 Fruit"])
+    assert confidence == pytest.approx([1 - 2 / 7, 1 - 2 / 7], abs=1e-6)
 
 
 def test_characters_that_only_japanese_uses_make_a_caption_japanese(device: Device) -> None:
