@@ -204,7 +204,7 @@ def _make_cleaning_tables() -> dict[str, np.ndarray]:
         "classes": classes,
         "entries": build_entries(values),
         "starts": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-        "targets": np.frombuffer("".join(targets.values()).encode("utf-32-le"), np.int32),
+        "targets": np.array([ord(character) for target in targets.values() for character in target], np.int32),
         "numbers": markup.numeric_entities(),
     }
 

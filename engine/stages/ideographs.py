@@ -51,7 +51,11 @@ def unified_forms() -> dict[str, str]:
 def is_chinese_only(character: str) -> bool:
     """Whether Chinese character sets (GB 2312, Big5) have a Han character, and the Japanese one (JIS X 0208) has not."""
     is_han = "\u3400" <= character <= "\u9fff"  # the sets have punctuation and letters with accents, too
-    return is_han and (_encodes("gb2312", character) or _encodes("big5", character)) and not _encodes("shift_jis", character)
+    return (
+        is_han
+        and (_encodes("gb2312", character) or _encodes("big5", character))
+        and not _encodes("shift_jis", character)
+    )
 
 
 def _encodes(encoding: str, character: str) -> bool:

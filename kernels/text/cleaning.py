@@ -69,7 +69,7 @@ def normalize(device: ArrayLauncher, text: Strings, tables: Tables) -> Strings:
     Returns:
         The rows, on the device; `text` itself if no row can change.
     """
-    xp, text = device.xp, with_long_offsets(text)
+    xp, text = device.xp, of_one_type(text)
     chars = workspace(device, "chars", text.size + text.rows, np.int32)
     counts, lengths = xp.empty(text.rows, np.int32), xp.empty(text.rows, np.int64)
     normalize_rows.launch(device, text.rows, text, resident(device, tables), chars, counts, lengths)
@@ -78,7 +78,7 @@ def normalize(device: ArrayLauncher, text: Strings, tables: Tables) -> Strings:
     offsets, size = _offsets(device, lengths)
     out = xp.empty(size, np.uint8)
     write_rows.launch(device, text.rows, text, chars, counts, offsets, out)
-    return Strings(offsets, out, size)
+    return of_one_type(Strings(offsets, out, size))
 
 
 def clean(device: ArrayLauncher, text: Strings, tables: Tables) -> Cleaned:
@@ -91,7 +91,7 @@ def clean(device: ArrayLauncher, text: Strings, tables: Tables) -> Cleaned:
         text: the rows.
         tables: in host memory.
     """
-    xp, text = device.xp, with_long_offsets(text)
+    xp, text = device.xp, of_one_type(text)
     chars = workspace(device, "chars", text.size + text.rows, np.int32)
     data = workspace(device, "data", MAX_GROWTH * text.size, np.uint8)
     lengths, changed = xp.empty(text.rows, np.int64), xp.empty(text.rows, np.bool_)
@@ -100,12 +100,19 @@ def clean(device: ArrayLauncher, text: Strings, tables: Tables) -> Cleaned:
     offsets, size = _offsets(device, lengths)
     out = xp.empty(size, np.uint8)
     gather_rows.launch(device, text.rows, data, text.offsets, offsets, out)
-    return Cleaned(Strings(offsets, out, size), changed, japanese)
+    return Cleaned(of_one_type(Strings(offsets, out, size)), changed, japanese)
 
 
-def with_long_offsets(text: Strings) -> Strings:
-    """Returns the rows with int64 offsets, so that kernels are compiled for one type."""
-    return text._replace(offsets=text.offsets.astype(np.int64, copy=False))
+def of_one_type(text: Strings) -> Strings:
+    """Returns the rows with int64 offsets and, on a CPU, read-only arrays: kernels are compiled for one type.
+
+    Arrow's buffers are read-only, and Numba compiles a kernel separately for arrays that can be written.
+    """
+    offsets, data = text.offsets.astype(np.int64, copy=False), text.data
+    if isinstance(data, np.ndarray):
+        offsets, data = offsets.view(), data.view()
+        offsets.flags.writeable = data.flags.writeable = False
+    return Strings(offsets, data, text.size)
 
 
 def _offsets(device: ArrayLauncher, lengths: Any) -> tuple[Any, int]:

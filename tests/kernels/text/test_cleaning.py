@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from html.entities import html5
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,7 @@ def normalized(device: Device, texts: Sequence[str]) -> list[str]:
 def assert_equal_to_plain_python(device: Device, texts: Sequence[str]) -> None:
     """Compares every result of the kernels; shows the texts that differ."""
     result = clean(device, Strings.of(texts), cleaning_tables())
-    rows = zip(
-        normalized(device, texts), result.text.arrow().to_pylist(), result.changed, result.japanese, strict=True
-    )
+    rows = zip(normalized(device, texts), result.text.arrow().to_pylist(), result.changed, result.japanese, strict=True)
     different = []
     for text, found in zip(texts, rows, strict=True):
         normal = plain.normalize(text)
@@ -54,8 +53,8 @@ def assert_equal_to_plain_python(device: Device, texts: Sequence[str]) -> None:
 
 def test_captions_equal_plain_python(device: Device) -> None:
     captions = [caption for photo in photographs() for caption in photo["captions"]]
-    captions += [OpenCC(name).convert(caption) for name in ("s2t", "s2tw", "s2hk") for caption in captions]
-    assert_equal_to_plain_python(device, [*captions, *DIFFICULT_TEXTS, *random_texts(1000)])
+    traditional = [list(map(OpenCC(name).convert, captions)) for name in ("s2t", "s2tw", "s2hk")]
+    assert_equal_to_plain_python(device, [*captions, *chain(*traditional), *DIFFICULT_TEXTS, *random_texts(1000)])
 
 
 def test_markup_equals_regular_expressions_and_unescape(device: Device) -> None:
@@ -67,13 +66,21 @@ def test_markup_equals_regular_expressions_and_unescape(device: Device) -> None:
 
 def test_numbers_of_entities_can_have_any_number_of_digits(device: Device) -> None:
     # Python converts up to 4,300 digits only.
-    assert normalized(device, [f"&#{'9' * 5000};", f"&#{'0' * 5000}65;", f"&#x{'f' * 5000}"]) == ["\ufffd", "A", "\ufffd"]
+    assert normalized(device, [f"&#{'9' * 5000};", f"&#{'0' * 5000}65;", f"&#x{'f' * 5000}"]) == [
+        "\ufffd",
+        "A",
+        "\ufffd",
+    ]
 
 
 def test_every_word_of_opencc_is_converted_as_opencc_does(device: Device) -> None:
     words = list(simplified_words())
     assert len(words) > 4500 and max(map(len, words)) > 8
-    han = ["，".join(map(chr, range(start, start + 64))) for start in range(0x3400, 0x32400, 64) if start & ~0x7FF != 0xD800]
+    han = [
+        "，".join(map(chr, range(start, start + 64)))
+        for start in range(0x3400, 0x32400, 64)
+        if start & ~0x7FF != 0xD800
+    ]
     assert_equal_to_plain_python(device, [*words, *(word + word for word in words), *han, *random_words(3000)])
 
 
@@ -111,8 +118,9 @@ def test_compatibility_ideographs_become_those_of_nfkc(device: Device) -> None:
 
 def test_radicals_become_ideographs_and_other_texts_stay(device: Device) -> None:
     assert normalized(device, ["⻓⻢⻚⻛⿔", "", "⺇\ufacf"]) == ["长马页风龜", "", "𠘨\U0002284a"]
-    rows = Strings.of([*random_texts(300, seed=3), "ＡＢＣ，“”…①ﬁ℃"])
-    assert normalize(device, rows, cleaning_tables()).data is rows.data
+    texts = [text.replace("&", "") for text in random_texts(300, seed=3)] + ["ＡＢＣ，“”…①ﬁ℃"]
+    rows = Strings.of(texts)
+    assert np.shares_memory(normalize(device, rows, cleaning_tables()).data, rows.data)
 
 
 def test_every_emoji_of_unicode_is_removed(device: Device) -> None:
@@ -137,7 +145,6 @@ def test_rows_of_a_slice_and_bytes_that_are_not_utf8(device: Device) -> None:
     array = pa.array(["甲&amp;", "<b>漢</b>字", "", "⼤&", "丁"], pa.string()).slice(1, 3)
     assert cleaned(device, array) == ["汉字", "", "大&"]
     assert normalized(device, array) == ["漢字", "", "大&"]
-    data = np.frombuffer("一<b>".encode()[:-3] + b"\xff\xe4\xb8<b>" + "漢".encode(), np.uint8)
-    rows = Strings(np.array([0, 3, 8, len(data)]), data, len(data))
+    rows = Strings.of(pa.array(["一".encode(), b"\xff\xe4\xb8<b>", "<b>漢".encode()], pa.large_binary()))
     assert clean(device, rows, cleaning_tables()).text.arrow().to_pylist() == ["一", "", "汉"]
     assert normalize(device, rows, cleaning_tables()).arrow().to_pylist() == ["一", "\ufffd" * 3, "漢"]

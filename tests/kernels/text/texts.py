@@ -83,7 +83,12 @@ def random_markup(count: int, seed: int = 0) -> list[str]:
 def random_words(count: int, seed: int = 0) -> list[str]:
     """Makes strings of characters and phrases of OpenCC's dictionaries, of their parts, and of what they become."""
     chance, words = random.Random(seed), simplified_words()
-    pools = [[word for word in words if len(word) > 1], list(words), list(words.values()), list("的一是不在人有我，a1 ")]
+    pools = [
+        [word for word in words if len(word) > 1],
+        list(words),
+        list(words.values()),
+        list("的一是不在人有我，a1 "),
+    ]
     texts = []
     for _ in range(count):
         parts = [chance.choice(chance.choice(pools)) for _ in range(chance.randint(1, 12))]
