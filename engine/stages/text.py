@@ -7,6 +7,7 @@ space, Traditional to Simplified) and measure them.
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
@@ -14,7 +15,7 @@ from danqing.engine.core.columns import produced
 from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
-from danqing.engine.stages.language import languages
+from danqing.engine.stages.language import languages, open_identifier
 from danqing.kernels.text import captions as kernels
 from danqing.kernels.text.captions import MEASURES
 from danqing.kernels.text.cleaning import clean, normalize
@@ -89,9 +90,8 @@ class Refine(CaptionStage):
         measures[changed] = measure_captions(self.context, texts.take(changed).strings(device))
         columns = dict(zip(MEASURES, measures.T, strict=True))
         batch["text_clean"] = texts
-        batch["language"], batch["chinese_confidence"] = languages(
-            texts.to_pylist(), device.down(cleaned.japanese), columns
-        )
+        codes, batch["chinese_confidence"] = languages(device, cleaned.text, cleaned.japanese, measures)
+        batch["language"] = TextColumn.of(open_identifier().names.take(pa.array(device.down(codes))))
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]
         if self.unsafe:

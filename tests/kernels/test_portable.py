@@ -21,6 +21,7 @@ from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.dedup.sample import NeighbourSample
 from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
+from danqing.engine.stages.language import languages, open_identifier
 from danqing.engine.stages.resize import KernelResizer
 from danqing.kernels import portable
 from danqing.kernels.neighbours import components
@@ -32,6 +33,7 @@ from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
 from danqing.kernels.text import cleaning, lexicon, wordpiece
+from danqing.kernels.text import languages as language_kernels
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
 from tests.kernels.pictures.test_resample import by_pillow
@@ -56,6 +58,10 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield cleaning.clean_rows, (long_rows, tables, integers, data, lengths, bits, integers)
     yield cleaning.gather_rows, (data, long_rows.offsets, offsets, data)
     found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
+    parts, labels = data[: rows.rows], np.empty((rows.rows, language_kernels.LABELS), np.int16)
+    shares, model = np.empty(labels.shape, np.float32), open_identifier().model
+    yield language_kernels.choose_parts, (rows, weights, weights, classes, parts)
+    yield language_kernels.predict_rows, (rows, parts, model, classes, shares, labels, shares)
     terms = build({"猫": 1})
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
     bins = np.empty((1, pixels.LEVELS), np.uint32)
@@ -125,7 +131,7 @@ from danqing.kernels.text.lexicon import Patterns, weigh
 from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.engine.core.strings import Strings
 from danqing.kernels.text.trie import build
-from tests.kernels.test_portable import CAPTIONS, INPUTS, PICTURES, clean_all, find_groups, resize_all
+from tests.kernels.test_portable import CAPTIONS, INPUTS, PICTURES, clean_all, find_groups, identify_all, resize_all
 from tests.simulated import simulate_gpu
 
 simulate_gpu()
@@ -133,6 +139,7 @@ with open_device("cuda") as device:
     rows = Strings.of(CAPTIONS).on(device)
     np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
     np.save("cleaned.npy", clean_all(device))
+    np.save("languages.npy", identify_all(device))
     np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
     np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
@@ -152,6 +159,14 @@ def clean_all(device: Any) -> np.ndarray:
         for text in (cleaning.normalize(device, rows, cleaning_tables()), cleaned.text)
     ]
     return np.array([*texts, device.down(cleaned.changed), device.down(cleaned.japanese)])
+
+
+def identify_all(device: Any) -> np.ndarray:
+    """Identifies the language of `CAPTIONS`, as measured; returns code and confidence by row."""
+    rows = Strings.of(CAPTIONS).on(device)
+    measures = text.measure(device, rows, open_dictionary(), character_classes())
+    japanese = device.up(np.arange(rows.rows, dtype=np.int32) % 5 - 3)
+    return np.array([device.down(found) for found in languages(device, rows, japanese, measures)])
 
 
 def find_groups(device: Any) -> np.ndarray:
@@ -225,6 +240,7 @@ def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any
     measures = text.measure(device, rows, open_dictionary(), character_classes())
     np.testing.assert_allclose(np.load(tmp_path / "measures.npy"), measures, rtol=1e-6)
     assert np.load(tmp_path / "cleaned.npy").tolist() == clean_all(device).tolist()
+    np.testing.assert_allclose(np.load(tmp_path / "languages.npy"), identify_all(device), atol=1e-6)
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
     np.testing.assert_allclose(np.load(tmp_path / "groups.npy"), find_groups(device), atol=1e-9)
