@@ -1,6 +1,6 @@
 """Compares cleaning by kernels with plain Python and OpenCC on many random texts.
 
-    pytest tests/slow/cleaning.py        TEXTS (100,000) and TEXTS_SEED choose how many and which
+pytest tests/slow/cleaning.py        TEXTS (100,000) and TEXTS_SEED choose how many and which
 """
 
 from __future__ import annotations
