@@ -131,7 +131,10 @@ from danqing.kernels.text.lexicon import Patterns, weigh
 from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.engine.core.strings import Strings
 from danqing.kernels.text.trie import build
-from tests.kernels.test_portable import CAPTIONS, INPUTS, PICTURES, clean_all, find_groups, identify_all, resize_all
+from tests.kernels.test_portable import (
+    CAPTIONS, INPUTS, PICTURES,
+    clean_all, find_groups, identify_all, resize_all, tokenize_all,
+)
 from tests.simulated import simulate_gpu
 
 simulate_gpu()
@@ -140,6 +143,7 @@ with open_device("cuda") as device:
     np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
     np.save("cleaned.npy", clean_all(device))
     np.save("languages.npy", identify_all(device))
+    np.save("tokens.npy", tokenize_all(device))
     np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
     np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
@@ -167,6 +171,14 @@ def identify_all(device: Any) -> np.ndarray:
     measures = text.measure(device, rows, open_dictionary(), character_classes())
     japanese = device.up(np.arange(rows.rows, dtype=np.int32) % 5 - 3)
     return np.array([device.down(found) for found in languages(device, rows, japanese, measures)])
+
+
+def tokenize_all(device: Any) -> np.ndarray:
+    """Returns the WordPiece ids of each of `CAPTIONS`, and the numbers of tokens and of [UNK]."""
+    pieces = ["[CLS]", "[SEP]", "[PAD]", "[UNK]", *sorted(set("".join(CAPTIONS).lower()))[::2]]
+    tables = portable.resident(device, wordpiece.build_tables(pieces, range(4)))
+    found = wordpiece.token_ids(device, tables, Strings.of(CAPTIONS).on(device), 12)
+    return np.column_stack(list(map(device.down, found)))
 
 
 def find_groups(device: Any) -> np.ndarray:
@@ -241,6 +253,7 @@ def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any
     np.testing.assert_allclose(np.load(tmp_path / "measures.npy"), measures, rtol=1e-6)
     assert np.load(tmp_path / "cleaned.npy").tolist() == clean_all(device).tolist()
     np.testing.assert_allclose(np.load(tmp_path / "languages.npy"), identify_all(device), atol=1e-6)
+    assert np.load(tmp_path / "tokens.npy").tolist() == tokenize_all(device).tolist()
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
     np.testing.assert_allclose(np.load(tmp_path / "groups.npy"), find_groups(device), atol=1e-9)
