@@ -8,6 +8,7 @@ Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (`ispe`, `iloc`), the AV1 bi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 BRANDS = (b"avif", b"avis")
 CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
@@ -18,8 +19,8 @@ SEQUENCE_HEADER, TEMPORAL_DELIMITER, METADATA, PADDING = 1, 2, 5, 15
 """Types of OBUs; a sequence header can follow the others."""
 START_BYTES = 4096
 """How much of an item is searched for its sequence header, which comes first but for short OBUs."""
-MAX_ITEMS = 4096
-"""Items of a file that are read. A picture of tiles has one per tile."""
+MAX_BOXES, MAX_ITEMS = 4096, 4096
+"""Most boxes and items of a file. A picture of tiles has an item per tile, and a box per property of all of them."""
 
 Size = tuple[int, int]
 
@@ -32,10 +33,15 @@ def frame_sizes(data: bytes) -> list[Size]:
 
     Returns:
         The sizes that the file states, and those of the coded frames; none if it is not an AVIF file.
+
+    Raises:
+        ValueError: it has too many boxes or items.
     """
     if data[4:8] != b"ftyp" or data[8:12] not in BRANDS:
         return []
-    boxes = list(_boxes(data, 0, len(data)))
+    boxes = list(islice(_boxes(data, 0, len(data)), MAX_BOXES + 1))
+    if len(boxes) > MAX_BOXES:
+        raise ValueError(f"more than {MAX_BOXES} boxes")
     embedded = next((begin for kind, begin, _ in boxes if kind == b"idat"), 0)
     sizes: list[Size] = []
     starts: list[bytes] = []
@@ -80,7 +86,9 @@ def _item_starts(data: bytes, begin: int, end: int, embedded: int) -> Iterator[b
     index_width = index_width if version else 0
     count, at = _number(data, begin + 6, wide), begin + 6 + wide
     step = index_width + offset_width + length_width
-    for _ in range(min(count, MAX_ITEMS)):
+    if count > MAX_ITEMS:
+        raise ValueError(f"more than {MAX_ITEMS} items")
+    for _ in range(count):
         if at >= end:
             return
         at += wide

@@ -20,7 +20,7 @@ from danqing.engine.cli.main import main
 from danqing.engine.core import schemas
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
-from danqing.engine.decide.contents import hash_file
+from danqing.engine.decide.contents import hash_file, verdicts_hash
 from danqing.engine.phases import curate, decide_run, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run, finished_work
@@ -366,6 +366,19 @@ def test_a_file_that_reads_back_differently_is_refused(
     with pytest.raises(DanqingError, match="what was read back differs from what was written"):
         write_run(run, WriteOptions(output_format, shard_size=12))
     assert list((run.folder / "shards").glob(".*")) == []
+
+
+def test_the_verdicts_are_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counted(path: Path, remedy: str) -> str:
+        read.append(path)
+        return hash_file(path, remedy)
+
+    monkeypatch.setattr(output, "hash_file", counted)
+    write_run(run, SMALL)
+    assert read == [run.verdicts_path(shard.number) for shard in run.shards]
+    assert run.manifest["written"]["verdicts"] == verdicts_hash(run)
 
 
 def test_the_check_sees_every_kind_of_difference(tmp_path: Path) -> None:
