@@ -166,6 +166,21 @@ def add_to_hash(hashed, byte):
     return ((hashed ^ signed) * HASH_PRIME) & 0xFFFFFFFF
 
 
+def make_word_table(words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Makes `slots`, `begins` and `letters` of `LanguageModel`, in host memory."""
+    slots = np.full(1 << (2 * len(words)).bit_length(), -1, np.int32)
+    for number, word in enumerate(words):
+        hashed = HASH_BASIS
+        for byte in word:
+            hashed = add_to_hash(hashed, byte)
+        slot = hashed & (len(slots) - 1)
+        while slots[slot] >= 0:
+            slot = (slot + 1) & (len(slots) - 1)
+        slots[slot] = number
+    begins = np.cumsum([0, *map(len, words)]).astype(np.int32)
+    return slots, begins, np.frombuffer(b"".join(words), np.uint8)
+
+
 @inlined
 def find_word(data, begin, end, model):
     """Returns the number of the word data[begin:end], or -1."""
