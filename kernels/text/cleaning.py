@@ -180,8 +180,7 @@ def write_rows(first, last, step, text, chars, counts, offsets, out):
     for row in range(first, last, step):
         begin, end = text.offsets[row], offsets[row]
         if counts[row] < 0:
-            for place in range(offsets[row + 1] - end):
-                out[end + place] = text.data[begin + place]
+            copy_bytes(text.data[begin:], out[end : offsets[row + 1]])
         else:
             at = begin - text.offsets[0] + row
             for place in range(at, at + counts[row]):
@@ -211,10 +210,26 @@ def clean_rows(first, last, step, text, tables, chars, data, lengths, changed, j
         count, japanese[row] = clean_line(line, count, tables)
         start *= MAX_GROWTH
         length = simplify_line(line, count, tables, data, start) - start
-        differs = length != stop - begin
-        for place in range(0 if differs else length):
-            differs |= data[start + place] != text.data[begin + place]
-        lengths[row], changed[row] = length, differs
+        lengths[row] = length
+        changed[row] = not are_equal(data[start : start + length], text.data[begin:stop])
+
+
+@inlined
+def are_equal(left, right):
+    """Whether two rows of bytes are equal."""
+    if left.size != right.size:
+        return False
+    differing = 0
+    for place in range(left.size):
+        differing |= left[place] ^ right[place]
+    return differing == 0
+
+
+@inlined
+def copy_bytes(source, target):
+    """Copies the first bytes of `source` to `target`, as many as it has."""
+    for place in range(target.size):
+        target[place] = source[place]
 
 
 @inlined
@@ -315,6 +330,4 @@ def gather_rows(first, last, step, data, begins, offsets, out):
         out: uint8, output.
     """
     for row in range(first, last, step):
-        begin = MAX_GROWTH * (begins[row] - begins[0])
-        for place in range(offsets[row + 1] - offsets[row]):
-            out[offsets[row] + place] = data[begin + place]
+        copy_bytes(data[MAX_GROWTH * (begins[row] - begins[0]) :], out[offsets[row] : offsets[row + 1]])
