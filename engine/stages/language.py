@@ -54,7 +54,7 @@ def languages(device: Device, text: Strings, japanese: Any, measures: Any) -> tu
     A caption is judged by its East Asian part, if that has at least one Han character per two words of other scripts:
     names of brands and models do not make a caption English (`iPhone 15 Pro Max 手机壳 苹果`), and one Chinese name
     does not make an English sentence Chinese. The script decides what it can, since lid.176 is unreliable on short
-    texts: of Chinese lines of 5 to 9 Han characters without other letters, it calls 32 % Japanese, English or others.
+    texts: of Chinese lines of 5 to 9 characters without kana and hangul, it calls 32 % Japanese, English or others.
 
     - No Han character: not Chinese (confidence 0).
     - Han without kana and hangul: Chinese (1), unless it has more characters that only Japanese uses (済, 駅, 働) than
