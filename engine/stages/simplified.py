@@ -51,7 +51,7 @@ def read_dictionary(path: Path) -> dict[str, str]:
     program = package_file("opencc", READER)
     with TemporaryDirectory() as folder:
         text = Path(folder, "words.txt")
-        command = [program, "--input", path, "--from", "ocd2", "--to", "text", "--output", text]
+        command: list[str | Path] = [program, "--input", path, "--from", "ocd2", "--to", "text", "--output", text]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as problem:

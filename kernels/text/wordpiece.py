@@ -17,6 +17,7 @@ import numpy as np
 
 from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel
+from danqing.kernels.text.trie import GOLDEN
 from danqing.kernels.text.utf8 import decode_one
 
 MAX_WORD_CHARACTERS = 100
@@ -40,7 +41,6 @@ CODE_MASK = (1 << 21) - 1
 # Trie: its two roots, and the columns of an edge.
 WORD, CONTINUATION = 0, 1
 NODE, CHARACTER, CHILD, PIECE = range(4)
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as int64: spreads neighbouring keys (Knuth)
 
 
 class WordPieceTables(NamedTuple):
@@ -158,18 +158,20 @@ def build_tables(vocabulary: Sequence[str], special: Sequence[int]) -> WordPiece
         edge[1] = index
     slots = 1 << (4 * len(edges)).bit_length()  # at most a quarter full: most searches end at the first slot
     table = np.full((slots, 4), -1, np.int32)
-    for (node, character), edge in edges.items():
-        slot = _slot(node, character, slots)
-        while table[slot, NODE] >= 0:
-            slot = (slot + 1) % slots
-        table[slot] = node, character, *edge
+    with np.errstate(over="ignore"):  # of the products in `_slot`, whose upper bits are not needed
+        for (node, character), edge in edges.items():
+            slot = _slot(node, character, slots)
+            while table[slot, NODE] >= 0:
+                slot = (slot + 1) % slots
+            table[slot] = node, character, *edge
     return WordPieceTables(*_characters(), table, np.array(special, np.int32))
 
 
 @inlined
 def _slot(node: int, character: int, slots: int) -> int:
     """Returns the first slot to probe for an edge."""
-    return ((node << 21 | character) * GOLDEN >> 32) & (slots - 1)
+    key = np.uint64(np.int64(node) << 21 | np.int64(character))
+    return np.int64(key * GOLDEN >> np.uint64(32)) & (slots - 1)
 
 
 @inlined
@@ -257,10 +259,9 @@ def tokenize(
         lengths: int32 (rows,), output: number of tokens before [PAD].
         unknown: int32 (rows,), output: number of [UNK] in `ids`.
     """
-    word = scratch[first]  # `first` is unique per thread
     limit = ids.shape[1] - 1
     for row in range(first, last, step):
-        out = ids[row]
+        word, out = scratch[first], ids[row]  # `first` is unique per thread
         out[0] = special[0]
         at, end = offsets[row], offsets[row + 1]
         kept, length, fence, sequence = 1, 0, 0, 0

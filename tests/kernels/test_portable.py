@@ -60,7 +60,7 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
     parts, labels = data[: rows.rows], np.empty((rows.rows, language_kernels.LABELS), np.int16)
     shares, model = np.empty(labels.shape, np.float32), open_identifier().model
-    yield language_kernels.choose_parts, (rows, weights, weights, classes, parts)
+    yield language_kernels.choose_parts, (rows, classes, parts, weights, weights)
     yield language_kernels.predict_rows, (rows, parts, model, classes, shares, labels, shares)
     terms = build({"猫": 1})
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
@@ -132,6 +132,7 @@ from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.engine.core.strings import Strings
 from danqing.kernels.text.trie import build
 from tests.kernels.test_portable import CAPTIONS, INPUTS, PICTURES, clean_all, find_groups, identify_all, resize_all
+from tests.kernels.test_portable import tokenize_all
 from tests.simulated import simulate_gpu
 
 simulate_gpu()
@@ -140,6 +141,7 @@ with open_device("cuda") as device:
     np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
     np.save("cleaned.npy", clean_all(device))
     np.save("languages.npy", identify_all(device))
+    np.save("tokens.npy", tokenize_all(device))
     np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
     np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
@@ -162,11 +164,18 @@ def clean_all(device: Any) -> np.ndarray:
 
 
 def identify_all(device: Any) -> np.ndarray:
-    """Identifies the language of `CAPTIONS`, as measured; returns code and confidence by row."""
+    """Identifies the language of `CAPTIONS`; returns code and confidence by row."""
     rows = Strings.of(CAPTIONS).on(device)
-    measures = text.measure(device, rows, open_dictionary(), character_classes())
     japanese = device.up(np.arange(rows.rows, dtype=np.int32) % 5 - 3)
-    return np.array([device.down(found) for found in languages(device, rows, japanese, measures)])
+    return np.array([device.down(found) for found in languages(device, rows, japanese)])
+
+
+def tokenize_all(device: Any) -> np.ndarray:
+    """Returns the WordPiece ids of each of `CAPTIONS`, and the numbers of tokens and of [UNK]."""
+    pieces = ["[CLS]", "[SEP]", "[PAD]", "[UNK]", *sorted(set("".join(CAPTIONS).lower()))[::2]]
+    tables = portable.resident(device, wordpiece.build_tables(pieces, range(4)))
+    found = wordpiece.token_ids(device, tables, Strings.of(CAPTIONS).on(device), 12)
+    return np.column_stack(list(map(device.down, found)))
 
 
 def find_groups(device: Any) -> np.ndarray:
@@ -241,6 +250,7 @@ def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any
     np.testing.assert_allclose(np.load(tmp_path / "measures.npy"), measures, rtol=1e-6)
     assert np.load(tmp_path / "cleaned.npy").tolist() == clean_all(device).tolist()
     np.testing.assert_allclose(np.load(tmp_path / "languages.npy"), identify_all(device), atol=1e-6)
+    assert np.load(tmp_path / "tokens.npy").tolist() == tokenize_all(device).tolist()
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
     np.testing.assert_allclose(np.load(tmp_path / "groups.npy"), find_groups(device), atol=1e-9)
