@@ -12,7 +12,6 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.strings import Strings
 from danqing.engine.stages.dictionary import character_classes
 from danqing.kernels.portable import resident
-from danqing.kernels.text.captions import MEASURES
 from danqing.kernels.text.languages import EAST_ASIAN, NOTHING, LanguageModel, choose_parts, predict
 from danqing.trt_models.package_files import package_file
 from danqing.trt_models.run.fasttext_file import read_classifier
@@ -48,13 +47,13 @@ def open_identifier() -> Identifier:
     return Identifier(model, pa.array(names), np.isin(names, CHINESE))
 
 
-def languages(device: Device, text: Strings, japanese: Any, measures: Any) -> tuple[Any, Any]:
+def languages(device: Device, text: Strings, japanese: Any) -> tuple[Any, Any]:
     """Identifies the language of texts.
 
     A caption is judged by its East Asian part, if that has at least one Han character per two words of other scripts:
     names of brands and models do not make a caption English (`iPhone 15 Pro Max 手机壳 苹果`), and one Chinese name
     does not make an English sentence Chinese. The script decides what it can, since lid.176 is unreliable on short
-    texts: of Chinese lines of 5 to 9 Han characters without other letters, it calls 32 % Japanese, English or others.
+    texts: of Chinese lines of 5 to 9 characters without kana and hangul, it calls 32 % Japanese, English or others.
 
     - No Han character: not Chinese (confidence 0).
     - Han without kana and hangul: Chinese (1), unless it has more characters that only Japanese uses (済, 駅, 働) than
@@ -67,20 +66,16 @@ def languages(device: Device, text: Strings, japanese: Any, measures: Any) -> tu
     Args:
         device: holds the text.
         text: clean captions, in Simplified characters.
-        japanese: int32 (texts,), number of characters that only Japanese uses minus those that only Chinese uses,
-            before the conversion, which makes Chinese characters of Japanese ones (産 to 产).
-        measures: float32 (texts, measures), see `kernels.text.captions.MEASURES`.
+        japanese: int32 (texts,), on the device, number of characters that only Japanese uses minus those that only
+            Chinese uses, before the conversion, which makes Chinese characters of Japanese ones (産 to 产).
 
     Returns:
         int16 (texts,), positions in the names of `open_identifier`, and float32 (texts,), 0 to 1, the confidence that
         each text is Chinese. On the device.
     """
     xp, found = device.xp, open_identifier()
-    shares = xp.ascontiguousarray(device.up(measures).T)
-    han, foreign = shares[MEASURES.index("han_share")], shares[MEASURES.index("kana_share")]
-    foreign = foreign + shares[MEASURES.index("hangul_share")]
-    parts = xp.empty(text.rows, np.uint8)
-    choose_parts.launch(device, text.rows, text, han, foreign, resident(device, character_classes()), parts)
+    parts, han, foreign = (xp.empty(text.rows, kind) for kind in (np.uint8, np.float32, np.float32))
+    choose_parts.launch(device, text.rows, text, resident(device, character_classes()), parts, han, foreign)
     labels, probabilities = predict(device, text, parts, found.model, character_classes())
     none = len(found.names) - 1
     labels = xp.where(labels < 0, none, labels).astype(np.int16)
@@ -89,6 +84,6 @@ def languages(device: Device, text: Strings, japanese: Any, measures: Any) -> tu
     confidence = xp.clip(xp.minimum(chinese, 1 - 2 * foreign / of_part), 0, 1)
     confidence = xp.where(parts == NOTHING, 1, xp.where(han > 0, confidence, 0))
     codes = xp.where(parts == NOTHING, found.code("zh"), labels[:, 0])
-    is_japanese = device.up(japanese) > 0
+    is_japanese = japanese > 0
     codes = xp.where(is_japanese, found.code("ja"), codes).astype(np.int16)
     return codes, xp.where(is_japanese, 0, confidence).astype(np.float32)

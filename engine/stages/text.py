@@ -90,7 +90,7 @@ class Refine(CaptionStage):
         measures[changed] = measure_captions(self.context, texts.take(changed).strings(device))
         columns = dict(zip(MEASURES, measures.T, strict=True))
         batch["text_clean"] = texts
-        codes, batch["chinese_confidence"] = languages(device, cleaned.text, cleaned.japanese, measures)
+        codes, batch["chinese_confidence"] = languages(device, cleaned.text, cleaned.japanese)
         batch["language"] = TextColumn.of(open_identifier().names.take(pa.array(device.down(codes))))
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]

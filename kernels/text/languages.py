@@ -9,7 +9,7 @@ import numpy as np
 
 from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
-from danqing.kernels.text.captions import ALPHANUMERIC, DIGIT
+from danqing.kernels.text.captions import ALPHANUMERIC, DIGIT, HAN, HANGUL, KANA, LETTER
 from danqing.kernels.text.utf8 import decode_one
 
 LABELS = 5
@@ -166,6 +166,21 @@ def add_to_hash(hashed, byte):
     return ((hashed ^ signed) * HASH_PRIME) & 0xFFFFFFFF
 
 
+def make_word_table(words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Makes `slots`, `begins` and `letters` of `LanguageModel`, in host memory."""
+    slots = np.full(1 << (2 * len(words)).bit_length(), -1, np.int32)
+    for number, word in enumerate(words):
+        hashed = HASH_BASIS
+        for byte in word:
+            hashed = add_to_hash(hashed, byte)
+        slot = hashed & (len(slots) - 1)
+        while slots[slot] >= 0:
+            slot = (slot + 1) & (len(slots) - 1)
+        slots[slot] = number
+    begins = np.cumsum([0, *map(len, words)]).astype(np.int32)
+    return slots, begins, np.frombuffer(b"".join(words), np.uint8)
+
+
 @inlined
 def find_word(data, begin, end, model):
     """Returns the number of the word data[begin:end], or -1."""
@@ -274,22 +289,30 @@ def insert(label, probability, labels, probabilities):
 
 
 @kernel
-def choose_parts(first, last, step, text, han, foreign, classes, parts):
+def choose_parts(first, last, step, text, classes, parts, han_share, foreign_share):
     """Chooses the part of each row by which its language is judged.
 
     Args:
         text: `Strings`.
-        han, foreign: float32 (rows,), shares of Han, and of kana and hangul, among the letters.
         classes: uint16 (CODE_POINTS,), character classes.
         parts: uint8 (rows,), output. `NOTHING` if the part of interest has no letters but Han.
+        han_share, foreign_share: float32 (rows,), outputs: shares of Han, and of kana and hangul, among the letters.
     """
     for row in range(first, last, step):
-        parts[row] = WHOLE
-        if han[row] <= 0:
-            continue
         begin, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
-        if han[row] >= SURELY_HAN or has_han_per_word(text.data, begin, stop, classes):
-            parts[row] = EAST_ASIAN if foreign[row] > 0 else NOTHING
+        letters, han, foreign = 0, 0, 0
+        at = begin
+        while at < stop:
+            code, size = decode_one(text.data, at, stop)
+            kind = classes[code]
+            letters += kind & LETTER != 0
+            han += kind & HAN != 0
+            foreign += kind & (KANA | HANGUL) != 0
+            at += size
+        han_share[row], foreign_share[row] = han / max(letters, 1), foreign / max(letters, 1)
+        parts[row] = WHOLE
+        if han > 0 and (han >= SURELY_HAN * letters or has_han_per_word(text.data, begin, stop, classes)):
+            parts[row] = EAST_ASIAN if foreign > 0 else NOTHING
 
 
 @inlined

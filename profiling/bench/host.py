@@ -4,7 +4,7 @@
 
 SCORE runs in one thread, every pair through every stage. CPU time of the process, the least of the rounds, is booked on
 the code that runs, and separately for calls that release the lock: files, xxHash, kernels, SentencePiece. The rest is
-Python code and calls that hold the lock or are too short to matter: OpenCC, fastText, Pillow.
+Python code and calls that hold the lock or are too short to matter, such as Pillow.
 
 Stand-ins replace codec, resizer and networks; batches are as large as on a GPU. The sum lacks the Python code around
 nvImageCodec, DALI and CuPy. It includes the costs per shard: small shards give higher figures than 10,000 pairs. The

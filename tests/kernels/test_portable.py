@@ -60,7 +60,7 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
     parts, labels = data[: rows.rows], np.empty((rows.rows, language_kernels.LABELS), np.int16)
     shares, model = np.empty(labels.shape, np.float32), open_identifier().model
-    yield language_kernels.choose_parts, (rows, weights, weights, classes, parts)
+    yield language_kernels.choose_parts, (rows, classes, parts, weights, weights)
     yield language_kernels.predict_rows, (rows, parts, model, classes, shares, labels, shares)
     terms = build({"猫": 1})
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
@@ -166,11 +166,10 @@ def clean_all(device: Any) -> np.ndarray:
 
 
 def identify_all(device: Any) -> np.ndarray:
-    """Identifies the language of `CAPTIONS`, as measured; returns code and confidence by row."""
+    """Identifies the language of `CAPTIONS`; returns code and confidence by row."""
     rows = Strings.of(CAPTIONS).on(device)
-    measures = text.measure(device, rows, open_dictionary(), character_classes())
     japanese = device.up(np.arange(rows.rows, dtype=np.int32) % 5 - 3)
-    return np.array([device.down(found) for found in languages(device, rows, japanese, measures)])
+    return np.array([device.down(found) for found in languages(device, rows, japanese)])
 
 
 def tokenize_all(device: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from danqing.engine.core.errors import DanqingError
-from danqing.kernels.text.languages import HASH_BASIS, LABEL_PREFIX, LanguageModel, add_to_hash
+from danqing.kernels.text.languages import LABEL_PREFIX, LanguageModel, make_word_table
 
 MAGIC, VERSION = 793712314, 12
 HIERARCHICAL_SOFTMAX, SUPERVISED = 1, 3  # values of the settings `loss` and `model`
@@ -111,7 +111,7 @@ def _parse(file: _Reader) -> tuple[LanguageModel, list[str]]:
     sizes = [shortest, longest, buckets, max(map(len, texts[:words])), texts.index(END_OF_LINE)]
     nodes, order = _make_tree(counts[words:])
     weights = np.where((order >= labels)[:, None], outputs[np.maximum(order - labels, 0)], 0).astype(np.float32)
-    table = _make_word_table(texts[:words])
+    table = make_word_table(texts[:words])
     model = LanguageModel(np.array(sizes, np.int64), *table, kept_bits, rows, vectors, nodes, weights)
     return model, list(map(_label_name, texts[words:]))
 
@@ -159,21 +159,6 @@ def _decode(file: _Reader, codes: np.ndarray, rows: int, columns: int) -> np.nda
 def _finite(vectors: np.ndarray) -> np.ndarray:
     _check(np.isfinite(vectors).all(), "a value that is not finite")
     return vectors.astype(np.float32)
-
-
-def _make_word_table(words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Makes `slots`, `begins` and `letters` of `LanguageModel`."""
-    slots = np.full(1 << (2 * len(words)).bit_length(), -1, np.int32)
-    for number, word in enumerate(words):
-        hashed = HASH_BASIS
-        for byte in word:
-            hashed = add_to_hash(hashed, byte)
-        slot = hashed & (len(slots) - 1)
-        while slots[slot] >= 0:
-            slot = (slot + 1) & (len(slots) - 1)
-        slots[slot] = number
-    begins = np.cumsum([0, *map(len, words)]).astype(np.int32)
-    return slots, begins, np.frombuffer(b"".join(words), np.uint8)
 
 
 def _make_tree(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,17 +8,14 @@ import pytest
 from danqing.engine.core.device import Device
 from danqing.engine.core.strings import Strings
 from danqing.engine.demo.crawl import photographs
-from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.engine.stages.language import languages, open_identifier
-from danqing.kernels.text.captions import measure
 
 
 def identify(device: Device, texts: list[str], japanese: list[int] | None = None) -> tuple[list[str], np.ndarray]:
     """Returns the language of each text and the confidence that it is Chinese."""
     rows = Strings.of(texts)
-    measures = measure(device, rows, open_dictionary(), character_classes())
     counts = np.array(japanese or [0] * len(texts), np.int32)
-    codes, confidence = languages(device, rows, counts, measures)
+    codes, confidence = languages(device, rows, counts)
     assert codes.dtype == np.int16 and confidence.dtype == np.float32
     return open_identifier().names.take(codes).to_pylist(), confidence
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from functools import cache
 from typing import Any
 
@@ -82,11 +83,15 @@ def test_the_east_asian_part_has_no_words_of_other_scripts(device: Device) -> No
 
 
 def test_the_part_is_chosen_by_han_characters_per_word(device: Device) -> None:
-    texts = [*MIXED, *random_texts(300, seed=6)]
-    han, foreign = np.full(len(texts), 0.25, np.float32), np.arange(len(texts)).astype(np.float32) % 2
-    parts = np.empty(len(texts), np.uint8)
-    choose_parts.launch(device, len(texts), Strings.of(texts), han, foreign, character_classes(), parts)
-    for text, part, other in zip(texts, parts.tolist(), foreign.tolist(), strict=True):
-        count = sum("\u3400" <= character <= "\u9fff" for character in text)
-        judged = EAST_ASIAN if other else NOTHING
-        assert part == (judged if 2 * count >= len(OTHER_WORD.findall(text)) else WHOLE), text
+    texts = [*MIXED, *random_texts(300, seed=6), "The Great Wall of China (长城) in spring", "a b c d 猫 e"]
+    parts, han, foreign = (np.empty(len(texts), kind) for kind in (np.uint8, np.float32, np.float32))
+    choose_parts.launch(device, len(texts), Strings.of(texts), character_classes(), parts, han, foreign)
+    for text, part, shares in zip(texts, parts.tolist(), zip(han, foreign, strict=True), strict=True):
+        names = [unicodedata.name(character, "").split(" ")[0] for character in text if character.isalpha()]
+        count = sum(name.startswith("CJK") for name in names)
+        other = sum(name.split("-")[0] in ("HIRAGANA", "KATAKANA", "HANGUL") for name in names)
+        assert shares == pytest.approx((count / max(len(names), 1), other / max(len(names), 1)))
+        basic = sum("\u3400" <= character <= "\u9fff" for character in text)
+        decides = count and (2 * count >= len(names) or 2 * basic >= len(OTHER_WORD.findall(text)))
+        assert part == ((EAST_ASIAN if other else NOTHING) if decides else WHOLE), text
+    assert parts[-2:].tolist() == [WHOLE, WHOLE] and set(parts.tolist()) == {NOTHING, WHOLE, EAST_ASIAN}
