@@ -29,13 +29,20 @@ def jaccard_distance(a: str, b: str) -> float:
 
 def test_hashes_equal_those_of_mmh3(device: Any) -> None:
     texts = ["一只橘猫", "a", "", "0123456789abcdef"]
-    expected = ["86b43785a1e45dd3d708e27fc95d6e9d", "897859f6655555855a890e51483ab5e6", "", "a7d14acf946de04bda08a7635c5bc387"]
+    expected = [
+        "86b43785a1e45dd3d708e27fc95d6e9d",
+        "897859f6655555855a890e51483ab5e6",
+        "",
+        "a7d14acf946de04bda08a7635c5bc387",
+    ]
     assert hash_texts(device, Strings.of(texts)).arrow().to_pylist() == expected
     assert hash_texts(device, Strings.of(texts[:0])).rows == 0
     tails = [LINE[:size] for size in range(1, 60)]  # every length of the last block; cut within characters
     found = hash_texts(device, Strings.of(pa.array(tails, pa.large_binary()))).arrow()
     digest = hashlib.sha256("".join(found.to_pylist()).encode()).hexdigest()
-    assert digest == "010d811a556ed4c023e76705bf30307734c075058791db7f6ee852b0f33aad65"  # of mmh3.hash_bytes(tail).hex(), one after the other
+    assert (
+        digest == "010d811a556ed4c023e76705bf30307734c075058791db7f6ee852b0f33aad65"
+    )  # of mmh3.hash_bytes(tail).hex(), one after the other
 
 
 def test_rows_of_a_slice_hash_as_alone(device: Any) -> None:
