@@ -74,7 +74,7 @@ def test_jaccard_distances_are_exact(device: Any) -> None:
 
 @pytest.mark.parametrize("changed", [2, 6, 12])
 def test_the_share_of_equal_band_keys_is_the_power_of_the_similarity(device: Any, changed: int) -> None:
-    """4,000 pairs of 60 characters, of which one has the last `changed` replaced: a share of j^4 within four deviations."""
+    """In 4,000 pairs of 60 characters that differ in the last ones, within four standard deviations."""
     rng = np.random.default_rng(changed)
     words = rng.integers(0x4E00, 0x9FA5, (4000, 60))
     others = np.concatenate([words[:, :-changed], rng.integers(0x4E00, 0x9FA5, (4000, changed))], 1)
