@@ -164,10 +164,11 @@ def _chains(output: Path, rows: np.ndarray) -> np.ndarray | None:
         None if the file is missing or damaged, or if other rows were compared, so that all are compared.
     """
     try:
-        compared, first = np.load(output / "chains.npy")
+        stored = np.load(output / "chains.npy")
     except (OSError, ValueError, EOFError):
         return None
-    return first if np.array_equal(compared, rows[: len(compared)]) else None
+    known = stored.ndim == 2 and np.array_equal(stored[0], rows[: stored.shape[1]])
+    return stored[1] if known else None
 
 
 def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdicts:
