@@ -46,7 +46,7 @@ def with_references(
     after = [
         exclusion
         for c in captions
-        for exclusion in _exclusions(f"already_kept_{c.column}", kept, c.within, "caption kept before", c.column)
+        for exclusion in _exclusions(f"already_kept_{c.name}", kept, c.within, "caption kept before", c.column)
     ]
     after += _exclusions("already_kept", kept, default, "kept before")
     return replace(recipe, criteria=(*recipe.criteria[:place], *before, *recipe.criteria[place:], *after))

@@ -1,7 +1,7 @@
 """Groups captions whose shingles are similar: candidates by MinHash, decided by their Jaccard distance.
 
-Signatures are not stored. Each band's keys are computed when the band is searched, so a search needs the shingles and
-24 bytes a text, whatever the number of bands.
+Signatures are not stored: they would take as much memory as the shingles, and only estimate the distance. Each band's
+keys are computed when the band is searched, so memory does not depend on the number of bands.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ MIN_RECALL = 0.999
 def bands_for(within: float) -> int:
     """Number of bands with which pairs at a Jaccard distance of `within` are found with probability `MIN_RECALL`.
 
-    >>> [bands_for(within) for within in (0.1, 0.2, 0.3, 0.5)]
-    [7, 14, 26, 108]
+    >>> [bands_for(within) for within in (1e-20, 0.1, 0.2, 0.3, 0.5)]
+    [1, 7, 14, 26, 108]
     """
-    return math.ceil(math.log(1 - MIN_RECALL) / math.log(1 - (1 - within) ** BAND_HASHES))
+    missed = max(1 - (1 - within) ** BAND_HASHES, 1e-12)  # above 0, for the logarithm
+    return math.ceil(math.log(1 - MIN_RECALL) / math.log(missed))
 
 
 class SimilarTexts:
