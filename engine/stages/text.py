@@ -57,7 +57,7 @@ class Caption(CaptionStage):
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
         if self.unsafe:
-            batch["unsafe_text"] = self.unsafe(TextColumn.made(captions, self.context.device))
+            batch["unsafe_text"] = self.unsafe(TextColumn.made(captions, device))
 
 
 class Refine(CaptionStage):
