@@ -40,7 +40,7 @@ from danqing.kernels.portable import Kernel
 from danqing.trt_models.run.session import OnnxSession
 from tests.strict import MockLibrary, refuse_host_arrays
 
-RECIPE = replace(load_recipe("embedded"), also=("perceptual_hash",))
+RECIPE = replace(load_recipe("embedded"), also=("perceptual_hash", "caption_hash"))
 HOST = Device("cpu", 1, ThreadPoolExecutor(1))
 texts_copied: list[int] = []
 """Bytes of the columns of text that have been copied to the host."""

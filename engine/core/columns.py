@@ -31,8 +31,8 @@ class Column:
             both; empty where the type says it.
         device: whether the column stays on the device; otherwise it is on the host after the stage.
         file: the folder of the run whose files hold it, if it is stored.
-        distance: what `within` of a near-duplicate criterion measures: `cosine` distance, `bits` that differ, or
-            nothing, if values are only equal or not.
+        distance: what `within` of a near-duplicate criterion measures: `cosine` distance, `bits` that differ,
+            `Jaccard` distance of the shingles, or nothing, if values are only equal or not.
 
     >>> Column("brightness", pa.float32(), "mean of the grey values", range=(0, 255)).is_score
     True
@@ -46,7 +46,7 @@ class Column:
     array: str = ""
     device: bool = False
     file: Literal["scores", "features", "verdicts", "shards"] = "scores"
-    distance: Literal["", "cosine", "bits"] = ""
+    distance: Literal["", "cosine", "bits", "Jaccard"] = ""
 
     @property
     def is_score(self) -> bool:
@@ -113,6 +113,10 @@ COMPUTED = (
     ),
     Column(
         "text_clean", pa.string(), "the caption in Simplified Chinese, without HTML, emoji and special characters",
+        array="TextColumn", distance="Jaccard",
+    ),
+    Column(
+        "caption_hash", pa.string(), "MurmurHash3 (x64, 128 bits) of the clean caption, 32 hex digits; empty for none",
         array="TextColumn",
     ),
     Column("language", pa.string(), "ISO 639 code of the clean caption's language", array="TextColumn"),
@@ -198,7 +202,9 @@ VERDICTS = (
     Column("dropped_by", pa.string(), "the first criterion that the row fails; null if it is kept", file="verdicts"),
     Column("group", pa.int64(), "number of the near-duplicate group; -1 without one", (-1, None), file="verdicts"),
     Column("kept_instead", pa.string(), "uid of the row that the row is a near-duplicate of", file="verdicts"),
-    Column("distance", pa.float64(), "distance to that row: cosine, or bits that differ", COUNT, file="verdicts"),
+    Column(
+        "distance", pa.float64(), "distance to that row: cosine, Jaccard, or bits that differ", COUNT, file="verdicts"
+    ),
 )
 """Columns that DECIDE adds to shard, row, key and uid."""
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from cuda.bindings import nvjitlink
 from numba.core.errors import TypingError
@@ -17,6 +18,7 @@ from danqing.engine.core.progress import Silent
 from danqing.engine.core.strings import Strings
 from danqing.engine.decide.dedup import fingerprints as fingerprint_groups
 from danqing.engine.decide.dedup import groups, lists
+from danqing.engine.decide.dedup.captions import SimilarTexts, nearest_texts
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.dedup.sample import NeighbourSample
@@ -32,7 +34,7 @@ from danqing.kernels.pictures.resample_batches import Window
 from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
-from danqing.kernels.text import cleaning, lexicon, wordpiece
+from danqing.kernels.text import cleaning, hashes, lexicon, wordpiece
 from danqing.kernels.text import languages as language_kernels
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
@@ -94,6 +96,14 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
         np.empty((2, 8), np.int32),
     )
     yield wordpiece.tokenize, (rows.offsets, rows.data, *pieces, tokens, tokens, tokens[0], tokens[0])
+    keys, shingles = INTEGERS.astype(np.uint64), hashes.Shingles(INTEGERS, integers, integers.astype(np.uint32))
+    yield hashes.write_hashes, (rows, INTEGERS, data)
+    yield hashes.count_shingles, (rows, integers)
+    yield hashes.write_shingles, (rows, shingles)
+    yield hashes.write_band_keys, (shingles, 1, keys)
+    yield hashes.join_similar, (shingles, keys, INTEGERS, 0.2, INTEGERS)
+    yield hashes.find_most_similar, (shingles, keys, INTEGERS, INTEGERS, 1, 0.2, np.zeros(2), INTEGERS)
+    yield hashes.measure_jaccard, (INTEGERS, INTEGERS, shingles, np.zeros(2))
     yield fingerprints.join_in_buckets, (INTEGERS.astype(np.uint64), INTEGERS, INTEGERS.astype(np.uint64), 4, INTEGERS)
 
 
@@ -131,9 +141,10 @@ from danqing.kernels.text.lexicon import Patterns, weigh
 from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.engine.core.strings import Strings
 from danqing.kernels.text.trie import build
+from danqing.kernels.text.hashes import hash_texts
 from tests.kernels.test_portable import (
     CAPTIONS, INPUTS, PICTURES,
-    clean_all, find_groups, identify_all, resize_all, tokenize_all,
+    clean_all, find_groups, find_similar, identify_all, resize_all, tokenize_all,
 )
 from tests.simulated import simulate_gpu
 
@@ -148,6 +159,8 @@ with open_device("cuda") as device:
     np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
     np.save("groups.npy", find_groups(device))
+    np.save("hashes.npy", np.array(hash_texts(device, rows).on_host(device).arrow().to_pylist()))
+    np.save("similar.npy", find_similar(device))
     np.save("resized.npy", resize_all(device, list(map(device.up, PICTURES))))
     for number, batch in enumerate(BatchResizer(INPUTS, device)(list(map(device.up, PICTURES[3:])))):
         np.save(f"input{number}.npy", device.down(batch))
@@ -195,6 +208,17 @@ def find_groups(device: Any) -> np.ndarray:
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
     return np.stack([*near, hash_groups, nearest, device.down(likely), np.full(24, found.share)])
+
+
+def find_similar(device: Any) -> np.ndarray:
+    """Groups a few texts and finds the nearest of the first ten; returns groups and distances of each row."""
+    texts = [f"一只橘猫坐在窗台上看着第{n % 7}只小鸟{'飞' * (n % 3)}" for n in range(20)] + ["", "猫", "猫🐈", ""]
+    encoded = pa.array(texts, pa.large_string()).dictionary_encode()
+    values = encoded.indices.to_numpy()
+    found = SimilarTexts(device, values, encoded.dictionary, 0.2)
+    nearest, distance = nearest_texts(device, values, encoded.dictionary, 10, 0.3)
+    assert 3 < len(set(found.group.tolist())) < 20 and 0 < (nearest >= 0).sum() < 14
+    return np.concatenate([found.group, found.distances(found.group), nearest, np.minimum(distance, 2)])
 
 
 def resize_all(device: Any, pictures: list[Any]) -> np.ndarray:
@@ -256,6 +280,8 @@ def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
     np.testing.assert_allclose(np.load(tmp_path / "groups.npy"), find_groups(device), atol=1e-9)
+    assert np.load(tmp_path / "hashes.npy").tolist() == hashes.hash_texts(device, rows).arrow().to_pylist()
+    assert (np.load(tmp_path / "similar.npy") == find_similar(device)).all()
     host_copies = [np.ascontiguousarray(picture) for picture in (PICTURES[4][:, 3:60], PICTURES[5][::-2])]
     expected = [
         by_pillow(picture, *size, interpolation).ravel()
