@@ -38,7 +38,9 @@ class BlockedSource(Stage):
         blocked = self.context.blocked_domains
         rows = len(batch)
         urls = TextColumn.of(batch["url"])
-        batch["blocked_source"] = find_blocked(self.context.device, urls, blocked) if blocked else np.zeros(rows, np.int8)
+        batch["blocked_source"] = (
+            find_blocked(self.context.device, urls, blocked) if blocked else np.zeros(rows, np.int8)
+        )
 
 
 def find_blocked(device: Device, urls: TextColumn, domains: Domains) -> np.ndarray:

@@ -71,7 +71,12 @@ def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path: Path) 
     blocked = listed(
         tmp_path, "# bad sites\nBad.example\n*.spam.example  # all of it\n\n例子.中国\nxn--bcher-kva.example"
     )
-    assert set(blocked.to_pylist()) == {"bad.example", "spam.example", "xn--fsqu00a.xn--fiqs8s", "xn--bcher-kva.example"}
+    assert set(blocked.to_pylist()) == {
+        "bad.example",
+        "spam.example",
+        "xn--fsqu00a.xn--fiqs8s",
+        "xn--bcher-kva.example",
+    }
     expected = {
         "https://bad.example/a": 1,
         "http://x.y.BAD.example./": 1,
@@ -99,8 +104,11 @@ def test_hosts_are_found_in_a_large_table_and_equal_hashes_do_not_block(device: 
     data[domains.offsets[17]] += 1  # the table has the name's hash, but other bytes
     data.flags.writeable = False  # Numba compiles kernels for writable tables separately
     found = find_domains(device, listed_hosts(device, hosts), domains._replace(data=data))
-    assert np.flatnonzero(found != expected).tolist() == [row for row, host in enumerate(hosts) if
-        host.endswith(sorted(names)[17]) and host.removesuffix(sorted(names)[17])[-1:] in ("", ".")]
+    assert np.flatnonzero(found != expected).tolist() == [
+        row
+        for row, host in enumerate(hosts)
+        if host.endswith(sorted(names)[17]) and host.removesuffix(sorted(names)[17])[-1:] in ("", ".")
+    ]
 
 
 def test_long_hosts_take_linear_time(device: Device) -> None:
@@ -149,7 +157,11 @@ def test_addresses_and_international_names_have_one_spelling(url: str, host: str
 
 
 def test_addresses_and_hosts_files_are_listed(tmp_path: Path) -> None:
-    assert listed(tmp_path, "\ufeff1.2.3.4\n::1\n[2001:DB8::0:1]\n").to_pylist() == ["1.2.3.4", "[2001:db8::1]", "[::1]"]
+    assert listed(tmp_path, "\ufeff1.2.3.4\n::1\n[2001:DB8::0:1]\n").to_pylist() == [
+        "1.2.3.4",
+        "[2001:db8::1]",
+        "[::1]",
+    ]
     hosts = "127.0.0.1 localhost\n::1 localhost ip6-loopback\n0.0.0.0 bad.example www.Worse.example # ads\n.dot.example"
     assert listed(tmp_path, hosts).to_pylist() == ["bad.example", "dot.example", "www.worse.example"]
 
