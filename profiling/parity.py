@@ -23,6 +23,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import Memory
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Spans
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.plan import make_plan
@@ -30,7 +31,8 @@ from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import batches_of, run_stages
 from danqing.engine.sources import find_shards, open_shard
-from danqing.engine.stages import CATALOGUE, columns_of_role
+from danqing.engine.stages import columns_of_role
+from danqing.engine.stages.patterns import stages_for
 from danqing.profiling.torch_peer import torch_rate
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.engines import COSINE, DIFFERENCE, Engine, Engines, Parity, runtime_version
@@ -178,7 +180,7 @@ class Pass:
         self.recipe = recipe
         self.rows: dict[tuple[int, int], dict[str, Any]] = {}
         models = _RecordingModels(recipe, role, engine)
-        plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
+        plan = make_plan(recipe, stages_for(recipe), SHARD_COLUMNS)
         context = settings.context(device, models, plan.wanted)
         with native_stderr_to(Path(os.devnull)):
             copies = (Batch(dict(batch.columns)) for batch in batches)
@@ -190,8 +192,11 @@ class Pass:
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows that leave the stages; see `engine.score.loop.RowSink`."""
         names = [name for name in (*self.recipe.columns, FEATURES, "error") if name in batch]
+        columns = {
+            name: batch[name].to_pylist() if isinstance(batch[name], TextColumn) else batch[name] for name in names
+        }
         for position, identity in enumerate(zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)):
-            self.rows[identity] = {name: batch[name][position] for name in names}
+            self.rows[identity] = {name: columns[name][position] for name in names}
 
     def dropped_by(self, device: Device) -> np.ndarray:
         """Decides every row as DECIDE does: int64 (rows,), the position of the criterion that drops it, or -1."""

@@ -342,9 +342,14 @@ class Pattern(Threshold):
 
     @property
     def rule(self) -> str:
+        return f"{super().rule}: {self.matches}"
+
+    @property
+    def matches(self) -> str:
+        """The column in words."""
         patterns = " | ".join(self.patterns)
         shown = patterns if len(patterns) <= MAX_PATTERN else f"{patterns[: MAX_PATTERN - 1]}…"
-        return f"{super().rule}: matches of {shown} in {self.source}"
+        return f"matches of {shown} in {self.source}"
 
     @property
     def output(self) -> Column:

@@ -72,7 +72,8 @@ class Settings:
     def rules(self) -> dict[str, Any]:
         """Hashes of the block list and the user dictionaries, for the run's identity."""
         domains = self.blocked_domains
-        listed = pc.binary_join(pa.LargeListArray.from_arrays([0, len(domains)], domains), "\n")
+        lines = pa.LargeListArray.from_arrays([0, len(domains)], domains)
+        listed = pc.binary_join(lines, pa.scalar("\n", pa.large_string()))
         return {
             "blocklist": hashlib.sha256(listed.buffers()[2]).hexdigest()[:16] if len(domains) else None,
             "user_dictionaries": [file_hash(path)[:16] for path in self.user_dictionaries],

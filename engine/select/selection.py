@@ -27,9 +27,10 @@ from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, is_unused, write_json
-from danqing.engine.core.memory import text_bytes
+from danqing.engine.core.memory import TEXT_COPIES
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
@@ -45,6 +46,7 @@ from danqing.engine.score.settling import unify
 from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, find_tables, read_parts
 from danqing.engine.stages import CATALOGUE
+from danqing.engine.stages.patterns import stages_for
 from danqing.trt_models.model_set import ModelSet
 
 CLEAN = "text_clean"
@@ -146,7 +148,7 @@ def select(
         check_tables(files, columns)
     text_recipe = before_download(recipe)
     deferred = tuple(c.name for c in recipe.criteria if c not in text_recipe.criteria)
-    plan = make_plan(text_recipe, CATALOGUE, TABLE_COLUMNS, also=[CLEAN])
+    plan = make_plan(text_recipe, stages_for(text_recipe), TABLE_COLUMNS, also=[CLEAN])
     models = ModelSet(text_recipe.models)
     identity = {
         "inputs": [[str(file.path.resolve()), file.bytes] for file in files],
@@ -197,7 +199,7 @@ def before_download(recipe: Recipe) -> Recipe:
     Raises:
         DanqingError: every criterion needs a picture.
     """
-    text_recipe = decidable(recipe, CATALOGUE, TABLE_COLUMNS)
+    text_recipe = decidable(recipe, stages_for(recipe), TABLE_COLUMNS)
     # Near-duplicate search compares all rows, and SELECT has one part in memory.
     text_recipe = replace(text_recipe, criteria=tuple(c for c in text_recipe.criteria if isinstance(c, RowCriterion)))
     if not text_recipe.criteria:
@@ -231,15 +233,16 @@ class Judged:
         for start in range(0, len(usable), BATCH_ROWS):
             rows = usable[start : start + BATCH_ROWS]
             urls, captions = self.part.urls.take(pa.array(rows)), self.part.captions.take(pa.array(rows))
-            texts = {"url": urls.to_pylist(), "caption": captions.to_pylist()}
-            size = np.array([text_bytes(caption, {}) for caption in texts["caption"]], np.int64)
+            texts = {"url": TextColumn.of(urls), "caption": TextColumn.of(captions)}
+            size = TEXT_COPIES * texts["caption"].lengths()
             yield Batch({"row": rows, **texts, "text_bytes": size, "error": [None] * len(rows)})
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows that leave the stages; see `engine.score.loop.RowSink`."""
         for name, column in self.columns.items():
             if name in batch:
-                column[batch["row"]] = np.array(batch[name], column.dtype)
+                values = batch[name].to_pylist() if isinstance(batch[name], TextColumn) else batch[name]
+                column[batch["row"]] = np.array(values, column.dtype)
         self.progress.advance(len(batch))
 
     def dropped_by(self, recipe: Recipe) -> np.ndarray:

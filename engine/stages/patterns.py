@@ -7,9 +7,8 @@ patterns that it gives the meaning that RE2 gives them (`regexes.for_libcudf`), 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -60,8 +59,7 @@ class Matches(Stage):
         self.counters = [open_counter(context.device, pattern) for pattern in self.criterion.patterns]
 
     def __call__(self, batch: Batch) -> None:
-        text = TextColumn.of(batch[self.criterion.source])
-        counts = [counter.count(text) for counter in self.counters]
+        counts = [counter.count(batch[self.criterion.source]) for counter in self.counters]
         batch[self.criterion.name] = np.sum(counts, axis=0, dtype=np.int32)
 
 
@@ -90,8 +88,14 @@ class HostCounter:
         return counts
 
 
-def open_counter(device: Device, pattern: str) -> Any:
-    """Makes the counter of a pattern for a device; logs which patterns of a GPU the host counts, and why."""
+def open_counter(device: Device, pattern: str) -> HostCounter | RegexCounter:
+    """Makes the counter of a pattern for a device; logs which patterns of a GPU the host counts, and why.
+
+    >>> from danqing.engine.core.device import open_device
+    >>> with open_device("cpu") as device:
+    ...     open_counter(device, "QQ ?[0-9]+").count(TextColumn.of(["QQ12, QQ 34", None])).tolist()
+    [2, 0]
+    """
     if device.kind == "cuda":
         try:
             return RegexCounter(device, for_libcudf(pattern))
@@ -100,16 +104,3 @@ def open_counter(device: Device, pattern: str) -> Any:
         except ImportError as problem:
             log.info("pattern '%s' is counted on the host by RE2: %s", pattern, problem)
     return HostCounter(device, pattern)
-
-
-def count_matches(device: Device, text: TextColumn, patterns: Sequence[str]) -> np.ndarray:
-    """Counts the matches of several patterns: int32 (rows,).
-
-    >>> from danqing.engine.core.device import open_device
-    >>> with open_device("cpu") as device:
-    ...     count_matches(device, TextColumn.of(["微信 abc123", None, "QQ 12 微信"]), ["微信", r"QQ\\s*[0-9]+"]).tolist()
-    [1, 0, 2]
-    """
-    counts = [open_counter(device, pattern).count(text) for pattern in patterns]
-    total: np.ndarray = np.sum(counts, axis=0, dtype=np.int32)
-    return total

@@ -48,8 +48,8 @@ def for_libcudf(pattern: str) -> str:
     Raises:
         DiffersError: libcudf has no equal; names the part.
 
-    >>> for_libcudf(r"(?i)qq\\s*\\d{5,}")
-    '[Qq][Qq][\\t-\\n\\f-\\r ]*[0-9]{5,}'
+    >>> for_libcudf(r"qq\\w?\\d{5,}|(?:微信|v信)号?")
+    'qq[0-9A-Z_a-z]?[0-9]{5,}|(?:微信|v信)号?'
     """
     flags = _FLAGS.match(pattern)
     reader = _Reader(pattern, flags[0] if flags else "")

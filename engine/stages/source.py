@@ -35,12 +35,9 @@ class BlockedSource(Stage):
     produces = produced("blocked_source")
 
     def __call__(self, batch: Batch) -> None:
-        blocked = self.context.blocked_domains
-        rows = len(batch)
-        urls = TextColumn.of(batch["url"])
-        batch["blocked_source"] = (
-            find_blocked(self.context.device, urls, blocked) if blocked else np.zeros(rows, np.int8)
-        )
+        device, blocked = self.context.device, self.context.blocked_domains
+        none = np.zeros(len(batch), np.int8)
+        batch["blocked_source"] = find_blocked(device, batch["url"], blocked) if blocked else none
 
 
 def find_blocked(device: Device, urls: TextColumn, domains: Domains) -> np.ndarray:

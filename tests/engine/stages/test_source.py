@@ -46,7 +46,7 @@ def hostile_urls(count: int, seed: int) -> list[str]:
     """Makes random sequences of tokens; half of them begin like a URL."""
     draw = random.Random(seed)
     beginnings = ["", "", "", "//", "http://", "https://", "http:\\\\"]
-    weights = [9 if part.isascii() and part.isalnum() or part == "." else 1 for part in PARTS]  # many have a host
+    weights = [9 if (part.isascii() and part.isalnum()) or part == "." else 1 for part in PARTS]  # many have a host
     return [draw.choice(beginnings) + "".join(draw.choices(PARTS, weights, k=draw.randrange(8))) for _ in range(count)]
 
 
@@ -89,7 +89,7 @@ def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path: Path) 
         "http://[broken": 0,
         "": 0,
     }
-    batch = Batch({"row": np.arange(len(expected) + 1), "url": [*expected, None]})
+    batch = Batch({"row": np.arange(len(expected) + 1), "url": TextColumn.of([*expected, None])})
     BlockedSource(Context(device, ModelSet({}), frozenset(), build_domains(blocked)))(batch)
     assert batch["blocked_source"].tolist() == [*expected.values(), 0]
 
