@@ -19,12 +19,11 @@ from danqing.engine.stages.hosts import MAX_HOST, host_of, normal_host
 from danqing.kernels.text import hosts as kernels
 from danqing.kernels.text.hosts import Domains
 
-_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-PLAIN_LINE = (
-    r"^[ \t]*(?:(?:0\.0\.0\.0|127\.0\.0\.1)[ \t]+|(?:\*?\.)?)"
-    rf"(?P<name>(?:{_LABEL}\.)+[A-Za-z_](?:[A-Za-z0-9_-]{{0,61}}[A-Za-z0-9_])?)[ \t]*(?:#.*)?$"
-)
-"""A line of a block list with one ASCII domain. Arrow reads a million of them in a second, without Python strings."""
+_END = "(?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+PLAIN_DOMAIN = rf"^(?:[A-Za-z0-9_]{_END}\.)+[A-Za-z_]{_END}$"
+"""An ASCII domain with a dot, as nearly all lines of block lists are. RE2 checks a million of them in 0.1 s."""
+LISTED_AS = r"^(?:(?:0\.0\.0\.0|127\.0\.0\.1)[ \t]+|\*?\.)"
+"""What hosts files and lists of DNS blockers write before a domain."""
 
 
 class BlockedSource(Stage):
@@ -67,11 +66,14 @@ def read_blocklist(path: Path) -> pa.LargeStringArray:
         text = pa.array([path.read_text(encoding="utf-8-sig")], pa.large_string())
     except (OSError, UnicodeDecodeError) as problem:
         raise DanqingError(f"{path}: cannot read the block list: {problem}") from None
-    lines = pc.split_pattern(text, "\n").flatten()
-    plain = pc.struct_field(pc.extract_regex(lines, PLAIN_LINE), "name")
-    plain = pc.if_else(pc.less_equal(pc.binary_length(plain), MAX_HOST), plain, None)
+    lines = pc.ascii_trim_whitespace(pc.split_pattern(text, "\n").flatten())
+    plain = _is_plain(lines)
+    numbers = np.flatnonzero(pc.invert(plain))
+    bare = pc.replace_substring_regex(lines.take(pa.array(numbers)), LISTED_AS, "")
+    listed = _is_plain(bare)
+    names = [pc.ascii_lower(lines.filter(plain)), pc.ascii_lower(bare.filter(listed))]
+    numbers = numbers[np.flatnonzero(pc.invert(listed))]
     others: set[str] = set()
-    numbers = np.flatnonzero(plain.is_null())
     for number, line in zip(numbers.tolist(), lines.take(pa.array(numbers)).to_pylist(), strict=True):
         try:
             others.update(_entries(line.partition("#")[0].split()))
@@ -80,9 +82,15 @@ def read_blocklist(path: Path) -> pa.LargeStringArray:
                 f"{path}:{number + 1}: {line.strip()!r} is not a domain; write one domain or IP address per line, as "
                 "example.com, or the lines of a hosts file"
             ) from None
-    names = pa.concat_arrays([pc.ascii_lower(plain.drop_null()), pa.array(list(others), pa.large_string())])
-    names = names.unique()
-    return names.take(pc.sort_indices(names))
+    distinct = pa.concat_arrays([*names, pa.array(list(others), pa.large_string())]).unique()
+    domains = distinct.take(pc.sort_indices(distinct))
+    del text, lines, bare, names, distinct
+    pa.default_memory_pool().release_unused()
+    return domains
+
+
+def _is_plain(lines: pa.LargeStringArray) -> pa.BooleanArray:
+    return pc.and_(pc.match_substring_regex(lines, PLAIN_DOMAIN), pc.less_equal(pc.binary_length(lines), MAX_HOST))
 
 
 def _entries(words: list[str]) -> list[str]:
