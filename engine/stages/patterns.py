@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from danqing.engine.core import libcudf
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
-from danqing.engine.core.libcudf import RegexCounter
 from danqing.engine.core.logs import log
 from danqing.engine.core.strings import TextColumn
 from danqing.engine.recipe.criteria import Pattern
@@ -88,7 +88,23 @@ class HostCounter:
         return counts
 
 
-def open_counter(device: Device, pattern: str) -> HostCounter | RegexCounter:
+class DeviceCounter:
+    """Counts the matches of a pattern by libcudf.
+
+    Args:
+        device: a GPU.
+        pattern: as `regexes.for_libcudf` writes it.
+    """
+
+    def __init__(self, device: Device, pattern: str) -> None:
+        self.device, self.program = device, libcudf.compile_regex(pattern)
+
+    def count(self, text: TextColumn) -> np.ndarray:
+        """Returns the number of matches in each text: int32 (rows,), on the host."""
+        return self.device.down(libcudf.count_matches(text.strings(self.device), self.program, self.device))
+
+
+def open_counter(device: Device, pattern: str) -> HostCounter | DeviceCounter:
     """Makes the counter of a pattern for a device; logs which patterns of a GPU the host counts, and why.
 
     >>> from danqing.engine.core.device import open_device
@@ -96,11 +112,9 @@ def open_counter(device: Device, pattern: str) -> HostCounter | RegexCounter:
     ...     open_counter(device, "QQ ?[0-9]+").count(TextColumn.of(["QQ12, QQ 34", None])).tolist()
     [2, 0]
     """
-    if device.kind == "cuda":
+    if libcudf.serves(device):
         try:
-            return RegexCounter(device, for_libcudf(pattern))
+            return DeviceCounter(device, for_libcudf(pattern))
         except DiffersError as reason:
             log.info("pattern '%s' is counted on the host by RE2: libcudf has no equal of %s", pattern, reason)
-        except ImportError as problem:
-            log.info("pattern '%s' is counted on the host by RE2: %s", pattern, problem)
     return HostCounter(device, pattern)
