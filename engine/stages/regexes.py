@@ -9,6 +9,7 @@ versions. So every class is replaced by the code points that RE2 says it matches
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -16,10 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-MAX_REPETITIONS = 64
-"""Largest number of a repetition. libcudf copies what is repeated, and needs memory for each copy and row."""
-MAX_LENGTH = 2000
-"""Maximum characters of the rewritten pattern, for the same reason."""
+MAX_STATES = 500
+"""Maximum number of characters and classes, repetitions multiplied. libcudf needs memory for each of them and row."""
 MAX_DEPTH = 20
 """Maximum depth of nested groups."""
 
@@ -36,10 +35,17 @@ class DiffersError(ValueError):
 
 
 class _Part(NamedTuple):
-    """A rewritten part of a pattern, and whether it matches the empty text."""
+    """A rewritten part of a pattern.
+
+    Attributes:
+        text: the part.
+        can_be_empty: whether it matches the empty text.
+        states: number of characters and classes, repetitions multiplied.
+    """
 
     text: str
     can_be_empty: bool
+    states: int
 
 
 def for_libcudf(pattern: str) -> str:
@@ -53,10 +59,7 @@ def for_libcudf(pattern: str) -> str:
     """
     flags = _FLAGS.match(pattern)
     reader = _Reader(pattern, flags[0] if flags else "")
-    part = reader.alternatives()
-    if len(part.text) > MAX_LENGTH:
-        raise DiffersError("a pattern of this size")
-    return part.text
+    return reader.alternatives().text
 
 
 class _Reader:
@@ -70,7 +73,7 @@ class _Reader:
         while self.pattern.startswith("|", self.at):
             self.at += 1
             parts.append(self.sequence())
-        return _Part("|".join(part.text for part in parts), any(part.can_be_empty for part in parts))
+        return _joined("|", parts, any(part.can_be_empty for part in parts))
 
     def sequence(self) -> _Part:
         parts: list[_Part] = []
@@ -78,7 +81,7 @@ class _Reader:
             parts.append(self.repeated(self.single()))
         if not parts:
             raise DiffersError("an empty alternative")
-        return _Part("".join(part.text for part in parts), all(part.can_be_empty for part in parts))
+        return _joined("", parts, all(part.can_be_empty for part in parts))
 
     def repeated(self, part: _Part) -> _Part:
         found = _REPEATED.match(self.pattern, self.at)
@@ -87,10 +90,9 @@ class _Reader:
         self.at = found.end()
         if part.can_be_empty:
             raise DiffersError(f"{found[0]} after a group that matches the empty text")
-        if max(int(found[1] or 0), int(found[3] or 0)) > MAX_REPETITIONS:
-            raise DiffersError(f"{found[0]}")
-        optional = found[0][0] in "*?" or (found[1] is not None and int(found[1]) == 0)
-        return _Part(part.text + found[0], optional)
+        least, most = (int(number or 0) for number in (found[1], found[3]))
+        optional = found[0][0] in "*?" or (found[1] is not None and least == 0)
+        return _sized(_Part(part.text + found[0], optional, part.states * max(least + 1, most)))
 
     def single(self) -> _Part:
         """Reads a character, a class or a group."""
@@ -108,19 +110,31 @@ class _Reader:
         self.at += len(text)
         cased = "i" in self.flags and char.lower() != char.upper()
         if found or char == "." or cased:
-            return _Part(_class(self.flags + text), False)
-        return _Part(f"\\{char}" if char in r".^$*+?{}[]\|()" else char, False)
+            return _Part(_class(self.flags + text), False, 1)
+        return _Part(f"\\{char}" if char in r".^$*+?{}[]\|()" else char, False, 1)
 
     def group(self) -> _Part:
         found = _GROUP.match(self.pattern, self.at)
         self.depth += 1
-        if not found or self.depth > MAX_DEPTH:
+        if not found:
             raise DiffersError(self.pattern[self.at : self.at + 4])
+        if self.depth > MAX_DEPTH:
+            raise DiffersError(f"more than {MAX_DEPTH} groups in each other")
         self.at = found.end()
         part = self.alternatives()
         self.at += 1  # the closing parenthesis, since RE2 has accepted the pattern
         self.depth -= 1
-        return _Part(f"(?:{part.text})", part.can_be_empty)
+        return part._replace(text=f"(?:{part.text})")
+
+
+def _joined(separator: str, parts: Sequence[_Part], can_be_empty: bool) -> _Part:
+    return _sized(_Part(separator.join(part.text for part in parts), can_be_empty, sum(part.states for part in parts)))
+
+
+def _sized(part: _Part) -> _Part:
+    if part.states > MAX_STATES:
+        raise DiffersError(f"more than {MAX_STATES} characters and classes")
+    return part
 
 
 @cache

@@ -71,7 +71,7 @@ def test_every_thread_counts_a_part_of_the_rows() -> None:
 def test_patterns_for_libcudf_have_res_meaning(pattern: str, device: Device) -> None:
     """Python's `re` stands in for libcudf: for literals and explicit classes, both have the rules of Perl."""
     rewritten = re.compile(for_libcudf(pattern))
-    assert not re.search(r"\\[a-zA-Z]|\(\?[^:]|\[:|\0", rewritten.pattern)
+    assert not re.search(r"\\[a-zA-Z]|\(\?[^:]|\0", rewritten.pattern)
     valid = TextColumn.of(TEXTS).to_pylist()
     assert count(pattern, TEXTS, device) == [len(rewritten.findall(text)) for text in valid]
 
@@ -79,16 +79,18 @@ def test_patterns_for_libcudf_have_res_meaning(pattern: str, device: Device) -> 
 @pytest.mark.parametrize(
     ("pattern", "part"),
     [
-        ("^a", "'^'"), ("a$", r"'\$'"), (r"\bqq", r"\\b"), (r"\Ba", r"\\B"), (r"a\z", r"\\z"), ("(?m)a", r"\(\?m\)"),
-        ("a(?i)b", r"\(\?i\)"), ("(?s).", "."), ("a|", "an empty alternative"), ("a(?:|b)", "an empty alternative"),
-        ("(?:a?)+b", r"\+ after a group that matches the empty text"), ("a{65}", r"\{65\}"), (r"\Qa.b\E", r"\\Q"),
-        (r"\Ca", r"\\C"), ("a{2}{3}", r"'\{'"), ("\0", r"'\\x00'"), ("(" * 21 + "a" + ")" * 21, r"\(\(\(\("),
-        ("(?:ab){3}" * 300, "a pattern of this size"), ("(?:(?:a{60}){60}b)", "a pattern of this size"),
+        ("^a", "'^'"), ("a$", "'$'"), (r"\bqq", r"\b"), (r"\Ba", r"\B"), (r"a\z", r"\z"), ("(?m)a", "(?m)"),
+        ("a(?i)b", "(?i)"), ("(?s).", "(?s)."), ("a|", "an empty alternative"), ("a(?:|b)", "an empty alternative"),
+        ("(?:a?)+b", "+ after a group that matches the empty text"), (r"\Qa.b\E", r"\Q"), (r"\Ca", r"\C"),
+        ("a{2}{3}", "'{'"), ("\0", r"'\x00'"), ("(" * 21 + "a" + ")" * 21, "more than 20 groups in each other"),
+        ("(?:ab){3}" * 100, "more than 500 characters and classes"),
+        ("(?:a{60}){60}b", "more than 500 characters and classes"),
     ],
 )  # fmt: skip
 def test_patterns_that_libcudf_may_read_differently_are_left_to_re2(pattern: str, part: str) -> None:
-    with pytest.raises(DiffersError, match=part):
+    with pytest.raises(DiffersError) as caught:
         for_libcudf(pattern)
+    assert str(caught.value) == part
 
 
 RECIPE = r"""
