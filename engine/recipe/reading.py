@@ -330,7 +330,7 @@ def _read_criterion(
         if word not in types:
             cause = f"{kind.marker!r} makes it" if kind.marker else "without 'within' or 'pattern' it is"
             raise DanqingError(f"{_place(at, where)}: {name}: {cause} {kind.kind}, which takes no {word!r}")
-    values = {
+    values: dict[str, Any] = {
         word: (_texts if types[word] is tuple else _scalar)(value, where, f"{name}.{word}", types[word])
         for word, (_, value) in fields.items()
     }

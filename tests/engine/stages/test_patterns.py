@@ -93,6 +93,27 @@ def test_patterns_that_libcudf_may_read_differently_are_left_to_re2(pattern: str
     assert str(caught.value) == part
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "matches"),
+    [
+        ("phone", "电话13812345678", 1), ("phone", "编号 23812345678", 0),
+        ("wechat", "加V信：abc_123，微信号 shop-8888", 2),
+        ("wechat", "微信公众号", 0), ("prices", "原价￥99.5，现价 80元", 2), ("file_name", "IMG_0001.JPG", 1),
+        ("file_name", "图片 1.jpg", 0), ("date", "2019年7月1日至2020-01-02", 2), ("date", "12-3", 0),
+        ("thumbnail", "https://x.example/thumbs/120x80.jpg", 2), ("thumbnail", "https://x.example/a.jpg", 0),
+    ],
+)  # fmt: skip
+def test_the_examples_of_the_documentation_find_what_they_should(
+    name: str, text: str, matches: int, tmp_path: Path, device: Device
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    lines = page.partition("### Matches of a pattern")[2].partition("```yaml\n")[2].partition("```")[0]
+    path = tmp_path / "r.yaml"
+    path.write_text("recipe: r\ncriteria:\n" + "".join(f"  {line}\n" for line in lines.splitlines()), encoding="utf-8")
+    criterion = next(c for c in load_recipe(path, columns=known_columns()).patterns if c.name == name)
+    assert sum(count(pattern, [text], device)[0] for pattern in criterion.patterns) == matches
+
+
 RECIPE = r"""
 recipe: contacts
 criteria:
