@@ -15,6 +15,8 @@ from urllib.parse import unquote
 
 import idna
 
+from danqing.kernels.text.hosts import MAX_HOST
+
 # Most URLs: an ASCII host whose last label is no number, an optional port, then the end or the path. Five times as
 # fast as the general rule.
 _COMMON = re.compile(
@@ -30,8 +32,6 @@ _PORT = re.compile("[0-9]*")
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f#%/:<>?@\[\\\]^|]")  # the standard's forbidden domain code points
 _NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-MAX_HOST = 253
-"""Characters of the longest name in the DNS."""
 MAX_UNMAPPED = 4096
 """Maximum length of a host that UTS 46 is applied to. The mapping removes some characters, such as soft hyphens; the
 time for its normal form grows with the square of the length if all of them are combining marks."""

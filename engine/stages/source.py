@@ -15,9 +15,9 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.strings import TextColumn
 from danqing.engine.stages.base import Stage
-from danqing.engine.stages.hosts import MAX_HOST, host_of, normal_host
+from danqing.engine.stages.hosts import host_of, normal_host
 from danqing.kernels.text import hosts as kernels
-from danqing.kernels.text.hosts import Domains
+from danqing.kernels.text.hosts import MAX_HOST, Domains
 
 _END = "(?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 PLAIN_DOMAIN = rf"^(?:[A-Za-z0-9_]{_END}\.)+[A-Za-z_]{_END}$"

@@ -11,7 +11,7 @@ from numba import njit
 from danqing.engine.core.strings import Strings
 from danqing.kernels.compiled import cached
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
-from danqing.kernels.text.trie import Index
+from danqing.kernels.text.trie import EMPTY, GOLDEN, Index
 
 MAX_HOST = 253
 """Characters of the longest name in the DNS."""
@@ -19,9 +19,7 @@ UNDECIDED = -1
 """Length of a host that the kernel leaves to `engine.stages.hosts.host_of`, and result of its look-up."""
 ADDRESS_BYTES = 16
 """Memory for an IPv4 address, which can be longer than the URL: `//1` is 0.0.0.1."""
-EMPTY = -1
 HASH_SEED, HASH_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)  # FNV-1a
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 HALF = np.uint64(32)
 ENTRY = (1 << 32) - 1
 
