@@ -31,7 +31,8 @@ from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import batches_of, run_stages
 from danqing.engine.sources import find_shards, open_shard
-from danqing.engine.stages import CATALOGUE, columns_of_role
+from danqing.engine.stages import columns_of_role
+from danqing.engine.stages.patterns import stages_for
 from danqing.profiling.torch_peer import torch_rate
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.engines import COSINE, DIFFERENCE, Engine, Engines, Parity, runtime_version
@@ -179,7 +180,7 @@ class Pass:
         self.recipe = recipe
         self.rows: dict[tuple[int, int], dict[str, Any]] = {}
         models = _RecordingModels(recipe, role, engine)
-        plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
+        plan = make_plan(recipe, stages_for(recipe), SHARD_COLUMNS)
         context = settings.context(device, models, plan.wanted)
         with native_stderr_to(Path(os.devnull)):
             copies = (Batch(dict(batch.columns)) for batch in batches)

@@ -15,7 +15,7 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import score
 from danqing.engine.sources import find_shards, first_rows
-from danqing.engine.stages import CATALOGUE
+from danqing.engine.stages.patterns import stages_for
 from danqing.profiling.limits import measure_limits
 from danqing.profiling.profile import Profile
 from danqing.profiling.sampler import Sampler
@@ -42,7 +42,7 @@ def profile(
         DanqingError: an input or a model cannot be read, or the device cannot be opened.
     """
     shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
-    plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
+    plan = make_plan(recipe, stages_for(recipe), SHARD_COLUMNS)
     size, gated = sum(shard.bytes for shard in shards), not settings.score_everything
     with TemporaryDirectory() as scratch, open_device(settings.device, settings.threads) as device:
         models = models or ModelSet(recipe.models, strict=settings.strict_engines)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from danqing.engine.core.spans import Event
@@ -40,7 +41,7 @@ def print_profile(profile: Profile) -> None:
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "stage" else "right")
     for row in _rows(profile):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     console.print(LEGEND, style="dim")
     for line in _summary(profile):

@@ -36,18 +36,24 @@ def buffers_of(column: Any, owner: Any) -> tuple[Any, Any]:
     import cupy
     import pylibcudf
 
-    def view(span: Any, kind: np.dtype) -> Any:
-        if span is None or not span.size:
-            return cupy.empty(0, kind)
-        memory = cupy.cuda.UnownedMemory(span.ptr, span.size, owner)
-        return cupy.ndarray(span.size // kind.itemsize, kind, cupy.cuda.MemoryPointer(memory, 0))
-
+    text = np.dtype(np.uint8)
     if not column.size():
-        return cupy.zeros(1, np.int64), view(None, np.dtype(np.uint8))
+        return cupy.zeros(1, np.int64), _view(None, text, owner)
     offsets = column.child(0)
     kind = np.dtype(np.int64 if offsets.type().id() == pylibcudf.TypeId.INT64 else np.int32)
     first = offsets.offset() + column.offset()
-    return view(offsets.data(), kind)[first : first + column.size() + 1], view(column.data(), np.dtype(np.uint8))
+    begins = _view(offsets.data(), kind, owner)[first : first + column.size() + 1]
+    return begins, _view(column.data(), text, owner)
+
+
+def _view(span: Any, kind: np.dtype, owner: Any) -> Any:
+    """Makes a CuPy array over memory of a column; keeps its owner alive."""
+    import cupy
+
+    if span is None or not span.size:
+        return cupy.empty(0, kind)
+    memory = cupy.cuda.UnownedMemory(span.ptr, span.size, owner)
+    return cupy.ndarray(span.size // kind.itemsize, kind, cupy.cuda.MemoryPointer(memory, 0))
 
 
 def column_of(strings: Strings) -> Any:
@@ -91,6 +97,24 @@ def concatenate(parts: Sequence[Strings], device: Device) -> Strings:
 
     columns = [column_of(part.alone()) for part in parts]  # libcudf marks a slice by the column's offset
     return _made(join(columns, stream=_stream(device)))
+
+
+def compile_regex(pattern: str) -> Any:
+    """Compiles a regular expression in libcudf's syntax; see `engine.stages.regexes`."""
+    from pylibcudf.strings.regex_flags import RegexFlags
+    from pylibcudf.strings.regex_program import RegexProgram
+
+    return RegexProgram.create(pattern, RegexFlags.DEFAULT)
+
+
+def count_matches(strings: Strings, program: Any, device: Device) -> Any:
+    """Counts the matches of a compiled regular expression on the thread's stream: int32 (rows,), on the GPU."""
+    from pylibcudf.strings.contains import count_re
+
+    if not strings.rows:
+        return device.xp.zeros(0, np.int32)
+    counts = count_re(column_of(strings.alone()), program, stream=_stream(device))
+    return _view(counts.data(), np.dtype(np.int32), counts)
 
 
 def _made(column: Any) -> Strings:

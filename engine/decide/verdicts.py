@@ -22,6 +22,7 @@ from danqing.engine.core.progress import Progress
 from danqing.engine.decide.contents import is_complete, scores_hash
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.models import check_models
+from danqing.engine.decide.patterns import check_patterns
 from danqing.engine.decide.reference import check_references
 from danqing.engine.decide.scores import Scores, read_scores
 from danqing.engine.decide.uids import texts_of
@@ -96,6 +97,7 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
             f"{run.folder}: {len(missing)} shards have no scores yet (first: {missing[0].name}); finish `danqing score`"
         )
     check_models(run, recipe, force)
+    check_patterns(run, recipe)
     recipe = replace(recipe, models=run.recipe.models)  # those that scored
     decision = decision_of(run, recipe)
     if references := check_references(run, recipe):

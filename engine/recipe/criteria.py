@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from danqing.engine.core.carried import RESERVED
 from danqing.engine.core.columns import COLUMNS, FEATURES, Column, Range
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import did_you_mean
@@ -31,6 +34,15 @@ CAPTION_COLUMNS = ("caption_hash", "text_clean")
 
 SURVIVORS = "survivors"
 """Value of `prefer`."""
+
+TEXTS = ("caption", "text_clean", "url")
+"""Columns in which patterns can be counted."""
+
+SELECT_COLUMNS = frozenset({"file", "usable"})
+"""Columns of a selection's verdicts that `RESERVED` does not have."""
+
+MAX_PATTERN = 40
+"""Characters of a pattern that `rule` shows."""
 
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
 """Key of a recipe → attribute of `Interval`."""
@@ -162,7 +174,8 @@ class Criterion(ABC):
         step: what reports call it; empty for the name.
         marker: the key that makes a line this kind; empty for the kind that needs none.
         kind: the kind in messages.
-        keys: the kind's keys in a recipe, besides the labels → type of the value.
+        keys: the kind's keys in a recipe, besides the labels → type of the value: str, float, or tuple for a text or a
+            list of texts.
         run_folders: folders of other runs that `judge` reads.
         judges_rows_alone: whether a row's outcome is the same whatever other rows of the run are judged.
     """
@@ -294,6 +307,88 @@ class Threshold(RowCriterion):
 
     def passes(self, columns: Any) -> Any:
         return self.interval.holds(columns[self.column])
+
+
+@dataclass(frozen=True)
+class Pattern(Threshold):
+    """A threshold of the number of matches of regular expressions in a text.
+
+    The column has the criterion's name. It is computed by SCORE, so that DECIDE can change the bounds, and only them.
+
+    Attributes:
+        patterns: in RE2's syntax; the matches of several are added. Matches of one pattern do not overlap.
+        source: the column of the text.
+
+    >>> Pattern("phone", "phone", Interval(maximum=0), (r"1[3-9]\\d{9}",), "caption").rule
+    'phone ≤ 0: matches of 1[3-9]\\\\d{9} in caption'
+    """
+
+    patterns: tuple[str, ...]
+    source: str
+
+    marker = "pattern"
+    kind = "a number of matches"
+    keys = {"pattern": tuple, "in": str, **dict.fromkeys(BOUNDS, float)}
+
+    @classmethod
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Pattern:
+        if "in" not in values:
+            raise FieldError("pattern", f"'pattern' needs 'in', the text to search: {', '.join(TEXTS)}")
+        interval = Threshold.read(name, values).interval
+        return cls(name, name, interval, values["pattern"], values["in"], section=section, step=step)
+
+    def to_dict(self) -> dict[str, Any]:
+        bounds = super().to_dict()
+        del bounds["column"]
+        return {
+            "pattern": self.patterns[0] if len(self.patterns) == 1 else [*self.patterns],
+            "in": self.source,
+        } | bounds
+
+    @property
+    def rule(self) -> str:
+        return f"{super().rule}: {self.matches}"
+
+    @property
+    def matches(self) -> str:
+        """The column in words."""
+        patterns = " | ".join(self.patterns)
+        shown = patterns if len(patterns) <= MAX_PATTERN else f"{patterns[: MAX_PATTERN - 1]}…"
+        return f"matches of {shown} in {self.source}"
+
+    @property
+    def output(self) -> Column:
+        """The column of the numbers of matches."""
+        return matches_column(self.name)
+
+    @property
+    def counted(self) -> tuple[tuple[str, ...], str]:
+        """What is counted: two criteria of which it is equal have equal scores."""
+        return self.patterns, self.source
+
+    def check(self, columns: Mapping[str, Column]) -> None:
+        if self.name in RESERVED | SELECT_COLUMNS or columns.get(self.name, self.output) != self.output:
+            raise ValueError(f"{self.name!r} is a column of another kind; give the criterion another name")
+        if self.source not in TEXTS:
+            raise FieldError("in", f"'in' is a column of text; {did_you_mean(self.source, TEXTS)}")
+        for pattern in self.patterns:
+            if problem := _pattern_problem(pattern):
+                raise FieldError("pattern", problem)
+        super().check({self.name: self.output})
+
+
+def matches_column(name: str) -> Column:
+    """The column of a criterion that counts matches."""
+    return Column(name, pa.int32(), "matches of the recipe's pattern", (0, None), "matches")
+
+
+def _pattern_problem(pattern: str) -> str:
+    """Says why RE2 cannot search for a pattern, or why its number of matches would mean nothing; empty if it can."""
+    try:
+        empty = pc.count_substring_regex(pa.array([""]), pattern=pattern)[0].as_py()
+    except (pa.ArrowInvalid, UnicodeEncodeError) as problem:
+        return f"'{pattern}': {problem}; patterns have RE2's syntax, https://github.com/google/re2/wiki/Syntax"
+    return f"'{pattern}' matches the empty text, so it would match at every character" if empty else ""
 
 
 @dataclass(frozen=True)
@@ -465,7 +560,7 @@ class Exclusion(Criterion):
         return scores.compare_with_run(self, np.flatnonzero(alive), device, progress)
 
 
-KINDS: tuple[type[Criterion], ...] = (Exclusion, Redundancy, Threshold)
+KINDS: tuple[type[Criterion], ...] = (Exclusion, Redundancy, Pattern, Threshold)
 """Every kind of criterion; a line of a recipe is of the first kind whose marker it has."""
 
 

@@ -17,7 +17,7 @@ import yaml
 from danqing.engine.core.columns import FEATURES, RECIPE_COLUMNS, Column
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.user_yaml import LimitedLoader, describe_yaml_error, read_user_file
-from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Redundancy
+from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Pattern, Redundancy, matches_column
 
 DEFAULT_RECIPE = "embedded"
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
@@ -51,6 +51,11 @@ class Recipe:
         """The criteria that compare the rows' features."""
         found = (criterion for criterion in self.criteria if isinstance(criterion, Redundancy))
         return tuple(criterion for criterion in found if criterion.column == FEATURES)
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The criteria that count matches of regular expressions."""
+        return tuple(criterion for criterion in self.criteria if isinstance(criterion, Pattern))
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in the layout of its YAML file, with the thresholds in force."""
@@ -189,7 +194,8 @@ def _apply(tree: yaml.Node, setting: str) -> None:
         leaf = yaml.compose(value, Loader=LimitedLoader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
     except yaml.YAMLError:
         raise DanqingError(f"--set {setting}: {value!r} is not a YAML value") from None
-    leaf.start_mark = yaml.Mark(f"--set {setting}", 0, -1, 0, None, 0)
+    for place in (leaf, *(leaf.value if isinstance(leaf, yaml.SequenceNode) else ())):
+        place.start_mark = yaml.Mark(f"--set {setting}", 0, -1, 0, None, 0)
     node = tree
     for depth, part in enumerate(parts):
         assert isinstance(node, yaml.MappingNode)
@@ -248,6 +254,15 @@ def _scalar(node: yaml.Node, where: str, name: str, kind: type) -> Any:
     return kind(value)
 
 
+def _texts(node: yaml.Node, where: str, name: str, kind: type) -> tuple[str, ...]:
+    """Reads a text, or a list of at least one."""
+    if not isinstance(node, yaml.SequenceNode):
+        return (_scalar(node, where, name, str),)
+    if not node.value:
+        raise DanqingError(f"{_place(node, where)}: {name} must be a text or a list of texts, not an empty list")
+    return tuple(_scalar(item, where, f"a value of {name}", str) for item in node.value)
+
+
 def _refuse_unknown(keys: Mapping[str, tuple[yaml.Node, yaml.Node]], known: Iterable[str], where: str, of: str) -> None:
     known = list(known)
     for name, (key, _) in keys.items():
@@ -267,10 +282,13 @@ def _read(tree: yaml.Node, where: str, columns: Mapping[str, Column] | None, kno
         if known_roles:
             _refuse_unknown(roles, known_roles, where, "models")
         models = {role: _scalar(node, where, f"models.{role}", str) for role, (_, node) in roles.items()}
-    also = _read_also(top["also"][1], where, columns) if "also" in top else ()
     listed = _mapping(top["criteria"][1], where, "'criteria'")
     if not listed:
         raise DanqingError(f"{_place(top['criteria'][1], where)}: a recipe needs at least one criterion")
+    if columns is not None:  # other criteria can name the columns of patterns
+        counted = [name for name, (_, node) in listed.items() if Pattern.marker in _fields(name, node, where)]
+        columns = {name: matches_column(name) for name in counted} | dict(columns)
+    also = _read_also(top["also"][1], where, columns) if "also" in top else ()
     return Recipe(
         name=_scalar(top["recipe"][1], where, "recipe", str),
         description=_scalar(top["description"][1], where, "description", str) if "description" in top else "",
@@ -294,20 +312,28 @@ def _read_also(node: yaml.Node, where: str, columns: Mapping[str, Column] | None
     return tuple(dict.fromkeys(names))
 
 
+def _fields(name: str, node: yaml.Node, where: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    return _mapping(node, where, f"criterion {name!r}")
+
+
 def _read_criterion(
     name: str, key: yaml.Node, node: yaml.Node, where: str, columns: Mapping[str, Column] | None
 ) -> Criterion:
-    what = f"criterion {name!r}"
-    fields = _mapping(node, where, what)
+    fields = _fields(name, node, where)
     labels: dict[str, type] = {"section": str, "step": str}
-    _refuse_unknown(fields, dict.fromkeys([*labels, *(word for kind in KINDS for word in kind.keys)]), where, what)
+    _refuse_unknown(
+        fields, dict.fromkeys([*labels, *(word for kind in KINDS for word in kind.keys)]), where, f"criterion {name!r}"
+    )
     kind = next(kind for kind in KINDS if not kind.marker or kind.marker in fields)
     types = labels | kind.keys
     for word, (at, _) in fields.items():
         if word not in types:
-            cause = f"{kind.marker!r} makes it" if kind.marker else "without 'within' it is"
+            cause = f"{kind.marker!r} makes it" if kind.marker else "without 'within' or 'pattern' it is"
             raise DanqingError(f"{_place(at, where)}: {name}: {cause} {kind.kind}, which takes no {word!r}")
-    values = {word: _scalar(value, where, f"{name}.{word}", types[word]) for word, (_, value) in fields.items()}
+    values: dict[str, Any] = {
+        word: (_texts if types[word] is tuple else _scalar)(value, where, f"{name}.{word}", types[word])
+        for word, (_, value) in fields.items()
+    }
     section, step = (values.pop(label, "") for label in labels)
     try:
         criterion = kind.read(name, values, section, step)

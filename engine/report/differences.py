@@ -141,19 +141,23 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
         raise DanqingError(f"{ours.folder} and {theirs.folder} have different shards: {_first_difference(*names)}")
     found.models = _different_models(ours.manifest["models"], theirs.manifest["models"])
     by_networks = _network_columns((ours, theirs))
+    patterns = [{(c.name, c.counted): c.output.type for c in run.recipe.patterns} for run in (ours, theirs)]
+    columns = stored_columns() | {key[0]: patterns[0][key] for key in patterns[0].keys() & patterns[1].keys()}
     for shard in ours.shards:
-        _compare_shard(found, ours, theirs, shard, by_networks)
+        _compare_shard(found, ours, theirs, shard, columns, by_networks)
     return found
 
 
-def _compare_shard(found: Difference, ours: Run, theirs: Run, shard: Shard, by_networks: set[str]) -> None:
+def _compare_shard(
+    found: Difference, ours: Run, theirs: Run, shard: Shard, columns: dict[str, pa.DataType], by_networks: set[str]
+) -> None:
     number = shard.number
     a, b = (scores_table(run, number) for run in (ours, theirs))
     uids = [table["uid"].to_pylist() for table in (a, b)]
     if uids[0] != uids[1]:
         raise DanqingError(f"shard {shard.name} holds other pairs in {theirs.folder}: {_first_difference(*uids)}")
     found.rows += len(a)
-    for column, kind in stored_columns().items():
+    for column, kind in columns.items():
         if column in a.column_names and column in b.column_names:
             exact = not pa.types.is_floating(kind)
             entry = found.columns.setdefault(column, ColumnDifference(column, column not in by_networks, exact))

@@ -242,7 +242,9 @@ def print_spans(spans: Spans) -> None:
     for name, span in spans.items():
         rate = span.rows / span.seconds if span.seconds else 0.0
         shares = (f"{span.seconds:.2f}", f"{span.seconds / total:.1%}", f"{rate:,.0f}")
-        table.add_row(name, f"{span.rows:,}", *shares, f"{span.starved_seconds:.2f}", f"{span.blocked_seconds:.2f}")
+        table.add_row(
+            escape(name), f"{span.rows:,}", *shares, f"{span.starved_seconds:.2f}", f"{span.blocked_seconds:.2f}"
+        )
     console.print(table)
 
 

@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from danqing.engine.core.device import Device, kind_of, resolve_device
 from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
 from danqing.engine.sources import Layout
@@ -17,6 +20,7 @@ from danqing.engine.stages import Context
 from danqing.engine.stages.dictionary import file_hash
 from danqing.engine.stages.resize import chosen_resizer
 from danqing.engine.stages.source import read_blocklist
+from danqing.kernels.text.hosts import build_domains
 from danqing.trt_models.model_set import ModelSet
 
 
@@ -58,15 +62,17 @@ class Settings:
     force: bool = False
 
     @cached_property
-    def blocked_domains(self) -> frozenset[str]:
-        """The domains of the block list."""
-        return read_blocklist(self.blocklist) if self.blocklist else frozenset()
+    def blocked_domains(self) -> pa.LargeStringArray:
+        """The domains of the block list, distinct and sorted."""
+        return read_blocklist(self.blocklist) if self.blocklist else pa.array([], pa.large_string())
 
     def rules(self) -> dict[str, Any]:
         """Hashes of the block list and the user dictionaries, for the run's identity."""
-        blocked = "\n".join(sorted(self.blocked_domains)).encode()
+        domains = self.blocked_domains
+        lines = pa.LargeListArray.from_arrays([0, len(domains)], domains)
+        listed = pc.binary_join(lines, pa.scalar("\n", pa.large_string()))
         return {
-            "blocklist": hashlib.sha256(blocked).hexdigest()[:16] if blocked else None,
+            "blocklist": hashlib.sha256(listed.buffers()[2]).hexdigest()[:16] if len(domains) else None,
             "user_dictionaries": [file_hash(path)[:16] for path in self.user_dictionaries],
         }
 
@@ -84,10 +90,10 @@ class Settings:
             wanted: names of the columns to compute.
         """
         memory = Memory.of(device.kind, self.memory_limit, self.max_pixels)
+        domains = build_domains(self.blocked_domains) if len(self.blocked_domains) else None
         return Context(
-            device, models, frozenset(wanted), self.blocked_domains, self.max_pixels, self.user_dictionaries, memory,
-            self.resizer,
-        )  # fmt: skip
+            device, models, frozenset(wanted), domains, self.max_pixels, self.user_dictionaries, memory, self.resizer
+        )
 
 
 def settings_from(options: Mapping[str, Any]) -> Settings:

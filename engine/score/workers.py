@@ -26,7 +26,8 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import score
 from danqing.engine.score.metrics import serve_metrics
 from danqing.engine.sources import Shard
-from danqing.engine.stages import CATALOGUE, Context
+from danqing.engine.stages import Context
+from danqing.engine.stages.patterns import stages_for
 from danqing.trt_models.model_set import ModelSet
 
 POLL_SECONDS = 0.2
@@ -59,7 +60,7 @@ def score_on_one(
         The counts and times of the stages.
     """
     recipe = run.recipe
-    plan = make_plan(recipe, CATALOGUE, SHARD_COLUMNS)
+    plan = make_plan(recipe, stages_for(recipe), SHARD_COLUMNS)
     with open_device(settings.device, settings.threads) as device:
         models = ModelSet(recipe.models, strict=settings.strict_engines)
         context = settings.context(device, models, plan.wanted)

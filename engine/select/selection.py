@@ -46,6 +46,7 @@ from danqing.engine.score.settling import unify
 from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, find_tables, read_parts
 from danqing.engine.stages import CATALOGUE
+from danqing.engine.stages.patterns import stages_for
 from danqing.trt_models.model_set import ModelSet
 
 CLEAN = "text_clean"
@@ -147,7 +148,7 @@ def select(
         check_tables(files, columns)
     text_recipe = before_download(recipe)
     deferred = tuple(c.name for c in recipe.criteria if c not in text_recipe.criteria)
-    plan = make_plan(text_recipe, CATALOGUE, TABLE_COLUMNS, also=[CLEAN])
+    plan = make_plan(text_recipe, stages_for(text_recipe), TABLE_COLUMNS, also=[CLEAN])
     models = ModelSet(text_recipe.models)
     identity = {
         "inputs": [[str(file.path.resolve()), file.bytes] for file in files],
@@ -198,7 +199,7 @@ def before_download(recipe: Recipe) -> Recipe:
     Raises:
         DanqingError: every criterion needs a picture.
     """
-    text_recipe = decidable(recipe, CATALOGUE, TABLE_COLUMNS)
+    text_recipe = decidable(recipe, stages_for(recipe), TABLE_COLUMNS)
     # Near-duplicate search compares all rows, and SELECT has one part in memory.
     text_recipe = replace(text_recipe, criteria=tuple(c for c in text_recipe.criteria if isinstance(c, RowCriterion)))
     if not text_recipe.criteria:

@@ -13,6 +13,7 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import Column
 from danqing.engine.core.device import Device
 from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
+from danqing.kernels.text.hosts import Domains
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
 
@@ -25,7 +26,7 @@ class Context:
         device: computes and holds the columns.
         models: the recipe's models, by role.
         wanted: the columns that the plan uses.
-        blocked_domains: lower-case domains of the block list.
+        blocked_domains: the domains of the block list; None without one.
         max_pixels: pictures with more pixels are refused.
         user_dictionaries: files of words for jieba.
         memory: bounds of a batch.
@@ -35,7 +36,7 @@ class Context:
     device: Device
     models: ModelSet
     wanted: frozenset[str]
-    blocked_domains: frozenset[str] = frozenset()
+    blocked_domains: Domains | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
     user_dictionaries: tuple[Path, ...] = ()
     memory: Memory = field(default_factory=Memory)

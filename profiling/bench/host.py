@@ -42,7 +42,7 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import score
 from danqing.engine.sources import Shard, find_shards
-from danqing.engine.stages import CATALOGUE
+from danqing.engine.stages.patterns import stages_for
 from danqing.profiling.bench import harness
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
@@ -205,7 +205,7 @@ def measure(
     shards: Sequence[Shard], recipe: Recipe, models: ModelSet, device: Device, folder: Path, slow: bool
 ) -> Meter:
     """Scores the shards into the folder; `slow` without the fast paths. Returns the meter of the run."""
-    plan, meter, settings = make_plan(recipe, CATALOGUE, SHARD_COLUMNS), Meter(), Settings()
+    plan, meter, settings = make_plan(recipe, stages_for(recipe), SHARD_COLUMNS), Meter(), Settings()
     context = settings.context(device, models, plan.wanted)
     run = Run.create_or_resume(folder, list(shards), recipe, settings.layout, {})
     with ExitStack() as patches:

@@ -34,7 +34,7 @@ from danqing.kernels.pictures.resample_batches import Window
 from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
-from danqing.kernels.text import cleaning, hashes, lexicon, wordpiece
+from danqing.kernels.text import cleaning, hashes, hosts, lexicon, wordpiece
 from danqing.kernels.text import languages as language_kernels
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
@@ -66,6 +66,13 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield language_kernels.predict_rows, (rows, parts, model, classes, shares, labels, shares)
     terms = build({"猫": 1})
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
+    places, lengths, domains = (
+        np.zeros(rows.rows, np.int64),
+        np.zeros(rows.rows, np.int32),
+        hosts.build_domains(DOMAINS),
+    )
+    yield hosts.find_host_rows, (rows.offsets, rows.data, places, lengths, data)
+    yield hosts.find_domain_rows, (places, lengths, data, *domains, np.empty(rows.rows, np.int8))
     bins = np.empty((1, pixels.LEVELS), np.uint32)
     scratch = pixels.TileScratch(np.empty((0, 6, 9), np.uint8), np.empty((0, 9), np.int16), bins[:0])
     sums, histograms = np.zeros((1, 2), np.int64), bins.astype(np.int64)
@@ -131,6 +138,12 @@ def assemble(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
         nvjitlink.destroy(handle)
 
 
+DOMAINS = pa.array(["127.0.0.1", "bad.example"], pa.large_string())
+URLS = [
+    "http://a.bad.example/", "http:\\\\BAD.example.\\", "//u@%62ad.example:80", "http://good.example", "http://例子.中国",
+    "http://0x7f.1/", None, "",
+]  # fmt: skip
+
 SIMULATED = """
 import numpy as np
 from danqing.engine.core.device import open_device
@@ -139,11 +152,13 @@ from danqing.engine.stages.resize import BatchResizer
 from danqing.kernels.text import captions as text
 from danqing.kernels.text.lexicon import Patterns, weigh
 from danqing.kernels.pictures.pixels import pixel_statistics
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.stages.source import find_blocked
+from danqing.kernels.text.hosts import build_domains
 from danqing.kernels.text.trie import build
 from danqing.kernels.text.hashes import hash_texts
 from tests.kernels.test_portable import (
-    CAPTIONS, INPUTS, PICTURES,
+    CAPTIONS, DOMAINS, INPUTS, PICTURES, URLS,
     clean_all, find_groups, find_similar, identify_all, resize_all, tokenize_all,
 )
 from tests.simulated import simulate_gpu
@@ -156,6 +171,7 @@ with open_device("cuda") as device:
     np.save("languages.npy", identify_all(device))
     np.save("tokens.npy", tokenize_all(device))
     np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
+    np.save("blocked.npy", find_blocked(device, TextColumn.of(URLS), build_domains(DOMAINS)))
     np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
     np.save("groups.npy", find_groups(device))
@@ -279,6 +295,7 @@ def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any
     assert np.load(tmp_path / "tokens.npy").tolist() == tokenize_all(device).tolist()
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
+    assert np.load(tmp_path / "blocked.npy").tolist() == [1, 1, 1, 0, 0, 1, 0, 0]
     np.testing.assert_allclose(np.load(tmp_path / "groups.npy"), find_groups(device), atol=1e-9)
     assert np.load(tmp_path / "hashes.npy").tolist() == hashes.hash_texts(device, rows).arrow().to_pylist()
     assert (np.load(tmp_path / "similar.npy") == find_similar(device)).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ import pytest
 from danqing.engine.core import libcudf
 from danqing.engine.core.device import Device
 from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.stages.patterns import open_counter
 from tests.strict import MockLibrary, OnDevice
 
 TEXTS = ["一只橘猫", "", "窗台 a", "😀", "b" * 99, ""]
@@ -134,10 +136,25 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         book("concatenate", stream)
         return made([text for column in objects for text in column.texts()])
 
+    def count_re(input: Column, prog: re.Pattern[str], stream: Any = None, mr: Any = None) -> Column:
+        book("count_re", stream)
+        counts = np.array([len(prog.findall(text)) for text in input.texts()], np.int32)
+        span = SimpleNamespace(ptr=counts.ctypes.data, size=counts.nbytes, owner=counts)
+        return Column(DataType(TypeId.INT32), len(counts), span, None, 0, 0, [])
+
+    class RegexProgram:
+        @staticmethod
+        def create(pattern: str, flags: int) -> re.Pattern[str]:
+            assert flags == 0
+            return re.compile(pattern)
+
     for name, content in {
         "pylibcudf": {"Column": Column, "DataType": DataType, "TypeId": TypeId, "Table": Table},
         "pylibcudf.copying": {"OutOfBoundsPolicy": OutOfBoundsPolicy, "gather": gather},
         "pylibcudf.concatenate": {"concatenate": concatenate},
+        "pylibcudf.strings.contains": {"count_re": count_re},
+        "pylibcudf.strings.regex_flags": {"RegexFlags": SimpleNamespace(DEFAULT=0)},
+        "pylibcudf.strings.regex_program": {"RegexProgram": RegexProgram},
     }.items():
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
     monkeypatch.setattr(libcudf, "_is_installed", lambda: True)
@@ -190,6 +207,19 @@ def test_libcudf_joins_rows_and_slices(gpu: Device, calls: list[str]) -> None:
     expected = TEXTS + TEXTS[2:5]
     assert calls == ["concatenate"] and host(joined.strings(gpu), gpu) == joined.to_pylist() == expected
     assert host(Strings.concat([part.strings(gpu) for part in parts], gpu), gpu) == expected
+
+
+def test_libcudf_counts_the_patterns_that_it_reads_like_re2(
+    gpu: Device, calls: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    column = TextColumn.made(Strings.of(["12 ", "a1 22 333", "", "一", "٣4"]).on(gpu), gpu)
+    assert open_counter(gpu, r"\d+").count(column).tolist() == [1, 3, 0, 0, 1]
+    assert open_counter(gpu, r"\p{Han}|\d\d").count(column[1:4]).tolist() == [2, 0, 1]
+    assert open_counter(gpu, "a").count(column[:0]).tolist() == [] and calls == ["count_re"] * 2
+    with caplog.at_level("INFO", "danqing"):
+        assert open_counter(gpu, r"^\d").count(column).tolist() == [1, 0, 0, 0, 0]
+    assert calls == ["count_re"] * 2
+    assert r"pattern '^\d' is counted on the host by RE2: libcudf has no equal of '^'" in caplog.text
 
 
 def test_without_pylibcudf_array_code_takes_the_rows(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
