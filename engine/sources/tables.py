@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
+from danqing.engine.core.strings import TextColumn, large_strings
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 from danqing.engine.sources.text import UTF8, SampleError, detect, parse_object
 
@@ -62,7 +63,7 @@ class Part:
         file: the file.
         first: position in the file of the part's first row.
         table: the rows with all columns as read; every cell of a row that cannot be read is null.
-        urls, captions: string columns of `table`'s rows; null where the cell is missing.
+        urls, captions: texts of `table`'s rows; null where the cell is missing.
         errors: row of the part → what is wrong with it.
         bytes: the part's share of the file's size, for the progress bar.
     """
@@ -70,8 +71,8 @@ class Part:
     file: Shard
     first: int
     table: pa.Table
-    urls: pa.Array
-    captions: pa.Array
+    urls: TextColumn
+    captions: TextColumn
     errors: dict[int, str]
     bytes: int
 
@@ -85,8 +86,8 @@ class Part:
         return replace(
             self,
             table=self.table.slice(0, rows),
-            urls=self.urls.slice(0, rows),
-            captions=self.captions.slice(0, rows),
+            urls=self.urls[:rows],
+            captions=self.captions[:rows],
             errors={row: problem for row, problem in self.errors.items() if row < rows},
             bytes=self.bytes * rows // len(self),
         )
@@ -170,8 +171,8 @@ def read_parts(file: Shard, columns: Columns, rows: int) -> Iterator[Part]:
         first += len(part.table)
 
 
-def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: bool) -> pa.Array:
-    """Returns a text column as strings; the file may store it as binary, large or dictionary-encoded text."""
+def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: bool) -> TextColumn:
+    """Returns a text column; the file may store it as binary, large or dictionary-encoded text."""
     count = table.column_names.count(name)
     if count > 1:
         raise DanqingError(f"{file.path}: has {count} columns {name!r}; choose another with {flag}")
@@ -181,14 +182,24 @@ def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: boo
                 f"{file.path}: no column {name!r}; choose one with {flag}. "
                 f"The table has: {', '.join(table.column_names) or 'no columns'}"
             )
-        return pa.nulls(len(table), pa.string())  # JSON lines may leave a field out where it has no value
-    column = table[name].combine_chunks()
+        # JSON lines may leave a field out where it has no value
+        return TextColumn.of(pa.nulls(len(table), pa.large_string()))
+    column = table[name]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return pa.array([None if v is None else v.decode("utf-8", "replace") for v in column.to_pylist()], pa.string())
+        return TextColumn.of(_decoded(column))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.null()):
-        return column.cast(pa.string())
+        return TextColumn.of(column.cast(pa.large_string()).combine_chunks())
     raise DanqingError(f"{file.path}: column {name!r} holds {column.type}, not text; choose another with {flag}")
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.LargeStringArray:
+    """Reads bytes as UTF-8; bytes that are not become U+FFFD."""
+    try:
+        return column.cast(pa.large_string()).combine_chunks()
+    except pa.ArrowInvalid:
+        texts = [None if value is None else value.decode("utf-8", "replace") for value in column.to_pylist()]
+        return large_strings(texts)
 
 
 def _parquet(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:

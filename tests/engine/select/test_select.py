@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import danqing.engine.select.ledger
+import danqing.engine.select.parts
 import danqing.engine.select.selection
 from danqing.engine.cli.main import main
 from danqing.engine.core.columns import TABLE_COLUMNS
@@ -208,7 +210,7 @@ def test_parts_are_bounded_and_gates_change_nothing(
 ) -> None:
     whole = select([table], tmp_path / "whole", plain_recipe)
     monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 2)
-    monkeypatch.setattr(danqing.engine.select.selection, "BATCH_ROWS", 1)
+    monkeypatch.setattr(danqing.engine.select.ledger, "BATCH_ROWS", 1)
     parts = select([table], tmp_path / "parts", plain_recipe)
     assert [pq.read_metadata(p).num_rows for p in sorted((tmp_path / "parts/verdicts").iterdir())] == [2, 2, 2, 1]
     assert len(list(parts.urls.iterdir())) == 4
@@ -228,10 +230,10 @@ def test_an_interrupted_selection_is_resumed(
     table: str, plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 2)
-    monkeypatch.setattr(danqing.engine.select.selection, "BATCH_ROWS", 1)
+    monkeypatch.setattr(danqing.engine.select.ledger, "BATCH_ROWS", 1)
     whole = tmp_path / "whole"
     select([table], whole, plain_recipe)
-    real, calls = danqing.engine.select.selection.walk, []
+    real, calls = danqing.engine.select.parts.walk, []
 
     def stop_at_the_third(*arguments: Any) -> Any:
         calls.append(1)
@@ -239,7 +241,7 @@ def test_an_interrupted_selection_is_resumed(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(danqing.engine.select.selection, "walk", stop_at_the_third)
+    monkeypatch.setattr(danqing.engine.select.parts, "walk", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         select([table], tmp_path / "out", plain_recipe)
     assert len(list((tmp_path / "out/verdicts").iterdir())) == 2 and not (tmp_path / "out/funnel.json").exists()
@@ -254,7 +256,7 @@ def test_a_selection_that_stops_between_two_files_is_resumed(
 ) -> None:
     monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 4)
     select([table], tmp_path / "whole", plain_recipe)
-    real, paths = danqing.engine.select.selection.commit, []
+    real, paths = danqing.engine.select.parts.commit, []
 
     def stop(path: Path) -> Any:
         if len(paths) == writes:
@@ -263,7 +265,7 @@ def test_a_selection_that_stops_between_two_files_is_resumed(
         return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(danqing.engine.select.selection, "commit", stop)
+        patch.setattr(danqing.engine.select.parts, "commit", stop)
         with pytest.raises(KeyboardInterrupt):
             select([table], tmp_path / "out", plain_recipe)
     select([table], tmp_path / "out", plain_recipe)

@@ -1,0 +1,157 @@
+"""The files of a selection: each part is decided and written in a thread of its own.
+
+urls/NNNNN.parquet holds the kept rows of a part, verdicts/NNNNN.parquet all its rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from danqing.engine.core.carried import carried_name
+from danqing.engine.core.device import Device
+from danqing.engine.core.files import commit
+from danqing.engine.decide.scores import Scores
+from danqing.engine.decide.verdicts import walk
+from danqing.engine.recipe.reading import Recipe
+from danqing.engine.select.ledger import Judged
+
+CLEAN = "text_clean"
+SELECTED = {b"danqing.select": b"1"}
+"""In the metadata of urls/*.parquet: `text_clean` is the engine's, so another selection makes it anew."""
+
+
+class Writer:
+    """Decides and writes parts in a thread of its own, one after the other.
+
+    At most one part waits, so memory does not grow if writing is slower than the stages. The error of a part is raised
+    before the next is taken.
+
+    Args:
+        write: writes one part.
+    """
+
+    def __init__(self, write: Callable[[Judged], None]) -> None:
+        self._write = write
+        self._lock = threading.Lock()
+        self._last: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, "danqing write")
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._pool.shutdown()
+        if error is None:
+            self._wait()
+
+    def __call__(self, judged: Judged) -> None:
+        """Takes a part, when the part before is written."""
+        with self._lock:
+            self._wait()
+            self._last = self._pool.submit(self._write, judged)
+
+    def _wait(self) -> None:
+        if self._last:
+            self._last.result()
+
+
+class Parts:
+    """Decides the parts of a selection and writes their files.
+
+    Args:
+        folder: of the selection.
+        recipe: the criteria, `USABLE` first.
+        device: the criteria are judged on it.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, device: Device) -> None:
+        self.folder, self.recipe, self.device = folder, recipe, device
+        self._names = pa.array([criterion.name for criterion in recipe.criteria], pa.string())
+
+    def path(self, kind: str, number: int) -> Path:
+        """Returns the path of a part's file in `urls` or `verdicts`."""
+        return self.folder / kind / f"{number:05d}.parquet"
+
+    def write(self, judged: Judged) -> None:
+        """Decides and writes a part."""
+        dropped_by = self.decide(judged)
+        _write(self.path("urls", judged.number), self.kept(judged, dropped_by < 0))
+        _write(self.path("verdicts", judged.number), self.verdicts(judged, dropped_by))  # last: the part is finished
+
+    def decide(self, judged: Judged) -> np.ndarray:
+        """Decides every row as DECIDE does: int16 (rows,), the position of the criterion that drops it, or -1."""
+        rows = len(judged.part)
+        unset, error = np.full(rows, -1), np.zeros(rows, bool)
+        error[list(judged.errors)] = True
+        columns = {
+            name: pa.chunked_array([pa.array(judged.columns[name], from_pandas=True)]) for name in self.recipe.columns
+        }
+        scores = Scores(unset, error, pa.nulls(rows, pa.string()), unset, [], columns, [rows])
+        return walk(scores, self.recipe, self.device).dropped_by
+
+    def kept(self, judged: Judged, keep: np.ndarray) -> pa.Table:
+        """Returns the kept rows with all input columns, and the clean caption.
+
+        Args:
+            judged: a part.
+            keep: bool (rows,).
+        """
+        kept = pa.array(keep)
+        table = judged.part.table.filter(kept)
+        if SELECTED.items() <= (table.schema.metadata or {}).items():  # an earlier selection's clean caption
+            table = table.drop_columns([CLEAN])
+            names = table.column_names
+        else:
+            names = _distinct(carried_name(name, (CLEAN,)) for name in table.column_names)
+        clean = judged.text(CLEAN).filter(kept).cast(pa.string())
+        table = table.rename_columns(names).append_column(CLEAN, clean)
+        return table.replace_schema_metadata({**(table.schema.metadata or {}), **SELECTED})
+
+    def verdicts(self, judged: Judged, dropped_by: np.ndarray) -> pa.Table:
+        """Returns the table of verdicts: each row's place in the input, URL, caption, verdict and scores.
+
+        Args:
+            judged: a part.
+            dropped_by: int (rows,), from the method `decide`.
+        """
+        part = judged.part
+        table = {
+            "file": pa.repeat(pa.scalar(part.file.name, pa.string()), len(part)),
+            "row": pa.array(np.arange(part.first, part.first + len(part))),
+            "url": part.urls.arrow().cast(pa.string()),
+            "caption": part.captions.arrow().cast(pa.string()),
+            "keep": pa.array(dropped_by < 0),
+            "dropped_by": self._names.take(pa.array(dropped_by, mask=dropped_by < 0)),
+        }
+        if "uid" in part.table.column_names:
+            table["uid"] = part.table["uid"]
+        for name, kind in judged.scores.items():
+            if name in judged.columns:
+                values = judged.columns[name]
+                table[name] = pa.array(values, mask=np.isnan(values)).cast(kind)
+            elif name != CLEAN:
+                table[name] = judged.text(name).cast(kind)
+        return pa.table(table | {"error": judged.problems().cast(pa.string())})
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Appends `_` to names that come again: Arrow reads tables with equal names, and no tool reads them by name."""
+    out: list[str] = []
+    for name in names:
+        while name in out:
+            name += "_"
+        out.append(name)
+    return out
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with commit(path) as file:
+        pq.write_table(table, file)
