@@ -6,7 +6,7 @@ urls/NNNNN.parquet holds the kept rows of a part, verdicts/NNNNN.parquet all its
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.select.ledger import Judged
+from danqing.engine.sources.tables import Columns
 
 CLEAN = "text_clean"
 SELECTED = {b"danqing.select": b"1"}
@@ -69,11 +70,12 @@ class Parts:
     Args:
         folder: of the selection.
         recipe: the criteria, `USABLE` first.
+        columns: names of the URL and the caption in the input.
         device: the criteria are judged on it.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, device: Device) -> None:
-        self.folder, self.recipe, self.device = folder, recipe, device
+    def __init__(self, folder: Path, recipe: Recipe, columns: Columns, device: Device) -> None:
+        self.folder, self.recipe, self.columns, self.device = folder, recipe, columns, device
         self._names = pa.array([criterion.name for criterion in recipe.criteria], pa.string())
 
     def path(self, kind: str, number: int) -> Path:
@@ -83,8 +85,10 @@ class Parts:
     def write(self, judged: Judged) -> None:
         """Decides and writes a part."""
         dropped_by = self.decide(judged)
-        _write(self.path("urls", judged.number), self.kept(judged, dropped_by < 0))
-        _write(self.path("verdicts", judged.number), self.verdicts(judged, dropped_by))  # last: the part is finished
+        kept, columns = self.kept(judged, dropped_by < 0), self.columns
+        _write(self.path("urls", judged.number), kept, (columns.url, columns.caption, CLEAN))
+        verdicts = self.verdicts(judged, dropped_by)
+        _write(self.path("verdicts", judged.number), verdicts, ("row", "url", "caption", "uid"))  # last: it is finished
 
     def decide(self, judged: Judged) -> np.ndarray:
         """Decides every row as DECIDE does: int16 (rows,), the position of the criterion that drops it, or -1."""
@@ -152,6 +156,18 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return out
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def _write(path: Path, table: pa.Table, texts: Collection[str]) -> None:
+    """Writes a table in the format that every reader of Parquet knows, compressed with Snappy.
+
+    Args:
+        path: the file.
+        table: the content.
+        texts: columns whose values hardly ever repeat. Neither they nor floats get a dictionary, which costs time.
+    """
+    dictionary: bool | list[str] = [
+        field.name for field in table.schema if field.name not in texts and not pa.types.is_floating(field.type)
+    ]
+    if any(pa.types.is_nested(kind) for kind in table.schema.types):  # they would have to be named leaf by leaf
+        dictionary = True
     with commit(path) as file:
-        pq.write_table(table, file)
+        pq.write_table(table, file, compression="snappy", use_dictionary=dictionary)

@@ -151,7 +151,7 @@ def select(
         criteria = replace(text_recipe, criteria=(USABLE, *text_recipe.criteria))
         total = sum(file.bytes for file in files) if settings.limit is None else 0
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
-            context, parts = settings.context(device, models, plan.wanted), Parts(output, criteria, device)
+            context, parts = settings.context(device, models, plan.wanted), Parts(output, criteria, columns, device)
             with Writer(parts.write) as writer, Overlap(spans, entered=device.entered) as overlap:
                 ledger = Ledger(plan.scores, listener, writer)
                 read = spans.timed("read", _parts(files, columns, settings.limit))
