@@ -20,8 +20,8 @@ class Batch:
 
     The columns `shard` and `row` (int) identify a row. `error` is None, or the reason why the row leaves the pipeline.
 
-    >>> batch = Batch({"row": np.arange(3), "caption": ["a", "b", "c"]})
-    >>> batch.take(np.array([True, False, True]))["caption"]
+    >>> batch = Batch({"row": np.arange(3), "caption": TextColumn.of(["a", "b", "c"])})
+    >>> batch.take(np.array([True, False, True]))["caption"].to_pylist()
     ['a', 'c']
     """
 

@@ -27,7 +27,8 @@ class Column:
         meaning: of a value, one sentence.
         range: the values that can occur, for numbers.
         unit: of a number.
-        array: the column in a batch, dtype and shape; empty where the type says it.
+        array: the column in a batch: dtype and shape, or `TextColumn`, whose texts are on the host, on the device or on
+            both; empty where the type says it.
         device: whether the column stays on the device; otherwise it is on the host after the stage.
         file: the folder of the run whose files hold it, if it is stored.
         distance: what `within` of a near-duplicate criterion measures: `cosine` distance, `bits` that differ, or
@@ -87,8 +88,8 @@ READ = (
     Column("key", pa.string(), "the input's own key, made unique within the shard"),
     Column("input_key", pa.string(), "the input's own key where `key` differs from it, else null"),
     Column("uid", pa.string(), "32 hex digits: the input's own, or the xxh128 of image bytes and caption"),
-    Column("url", pa.string(), "URL of the picture, if the input has one"),
-    Column("caption", pa.string(), "the caption as read"),
+    Column("url", pa.string(), "URL of the picture, if the input has one", array="TextColumn"),
+    Column("caption", pa.string(), "the caption as read", array="TextColumn"),
     Column(ENCODED, None, "the encoded picture", array="list of bytes"),
     Column(
         "image_hash",
@@ -110,7 +111,10 @@ COMPUTED = (
         "caption_measures", None, "all measures of the caption as read",
         array="float32 (rows, 13), see danqing.kernels.text.captions.MEASURES",
     ),
-    Column("text_clean", pa.string(), "the caption in Simplified Chinese, without HTML, emoji and special characters"),
+    Column(
+        "text_clean", pa.string(), "the caption in Simplified Chinese, without HTML, emoji and special characters",
+        array="TextColumn",
+    ),
     Column("language", pa.string(), "ISO 639 code of the clean caption's language"),
     Column("chinese_confidence", pa.float32(), "probability that the clean caption is Chinese", SHARE),
     Column("stop_word_share", pa.float32(), "share of stop words among the words", SHARE),

@@ -150,9 +150,9 @@ class TextColumn:
         """Returns the bytes of each text: int64 (rows,), on the host."""
         return np.diff(Strings.of(self.arrow()).offsets)
 
-    def to_pylist(self) -> list[str | None]:
-        """Returns Python strings, for messages and tests; stages work on `strings` or `arrow`."""
-        texts: list[str | None] = self.arrow().to_pylist()
+    def to_pylist(self) -> list[Any]:
+        """Returns Python strings, None for missing texts. For messages and tests: stages use `strings` or `arrow`."""
+        texts: list[Any] = self.arrow().to_pylist()
         return texts
 
     def take(self, rows: np.ndarray) -> TextColumn:

@@ -24,6 +24,7 @@ from danqing.engine.core.logs import log
 from danqing.engine.core.memory import Memory, text_bytes
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Span, Spans
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.plan import Plan, Step
 from danqing.engine.run.folder import Run
@@ -164,6 +165,8 @@ def _batch(rows: list[tuple[Any, ...]]) -> Batch:
     columns: dict[str, Any] = {name: list(column) for name, column in by_column}
     for name in ("shard", "row", "image_bytes", "text_bytes"):
         columns[name] = np.array(columns[name], np.int64)
+    for name in ("url", "caption"):
+        columns[name] = TextColumn.of(columns[name])
     return Batch(columns)
 
 
@@ -238,6 +241,9 @@ def apply_stage(stage: Stage, batch: Batch) -> None:
     stage(batch)
     for name, column in stage.produces.items():
         if column.type is None or name not in batch or isinstance(batch[name], list):
+            continue
+        if isinstance(batch[name], TextColumn):
+            batch[name].arrow()
             continue
         batch[name] = stage.context.device.down(batch[name])
         # A gate must see what DECIDE will read: the score as it is stored, compared as float64.

@@ -62,7 +62,7 @@ class Tokens(Stage):
         self.tokenizer = context.models.tokenizer(self.role)
 
     def __call__(self, batch: Batch) -> None:
-        ids = self.tokenizer.encode(batch["text_clean"])
+        ids = self.tokenizer.encode(batch["text_clean"].to_pylist())
         batch["token_ids"] = ids
         begins = np.cumsum([0, *map(len, ids[:-1])])  # no row is empty: an empty text is one [UNK]
         batch["unknown_tokens"] = np.add.reduceat(np.concatenate(ids) == self.tokenizer.unknown, begins, dtype=np.int32)

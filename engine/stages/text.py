@@ -10,11 +10,12 @@ from functools import cache
 
 import numpy as np
 import opencc
+import pyarrow.compute as pc
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.columns import produced
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
 from danqing.engine.stages.language import languages
@@ -29,11 +30,11 @@ class CaptionStage(Stage):
 
     @property
     def capacity(self) -> float:
-        return BATCH_SIZES[self.context.device.kind].caption_characters
+        return BATCH_SIZES[self.context.device.kind].caption_bytes
 
     @staticmethod
     def weights(batch: Batch) -> np.ndarray:
-        return np.array([len(caption) + 32 for caption in batch["caption"]], np.float64)
+        return batch["caption"].lengths() + 32.0
 
 
 class Caption(CaptionStage):
@@ -86,18 +87,15 @@ class Refine(CaptionStage):
         originals = clean(self.context, batch["caption"])
         texts = simplify(originals)
         measures = batch["caption_measures"]
-        changed = [
-            row for row, (text, caption) in enumerate(zip(texts, batch["caption"], strict=True)) if text != caption
-        ]
-        cleaned = Strings.of([texts[row] for row in changed]).on(self.context.device)
-        measures[changed] = measure_captions(self.context, cleaned)
+        changed = np.flatnonzero(pc.not_equal(texts.arrow(), batch["caption"].arrow()))
+        measures[changed] = measure_captions(self.context, texts.take(changed).strings(self.context.device))
         columns = dict(zip(MEASURES, measures.T, strict=True))
         batch["text_clean"] = texts
-        batch["language"], batch["chinese_confidence"] = languages(texts, originals, columns)
+        batch["language"], batch["chinese_confidence"] = languages(texts.to_pylist(), originals.to_pylist(), columns)
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]
         if self.unsafe:
-            batch["unsafe_caption"] = self.unsafe(Strings.of(texts).on(self.context.device))
+            batch["unsafe_caption"] = self.unsafe(texts.strings(self.context.device))
 
 
 def open_classifier(context: Context, stage: Stage) -> TextClassifier | None:
@@ -126,23 +124,26 @@ def measure_captions(context: Context, captions: Strings) -> np.ndarray:
     return device.down(kernels.measure(device, captions, words, character_classes()))
 
 
-def normalize(context: Context, captions: list[str]) -> Strings:
+def normalize(context: Context, captions: TextColumn) -> Strings:
     """Removes HTML (`markup.remove_markup`) and replaces compatibility characters by ideographs; on the device."""
+    lines = captions.to_pylist()
+    plain = remove_markup(lines)
+    text = captions if plain is lines else TextColumn.of(plain)
+    return kernels.unify(context.device, text.strings(context.device), unified_forms())
+
+
+def clean(context: Context, captions: TextColumn) -> TextColumn:
+    """Normalizes captions and removes emoji, special characters and surplus space; on the device."""
     device = context.device
-    return kernels.unify(device, Strings.of(remove_markup(captions)).on(device), unified_forms())
+    return TextColumn.made(kernels.clean(device, normalize(context, captions), character_classes()), device)
 
 
-def clean(context: Context, captions: list[str]) -> list[str]:
-    """Normalizes captions and removes emoji, special characters and surplus space."""
-    device = context.device
-    return kernels.clean(device, normalize(context, captions), character_classes()).on_host(device).arrow().to_pylist()
-
-
-def simplify(captions: list[str]) -> list[str]:
+def simplify(captions: TextColumn) -> TextColumn:
     """Converts captions without line ends to Simplified Chinese (OpenCC t2s)."""
     # One call for all captions. Captions in Simplified characters are converted, too: some characters change only
     # within a word (沈醉 to 沉醉).
-    return _converter().convert("\n".join(captions)).split("\n") if captions else []
+    lines = captions.to_pylist()
+    return TextColumn.of(_converter().convert("\n".join(lines)).split("\n") if lines else [])
 
 
 @cache

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.recipe.reading import load_recipe
@@ -47,8 +48,9 @@ def measure_kernels(job: Job) -> Iterator[Figure]:
         column = pa.array(captions(job.captions, job.rows), pa.large_string())
         yield Figure("first launch of the text kernels", first, "s")
         yield Figure("captions whose measures differ from the CPU's", _unequal_measures(lines, device, host), "rows")
-        cleaned = zip(*(clean(_context(where), lines) for where in (device, host)), strict=True)
-        yield Figure("captions whose cleaned text differs", sum(a != b for a, b in cleaned), "rows")
+        ours, theirs = (clean(_context(where), TextColumn.of(lines)).arrow() for where in (device, host))
+        differing = pc.sum(pc.not_equal(ours, theirs)).as_py()
+        yield Figure("captions whose cleaned text differs", differing, "rows")
         ours, theirs = (_classes(lines, where) for where in (device, host))
         yield Figure("captions whose classification differs", int((ours != theirs).sum()), "rows")
         found, expected = device.down(pixel_statistics(device, there)), pixel_statistics(host, pixels)

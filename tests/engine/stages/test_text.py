@@ -7,7 +7,7 @@ from opencc import OpenCC
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
 from danqing.engine.stages.markup import remove_markup
@@ -18,7 +18,7 @@ MODELS = ModelSet({"text_safety": "jionlp-pornography", "caption_safety": "jionl
 
 
 def refined(device: Device, *captions: str) -> Batch:
-    batch = Batch({"row": np.arange(len(captions)), "caption": list(captions)})
+    batch = Batch({"row": np.arange(len(captions)), "caption": TextColumn.of(captions)})
     context = Context(device, MODELS, frozenset())
     Caption(context)(batch)
     Refine(context)(batch)
@@ -59,7 +59,8 @@ def test_words_equal_the_tokens_of_jieba_that_are_words(device: Device) -> None:
 )
 def test_clean_captions_are_simplified_and_plain(device: Device, caption: str, expected: str) -> None:
     context = Context(device, MODELS, frozenset())
-    assert simplify(clean(context, [caption, expected])) == [expected, expected]
+    found = simplify(clean(context, TextColumn.of([caption, expected])))
+    assert found.to_pylist() == [expected, expected]
 
 
 def test_entropy_equals_the_paper(device: Device) -> None:
@@ -87,8 +88,9 @@ def test_unsafe_terms_are_counted(device: Device) -> None:
 def test_markup_and_compatibility_ideographs_are_not_measured(device: Device) -> None:
     plain, marked = "一只橘猫趴在窗台上晒太阳", "<p>⼀只橘猫&#36276;在窗台上<b>晒</b>太阳</p>"
     batch = refined(device, plain, marked)
-    assert batch["caption"][1] == marked  # the caption itself stays as read
-    for name in ("words", "text_clean", "nouns", "text_entropy", "symbol_share", "latin_share"):
+    assert batch["caption"].to_pylist()[1] == marked  # the caption itself stays as read
+    assert batch["text_clean"].to_pylist() == [plain, plain]
+    for name in ("words", "nouns", "text_entropy", "symbol_share", "latin_share"):
         assert batch[name][0] == batch[name][1]
 
 
@@ -117,7 +119,8 @@ def test_hostile_captions_do_not_disturb_other_rows(device: Device) -> None:
     captions = [caption for bad in hostile for caption in (bad, "一只小猫在草地上")]
     batch = refined(device, *captions)
     alone = refined(device, "一只小猫在草地上")
-    for name in ("words", "text_clean", "nouns", "text_entropy", "chinese_confidence", "unsafe_caption"):
+    assert set(batch["text_clean"].to_pylist()[1::2]) == {"一只小猫在草地上"}
+    for name in ("words", "nouns", "text_entropy", "chinese_confidence", "unsafe_caption"):
         assert set(batch[name][1::2]) == {alone[name][0]}
 
 
