@@ -473,9 +473,12 @@ def select(
     set: Overrides = (),
     url_col: str | None = None,
     caption_col: str | None = None,
+    encoding: str | None = None,
+    follow_links: bool = False,
     blocklist: StrPath | None = None,
     user_dict: StrPaths = (),
     limit: int | None = None,
+    force: bool = False,
     device: str = "auto",
     threads: int | None = None,
     progress: bool | None = None,
@@ -487,9 +490,9 @@ def select(
         output: folder of the selection.
         recipe: see `load_recipe`.
         set: values of the recipe to override.
-        url_col: column of the URLs; default: `url` or `image_url`, in any case.
-        caption_col: column of the captions; default: `caption`, `text` or `alt_text`, in any case.
-        blocklist, user_dict, limit, device, threads: see `ScoringOptions`.
+        url_col: column of the URLs; default: `image_url` or `url`, in any case.
+        caption_col: column of the captions; default: `caption`, `text`, `alt_text` or `title`, in any case.
+        encoding, follow_links, blocklist, user_dict, limit, force, device, threads: see `ScoringOptions`.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:
@@ -502,13 +505,22 @@ def select(
     2
     """
     settings = _settings(
-        {"blocklist": blocklist, "user_dict": user_dict, "limit": limit, "device": device, "threads": threads}
+        {
+            "encoding": encoding or "",
+            "follow_links": follow_links,
+            "blocklist": blocklist,
+            "user_dict": user_dict,
+            "limit": limit,
+            "force": force,
+            "device": device,
+            "threads": threads,
+        }
     )
     return select_tables(
         _paths(inputs),
         Path(output),
         load_recipe(recipe, set),
-        Columns(url_col or "", caption_col or ""),
+        Columns(url_col or "", caption_col or "", settings.layout.encoding),
         settings,
         _progress(progress),
     )

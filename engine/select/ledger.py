@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
+from danqing.engine.core.device import Device
 from danqing.engine.core.memory import TEXT_COPIES
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.strings import TextColumn
@@ -33,9 +34,9 @@ class Judged:
         columns: name → float64 (rows,), the scores that are numbers (NaN if missing), and `usable`.
     """
 
-    def __init__(self, number: int, part: Part, scores: Mapping[str, pa.DataType]) -> None:
+    def __init__(self, number: int, part: Part, scores: Mapping[str, pa.DataType], device: Device) -> None:
         self.number, self.part, self.scores = number, part, scores
-        self.errors = unusable_rows(part.urls, part.captions, part.errors)
+        self.errors = unusable_rows(device, part.urls, part.has_caption, part.errors)
         texts = [name for name, kind in scores.items() if pa.types.is_string(kind)]
         self.columns = {name: np.full(len(part), np.nan) for name in scores if name not in texts}
         self.columns[USABLE.column] = np.ones(len(part))
@@ -109,14 +110,19 @@ class Ledger:
 
     Args:
         scores: column → type of what the stages compute.
+        device: runs the stages.
         progress: receives the number of rows read and finished.
         finished: takes each part whose rows have all left the stages; called by the stages' threads.
     """
 
     def __init__(
-        self, scores: Mapping[str, pa.DataType], progress: Progress, finished: Callable[[Judged], None]
+        self,
+        scores: Mapping[str, pa.DataType],
+        device: Device,
+        progress: Progress,
+        finished: Callable[[Judged], None],
     ) -> None:
-        self.scores, self.progress, self.finished = scores, progress, finished
+        self.scores, self.device, self.progress, self.finished = scores, device, progress, finished
         self._open: dict[int, Judged] = {}
         self._lock = threading.Lock()
 
@@ -127,7 +133,7 @@ class Ledger:
             parts: each with its number in the selection.
         """
         for number, part in parts:
-            judged = self._open[number] = Judged(number, part, self.scores)
+            judged = self._open[number] = Judged(number, part, self.scores, self.device)
             self._count(judged, len(judged.errors))
             yield from judged.batches()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -16,15 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.carried import carried_name
+from danqing.engine.core.damage import Damage, to_metadata
 from danqing.engine.core.device import Device
 from danqing.engine.core.files import commit
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.select.ledger import Judged
-from danqing.engine.sources.tables import Columns
+from danqing.engine.sources.tables import Columns, Part
 
 CLEAN = "text_clean"
+MAX_DAMAGE = 1000
+"""Rows of a part that could not be read are listed up to this number; beyond it they are counted."""
 SELECTED = {b"danqing.select": b"1"}
 """In the metadata of urls/*.parquet: `text_clean` is the engine's, so another selection makes it anew."""
 
@@ -87,7 +91,7 @@ class Parts:
         dropped_by = self.decide(judged)
         kept, columns = self.kept(judged, dropped_by < 0), self.columns
         _write(self.path("urls", judged.number), kept, (columns.url, columns.caption, CLEAN))
-        verdicts = self.verdicts(judged, dropped_by)
+        verdicts = self.verdicts(judged, dropped_by).replace_schema_metadata(to_metadata(damage_of(judged.part)))
         _write(self.path("verdicts", judged.number), verdicts, ("row", "url", "caption", "uid"))  # last: it is finished
 
     def decide(self, judged: Judged) -> np.ndarray:
@@ -144,6 +148,17 @@ class Parts:
             elif name != CLEAN:
                 table[name] = judged.text(name).cast(kind)
         return pa.table(table | {"error": judged.problems().cast(pa.string())})
+
+
+def damage_of(part: Part) -> list[Damage]:
+    """Lists the rows of a part that could not be read, up to `MAX_DAMAGE`."""
+    file, found = part.file.path, []
+    for text in islice(part.errors.values(), MAX_DAMAGE):
+        place, _, problem = text.partition(": ")
+        found.append(Damage.at(file, place, problem))
+    if more := len(part.errors) - len(found):
+        found.append(Damage.at(file, "", f"{more:,} more rows cannot be read; see the column error of verdicts/"))
+    return found
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from danqing.engine.core.columns import TABLE_COLUMNS
+from danqing.engine.core.damage import Damage, from_metadata, write_damage
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, write_json
@@ -122,14 +124,16 @@ def select(
         recipe: its criteria that need a picture are not applied.
         columns: the names of the URL and caption columns; None, or a name that is empty: the first of `URL_COLUMNS`
             or `CAPTION_COLUMNS` that the first table has.
-        settings: the device, threads, block list and user dictionaries; None: the defaults.
+        settings: the device, threads, block list, user dictionaries, and whether links are followed; None: the
+            defaults.
 
     Raises:
         DanqingError: a table cannot be read, every criterion needs a picture, or `output` holds something else or a
             selection with other settings.
     """
     settings = settings or Settings()
-    files = find_tables(inputs)
+    damage: list[Damage] = []
+    files = find_tables(inputs, settings.layout.follow_links, damage)
     columns = choose_columns(files, columns or Columns("", ""))
     if settings.limit is None:  # a limited selection opens no table that it does not need
         check_tables(files, columns)
@@ -153,12 +157,15 @@ def select(
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
             context, parts = settings.context(device, models, plan.wanted), Parts(output, criteria, columns, device)
             with Writer(parts.write) as writer, Overlap(spans, entered=device.entered) as overlap:
-                ledger = Ledger(plan.scores, listener, writer)
+                ledger = Ledger(plan.scores, device, listener, writer)
                 read = spans.timed("read", _parts(files, columns, settings.limit))
                 unfinished = _unfinished(overlap.prefetch(read, "read"), parts, listener)
                 run_stages(ledger.batches(unfinished), plan, context, ledger, spans)
         for kind in ("urls", "verdicts"):
-            unify(sorted((output / kind).glob("*.parquet")))
+            damage += chain.from_iterable(
+                from_metadata(schema.metadata) for schema in unify(sorted((output / kind).glob("*.parquet")))
+            )
+        write_damage(output, damage)
         write_json(output / "funnel.json", count_funnel(output, criteria).to_dict())
     return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, deferred)
 

@@ -19,9 +19,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
 from danqing.engine.core.strings import TextColumn, large_strings
@@ -31,8 +33,10 @@ from danqing.engine.sources.text import UTF8, SampleError, detect, parse_object
 CSV_SUFFIXES = (".csv", ".csv.gz")
 TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".jsonl.gz")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
-URL_COLUMNS, CAPTION_COLUMNS = ("url", "image_url"), ("caption", "text", "alt_text", "alt")
-"""Names of the columns in public tables, in any case (LAION: `URL`, `TEXT`), the first choice first."""
+URL_COLUMNS = ("image_url", "img_url", "imageurl", "url")
+CAPTION_COLUMNS = ("caption", "text", "alt_text", "alt", "title")
+"""Names of the columns in public tables, in any case, the first choice first: `URL` and `TEXT` (LAION), `url` and
+`text` (DataComp, COYO), `url` and `caption` (Wukong), `ImageUrl` and `Title` (Zero, whose `Url` is the page's)."""
 CHECKED_ROWS = 1000
 """Rows of each table that are read to check its columns before work begins."""
 MAX_LINE = 16 << 20
@@ -77,7 +81,13 @@ class Part:
     bytes: int
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.urls)
+
+    @property
+    def has_caption(self) -> np.ndarray:
+        """bool (rows,), on the host: whether the caption is not missing."""
+        valid: np.ndarray = self.captions.arrow().is_valid().to_numpy(zero_copy_only=False)
+        return valid
 
     def head(self, rows: int) -> Part:
         """Returns the first rows of the part."""
@@ -100,20 +110,27 @@ class _Rows:
     errors: dict[int, str] = field(default_factory=dict)
 
 
-def find_tables(inputs: Iterable[str]) -> list[Shard]:
+def find_tables(inputs: Iterable[str], follow_links: bool = False, damage: list[Damage] | None = None) -> list[Shard]:
     """Finds the tables of all inputs (files, folders, globs, brace ranges), in the given order.
+
+    Args:
+        inputs: arguments of the command line.
+        follow_links: also read links in an input folder to files outside it.
+        damage: receives entries of folders that are not read.
 
     Raises:
         DanqingError: as `find_files`; or a folder holds no table.
     """
-    kinds = ", ".join(SUFFIXES)
+    kinds, damage = ", ".join(SUFFIXES), [] if damage is None else damage
 
     def in_folder(folder: Path) -> list[Path]:
-        if not (tables := files_in(folder, SUFFIXES)):
+        unread = len(damage)
+        tables = files_in(folder, SUFFIXES, follow_links, damage)
+        if not tables and len(damage) == unread:
             raise DanqingError(f"{folder}: a folder without tables ({kinds})")
         return tables
 
-    paths = find_files(inputs, SUFFIXES, f"not a table this command reads ({kinds})", in_folder)
+    paths = find_files(inputs, SUFFIXES, f"not a table this command reads ({kinds})", in_folder, damage)
     return [Shard(number, str(path), path, path.stat().st_size) for number, path in enumerate(paths)]
 
 
@@ -123,10 +140,11 @@ def choose_columns(files: Sequence[Shard], columns: Columns) -> Columns:
         return columns
     there = _column_names(files[0], columns)
 
-    def choose(names: Sequence[str]) -> str:
-        return next((name for wanted in names for name in there if name.lower() == wanted), names[0])
+    def choose(names: Sequence[str], default: str) -> str:
+        return next((name for wanted in names for name in there if name.lower() == wanted), default)
 
-    url, caption = columns.url or choose(URL_COLUMNS), columns.caption or choose(CAPTION_COLUMNS)
+    url = columns.url or choose(URL_COLUMNS, Columns.url)
+    caption = columns.caption or choose(CAPTION_COLUMNS, Columns.caption)
     return replace(columns, url=url, caption=caption)
 
 

@@ -31,7 +31,7 @@ from danqing.kernels.pictures.resample_batches import Window
 from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
-from danqing.kernels.text import lexicon, wordpiece
+from danqing.kernels.text import lexicon, urls, wordpiece
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
 from tests.kernels.pictures.test_resample import by_pillow
@@ -57,6 +57,7 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield text.gather_rows, (data, rows.offsets, offsets, data)
     found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
     terms = build({"猫": 1})
+    yield urls.find_plain, (Strings(longs, data, 0), np.empty(rows.rows, np.bool_))
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
     bins = np.empty((1, pixels.LEVELS), np.uint32)
     scratch = pixels.TileScratch(np.empty((0, 6, 9), np.uint8), np.empty((0, 9), np.int16), bins[:0])
