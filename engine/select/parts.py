@@ -80,7 +80,6 @@ class Parts:
 
     def __init__(self, folder: Path, recipe: Recipe, columns: Columns, device: Device) -> None:
         self.folder, self.recipe, self.columns, self.device = folder, recipe, columns, device
-        self._names = pa.array([criterion.name for criterion in recipe.criteria], pa.string())
 
     def path(self, kind: str, number: int) -> Path:
         """Returns the path of a part's file in `urls` or `verdicts`."""
@@ -88,22 +87,11 @@ class Parts:
 
     def write(self, judged: Judged) -> None:
         """Decides and writes a part."""
-        dropped_by = self.decide(judged)
+        dropped_by = decide(judged, self.recipe, self.device)
         kept, columns = self.kept(judged, dropped_by < 0), self.columns
         _write(self.path("urls", judged.number), kept, (columns.url, columns.caption, CLEAN))
         verdicts = self.verdicts(judged, dropped_by).replace_schema_metadata(to_metadata(damage_of(judged.part)))
         _write(self.path("verdicts", judged.number), verdicts, ("row", "url", "caption", "uid"))  # last: it is finished
-
-    def decide(self, judged: Judged) -> np.ndarray:
-        """Decides every row as DECIDE does: int16 (rows,), the position of the criterion that drops it, or -1."""
-        rows = len(judged.part)
-        unset, error = np.full(rows, -1), np.zeros(rows, bool)
-        error[list(judged.errors)] = True
-        columns = {
-            name: pa.chunked_array([pa.array(judged.columns[name], from_pandas=True)]) for name in self.recipe.columns
-        }
-        scores = Scores(unset, error, pa.nulls(rows, pa.string()), unset, [], columns, [rows])
-        return walk(scores, self.recipe, self.device).dropped_by
 
     def kept(self, judged: Judged, keep: np.ndarray) -> pa.Table:
         """Returns the kept rows with all input columns, and the clean caption.
@@ -128,26 +116,59 @@ class Parts:
 
         Args:
             judged: a part.
-            dropped_by: int (rows,), from the method `decide`.
+            dropped_by: int (rows,), from `decide`.
         """
-        part = judged.part
+        part, found = judged.part, verdict_columns(judged, dropped_by, self.recipe)
+        del found[CLEAN]  # kept rows have it in urls/
         table = {
             "file": pa.repeat(pa.scalar(part.file.name, pa.string()), len(part)),
             "row": pa.array(np.arange(part.first, part.first + len(part))),
             "url": part.urls.arrow().cast(pa.string()),
             "caption": part.captions.arrow().cast(pa.string()),
-            "keep": pa.array(dropped_by < 0),
-            "dropped_by": self._names.take(pa.array(dropped_by, mask=dropped_by < 0)),
+            "keep": found.pop("keep"),
+            "dropped_by": found.pop("dropped_by"),
         }
         if "uid" in part.table.column_names:
             table["uid"] = part.table["uid"]
-        for name, kind in judged.scores.items():
-            if name in judged.columns:
-                values = judged.columns[name]
-                table[name] = pa.array(values, mask=np.isnan(values)).cast(kind)
-            elif name != CLEAN:
-                table[name] = judged.text(name).cast(kind)
-        return pa.table(table | {"error": judged.problems().cast(pa.string())})
+        return pa.table(table | found)
+
+
+def decide(judged: Judged, recipe: Recipe, device: Device) -> np.ndarray:
+    """Decides every row of a part as DECIDE does: int16 (rows,), the criterion that drops it, or -1.
+
+    Args:
+        judged: the part.
+        recipe: the criteria, `USABLE` first.
+        device: the criteria are judged on it.
+    """
+    rows = len(judged.part)
+    unset, error = np.full(rows, -1), np.zeros(rows, bool)
+    error[list(judged.errors)] = True
+    columns = {name: pa.chunked_array([pa.array(judged.columns[name], from_pandas=True)]) for name in recipe.columns}
+    scores = Scores(unset, error, pa.nulls(rows, pa.string()), unset, [], columns, [rows])
+    return walk(scores, recipe, device).dropped_by
+
+
+def verdict_columns(judged: Judged, dropped_by: np.ndarray, recipe: Recipe) -> dict[str, pa.Array]:
+    """Returns what was found out about the rows of a part, as columns: verdict, scores, clean caption, error.
+
+    Args:
+        judged: the part.
+        dropped_by: int (rows,), from `decide`.
+        recipe: the criteria, `USABLE` first.
+    """
+    names = pa.array([criterion.name for criterion in recipe.criteria], pa.string())
+    found = {
+        "keep": pa.array(dropped_by < 0),
+        "dropped_by": names.take(pa.array(dropped_by, mask=dropped_by < 0)),
+    }
+    for name, kind in judged.scores.items():
+        if name in judged.columns:
+            values = judged.columns[name]
+            found[name] = pa.array(values, mask=np.isnan(values)).cast(kind)
+        else:
+            found[name] = judged.text(name).cast(kind)
+    return found | {"error": judged.problems().cast(pa.string())}
 
 
 def damage_of(part: Part) -> list[Damage]:

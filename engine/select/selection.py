@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -24,14 +24,14 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.damage import Damage, from_metadata, write_damage
-from danqing.engine.core.device import open_device
+from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe.criteria import RowCriterion
-from danqing.engine.recipe.plan import decidable, make_plan
+from danqing.engine.recipe.plan import Plan, decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import identity_differences, resume_with_versions
 from danqing.engine.run.lock import lock_output
@@ -40,7 +40,7 @@ from danqing.engine.run.versions import ENGINE, current_versions
 from danqing.engine.score.loop import run_stages
 from danqing.engine.score.overlap import Overlap
 from danqing.engine.score.settling import unify
-from danqing.engine.select.ledger import Ledger
+from danqing.engine.select.ledger import Judged, Ledger
 from danqing.engine.select.parts import CLEAN, Parts, Writer
 from danqing.engine.select.usable import USABLE
 from danqing.engine.sources import Shard
@@ -137,37 +137,84 @@ def select(
     columns = choose_columns(files, columns or Columns("", ""))
     if settings.limit is None:  # a limited selection opens no table that it does not need
         check_tables(files, columns)
-    text_recipe = before_download(recipe)
-    deferred = tuple(c.name for c in recipe.criteria if c not in text_recipe.criteria)
-    plan = make_plan(text_recipe, CATALOGUE, TABLE_COLUMNS, also=[CLEAN])
-    models = ModelSet(text_recipe.models)
+    plan = TextPlan.of(recipe)
+    deferred = tuple(c.name for c in recipe.criteria if c not in plan.recipe.criteria)
     identity = {
         "inputs": [[str(file.path.resolve()), file.bytes] for file in files],
         "columns": asdict(columns),
-        "models": {role: models.card(role).hash for role in text_recipe.models},
+        "models": {role: plan.models.card(role).hash for role in plan.recipe.models},
         **settings.rules(),
         "part_rows": PART_ROWS,
         "limit": settings.limit,
     }
-    _create_or_resume(output, text_recipe, identity, settings.force)
+    _create_or_resume(output, plan.recipe, identity, settings.force)
     spans = Spans()
     if not (output / "funnel.json").exists():
-        criteria = replace(text_recipe, criteria=(USABLE, *text_recipe.criteria))
         total = sum(file.bytes for file in files) if settings.limit is None else 0
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
-            context, parts = settings.context(device, models, plan.wanted), Parts(output, criteria, columns, device)
+            parts = Parts(output, plan.criteria, columns, device)
             with Writer(parts.write) as writer, Overlap(spans, entered=device.entered) as overlap:
-                ledger = Ledger(plan.scores, device, listener, writer)
                 read = spans.timed("read", _parts(files, columns, settings.limit))
                 unfinished = _unfinished(overlap.prefetch(read, "read"), parts, listener)
-                run_stages(ledger.batches(unfinished), plan, context, ledger, spans)
+                plan.run(unfinished, writer, settings, device, listener, spans)
         for kind in ("urls", "verdicts"):
             damage += chain.from_iterable(
                 from_metadata(schema.metadata) for schema in unify(sorted((output / kind).glob("*.parquet")))
             )
         write_damage(output, damage)
-        write_json(output / "funnel.json", count_funnel(output, criteria).to_dict())
+        write_json(output / "funnel.json", count_funnel(output, plan.criteria).to_dict())
     return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, deferred)
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """How rows are judged before the download.
+
+    Attributes:
+        recipe: the criteria that need no picture.
+        criteria: the same, after `USABLE`.
+        stages: what computes the scores, and the clean caption.
+        models: the recipe's models.
+    """
+
+    recipe: Recipe
+    criteria: Recipe
+    stages: Plan
+    models: ModelSet
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> TextPlan:
+        """Makes the plan of a recipe.
+
+        Raises:
+            DanqingError: every criterion needs a picture.
+        """
+        text = before_download(recipe)
+        stages = make_plan(text, CATALOGUE, TABLE_COLUMNS, also=[CLEAN])
+        return cls(text, replace(text, criteria=(USABLE, *text.criteria)), stages, ModelSet(text.models))
+
+    def run(
+        self,
+        parts: Iterable[tuple[int, Part]],
+        finished: Callable[[Judged], None],
+        settings: Settings,
+        device: Device,
+        progress: Progress,
+        spans: Spans,
+    ) -> None:
+        """Runs the stages on all rows of some parts.
+
+        Args:
+            parts: with their numbers; read by a thread of its own.
+            finished: takes each part with its scores; called by the stages' threads.
+            settings: block list and user dictionaries.
+            device: runs the stages.
+            progress: receives the number of finished rows.
+            spans: records every batch.
+        """
+        ledger = Ledger(self.stages.scores, device, progress, finished)
+        context = settings.context(device, self.models, self.stages.wanted)
+        run_stages(ledger.batches(parts), self.stages, context, ledger, spans)
 
 
 def _unfinished(read: Iterable[Part], parts: Parts, progress: Progress) -> Iterator[tuple[int, Part]]:

@@ -67,7 +67,8 @@ class Part:
         file: the file.
         first: position in the file of the part's first row.
         table: the rows with all columns as read; every cell of a row that cannot be read is null.
-        urls, captions: texts of `table`'s rows; null where the cell is missing.
+        urls, captions: texts of `table`'s rows; null on the host where the cell is missing.
+        has_caption: bool (rows,), whether the caption's cell is not missing.
         errors: row of the part → what is wrong with it.
         bytes: the part's share of the file's size, for the progress bar.
     """
@@ -77,17 +78,12 @@ class Part:
     table: pa.Table
     urls: TextColumn
     captions: TextColumn
+    has_caption: np.ndarray
     errors: dict[int, str]
     bytes: int
 
     def __len__(self) -> int:
         return len(self.urls)
-
-    @property
-    def has_caption(self) -> np.ndarray:
-        """bool (rows,), on the host: whether the caption is not missing."""
-        valid: np.ndarray = self.captions.arrow().is_valid().to_numpy(zero_copy_only=False)
-        return valid
 
     def head(self, rows: int) -> Part:
         """Returns the first rows of the part."""
@@ -98,6 +94,7 @@ class Part:
             table=self.table.slice(0, rows),
             urls=self.urls[:rows],
             captions=self.captions[:rows],
+            has_caption=self.has_caption[:rows],
             errors={row: problem for row, problem in self.errors.items() if row < rows},
             bytes=self.bytes * rows // len(self),
         )
@@ -138,7 +135,11 @@ def choose_columns(files: Sequence[Shard], columns: Columns) -> Columns:
     """Replaces empty names by the first of `URL_COLUMNS` and `CAPTION_COLUMNS` that the first table has."""
     if not files or (columns.url and columns.caption):
         return columns
-    there = _column_names(files[0], columns)
+    return name_columns(_column_names(files[0], columns), columns)
+
+
+def name_columns(there: Sequence[str], columns: Columns) -> Columns:
+    """Replaces empty names by the first of `URL_COLUMNS` and `CAPTION_COLUMNS` that is there."""
 
     def choose(names: Sequence[str], default: str) -> str:
         return next((name for wanted in names for name in there if name.lower() == wanted), default)
@@ -183,10 +184,22 @@ def read_parts(file: Shard, columns: Columns, rows: int) -> Iterator[Part]:
     """
     first = 0
     for part in (_parquet if file.path.suffix == ".parquet" else _text)(file, columns, rows):
-        urls = _strings(file, part.table, columns.url, "--url-col", must_exist=first == 0)
-        captions = _strings(file, part.table, columns.caption, "--caption-col", must_exist=first == 0)
-        yield Part(file, first, part.table, urls, captions, part.errors, part.bytes)
+        yield part_of(file, first, part.table, columns, part.errors, part.bytes)
         first += len(part.table)
+
+
+def part_of(
+    file: Shard, first: int, table: pa.Table, columns: Columns, errors: dict[int, str] | None = None, size: int = 0
+) -> Part:
+    """Makes a part of rows that are in memory.
+
+    Raises:
+        DanqingError: the table lacks a column, or it holds no text.
+    """
+    urls = _strings(file, table, columns.url, "--url-col", must_exist=first == 0)
+    captions = _strings(file, table, columns.caption, "--caption-col", must_exist=first == 0)
+    has_caption = captions.arrow().is_valid().to_numpy(zero_copy_only=False)
+    return Part(file, first, table, urls, captions, has_caption, errors or {}, size)
 
 
 def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: bool) -> TextColumn:
