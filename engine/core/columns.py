@@ -131,7 +131,11 @@ COMPUTED = (
         "characters",
     ),
     Column("unsafe_caption", pa.float32(), "the caption classifier's score of the clean caption", COUNT),
-    Column("token_ids", None, "ids of the clean caption's tokens", array="list of int32 (tokens,)"),
+    Column(
+        "token_ids", None, "ids of the clean caption's tokens, padded; SentencePiece's are on the host",
+        array="int32 (rows, max_length)", device=True,
+    ),
+    Column("token_lengths", None, "tokens of the clean caption before the padding", array="int32 (rows,)"),
     Column("unknown_tokens", pa.int32(), "[UNK] among the tokens of the clean caption", COUNT, "tokens"),
     Column("sha256", pa.string(), "SHA-256 of the encoded picture, 64 hex digits"),
     Column("readable", pa.int8(), "1 if the picture's header can be read", FLAG),

@@ -192,6 +192,7 @@ def run_stage(
         if spans.profiled:
             _record_batch(batch, stage, span)
         batch.drop(step.spent)
+        batch = batch.texts_on_host(step.needed)
         if gates or batch["error"].count(None) < len(batch):
             batch = _passing(batch, stage, gates, ledger, span, following)
         span.passed += len(batch)
@@ -206,14 +207,14 @@ def _passing(
     valid = np.array([error is None for error in batch["error"]])
     if not valid.all():
         span.failed += int((~valid).sum())
-        ledger.enter(batch.take(~valid))
+        ledger.enter(batch.texts_on_host().take(~valid))
     passes = valid.copy()
     for gate in gates:
         dropped = passes & ~gate.passes(batch)
         span.dropped[gate.name] += int(dropped.sum())
         passes &= ~dropped
     if (valid & ~passes).any():
-        ledger.enter(batch.take(valid & ~passes), gated_at=following)
+        ledger.enter(batch.texts_on_host().take(valid & ~passes), gated_at=following)
     if passes.all():
         return batch
     remaining = batch.take(passes)

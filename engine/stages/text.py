@@ -60,7 +60,7 @@ class Caption(CaptionStage):
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
         if self.unsafe:
-            batch["unsafe_text"] = self.unsafe(captions)
+            batch["unsafe_text"] = self.unsafe(TextColumn.made(captions, self.context.device))
 
 
 class Refine(CaptionStage):
@@ -95,7 +95,7 @@ class Refine(CaptionStage):
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]
         if self.unsafe:
-            batch["unsafe_caption"] = self.unsafe(texts.strings(self.context.device))
+            batch["unsafe_caption"] = self.unsafe(texts)
 
 
 def open_classifier(context: Context, stage: Stage) -> TextClassifier | None:

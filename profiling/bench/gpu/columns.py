@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.recipe.reading import load_recipe
@@ -80,7 +80,7 @@ def _context(device: Device) -> Context:
 
 def _classes(lines: list[str], device: Device) -> Any:
     classify = _context(device).models.text_classifier("caption_safety", device)
-    return device.down(classify(Strings.of(lines).on(device)))
+    return device.down(classify(TextColumn.of(lines)))
 
 
 def measure_neighbours(job: Job) -> Iterator[Figure]:

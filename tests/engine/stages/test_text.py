@@ -7,7 +7,7 @@ from opencc import OpenCC
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
 from danqing.engine.stages.markup import remove_markup
@@ -82,7 +82,7 @@ def test_unsafe_terms_are_counted(device: Device) -> None:
     weights = MODELS.terms("text_safety")
     texts = [f"前{term}后{term}" for term in list(weights)[:50]] + ["软件的使用方式"]
     expected = [sum(weight for term, weight in weights.items() if term in text) for text in texts]
-    assert MODELS.text_classifier("text_safety", device)(Strings.of(texts)).tolist() == expected
+    assert MODELS.text_classifier("text_safety", device)(TextColumn.of(texts)).tolist() == expected
 
 
 def test_markup_and_compatibility_ideographs_are_not_measured(device: Device) -> None:
