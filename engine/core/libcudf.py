@@ -81,7 +81,7 @@ def gather(strings: Strings, rows: np.ndarray, device: Device) -> Strings:
     from pylibcudf.copying import gather as gather_rows
 
     table, positions = Table([column_of(strings)]), _numbers(device.up(rows))
-    found = gather_rows(table, positions, OutOfBoundsPolicy.DONT_CHECK, stream=_stream(device))
+    found = gather_rows(table, positions, OutOfBoundsPolicy.DONT_CHECK, stream=stream_of(device))
     return _made(found.columns()[0])
 
 
@@ -90,7 +90,7 @@ def concatenate(parts: Sequence[Strings], device: Device) -> Strings:
     from pylibcudf.concatenate import concatenate as join
 
     columns = [column_of(_from_zero(part)) for part in parts]
-    return _made(join(columns, stream=_stream(device)))
+    return _made(join(columns, stream=stream_of(device)))
 
 
 def _from_zero(strings: Strings) -> Strings:
@@ -143,5 +143,6 @@ class _Stream(NamedTuple):
         return 0, self.handle
 
 
-def _stream(device: Device) -> _Stream:
+def stream_of(device: Device) -> _Stream:
+    """Returns the thread's stream as pylibcudf's functions take it."""
     return _Stream(device.stream, device.xp.cuda.get_current_stream())

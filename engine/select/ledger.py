@@ -41,7 +41,7 @@ class Judged:
         self.columns = {name: np.full(len(part), np.nan) for name in scores if name not in texts}
         self.columns[USABLE.column] = np.ones(len(part))
         self.columns[USABLE.column][list(self.errors)] = 0
-        self._texts: dict[str, list[tuple[np.ndarray, pa.Array]]] = {name: [] for name in texts}
+        self._texts: dict[str, list[tuple[np.ndarray, TextColumn]]] = {name: [] for name in texts}
         self._lock = threading.Lock()
         self._missing = len(part)
 
@@ -68,7 +68,7 @@ class Judged:
         for name, parts in self._texts.items():
             if name in batch:
                 texts = batch[name]
-                parts.append((rows, (TextColumn.of(texts) if isinstance(texts, list) else texts).arrow()))
+                parts.append((rows, TextColumn.of(texts) if isinstance(texts, list) else texts))
         if batch["error"].count(None) < len(rows):
             problems = zip(rows.tolist(), batch["error"], strict=True)
             self.errors |= {row: problem for row, problem in problems if problem is not None}
@@ -81,28 +81,30 @@ class Judged:
 
     def text(self, name: str) -> pa.Array:
         """Returns a text that the stages made: large_string (rows,), null where a row has none."""
-        return scattered(len(self.part), self._texts[name])
+        places = self._places(name)
+        texts = [pa.array([], pa.large_string()), *(part.arrow() for _, part in self._texts[name])]
+        return pa.concat_arrays(texts).take(pa.array(places, mask=places < 0))
+
+    def text_of(self, name: str, rows: np.ndarray) -> TextColumn:
+        """Returns a text that the stages made for the given rows, int (count,), where they made it."""
+        if not len(rows):
+            return TextColumn.of([])
+        return TextColumn.concat([part for _, part in self._texts[name]]).take(self._places(name)[rows])
+
+    def _places(self, name: str) -> np.ndarray:
+        """Position of each row's text among those of all batches in turn, int64 (rows,); -1 for rows without one."""
+        places, count = np.full(len(self.part), -1), 0
+        for rows, _ in self._texts[name]:
+            places[rows] = np.arange(count, count + len(rows))
+            count += len(rows)
+        return places
 
     def problems(self) -> pa.Array:
-        """Returns the errors: large_string (rows,), null for rows without one."""
+        """Returns the errors: string (rows,), null for rows without one."""
         rows = np.fromiter(self.errors, np.int64, len(self.errors))
-        return scattered(len(self.part), [(rows, pa.array(self.errors.values(), pa.large_string()))])
-
-
-def scattered(rows: int, parts: Iterable[tuple[np.ndarray, pa.Array]]) -> pa.Array:
-    """Puts values in the order of their rows: large_string (rows,), null in rows without a value.
-
-    Args:
-        rows: length of the result.
-        parts: int (count,) rows, and their values, large_string (count,).
-    """
-    places, texts = np.full(rows, -1), [pa.array([], pa.large_string())]
-    count = 0
-    for positions, values in parts:
-        places[positions] = np.arange(count, count + len(values))
-        count += len(values)
-        texts.append(values)
-    return pa.concat_arrays(texts).take(pa.array(places, mask=places < 0))
+        places = np.full(len(self.part), -1)
+        places[rows] = np.arange(len(rows))
+        return pa.array(self.errors.values(), pa.string()).take(pa.array(places, mask=places < 0))
 
 
 class Ledger:

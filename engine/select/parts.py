@@ -6,7 +6,7 @@ urls/NNNNN.parquet holds the kept rows of a part, verdicts/NNNNN.parquet all its
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,9 @@ from danqing.engine.core.files import commit
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.reading import Recipe
+from danqing.engine.select import libcudf_tables
 from danqing.engine.select.ledger import Judged
+from danqing.engine.select.libcudf_tables import DeviceTable
 from danqing.engine.sources.tables import Columns, Part
 
 CLEAN = "text_clean"
@@ -87,50 +89,62 @@ class Parts:
 
     def write(self, judged: Judged) -> None:
         """Decides and writes a part."""
-        dropped_by = decide(judged, self.recipe, self.device)
-        kept, columns = self.kept(judged, dropped_by < 0), self.columns
-        _write(self.path("urls", judged.number), kept, (columns.url, columns.caption, CLEAN))
-        verdicts = self.verdicts(judged, dropped_by).replace_schema_metadata(to_metadata(damage_of(judged.part)))
-        _write(self.path("verdicts", judged.number), verdicts, ("row", "url", "caption", "uid"))  # last: it is finished
+        with self.device.entered():
+            dropped_by = decide(judged, self.recipe, self.device)
+            self._write_kept(judged, dropped_by < 0)
+            self._write_verdicts(judged, dropped_by)  # last: the part is finished
 
-    def kept(self, judged: Judged, keep: np.ndarray) -> pa.Table:
-        """Returns the kept rows with all input columns, and the clean caption.
+    def _write_kept(self, judged: Judged, keep: np.ndarray) -> None:
+        """Writes the kept rows with all input columns, and the clean caption."""
+        path, rows = self.path("urls", judged.number), judged.part.table
+        metadata = rows.schema.metadata or {}
+        names = stored_names(rows.column_names, metadata)
+        clean = judged.text_of(CLEAN, np.flatnonzero(keep))
+        if isinstance(rows, DeviceTable):
+            libcudf_tables.write_kept(path, rows, names, keep, (CLEAN, clean), metadata | SELECTED, self.device)
+            return
+        table = rows.select(list(names)).rename_columns(list(names.values())).filter(pa.array(keep))
+        table = table.append_column(CLEAN, clean.arrow().cast(pa.string()))
+        table = table.replace_schema_metadata(metadata | SELECTED)
+        write_table(path, table, (self.columns.url, self.columns.caption, CLEAN))
 
-        Args:
-            judged: a part.
-            keep: bool (rows,).
-        """
-        kept = pa.array(keep)
-        table = judged.part.table.filter(kept)
-        if SELECTED.items() <= (table.schema.metadata or {}).items():  # an earlier selection's clean caption
-            table = table.drop_columns([CLEAN])
-            names = table.column_names
-        else:
-            names = _distinct(carried_name(name, (CLEAN,)) for name in table.column_names)
-        clean = judged.text(CLEAN).filter(kept).cast(pa.string())
-        table = table.rename_columns(names).append_column(CLEAN, clean)
-        return table.replace_schema_metadata({**(table.schema.metadata or {}), **SELECTED})
-
-    def verdicts(self, judged: Judged, dropped_by: np.ndarray) -> pa.Table:
-        """Returns the table of verdicts: each row's place in the input, URL, caption, verdict and scores.
-
-        Args:
-            judged: a part.
-            dropped_by: int (rows,), from `decide`.
-        """
-        part, found = judged.part, verdict_columns(judged, dropped_by, self.recipe)
+    def _write_verdicts(self, judged: Judged, dropped_by: np.ndarray) -> None:
+        """Writes each row's place in the input, URL, caption, verdict and scores."""
+        path, part = self.path("verdicts", judged.number), judged.part
+        found = verdict_columns(judged, dropped_by, self.recipe)
         del found[CLEAN]  # kept rows have it in urls/
-        table = {
+        on_device = isinstance(part.table, DeviceTable)
+        columns = {
             "file": pa.repeat(pa.scalar(part.file.name, pa.string()), len(part)),
             "row": pa.array(np.arange(part.first, part.first + len(part))),
-            "url": part.urls.arrow().cast(pa.string()),
-            "caption": part.captions.arrow().cast(pa.string()),
+            "url": part.table[self.columns.url] if on_device else part.urls.arrow().cast(pa.string()),
+            "caption": part.table[self.columns.caption] if on_device else part.captions.arrow().cast(pa.string()),
             "keep": found.pop("keep"),
             "dropped_by": found.pop("dropped_by"),
         }
         if "uid" in part.table.column_names:
-            table["uid"] = part.table["uid"]
-        return pa.table(table | found)
+            columns["uid"] = part.table["uid"]
+        metadata = to_metadata(damage_of(part))
+        if on_device:
+            libcudf_tables.write_verdicts(path, columns | found, metadata, self.device)
+            return
+        table = pa.table(columns | found).replace_schema_metadata(metadata)
+        write_table(path, table, ("row", "url", "caption", "uid"))
+
+
+def stored_names(names: Sequence[str], metadata: Mapping[bytes, bytes]) -> dict[int, str]:
+    """Chooses the names of a table's columns in urls/, beside which the clean caption gets its own.
+
+    Args:
+        names: of the columns as read.
+        metadata: of the table as read.
+
+    Returns:
+        Position of each column that is stored → its name.
+    """
+    if SELECTED.items() <= metadata.items():  # an earlier selection's clean caption is made anew
+        return {position: name for position, name in enumerate(names) if name != CLEAN}
+    return dict(enumerate(_distinct(carried_name(name, (CLEAN,)) for name in names)))
 
 
 def decide(judged: Judged, recipe: Recipe, device: Device) -> np.ndarray:
@@ -168,7 +182,7 @@ def verdict_columns(judged: Judged, dropped_by: np.ndarray, recipe: Recipe) -> d
             found[name] = pa.array(values, mask=np.isnan(values)).cast(kind)
         else:
             found[name] = judged.text(name).cast(kind)
-    return found | {"error": judged.problems().cast(pa.string())}
+    return found | {"error": judged.problems()}
 
 
 def damage_of(part: Part) -> list[Damage]:
@@ -192,7 +206,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return out
 
 
-def _write(path: Path, table: pa.Table, texts: Collection[str]) -> None:
+def write_table(path: Path, table: pa.Table, texts: Collection[str]) -> None:
     """Writes a table in the format that every reader of Parquet knows, compressed with Snappy.
 
     Args:

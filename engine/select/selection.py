@@ -40,11 +40,12 @@ from danqing.engine.run.versions import ENGINE, current_versions
 from danqing.engine.score.loop import run_stages
 from danqing.engine.score.overlap import Overlap
 from danqing.engine.score.settling import unify
+from danqing.engine.select import libcudf_tables
 from danqing.engine.select.ledger import Judged, Ledger
 from danqing.engine.select.parts import CLEAN, Parts, Writer
 from danqing.engine.select.usable import USABLE
 from danqing.engine.sources import Shard
-from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, find_tables, read_parts
+from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, find_tables
 from danqing.engine.stages import CATALOGUE
 from danqing.trt_models.model_set import ModelSet
 
@@ -154,7 +155,7 @@ def select(
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
             parts = Parts(output, plan.criteria, columns, device)
             with Writer(parts.write) as writer, Overlap(spans, entered=device.entered) as overlap:
-                read = spans.timed("read", _parts(files, columns, settings.limit))
+                read = spans.timed("read", _parts(files, columns, settings.limit, device))
                 unfinished = _unfinished(overlap.prefetch(read, "read"), parts, listener)
                 plan.run(unfinished, writer, settings, device, listener, spans)
         for kind in ("urls", "verdicts"):
@@ -227,11 +228,11 @@ def _unfinished(read: Iterable[Part], parts: Parts, progress: Progress) -> Itera
             yield number, part
 
 
-def _parts(files: Iterable[Shard], columns: Columns, limit: int | None) -> Iterator[Part]:
+def _parts(files: Iterable[Shard], columns: Columns, limit: int | None, device: Device) -> Iterator[Part]:
     """Yields the tables in parts, up to `limit` rows in all."""
     left = sys.maxsize if limit is None else limit
     for file in files:
-        for part in read_parts(file, columns, min(PART_ROWS, left)):
+        for part in libcudf_tables.read(file, columns, min(PART_ROWS, left), device):
             yield (head := part.head(min(len(part), left)))
             left -= len(head)
             if left == 0:
