@@ -89,16 +89,8 @@ def concatenate(parts: Sequence[Strings], device: Device) -> Strings:
     """Joins columns on a GPU by libcudf on the thread's stream, as `Strings.concat`."""
     from pylibcudf.concatenate import concatenate as join
 
-    columns = [column_of(_from_zero(part)) for part in parts]
+    columns = [column_of(part.alone()) for part in parts]  # libcudf marks a slice by the column's offset
     return _made(join(columns, stream=stream_of(device)))
-
-
-def _from_zero(strings: Strings) -> Strings:
-    """Returns the rows with offsets from 0. libcudf marks a slice by the column's offset, not by its first offset."""
-    first = int(strings.offsets[0])
-    if not first:
-        return strings
-    return Strings(strings.offsets - first, strings.data[first : first + strings.size], strings.size)
 
 
 def _made(column: Any) -> Strings:

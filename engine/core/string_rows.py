@@ -35,8 +35,17 @@ class Strings(NamedTuple):
         return Strings(device.up(self.offsets), device.up(self.data), self.size)
 
     def on_host(self, device: Device) -> Strings:
-        """Copies the rows to host memory."""
-        return Strings(device.down(self.offsets), device.down(self.data), self.size)
+        """Copies the rows, and no others of their buffer, to host memory."""
+        offsets = device.down(self.offsets)
+        first = int(offsets[0])
+        data = device.down(self.data[first : first + self.size])
+        return Strings(offsets - first if first else offsets, data, self.size)
+
+    def alone(self) -> Strings:
+        """Returns the rows with offsets from 0, over their own bytes only; does not copy the text."""
+        first = int(self.offsets[0])
+        offsets = self.offsets - first if first else self.offsets
+        return Strings(offsets, self.data[first : first + self.size], self.size)
 
     def parts(self, device: Device, rows: int) -> Iterator[tuple[int, Strings]]:
         """Splits the rows without a copy; waits for the device once.

@@ -57,7 +57,8 @@ class TextColumn:
     def strings(self, device: Device) -> Strings:
         """Returns the texts on the device."""
         if self._made is None:
-            self._made = Strings.of(self.arrow()).on(device), device
+            rows = Strings.of(self.arrow())
+            self._made = (rows if device.kind == "cpu" else rows.alone().on(device)), device
         return self._made[0]
 
     def on_host(self) -> TextColumn:
@@ -75,9 +76,9 @@ class TextColumn:
 
     def take(self, rows: np.ndarray) -> TextColumn:
         """Copies the texts at the given positions, int (count,), on each side that is there."""
+        if self._made is None or self._made[1].kind == "cpu":
+            return TextColumn(self.arrow().take(pa.array(rows)))
         host = None if self._host is None else self._host.take(pa.array(rows))
-        if self._made is None or (host is not None and self._made[1].kind == "cpu"):
-            return TextColumn(host)
         strings, device = self._made
         taken = libcudf.gather(strings, rows, device) if libcudf.serves(device) else strings.take(rows, device)
         return TextColumn(host, (taken, device))
