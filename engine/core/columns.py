@@ -115,7 +115,7 @@ COMPUTED = (
         "text_clean", pa.string(), "the caption in Simplified Chinese, without HTML, emoji and special characters",
         array="TextColumn",
     ),
-    Column("language", pa.string(), "ISO 639 code of the clean caption's language"),
+    Column("language", pa.string(), "ISO 639 code of the clean caption's language", array="TextColumn"),
     Column("chinese_confidence", pa.float32(), "probability that the clean caption is Chinese", SHARE),
     Column("stop_word_share", pa.float32(), "share of stop words among the words", SHARE),
     Column("nouns", pa.int32(), "nouns among the words", COUNT, "words"),

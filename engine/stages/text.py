@@ -1,27 +1,24 @@
 """Cleans captions and measures them: words, parts of speech, language, entropy, unsafe terms.
 
-A caption goes through three steps: `normalize` (HTML, compatibility characters), `clean` (emoji, special characters,
-space) and `simplify` (Traditional to Simplified, by OpenCC). Kernels (`kernels.text`) measure it.
+Kernels (`kernels.text`) normalize captions (HTML, compatibility characters), clean them (emoji, special characters,
+space, Traditional to Simplified) and measure them.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
-import opencc
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.columns import produced
 from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.stages.base import Context, Stage
-from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
-from danqing.engine.stages.language import languages
-from danqing.engine.stages.markup import remove_markup
+from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
+from danqing.engine.stages.language import languages, open_identifier
 from danqing.kernels.text import captions as kernels
 from danqing.kernels.text.captions import MEASURES
+from danqing.kernels.text.cleaning import clean, normalize
 from danqing.trt_models.run.classifier import TextClassifier
 
 
@@ -38,7 +35,7 @@ class CaptionStage(Stage):
 
 
 class Caption(CaptionStage):
-    """Measures of the caption as read (but see `normalize`): `words`, and the text classifier's `unsafe_text`.
+    """Measures of the caption without markup (`normalize`): `words`, and the text classifier's `unsafe_text`.
 
     `caption_measures`: float32 (rows, measures), all measures; `Refine` uses them for captions that cleaning does not
     change.
@@ -55,7 +52,8 @@ class Caption(CaptionStage):
         self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
-        captions = normalize(self.context, batch["caption"])
+        device = self.context.device
+        captions = normalize(device, batch["caption"].strings(device), cleaning_tables())
         measures = measure_captions(self.context, captions)
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
@@ -84,18 +82,20 @@ class Refine(CaptionStage):
         self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
-        originals = clean(self.context, batch["caption"])
-        texts = simplify(originals)
+        device = self.context.device
+        cleaned = clean(device, batch["caption"].strings(device), cleaning_tables())
+        texts = TextColumn.made(cleaned.text, device)
         measures = batch["caption_measures"]
-        changed = np.flatnonzero(pc.not_equal(texts.arrow(), batch["caption"].arrow()))
-        measures[changed] = measure_captions(self.context, texts.take(changed).strings(self.context.device))
+        changed = np.flatnonzero(device.down(cleaned.changed))
+        measures[changed] = measure_captions(self.context, texts.take(changed).strings(device))
         columns = dict(zip(MEASURES, measures.T, strict=True))
         batch["text_clean"] = texts
-        batch["language"], batch["chinese_confidence"] = languages(texts.to_pylist(), originals.to_pylist(), columns)
+        codes, batch["chinese_confidence"] = languages(device, cleaned.text, cleaned.japanese, measures)
+        batch["language"] = TextColumn.of(open_identifier().names.take(pa.array(device.down(codes))))
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]
         if self.unsafe:
-            batch["unsafe_caption"] = self.unsafe(texts)
+            batch["unsafe_caption"] = self.unsafe(batch["text_clean"])
 
 
 def open_classifier(context: Context, stage: Stage) -> TextClassifier | None:
@@ -122,30 +122,3 @@ def measure_captions(context: Context, captions: Strings) -> np.ndarray:
     """
     device, words = context.device, open_dictionary(context.user_dictionaries)
     return device.down(kernels.measure(device, captions, words, character_classes()))
-
-
-def normalize(context: Context, captions: TextColumn) -> Strings:
-    """Removes HTML (`markup.remove_markup`) and replaces compatibility characters by ideographs; on the device."""
-    lines = captions.to_pylist()
-    plain = remove_markup(lines)
-    text = captions if plain is lines else TextColumn.of(plain)
-    return kernels.unify(context.device, text.strings(context.device), unified_forms())
-
-
-def clean(context: Context, captions: TextColumn) -> TextColumn:
-    """Normalizes captions and removes emoji, special characters and surplus space; on the device."""
-    device = context.device
-    return TextColumn.made(kernels.clean(device, normalize(context, captions), character_classes()), device)
-
-
-def simplify(captions: TextColumn) -> TextColumn:
-    """Converts captions without line ends to Simplified Chinese (OpenCC t2s)."""
-    # One call for all captions. Captions in Simplified characters are converted, too: some characters change only
-    # within a word (沈醉 to 沉醉).
-    lines = captions.to_pylist()
-    return TextColumn.of(_converter().convert("\n".join(lines)).split("\n") if lines else [])
-
-
-@cache
-def _converter() -> opencc.OpenCC:
-    return opencc.OpenCC("t2s")

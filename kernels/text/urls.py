@@ -8,6 +8,7 @@ import numpy as np
 
 from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel
+from danqing.kernels.text.cleaning import of_one_type
 
 
 def plain_web_urls(device: ArrayLauncher, text: Strings) -> Any:
@@ -20,9 +21,8 @@ def plain_web_urls(device: ArrayLauncher, text: Strings) -> Any:
     Returns:
         Bool (rows,), on the device.
     """
-    text = Strings(text.offsets.astype(np.int64, copy=False), text.data, text.size)
     out = device.xp.empty(text.rows, np.bool_)
-    find_plain.launch(device, text.rows, text, out)
+    find_plain.launch(device, text.rows, of_one_type(text), out)
     return out
 
 

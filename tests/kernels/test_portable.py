@@ -20,7 +20,8 @@ from danqing.engine.decide.dedup import groups, lists
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.dedup.sample import NeighbourSample
-from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
+from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
+from danqing.engine.stages.language import languages, open_identifier
 from danqing.engine.stages.resize import KernelResizer
 from danqing.kernels import portable
 from danqing.kernels.neighbours import components
@@ -31,7 +32,8 @@ from danqing.kernels.pictures.resample_batches import Window
 from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
-from danqing.kernels.text import lexicon, urls, wordpiece
+from danqing.kernels.text import cleaning, lexicon, urls, wordpiece
+from danqing.kernels.text import languages as language_kernels
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
 from tests.kernels.pictures.test_resample import by_pillow
@@ -48,16 +50,20 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     integers = np.empty(size, np.int32)
     table, out = np.empty(2 * size, np.int32), np.empty((rows.rows, len(text.MEASURES)), np.float32)
     yield text.measure_rows, (rows, words, classes, work, table, out)
-    data = np.empty(size, np.uint8)
-    forms, longs = unified_forms(), np.zeros(rows.rows + 1, np.int64)
-    yield text.measure_forms, (rows, forms, integers, integers)
-    yield text.write_forms, (rows, forms, longs, data)
-    yield text.clean_rows, (rows, classes, integers, data, integers)
-    offsets = np.zeros(rows.rows + 1, np.int64)
-    yield text.gather_rows, (data, rows.offsets, offsets, data)
+    data, bits = np.empty(size, np.uint8), np.empty(rows.rows, np.bool_)
+    lengths = offsets = np.zeros(rows.rows + 1, np.int64)
+    long_rows, tables = cleaning.of_one_type(rows), cleaning_tables()
+    yield cleaning.normalize_rows, (long_rows, tables, integers, integers, lengths)
+    yield cleaning.write_rows, (long_rows, integers, integers, offsets, data)
+    yield cleaning.clean_rows, (long_rows, tables, integers, data, lengths, bits, integers)
+    yield cleaning.gather_rows, (data, long_rows.offsets, offsets, data)
     found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
+    parts, labels = data[: rows.rows], np.empty((rows.rows, language_kernels.LABELS), np.int16)
+    shares, model = np.empty(labels.shape, np.float32), open_identifier().model
+    yield language_kernels.choose_parts, (rows, weights, weights, classes, parts)
+    yield language_kernels.predict_rows, (rows, parts, model, classes, shares, labels, shares)
     terms = build({"猫": 1})
-    yield urls.find_plain, (Strings(longs, data, 0), np.empty(rows.rows, np.bool_))
+    yield urls.find_plain, (long_rows, bits)
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
     bins = np.empty((1, pixels.LEVELS), np.uint32)
     scratch = pixels.TileScratch(np.empty((0, 6, 9), np.uint8), np.empty((0, 9), np.int16), bins[:0])
@@ -84,11 +90,11 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield neighbours.sum_members, (INTEGERS, INTEGERS, INTEGERS, features, reals)
     yield neighbours.find_nearest_to_sum, (INTEGERS, INTEGERS, INTEGERS, features, reals, INTEGERS)
     yield neighbours.measure_distances, (INTEGERS, INTEGERS, features, features.scale)
-    tables, tokens = (
+    pieces, tokens = (
         wordpiece.build_tables(["[CLS]", "[SEP]", "[PAD]", "[UNK]", "猫"], range(4)),
         np.empty((2, 8), np.int32),
     )
-    yield wordpiece.tokenize, (rows.offsets, rows.data, *tables, tokens, tokens, tokens[0], tokens[0])
+    yield wordpiece.tokenize, (rows.offsets, rows.data, *pieces, tokens, tokens, tokens[0], tokens[0])
     yield fingerprints.join_in_buckets, (INTEGERS.astype(np.uint64), INTEGERS, INTEGERS.astype(np.uint64), 4, INTEGERS)
 
 
@@ -119,24 +125,22 @@ def assemble(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
 SIMULATED = """
 import numpy as np
 from danqing.engine.core.device import open_device
-from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
+from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
 from danqing.engine.stages.resize import BatchResizer
 from danqing.kernels.text import captions as text
 from danqing.kernels.text.lexicon import Patterns, weigh
 from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.engine.core.strings import Strings
 from danqing.kernels.text.trie import build
-from tests.kernels.test_portable import INPUTS, PICTURES, find_groups, resize_all
-from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
+from tests.kernels.test_portable import CAPTIONS, INPUTS, PICTURES, clean_all, find_groups, identify_all, resize_all
 from tests.simulated import simulate_gpu
 
 simulate_gpu()
 with open_device("cuda") as device:
-    rows = Strings.of([t for t in DIFFICULT_TEXTS if len(t) < 60] + random_texts(20)).on(device)
+    rows = Strings.of(CAPTIONS).on(device)
     np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
-    united = text.unify(device, rows, unified_forms())
-    cleaned = text.clean(device, united, character_classes()).on_host(device)
-    np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
+    np.save("cleaned.npy", clean_all(device))
+    np.save("languages.npy", identify_all(device))
     np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
     np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
@@ -145,6 +149,25 @@ with open_device("cuda") as device:
     for number, batch in enumerate(BatchResizer(INPUTS, device)(list(map(device.up, PICTURES[3:])))):
         np.save(f"input{number}.npy", device.down(batch))
 """
+
+
+def clean_all(device: Any) -> np.ndarray:
+    """Normalizes and cleans `CAPTIONS`; returns both texts, and what `Cleaned` has beside the text, by row."""
+    rows = Strings.of(CAPTIONS).on(device)
+    cleaned = cleaning.clean(device, rows, cleaning_tables())
+    texts = [
+        text.on_host(device).arrow().to_pylist()
+        for text in (cleaning.normalize(device, rows, cleaning_tables()), cleaned.text)
+    ]
+    return np.array([*texts, device.down(cleaned.changed), device.down(cleaned.japanese)])
+
+
+def identify_all(device: Any) -> np.ndarray:
+    """Identifies the language of `CAPTIONS`, as measured; returns code and confidence by row."""
+    rows = Strings.of(CAPTIONS).on(device)
+    measures = text.measure(device, rows, open_dictionary(), character_classes())
+    japanese = device.up(np.arange(rows.rows, dtype=np.int32) % 5 - 3)
+    return np.array([device.down(found) for found in languages(device, rows, japanese, measures)])
 
 
 def find_groups(device: Any) -> np.ndarray:
@@ -199,6 +222,8 @@ def test_tables_are_copied_once_and_used_after_the_copy(monkeypatch: pytest.Monk
     assert len(copied) == 1 and all(copy is found[0] for copy in found)
 
 
+CAPTIONS = [text for text in DIFFICULT_TEXTS if len(text) < 60] + random_texts(20)
+CAPTIONS += ["<p class='a'>劝君&nbsp;&#27785;&#x9189;</P><b>乾坤</b>", "<script>1</script>駅&notit;&amp;lt;i&amp;gt;"]
 PICTURES = [
     np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for seed, shape in enumerate([(1, 1), (1, 9), (9, 1), (2, 2), (3, 257), (67, 5)])
@@ -212,11 +237,11 @@ def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any
     from danqing.kernels.text.lexicon import Patterns, weigh
 
     run_simulated("-c", SIMULATED, folder=tmp_path)
-    rows = Strings.of([text for text in DIFFICULT_TEXTS if len(text) < 60] + random_texts(20))
+    rows = Strings.of(CAPTIONS)
     measures = text.measure(device, rows, open_dictionary(), character_classes())
     np.testing.assert_allclose(np.load(tmp_path / "measures.npy"), measures, rtol=1e-6)
-    cleaned = text.clean(device, text.unify(device, rows, unified_forms()), character_classes())
-    assert np.load(tmp_path / "cleaned.npy").tolist() == cleaned.arrow().to_pylist()
+    assert np.load(tmp_path / "cleaned.npy").tolist() == clean_all(device).tolist()
+    np.testing.assert_allclose(np.load(tmp_path / "languages.npy"), identify_all(device), atol=1e-6)
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
     np.testing.assert_allclose(np.load(tmp_path / "groups.npy"), find_groups(device), atol=1e-9)

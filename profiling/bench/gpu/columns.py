@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core import libcudf
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.recipe.reading import load_recipe
@@ -25,8 +25,9 @@ from danqing.engine.select.frames import measure_captions
 from danqing.engine.select.selection import select
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.decode import open_decoder
-from danqing.engine.stages.text import clean
+from danqing.engine.stages.dictionary import cleaning_tables
 from danqing.kernels.pictures.pixels import pixel_statistics
+from danqing.kernels.text.cleaning import clean
 from danqing.profiling.bench.duplicates import DIMENSION, WITHIN, planted
 from danqing.profiling.bench.gpu.material import Figure, Job, captions, demo_photographs, rate
 from danqing.profiling.bench.harness import SEED
@@ -52,7 +53,7 @@ def measure_kernels(job: Job) -> Iterator[Figure]:
         column = pa.array(captions(job.captions, job.rows), pa.large_string())
         yield Figure("first launch of the text kernels", first, "s")
         yield Figure("captions whose measures differ from the CPU's", _unequal_measures(lines, device, host), "rows")
-        ours, theirs = (clean(_context(where), TextColumn.of(lines)).arrow() for where in (device, host))
+        ours, theirs = (_cleaned(lines, where) for where in (device, host))
         differing = pc.sum(pc.not_equal(ours, theirs)).as_py()
         yield Figure("captions whose cleaned text differs", differing, "rows")
         ours, theirs = (_classes(lines, where) for where in (device, host))
@@ -80,6 +81,10 @@ def _unequal_measures(lines: list[str], device: Device, host: Device) -> int:
 
 def _context(device: Device) -> Context:
     return Context(device, ModelSet(load_recipe("embedded").models), frozenset())
+
+
+def _cleaned(lines: list[str], device: Device) -> pa.Array:
+    return clean(device, Strings.of(lines).on(device), cleaning_tables()).text.on_host(device).arrow()
 
 
 def _classes(lines: list[str], device: Device) -> Any:
