@@ -30,6 +30,7 @@ import danqing.kernels.portable
 import danqing.trt_models.engines
 from danqing.engine.core.copies import copied
 from danqing.engine.core.device import Device
+from danqing.engine.core.string_rows import Strings
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.settings import Settings
@@ -41,6 +42,8 @@ from tests.strict import MockLibrary, refuse_host_arrays
 
 RECIPE = replace(load_recipe("embedded"), also=("perceptual_hash",))
 HOST = Device("cpu", 1, ThreadPoolExecutor(1))
+texts_copied: list[int] = []
+"""Bytes of the columns of text that have been copied to the host."""
 
 
 class ResidentTables(dict[Any, Any]):
@@ -136,11 +139,19 @@ def simulate_gpu() -> None:
 
     Kernel.launch = launch_strictly  # type: ignore[method-assign]
     np.seterr(over="ignore")
+    on_host = Strings.on_host
+
+    def count_and_copy(self: Strings, device: Device) -> Strings:
+        if device.kind == "cuda":
+            texts_copied.append(self.size)
+        return on_host(self, device)
+
+    Strings.on_host = count_and_copy  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
     simulate_gpu()
     out = Path(sys.argv[1])
     _, _, spans = curate(sys.argv[2:], out, RECIPE, Settings(device="cuda", score_everything=True))
-    copies = {name: (span.up, span.down) for name, span in spans.items()}
-    out.with_suffix(".json").write_text(json.dumps(copies))  # of each stage, bytes to the device and from it
+    copies = {name: span.up for name, span in spans.items()} | {"text to the host": sum(texts_copied)}
+    out.with_suffix(".json").write_text(json.dumps(copies))  # of each stage, bytes to the device

@@ -73,6 +73,8 @@ class Strings(NamedTuple):
         _, offsets, data = texts.buffers()
         kind = np.int64 if pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type) else np.int32
         begins = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1]
+        if texts.null_count and np.diff(begins)[texts.is_null().to_numpy(zero_copy_only=False)].any():
+            return Strings.of(texts.fill_null(""))  # Arrow allows bytes in a row that is null
         return Strings(begins, np.frombuffer(data or b"", np.uint8), int(begins[-1]) - int(begins[0]))
 
     def arrow(self) -> pa.Array:

@@ -21,7 +21,8 @@ from danqing.engine.core.strings import TextColumn
 from danqing.engine.select.usable import USABLE, unusable_rows
 from danqing.engine.sources.tables import Part
 
-BATCH_ROWS = 2048
+BATCH_ROWS = 1 << 14
+"""Rows of a batch as it is read. While the stages work on the last ones of a part, the next part is read."""
 
 
 class Judged:

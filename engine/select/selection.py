@@ -38,7 +38,6 @@ from danqing.engine.run.lock import lock_output
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.versions import ENGINE, current_versions
 from danqing.engine.score.loop import run_stages
-from danqing.engine.score.overlap import Overlap
 from danqing.engine.score.settling import unify
 from danqing.engine.select import libcudf_tables
 from danqing.engine.select.ledger import Judged, Ledger
@@ -154,10 +153,9 @@ def select(
         total = sum(file.bytes for file in files) if settings.limit is None else 0
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
             parts = Parts(output, plan.criteria, columns, device)
-            with Writer(parts.write) as writer, Overlap(spans, entered=device.entered) as overlap:
+            with Writer(parts.write) as writer:
                 read = spans.timed("read", _parts(files, columns, settings.limit, device))
-                unfinished = _unfinished(overlap.prefetch(read, "read"), parts, listener)
-                plan.run(unfinished, writer, settings, device, listener, spans)
+                plan.run(_unfinished(read, parts, listener), writer, settings, device, listener, spans)
         for kind in ("urls", "verdicts"):
             damage += chain.from_iterable(
                 from_metadata(schema.metadata) for schema in unify(sorted((output / kind).glob("*.parquet")))

@@ -49,7 +49,7 @@ def unified_forms() -> dict[str, str]:
 
 
 def is_chinese_only(character: str) -> bool:
-    """Whether Chinese character sets (GB 2312, Big5) have a Han character, and the Japanese one (JIS X 0208) has not."""
+    """Whether Chinese character sets (GB 2312, Big5) have a Han character, but not the Japanese one (JIS X 0208)."""
     is_han = "\u3400" <= character <= "\u9fff"  # the sets have punctuation and letters with accents, too
     return (
         is_han

@@ -109,7 +109,7 @@ def of_one_type(text: Strings) -> Strings:
     Arrow's buffers are read-only, and Numba compiles a kernel separately for arrays that can be written.
     """
     offsets, data = text.offsets.astype(np.int64, copy=False), text.data
-    if isinstance(data, np.ndarray):
+    if type(data) is np.ndarray:
         offsets, data = offsets.view(), data.view()
         offsets.flags.writeable = data.flags.writeable = False
     return Strings(offsets, data, text.size)
@@ -161,7 +161,7 @@ def changes(data, at, stop, classes):
             formed = formed or classes[code] & FORM != 0
             at += size
         else:
-            marked = marked or lead == AMPERSAND or lead == LESS
+            marked = marked or lead in (AMPERSAND, LESS)
             at += 1
     return marked, formed
 
@@ -256,7 +256,8 @@ def clean_line(chars, count, tables):
         space = False
         chars[end] = code
         end += 1
-        japanese += (kind & JAPANESE != 0) - (kind & CHINESE != 0)
+        japanese += kind & JAPANESE != 0
+        japanese -= kind & CHINESE != 0
     return end, japanese
 
 

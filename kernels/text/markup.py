@@ -1,7 +1,7 @@
 """Removes HTML from code points: entities become characters, tags become a space or nothing.
 
-Entities are those of Python's `html.unescape`. A tag has the name of an element of HTML and attributes with values, so
-that `a < b`, `3<5`, `<公园>` and `<Windows>` stay. Each function changes its row in place: no replacement is longer than
+Entities are those of Python's `html.unescape`. A tag has the name of an element of HTML and attributes with values:
+`a < b`, `3<5`, `<公园>` and `<Windows>` stay. Each function changes its row in place: no replacement is longer than
 what it replaces. None looks beyond the next `<` but one, so the time is linear in the length.
 """
 
@@ -256,7 +256,7 @@ def value_end(chars, at, count, classes):
         return 0
     quote = chars[at]
     place = at
-    if quote == QUOTE or quote == APOSTROPHE:
+    if quote in (QUOTE, APOSTROPHE):
         place += 1
         while place < count and chars[place] != quote and chars[place] != LESS:
             place += 1

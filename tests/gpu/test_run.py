@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import danqing.engine.score.loop
+from danqing.engine.core import libcudf
 from danqing.engine.core.copies import copied
 from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.strings import Strings
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.decide.dedup.neighbours import nearest_rows
@@ -88,6 +90,21 @@ def test_a_cudf_column_is_measured_on_the_device(gpu: Device, device: Device) ->
     for name, values in measure_captions(texts[1:], device).items():
         np.testing.assert_allclose(found[name].get(), values, rtol=1e-6, err_msg=name)
     assert column.to_frame("caption").assign(**found)["words"].dtype == np.float32
+
+
+def test_libcudf_takes_and_joins_rows_as_array_code_does(gpu: Device) -> None:
+    pytest.importorskip("pylibcudf")
+    texts = ["", "一只橘猫趴在窗台上", *random_texts(500), ""]
+    strings, rows = Strings.of(texts).on(gpu), np.random.default_rng(0).integers(0, len(texts), 700)
+    halves = [half for _, half in strings.parts(gpu, 251)]
+    for found, expected in (
+        (libcudf.gather(strings, rows, gpu), strings.take(rows, gpu)),
+        (libcudf.gather(halves[1], rows[rows < 251], gpu), halves[1].take(rows[rows < 251], gpu)),
+        (libcudf.gather(strings, rows[:0], gpu), strings.take(rows[:0], gpu)),
+        (libcudf.concatenate([*halves, strings], gpu), Strings.concat([*halves, strings], gpu)),
+    ):
+        assert found.size == expected.size and found.offsets.dtype == np.int64
+        assert found.on_host(gpu).arrow() == expected.on_host(gpu).arrow()
 
 
 def test_cuml_finds_the_topics(gpu: Device) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core import libcudf
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.recipe.reading import load_recipe
@@ -84,7 +84,7 @@ def _context(device: Device) -> Context:
 
 
 def _cleaned(lines: list[str], device: Device) -> pa.Array:
-    return clean(device, Strings.of(lines).on(device), cleaning_tables()).text.on_host(device).arrow()
+    return clean(device, TextColumn.of(lines).strings(device), cleaning_tables()).text.on_host(device).arrow()
 
 
 def _classes(lines: list[str], device: Device) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from danqing.engine.phases import curate
 from danqing.engine.report.differences import Tolerance, diff
@@ -28,3 +31,10 @@ def test_a_simulated_gpu_has_the_results_of_the_cpu(make_shard: Callable[..., Pa
     here, _, _ = curate(shards, tmp_path / "here", RECIPE, Settings(score_everything=True))
     found = diff(here, Run.open(tmp_path / "there"), Tolerance(within=1e-6, cosine=1 - 1e-6, flips=0))
     assert found.rows == 9 and found.compared == 7 and found.objections == []
+    # captions go up once, in one batch, and clean captions come down once; later stages send positions of rows at most
+    copies, rows = json.loads((tmp_path / "there.json").read_text()), 9
+    captions = [text for text in (*members.values(), GOOD) if isinstance(text, str)]
+    cleaned = [text for shard in here.shards for text in pq.read_table(here.scores_path(shard.number))["text_clean"]]
+    assert copies["caption"] == sum(len(text.encode()) for text in captions) + 8 * (rows + 1)
+    assert copies["refine"] + copies["tokens"] <= 8 * rows
+    assert copies["text to the host"] == sum(len(text.as_py().encode()) for text in cleaned)
