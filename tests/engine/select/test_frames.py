@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from dataclasses import replace
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -210,3 +212,13 @@ def test_a_cudf_frame_is_judged_by_its_columns_on_the_device(plain_recipe: Recip
     found = judged(frame, plain_recipe)
     assert type(found) is cudf.DataFrame and found.index is frame.index and cudf.waited
     check(found)
+
+
+def test_the_page_on_frames_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "select.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert names["kept"]["text_clean"].tolist() == [GOOD]
+    assert names["found"]["dropped_by"].tolist()[1:] == ["words", "usable"]
+    assert names["frame"]["words"].tolist()[1] == 1 and "usable" in capsys.readouterr().out
