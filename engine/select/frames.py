@@ -23,7 +23,7 @@ from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.select.ledger import Judged
-from danqing.engine.select.parts import decide, verdict_columns
+from danqing.engine.select.parts import CLEAN, decide, verdict_columns
 from danqing.engine.select.selection import TextPlan
 from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, name_columns, part_of
@@ -44,8 +44,8 @@ def judge_frame(frame: Any, recipe: Recipe, columns: Columns, settings: Settings
         settings: the device, threads, block list and user dictionaries.
 
     Returns:
-        A frame of the same library with the same rows and index: `keep`, `dropped_by`, the scores, `text_clean` and
-        `error`, as in verdicts/*.parquet.
+        A frame of the same library with the same rows and index: `keep`, `dropped_by`, the scores and
+        `error`, as in verdicts/*.parquet, and `text_clean`.
 
     Raises:
         DanqingError: a column is missing or holds no text, or every criterion needs a picture.
@@ -58,7 +58,8 @@ def judge_frame(frame: Any, recipe: Recipe, columns: Columns, settings: Settings
         plan.run([(0, part)] if len(part) else [], finished.append, settings, device, Silent(), Spans())
         judged = finished[0] if finished else Judged(0, part, plan.stages.scores, device)
         dropped_by = decide(judged, plan.criteria, device)
-        return _frame_like(frame, pa.table(verdict_columns(judged, dropped_by, plan.criteria)))
+        found = verdict_columns(judged, dropped_by, plan.criteria)
+        return _frame_like(frame, pa.table(found | {CLEAN: judged.text(CLEAN).cast(pa.string())}))
 
 
 def _part(frame: Any, columns: Columns, device: Device) -> Part:

@@ -111,8 +111,7 @@ class Parts:
     def _write_verdicts(self, judged: Judged, dropped_by: np.ndarray) -> None:
         """Writes each row's place in the input, URL, caption, verdict and scores."""
         path, part = self.path("verdicts", judged.number), judged.part
-        found = verdict_columns(judged, dropped_by, self.recipe)
-        del found[CLEAN]  # kept rows have it in urls/
+        found = verdict_columns(judged, dropped_by, self.recipe)  # kept rows have the clean caption in urls/
         on_device = isinstance(part.table, DeviceTable)
         columns = {
             "file": pa.repeat(pa.scalar(part.file.name, pa.string()), len(part)),
@@ -164,7 +163,7 @@ def decide(judged: Judged, recipe: Recipe, device: Device) -> np.ndarray:
 
 
 def verdict_columns(judged: Judged, dropped_by: np.ndarray, recipe: Recipe) -> dict[str, pa.Array]:
-    """Returns what was found out about the rows of a part, as columns: verdict, scores, clean caption, error.
+    """Returns what was found out about the rows of a part, as columns: verdict, scores and error.
 
     Args:
         judged: the part.
@@ -177,6 +176,8 @@ def verdict_columns(judged: Judged, dropped_by: np.ndarray, recipe: Recipe) -> d
         "dropped_by": names.take(pa.array(dropped_by, mask=dropped_by < 0)),
     }
     for name, kind in judged.scores.items():
+        if name == CLEAN:
+            continue
         if name in judged.columns:
             values = judged.columns[name]
             found[name] = pa.array(values, mask=np.isnan(values)).cast(kind)
