@@ -21,8 +21,9 @@ from danqing.engine.core.strings import TextColumn
 from danqing.engine.select.usable import USABLE, unusable_rows
 from danqing.engine.sources.tables import Part
 
-BATCH_ROWS = 1 << 14
-"""Rows of a batch as it is read. While the stages work on the last ones of a part, the next part is read."""
+BATCH_ROWS = 1 << 12
+"""Rows of a batch as it is read: while the stages work on the last ones of a part, the next part is read. With 16,384,
+the peak of 1 M rows is 27 MiB higher, and no CPU time is saved."""
 
 
 class Judged:

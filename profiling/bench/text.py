@@ -165,7 +165,7 @@ def compare_select(options: Namespace, folder: Path) -> None:
         pq.write_table(pa.table({"url": urls, "caption": lines[:rows]}), path)
     cores = sorted(os.sched_getaffinity(0), reverse=True)
     package = SELECT_ONCE.parents[2]
-    versions = {"ours": package, **({f"engine in {options.peer}": options.peer} if options.peer else {})}
+    versions = {"ours": package, **({"earlier version": options.peer} if options.peer else {})}
     sides: dict[str, harness.Side] = {}
     for version, where in versions.items():
         for count in (1, 2):
