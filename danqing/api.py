@@ -32,6 +32,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from danqing.engine import phases
+from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.memory import read_size
 from danqing.engine.core.progress import OpenProgress, silent
@@ -43,6 +44,7 @@ from danqing.engine.report.explain import find_pairs, print_pair
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.folder import Run as EngineRun
 from danqing.engine.run.settings import Settings, settings_from
+from danqing.engine.select import frames
 from danqing.engine.select.selection import Selection
 from danqing.engine.select.selection import select as select_tables
 from danqing.engine.sources.tables import Columns
@@ -61,7 +63,9 @@ __all__ = [
     "Selection",
     "curate",
     "decide",
+    "judge_frame",
     "load_recipe",
+    "measure_captions",
     "merge",
     "open_run",
     "score",
@@ -473,9 +477,12 @@ def select(
     set: Overrides = (),
     url_col: str | None = None,
     caption_col: str | None = None,
+    encoding: str | None = None,
+    follow_links: bool = False,
     blocklist: StrPath | None = None,
     user_dict: StrPaths = (),
     limit: int | None = None,
+    force: bool = False,
     device: str = "auto",
     threads: int | None = None,
     progress: bool | None = None,
@@ -487,9 +494,9 @@ def select(
         output: folder of the selection.
         recipe: see `load_recipe`.
         set: values of the recipe to override.
-        url_col: column of the URLs; default: `url` or `image_url`, in any case.
-        caption_col: column of the captions; default: `caption`, `text` or `alt_text`, in any case.
-        blocklist, user_dict, limit, device, threads: see `ScoringOptions`.
+        url_col: column of the URLs; default: `image_url` or `url`, in any case.
+        caption_col: column of the captions; default: `caption`, `text`, `alt_text` or `title`, in any case.
+        encoding, follow_links, blocklist, user_dict, limit, force, device, threads: see `ScoringOptions`.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:
@@ -502,16 +509,92 @@ def select(
     2
     """
     settings = _settings(
-        {"blocklist": blocklist, "user_dict": user_dict, "limit": limit, "device": device, "threads": threads}
+        {
+            "encoding": encoding or "",
+            "follow_links": follow_links,
+            "blocklist": blocklist,
+            "user_dict": user_dict,
+            "limit": limit,
+            "force": force,
+            "device": device,
+            "threads": threads,
+        }
     )
     return select_tables(
         _paths(inputs),
         Path(output),
         load_recipe(recipe, set),
-        Columns(url_col or "", caption_col or ""),
+        Columns(url_col or "", caption_col or "", settings.layout.encoding),
         settings,
         _progress(progress),
     )
+
+
+def judge_frame(
+    frame: Any,
+    recipe: StrPath | Recipe = DEFAULT_RECIPE,
+    *,
+    set: Overrides = (),
+    url_col: str | None = None,
+    caption_col: str | None = None,
+    blocklist: StrPath | None = None,
+    user_dict: StrPaths = (),
+    device: str = "auto",
+    threads: int | None = None,
+) -> Any:
+    """Judges the rows of a frame by the criteria that need no image, as `select` judges those of files.
+
+    Args:
+        frame: a frame of cuDF, pandas or polars, or an Arrow table, with a column of URLs and one of captions. The text
+            of a cuDF frame stays on its GPU.
+        recipe, set, url_col, caption_col, blocklist, user_dict, device, threads: see `select`.
+
+    Returns:
+        A frame of the same library with the same rows and index: `keep`, `dropped_by` (the criterion), the scores,
+        `text_clean`, and `error` where a row has no URL of the web or no caption.
+
+    Raises:
+        DanqingError: a column is missing or holds no text, or an option cannot be used.
+
+    >>> import pandas as pd
+    >>> frame = pd.read_csv("urls.csv")
+    >>> found = judge_frame(frame, "recipe.yaml")
+    >>> frame[found["keep"]].assign(text_clean=found["text_clean"])["text_clean"].tolist()
+    ['公园的草地上有一只可爱的小猫在晒太阳', '公园的草地上有一只可爱的小猫在晒太阳']
+    """
+    options: ScoringOptions = {"blocklist": blocklist, "user_dict": user_dict, "threads": threads}
+    settings = _settings({**options, "device": _device_of(frame, device)})
+    columns = Columns(url_col or "", caption_col or "")
+    return frames.judge_frame(frame, load_recipe(recipe, set), columns, settings)
+
+
+def measure_captions(
+    captions: Any, *, user_dict: StrPaths = (), device: str = "auto", threads: int | None = None
+) -> Any:
+    """Measures captions: words, nouns, shares of scripts, entropy; without cleaning them first.
+
+    Args:
+        captions: a series of cuDF, pandas or polars, an Arrow array, or a list of str; a missing caption counts as
+            empty. The text of a cuDF series is read where it lies.
+        user_dict, device, threads: see `ScoringOptions`.
+
+    Returns:
+        A frame of the same library with the same rows and index (an Arrow table for arrays and lists): a float32 column
+        per measure, which `docs/reference/columns.md` describes.
+
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"caption": ["一只橘猫趴在窗台上", "小猫"]})
+    >>> frame.join(measure_captions(frame["caption"]))["words"].tolist()
+    [4.0, 1.0]
+    """
+    settings = _settings({"user_dict": user_dict, "device": _device_of(captions, device), "threads": threads})
+    with open_device(settings.device, settings.threads) as opened:
+        return frames.measure_column(captions, opened, settings.user_dictionaries)
+
+
+def _device_of(frame: Any, device: str) -> str:
+    """The device for a frame: that of a cuDF frame is a GPU."""
+    return "cuda" if device == "auto" and frames.library_of(frame) == "cudf" else device
 
 
 def _settings(options: ScoringOptions) -> Settings:

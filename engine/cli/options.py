@@ -120,6 +120,10 @@ Encoding = Annotated[
         help="Encoding of captions and tables, e.g. gb18030 (default: detected: UTF-8, UTF-16, GB18030, Big5).",
     ),
 ]
+FollowLinks = Annotated[
+    bool,
+    Parameter(group=LAYOUT, help="Also read files outside the input's folder that a table or a symbolic link names."),
+]
 Strict = Annotated[
     bool, Parameter(group=LAYOUT, help="Exit with status 3 if anything of the input was damaged (OUT/damaged.json).")
 ]
@@ -227,10 +231,7 @@ class LayoutOptions:
         ),
     ] = None
     encoding: Encoding = ""
-    follow_links: Annotated[
-        bool,
-        Parameter(help="Also read files outside the input's folder that a table or a symbolic link names."),
-    ] = False
+    follow_links: FollowLinks = False
 
 
 @Parameter(name="*", group=TEXT)

@@ -14,6 +14,7 @@ from danqing.engine.cli.app import GENERAL, PHASES, command
 from danqing.engine.cli.options import (
     OTHER_DATA,
     Encoding,
+    FollowLinks,
     ForceModels,
     ForceResume,
     Inputs,
@@ -74,12 +75,14 @@ class ColumnOptions:
     """Which columns of a table hold URL and caption."""
 
     url_col: Annotated[
-        str, Parameter(metavar="NAME", help="Column of the URLs (default: url or image_url, any case).")
+        str, Parameter(metavar="NAME", help="Column of the URLs (default: image_url or url, any case).")
     ] = ""
     caption_col: Annotated[
-        str, Parameter(metavar="NAME", help="Column of the captions (default: caption, text or alt_text, any case).")
+        str,
+        Parameter(metavar="NAME", help="Column of the captions (default: caption, text, alt_text or title, any case)."),
     ] = ""
     encoding: Encoding = ""
+    follow_links: FollowLinks = False
 
 
 @command(
@@ -109,19 +112,22 @@ def select(
     text: TextOptions = TextOptions(),
     machine: MachineOptions = MachineOptions(),
     force: ForceResume = False,
+    strict: Strict = False,
     out: OutputOptions = OutputOptions(),
-) -> None:
+) -> int:
     """Drop rows of URL tables before anything is downloaded.
 
     Applies the recipe's criteria that need no picture, a part at a time. An interrupted selection is continued.
     """
+    from danqing.engine.core.damage import read_damage, summary
     from danqing.engine.report.notes import funnel_notes
     from danqing.engine.report.terminal import ProgressBar, print_funnel, print_spans
     from danqing.engine.select.selection import select
     from danqing.engine.sources.tables import Columns, encodings, find_tables
     from danqing.engine.sources.text import check_encoding
 
-    settings = StageOptions(text, machine=machine, force=force).settings(limit=limit)
+    layout = LayoutOptions(follow_links=columns.follow_links)
+    settings = StageOptions(text, machine=machine, force=force).settings(layout, limit=limit)
     with out.progress(machine.note):
         chosen = select(
             tables,
@@ -131,7 +137,9 @@ def select(
             settings,
             ProgressBar,
         )
-    other = {} if columns.encoding else encodings(file.path for file in find_tables(tables))
+    damage = read_damage(chosen.folder)
+    status = 3 if strict and damage else 0
+    other = {} if columns.encoding else encodings(file.path for file in find_tables(tables, columns.follow_links))
     images = str(chosen.folder / "images")
     curate_command = ["danqing", "curate", images, "-o", "curated", *recipe.arguments, *text.arguments]
     next_commands = [chosen.download_command(), shlex.join(curate_command)]
@@ -141,24 +149,28 @@ def select(
         "kept": chosen.funnel.kept,
         "funnel": chosen.funnel.to_dict(),
         "judged_after_download": chosen.deferred_criteria,
+        "damaged": len(damage),
         "encodings": other,
         "stages": stages_of(chosen.spans),
         "next": next_commands,
     }
     notes = funnel_notes(chosen.funnel)
     if out.finish(result, notes):
-        return
+        return status
     if not chosen.spans:
         print(f"{chosen.folder}: already selected; nothing to do")
     print_spans(chosen.spans)
     print_funnel(chosen.funnel)
     for encoding, count in other.items():
         print(f"Read as {encoding}: {count:,} tables; --encoding names another")
+    for line in summary(chosen.folder, damage):
+        print(line)
     print(f"\n{chosen.funnel.kept} URLs in {chosen.urls}")
     if chosen.deferred_criteria:
         print(f"Judged after the download: {', '.join(chosen.deferred_criteria)}")
     print("Next:", *next_commands, sep="\n  ")
     out.print_notes(notes)
+    return status
 
 
 @command(

@@ -87,7 +87,7 @@ def gather(strings: Strings, rows: np.ndarray, device: Device) -> Strings:
     from pylibcudf.copying import gather as gather_rows
 
     table, positions = Table([column_of(strings)]), _numbers(device.up(rows))
-    found = gather_rows(table, positions, OutOfBoundsPolicy.DONT_CHECK, stream=_stream(device))
+    found = gather_rows(table, positions, OutOfBoundsPolicy.DONT_CHECK, stream=stream_of(device))
     return _made(found.columns()[0])
 
 
@@ -96,7 +96,7 @@ def concatenate(parts: Sequence[Strings], device: Device) -> Strings:
     from pylibcudf.concatenate import concatenate as join
 
     columns = [column_of(part.alone()) for part in parts]  # libcudf marks a slice by the column's offset
-    return _made(join(columns, stream=_stream(device)))
+    return _made(join(columns, stream=stream_of(device)))
 
 
 def compile_regex(pattern: str) -> Any:
@@ -113,7 +113,7 @@ def count_matches(strings: Strings, program: Any, device: Device) -> Any:
 
     if not strings.rows:
         return device.xp.zeros(0, np.int32)
-    counts = count_re(column_of(strings.alone()), program, stream=_stream(device))
+    counts = count_re(column_of(strings.alone()), program, stream=stream_of(device))
     return _view(counts.data(), np.dtype(np.int32), counts)
 
 
@@ -159,5 +159,6 @@ class _Stream(NamedTuple):
         return 0, self.handle
 
 
-def _stream(device: Device) -> _Stream:
+def stream_of(device: Device) -> _Stream:
+    """Returns the thread's stream as pylibcudf's functions take it."""
     return _Stream(device.stream, device.xp.cuda.get_current_stream())

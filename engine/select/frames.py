@@ -1,19 +1,13 @@
-"""Text measures of a caption column in a data frame: cuDF on a GPU, pandas or Arrow on a CPU.
+"""Data frames of other libraries: the verdicts of their rows, and the text measures of a caption column.
 
-    import cudf
-    from danqing.engine.core.device import open_device
-    from danqing.engine.select.frames import measure_captions
-
-    with open_device("cuda") as device:
-        frame = cudf.read_parquet("captions.parquet")
-        frame = frame.assign(**measure_captions(frame["caption"], device))
-
-The kernels read the column's own memory and write the measures on the same device, so nothing is copied between host
-and device.
+A frame or column comes from cuDF, pandas, polars or Arrow, and so does the result. The text of a cuDF column is
+measured where it lies on the GPU. Other frames are read by their Arrow interface. No library is imported here that the
+caller has not imported.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +15,84 @@ import pyarrow as pa
 
 from danqing.engine.core import libcudf
 from danqing.engine.core.batch_sizes import BATCH_SIZES
-from danqing.engine.core.device import Device
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.progress import Silent
+from danqing.engine.core.spans import Spans
+from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.recipe.reading import Recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.select.ledger import Judged
+from danqing.engine.select.parts import CLEAN, decide, verdict_columns
+from danqing.engine.select.selection import TextPlan
+from danqing.engine.sources import Shard
+from danqing.engine.sources.tables import Columns, Part, name_columns, part_of
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.kernels.text.captions import MEASURES, measure
+
+FRAME = Shard(0, "frame", Path("frame"), 0)
+"""Stands for the file in a part that comes from a frame, and in messages."""
+
+
+def judge_frame(frame: Any, recipe: Recipe, columns: Columns, settings: Settings) -> Any:
+    """Applies the criteria of a recipe that need no picture to every row of a frame.
+
+    Args:
+        frame: a frame of cuDF, pandas or polars, or an Arrow table; the device must be a GPU for cuDF.
+        recipe: its criteria that need a picture are not applied.
+        columns: the names of the URL and caption columns; empty: the usual names.
+        settings: the device, threads, block list and user dictionaries.
+
+    Returns:
+        A frame of the same library with the same rows and index: `keep`, `dropped_by`, the scores and
+        `error`, as in verdicts/*.parquet, and `text_clean`.
+
+    Raises:
+        DanqingError: a column is missing or holds no text, or every criterion needs a picture.
+    """
+    names = getattr(frame, "column_names", None) or list(frame.columns)
+    columns = name_columns([str(name) for name in names], columns)
+    plan, finished = TextPlan.of(recipe), list[Judged]()
+    with open_device(settings.device, settings.threads) as device:
+        part = _part(frame, columns, device)
+        plan.run([(0, part)] if len(part) else [], finished.append, settings, device, Silent(), Spans())
+        judged = finished[0] if finished else Judged(0, part, plan.stages.scores, device)
+        dropped_by = decide(judged, plan.criteria, device)
+        found = verdict_columns(judged, dropped_by, plan.criteria)
+        return _frame_like(frame, pa.table(found | {CLEAN: judged.text(CLEAN).cast(pa.string())}))
+
+
+def _part(frame: Any, columns: Columns, device: Device) -> Part:
+    """Makes a part of a frame's rows, with only the columns that are judged."""
+    if library_of(frame) == "cudf" and {columns.url, columns.caption} <= {*frame.columns}:
+        url, caption = frame[columns.url], frame[columns.caption]
+        texts = (TextColumn.made(libcudf.strings_of(column), device) for column in (url, caption))
+        return Part(FRAME, 0, pa.table({}), *texts, device.down(caption.notna().values), {}, 0)
+    try:
+        if library_of(frame) == "pandas":
+            wanted = [name for name in (columns.url, columns.caption) if name in frame.columns]
+            table = pa.Table.from_pandas(frame[wanted], preserve_index=False)
+        else:
+            table = pa.table(frame)
+    except (pa.ArrowException, ValueError) as problem:
+        raise DanqingError(f"the frame cannot be read: {problem}") from None
+    return part_of(FRAME, 0, table, columns)
+
+
+def measure_column(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> Any:
+    """Measures captions as `measure_captions` does; returns a frame of the captions' library with their index."""
+    measures = measure_captions(captions, device, user_dictionaries)
+    if library_of(captions) == "cudf":
+        return sys.modules["cudf"].DataFrame(measures, index=captions.index)
+    return _frame_like(captions, pa.table(measures))
 
 
 def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Computes every measure of `kernels.text.captions.MEASURES` for every caption, without cleaning it first.
 
     Args:
-        captions: strings (rows,): a cuDF series if the device is a GPU, else a pandas series, Arrow array or sequence
-            of str. A missing caption counts as empty.
+        captions: strings (rows,): a cuDF series if the device is a GPU, else a series of pandas or polars, an Arrow
+            array or a sequence of str. A missing caption counts as empty.
         device: where the measures are computed.
         user_dictionaries: see `engine.stages.dictionary.open_dictionary`.
 
@@ -54,10 +114,29 @@ def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Pat
 
 def strings_of(captions: Any) -> Strings:
     """Makes `Strings` of a column of any library; the text itself is not copied."""
-    if type(captions).__module__.partition(".")[0] == "cudf":
+    if library_of(captions) == "cudf":
         return libcudf.strings_of(captions)
-    if not isinstance(captions, pa.Array | pa.ChunkedArray):
+    if library_of(captions) == "polars":
+        captions = pa.chunked_array(captions)
+    elif not isinstance(captions, pa.Array | pa.ChunkedArray):
         captions = pa.array(captions, from_pandas=True)
     if isinstance(captions, pa.ChunkedArray):
-        captions = captions.combine_chunks()
+        captions = captions.cast(pa.large_string()).combine_chunks()
     return Strings.of(captions.cast(pa.large_string()))
+
+
+def library_of(frame: Any) -> str:
+    """Returns the name of the package that a frame or a column comes from."""
+    return type(frame).__module__.partition(".")[0]
+
+
+def _frame_like(frame: Any, table: pa.Table) -> Any:
+    """Converts a table to a frame of the library that `frame` comes from, with its index."""
+    library = library_of(frame)
+    if library == "polars":
+        return sys.modules["polars"].from_arrow(table)
+    if library not in ("cudf", "pandas"):
+        return table
+    made = sys.modules["cudf"].DataFrame.from_arrow(table) if library == "cudf" else table.to_pandas()
+    made.index = frame.index
+    return made

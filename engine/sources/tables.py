@@ -19,19 +19,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
+from danqing.engine.core.string_rows import large_strings
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 from danqing.engine.sources.text import UTF8, SampleError, detect, parse_object
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
 TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".jsonl.gz")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
-URL_COLUMNS, CAPTION_COLUMNS = ("url", "image_url"), ("caption", "text", "alt_text", "alt")
-"""Names of the columns in public tables, in any case (LAION: `URL`, `TEXT`), the first choice first."""
+URL_COLUMNS = ("image_url", "img_url", "imageurl", "url")
+CAPTION_COLUMNS = ("caption", "text", "alt_text", "alt", "title")
+"""Names of the columns in public tables, in any case, the first choice first: `URL` and `TEXT` (LAION), `url` and
+`text` (DataComp, COYO), `url` and `caption` (Wukong), `ImageUrl` and `Title` (Zero, whose `Url` is the page's)."""
 CHECKED_ROWS = 1000
 """Rows of each table that are read to check its columns before work begins."""
 MAX_LINE = 16 << 20
@@ -62,7 +68,8 @@ class Part:
         file: the file.
         first: position in the file of the part's first row.
         table: the rows with all columns as read; every cell of a row that cannot be read is null.
-        urls, captions: string columns of `table`'s rows; null where the cell is missing.
+        urls, captions: texts of `table`'s rows; null on the host where the cell is missing.
+        has_caption: bool (rows,), whether the caption's cell is not missing.
         errors: row of the part → what is wrong with it.
         bytes: the part's share of the file's size, for the progress bar.
     """
@@ -70,13 +77,14 @@ class Part:
     file: Shard
     first: int
     table: pa.Table
-    urls: pa.Array
-    captions: pa.Array
+    urls: TextColumn
+    captions: TextColumn
+    has_caption: np.ndarray
     errors: dict[int, str]
     bytes: int
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.urls)
 
     def head(self, rows: int) -> Part:
         """Returns the first rows of the part."""
@@ -85,8 +93,9 @@ class Part:
         return replace(
             self,
             table=self.table.slice(0, rows),
-            urls=self.urls.slice(0, rows),
-            captions=self.captions.slice(0, rows),
+            urls=self.urls[:rows],
+            captions=self.captions[:rows],
+            has_caption=self.has_caption[:rows],
             errors={row: problem for row, problem in self.errors.items() if row < rows},
             bytes=self.bytes * rows // len(self),
         )
@@ -99,20 +108,27 @@ class _Rows:
     errors: dict[int, str] = field(default_factory=dict)
 
 
-def find_tables(inputs: Iterable[str]) -> list[Shard]:
+def find_tables(inputs: Iterable[str], follow_links: bool = False, damage: list[Damage] | None = None) -> list[Shard]:
     """Finds the tables of all inputs (files, folders, globs, brace ranges), in the given order.
+
+    Args:
+        inputs: arguments of the command line.
+        follow_links: also read links in an input folder to files outside it.
+        damage: receives entries of folders that are not read.
 
     Raises:
         DanqingError: as `find_files`; or a folder holds no table.
     """
-    kinds = ", ".join(SUFFIXES)
+    kinds, damage = ", ".join(SUFFIXES), [] if damage is None else damage
 
     def in_folder(folder: Path) -> list[Path]:
-        if not (tables := files_in(folder, SUFFIXES)):
+        unread = len(damage)
+        tables = files_in(folder, SUFFIXES, follow_links, damage)
+        if not tables and len(damage) == unread:
             raise DanqingError(f"{folder}: a folder without tables ({kinds})")
         return tables
 
-    paths = find_files(inputs, SUFFIXES, f"not a table this command reads ({kinds})", in_folder)
+    paths = find_files(inputs, SUFFIXES, f"not a table this command reads ({kinds})", in_folder, damage)
     return [Shard(number, str(path), path, path.stat().st_size) for number, path in enumerate(paths)]
 
 
@@ -120,12 +136,17 @@ def choose_columns(files: Sequence[Shard], columns: Columns) -> Columns:
     """Replaces empty names by the first of `URL_COLUMNS` and `CAPTION_COLUMNS` that the first table has."""
     if not files or (columns.url and columns.caption):
         return columns
-    there = _column_names(files[0], columns)
+    return name_columns(_column_names(files[0], columns), columns)
 
-    def choose(names: Sequence[str]) -> str:
-        return next((name for wanted in names for name in there if name.lower() == wanted), names[0])
 
-    url, caption = columns.url or choose(URL_COLUMNS), columns.caption or choose(CAPTION_COLUMNS)
+def name_columns(there: Sequence[str], columns: Columns) -> Columns:
+    """Replaces empty names by the first of `URL_COLUMNS` and `CAPTION_COLUMNS` that is there."""
+
+    def choose(names: Sequence[str], default: str) -> str:
+        return next((name for wanted in names for name in there if name.lower() == wanted), default)
+
+    url = columns.url or choose(URL_COLUMNS, Columns.url)
+    caption = columns.caption or choose(CAPTION_COLUMNS, Columns.caption)
     return replace(columns, url=url, caption=caption)
 
 
@@ -164,14 +185,26 @@ def read_parts(file: Shard, columns: Columns, rows: int) -> Iterator[Part]:
     """
     first = 0
     for part in (_parquet if file.path.suffix == ".parquet" else _text)(file, columns, rows):
-        urls = _strings(file, part.table, columns.url, "--url-col", must_exist=first == 0)
-        captions = _strings(file, part.table, columns.caption, "--caption-col", must_exist=first == 0)
-        yield Part(file, first, part.table, urls, captions, part.errors, part.bytes)
+        yield part_of(file, first, part.table, columns, part.errors, part.bytes)
         first += len(part.table)
 
 
-def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: bool) -> pa.Array:
-    """Returns a text column as strings; the file may store it as binary, large or dictionary-encoded text."""
+def part_of(
+    file: Shard, first: int, table: pa.Table, columns: Columns, errors: dict[int, str] | None = None, size: int = 0
+) -> Part:
+    """Makes a part of rows that are in memory.
+
+    Raises:
+        DanqingError: the table lacks a column, or it holds no text.
+    """
+    urls = _strings(file, table, columns.url, "--url-col", must_exist=first == 0)
+    captions = _strings(file, table, columns.caption, "--caption-col", must_exist=first == 0)
+    has_caption = captions.arrow().is_valid().to_numpy(zero_copy_only=False)
+    return Part(file, first, table, urls, captions, has_caption, errors or {}, size)
+
+
+def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: bool) -> TextColumn:
+    """Returns a text column; the file may store it as binary, large or dictionary-encoded text."""
     count = table.column_names.count(name)
     if count > 1:
         raise DanqingError(f"{file.path}: has {count} columns {name!r}; choose another with {flag}")
@@ -181,14 +214,24 @@ def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: boo
                 f"{file.path}: no column {name!r}; choose one with {flag}. "
                 f"The table has: {', '.join(table.column_names) or 'no columns'}"
             )
-        return pa.nulls(len(table), pa.string())  # JSON lines may leave a field out where it has no value
-    column = table[name].combine_chunks()
+        # JSON lines may leave a field out where it has no value
+        return TextColumn.of(pa.nulls(len(table), pa.large_string()))
+    column = table[name]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return pa.array([None if v is None else v.decode("utf-8", "replace") for v in column.to_pylist()], pa.string())
+        return TextColumn.of(_decoded(column))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.null()):
-        return column.cast(pa.string())
+        return TextColumn.of(column.cast(pa.large_string()).combine_chunks())
     raise DanqingError(f"{file.path}: column {name!r} holds {column.type}, not text; choose another with {flag}")
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.LargeStringArray:
+    """Reads bytes as UTF-8; bytes that are not become U+FFFD."""
+    try:
+        return column.cast(pa.large_string()).combine_chunks()
+    except pa.ArrowInvalid:
+        texts = [None if value is None else value.decode("utf-8", "replace") for value in column.to_pylist()]
+        return large_strings(texts)
 
 
 def _parquet(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:

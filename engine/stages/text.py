@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
-from danqing.engine.core.columns import produced
+from danqing.engine.core.columns import ENCODED, produced
 from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
@@ -27,7 +27,8 @@ class CaptionStage(Stage):
 
     @property
     def capacity(self) -> float:
-        return BATCH_SIZES[self.context.device.kind].caption_bytes
+        sizes = BATCH_SIZES[self.context.device.kind]
+        return sizes.caption_bytes if ENCODED in self.context.wanted else sizes.table_bytes
 
     @staticmethod
     def weights(batch: Batch) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Compares segmentation with jieba and jieba-rs, and the text stage with the plain script, one core each.
+"""Compares segmentation with jieba and jieba-rs, and the text stage with the plain script, one core each; and SELECT
+from Parquet to Parquet, on one and two cores, with an earlier version and with the usual libraries.
 
     pip install rjieba
     python -m danqing.profiling.bench.text --captions captions.parquet
+    python -m danqing.profiling.bench.text --captions captions.parquet --only select --peer CHECKOUT
 
 Every side runs in a child process that opens what it needs, processes `WARM_UP` other captions, and then times the
 rest; a new child every round. `ours, in memory` gives the cuts as marks in an array, which is what the stages use.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -20,6 +23,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device, open_device
@@ -36,6 +41,7 @@ from danqing.trt_models.card import load_card
 from danqing.trt_models.model_set import ModelSet
 
 WARM_UP, BATCH = 1000, 4096
+SELECT_ONCE = Path(__file__).resolve().with_name("select_once.py")
 
 Work = Callable[[list[str]], list[list[str]] | None]
 
@@ -150,15 +156,56 @@ def compare(options: Namespace, folder: Path) -> None:
         harness.print_table(f"{title}: {options.rows:,} captions", runs, options.rows, next(iter(works)), notes)
 
 
+def compare_select(options: Namespace, folder: Path) -> None:
+    """Prints the table of SELECT: whole processes, less the time of one over `harness.STARTUP_ROWS` rows."""
+    lines = chinese_lines(options.captions, options.rows, words=None)
+    names = {rows: folder / f"urls-{rows}.parquet" for rows in (options.rows, harness.STARTUP_ROWS)}
+    for rows, path in names.items():
+        urls = [f"https://img{row % 997}.example.com/photos/{row}.jpg" for row in range(rows)]
+        pq.write_table(pa.table({"url": urls, "caption": lines[:rows]}), path)
+    cores = sorted(os.sched_getaffinity(0), reverse=True)
+    package = SELECT_ONCE.parents[2]
+    versions = {"ours": package, **({"earlier version": options.peer} if options.peer else {})}
+    sides: dict[str, harness.Side] = {}
+    for version, where in versions.items():
+        for count in (1, 2):
+            name = f"{version}, {count} core{'s' if count > 1 else ''}"
+            sides[name] = _runs("engine", where, names, cores[:count], folder / name.replace("/", "-"))
+    sides["libraries, 1 core"] = _runs("libraries", package, names, cores[:1], folder / "libraries")
+    runs = harness.take_turns(sides, options.rounds)
+    harness.print_table(f"select: {options.rows:,} rows, Parquet to Parquet", runs, options.rows, next(iter(sides)))
+
+
+def _runs(how: str, where: Path, names: dict[int, Path], cores: list[int], output: Path) -> harness.Side:
+    """The run over all rows and the run over the first ones."""
+
+    def run(path: Path) -> harness.Run:
+        shutil.rmtree(output, ignore_errors=True)
+        command = ["env", f"PYTHONPATH={where}", sys.executable, SELECT_ONCE, how, path, output, str(len(cores))]
+        return harness.run_program(command, cores, output)
+
+    all_rows, first_rows = names.values()
+    return partial(run, all_rows), partial(run, first_rows)
+
+
 def main() -> int:
     parser = harness.new_parser(__doc__, rounds=3)
     parser.add_argument("--captions", type=Path, metavar="PARQUET", help="column 'text' (default: the demo's captions)")
     parser.add_argument("--rows", type=int, default=50_000, help="captions (default: 50000)")
+    parser.add_argument("--only", choices=("text", "select"), help="only these tables")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="checkout of an earlier version, for SELECT")
     options = parser.parse_args()
     if options.one:
         time_side(options.one[0], options.one[1], Path(options.one[2]))
         return 0
-    return harness.main(compare, options, ("jieba", "rjieba", "fasttext-predict", "opencc"))
+
+    def run(options: Namespace, folder: Path) -> None:
+        if options.only != "select":
+            compare(options, folder)
+        if options.only != "text":
+            compare_select(options, folder)
+
+    return harness.main(run, options, ("jieba", "rjieba", "fasttext-predict", "opencc"))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from dataclasses import replace
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +17,13 @@ import pyarrow as pa
 import pytest
 
 from danqing.engine.core.batch_sizes import BATCH_SIZES
-from danqing.engine.core.device import Device
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.strings import Strings
-from danqing.engine.select.frames import measure_captions, strings_of
+from danqing.engine.recipe.reading import Recipe
+from danqing.engine.run.settings import Settings
+from danqing.engine.select.frames import judge_frame, measure_captions, measure_column, strings_of
+from danqing.engine.sources.tables import Columns
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.kernels.text.captions import MEASURES, measure
 from tests.kernels.text.texts import random_texts
@@ -81,10 +87,10 @@ class Column:
         )
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_a_cudf_column_is_read_without_a_copy(
-    device: Device, kind: pa.DataType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def cudf(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stand-ins for CuPy, pylibcudf and cuDF over NumPy arrays; `waited` lists the synchronizations."""
+
     def ndarray(size: int, kind: np.dtype, pointer: Any) -> np.ndarray:
         memory = (ctypes.c_uint8 * (size * kind.itemsize)).from_address(pointer[0])
         return np.frombuffer(memory, kind)
@@ -98,19 +104,121 @@ def test_a_cudf_column_is_read_without_a_copy(
     cupy = SimpleNamespace(cuda=cuda, ndarray=ndarray, empty=np.empty, zeros=np.zeros)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "pylibcudf", SimpleNamespace(TypeId=TypeId))
-    array = pa.array(TEXTS, kind)
-    series_class = type("Series", (), {"__module__": "cudf.core.series"})
 
-    def series(array: pa.Array, first: int, rows: int) -> Any:
-        made = series_class()
-        made.to_pylibcudf = lambda: (Column(array, first, rows), {})
-        return made
+    class Series:
+        def __init__(self, array: pa.Array, first: int, rows: int) -> None:
+            self.array, self.first, self.rows = array, first, rows
+            self.index = pd.RangeIndex(rows)
 
+        def to_pylibcudf(self) -> tuple[Column, dict[str, Any]]:
+            return Column(self.array, self.first, self.rows), {}
+
+        def notna(self) -> Any:
+            return SimpleNamespace(values=np.array(self.array.slice(self.first, self.rows).is_valid()))
+
+    class DataFrame(dict[str, Any]):
+        index: Any
+
+        def __init__(self, data: Any, index: Any = None) -> None:
+            super().__init__(data)
+            self.index = index
+
+        @property
+        def columns(self) -> list[str]:
+            return list(self)
+
+        @classmethod
+        def from_arrow(cls, table: pa.Table) -> DataFrame:
+            return cls(table.to_pydict())
+
+    for made in (Series, DataFrame):
+        made.__module__ = "cudf.core"
+    module = SimpleNamespace(Series=Series, DataFrame=DataFrame, waited=waited)
+    monkeypatch.setitem(sys.modules, "cudf", module)
+    return module
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_cudf_column_is_read_without_a_copy(device: Device, kind: pa.DataType, cudf: Any) -> None:
+    array, series = pa.array(TEXTS, kind), cudf.Series
     for first, rows in ((0, len(TEXTS)), (3, 20), (len(TEXTS) - 1, 1)):
         part = series(array, first, rows)
         found = np.stack(list(measure_captions(part, device).values()), 1)
         np.testing.assert_array_equal(found, expected(device, TEXTS[first : first + rows]))
         assert strings_of(part).data.ctypes.data == array.buffers()[2].address
-    assert waited
+    assert cudf.waited
+    measured = measure_column(series(array, 0, 4), device)
+    assert type(measured) is cudf.DataFrame and measured["words"].tolist() == [4, 0, 0, measured["words"][3]]
     assert strings_of(series(pa.array(["", ""], kind), 0, 2)).arrow().to_pylist() == ["", ""]
     assert strings_of(series(array, 0, 0)).rows == 0
+
+
+GOOD = "公园的草地上有一只可爱的小猫在晒太阳"
+URL = "https://x.example/1.jpg"
+ROWS = [(URL, GOOD), (URL, "小猫"), (None, GOOD), ("ftp://x.example/1", GOOD), (URL, None), (URL, GOOD + "\u200d😀")]
+VERDICTS = [None, "words", "usable", "usable", "usable", None]
+ERRORS = [None, None, "no URL", "not a URL of the web: ftp://x.example/1", "no caption", None]
+
+
+def judged(frame: Any, recipe: Recipe) -> Any:
+    return judge_frame(frame, recipe, Columns("", ""), Settings())
+
+
+def check(found: dict[str, list[Any]]) -> None:
+    assert found["keep"] == [verdict is None for verdict in VERDICTS]
+    assert [None if pd.isna(name) else name for name in found["dropped_by"]] == VERDICTS
+    assert [None if pd.isna(text) else text for text in found["error"]] == ERRORS
+    assert found["text_clean"][5] == GOOD and found["words"][1] == 1
+
+
+def test_the_rows_of_a_frame_are_judged_like_those_of_a_table(plain_recipe: Recipe) -> None:
+    urls, captions = map(list, zip(*ROWS, strict=True))
+    table = pa.table({"URL": urls, "id": range(6), "TEXT": captions})
+    found = judged(table, plain_recipe)
+    assert isinstance(found, pa.Table)
+    check(found.to_pydict())
+    frame = table.to_pandas()
+    frame.index = pd.Index([7, 7, 3, 9, 1, 0])  # as after a filter and a concat
+    verdicts = judged(frame, plain_recipe)
+    assert verdicts.index.equals(frame.index) and verdicts["keep"].dtype == bool
+    check(verdicts.to_dict("list"))
+    assert frame[verdicts["keep"]]["id"].tolist() == [0, 5]
+    assert frame.assign(**measure_column_of(frame["TEXT"]))["words"].tolist()[1] == 1
+    assert len(judged(frame.iloc[:0], plain_recipe)) == 0
+    with pytest.raises(DanqingError, match="no column 'url'; choose one with --url-col"):
+        judged(frame[["TEXT"]], plain_recipe)
+    with pytest.raises(DanqingError, match="the frame cannot be read"):
+        judged(frame.assign(TEXT=[1, "a", b"b", 2.0, {}, None]), plain_recipe)
+
+
+def measure_column_of(captions: Any) -> Any:
+    with open_device() as device:
+        return measure_column(captions, device)
+
+
+def test_polars_frames_are_judged_and_measured(plain_recipe: Recipe) -> None:
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame(ROWS, schema=["url", "caption"], orient="row")
+    found = judged(frame, plain_recipe)
+    assert isinstance(found, polars.DataFrame)
+    check(found.to_dict(as_series=False))
+    assert frame.filter(found["keep"]).height == 2
+    assert frame.hstack(measure_column_of(frame["caption"]))["words"].to_list()[1] == 1
+
+
+def test_a_cudf_frame_is_judged_by_its_columns_on_the_device(plain_recipe: Recipe, cudf: Any) -> None:
+    urls, captions = (pa.array(column, pa.string()) for column in zip(*ROWS, strict=True))
+    frame = cudf.DataFrame({"url": cudf.Series(urls, 0, 6), "caption": cudf.Series(captions, 0, 6)}, pd.RangeIndex(6))
+    found = judged(frame, plain_recipe)
+    assert type(found) is cudf.DataFrame and found.index is frame.index and cudf.waited
+    check(found)
+
+
+def test_the_page_on_frames_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "select.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert names["kept"]["text_clean"].tolist() == [GOOD]
+    assert names["found"]["dropped_by"].tolist()[1:] == ["words", "usable"]
+    assert names["frame"]["words"].tolist()[1] == 1 and "usable" in capsys.readouterr().out

@@ -15,6 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import danqing
+import danqing.engine.select.ledger
+import danqing.engine.select.parts
 import danqing.engine.select.selection
 from danqing.engine.cli.main import main
 from danqing.engine.core.columns import TABLE_COLUMNS
@@ -24,7 +27,7 @@ from danqing.engine.recipe.plan import decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.select.selection import Selection, before_download, select
-from danqing.engine.sources.tables import Columns, find_tables, read_parts
+from danqing.engine.sources.tables import Columns, find_tables, name_columns, read_parts
 from danqing.engine.stages import CATALOGUE
 from tests.conftest import picture
 from tests.engine.score.test_run import rows_of
@@ -187,6 +190,43 @@ def test_the_usual_columns_are_found(names: tuple[str, str], form: str, plain_re
     assert json.loads(options["--save_additional_columns"]) == ["id", "alt"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "url", "caption"),
+    [
+        (("uid", "url", "text", "original_width", "sha256"), "url", "text"),  # DataComp
+        (("id", "url", "text", "width", "image_phash"), "url", "text"),  # COYO
+        (("SAMPLE_ID", "URL", "TEXT", "LICENSE", "NSFW"), "URL", "TEXT"),  # LAION
+        (("Url", "Title", "Content", "ImageUrl", "ImageQuery"), "ImageUrl", "Title"),  # Zero; Url is the page's
+        (("link", "words"), "url", "caption"),  # neither: the message names these
+    ],
+)
+def test_the_columns_of_public_tables_are_named(columns: tuple[str, ...], url: str, caption: str) -> None:
+    assert name_columns(columns, Columns("", "")) == Columns(url, caption)
+    assert name_columns(columns, Columns("link", "")).url == "link"
+
+
+def test_what_cannot_be_read_is_listed_and_strict_ends_with_3(
+    plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, recipe = tmp_path / "in", str(tmp_path / "plain.yaml")
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(f'{{"url": "http://a", "caption": "{GOOD}"}}\n{{broken\n')
+    write(tmp_path / "b.parquet", url=urls(1), caption=[GOOD])
+    (folder / "b.parquet").symlink_to(tmp_path / "b.parquet")
+    command = ["select", str(folder), "--recipe", recipe, "--strict", "-o"]
+    for _ in range(2):  # the second finds the selection finished
+        assert main([*command, str(tmp_path / "out")]) == 3
+        assert "Damaged input, 2 places" in capsys.readouterr().out
+    link, row = json.loads((tmp_path / "out" / "damaged.json").read_text())
+    assert link["file"] == str(folder / "b.parquet") and "a link to a file outside" in link["problem"]
+    assert row == {"file": str(folder / "a.jsonl"), "place": "line 2", "problem": row["problem"]}
+    assert row["problem"].startswith("not valid JSON")
+    (folder / "a.jsonl").write_text(f'{{"url": "http://a", "caption": "{GOOD}"}}\n{{"url": null, "caption": "x"}}\n')
+    assert main([*command, str(tmp_path / "followed"), "--follow-links", "--json"]) == 0  # no URL is no damage
+    found = json.loads(capsys.readouterr().out)
+    assert found["damaged"] == 0 and found["kept"] == 2 and not (tmp_path / "followed" / "damaged.json").exists()
+
+
 def test_all_types_of_parquet_text_are_read(plain_recipe: Recipe, tmp_path: Path) -> None:
     captions = [GOOD, None, GOOD]
     inputs = [
@@ -208,7 +248,7 @@ def test_parts_are_bounded_and_gates_change_nothing(
 ) -> None:
     whole = select([table], tmp_path / "whole", plain_recipe)
     monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 2)
-    monkeypatch.setattr(danqing.engine.select.selection, "BATCH_ROWS", 1)
+    monkeypatch.setattr(danqing.engine.select.ledger, "BATCH_ROWS", 1)
     parts = select([table], tmp_path / "parts", plain_recipe)
     assert [pq.read_metadata(p).num_rows for p in sorted((tmp_path / "parts/verdicts").iterdir())] == [2, 2, 2, 1]
     assert len(list(parts.urls.iterdir())) == 4
@@ -228,10 +268,10 @@ def test_an_interrupted_selection_is_resumed(
     table: str, plain_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 2)
-    monkeypatch.setattr(danqing.engine.select.selection, "BATCH_ROWS", 1)
+    monkeypatch.setattr(danqing.engine.select.ledger, "BATCH_ROWS", 1)
     whole = tmp_path / "whole"
     select([table], whole, plain_recipe)
-    real, calls = danqing.engine.select.selection.walk, []
+    real, calls = danqing.engine.select.parts.walk, []
 
     def stop_at_the_third(*arguments: Any) -> Any:
         calls.append(1)
@@ -239,7 +279,7 @@ def test_an_interrupted_selection_is_resumed(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(danqing.engine.select.selection, "walk", stop_at_the_third)
+    monkeypatch.setattr(danqing.engine.select.parts, "walk", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         select([table], tmp_path / "out", plain_recipe)
     assert len(list((tmp_path / "out/verdicts").iterdir())) == 2 and not (tmp_path / "out/funnel.json").exists()
@@ -254,7 +294,7 @@ def test_a_selection_that_stops_between_two_files_is_resumed(
 ) -> None:
     monkeypatch.setattr(danqing.engine.select.selection, "PART_ROWS", 4)
     select([table], tmp_path / "whole", plain_recipe)
-    real, paths = danqing.engine.select.selection.commit, []
+    real, paths = danqing.engine.select.parts.commit, []
 
     def stop(path: Path) -> Any:
         if len(paths) == writes:
@@ -263,7 +303,7 @@ def test_a_selection_that_stops_between_two_files_is_resumed(
         return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(danqing.engine.select.selection, "commit", stop)
+        patch.setattr(danqing.engine.select.parts, "commit", stop)
         with pytest.raises(KeyboardInterrupt):
             select([table], tmp_path / "out", plain_recipe)
     select([table], tmp_path / "out", plain_recipe)
@@ -377,3 +417,13 @@ def test_selections_can_be_chained_and_read_as_one_dataset(plain_recipe: Recipe,
     assert rows["text_clean"] == [captions[0]] * 3 and rows["size"] == [None, None, 1.5]
     assert rows["input_text_clean"] == ["mine", "mine", None]
     assert rows["input_input_text_clean"] == [None, None, "x"]
+
+
+def test_the_function_takes_what_the_command_takes(plain_recipe: Recipe, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_bytes(f"url,caption\nhttp://a.example,{GOOD}\n".encode("gb18030"))
+    given: dict[str, Any] = {"encoding": "gb18030", "force": True, "follow_links": True, "device": "cpu"}
+    chosen = danqing.select(table, tmp_path / "out", plain_recipe, **given)
+    assert chosen.funnel.kept == 1 and chosen.columns.encoding == "gb18030"
+    with pytest.raises(DanqingError, match="columns: "):
+        danqing.select(table, tmp_path / "out", plain_recipe, device="cpu", url_col="url", caption_col="caption")
