@@ -66,8 +66,8 @@ def _part(frame: Any, columns: Columns, device: Device) -> Part:
     """Makes a part of a frame's rows, with only the columns that are judged."""
     if library_of(frame) == "cudf" and {columns.url, columns.caption} <= {*frame.columns}:
         url, caption = frame[columns.url], frame[columns.caption]
-        texts = (TextColumn.made(libcudf.strings_of(column), device) for column in (url, caption))
-        return Part(FRAME, 0, pa.table({}), *texts, device.down(caption.notna().values), {}, 0)
+        urls, captions = (TextColumn.made(libcudf.strings_of(column), device) for column in (url, caption))
+        return Part(FRAME, 0, pa.table({}), urls, captions, device.down(caption.notna().values), {}, 0)
     try:
         if library_of(frame) == "pandas":
             wanted = [name for name in (columns.url, columns.caption) if name in frame.columns]

@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +157,9 @@ def select(
                 read = spans.timed("read", _parts(files, columns, settings.limit, device))
                 plan.run(_unfinished(read, parts, listener), writer, settings, device, listener, spans)
         for kind in ("urls", "verdicts"):
-            damage += chain.from_iterable(
-                from_metadata(schema.metadata) for schema in unify(sorted((output / kind).glob("*.parquet")))
-            )
+            unify(paths := sorted((output / kind).glob("*.parquet")))
+            for path in paths:
+                damage += from_metadata(pq.read_schema(path).metadata)
         write_damage(output, damage)
         write_json(output / "funnel.json", count_funnel(output, plan.criteria).to_dict())
     return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, deferred)

@@ -181,7 +181,16 @@ def _runs(how: str, where: Path, names: dict[int, Path], cores: list[int], outpu
 
     def run(path: Path) -> harness.Run:
         shutil.rmtree(output, ignore_errors=True)
-        command = ["env", f"PYTHONPATH={where}", sys.executable, SELECT_ONCE, how, path, output, str(len(cores))]
+        command: list[str | Path] = [
+            "env",
+            f"PYTHONPATH={where}",
+            sys.executable,
+            SELECT_ONCE,
+            how,
+            path,
+            output,
+            str(len(cores)),
+        ]
         return harness.run_program(command, cores, output)
 
     all_rows, first_rows = names.values()
