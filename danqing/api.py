@@ -562,8 +562,8 @@ def judge_frame(
     >>> frame[found["keep"]].assign(text_clean=found["text_clean"])["text_clean"].tolist()
     ['公园的草地上有一只可爱的小猫在晒太阳', '公园的草地上有一只可爱的小猫在晒太阳']
     """
-    options: ScoringOptions = {"blocklist": blocklist, "user_dict": user_dict, "threads": threads}
-    settings = _settings({**options, "device": _device_of(frame, device)})
+    device = _device_of(frame, device)
+    settings = _settings({"blocklist": blocklist, "user_dict": user_dict, "device": device, "threads": threads})
     columns = Columns(url_col or "", caption_col or "")
     return frames.judge_frame(frame, load_recipe(recipe, set), columns, settings)
 
@@ -589,7 +589,7 @@ def measure_captions(
     """
     settings = _settings({"user_dict": user_dict, "device": _device_of(captions, device), "threads": threads})
     with open_device(settings.device, settings.threads) as opened:
-        return frames.measure_column(captions, opened, settings.user_dictionaries)
+        return frames.measure_captions(captions, opened, settings.user_dictionaries)
 
 
 def _device_of(frame: Any, device: str) -> str:

@@ -20,7 +20,7 @@ from danqing.engine.decide.dedup import fingerprints, groups
 from danqing.engine.decide.dedup.captions import SimilarTexts, nearest_texts
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
-from danqing.engine.decide.maps import map_all
+from danqing.engine.decide.feature_files import map_run
 from danqing.engine.decide.uids import numbers_of
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion
 from danqing.engine.recipe.outcome import Outcome, Recall
@@ -299,7 +299,7 @@ def read_scores(run: Run, recipe: Recipe) -> Scores:
     uid, error, feature_row = np.empty((rows, 2), np.uint64), np.empty(rows, bool), np.empty(rows, np.int64)
     judged = {criterion.name: Judgement(rows) for criterion in by_row}
     columns: dict[str, list[pa.ChunkedArray]] = {name: [] for name in ("gated_at", *sorted(others))}
-    blocks = map_all([run.features_path(shard.number) for shard in run.shards], run.folder)
+    blocks = map_run([run.features_path(shard.number) for shard in run.shards], run.folder)
     start = offset = 0
     for path, size, block in zip(paths, sizes, blocks, strict=True):
         table = _read_columns(path, ["uid", "error", "gated_at", "feature_row", *recipe.columns])

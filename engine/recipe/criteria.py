@@ -107,6 +107,16 @@ class Interval:
         if self.excludes((low, high)):
             raise ValueError(f"no value lies in {self}")
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Interval:
+        """Makes the interval of a recipe's line; keys other than `BOUNDS` are ignored."""
+        return cls(**{BOUNDS[key]: value for key, value in values.items() if key in BOUNDS})
+
+    def to_dict(self) -> dict[str, float]:
+        """The inverse of `read`: the bounds that are given."""
+        bounds = {key: getattr(self, attribute) for key, attribute in BOUNDS.items()}
+        return {key: bound for key, bound in bounds.items() if bound is not None}
+
     @property
     def bounds(self) -> list[float]:
         """The bounds that are given."""
@@ -277,12 +287,10 @@ class Threshold(RowCriterion):
 
     @classmethod
     def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Threshold:
-        interval = Interval(**{BOUNDS[key]: value for key, value in values.items() if key in BOUNDS})
-        return cls(name, values.get("column", name), interval, section=section, step=step)
+        return cls(name, values.get("column", name), Interval.read(values), section=section, step=step)
 
     def to_dict(self) -> dict[str, Any]:
-        bounds = {key: getattr(self.interval, attribute) for key, attribute in BOUNDS.items()}
-        return {"column": self.column} | {key: bound for key, bound in bounds.items() if bound is not None}
+        return {"column": self.column} | self.interval.to_dict()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -334,16 +342,12 @@ class Pattern(Threshold):
     def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Pattern:
         if "in" not in values:
             raise FieldError("pattern", f"'pattern' needs 'in', the text to search: {', '.join(TEXTS)}")
-        interval = Threshold.read(name, values).interval
+        interval = Interval.read(values)
         return cls(name, name, interval, values["pattern"], values["in"], section=section, step=step)
 
     def to_dict(self) -> dict[str, Any]:
-        bounds = super().to_dict()
-        del bounds["column"]
-        return {
-            "pattern": self.patterns[0] if len(self.patterns) == 1 else [*self.patterns],
-            "in": self.source,
-        } | bounds
+        pattern = self.patterns[0] if len(self.patterns) == 1 else [*self.patterns]
+        return {"pattern": pattern, "in": self.source} | self.interval.to_dict()
 
     @property
     def rule(self) -> str:
@@ -363,7 +367,7 @@ class Pattern(Threshold):
 
     @property
     def counted(self) -> tuple[tuple[str, ...], str]:
-        """What is counted: two criteria of which it is equal have equal scores."""
+        """The patterns and the column of the text. Criteria for which these are equal have equal scores."""
         return self.patterns, self.source
 
     def check(self, columns: Mapping[str, Column]) -> None:
@@ -469,7 +473,7 @@ class Redundancy(Criterion):
 
     @property
     def compares_captions(self) -> bool:
-        """Whether rows are compared by their captions, which say nothing about the likeness of the pictures."""
+        """Whether rows are compared by their captions, not by their pictures."""
         return self.column in CAPTION_COLUMNS
 
     @property

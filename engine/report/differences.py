@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.decide.maps import map_features
+from danqing.engine.decide.feature_files import map_features
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import scores_table, verdicts_table
 from danqing.engine.sources import Shard

@@ -72,7 +72,7 @@ class Settings:
         lines = pa.LargeListArray.from_arrays([0, len(domains)], domains)
         listed = pc.binary_join(lines, pa.scalar("\n", pa.large_string()))
         return {
-            "blocklist": hashlib.sha256(listed.buffers()[2]).hexdigest()[:16] if len(domains) else None,
+            "blocklist": hashlib.sha256(listed[0].as_buffer()).hexdigest()[:16] if len(domains) else None,
             "user_dictionaries": [file_hash(path)[:16] for path in self.user_dictionaries],
         }
 

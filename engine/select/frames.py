@@ -23,8 +23,8 @@ from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.select.ledger import Judged
-from danqing.engine.select.parts import CLEAN, decide, verdict_columns
-from danqing.engine.select.selection import TextPlan
+from danqing.engine.select.text_plan import CLEAN, TextPlan
+from danqing.engine.select.verdicts import decide, verdict_columns
 from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, name_columns, part_of
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
@@ -79,15 +79,15 @@ def _part(frame: Any, columns: Columns, device: Device) -> Part:
     return part_of(FRAME, 0, table, columns)
 
 
-def measure_column(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> Any:
-    """Measures captions as `measure_captions` does; returns a frame of the captions' library with their index."""
-    measures = measure_captions(captions, device, user_dictionaries)
+def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> Any:
+    """Measures captions as `measures_of` does; returns a frame of the captions' library with their index."""
+    measures = measures_of(captions, device, user_dictionaries)
     if library_of(captions) == "cudf":
         return sys.modules["cudf"].DataFrame(measures, index=captions.index)
     return _frame_like(captions, pa.table(measures))
 
 
-def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> dict[str, Any]:
+def measures_of(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Computes every measure of `kernels.text.captions.MEASURES` for every caption, without cleaning it first.
 
     Args:
@@ -101,7 +101,7 @@ def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Pat
 
     >>> from danqing.engine.core.device import open_device
     >>> with open_device("cpu") as device:
-    ...     measure_captions(["一只橘猫趴在窗台上"], device)["words"].tolist()
+    ...     measures_of(["一只橘猫趴在窗台上"], device)["words"].tolist()
     [4.0]
     """
     text, words, xp = strings_of(captions).on(device), open_dictionary(user_dictionaries), device.xp

@@ -81,11 +81,11 @@ def _is_flat(path: Path, columns: Columns) -> bool:
 
 
 def _read(file: Shard, columns: Columns, rows: int, device: Device) -> Iterator[Part]:
-    first = 0
+    first, file_rows = 0, max(pq.read_metadata(file.path).num_rows, 1)
     for table in _tables(file.path, rows, device):
         column, caption = table[columns.url], table[columns.caption]
         urls, captions = (TextColumn.made(_strings(texts, device), device) for texts in (column, caption))
-        size = round(file.bytes * len(table) / max(pq.read_metadata(file.path).num_rows, 1))
+        size = round(file.bytes * len(table) / file_rows)
         has_caption = _has_value(caption, device)
         device.wait()  # other threads use the part on their streams
         yield Part(file, first, table, urls, captions, has_caption, {}, size)

@@ -20,26 +20,25 @@ from danqing.engine.core.carried import carried_name
 from danqing.engine.core.damage import Damage, to_metadata
 from danqing.engine.core.device import Device
 from danqing.engine.core.files import commit
-from danqing.engine.decide.scores import Scores
-from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.select import libcudf_tables
 from danqing.engine.select.ledger import Judged
 from danqing.engine.select.libcudf_tables import DeviceTable
+from danqing.engine.select.text_plan import CLEAN
+from danqing.engine.select.verdicts import decide, verdict_columns
 from danqing.engine.sources.tables import Columns, Part
 
-CLEAN = "text_clean"
 MAX_DAMAGE = 1000
 """Rows of a part that could not be read are listed up to this number; beyond it they are counted."""
 SELECTED = {b"danqing.select": b"1"}
 """In the metadata of urls/*.parquet: `text_clean` is the engine's, so another selection makes it anew."""
 
 
-class Writer:
+class WriterThread:
     """Decides and writes parts in a thread of its own, one after the other.
 
-    At most one part waits, so memory does not grow if writing is slower than the stages. The error of a part is raised
-    before the next is taken.
+    A part is taken when the one before it is written, so memory does not grow if writing is slower than the stages. The
+    error of a part is raised when the next one is taken.
 
     Args:
         write: writes one part.
@@ -51,7 +50,7 @@ class Writer:
         self._last: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, "danqing write")
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> WriterThread:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -60,7 +59,7 @@ class Writer:
             self._wait()
 
     def __call__(self, judged: Judged) -> None:
-        """Takes a part, when the part before is written."""
+        """Waits until the part before is written, and takes a part."""
         with self._lock:
             self._wait()
             self._last = self._pool.submit(self._write, judged)
@@ -70,7 +69,7 @@ class Writer:
             self._last.result()
 
 
-class Parts:
+class PartFiles:
     """Decides the parts of a selection and writes their files.
 
     Args:
@@ -144,46 +143,6 @@ def stored_names(names: Sequence[str], metadata: Mapping[bytes, bytes]) -> dict[
     if SELECTED.items() <= metadata.items():  # an earlier selection's clean caption is made anew
         return {position: name for position, name in enumerate(names) if name != CLEAN}
     return dict(enumerate(_distinct(carried_name(name, (CLEAN,)) for name in names)))
-
-
-def decide(judged: Judged, recipe: Recipe, device: Device) -> np.ndarray:
-    """Decides every row of a part as DECIDE does: int16 (rows,), the criterion that drops it, or -1.
-
-    Args:
-        judged: the part.
-        recipe: the criteria, `USABLE` first.
-        device: the criteria are judged on it.
-    """
-    rows = len(judged.part)
-    unset, error = np.full(rows, -1), np.zeros(rows, bool)
-    error[list(judged.errors)] = True
-    columns = {name: pa.chunked_array([pa.array(judged.columns[name], from_pandas=True)]) for name in recipe.columns}
-    scores = Scores(unset, error, pa.nulls(rows, pa.string()), unset, [], columns, [rows])
-    return walk(scores, recipe, device).dropped_by
-
-
-def verdict_columns(judged: Judged, dropped_by: np.ndarray, recipe: Recipe) -> dict[str, pa.Array]:
-    """Returns what was found out about the rows of a part, as columns: verdict, scores and error.
-
-    Args:
-        judged: the part.
-        dropped_by: int (rows,), from `decide`.
-        recipe: the criteria, `USABLE` first.
-    """
-    names = pa.array([criterion.name for criterion in recipe.criteria], pa.string())
-    found = {
-        "keep": pa.array(dropped_by < 0),
-        "dropped_by": names.take(pa.array(dropped_by, mask=dropped_by < 0)),
-    }
-    for name, kind in judged.scores.items():
-        if name == CLEAN:
-            continue
-        if name in judged.columns:
-            values = judged.columns[name]
-            found[name] = pa.array(values, mask=np.isnan(values)).cast(kind)
-        else:
-            found[name] = judged.text(name).cast(kind)
-    return found | {"error": judged.problems()}
 
 
 def damage_of(part: Part) -> list[Damage]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.damage import Damage, from_metadata, write_damage
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
@@ -29,24 +28,17 @@ from danqing.engine.core.files import is_unused, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.recipe.criteria import RowCriterion
-from danqing.engine.recipe.plan import Plan, decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import identity_differences, resume_with_versions
 from danqing.engine.run.lock import lock_output
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.versions import ENGINE, current_versions
-from danqing.engine.score.loop import run_stages
 from danqing.engine.score.settling import unify
 from danqing.engine.select import libcudf_tables
-from danqing.engine.select.ledger import Judged, Ledger
-from danqing.engine.select.parts import CLEAN, Parts, Writer
-from danqing.engine.select.usable import USABLE
+from danqing.engine.select.parts import PartFiles, WriterThread
+from danqing.engine.select.text_plan import CLEAN, TextPlan
 from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, find_tables
-from danqing.engine.stages import CATALOGUE
-from danqing.engine.stages.patterns import stages_for
-from danqing.trt_models.model_set import ModelSet
 
 PART_ROWS = 100_000
 """Rows of an output file."""
@@ -152,8 +144,8 @@ def select(
     if not (output / "funnel.json").exists():
         total = sum(file.bytes for file in files) if settings.limit is None else 0
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
-            parts = Parts(output, plan.criteria, columns, device)
-            with Writer(parts.write) as writer:
+            parts = PartFiles(output, plan.criteria, columns, device)
+            with WriterThread(parts.write) as writer:
                 read = spans.timed("read", _parts(files, columns, settings.limit, device))
                 plan.run(_unfinished(read, parts, listener), writer, settings, device, listener, spans)
         for kind in ("urls", "verdicts"):
@@ -165,58 +157,7 @@ def select(
     return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, deferred)
 
 
-@dataclass(frozen=True)
-class TextPlan:
-    """How rows are judged before the download.
-
-    Attributes:
-        recipe: the criteria that need no picture.
-        criteria: the same, after `USABLE`.
-        stages: what computes the scores, and the clean caption.
-        models: the recipe's models.
-    """
-
-    recipe: Recipe
-    criteria: Recipe
-    stages: Plan
-    models: ModelSet
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> TextPlan:
-        """Makes the plan of a recipe.
-
-        Raises:
-            DanqingError: every criterion needs a picture.
-        """
-        text = before_download(recipe)
-        stages = make_plan(text, stages_for(text), TABLE_COLUMNS, also=[CLEAN])
-        return cls(text, replace(text, criteria=(USABLE, *text.criteria)), stages, ModelSet(text.models))
-
-    def run(
-        self,
-        parts: Iterable[tuple[int, Part]],
-        finished: Callable[[Judged], None],
-        settings: Settings,
-        device: Device,
-        progress: Progress,
-        spans: Spans,
-    ) -> None:
-        """Runs the stages on all rows of some parts.
-
-        Args:
-            parts: with their numbers; read by a thread of its own.
-            finished: takes each part with its scores; called by the stages' threads.
-            settings: block list and user dictionaries.
-            device: runs the stages.
-            progress: receives the number of finished rows.
-            spans: records every batch.
-        """
-        ledger = Ledger(self.stages.scores, device, progress, finished)
-        context = settings.context(device, self.models, self.stages.wanted)
-        run_stages(ledger.batches(parts), self.stages, context, ledger, spans)
-
-
-def _unfinished(read: Iterable[Part], parts: Parts, progress: Progress) -> Iterator[tuple[int, Part]]:
+def _unfinished(read: Iterable[Part], parts: PartFiles, progress: Progress) -> Iterator[tuple[int, Part]]:
     """Yields the parts that are not written, with their numbers."""
     for number, part in enumerate(read):
         progress.expect(len(part), part.bytes)
@@ -235,21 +176,6 @@ def _parts(files: Iterable[Shard], columns: Columns, limit: int | None, device: 
             left -= len(head)
             if left == 0:
                 return
-
-
-def before_download(recipe: Recipe) -> Recipe:
-    """Returns the recipe without the criteria and models that need a picture.
-
-    Raises:
-        DanqingError: every criterion needs a picture.
-    """
-    text_recipe = decidable(recipe, stages_for(recipe), TABLE_COLUMNS)
-    # Near-duplicate search compares all rows, and SELECT has one part in memory.
-    text_recipe = replace(text_recipe, criteria=tuple(c for c in text_recipe.criteria if isinstance(c, RowCriterion)))
-    if not text_recipe.criteria:
-        raise DanqingError(f"recipe {recipe.name}: every criterion needs a picture, so none can be applied here")
-    image_roles = {stage.role for stage in CATALOGUE if stage.image_inputs}
-    return replace(text_recipe, models={role: name for role, name in recipe.models.items() if role not in image_roles})
 
 
 def count_funnel(folder: Path, recipe: Recipe) -> Funnel:

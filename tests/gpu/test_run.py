@@ -22,7 +22,7 @@ from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.report.differences import Tolerance, diff
 from danqing.engine.report.topics import cluster, open_libraries
 from danqing.engine.run.settings import Settings
-from danqing.engine.select.frames import measure_captions
+from danqing.engine.select.frames import measures_of
 from danqing.profiling.bench.duplicates import planted
 from tests.engine.score.test_run import tree
 from tests.kernels.text.texts import random_texts
@@ -84,10 +84,10 @@ def test_a_cudf_column_is_measured_on_the_device(gpu: Device, device: Device) ->
     texts = ["一只橘猫趴在窗台上", None, "", *random_texts(500)]
     column = cudf.Series(texts)[1:]
     copied_before = copied.up
-    found = measure_captions(column, gpu)
+    found = measures_of(column, gpu)
     tables = 64 << 20  # dictionaries, copied once
     assert copied.up - copied_before < tables
-    for name, values in measure_captions(texts[1:], device).items():
+    for name, values in measures_of(texts[1:], device).items():
         np.testing.assert_allclose(found[name].get(), values, rtol=1e-6, err_msg=name)
     assert column.to_frame("caption").assign(**found)["words"].dtype == np.float32
 

@@ -21,7 +21,7 @@ from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.settings import Settings
-from danqing.engine.select.frames import measure_captions
+from danqing.engine.select.frames import measures_of
 from danqing.engine.select.selection import select
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.decode import open_decoder
@@ -47,7 +47,7 @@ def measure_kernels(job: Job) -> Iterator[Figure]:
     photos = [path.read_bytes() for path in demo_photographs()]
     with open_device(job.device) as device, open_device() as host:
         started = time.perf_counter()
-        measure_captions(lines[:WARM_UP_ROWS], device)
+        measures_of(lines[:WARM_UP_ROWS], device)
         first = time.perf_counter() - started
         pixels = [picture for picture in open_decoder(host).decode(photos) if picture is not None]
         there = [device.up(picture) for picture in pixels]
@@ -66,7 +66,7 @@ def measure_kernels(job: Job) -> Iterator[Figure]:
         ours = near_components(Features(device, [vectors]), WITHIN)
         theirs = near_components(Features(host, [device.down(vectors)]), WITHIN)
         yield Figure("rows whose near-duplicate group differs", int((ours != theirs).sum()), "rows")
-        speed = rate(lambda: measure_captions(column, device), job.rows, device)
+        speed = rate(lambda: measures_of(column, device), job.rows, device)
         yield Figure(f"captions, column of {job.rows:,} with its upload", speed, "1/s", "about 100,000 a core of a CPU")
         yield Figure("pixel statistics", rate(lambda: pixel_statistics(device, there), len(there), device), "1/s")
 
@@ -74,8 +74,8 @@ def measure_kernels(job: Job) -> Iterator[Figure]:
 def _unequal_measures(lines: list[str], device: Device, host: Device) -> int:
     """Number of rows of which some measure differs by more than 1e-5 of its value."""
     wrong = np.zeros(len(lines), bool)
-    expected = measure_captions(lines, host)
-    for name, column in measure_captions(lines, device).items():
+    expected = measures_of(lines, host)
+    for name, column in measures_of(lines, device).items():
         wrong |= ~np.isclose(device.down(column), expected[name], rtol=1e-5, atol=1e-6, equal_nan=True)
     return int(wrong.sum())
 
@@ -171,7 +171,7 @@ def measure_tables(job: Job) -> Iterator[Figure]:
                 import cudf
 
                 column = cudf.Series(pa.array(lines, pa.large_string()))
-                figure = rate(lambda: measure_captions(column, device), job.rows, device)
+                figure = rate(lambda: measures_of(column, device), job.rows, device)
                 yield Figure(f"captions, cuDF column of {job.rows:,}", figure, "1/s")
             except ImportError as problem:
                 yield Figure("captions, cuDF column", f"not installed: {problem}")

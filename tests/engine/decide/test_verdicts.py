@@ -317,7 +317,7 @@ def test_no_file_stays_open_and_rows_take_little_memory(device: Device, tmp_path
     assert len(list(Path("/proc/self/fd").iterdir())) == opened and len(scores.features) == shards
     assert (np.concatenate(scores.features) == features).all()
     with pytest.MonkeyPatch.context() as fewer:
-        fewer.setattr("danqing.engine.decide.maps.MAX_MAPPED_FILES", 10)
+        fewer.setattr("danqing.engine.decide.feature_files.MAX_MAPPED_FILES", 10)
         few = read_scores(run, recipe)
         mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(run.folder) in line]
         assert len(mapped) == shards + 10 + 1  # those of `scores`, ten more, and the copy of the others

@@ -9,7 +9,7 @@ import pytest
 
 from danqing.engine.cli.main import main
 from danqing.engine.decide.contents import check_current
-from danqing.engine.decide.maps import map_features
+from danqing.engine.decide.feature_files import map_features
 from danqing.engine.phases import curate, decide_run, merge_runs
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.recipe.reading import Recipe

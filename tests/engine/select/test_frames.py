@@ -22,7 +22,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.strings import Strings
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
-from danqing.engine.select.frames import judge_frame, measure_captions, measure_column, strings_of
+from danqing.engine.select.frames import judge_frame, measure_captions, measures_of, strings_of
 from danqing.engine.sources.tables import Columns
 from danqing.engine.stages.dictionary import character_classes, open_dictionary
 from danqing.kernels.text.captions import MEASURES, measure
@@ -46,12 +46,12 @@ def test_pandas_and_arrow_columns_have_the_measures_of_the_engine(
         pa.chunked_array([array.slice(0, 9), array.slice(9)]),
     ]  # fmt: skip
     for column in columns:
-        found = measure_captions(column, device)
+        found = measures_of(column, device)
         assert list(found) == list(MEASURES)
         np.testing.assert_array_equal(np.stack(list(found.values()), 1), expected(device, TEXTS))
-    frame = pd.DataFrame({"caption": TEXTS}).assign(**measure_captions(array, device))
+    frame = pd.DataFrame({"caption": TEXTS}).assign(**measures_of(array, device))
     assert frame["words"][0] == 4 and frame["words"][1] == 0
-    assert all(len(values) == 0 for values in measure_captions([], device).values())
+    assert all(len(values) == 0 for values in measures_of([], device).values())
 
 
 class TypeId(IntEnum):
@@ -143,11 +143,11 @@ def test_a_cudf_column_is_read_without_a_copy(device: Device, kind: pa.DataType,
     array, series = pa.array(TEXTS, kind), cudf.Series
     for first, rows in ((0, len(TEXTS)), (3, 20), (len(TEXTS) - 1, 1)):
         part = series(array, first, rows)
-        found = np.stack(list(measure_captions(part, device).values()), 1)
+        found = np.stack(list(measures_of(part, device).values()), 1)
         np.testing.assert_array_equal(found, expected(device, TEXTS[first : first + rows]))
         assert strings_of(part).data.ctypes.data == array.buffers()[2].address
     assert cudf.waited
-    measured = measure_column(series(array, 0, 4), device)
+    measured = measure_captions(series(array, 0, 4), device)
     assert type(measured) is cudf.DataFrame and measured["words"].tolist() == [4, 0, 0, measured["words"][3]]
     assert strings_of(series(pa.array(["", ""], kind), 0, 2)).arrow().to_pylist() == ["", ""]
     assert strings_of(series(array, 0, 0)).rows == 0
@@ -183,7 +183,7 @@ def test_the_rows_of_a_frame_are_judged_like_those_of_a_table(plain_recipe: Reci
     assert verdicts.index.equals(frame.index) and verdicts["keep"].dtype == bool
     check(verdicts.to_dict("list"))
     assert frame[verdicts["keep"]]["id"].tolist() == [0, 5]
-    assert frame.assign(**measure_column_of(frame["TEXT"]))["words"].tolist()[1] == 1
+    assert frame.assign(**measured(frame["TEXT"]))["words"].tolist()[1] == 1
     assert len(judged(frame.iloc[:0], plain_recipe)) == 0
     with pytest.raises(DanqingError, match="no column 'url'; choose one with --url-col"):
         judged(frame[["TEXT"]], plain_recipe)
@@ -191,9 +191,9 @@ def test_the_rows_of_a_frame_are_judged_like_those_of_a_table(plain_recipe: Reci
         judged(frame.assign(TEXT=[1, "a", b"b", 2.0, {}, None]), plain_recipe)
 
 
-def measure_column_of(captions: Any) -> Any:
+def measured(captions: Any) -> Any:
     with open_device() as device:
-        return measure_column(captions, device)
+        return measure_captions(captions, device)
 
 
 def test_polars_frames_are_judged_and_measured(plain_recipe: Recipe) -> None:
@@ -203,7 +203,7 @@ def test_polars_frames_are_judged_and_measured(plain_recipe: Recipe) -> None:
     assert isinstance(found, polars.DataFrame)
     check(found.to_dict(as_series=False))
     assert frame.filter(found["keep"]).height == 2
-    assert frame.hstack(measure_column_of(frame["caption"]))["words"].to_list()[1] == 1
+    assert frame.hstack(measured(frame["caption"]))["words"].to_list()[1] == 1
 
 
 def test_a_cudf_frame_is_judged_by_its_columns_on_the_device(plain_recipe: Recipe, cudf: Any) -> None:

@@ -19,6 +19,7 @@ import danqing
 import danqing.engine.select.ledger
 import danqing.engine.select.parts
 import danqing.engine.select.selection
+import danqing.engine.select.verdicts
 from danqing.engine.cli.main import main
 from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.errors import DanqingError
@@ -26,7 +27,8 @@ from danqing.engine.phases import curate
 from danqing.engine.recipe.plan import decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.settings import Settings
-from danqing.engine.select.selection import Selection, before_download, select
+from danqing.engine.select.selection import Selection, select
+from danqing.engine.select.text_plan import before_download
 from danqing.engine.sources.tables import Columns, find_tables, name_columns, read_parts
 from danqing.engine.stages import CATALOGUE
 from tests.conftest import picture
@@ -271,7 +273,7 @@ def test_an_interrupted_selection_is_resumed(
     monkeypatch.setattr(danqing.engine.select.ledger, "BATCH_ROWS", 1)
     whole = tmp_path / "whole"
     select([table], whole, plain_recipe)
-    real, calls = danqing.engine.select.parts.walk, []
+    real, calls = danqing.engine.select.verdicts.walk, []
 
     def stop_at_the_third(*arguments: Any) -> Any:
         calls.append(1)
@@ -279,7 +281,7 @@ def test_an_interrupted_selection_is_resumed(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(danqing.engine.select.parts, "walk", stop_at_the_third)
+    monkeypatch.setattr(danqing.engine.select.verdicts, "walk", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         select([table], tmp_path / "out", plain_recipe)
     assert len(list((tmp_path / "out/verdicts").iterdir())) == 2 and not (tmp_path / "out/funnel.json").exists()

@@ -1,4 +1,4 @@
-"""Stored features of shards as arrays in mapped files."""
+"""The files of the features of shards, mapped as arrays."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def map_features(path: Path) -> np.ndarray:
             return np.frombuffer(mapped.read_buffer(), dtype, offset=offset).reshape(shape)
 
 
-def map_all(paths: Sequence[Path], folder: Path) -> list[np.ndarray]:
-    """Maps the features of all shards of a run: `MAX_MAPPED_FILES` files, and a copy of the others as one file.
+def map_run(paths: Sequence[Path], folder: Path) -> list[np.ndarray]:
+    """Maps the features of all shards of a run: the first `MAX_MAPPED_FILES` files, and one copy of all others.
 
     Args:
         paths: of the shards' features.
-        folder: where the copy is made, unnamed: the run's. If it cannot be written, the copy is made in the system's
-            folder for temporary files (`TMPDIR`).
+        folder: the run's. The copy is an unnamed file in it, or in the system's folder for temporary files (`TMPDIR`)
+            if the run's cannot be written.
 
     Returns:
         One array per shard, as from `map_features`.
