@@ -88,10 +88,11 @@ class Judged:
         return pa.concat_arrays(texts).take(pa.array(places, mask=places < 0))
 
     def text_of(self, name: str, rows: np.ndarray) -> TextColumn:
-        """Returns a text that the stages made for the given rows, int (count,), where they made it."""
-        if not len(rows):
-            return TextColumn.of([])
-        return TextColumn.concat([part for _, part in self._texts[name]]).take(self._places(name)[rows])
+        """Returns a text of some rows, int (count,): on the device if it was made there and every row has one."""
+        places = self._places(name)[rows]
+        if not len(rows) or (places < 0).any():  # a row that an earlier stage failed can be kept
+            return TextColumn.of(self.text(name).take(pa.array(rows)))
+        return TextColumn.concat([part for _, part in self._texts[name]]).take(places)
 
     def _places(self, name: str) -> np.ndarray:
         """Position of each row's text among those of all batches in turn, int64 (rows,); -1 for rows without one."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,14 +23,17 @@ import danqing.engine.select.selection
 import danqing.engine.select.verdicts
 from danqing.engine.cli.main import main
 from danqing.engine.core.columns import TABLE_COLUMNS
+from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import curate
 from danqing.engine.recipe.plan import decidable, make_plan
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.settings import Settings
+from danqing.engine.select.ledger import Judged
 from danqing.engine.select.selection import Selection, select
-from danqing.engine.select.text_plan import before_download
-from danqing.engine.sources.tables import Columns, find_tables, name_columns, read_parts
+from danqing.engine.select.text_plan import CLEAN, before_download
+from danqing.engine.sources import Shard
+from danqing.engine.sources.tables import Columns, find_tables, name_columns, part_of, read_parts
 from danqing.engine.stages import CATALOGUE
 from tests.conftest import picture
 from tests.engine.score.test_run import rows_of
@@ -429,3 +433,18 @@ def test_the_function_takes_what_the_command_takes(plain_recipe: Recipe, tmp_pat
     assert chosen.funnel.kept == 1 and chosen.columns.encoding == "gb18030"
     with pytest.raises(DanqingError, match="columns: "):
         danqing.select(table, tmp_path / "out", plain_recipe, device="cpu", url_col="url", caption_col="caption")
+
+
+def test_a_kept_row_can_lack_the_clean_caption_if_an_earlier_stage_failed() -> None:
+    table = pa.table({"url": [f"https://x.example/{row}.jpg" for row in range(3)], "caption": ["a", "b", "c"]})
+    with open_device("cpu") as device:
+        part = part_of(Shard(0, "frame", Path("frame"), 0), 0, table, Columns())
+        judged = Judged(0, part, {CLEAN: pa.string()}, device)
+        (batch,) = judged.batches()
+        failed, clean = batch.slice(0, 1), batch.slice(1, 3)
+        failed["error"], clean[CLEAN] = ["not a number"], clean["caption"]
+        judged.enter(failed)
+        judged.enter(clean)
+    assert judged.text_of(CLEAN, np.arange(3)).to_pylist() == [None, "b", "c"]
+    assert judged.text_of(CLEAN, np.array([2])).to_pylist() == ["c"]
+    assert len(judged.text_of(CLEAN, np.arange(0))) == 0
