@@ -120,7 +120,7 @@ class Scores:
     def group_duplicates(
         self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None = None
     ) -> Outcome:
-        """Groups the near-duplicates among some rows; of each group, the representative passes."""
+        """Groups the near-duplicates among some rows; of each group, at most `keep_at_most` rows pass."""
         if criterion.column != FEATURES:
             return self._group_values(criterion, rows, device, progress)
         components = connect_near_rows(self.features_of(rows, device), criterion, progress)
@@ -129,7 +129,7 @@ class Scores:
     def group_components(
         self, criterion: Redundancy, rows: np.ndarray, components: NearComponents, progress: Progress | None = None
     ) -> Outcome:
-        """Groups rows whose components are known; of each group, the representative passes."""
+        """Groups rows whose components are known; of each group, at most `keep_at_most` rows pass."""
         features = components.features
         choose = self._choice(criterion, rows, features.device, features)
         found = groups.near_groups(
@@ -354,12 +354,12 @@ def read_reference(folder: Path, criterion: Exclusion) -> tuple[Scores, np.ndarr
 
 
 def _encode(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """The number of each row's value, and the values; texts with 64-bit offsets, since they may exceed 2 GiB."""
+    """Numbers the values of a column; texts get 64-bit offsets, since they may exceed 2 GiB."""
     column = column.cast(pa.large_string()) if pa.types.is_string(column.type) else column
     return column.dictionary_encode().combine_chunks()
 
 
 def _empty(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
-    """Boolean (n,): which of some rows, int64 (n,), have an empty text."""
+    """Boolean (n,): whether each of some rows, int64 (n,), has an empty text."""
     empty: np.ndarray = pc.binary_length(column).to_numpy()[rows] == 0
     return empty

@@ -28,7 +28,7 @@ MAX_BITS = 8
 """Perceptual hashes of different pictures differ in 10 bits and more (`tests/engine/score/test_study.py`)."""
 
 MAX_JACCARD = 0.5
-"""At 0.5, 108 bands are searched; the number grows with the fourth power (`engine.decide.dedup.captions`)."""
+"""At 0.5, 108 bands are searched; the number grows as 1 / (1 - distance)⁴ (`engine.decide.dedup.captions`)."""
 
 CAPTION_COLUMNS = ("caption_hash", "text_clean")
 
@@ -70,7 +70,7 @@ class Scores(Protocol):
     def group_duplicates(
         self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None
     ) -> Outcome:
-        """Groups the near-duplicates among the rows and keeps one row of each group."""
+        """Groups the near-duplicates among the rows; of each group, at most `keep_at_most` rows pass."""
         ...
 
     def compare_with_run(
@@ -397,7 +397,7 @@ def _pattern_problem(pattern: str) -> str:
 
 @dataclass(frozen=True)
 class Redundancy(Criterion):
-    """Of each group of near-duplicates, one row passes, its representative, or a few.
+    """Of each group of near-duplicates, at most `keep_at_most` rows pass.
 
     Two rows are joined if the cosine distance of their features is below `within`; if their hashes (`column`) differ
     in at most `within` bits; if the Jaccard distance of their clean captions is at most `within`; or, in any other
@@ -450,7 +450,7 @@ class Redundancy(Criterion):
         if self.max_diameter is not None:
             raise FieldError("max_diameter", f"'max_diameter' is a distance of features; {self.column} has none")
         if self.recall != 1:
-            raise FieldError("recall", f"'recall' is for features; the search in {self.column} is always complete")
+            raise FieldError("recall", f"'recall' is for features; remove it from a criterion of {self.column}")
 
     @classmethod
     def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Redundancy:
