@@ -23,6 +23,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import Memory
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Spans
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.plan import make_plan
@@ -190,8 +191,11 @@ class Pass:
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows that leave the stages; see `engine.score.loop.RowSink`."""
         names = [name for name in (*self.recipe.columns, FEATURES, "error") if name in batch]
+        columns = {
+            name: batch[name].to_pylist() if isinstance(batch[name], TextColumn) else batch[name] for name in names
+        }
         for position, identity in enumerate(zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)):
-            self.rows[identity] = {name: batch[name][position] for name in names}
+            self.rows[identity] = {name: columns[name][position] for name in names}
 
     def dropped_by(self, device: Device) -> np.ndarray:
         """Decides every row as DECIDE does: int64 (rows,), the position of the criterion that drops it, or -1."""

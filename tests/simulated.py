@@ -9,6 +9,7 @@ the device. The rest of the engine is not changed.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from numba import cuda
 
 import danqing.engine.stages.decode
 import danqing.engine.stages.resize
+import danqing.kernels.portable
 import danqing.trt_models.engines
+from danqing.engine.core.copies import copied
 from danqing.engine.core.device import Device
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import load_recipe
@@ -36,8 +39,17 @@ from danqing.kernels.portable import Kernel
 from danqing.trt_models.run.session import OnnxSession
 from tests.strict import MockLibrary, refuse_host_arrays
 
-RECIPE = replace(load_recipe("embedded"), also=("perceptual_hash",))
+RECIPE = replace(load_recipe("embedded"), also=("perceptual_hash", "caption_hash"))
 HOST = Device("cpu", 1, ThreadPoolExecutor(1))
+
+
+class ResidentTables(dict[Any, Any]):
+    """Look-up tables on the device. Copying them is not counted, since it is done once, whatever the number of rows."""
+
+    def __setitem__(self, key: Any, tables: Any) -> None:
+        _, copy = tables
+        copied.up -= copy.nbytes if isinstance(copy, np.ndarray) else sum(array.nbytes for array in copy)
+        super().__setitem__(key, tables)
 
 
 class MockGpu(nullcontext[None]):
@@ -109,6 +121,7 @@ def run_simulated(*arguments: str, folder: Path | None = None) -> None:
 def simulate_gpu() -> None:
     """Replaces CuPy and the vendors' parts by mocks in this process."""
     sys.modules["cupy"] = MockCupy()  # type: ignore[assignment]
+    danqing.kernels.portable._resident = ResidentTables()
     danqing.engine.stages.decode.GpuDecoder = MockDecoder  # type: ignore[misc, assignment]
     danqing.engine.stages.resize.DaliResizer = MockResizer  # type: ignore[misc, assignment]
     danqing.trt_models.run.session.CudaOnnxSession = MockSession  # type: ignore[misc, assignment]
@@ -127,4 +140,7 @@ def simulate_gpu() -> None:
 
 if __name__ == "__main__":
     simulate_gpu()
-    curate(sys.argv[2:], Path(sys.argv[1]), RECIPE, Settings(device="cuda", score_everything=True))
+    out = Path(sys.argv[1])
+    _, _, spans = curate(sys.argv[2:], out, RECIPE, Settings(device="cuda", score_everything=True))
+    copies = {name: (span.up, span.down) for name, span in spans.items()}
+    out.with_suffix(".json").write_text(json.dumps(copies))  # of each stage, bytes to the device and from it

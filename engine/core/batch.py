@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ class Batch:
 
     The columns `shard` and `row` (int) identify a row. `error` is None, or the reason why the row leaves the pipeline.
 
-    >>> batch = Batch({"row": np.arange(3), "caption": ["a", "b", "c"]})
-    >>> batch.take(np.array([True, False, True]))["caption"]
+    >>> batch = Batch({"row": np.arange(3), "caption": TextColumn.of(["a", "b", "c"])})
+    >>> batch.take(np.array([True, False, True]))["caption"].to_pylist()
     ['a', 'c']
     """
 
@@ -49,6 +49,11 @@ class Batch:
         """Removes the named columns; columns that the batch does not have are skipped."""
         for name in names:
             self.columns.pop(name, None)
+
+    def texts_on_host(self, needed: Container[str] = ()) -> Batch:
+        """Returns the batch with its columns of text on the host only, except those that are `needed` on the device."""
+        texts = {name: column for name, column in self.columns.items() if isinstance(column, TextColumn)}
+        return Batch(self.columns | {name: text.on_host() for name, text in texts.items() if name not in needed})
 
     def take(self, rows: np.ndarray) -> Batch:
         """Returns the given rows as a new batch.

@@ -27,11 +27,12 @@ class Column:
         meaning: of a value, one sentence.
         range: the values that can occur, for numbers.
         unit: of a number.
-        array: the column in a batch, dtype and shape; empty where the type says it.
+        array: the column in a batch: dtype and shape, or `TextColumn`, whose texts are on the host, on the device or on
+            both; empty where the type says it.
         device: whether the column stays on the device; otherwise it is on the host after the stage.
         file: the folder of the run whose files hold it, if it is stored.
-        distance: what `within` of a near-duplicate criterion measures: `cosine` distance, `bits` that differ, or
-            nothing, if values are only equal or not.
+        distance: what `within` of a near-duplicate criterion measures: `cosine` distance, `bits` that differ,
+            `Jaccard` distance of the shingles, or nothing, if values are only equal or not.
 
     >>> Column("brightness", pa.float32(), "mean of the grey values", range=(0, 255)).is_score
     True
@@ -45,7 +46,7 @@ class Column:
     array: str = ""
     device: bool = False
     file: Literal["scores", "features", "verdicts", "shards"] = "scores"
-    distance: Literal["", "cosine", "bits"] = ""
+    distance: Literal["", "cosine", "bits", "Jaccard"] = ""
 
     @property
     def is_score(self) -> bool:
@@ -87,8 +88,8 @@ READ = (
     Column("key", pa.string(), "the input's own key, made unique within the shard"),
     Column("input_key", pa.string(), "the input's own key where `key` differs from it, else null"),
     Column("uid", pa.string(), "32 hex digits: the input's own, or the xxh128 of image bytes and caption"),
-    Column("url", pa.string(), "URL of the picture, if the input has one"),
-    Column("caption", pa.string(), "the caption as read"),
+    Column("url", pa.string(), "URL of the picture, if the input has one", array="TextColumn"),
+    Column("caption", pa.string(), "the caption as read", array="TextColumn"),
     Column(ENCODED, None, "the encoded picture", array="list of bytes"),
     Column(
         "image_hash",
@@ -110,7 +111,14 @@ COMPUTED = (
         "caption_measures", None, "all measures of the caption as read",
         array="float32 (rows, 13), see danqing.kernels.text.captions.MEASURES",
     ),
-    Column("text_clean", pa.string(), "the caption in Simplified Chinese, without HTML, emoji and special characters"),
+    Column(
+        "text_clean", pa.string(), "the caption in Simplified Chinese, without HTML, emoji and special characters",
+        array="TextColumn", distance="Jaccard",
+    ),
+    Column(
+        "caption_hash", pa.string(), "MurmurHash3 (x64, 128 bits) of the clean caption, 32 hex digits; empty for none",
+        array="TextColumn",
+    ),
     Column("language", pa.string(), "ISO 639 code of the clean caption's language"),
     Column("chinese_confidence", pa.float32(), "probability that the clean caption is Chinese", SHARE),
     Column("stop_word_share", pa.float32(), "share of stop words among the words", SHARE),
@@ -127,7 +135,11 @@ COMPUTED = (
         "characters",
     ),
     Column("unsafe_caption", pa.float32(), "the caption classifier's score of the clean caption", COUNT),
-    Column("token_ids", None, "ids of the clean caption's tokens", array="list of int32 (tokens,)"),
+    Column(
+        "token_ids", None, "ids of the clean caption's tokens, padded; SentencePiece's are on the host",
+        array="int32 (rows, max_length)", device=True,
+    ),
+    Column("token_lengths", None, "tokens of the clean caption before the padding", array="int32 (rows,)"),
     Column("unknown_tokens", pa.int32(), "[UNK] among the tokens of the clean caption", COUNT, "tokens"),
     Column("sha256", pa.string(), "SHA-256 of the encoded picture, 64 hex digits"),
     Column("readable", pa.int8(), "1 if the picture's header can be read", FLAG),
@@ -190,7 +202,9 @@ VERDICTS = (
     Column("dropped_by", pa.string(), "the first criterion that the row fails; null if it is kept", file="verdicts"),
     Column("group", pa.int64(), "number of the near-duplicate group; -1 without one", (-1, None), file="verdicts"),
     Column("kept_instead", pa.string(), "uid of the row that the row is a near-duplicate of", file="verdicts"),
-    Column("distance", pa.float64(), "distance to that row: cosine, or bits that differ", COUNT, file="verdicts"),
+    Column(
+        "distance", pa.float64(), "distance to that row: cosine, Jaccard, or bits that differ", COUNT, file="verdicts"
+    ),
 )
 """Columns that DECIDE adds to shard, row, key and uid."""
 

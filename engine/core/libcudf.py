@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.device import Device
+from danqing.engine.core.string_rows import Strings
 
 
 def strings_of(series: Any) -> Strings:
@@ -15,20 +19,121 @@ def strings_of(series: Any) -> Strings:
     Waits for all work on the GPU, since cuDF uses its own stream.
     """
     import cupy
-    import pylibcudf
-
-    def view(span: Any, kind: np.dtype) -> Any:  # the view keeps `series` alive, which owns the memory
-        if span is None or not span.size:
-            return cupy.empty(0, kind)
-        memory = cupy.cuda.UnownedMemory(span.ptr, span.size, series)
-        return cupy.ndarray(span.size // kind.itemsize, kind, cupy.cuda.MemoryPointer(memory, 0))
 
     column, _ = series.to_pylibcudf()
-    if not column.size():
-        return Strings(cupy.zeros(1, np.int64), view(None, np.dtype(np.uint8)), 0)
     cupy.cuda.runtime.deviceSynchronize()
+    offsets, data = buffers_of(column, series)
+    return Strings(offsets, data, int(offsets[-1]) - int(offsets[0]))
+
+
+def buffers_of(column: Any, owner: Any) -> tuple[Any, Any]:
+    """Returns the offsets and the bytes of a pylibcudf column of strings, as CuPy arrays over the same memory.
+
+    Args:
+        column: the column.
+        owner: what owns the memory; the arrays keep it alive.
+    """
+    import cupy
+    import pylibcudf
+
+    def view(span: Any, kind: np.dtype) -> Any:
+        if span is None or not span.size:
+            return cupy.empty(0, kind)
+        memory = cupy.cuda.UnownedMemory(span.ptr, span.size, owner)
+        return cupy.ndarray(span.size // kind.itemsize, kind, cupy.cuda.MemoryPointer(memory, 0))
+
+    if not column.size():
+        return cupy.zeros(1, np.int64), view(None, np.dtype(np.uint8))
     offsets = column.child(0)
     kind = np.dtype(np.int64 if offsets.type().id() == pylibcudf.TypeId.INT64 else np.int32)
-    first = column.offset()
-    begins = view(offsets.data(), kind)[offsets.offset() + first : offsets.offset() + first + column.size() + 1]
-    return Strings(begins, view(column.data(), np.dtype(np.uint8)), int(begins[-1]) - int(begins[0]))
+    first = offsets.offset() + column.offset()
+    return view(offsets.data(), kind)[first : first + column.size() + 1], view(column.data(), np.dtype(np.uint8))
+
+
+def column_of(strings: Strings) -> Any:
+    """Makes a pylibcudf column of rows that the GPU holds, without a copy."""
+    from pylibcudf import Column, DataType, TypeId
+
+    offsets = _numbers(strings.offsets)
+    return Column(DataType(TypeId.STRING), strings.rows, _span(strings.data), None, 0, 0, [offsets])
+
+
+@cache
+def _is_installed() -> bool:
+    return find_spec("pylibcudf") is not None
+
+
+def serves(device: Device) -> bool:
+    """Whether libcudf copies rows of text on the device: a GPU, and pylibcudf is installed."""
+    return device.kind == "cuda" and _is_installed()
+
+
+def gather(strings: Strings, rows: np.ndarray, device: Device) -> Strings:
+    """Copies rows by libcudf on the thread's stream, as `Strings.take`.
+
+    Args:
+        strings: on the GPU.
+        rows: int (count,), positions, on the host.
+        device: the GPU.
+    """
+    from pylibcudf import Table
+    from pylibcudf.copying import OutOfBoundsPolicy
+    from pylibcudf.copying import gather as gather_rows
+
+    table, positions = Table([column_of(strings)]), _numbers(device.up(rows))
+    found = gather_rows(table, positions, OutOfBoundsPolicy.DONT_CHECK, stream=_stream(device))
+    return _made(found.columns()[0])
+
+
+def concatenate(parts: Sequence[Strings], device: Device) -> Strings:
+    """Joins columns on a GPU by libcudf on the thread's stream, as `Strings.concat`."""
+    from pylibcudf.concatenate import concatenate as join
+
+    columns = [column_of(part.alone()) for part in parts]  # libcudf marks a slice by the column's offset
+    return _made(join(columns, stream=_stream(device)))
+
+
+def _made(column: Any) -> Strings:
+    """Returns the rows of a column that libcudf has made, with 64-bit offsets; libcudf uses 32 where they suffice."""
+    offsets, data = buffers_of(column, column)
+    return Strings(offsets.astype(np.int64, copy=False), data, data.size)
+
+
+class _Span(NamedTuple):
+    """Memory of a GPU as pylibcudf's columns take it; holds the array that owns the memory."""
+
+    ptr: int
+    size: int
+    owner: Any
+
+
+def _span(array: Any) -> _Span:
+    return _Span(array.__cuda_array_interface__["data"][0], array.nbytes, array)
+
+
+def _numbers(array: Any) -> Any:
+    """Makes a pylibcudf column of an array of integers, without a copy."""
+    from pylibcudf import Column, DataType, TypeId
+
+    kind = TypeId.INT64 if array.dtype == np.int64 else TypeId.INT32
+    return Column(DataType(kind), len(array), _span(array), None, 0, 0, [])
+
+
+class _Stream(NamedTuple):
+    """A stream as pylibcudf's functions take it.
+
+    Attributes:
+        handle: of the stream.
+        owner: CuPy's stream. The memory of results is freed on the stream, so they keep it alive.
+    """
+
+    handle: int
+    owner: Any
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Returns the protocol's version and the handle."""
+        return 0, self.handle
+
+
+def _stream(device: Device) -> _Stream:
+    return _Stream(device.stream, device.xp.cuda.get_current_stream())

@@ -22,7 +22,7 @@ MAX_SIZE = 1 << 60
 DEFAULT_MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused: Pillow's limit for decompression bombs, 2 × `PIL.Image.MAX_IMAGE_PIXELS`."""
 TEXT_COPIES = 4
-"""Copies of a caption while its row is in flight: as read and cleaned, each as a Python string and in UTF-8."""
+"""Copies of a caption's UTF-8 while its row is in flight: as read and cleaned, and both again while rows are packed."""
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Memory:
 
 def text_bytes(caption: str, metadata: dict[str, Any]) -> int:
     """Returns the bytes of memory that a row's caption and metadata take while the row is in flight."""
-    total, waiting = TEXT_COPIES * sys.getsizeof(caption), list(metadata.values())
+    total, waiting = TEXT_COPIES * len(caption.encode("utf-8", "surrogatepass")), list(metadata.values())
     while waiting:
         value = waiting.pop()
         total += sys.getsizeof(value)

@@ -1,5 +1,7 @@
 """MERGE: joins several decided runs and applies the redundancy criterion once more, to the rows that each run kept.
 
+Criteria that compare captions are applied before it.
+
 The merged run is a run folder whose scores and features are links to those of its runs; it is written, explained and
 reported like any other. The components of near rows are stored (chains.npy): when a run is added later, its rows are
 compared with all rows, but the earlier rows are not compared with each other again.
@@ -63,18 +65,25 @@ def merge(
             progress.say(f"{part['folder']} was scored or decided anew since it was merged; comparing all rows again")
     criterion = recipe.criteria[-1]
     assert isinstance(criterion, Redundancy)
-    scores = read_scores(run, replace(recipe, criteria=(criterion,)))
+    captions = {
+        position: sought
+        for position, sought in enumerate(recipe.criteria)
+        if isinstance(sought, Redundancy) and sought.compares_captions
+    }
+    scores = read_scores(run, replace(recipe, criteria=(*captions.values(), criterion)))
     verdicts = _verdicts_of(runs, recipe, scores)
     last = len(recipe.criteria) - 1
     redundant = verdicts.dropped_by == last
     alive = ((verdicts.dropped_by < 0) | redundant) & criterion.can_judge(scores)
     verdicts.group[redundant], verdicts.kept_instead[redundant], verdicts.distance[redundant] = -1, 0, np.nan
     verdicts.dropped_by[alive] = -1
+    for position, sought in captions.items():
+        verdicts.enter(position, alive, scores.judge(sought, alive, device, progress))
     rows = np.flatnonzero(alive)
-    earlier = _chains(output) if before and before == merged[: len(before)] else None
+    earlier = _chains(output, rows) if before and before == merged[: len(before)] else None
     components = connect_near_rows(scores.features_of(rows, device), criterion, progress, earlier)
     with commit(output / "chains.npy") as file:
-        np.save(file, components.first)
+        np.save(file, np.stack([rows, components.first]))
     own = output / "run.json"
     run.manifest[MERGED] = [part | {"folder": str(_link_target(own, Path(part["folder"]), output))} for part in merged]
     run.save()
@@ -151,12 +160,18 @@ def _link_target(link: Path, target: Path, output: Path) -> Path | str:
     return os.path.relpath(target, link.parent.resolve()) if beside else target
 
 
-def _chains(output: Path) -> np.ndarray | None:
-    """The stored components of the earlier rows; None if the file is missing or damaged, so that all are compared."""
+def _chains(output: Path, rows: np.ndarray) -> np.ndarray | None:
+    """The stored components of the first of some rows, int64 (n,).
+
+    Returns:
+        None if the file is missing or damaged, or if other rows were compared, so that all are compared.
+    """
     try:
-        return np.load(output / "chains.npy")
+        stored = np.load(output / "chains.npy")
     except (OSError, ValueError, EOFError):
         return None
+    known = stored.ndim == 2 and np.array_equal(stored[0], rows[: stored.shape[1]])
+    return stored[1] if known else None
 
 
 def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdicts:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from danqing.engine.core.columns import FEATURES
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.decide.contents import scores_hash, verdicts_hash
 from danqing.engine.recipe.criteria import Exclusion, Redundancy
@@ -24,7 +25,8 @@ def with_references(
 
     Args:
         recipe: its first redundancy criterion of features gives the place and the default distance.
-        kept: curated runs; compared last, when the new rows have no near-duplicates among themselves.
+        kept: curated runs; compared last, when the new rows have no near-duplicates among themselves. Captions are
+            compared, too, by every criterion of the recipe that compares captions.
         excluded: runs of evaluation pictures; compared before redundancy, so that none of their near-duplicates
             represents a group.
         within: the cosine distance to `excluded`.
@@ -40,13 +42,21 @@ def with_references(
             f"--exclude-within {within:g}: a cosine distance between 0 and 2, for example {DEFAULT_DISTANCE}"
         )
     before = _exclusions("excluded", excluded, default if within is None else within, "evaluation data")
-    after = _exclusions("already_kept", kept, default, "kept before")
+    captions = [c for c in recipe.criteria if isinstance(c, Redundancy) and c.compares_captions]
+    after = [
+        exclusion
+        for c in captions
+        for exclusion in _exclusions(f"already_kept_{c.column}", kept, c.within, "caption kept before", c.column)
+    ]
+    after += _exclusions("already_kept", kept, default, "kept before")
     return replace(recipe, criteria=(*recipe.criteria[:place], *before, *recipe.criteria[place:], *after))
 
 
-def _exclusions(name: str, folders: Iterable[Path], within: float, step: str) -> list[Exclusion]:
+def _exclusions(
+    name: str, folders: Iterable[Path], within: float, step: str, column: str = FEATURES
+) -> list[Exclusion]:
     return [
-        Exclusion(f"{name}_{number}" if number > 1 else name, within, str(folder.resolve()), step=step)
+        Exclusion(f"{name}_{number}" if number > 1 else name, within, str(folder.resolve()), column, step=step)
         for number, folder in enumerate(folders, 1)
     ]
 

@@ -17,6 +17,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.dedup import fingerprints, groups
+from danqing.engine.decide.dedup.captions import SimilarTexts, nearest_texts
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.maps import map_all
@@ -121,7 +122,7 @@ class Scores:
     ) -> Outcome:
         """Groups the near-duplicates among some rows; of each group, the representative passes."""
         if criterion.column != FEATURES:
-            return self._group_values(criterion, rows, device)
+            return self._group_values(criterion, rows, device, progress)
         components = connect_near_rows(self.features_of(rows, device), criterion, progress)
         return self.group_components(criterion, rows, components, progress)
 
@@ -134,19 +135,36 @@ class Scores:
         found = groups.near_groups(
             features, criterion.within, choose, criterion.max_diameter, progress, components.first
         )
-        return replace(self._outcome(rows, *found), recall=components.recall)
+        passes = groups.passing(found[1], choose, criterion.keep_at_most)
+        return replace(self._outcome(rows, *found, passes), recall=components.recall)
 
-    def _group_values(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> Outcome:
-        """Groups rows of equal values, or of hashes that differ in a few bits."""
-        column = self.columns[criterion.column]
-        if criterion.within:
+    def _group_values(
+        self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None = None
+    ) -> Outcome:
+        """Groups rows of equal values, of hashes that differ in a few bits, or of similar texts.
+
+        An empty text is in no group.
+        """
+        column, positions, similar = self.columns[criterion.column], np.arange(len(rows)), None
+        is_text = pa.types.is_string(column.type)
+        if is_text or not criterion.within:  # encoded before rows are taken, so that texts are not copied
+            encoded = _encode(column)
+            values = encoded.indices.fill_null(-1).to_numpy()[rows]
+        else:
             values = column.take(pa.array(rows)).to_numpy()
-            group = fingerprints.group_hashes(device, values, int(criterion.within))
-        else:  # encoded before rows are taken, so that texts are not copied
-            values = column.dictionary_encode().combine_chunks().indices.fill_null(-1).to_numpy()[rows]
+        if not criterion.within:
             group = fingerprints.group_equal(values)
-        kept = groups.representatives(group, np.arange(len(rows)), self._choice(criterion, rows, device))
-        return self._outcome(rows, group, kept, np.bitwise_count(values ^ values[kept]).astype(float))
+        elif is_text:
+            similar = SimilarTexts(device, values, encoded.dictionary, criterion.within, progress)
+            group = similar.group
+        else:
+            group = fingerprints.group_hashes(device, values, int(criterion.within))
+        if is_text:
+            group = np.where(_empty(column, rows), positions, group)
+        choose = self._choice(criterion, rows, device)
+        kept = groups.representatives(group, positions, choose)
+        distance = similar.distances(kept) if similar else np.bitwise_count(values ^ values[kept]).astype(float)
+        return self._outcome(rows, group, kept, distance, groups.passing(kept, choose, criterion.keep_at_most))
 
     def _choice(
         self, criterion: Redundancy, rows: np.ndarray, device: Device, features: Features | None = None
@@ -157,7 +175,9 @@ class Scores:
             choose = groups.nearest_to_centroid(features)
         return groups.among(choose, lambda at: self.survive(rows[at], device)) if criterion.prefer else choose
 
-    def _outcome(self, rows: np.ndarray, group: np.ndarray, kept: np.ndarray, distance: np.ndarray) -> Outcome:
+    def _outcome(
+        self, rows: np.ndarray, group: np.ndarray, kept: np.ndarray, distance: np.ndarray, passes: np.ndarray
+    ) -> Outcome:
         """The outcome for rows in groups.
 
         Args:
@@ -165,9 +185,10 @@ class Scores:
             group: int64 (n,), the first position of each one's group.
             kept: int64 (n,), the representative of each one's group.
             distance: float64 (n,), to the representative.
+            passes: boolean (n,), the representatives and the other rows that pass.
         """
         grouped = np.bincount(group, minlength=len(group))[group] > 1
-        drops = kept != np.arange(len(kept))
+        drops = ~passes
         return Outcome(
             passed=rows[~drops],
             members=rows[grouped],
@@ -181,8 +202,19 @@ class Scores:
         self, criterion: Exclusion, rows: np.ndarray, device: Device, progress: Progress | None = None
     ) -> Outcome:
         """Drops the rows that are near a row of another run."""
-        uid, others = read_reference(Path(criterion.folder), device)
-        nearest, distance = nearest_rows(self.features_of(rows, device), others, criterion.within, progress)
+        there, wanted = read_reference(Path(criterion.folder), criterion)
+        uid = there.uid[wanted]
+        if criterion.column == FEATURES:
+            features = self.features_of(rows, device), there.features_of(wanted, device)
+            nearest, distance = nearest_rows(*features, criterion.within, progress)
+        else:
+            ours, theirs = self.columns[criterion.column], there.columns[criterion.column]
+            encoded = _encode(pa.chunked_array([*theirs.chunks, *ours.chunks], ours.type))
+            values = encoded.indices.fill_null(-1).to_numpy()[np.concatenate([wanted, len(theirs) + rows])]
+            known = (values, encoded.dictionary, len(wanted))
+            nearest, distance = nearest_texts(device, *known, criterion.within, progress)
+            if pa.types.is_string(ours.type):
+                nearest = np.where(_empty(ours, rows), -1, nearest)
         drops = nearest >= 0
         return Outcome(
             passed=rows[~drops],
@@ -306,16 +338,28 @@ def _read_columns(path: Path, names: list[str]) -> pa.Table:
         return file.read(list(dict.fromkeys(names)))
 
 
-def read_reference(folder: Path, device: Device) -> tuple[np.ndarray, Features]:
-    """Reads a run that rows are compared with.
+def read_reference(folder: Path, criterion: Exclusion) -> tuple[Scores, np.ndarray]:
+    """Reads the column of a run that rows are compared with.
 
     Returns:
-        The uids, uint64 (rows, 2), and the features of the run's kept rows; of all rows if it has no verdicts.
+        The scores, and the rows that are compared, int64: those that the run kept, or all if it has no verdicts.
     """
     run = Run.open(folder)
-    scores = read_scores(run, replace(run.recipe, criteria=()))
-    wanted = scores.feature_row >= 0
+    scores = read_scores(run, replace(run.recipe, criteria=(criterion,)))
+    wanted = scores.known(criterion.column)
     if "decided" in run.manifest:
         kept = [verdicts_table(run, shard.number, ["keep"]) for shard in run.shards]
         wanted &= pa.concat_tables(kept)["keep"].to_numpy()
-    return scores.uid[wanted], scores.features_of(np.flatnonzero(wanted), device)
+    return scores, np.flatnonzero(wanted)
+
+
+def _encode(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """The number of each row's value, and the values; texts with 64-bit offsets, since they may exceed 2 GiB."""
+    column = column.cast(pa.large_string()) if pa.types.is_string(column.type) else column
+    return column.dictionary_encode().combine_chunks()
+
+
+def _empty(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """Boolean (n,): which of some rows, int64 (n,), have an empty text."""
+    empty: np.ndarray = pc.binary_length(column).to_numpy()[rows] == 0
+    return empty

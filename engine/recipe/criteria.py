@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from danqing.engine.core.columns import FEATURES, Column, Range
+from danqing.engine.core.columns import COLUMNS, FEATURES, Column, Range
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import did_you_mean
 from danqing.engine.core.progress import Progress
@@ -23,6 +23,11 @@ from danqing.engine.recipe.outcome import Outcome
 
 MAX_BITS = 8
 """Perceptual hashes of different pictures differ in 10 bits and more (`tests/engine/score/test_study.py`)."""
+
+MAX_JACCARD = 0.5
+"""At 0.5, 108 bands are searched; the number grows with the fourth power (`engine.decide.dedup.captions`)."""
+
+CAPTION_COLUMNS = ("caption_hash", "text_clean")
 
 SURVIVORS = "survivors"
 """Value of `prefer`."""
@@ -293,11 +298,11 @@ class Threshold(RowCriterion):
 
 @dataclass(frozen=True)
 class Redundancy(Criterion):
-    """Of each group of near-duplicates, one row passes: its representative.
+    """Of each group of near-duplicates, one row passes, its representative, or a few.
 
     Two rows are joined if the cosine distance of their features is below `within`; if their hashes (`column`) differ
-    in at most `within` bits; or, in any other column, if their values are equal (`within` is 0). Groups are the
-    connected components (Union-Find).
+    in at most `within` bits; if the Jaccard distance of their clean captions is at most `within`; or, in any other
+    column, if their values are equal (`within` is 0). Groups are the connected components (Union-Find).
 
     Attributes:
         column: what is compared.
@@ -305,6 +310,7 @@ class Redundancy(Criterion):
             and their default), the `first` row, or the row with the highest value of a column, `highest:<column>`.
         prefer: `survivors` chooses among the members that pass every later criterion that judges rows alone, if there
             are any; empty: among all members.
+        keep_at_most: number of rows of a group that pass: the representative, then that of the others, and so on.
         max_diameter: members farther than this from the representative leave the group and are grouped again.
         recall: least share of near pairs that the search must find; below 1 the search is faster, and the share that
             it found is measured.
@@ -316,10 +322,14 @@ class Redundancy(Criterion):
     prefer: str = ""
     max_diameter: float | None = None
     recall: float = 1.0
+    keep_at_most: int = 1
 
     marker = "within"
     kind = "a redundancy criterion"
-    keys = {"column": str, "within": float, "keep": str, "prefer": str, "max_diameter": float, "recall": float}
+    keys = {
+        "column": str, "within": float, "keep": str, "keep_at_most": int, "prefer": str, "max_diameter": float,
+        "recall": float,
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         if not self.keep:
@@ -329,6 +339,8 @@ class Redundancy(Criterion):
             raise FieldError("keep", f"'keep' is {', '.join(allowed)} or highest:<column>, not {self.keep!r}")
         if self.prefer not in ("", SURVIVORS):
             raise FieldError("prefer", f"'prefer' is {SURVIVORS} or is left out, not {self.prefer!r}")
+        if self.keep_at_most < 1:
+            raise FieldError("keep_at_most", f"'keep_at_most' is a number of rows from 1, not {self.keep_at_most}")
         if self.column == FEATURES:
             _check_distance("within", self.within)
             if self.max_diameter is not None:
@@ -347,7 +359,7 @@ class Redundancy(Criterion):
 
     def to_dict(self) -> dict[str, Any]:
         default = Redundancy(self.name, self.within, self.column)
-        chosen = {key: getattr(self, key) for key in ("keep", "prefer", "max_diameter", "recall")}
+        chosen = {key: getattr(self, key) for key in ("keep", "keep_at_most", "prefer", "max_diameter", "recall")}
         column = {} if self.column == FEATURES else {"column": self.column}
         return (
             column
@@ -361,6 +373,11 @@ class Redundancy(Criterion):
         return self.keep.partition("highest:")[2] or None
 
     @property
+    def compares_captions(self) -> bool:
+        """Whether rows are compared by their captions, which say nothing about the likeness of the pictures."""
+        return self.column in CAPTION_COLUMNS
+
+    @property
     def columns(self) -> tuple[str, ...]:
         return (self.column, self.highest) if self.highest else (self.column,)
 
@@ -369,20 +386,17 @@ class Redundancy(Criterion):
         if self.column == FEATURES:
             near = f"cosine distance < {self.within:g}"
         else:
-            near = f"{self.column}: ≤ {self.within:g} bits differ" if self.within else f"equal {self.column}"
+            near = _near_values(self.column, self.within)
         diameter = f", ≤ {self.max_diameter:g} from it" if self.max_diameter is not None else ""
         kept = "" if self.keep in ("centroid", "first") else f", {self.keep.replace(':', ' ')} is kept"
         recall = "" if self.recall == 1 else f", recall ≥ {self.recall:g}"
         preferred = ", survivors preferred" if self.prefer else ""
-        return f"one of each group, {near}{diameter}{kept}{preferred}{recall}"
+        count = "one" if self.keep_at_most == 1 else f"at most {self.keep_at_most}"
+        return f"{count} of each group, {near}{diameter}{kept}{preferred}{recall}"
 
     def check(self, columns: Mapping[str, Column]) -> None:
         column = _stored_column(self.column, columns, "column")
-        if column.distance != "cosine":
-            max_bits = MAX_BITS if column.distance == "bits" else 0
-            if self.within not in range(max_bits + 1):
-                bits = f"a number of bits from 0 to {max_bits}" if max_bits else "0: its values are equal or not"
-                raise FieldError("within", f"'within' of {self.column} is {bits}, not {self.within:g}")
+        _check_within(column, self.within, MAX_BITS if column.distance == "bits" else 0)
         if self.highest:
             _score_column(self.highest, columns, "keep")
 
@@ -395,46 +409,57 @@ class Redundancy(Criterion):
 
 @dataclass(frozen=True)
 class Exclusion(Criterion):
-    """A row passes unless the cosine distance of its features to those of a row of another run is below `within`.
+    """A row passes unless it is near a row of another run.
+
+    Rows are near if the cosine distance of their features is below `within`; if the Jaccard distance of their clean
+    captions is at most `within`; or, in any other column, if their values are equal (`within` is 0).
 
     Attributes:
         folder: the other run; its kept rows are compared, or all rows if it has no verdicts.
+        column: what is compared.
     """
 
     within: float
     folder: str
+    column: str = FEATURES
 
     marker = "not_near"
     kind = "a distance to another run"
     judges_rows_alone = True
-    keys = {"within": float, "not_near": str}
+    keys = {"within": float, "not_near": str, "column": str}
 
     def __post_init__(self) -> None:
-        _check_distance("within", self.within)
+        if self.column == FEATURES:
+            _check_distance("within", self.within)
 
     @classmethod
     def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Exclusion:
         if "within" not in values:
             raise FieldError("not_near", "'not_near' needs 'within', a cosine distance, for example within: 0.1")
-        return cls(name, values["within"], values["not_near"], section=section, step=step)
+        column = values.get("column", FEATURES)
+        return cls(name, values["within"], values["not_near"], column, section=section, step=step)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"within": self.within, "not_near": self.folder}
+        column = {} if self.column == FEATURES else {"column": self.column}
+        return {"within": self.within, "not_near": self.folder} | column
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (FEATURES,)
+        return (self.column,)
 
     @property
     def rule(self) -> str:
-        return f"cosine distance ≥ {self.within:g} to all of {Path(self.folder).name}"
+        other = Path(self.folder).name
+        if self.column == FEATURES:
+            return f"cosine distance ≥ {self.within:g} to all of {other}"
+        return f"none of {other} with {_near_values(self.column, self.within)}"
 
     @property
     def run_folders(self) -> tuple[str, ...]:
         return (self.folder,)
 
     def check(self, columns: Mapping[str, Column]) -> None:
-        _stored_column(FEATURES, columns, "not_near")
+        _check_within(_stored_column(self.column, columns, "column"), self.within, 0)
 
     def judge(self, scores: Scores, alive: np.ndarray, device: Device, progress: Progress | None = None) -> Outcome:
         return scores.compare_with_run(self, np.flatnonzero(alive), device, progress)
@@ -447,6 +472,26 @@ KINDS: tuple[type[Criterion], ...] = (Exclusion, Redundancy, Threshold)
 def _check_distance(key: str, value: float) -> None:
     if not 0 < value < 2:
         raise FieldError(key, f"'{key}' is a cosine distance between 0 and 2, not {value:g}")
+
+
+def _check_within(column: Column, within: float, max_bits: int) -> None:
+    if column.distance == "cosine":  # checked when the criterion was made
+        return
+    if column.distance == "Jaccard":
+        if not 0 <= within <= MAX_JACCARD:
+            allowed = f"a Jaccard distance from 0 (equal) to {MAX_JACCARD:g}"
+            raise FieldError("within", f"'within' of {column.name} is {allowed}, not {within:g}")
+    elif within not in range(max_bits + 1):
+        bits = f"a number of bits from 0 to {max_bits}" if max_bits else "0: its values are equal or not"
+        raise FieldError("within", f"'within' of {column.name} is {bits}, not {within:g}")
+
+
+def _near_values(column: str, within: float) -> str:
+    """When values other than features are near, in words."""
+    if not within:
+        return f"equal {column}"
+    jaccard = column in COLUMNS and COLUMNS[column].distance == "Jaccard"
+    return f"{column}: Jaccard distance ≤ {within:g}" if jaccard else f"{column}: ≤ {within:g} bits differ"
 
 
 def _stored_column(name: str, columns: Mapping[str, Column], key: str) -> Column:
@@ -467,7 +512,7 @@ def _score_column(name: str, columns: Mapping[str, Column], key: str) -> Column:
     if column.is_score:
         return column
     if column.distance:
-        example = "within: 0.1" if column.distance == "cosine" else "within: 4"
+        example = {"cosine": "within: 0.1", "bits": "within: 4", "Jaccard": "within: 0.2"}[column.distance]
         use = f"compare it with 'within', for example {{column: {name}, {example}}}"
     else:
         use = f"columns of numbers: {', '.join(sorted(scores))}"

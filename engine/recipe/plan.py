@@ -20,11 +20,13 @@ class Step:
         stage: the class.
         gates: criteria that can be judged once the stage has run.
         spent: columns that no later stage needs; they are dropped after the stage.
+        needed: columns that a later stage needs.
     """
 
     stage: type[Any]
     gates: list[RowCriterion] = field(default_factory=list)
     spent: tuple[str, ...] = ()
+    needed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -145,5 +147,6 @@ def make_plan(recipe: Recipe, catalogue: Iterable[type[Any]], given: Iterable[st
     produced = (column for step in steps for column in step.stage.produces.values())
     unstored = {ENCODED} | {column.name for column in produced if column.type is None}
     for position, step in enumerate(steps):
-        step.spent = tuple(sorted(unstored - {n for other in steps[position + 1 :] for n in other.stage.needs}))
+        step.needed = frozenset(name for other in steps[position + 1 :] for name in other.stage.needs)
+        step.spent = tuple(sorted(unstored - step.needed))
     return Plan(tuple(steps), also, frozenset(recipe.models))

@@ -242,7 +242,7 @@ def _scalar(node: yaml.Node, where: str, name: str, kind: type) -> Any:
             value = value if isinstance(value, bool) else float(value)
     right = isinstance(value, kind) and not isinstance(value, bool)
     if not right:
-        wanted = "a number" if kind is float else "text"
+        wanted = {float: "a number", int: "a whole number"}.get(kind, "text")
         found = reprlib.repr(value) if isinstance(node, yaml.ScalarNode) else "a list or a mapping"
         raise DanqingError(f"{_place(node, where)}: {name} must be {wanted}, not {found}")
     return kind(value)

@@ -21,7 +21,7 @@ from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.progress import Progress
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table
@@ -192,7 +192,7 @@ def embed(texts: list[str], context: Context, progress: Progress) -> np.ndarray:
     parts = []
     for start in range(0, len(texts), size):
         part = texts[start : start + size]
-        batch = Batch({"row": np.arange(len(part)), "text_clean": part})
+        batch = Batch({"row": np.arange(len(part)), "text_clean": TextColumn.of(part)})
         tokens(batch)
         network(batch)
         parts.append(context.device.down(batch["text_embedding"]).astype(np.float32))

@@ -24,6 +24,7 @@ from danqing.engine.core.escape import valid_text
 from danqing.engine.core.files import commit
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Shard
 from danqing.engine.stages import stored_columns
@@ -206,6 +207,8 @@ def _column(part: Batch, name: str, kind: pa.DataType) -> pa.Array:
     if name not in part:
         return pa.nulls(len(part), kind)
     values = part[name]
+    if isinstance(values, TextColumn):
+        return values.arrow().cast(kind)
     if isinstance(values, list):
         try:
             return pa.array(values, kind)

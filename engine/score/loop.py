@@ -24,6 +24,7 @@ from danqing.engine.core.logs import log
 from danqing.engine.core.memory import Memory, text_bytes
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Span, Spans
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.plan import Plan, Step
 from danqing.engine.run.folder import Run
@@ -164,6 +165,8 @@ def _batch(rows: list[tuple[Any, ...]]) -> Batch:
     columns: dict[str, Any] = {name: list(column) for name, column in by_column}
     for name in ("shard", "row", "image_bytes", "text_bytes"):
         columns[name] = np.array(columns[name], np.int64)
+    for name in ("url", "caption"):
+        columns[name] = TextColumn.of(columns[name])
     return Batch(columns)
 
 
@@ -189,6 +192,7 @@ def run_stage(
         if spans.profiled:
             _record_batch(batch, stage, span)
         batch.drop(step.spent)
+        batch = batch.texts_on_host(step.needed)
         if gates or batch["error"].count(None) < len(batch):
             batch = _passing(batch, stage, gates, ledger, span, following)
         span.passed += len(batch)
@@ -203,14 +207,14 @@ def _passing(
     valid = np.array([error is None for error in batch["error"]])
     if not valid.all():
         span.failed += int((~valid).sum())
-        ledger.enter(batch.take(~valid))
+        ledger.enter(batch.texts_on_host().take(~valid))
     passes = valid.copy()
     for gate in gates:
         dropped = passes & ~gate.passes(batch)
         span.dropped[gate.name] += int(dropped.sum())
         passes &= ~dropped
     if (valid & ~passes).any():
-        ledger.enter(batch.take(valid & ~passes), gated_at=following)
+        ledger.enter(batch.texts_on_host().take(valid & ~passes), gated_at=following)
     if passes.all():
         return batch
     remaining = batch.take(passes)
@@ -238,6 +242,9 @@ def apply_stage(stage: Stage, batch: Batch) -> None:
     stage(batch)
     for name, column in stage.produces.items():
         if column.type is None or name not in batch or isinstance(batch[name], list):
+            continue
+        if isinstance(batch[name], TextColumn):
+            batch[name].arrow()
             continue
         batch[name] = stage.context.device.down(batch[name])
         # A gate must see what DECIDE will read: the score as it is stored, compared as float64.

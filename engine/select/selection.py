@@ -27,9 +27,10 @@ from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, is_unused, write_json
-from danqing.engine.core.memory import text_bytes
+from danqing.engine.core.memory import TEXT_COPIES
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
@@ -231,15 +232,16 @@ class Judged:
         for start in range(0, len(usable), BATCH_ROWS):
             rows = usable[start : start + BATCH_ROWS]
             urls, captions = self.part.urls.take(pa.array(rows)), self.part.captions.take(pa.array(rows))
-            texts = {"url": urls.to_pylist(), "caption": captions.to_pylist()}
-            size = np.array([text_bytes(caption, {}) for caption in texts["caption"]], np.int64)
+            texts = {"url": TextColumn.of(urls), "caption": TextColumn.of(captions)}
+            size = TEXT_COPIES * texts["caption"].lengths()
             yield Batch({"row": rows, **texts, "text_bytes": size, "error": [None] * len(rows)})
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows that leave the stages; see `engine.score.loop.RowSink`."""
         for name, column in self.columns.items():
             if name in batch:
-                column[batch["row"]] = np.array(batch[name], column.dtype)
+                values = batch[name].to_pylist() if isinstance(batch[name], TextColumn) else batch[name]
+                column[batch["row"]] = np.array(values, column.dtype)
         self.progress.advance(len(batch))
 
     def dropped_by(self, recipe: Recipe) -> np.ndarray:

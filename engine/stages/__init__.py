@@ -15,6 +15,7 @@ STAGES: Registry[type[Stage]] = Registry(
         "source": "danqing.engine.stages.source:BlockedSource",
         "caption": "danqing.engine.stages.text:Caption",
         "refine": "danqing.engine.stages.text:Refine",
+        "caption-hash": "danqing.engine.stages.caption_hash:CaptionHash",
         "tokens": "danqing.engine.stages.embed:Tokens",
         "digest": "danqing.engine.stages.fingerprint:Digest",
         "header": "danqing.engine.stages.header:Header",

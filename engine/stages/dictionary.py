@@ -1,6 +1,6 @@
-"""Tables for the text kernels: jieba's dictionary and model, the stop words and Unicode's character classes.
+"""Tables for the text kernels: jieba's dictionary and model, the stop words, character classes and OpenCC's words.
 
-They are made with jieba from its dictionary and the user dictionaries, and stored in the cache folder.
+They are made from the packages' own dictionaries and the user dictionaries, and stored in the cache folder.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import numpy as np
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import building, commit, write_json
-from danqing.engine.stages import ideographs
-from danqing.kernels.text import captions as text
-from danqing.kernels.text import segmentation, trie
+from danqing.engine.stages import ideographs, markup, simplified
+from danqing.kernels.text import captions, cleaning, segmentation, trie
 from danqing.kernels.text.captions import (
     ALPHANUMERIC,
+    CHINESE,
     CODE_POINTS,
+    CONVERTED,
     DIGIT,
     DROP,
+    FORM,
     HAN,
     HANGUL,
     JAPANESE,
@@ -36,6 +38,7 @@ from danqing.kernels.text.captions import (
     NARROW,
     SPACE,
 )
+from danqing.kernels.text.markup import FIRST_TARGET
 from danqing.kernels.text.segmentation import (
     ADJECTIVE,
     FORCED_SPLIT,
@@ -48,7 +51,7 @@ from danqing.kernels.text.segmentation import (
     VERB,
     Dictionary,
 )
-from danqing.kernels.text.trie import build
+from danqing.kernels.text.trie import build, build_entries
 from danqing.trt_models.package_files import cache_folder, package_file, sha256
 
 STATES = "BMES"
@@ -88,28 +91,25 @@ def file_hash(path: Path) -> str:
 
 def character_classes() -> np.ndarray:
     """Loads the class bits of `kernels.text.captions` of every code point: uint16 (0x110000,)."""
-    return _character_tables()["classes"]
-
-
-def unified_forms() -> np.ndarray:
-    """Loads the ideographs of compatibility characters (`ideographs.make_unified_forms`): int32 (0x110000,)."""
-    return _character_tables()["forms"]
+    return cleaning_tables().classes
 
 
 @cache
-def _character_tables() -> dict[str, np.ndarray]:
-    digest = hashlib.sha256(_layout() + unicodedata.unidata_version.encode())
-    return _cached(
-        f"characters-{digest.hexdigest()[:12]}",
-        lambda: {"classes": _make_classes(), "forms": ideographs.make_unified_forms()},
-    )
+def cleaning_tables() -> cleaning.Tables:
+    """Loads what characters and words become; makes the tables if they are not in the cache.
+
+    Raises:
+        DanqingError: OpenCC's dictionaries cannot be read.
+    """
+    digest = hashlib.sha256(_layout() + unicodedata.unidata_version.encode() + metadata.version("opencc").encode())
+    return cleaning.Tables(**_cached(f"characters-{digest.hexdigest()[:12]}", _make_cleaning_tables))
 
 
 def _layout() -> bytes:
     """Returns the sources that define the bits of the tables; their hash names the tables of this version."""
     return b"".join(
         Path(str(module.__file__)).read_bytes()
-        for module in (sys.modules[__name__], ideographs, segmentation, text, trie)
+        for module in (sys.modules[__name__], captions, cleaning, ideographs, markup, segmentation, simplified, trie)
     )
 
 
@@ -189,6 +189,26 @@ def _stop_words() -> str:
     return package_file("jionlp", "jionlp/dictionary/stopwords.txt").read_text(encoding="utf-8")
 
 
+def _make_cleaning_tables() -> dict[str, np.ndarray]:
+    forms, converted = ideographs.unified_forms(), simplified.simplified_words()
+    classes = _make_classes()
+    for bit, words in ((FORM, forms), (CONVERTED, converted)):
+        classes[sorted({ord(word[0]) for word in words})] |= bit
+    targets = converted | forms | markup.entity_targets()
+    for word, target in targets.items():
+        if len(target.encode()) > cleaning.MAX_WORD_GROWTH * len(word.encode()):
+            raise DanqingError(f"opencc {metadata.version('opencc')}: {target} is too long for {word}; install 1.4.2")
+    values = markup.element_values() | {word: value for value, word in enumerate(targets, FIRST_TARGET)}
+    lengths = [0] * FIRST_TARGET + list(map(len, targets.values()))
+    return {
+        "classes": classes,
+        "entries": build_entries(values),
+        "starts": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        "targets": np.array([ord(character) for target in targets.values() for character in target], np.int32),
+        "numbers": markup.numeric_entities(),
+    }
+
+
 def _make_classes() -> np.ndarray:
     classes = np.zeros(CODE_POINTS, np.uint16)
     for code in range(CODE_POINTS):
@@ -206,6 +226,8 @@ def _make_classes() -> np.ndarray:
             kind |= NARROW
         if character in ideographs.JAPANESE:
             kind |= JAPANESE
+        elif ideographs.is_chinese_only(character):
+            kind |= CHINESE
         classes[code] = kind
     return classes
 

@@ -49,23 +49,25 @@ def has_direction(vectors: Any) -> Any:
 
 
 class Tokens(Stage):
-    """`token_ids` of the clean caption, from the text model's tokenizer; `unknown_tokens`: how many are [UNK]."""
+    """`token_ids` of the clean caption, from the text model's tokenizer; `unknown_tokens`: how many are [UNK].
+
+    A WordPiece tokenizer is a kernel, whose ids stay on the device. SentencePiece runs on the host; its ids are copied
+    to a GPU by `TextEmbedding`, each at the width of its text.
+    """
 
     name = "tokens"
     role = "text_embedding"
     model_columns = ()  # the tokenizer makes them, not the network
     needs = ("text_clean",)
-    produces = produced("token_ids", "unknown_tokens")
+    produces = produced("token_ids", "token_lengths", "unknown_tokens")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.tokenizer = context.models.tokenizer(self.role)
 
     def __call__(self, batch: Batch) -> None:
-        ids = self.tokenizer.encode(batch["text_clean"])
-        batch["token_ids"] = ids
-        begins = np.cumsum([0, *map(len, ids[:-1])])  # no row is empty: an empty text is one [UNK]
-        batch["unknown_tokens"] = np.add.reduceat(np.concatenate(ids) == self.tokenizer.unknown, begins, dtype=np.int32)
+        found = self.tokenizer.encode(batch["text_clean"], self.context.device)
+        batch["token_ids"], batch["token_lengths"], batch["unknown_tokens"] = found
 
 
 class TextEmbedding(ModelStage):
@@ -73,7 +75,7 @@ class TextEmbedding(ModelStage):
 
     name = "text embedding"
     role = "text_embedding"
-    needs = ("token_ids",)
+    needs = ("token_ids", "token_lengths")
     produces = produced("text_embedding")
 
     def __init__(self, context: Context) -> None:
@@ -85,7 +87,8 @@ class TextEmbedding(ModelStage):
         return texts_at_once(self.context.device, self.session)
 
     def run(self, batch: Batch) -> dict[str, Any]:
-        return run_texts(self.session, self.tokenizer, batch["token_ids"], self.context.device)
+        ids, lengths = batch["token_ids"], batch["token_lengths"]
+        return run_texts(self.session, self.tokenizer.card, ids, lengths, self.context.device)
 
     def vendor_part(self, batch: Batch) -> Callable[[], int]:
         """The network on a full batch, made of the batch's rows."""

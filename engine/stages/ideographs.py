@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-import numpy as np
-
 COMPATIBILITY = ((0x2E80, 0x2FD5), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 """First and last code points: radicals of dictionaries (Kangxi and supplement) and compatibility ideographs.
 
@@ -39,26 +37,25 @@ those that Chinese texts use as variants (荘, 呪, 粧, 皐, 艶 …), and Japa
 """
 
 
-def make_unified_forms() -> np.ndarray:
-    """Makes a table that maps each code point to itself, or a `COMPATIBILITY` one to its ideograph.
-
-    Returns:
-        int32 (0x110000,).
-    """
-    forms = np.arange(0x110000, dtype=np.int32)
+def unified_forms() -> dict[str, str]:
+    """Returns the ideograph of each `COMPATIBILITY` character that has one."""
+    forms = dict(zip(_RADICALS[::2], _RADICALS[1::2], strict=True))
     for first, last in COMPATIBILITY:
-        for code in range(first, last + 1):
-            form = unicodedata.normalize("NFKC", chr(code))
-            if len(form) == 1:
-                forms[code] = ord(form)
-    for radical, ideograph in zip(_RADICALS[::2], _RADICALS[1::2], strict=True):
-        forms[ord(radical)] = ord(ideograph)
+        for character in map(chr, range(first, last + 1)):
+            form = unicodedata.normalize("NFKC", character)
+            if len(form) == 1 and form != character:
+                forms.setdefault(character, form)
     return forms
 
 
 def is_chinese_only(character: str) -> bool:
-    """Whether Chinese character sets (GB 2312, Big5) have a character, and the Japanese one (JIS X 0208) has not."""
-    return (_encodes("gb2312", character) or _encodes("big5", character)) and not _encodes("shift_jis", character)
+    """Whether Chinese character sets (GB 2312, Big5) have a Han character, but not the Japanese one (JIS X 0208)."""
+    is_han = "\u3400" <= character <= "\u9fff"  # the sets have punctuation and letters with accents, too
+    return (
+        is_han
+        and (_encodes("gb2312", character) or _encodes("big5", character))
+        and not _encodes("shift_jis", character)
+    )
 
 
 def _encodes(encoding: str, character: str) -> bool:

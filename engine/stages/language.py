@@ -8,7 +8,6 @@ from functools import cache
 
 import numpy as np
 
-from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
 from danqing.trt_models.package_files import package_file
 
 HAN_PER_WORD = 0.5
@@ -21,7 +20,7 @@ _OTHER_WORD = re.compile(rf"[^\W\d_{_EAST_ASIAN}]+(?:['’-][^\W\d_{_EAST_ASIAN}
 
 
 def languages(
-    texts: list[str], originals: list[str], measures: Mapping[str, np.ndarray]
+    texts: list[str], japanese: np.ndarray, measures: Mapping[str, np.ndarray]
 ) -> tuple[list[str], np.ndarray]:
     """Identifies the language of texts.
 
@@ -40,8 +39,8 @@ def languages(
 
     Args:
         texts: clean captions, in Simplified characters.
-        originals: the same before the conversion, which makes Chinese characters of Japanese ones (産 to 产).
-        measures: measure → float32 (texts,); needs `han_share`, `kana_share`, `hangul_share` and `japanese_share`.
+        japanese: int32 (texts,), see `kernels.text.cleaning.Cleaned`.
+        measures: measure → float32 (texts,); needs `han_share`, `kana_share` and `hangul_share`.
 
     Returns:
         The languages, as ISO 639 codes, and the confidence that each text is Chinese: float32 (texts,), 0 to 1.
@@ -52,20 +51,9 @@ def languages(
     names = ["zh"] * len(texts)
     for row in np.flatnonzero(~clear).tolist():
         names[row], confidence[row] = _identify(texts[row], float(han[row]), float(foreign[row]))
-    for row in np.flatnonzero(measures["japanese_share"] > 0).tolist():
-        if is_japanese(originals[row]):
-            names[row], confidence[row] = "ja", 0
+    for row in np.flatnonzero(japanese > 0).tolist():
+        names[row], confidence[row] = "ja", 0
     return names, confidence
-
-
-def is_japanese(text: str) -> bool:
-    """Whether a text has more characters that only Japanese uses than characters that only Chinese uses.
-
-    >>> is_japanese("東京駅前広場"), is_japanese("东京駅前的广场")
-    (True, False)
-    """
-    japanese = sum(character in JAPANESE for character in text)
-    return japanese > sum(map(is_chinese_only, text))
 
 
 def _identify(text: str, han: float, foreign: float) -> tuple[str, float]:

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import html
-import re
+from html.entities import html5
 
-_INLINE = "a|abbr|b|bdi|bdo|big|cite|code|del|em|font|i|ins|kbd|mark|nobr|q|s|small|span|strike|strong|sub|sup|tt|u|wbr"
-_BLOCK = (
-    "address|article|aside|blockquote|body|br|button|center|dd|div|dl|dt|figcaption|figure|footer|form|h[1-6]|head|"
-    "header|hr|html|iframe|img|input|label|li|link|main|meta|nav|object|ol|option|p|picture|pre|script|section|select|"
-    "source|style|svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|ul|video"
+import numpy as np
+
+from danqing.kernels.text.markup import BLOCK, INLINE, SCRIPT, STYLE
+
+INLINE_ELEMENTS = (
+    "a abbr b bdi bdo big cite code del em font i ins kbd mark nobr q s small span strike strong sub sup tt u wbr"
 )
-# A tag has the name of an element of HTML and attributes with values, so that `a < b`, `3<5`, `<公园>` and `<Windows>`
-# stay. The quantifiers are possessive: the time is linear in the length.
-_ATTRIBUTES = r"""(?:\s+[\w:-]+\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>]++))*+\s*+/?>"""
-_HIDDEN = re.compile(r"<(script|style)\b(?=[\s>])[^<>]*+>[^<]*+</\1\s*>|<!--[^<>]*+>", re.IGNORECASE)
-_BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK}){_ATTRIBUTES}", re.IGNORECASE)
-_INLINE_TAG = re.compile(rf"</?(?:{_INLINE}){_ATTRIBUTES}", re.IGNORECASE)
+BLOCK_ELEMENTS = (
+    "address article aside blockquote body br button center dd div dl dt figcaption figure footer form h1 h2 h3 h4 h5 "
+    "h6 head header hr html iframe img input label li link main meta nav object ol option p picture pre section select "
+    "source svg table tbody td textarea tfoot th thead title tr ul video"
+)
 
 
-def remove_markup(captions: list[str]) -> list[str]:
-    """Decodes entities and removes tags; captions without `&` and `<` stay as they are.
-
-    >>> remove_markup(["红色&nbsp;汽车", "<b>红</b>色<br/>汽车", "&amp;lt;p&amp;gt;小猫", "a < b, 3<5, <公园>"])
-    ['红色\\xa0汽车', '红色 汽车', ' 小猫', 'a < b, 3<5, <公园>']
-    """
-    out = captions
-    for row, caption in enumerate(captions):
-        if "&" in caption or "<" in caption:
-            if out is captions:
-                out = list(captions)
-            out[row] = _plain(caption)
-    return out
+def element_values() -> dict[str, int]:
+    """Returns `<` and the name of each element with its value in `kernels.text.markup`."""
+    blocks, inline = BLOCK_ELEMENTS.split(), INLINE_ELEMENTS.split()
+    kinds = dict.fromkeys(blocks, BLOCK) | dict.fromkeys(inline, INLINE) | {"script": SCRIPT, "style": STYLE}
+    return {f"<{name}": kind for name, kind in kinds.items()}
 
 
-def _plain(text: str) -> str:
-    """Decodes the entities of a text, twice, since some pages escape what is escaped already; then removes tags.
+def entity_targets() -> dict[str, str]:
+    """Returns `&` and the name of each entity of HTML with its characters."""
+    return {f"&{name}": characters for name, characters in html5.items()}
 
-    Comments, scripts and style sheets go with their content, tags of blocks and line breaks become a space, and tags
-    within a line nothing.
-    """
-    text = html.unescape(html.unescape(text))
-    if "<" not in text:
-        return text
-    return _INLINE_TAG.sub("", _BLOCK_TAG.sub(" ", _HIDDEN.sub(" ", text)))
+
+def numeric_entities() -> np.ndarray:
+    """Returns the characters of `&#0;` … `&#159;`, which differ from their numbers: int32 (160,), -1 is none."""
+    characters = [html.unescape(f"&#{number};") for number in range(160)]
+    return np.array([ord(character) if character else -1 for character in characters], np.int32)

@@ -24,7 +24,7 @@ class BlockedSource(Stage):
 
     def __call__(self, batch: Batch) -> None:
         blocked = self.context.blocked_domains
-        hosts = map(host_of, batch["url"]) if blocked else ()
+        hosts = map(host_of, batch["url"].to_pylist()) if blocked else ()
         flags = [not blocked.isdisjoint(with_parents(host)) for host in hosts] or [False] * len(batch)
         batch["blocked_source"] = np.array(flags, np.int8)
 

@@ -1,26 +1,23 @@
 """Cleans captions and measures them: words, parts of speech, language, entropy, unsafe terms.
 
-A caption goes through three steps: `normalize` (HTML, compatibility characters), `clean` (emoji, special characters,
-space) and `simplify` (Traditional to Simplified, by OpenCC). Kernels (`kernels.text`) measure it.
+Kernels (`kernels.text`) normalize captions (HTML, compatibility characters), clean them (emoji, special characters,
+space, Traditional to Simplified) and measure them.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
-import opencc
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.columns import produced
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.stages.base import Context, Stage
-from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
+from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
 from danqing.engine.stages.language import languages
-from danqing.engine.stages.markup import remove_markup
 from danqing.kernels.text import captions as kernels
 from danqing.kernels.text.captions import MEASURES
+from danqing.kernels.text.cleaning import clean, normalize
 from danqing.trt_models.run.classifier import TextClassifier
 
 
@@ -29,15 +26,15 @@ class CaptionStage(Stage):
 
     @property
     def capacity(self) -> float:
-        return BATCH_SIZES[self.context.device.kind].caption_characters
+        return BATCH_SIZES[self.context.device.kind].caption_bytes
 
     @staticmethod
     def weights(batch: Batch) -> np.ndarray:
-        return np.array([len(caption) + 32 for caption in batch["caption"]], np.float64)
+        return batch["caption"].lengths() + 32.0
 
 
 class Caption(CaptionStage):
-    """Measures of the caption as read (but see `normalize`): `words`, and the text classifier's `unsafe_text`.
+    """Measures of the caption without markup (`normalize`): `words`, and the text classifier's `unsafe_text`.
 
     `caption_measures`: float32 (rows, measures), all measures; `Refine` uses them for captions that cleaning does not
     change.
@@ -54,12 +51,13 @@ class Caption(CaptionStage):
         self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
-        captions = normalize(self.context, batch["caption"])
+        device = self.context.device
+        captions = normalize(device, batch["caption"].strings(device), cleaning_tables())
         measures = measure_captions(self.context, captions)
         batch["caption_measures"] = measures
         batch["words"] = measures[:, MEASURES.index("words")].astype(np.int32)
         if self.unsafe:
-            batch["unsafe_text"] = self.unsafe(captions)
+            batch["unsafe_text"] = self.unsafe(TextColumn.made(captions, self.context.device))
 
 
 class Refine(CaptionStage):
@@ -83,21 +81,21 @@ class Refine(CaptionStage):
         self.unsafe = open_classifier(context, self)
 
     def __call__(self, batch: Batch) -> None:
-        originals = clean(self.context, batch["caption"])
-        texts = simplify(originals)
+        device = self.context.device
+        cleaned = clean(device, batch["caption"].strings(device), cleaning_tables())
+        texts = TextColumn.made(cleaned.text, device)
         measures = batch["caption_measures"]
-        changed = [
-            row for row, (text, caption) in enumerate(zip(texts, batch["caption"], strict=True)) if text != caption
-        ]
-        cleaned = Strings.of([texts[row] for row in changed]).on(self.context.device)
-        measures[changed] = measure_captions(self.context, cleaned)
+        changed = np.flatnonzero(device.down(cleaned.changed))
+        measures[changed] = measure_captions(self.context, texts.take(changed).strings(device))
         columns = dict(zip(MEASURES, measures.T, strict=True))
         batch["text_clean"] = texts
-        batch["language"], batch["chinese_confidence"] = languages(texts, originals, columns)
+        batch["language"], batch["chinese_confidence"] = languages(
+            texts.to_pylist(), device.down(cleaned.japanese), columns
+        )
         for name in self.produces.keys() & columns.keys():
             batch[name] = columns[name]
         if self.unsafe:
-            batch["unsafe_caption"] = self.unsafe(Strings.of(texts).on(self.context.device))
+            batch["unsafe_caption"] = self.unsafe(texts)
 
 
 def open_classifier(context: Context, stage: Stage) -> TextClassifier | None:
@@ -124,27 +122,3 @@ def measure_captions(context: Context, captions: Strings) -> np.ndarray:
     """
     device, words = context.device, open_dictionary(context.user_dictionaries)
     return device.down(kernels.measure(device, captions, words, character_classes()))
-
-
-def normalize(context: Context, captions: list[str]) -> Strings:
-    """Removes HTML (`markup.remove_markup`) and replaces compatibility characters by ideographs; on the device."""
-    device = context.device
-    return kernels.unify(device, Strings.of(remove_markup(captions)).on(device), unified_forms())
-
-
-def clean(context: Context, captions: list[str]) -> list[str]:
-    """Normalizes captions and removes emoji, special characters and surplus space."""
-    device = context.device
-    return kernels.clean(device, normalize(context, captions), character_classes()).on_host(device).arrow().to_pylist()
-
-
-def simplify(captions: list[str]) -> list[str]:
-    """Converts captions without line ends to Simplified Chinese (OpenCC t2s)."""
-    # One call for all captions. Captions in Simplified characters are converted, too: some characters change only
-    # within a word (沈醉 to 沉醉).
-    return _converter().convert("\n".join(captions)).split("\n") if captions else []
-
-
-@cache
-def _converter() -> opencc.OpenCC:
-    return opencc.OpenCC("t2s")

@@ -1,4 +1,4 @@
-"""Measures captions on their UTF-8 bytes (words, characters, information) and cleans them."""
+"""Measures captions on their UTF-8 bytes: words, characters, information."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from danqing.kernels.text.segmentation import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, SegmentScratch, segment
 from danqing.kernels.text.trie import EMPTY, GOLDEN
-from danqing.kernels.text.utf8 import decode, decode_one, encode
+from danqing.kernels.text.utf8 import decode
 
 # Character classes: bits of a table of all code points (`engine.stages.dictionary.character_classes`).
 LETTER, ALPHANUMERIC, HAN, KANA, HANGUL, LATIN, DIGIT, SPACE = (1 << bit for bit in range(8))
-DROP, NARROW, JAPANESE = 1 << 8, 1 << 9, 1 << 10
+DROP, NARROW, JAPANESE, CHINESE, FORM, CONVERTED = (1 << bit for bit in range(8, 14))
 CODE_POINTS = 0x110000
 
-FULL_WIDTH_OFFSET = 0xFEE0  # a full-width form minus its ASCII character
-KEYCAP = 0x20E3
-EMOJI_STYLE = 0xFE0F
 MAX_UNIT_CHARACTERS = 4  # of a unit whose repetition is measured
 
 
@@ -254,158 +251,3 @@ def measure_characters(chars, count, classes, out):
     out[10] = max(solid - letters - digits, 0) / of_solid
     out[11] = longest
     out[12] = japanese / of_letters
-
-
-@inlined
-def has_form(lead):
-    """Whether characters that begin with this UTF-8 byte can have another form: the blocks U+2E80, U+F900, U+2F800."""
-    return lead == 0xE2 or lead == 0xEF or lead == 0xF0
-
-
-@kernel
-def measure_forms(first, last, step, text, forms, lengths, changed):
-    """Computes each row's length after `write_forms`, and whether it changes.
-
-    Args:
-        text: `Strings`.
-        forms: int32 (CODE_POINTS,), the code point that replaces each one.
-        lengths: int32 (rows,), output: bytes.
-        changed: int32 (rows,), output: number of characters that change.
-    """
-    for row in range(first, last, step):
-        at, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
-        length, count = stop - at, 0
-        while at < stop:
-            if not has_form(text.data[at]):
-                at += 1
-                continue
-            code, size = decode_one(text.data, at, stop)
-            form = forms[code]
-            if form != code:
-                length += 1 + (form >= 0x80) + (form >= 0x800) + (form >= 0x10000) - size
-                count += 1
-            at += size
-        lengths[row], changed[row] = length, count
-
-
-@kernel
-def write_forms(first, last, step, text, forms, offsets, out):
-    """Writes row i with its characters replaced to out[offsets[i]:offsets[i + 1]]; for `forms` see `measure_forms`."""
-    for row in range(first, last, step):
-        at, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
-        end = np.int64(offsets[row])
-        while at < stop:
-            size = 1
-            if has_form(text.data[at]):
-                code, size = decode_one(text.data, at, stop)
-                form = forms[code]
-                if form != code:
-                    end = encode(form, out, end)
-                    at += size
-                    continue
-            for follower in range(size):
-                out[end + follower] = text.data[at + follower]
-            end += size
-            at += size
-
-
-def unify(device: ArrayLauncher, text: Strings, forms: np.ndarray) -> Strings:
-    """Replaces each character by its form.
-
-    Args:
-        device: holds the text.
-        text: the rows.
-        forms: int32 (CODE_POINTS,), in host memory. Only characters of UTF-8 lead bytes E2, EF and F0 may change.
-
-    Returns:
-        The rows, on the device; `text` itself if nothing changes.
-    """
-    xp = device.xp
-    lengths, changed = xp.empty(text.rows, np.int32), xp.empty(text.rows, np.int32)
-    table = resident(device, forms)
-    measure_forms.launch(device, text.rows, text, table, lengths, changed)
-    if not int(changed.sum()):
-        return text
-    offsets = xp.zeros(text.rows + 1, np.int64)
-    xp.cumsum(lengths, out=offsets[1:])
-    size = int(offsets[-1])
-    out = xp.empty(size, np.uint8)
-    write_forms.launch(device, text.rows, text, table, offsets, out)
-    return Strings(offsets, out, size)
-
-
-@kernel
-def clean_rows(first, last, step, text, classes, chars, data, lengths):
-    """Removes emoji, control and special characters, and makes full-width letters and digits narrow.
-
-    Sequences of spaces become one space; none is left at the ends.
-
-    Args:
-        text: `Strings`.
-        classes: character classes.
-        chars: int32, scratch, one entry per byte and one more per row.
-        data: uint8, output, as long as the text: each cleaned row is written at the position of the original.
-        lengths: int32 (rows,), output: bytes of each cleaned row.
-    """
-    for row in range(first, last, step):
-        origin = np.int64(text.offsets[0])
-        begin, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
-        line = chars[begin - origin + row : stop - origin + row + 1]
-        count = decode(text.data, begin, stop, line)
-        start = begin - origin
-        end = start
-        space = False
-        for at in range(count):
-            code = line[at]
-            kind = classes[code]
-            if kind & SPACE:
-                space = True
-                continue
-            if kind & DROP or (at + 1 < count and is_followed_by_emoji_mark(line, at) and kind & HAN == 0):
-                continue
-            if kind & NARROW:
-                code -= FULL_WIDTH_OFFSET
-            if space and end > start:
-                data[end] = 32
-                end += 1
-            space = False
-            end = encode(code, data, end)
-        lengths[row] = end - start
-
-
-@inlined
-def is_followed_by_emoji_mark(line, at):
-    """Whether the next character makes this one an emoji: a keycap, or the emoji variation selector."""
-    return line[at + 1] == EMOJI_STYLE or line[at + 1] == KEYCAP
-
-
-@kernel
-def gather_rows(first, last, step, data, begins, offsets, out):
-    """Copies row i from data[begins[i]:] to out[offsets[i]:offsets[i + 1]]."""
-    for row in range(first, last, step):
-        begin = np.int64(begins[row]) - np.int64(begins[0])
-        for at in range(offsets[row], offsets[row + 1]):
-            out[at] = data[begin + at - offsets[row]]
-
-
-def clean(device: ArrayLauncher, text: Strings, classes: np.ndarray) -> Strings:
-    """Cleans each row, see `clean_rows`.
-
-    Args:
-        device: holds the text.
-        text: the rows.
-        classes: uint16 (CODE_POINTS,), character classes, in host memory.
-
-    Returns:
-        The cleaned rows, on the device.
-    """
-    xp = device.xp
-    data, lengths = workspace(device, "data", text.size, np.uint8), xp.empty(text.rows, np.int32)
-    chars = workspace(device, "chars", text.size + text.rows, np.int32)
-    clean_rows.launch(device, text.rows, text, resident(device, classes), chars, data, lengths)
-    offsets = xp.zeros(text.rows + 1, np.int64)
-    xp.cumsum(lengths, out=offsets[1:])
-    size = int(offsets[-1])
-    out = xp.empty(size, np.uint8)
-    gather_rows.launch(device, text.rows, data, text.offsets, offsets, out)
-    return Strings(offsets, out, size)

@@ -17,6 +17,8 @@ VALUE, CODE, KEY = (1 << VALUE_BITS) - 1, (1 << CODE_BITS) - 1, (1 << KEY_BITS) 
 EMPTY = -1
 ROOT = (1 << KEY_BITS - CODE_BITS) - 1
 """The parent's position of first characters."""
+ROOT_NODE = ROOT << VALUE_BITS
+"""The node of the empty prefix."""
 Index = np.uintp
 """Index type of inner loops: unsigned, so that Numba does not test for negative indices."""
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: spreads neighbouring keys (Knuth)
@@ -78,13 +80,31 @@ def build(values: dict[str, int]) -> Trie:
     Raises:
         ValueError: an empty word, one that begins outside the Basic Multilingual Plane, or a value out of range.
     """
+    if any(word[:1] > "\uffff" for word in values):
+        raise ValueError("words must start in the Basic Multilingual Plane")
+    return _fill(values)
+
+
+def build_entries(values: dict[str, int]) -> np.ndarray:
+    """Makes the `entries` of a trie, whose words are found from `ROOT_NODE`; they may begin with any character.
+
+    Args:
+        values: see `build`.
+
+    Raises:
+        ValueError: an empty word, or a value out of range.
+    """
+    return _fill(values).entries
+
+
+def _fill(values: dict[str, int]) -> Trie:
     words = list(values)
     chars = np.frombuffer("".join(words).encode("utf-32-le"), np.int32)
     ends = np.cumsum([len(word) for word in words], dtype=np.int64)
     begins = np.concatenate([np.zeros(1, np.int64), ends])
     word_values = np.array([values[word] for word in words], np.int64)
-    if (np.diff(begins) == 0).any() or (chars[begins[:-1]] > 0xFFFF).any():
-        raise ValueError("words must not be empty and must start in the Basic Multilingual Plane")
+    if (np.diff(begins) == 0).any():
+        raise ValueError("words must not be empty")
     if ((word_values < 1) | (word_values > VALUE)).any():
         raise ValueError(f"values must lie in 1 … {VALUE}")
     size = 16
@@ -102,7 +122,7 @@ def _insert(chars: np.ndarray, begins: np.ndarray, values: np.ndarray, size: int
     roots = np.full(65536, EMPTY, np.int64)
     used = 0
     for word in range(values.size):
-        node = np.int64(ROOT << VALUE_BITS)
+        node = np.int64(ROOT_NODE)
         for at in range(begins[word], begins[word + 1]):
             following = child(entries, node, chars[at])
             if following == EMPTY:

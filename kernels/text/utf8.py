@@ -67,3 +67,9 @@ def encode(code, data, at):
     data[at + 2] = 0x80 | code >> 6 & 0x3F
     data[at + 3] = 0x80 | code & 0x3F
     return at + 4
+
+
+@inlined
+def encoded_size(code):
+    """Returns the number of bytes of a code point in UTF-8."""
+    return 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000)

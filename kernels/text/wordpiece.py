@@ -6,15 +6,17 @@ piece in a trie, which is a hash table. Text such as "[CLS]" never becomes a spe
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from danqing.kernels.portable import Launcher, inlined, kernel
+from danqing.engine.core.strings import Strings
+from danqing.kernels.portable import ArrayLauncher, inlined, kernel
 from danqing.kernels.text.utf8 import decode_one
 
 MAX_WORD_CHARACTERS = 100
@@ -81,6 +83,8 @@ _LOWER = (
     | {code: code + 0x1B for code in range(0x16EA0, 0x16EB9)}
 )
 _SIGMA = {0x3A3: 0x3C3}
+_SMALL = {chr(code): chr(small) for code, small in (_LOWER | _SIGMA).items()}
+_DIFFERENT = re.compile(f"[{''.join(_SMALL)}]")
 # The library's ranges, which lack 2B820-2B91F.
 _HAN = (
     *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF)),
@@ -90,7 +94,7 @@ _HAN = (
 
 def lower_case(text: str) -> str:
     """Converts to lower case letter by letter, equal to the `tokenizers` library: a final sigma is σ, not ς."""
-    return text.translate(_LOWER | _SIGMA).lower()
+    return _DIFFERENT.sub(lambda found: _SMALL[found[0]], text).lower()
 
 
 def _category(code: int) -> str:
@@ -293,24 +297,20 @@ def tokenize(
         unknown[row] = missed
 
 
-def token_ids(
-    device: Launcher, tables: WordPieceTables, offsets: Any, data: Any, max_length: int, xp: Any = np
-) -> tuple:
+def token_ids(device: ArrayLauncher, tables: WordPieceTables, text: Strings, max_length: int) -> tuple:
     """Tokenizes rows of text, see `tokenize`.
 
     Args:
         device: runs the kernel.
         tables: on the device.
-        offsets, data: int64 (rows + 1,) and uint8 (bytes,), on the device.
+        text: the rows, with int64 offsets, on the device.
         max_length: number of tokens of a row, [CLS] and [SEP] included.
-        xp: the library of the device's arrays, NumPy or CuPy.
 
     Returns:
         On the device: ids int32 (rows, max_length), lengths int32 (rows,), numbers of [UNK] int32 (rows,).
     """
-    rows = len(offsets) - 1
-    scratch, ids = xp.empty((rows, MAX_WORD_CHARACTERS), xp.int32), xp.empty((rows, max_length), xp.int32)
-    lengths, unknown = xp.empty(rows, xp.int32), xp.empty(rows, xp.int32)
-    if rows:
-        tokenize.launch(device, rows, offsets, data, *tables, scratch, ids, lengths, unknown)
+    xp, rows = device.xp, text.rows
+    scratch, ids = xp.empty((rows, MAX_WORD_CHARACTERS), np.int32), xp.empty((rows, max_length), np.int32)
+    lengths, unknown = xp.empty(rows, np.int32), xp.empty(rows, np.int32)
+    tokenize.launch(device, rows, text.offsets, text.data, *tables, scratch, ids, lengths, unknown)
     return ids, lengths, unknown

@@ -23,7 +23,7 @@ import numpy as np
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.dictionary import open_dictionary
@@ -85,7 +85,7 @@ def our_stage(device: Device) -> Work:
     def run(captions: list[str]) -> None:
         for start in range(0, len(captions), BATCH):
             part = captions[start : start + BATCH]
-            batch = Batch({"row": np.arange(start, start + len(part)), "caption": part})
+            batch = Batch({"row": np.arange(start, start + len(part)), "caption": TextColumn.of(part)})
             for stage in stages:
                 stage(batch)
 

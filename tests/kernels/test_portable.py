@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from cuda.bindings import nvjitlink
 from numba.core.errors import TypingError
@@ -17,10 +18,11 @@ from danqing.engine.core.progress import Silent
 from danqing.engine.core.strings import Strings
 from danqing.engine.decide.dedup import fingerprints as fingerprint_groups
 from danqing.engine.decide.dedup import groups, lists
+from danqing.engine.decide.dedup.captions import SimilarTexts, nearest_texts
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.dedup.sample import NeighbourSample
-from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
+from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
 from danqing.engine.stages.resize import KernelResizer
 from danqing.kernels import portable
 from danqing.kernels.neighbours import components
@@ -31,7 +33,7 @@ from danqing.kernels.pictures.resample_batches import Window
 from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
-from danqing.kernels.text import lexicon, wordpiece
+from danqing.kernels.text import cleaning, hashes, lexicon, wordpiece
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
 from tests.kernels.pictures.test_resample import by_pillow
@@ -48,13 +50,13 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     integers = np.empty(size, np.int32)
     table, out = np.empty(2 * size, np.int32), np.empty((rows.rows, len(text.MEASURES)), np.float32)
     yield text.measure_rows, (rows, words, classes, work, table, out)
-    data = np.empty(size, np.uint8)
-    forms, longs = unified_forms(), np.zeros(rows.rows + 1, np.int64)
-    yield text.measure_forms, (rows, forms, integers, integers)
-    yield text.write_forms, (rows, forms, longs, data)
-    yield text.clean_rows, (rows, classes, integers, data, integers)
-    offsets = np.zeros(rows.rows + 1, np.int64)
-    yield text.gather_rows, (data, rows.offsets, offsets, data)
+    data, bits = np.empty(size, np.uint8), np.empty(rows.rows, np.bool_)
+    lengths = offsets = np.zeros(rows.rows + 1, np.int64)
+    long_rows, tables = cleaning.of_one_type(rows), cleaning_tables()
+    yield cleaning.normalize_rows, (long_rows, tables, integers, integers, lengths)
+    yield cleaning.write_rows, (long_rows, integers, integers, offsets, data)
+    yield cleaning.clean_rows, (long_rows, tables, integers, data, lengths, bits, integers)
+    yield cleaning.gather_rows, (data, long_rows.offsets, offsets, data)
     found, weights = np.empty(size, np.int64), np.empty(rows.rows, np.float32)
     terms = build({"猫": 1})
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
@@ -83,11 +85,19 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield neighbours.sum_members, (INTEGERS, INTEGERS, INTEGERS, features, reals)
     yield neighbours.find_nearest_to_sum, (INTEGERS, INTEGERS, INTEGERS, features, reals, INTEGERS)
     yield neighbours.measure_distances, (INTEGERS, INTEGERS, features, features.scale)
-    tables, tokens = (
+    pieces, tokens = (
         wordpiece.build_tables(["[CLS]", "[SEP]", "[PAD]", "[UNK]", "猫"], range(4)),
         np.empty((2, 8), np.int32),
     )
-    yield wordpiece.tokenize, (rows.offsets, rows.data, *tables, tokens, tokens, tokens[0], tokens[0])
+    yield wordpiece.tokenize, (rows.offsets, rows.data, *pieces, tokens, tokens, tokens[0], tokens[0])
+    keys, shingles = INTEGERS.astype(np.uint64), hashes.Shingles(INTEGERS, integers, integers.astype(np.uint32))
+    yield hashes.write_hashes, (rows, INTEGERS, data)
+    yield hashes.count_shingles, (rows, integers)
+    yield hashes.write_shingles, (rows, shingles)
+    yield hashes.write_band_keys, (shingles, 1, keys)
+    yield hashes.join_similar, (shingles, keys, INTEGERS, 0.2, INTEGERS)
+    yield hashes.find_most_similar, (shingles, keys, INTEGERS, INTEGERS, 1, 0.2, np.zeros(2), INTEGERS)
+    yield hashes.measure_jaccard, (INTEGERS, INTEGERS, shingles, np.zeros(2))
     yield fingerprints.join_in_buckets, (INTEGERS.astype(np.uint64), INTEGERS, INTEGERS.astype(np.uint64), 4, INTEGERS)
 
 
@@ -118,32 +128,43 @@ def assemble(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:
 SIMULATED = """
 import numpy as np
 from danqing.engine.core.device import open_device
-from danqing.engine.stages.dictionary import character_classes, open_dictionary, unified_forms
+from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
 from danqing.engine.stages.resize import BatchResizer
 from danqing.kernels.text import captions as text
 from danqing.kernels.text.lexicon import Patterns, weigh
 from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.engine.core.strings import Strings
 from danqing.kernels.text.trie import build
-from tests.kernels.test_portable import INPUTS, PICTURES, find_groups, resize_all
-from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
+from danqing.kernels.text.hashes import hash_texts
+from tests.kernels.test_portable import CAPTIONS, INPUTS, PICTURES, clean_all, find_groups, find_similar, resize_all
 from tests.simulated import simulate_gpu
 
 simulate_gpu()
 with open_device("cuda") as device:
-    rows = Strings.of([t for t in DIFFICULT_TEXTS if len(t) < 60] + random_texts(20)).on(device)
+    rows = Strings.of(CAPTIONS).on(device)
     np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
-    united = text.unify(device, rows, unified_forms())
-    cleaned = text.clean(device, united, character_classes()).on_host(device)
-    np.save("cleaned.npy", np.array(cleaned.arrow().to_pylist()))
+    np.save("cleaned.npy", clean_all(device))
     np.save("weights.npy", weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1)))
     np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
     np.save("groups.npy", find_groups(device))
+    np.save("hashes.npy", np.array(hash_texts(device, rows).on_host(device).arrow().to_pylist()))
+    np.save("similar.npy", find_similar(device))
     np.save("resized.npy", resize_all(device, list(map(device.up, PICTURES))))
     for number, batch in enumerate(BatchResizer(INPUTS, device)(list(map(device.up, PICTURES[3:])))):
         np.save(f"input{number}.npy", device.down(batch))
 """
+
+
+def clean_all(device: Any) -> np.ndarray:
+    """Normalizes and cleans `CAPTIONS`; returns both texts, and what `Cleaned` has beside the text, by row."""
+    rows = Strings.of(CAPTIONS).on(device)
+    cleaned = cleaning.clean(device, rows, cleaning_tables())
+    texts = [
+        text.on_host(device).arrow().to_pylist()
+        for text in (cleaning.normalize(device, rows, cleaning_tables()), cleaned.text)
+    ]
+    return np.array([*texts, device.down(cleaned.changed), device.down(cleaned.japanese)])
 
 
 def find_groups(device: Any) -> np.ndarray:
@@ -161,6 +182,17 @@ def find_groups(device: Any) -> np.ndarray:
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
     return np.stack([*near, hash_groups, nearest, device.down(likely), np.full(24, found.share)])
+
+
+def find_similar(device: Any) -> np.ndarray:
+    """Groups a few texts and finds the nearest of the first ten; returns groups and distances of each row."""
+    texts = [f"一只橘猫坐在窗台上看着第{n % 7}只小鸟{'飞' * (n % 3)}" for n in range(20)] + ["", "猫", "猫🐈", ""]
+    encoded = pa.array(texts, pa.large_string()).dictionary_encode()
+    values = encoded.indices.to_numpy()
+    found = SimilarTexts(device, values, encoded.dictionary, 0.2)
+    nearest, distance = nearest_texts(device, values, encoded.dictionary, 10, 0.3)
+    assert 3 < len(set(found.group.tolist())) < 20 and 0 < (nearest >= 0).sum() < 14
+    return np.concatenate([found.group, found.distances(found.group), nearest, np.minimum(distance, 2)])
 
 
 def resize_all(device: Any, pictures: list[Any]) -> np.ndarray:
@@ -198,6 +230,8 @@ def test_tables_are_copied_once_and_used_after_the_copy(monkeypatch: pytest.Monk
     assert len(copied) == 1 and all(copy is found[0] for copy in found)
 
 
+CAPTIONS = [text for text in DIFFICULT_TEXTS if len(text) < 60] + random_texts(20)
+CAPTIONS += ["<p class='a'>劝君&nbsp;&#27785;&#x9189;</P><b>乾坤</b>", "<script>1</script>駅&notit;&amp;lt;i&amp;gt;"]
 PICTURES = [
     np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for seed, shape in enumerate([(1, 1), (1, 9), (9, 1), (2, 2), (3, 257), (67, 5)])
@@ -211,14 +245,15 @@ def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any
     from danqing.kernels.text.lexicon import Patterns, weigh
 
     run_simulated("-c", SIMULATED, folder=tmp_path)
-    rows = Strings.of([text for text in DIFFICULT_TEXTS if len(text) < 60] + random_texts(20))
+    rows = Strings.of(CAPTIONS)
     measures = text.measure(device, rows, open_dictionary(), character_classes())
     np.testing.assert_allclose(np.load(tmp_path / "measures.npy"), measures, rtol=1e-6)
-    cleaned = text.clean(device, text.unify(device, rows, unified_forms()), character_classes())
-    assert np.load(tmp_path / "cleaned.npy").tolist() == cleaned.arrow().to_pylist()
+    assert np.load(tmp_path / "cleaned.npy").tolist() == clean_all(device).tolist()
     weights = weigh(device, rows, build({"的": 100}), Patterns(1, 1, 1, 1))
     assert (np.load(tmp_path / "weights.npy") == weights).all()
     np.testing.assert_allclose(np.load(tmp_path / "groups.npy"), find_groups(device), atol=1e-9)
+    assert np.load(tmp_path / "hashes.npy").tolist() == hashes.hash_texts(device, rows).arrow().to_pylist()
+    assert (np.load(tmp_path / "similar.npy") == find_similar(device)).all()
     host_copies = [np.ascontiguousarray(picture) for picture in (PICTURES[4][:, 3:60], PICTURES[5][::-2])]
     expected = [
         by_pillow(picture, *size, interpolation).ravel()

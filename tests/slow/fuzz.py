@@ -363,7 +363,9 @@ def read_rows(path: str, device: Device) -> list[Row] | str:
             for batch in batches_of(shard, open_shard(shard, layout), Memory()):
                 marks = [
                     "" if error else xxhash.xxh128_hexdigest(image + caption.encode("utf-8", "surrogatepass"))
-                    for image, caption, error in zip(batch["image"], batch["caption"], batch["error"], strict=True)
+                    for image, caption, error in zip(
+                        batch["image"], batch["caption"].to_pylist(), batch["error"], strict=True
+                    )
                 ]
                 Header(context)(batch)
                 errors = dict(zip(batch["row"].tolist(), batch["error"], strict=True))

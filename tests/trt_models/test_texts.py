@@ -29,27 +29,27 @@ RECIPE = (
 
 
 def test_a_width_depends_on_the_text_alone() -> None:
-    ids = [np.zeros(tokens, np.int32) for tokens in (1, 8, 9, 16, 17, 33, 52)]
-    assert widths(ids, TokenInput("wordpiece", "", max_length=52)).tolist() == [8, 8, 16, 16, 32, 52, 52]
-    assert widths(ids[:2], TokenInput("wordpiece", "", max_length=6)).tolist() == [6, 6]
-    assert widths(ids, TokenInput("sentencepiece", "", max_length=64, fixed_length=True)).tolist() == [64] * 7
+    lengths = np.array([1, 8, 9, 16, 17, 33, 52], np.int32)
+    assert widths(lengths, TokenInput("wordpiece", "", max_length=52)).tolist() == [8, 8, 16, 16, 32, 52, 52]
+    assert widths(lengths[:2], TokenInput("wordpiece", "", max_length=6)).tolist() == [6, 6]
+    assert widths(lengths, TokenInput("sentencepiece", "", max_length=64, fixed_length=True)).tolist() == [64] * 7
 
 
 def test_outputs_do_not_depend_on_other_texts(card: Card, device: Device) -> None:
     models, chance = ModelSet({"text_safety": card.name}), np.random.default_rng(0)
-    session, tokenizer = models.session("text_safety", device), models.tokenizer("text_safety")
+    session, inputs = models.session("text_safety", device), models.tokenizer("text_safety").card
     lengths = chance.integers(2, 120, 90)
-    ids = [chance.integers(4, len(CAPTION_VOCABULARY), length).astype(np.int32) for length in lengths]
-    together = run_texts(session, tokenizer, ids, device)["probability"]
+    ids = chance.integers(4, len(CAPTION_VOCABULARY), (90, inputs.max_length), np.int32)
+    ids[np.arange(inputs.max_length) >= lengths[:, None]] = CAPTION_VOCABULARY.index("[PAD]")
+    together = run_texts(session, inputs, ids, lengths, device)["probability"]
     assert together.shape == (90,) and len(np.unique(together)) > 80
     order = chance.permutation(90)
     for rows in np.split(order, [1, 3, 40]):
-        found = run_texts(session, tokenizer, [ids[row] for row in rows], device)["probability"]
+        found = run_texts(session, inputs, ids[rows], lengths[rows], device)["probability"]
         assert (found == together[rows]).all()
     with open_device("cpu", 1) as single:
-        assert (
-            run_texts(models.session("text_safety", single), tokenizer, ids, single)["probability"] == together
-        ).all()
+        found = run_texts(models.session("text_safety", single), inputs, ids, lengths, single)["probability"]
+        assert (found == together).all()
 
 
 @pytest.fixture

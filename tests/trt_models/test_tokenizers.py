@@ -10,6 +10,8 @@ import sentencepiece
 from transformers import BertTokenizer, Siglip2Tokenizer
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
+from danqing.engine.core.device import Device
+from danqing.engine.core.strings import TextColumn
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.run.tokenizer import open_tokenizer
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
@@ -38,11 +40,12 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path.with_suffix(".model")
 
 
-def tokenize(name: str, file: Path) -> list[list[int]]:
+def tokenize(name: str, file: Path, device: Device) -> list[list[int]]:
     card = load_card(name).token_input
     assert card is not None
-    tokenizer = open_tokenizer(card, file)
-    rows: list[list[int]] = tokenizer.pad(tokenizer.encode(TEXTS)).tolist()
+    ids, lengths, unknown = open_tokenizer(card, file).encode(TextColumn.of(TEXTS), device)
+    rows: list[list[int]] = ids[:, : lengths.max()].tolist()
+    assert unknown.tolist() == [row.count(card.unknown or 1) for row in rows]
     return rows
 
 
@@ -58,23 +61,23 @@ def distinct(family: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", distinct("siglip2"))
-def test_siglip2(gemma: Path, name: str) -> None:
+def test_siglip2(gemma: Path, name: str, device: Device) -> None:
     extracted = SentencePieceExtractor(str(gemma)).extract(None)
     tokenizer = Siglip2Tokenizer(
         vocab=extracted["vocab"], merges=extracted["merges"], add_bos_token=False, add_eos_token=True,
         padding_side="right", split_special_tokens=True,  # the text "<eos>" is not a special token
     )  # fmt: skip
     expected = tokenizer(TEXTS, padding="max_length", max_length=64, truncation=True)["input_ids"]
-    found = tokenize(name, gemma)
+    found = [row + [0] * (64 - len(row)) for row in tokenize(name, gemma, device)]
     assert {len(row) for row in found} == {64} and differing(found, expected) == []
     assert found[TEXTS.index("")] == [1] + [0] * 63
 
 
 @pytest.mark.parametrize("name", distinct("chinese-clip"))
-def test_chinese_clip(tmp_path: Path, name: str) -> None:
+def test_chinese_clip(tmp_path: Path, name: str, device: Device) -> None:
     characters = sorted({character for text in TRAINING for character in text.lower() if character.strip()})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters[::2], *(f"##{c}" for c in characters[::3])]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"), split_special_tokens=True)
     expected = tokenizer(TEXTS, padding="longest", max_length=52, truncation=True)["input_ids"]
-    assert differing(tokenize(name, tmp_path / "vocab.txt"), expected) == []
+    assert differing(tokenize(name, tmp_path / "vocab.txt", device), expected) == []

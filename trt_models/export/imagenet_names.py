@@ -8,6 +8,8 @@ from importlib import resources
 import numpy as np
 import onnxruntime
 
+from danqing.engine.core.device import open_device
+from danqing.engine.core.strings import TextColumn
 from danqing.trt_models.card import TokenInput
 from danqing.trt_models.export import use_multilingual
 from danqing.trt_models.package_files import package_file
@@ -41,8 +43,10 @@ def class_embeddings() -> np.ndarray:
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [name for both in class_names() for name in both]
     parts = []
+    with open_device("cpu", 1) as device:
+        ids, lengths, _ = tokenizer.encode(TextColumn.of(names), device)
     for start in range(0, len(names), _BATCH_NAMES):
-        tokens = tokenizer.pad(tokenizer.encode(names[start : start + _BATCH_NAMES]))
-        parts.append(session.run(["embedding"], {"tokens": tokens})[0])
+        some = slice(start, start + _BATCH_NAMES)
+        parts.append(session.run(["embedding"], {"tokens": ids[some, : lengths[some].max()]})[0])
     embeddings: np.ndarray = np.concatenate(parts).reshape(-1, 2, 512).mean(axis=1)
     return embeddings

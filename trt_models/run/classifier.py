@@ -11,7 +11,7 @@ import numpy as np
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import TextColumn
 from danqing.kernels.text.lexicon import UNITS_PER_WEIGHT, Patterns, weigh
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import TermList
@@ -26,11 +26,8 @@ MAX_STRINGS = 20_000
 class TextClassifier(Protocol):
     """Scores how unsafe texts are."""
 
-    def __call__(self, texts: Strings) -> Any:
+    def __call__(self, texts: TextColumn) -> Any:
         """Scores each text.
-
-        Args:
-            texts: rows on the device.
 
         Returns:
             float32 (texts,), on the device: higher is less safe.
@@ -44,10 +41,10 @@ class TextNetwork:
     def __init__(self, session: Session, tokenizer: AnyTokenizer, device: Device) -> None:
         self.session, self.tokenizer, self.device = session, tokenizer, device
 
-    def __call__(self, texts: Strings) -> Any:
-        lines = texts.on_host(self.device).arrow().to_pylist()
-        ids = self.tokenizer.encode(lines)
-        return run_texts(self.session, self.tokenizer, ids, self.device)["probability"].astype(np.float32)
+    def __call__(self, texts: TextColumn) -> Any:
+        ids, lengths, _ = self.tokenizer.encode(texts, self.device)
+        outputs = run_texts(self.session, self.tokenizer.card, ids, lengths, self.device)
+        return outputs["probability"].astype(np.float32)
 
 
 class Lexicon:
@@ -63,8 +60,8 @@ class Lexicon:
         self.patterns, self.device = patterns, device
         self._terms = build({term: round(UNITS_PER_WEIGHT * weight) for term, weight in sorted(weights.items())})
 
-    def __call__(self, texts: Strings) -> Any:
-        return weigh(self.device, texts, self._terms, self.patterns)
+    def __call__(self, texts: TextColumn) -> Any:
+        return weigh(self.device, texts.strings(self.device), self._terms, self.patterns)
 
 
 def read_terms(lists: Iterable[tuple[TermList, Path]]) -> dict[str, float]:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from danqing.kernels.portable import ArrayLauncher
+from danqing.trt_models.card import TokenInput
 from danqing.trt_models.run.session import Session
-from danqing.trt_models.run.tokenizer import AnyTokenizer, widths
+from danqing.trt_models.run.tokenizer import widths
 
 
 def run_texts(
-    session: Session, tokenizer: AnyTokenizer, ids: list[np.ndarray], device: ArrayLauncher
+    session: Session, card: TokenInput, ids: Any, lengths: np.ndarray, device: ArrayLauncher
 ) -> dict[str, Any]:
     """Runs a network with one input, `tokens`, on texts.
 
@@ -21,17 +22,18 @@ def run_texts(
 
     Args:
         session: the network.
-        tokenizer: pads the texts.
-        ids: int32 (tokens,) of each text; at least one text.
+        card: the tokenizer's section of the network's card.
+        ids: int32 (texts, max_length), padded, on the device or the host; at least one text.
+        lengths: int (texts,), tokens of each text, on the host.
         device: the device of the session.
 
     Returns:
         The outputs by name, (texts, …) each, on the device, in the order of `ids`.
     """
-    wide = widths(ids, tokenizer.card)
-    groups = [np.flatnonzero(wide == width) for width in np.unique(wide)]
-    parts = [session.run(tokens=tokenizer.pad([ids[row] for row in rows], int(wide[rows[0]]))) for rows in groups]
+    wide = widths(lengths, card)
+    groups = [(width, np.flatnonzero(wide == width)) for width in np.unique(wide).tolist()]
+    parts = [session.run(tokens=ids[:, :width][rows]) for width, rows in groups]
     if len(parts) == 1:
         return parts[0]
-    place = device.up(np.argsort(np.concatenate(groups)))
+    place = device.up(np.argsort(np.concatenate([rows for _, rows in groups])))
     return {name: device.xp.concatenate([part[name] for part in parts])[place] for name in parts[0]}

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import sentencepiece
 
+from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError, did_you_mean
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
+from danqing.kernels.portable import resident
 from danqing.kernels.text.wordpiece import build_tables, lower_case, token_ids
 from danqing.trt_models.card import TokenInput
 
 MIN_WIDTH = 8
 """Tokens of the narrowest batch of texts. Half of the captions of a crawl have no more (USE's SentencePiece)."""
+
+
+class TokenRows(NamedTuple):
+    """Tokens of texts.
+
+    Attributes:
+        ids: int32 (texts, max_length), padded; on the device if a kernel made them, else on the host.
+        lengths: int32 (texts,), tokens before the padding, on the host.
+        unknown: int32 (texts,), [UNK] among them, on the host.
+    """
+
+    ids: Any
+    lengths: np.ndarray
+    unknown: np.ndarray
 
 
 class SentencePiece:
@@ -28,26 +45,34 @@ class SentencePiece:
 
     def __init__(self, card: TokenInput, model: Path) -> None:
         self.card = card
-        self.unknown = 0 if card.unknown is None else card.unknown
+        self._unknown = 0 if card.unknown is None else card.unknown
+        self._pad = -1 if card.pad is None else card.pad
         # A network must get at least one token; a text of fixed length always has its padding.
-        self._empty_text = [] if card.fixed_length else [self.unknown]
+        self._empty_text = [] if card.fixed_length else [self._unknown]
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Converts each text to int32 (tokens,), at most `max_length`; a cut text keeps its end token."""
+    def encode(self, texts: TextColumn, device: Device) -> TokenRows:
+        """Converts each text to at most `max_length` tokens; a cut text keeps its end token.
+
+        Args:
+            texts: the texts; those on a device are copied to the host.
+            device: its host threads tokenize.
+        """
         begin = [] if self.card.begin is None else [self.card.begin]
         end = [] if self.card.end is None else [self.card.end]
         max_ids = self.card.max_length - len(begin) - len(end)
+        lines = utf8_rows(texts)
         if self.card.lower_case:
-            texts = [lower_case(text) for text in texts]
-        return [
-            np.array([*begin, *(ids or self._empty_text)[:max_ids], *end], np.int32)
-            for ids in self._processor.encode(texts)
+            lines = _lower_case(lines)
+        rows = [
+            [*begin, *(ids or self._empty_text)[:max_ids], *end]
+            for ids in self._processor.encode(lines, num_threads=device.threads)
         ]
-
-    def pad(self, ids: list[np.ndarray], width: int | None = None) -> np.ndarray:
-        """Makes one array of texts: int32 (texts, width), padded with the card's pad id; for None see `_padded`."""
-        return _padded(ids, -1 if self.card.pad is None else self.card.pad, self.card, width)
+        lengths = np.fromiter(map(len, rows), np.int32, len(rows))
+        inside = np.arange(self.card.max_length) < lengths[:, None]
+        ids = np.full(inside.shape, self._pad, np.int32)
+        ids[inside] = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
+        return TokenRows(ids, lengths, ((ids == self._unknown) & inside).sum(1, dtype=np.int32))
 
 
 class WordPiece:
@@ -73,19 +98,16 @@ class WordPiece:
             return ids[piece] if card_id is None else card_id
 
         self.card = card
-        self.unknown, self._pad = special(card.unknown, "[UNK]"), special(card.pad, "[PAD]")
         begin, end = special(card.begin, "[CLS]"), special(card.end, "[SEP]")
-        self.tables = build_tables(pieces, (begin, end, self._pad, self.unknown))
+        pad, unknown = special(card.pad, "[PAD]"), special(card.unknown, "[UNK]")
+        self.tables = build_tables(pieces, (begin, end, pad, unknown))
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Converts each text to int32 (tokens,), at most `max_length`; a cut text keeps its end token."""
-        rows = Strings.of(texts)
-        ids, lengths, _ = token_ids(_CallingThread(), self.tables, rows.offsets, rows.data, self.card.max_length)
-        return [row[:length] for row, length in zip(ids, lengths, strict=True)]
-
-    def pad(self, ids: list[np.ndarray], width: int | None = None) -> np.ndarray:
-        """Makes one array of texts: int32 (texts, width), padded with [PAD]; for None see `_padded`."""
-        return _padded(ids, self._pad, self.card, width)
+    def encode(self, texts: TextColumn, device: Device) -> TokenRows:
+        """Converts each text to at most `max_length` tokens, on the device; a cut text keeps its end token."""
+        ids, lengths, unknown = token_ids(
+            device, resident(device, self.tables), texts.strings(device), self.card.max_length
+        )
+        return TokenRows(ids, device.down(lengths), device.down(unknown))
 
 
 AnyTokenizer = SentencePiece | WordPiece
@@ -107,30 +129,28 @@ def open_tokenizer(card: TokenInput, path: Path) -> AnyTokenizer:
     return _KINDS[card.kind](card, path)
 
 
-def widths(ids: list[np.ndarray], card: TokenInput) -> np.ndarray:
+def widths(lengths: np.ndarray, card: TokenInput) -> np.ndarray:
     """Returns the width that each text is padded to: int64 (texts,), a power of two from `MIN_WIDTH`, or `max_length`.
 
     It depends on the text alone: a network's output can change in the last bit with the width of its input.
+
+    Args:
+        lengths: int (texts,), tokens of each text.
+        card: the tokenizer's section of a model card.
     """
     if card.fixed_length:
-        return np.full(len(ids), card.max_length)
-    return np.array([min(1 << (max(len(row), MIN_WIDTH) - 1).bit_length(), card.max_length) for row in ids], np.int64)
+        return np.full(len(lengths), card.max_length)
+    _, bits = np.frexp(np.maximum(lengths, MIN_WIDTH) - 1)  # n - 1 < 2^bits, the smallest power of two from n on
+    return np.minimum(np.int64(1) << bits, card.max_length)
 
 
-def _padded(ids: list[np.ndarray], pad: int, card: TokenInput, width: int | None) -> np.ndarray:
-    """Pads texts to a width; None: to the longest, or to `max_length` where the card fixes the length."""
-    if width is None:
-        width = card.max_length if card.fixed_length else max(map(len, ids), default=1)
-    out = np.full((len(ids), width), pad, np.int32)
-    for row, tokens in enumerate(ids):
-        out[row, : len(tokens)] = tokens
-    return out
+def utf8_rows(texts: TextColumn) -> list[bytes]:
+    """Returns each text in UTF-8, which libraries on the host take; a missing text is empty."""
+    rows: list[bytes] = Strings.of(texts.arrow()).arrow().cast(pa.large_binary()).to_pylist()
+    return rows
 
 
-class _CallingThread:
-    """A launcher that runs kernels on the calling thread: the stage that tokenizes has its own thread."""
-
-    kind, threads = "cpu", 1
-
-    def map(self, function: Callable[..., Any], items: Iterable[Any]) -> list[Any]:
-        return [function(item) for item in items]
+def _lower_case(lines: list[bytes]) -> list[bytes]:
+    """Converts texts in UTF-8 to lower case, all in one call. The byte between them is not valid in UTF-8."""
+    joined = b"\xff".join(lines).decode("utf-8", "surrogateescape")
+    return lower_case(joined).encode("utf-8", "surrogateescape").split(b"\xff") if lines else []

@@ -29,6 +29,25 @@ def group_equal(values: np.ndarray) -> np.ndarray:
     return firsts[which]
 
 
+def number_distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers the distinct values by their first rows, so that a group's smallest number is that of its first row.
+
+    Args:
+        values: any type that sorts, (rows,).
+
+    Returns:
+        The distinct values; int64, the first row of each; int64 (rows,), the number of each row's value.
+
+    >>> [part.tolist() for part in number_distinct(np.array([7, 3, 7]))]
+    [[7, 3], [0, 1], [0, 1, 0]]
+    """
+    found, firsts, which = np.unique(values, return_index=True, return_inverse=True)
+    by_row = np.argsort(firsts)
+    number = np.empty_like(by_row)
+    number[by_row] = np.arange(len(by_row))
+    return found[by_row], firsts[by_row], number[which]
+
+
 def group_hashes(device: Device, hashes: np.ndarray, within: int) -> np.ndarray:
     """Groups rows whose hashes are connected by a chain of pairs that differ in at most `within` bits.
 
@@ -44,15 +63,11 @@ def group_hashes(device: Device, hashes: np.ndarray, within: int) -> np.ndarray:
     Returns:
         int64 (rows,): the smallest row of each row's group.
     """
-    values, firsts, which = np.unique(hashes, return_index=True, return_inverse=True)
-    by_row = np.argsort(firsts)  # number the values by their first rows, so that a group's root is its first row
-    rank = np.empty_like(by_row)
-    rank[by_row] = np.arange(len(by_row))
-    values, xp = values[by_row], device.xp
+    xp, (values, firsts, number) = device.xp, number_distinct(hashes)
     parent, unique = xp.arange(len(values)), device.up(values)
     edges = np.linspace(0, HASH_BITS, within + 2).astype(int)
     for low, high in pairwise(edges):
         mask = np.uint64(((1 << int(high)) - 1) ^ ((1 << int(low)) - 1))
         order = device.up(np.argsort(values & mask, kind="stable"))
         join_in_buckets.launch(device, len(values), unique, order, device.up([mask]), within, parent)
-    return firsts[by_row][device.down(find_components(device, parent))[rank[which]]]
+    return firsts[device.down(find_components(device, parent))[number]]

@@ -134,6 +134,26 @@ def representatives(group: np.ndarray, rows: np.ndarray, choose: Choice) -> np.n
     return out
 
 
+def passing(representative: np.ndarray, choose: Choice, count: int) -> np.ndarray:
+    """Chooses the rows of each group that pass: the representative, then that of the others, and so on.
+
+    Args:
+        representative: int64 (rows,), of each row's group.
+        choose: chooses the representatives.
+        count: largest number of rows of a group that pass.
+
+    Returns:
+        Boolean (rows,).
+    """
+    passes: np.ndarray = representative == np.arange(len(representative))
+    for _ in range(count - 1):
+        rest = np.flatnonzero(~passes)
+        if not len(rest):
+            break
+        passes[representatives(representative[rest], rest, choose)] = True
+    return passes
+
+
 def among(choose: Choice, survive: Callable[[np.ndarray], np.ndarray]) -> Choice:
     """Chooses among the members that survive; among all members of a group in which none does.
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from danqing.engine.core import libcudf
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.groups import near_components
 from danqing.engine.recipe.reading import load_recipe
@@ -22,14 +25,17 @@ from danqing.engine.select.frames import measure_captions
 from danqing.engine.select.selection import select
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.decode import open_decoder
-from danqing.engine.stages.text import clean
+from danqing.engine.stages.dictionary import cleaning_tables
 from danqing.kernels.pictures.pixels import pixel_statistics
+from danqing.kernels.text.cleaning import clean
 from danqing.profiling.bench.duplicates import DIMENSION, WITHIN, planted
 from danqing.profiling.bench.gpu.material import Figure, Job, captions, demo_photographs, rate
 from danqing.profiling.bench.harness import SEED
 from danqing.trt_models.model_set import ModelSet
 
 NEAREST, QUERIES, UPLOADED, WARM_UP_ROWS = 64, 16_384, 100_000, 64
+BATCH_CAPTIONS = 16_384
+"""About the captions of a batch on a GPU."""
 BAR = "≥ 90,000: NeMo Curator's semantic deduplication, a GPU of eight H100s"
 LEFT_OUT = ("blocked_source", "unknown_tokens")
 """Criteria that need a list of the user, or the text tower."""
@@ -47,8 +53,9 @@ def measure_kernels(job: Job) -> Iterator[Figure]:
         column = pa.array(captions(job.captions, job.rows), pa.large_string())
         yield Figure("first launch of the text kernels", first, "s")
         yield Figure("captions whose measures differ from the CPU's", _unequal_measures(lines, device, host), "rows")
-        cleaned = zip(*(clean(_context(where), lines) for where in (device, host)), strict=True)
-        yield Figure("captions whose cleaned text differs", sum(a != b for a, b in cleaned), "rows")
+        ours, theirs = (_cleaned(lines, where) for where in (device, host))
+        differing = pc.sum(pc.not_equal(ours, theirs)).as_py()
+        yield Figure("captions whose cleaned text differs", differing, "rows")
         ours, theirs = (_classes(lines, where) for where in (device, host))
         yield Figure("captions whose classification differs", int((ours != theirs).sum()), "rows")
         found, expected = device.down(pixel_statistics(device, there)), pixel_statistics(host, pixels)
@@ -76,9 +83,13 @@ def _context(device: Device) -> Context:
     return Context(device, ModelSet(load_recipe("embedded").models), frozenset())
 
 
+def _cleaned(lines: list[str], device: Device) -> pa.Array:
+    return clean(device, TextColumn.of(lines).strings(device), cleaning_tables()).text.on_host(device).arrow()
+
+
 def _classes(lines: list[str], device: Device) -> Any:
     classify = _context(device).models.text_classifier("caption_safety", device)
-    return device.down(classify(Strings.of(lines).on(device)))
+    return device.down(classify(TextColumn.of(lines)))
 
 
 def measure_neighbours(job: Job) -> Iterator[Figure]:
@@ -123,10 +134,37 @@ def _faiss_rate(device: Device, vectors: Any) -> float:
     return len(queries) / (time.perf_counter() - started)
 
 
+def _measure_copies(lines: list[str], device: Device) -> Iterator[Figure]:
+    """Yields rates of taking half of the rows in another order and of joining two halves, by each implementation."""
+    column = TextColumn.of(lines)
+    strings, rows = column.strings(device), np.random.default_rng(SEED).permutation(len(lines))[: len(lines) // 2]
+    halves, library = [half for _, half in strings.parts(device, -(-len(lines) // 2))], "Arrow"
+    texts = column[: halves[0].rows], column[halves[0].rows :]
+    take, join = partial(column.take, rows), partial(TextColumn.concat, texts)
+    if libcudf.serves(device):
+        library = "libcudf"
+        take = partial(_made, libcudf.gather, strings, rows, device)
+        join = partial(_made, libcudf.concatenate, halves, device)
+    for name, ours, theirs, count in (
+        ("taken", partial(_made, Strings.take, strings, rows, device), take, len(rows)),
+        ("joined", partial(_made, Strings.concat, halves, device), join, len(lines)),
+    ):
+        unequal = pc.not_equal(pc.fill_null(ours().arrow(), ""), pc.fill_null(theirs().arrow(), ""))
+        yield Figure(f"rows {name}, texts that differ", pc.sum(unequal).as_py(), "rows")
+        for side, work in (("array code", ours), (library, theirs)):
+            yield Figure(f"rows {name} of {len(lines):,}, {side}", rate(work, count, device), "rows/s")
+
+
+def _made(function: Callable[..., Strings], *arguments: Any) -> TextColumn:
+    return TextColumn.made(function(*arguments), arguments[-1])
+
+
 def measure_tables(job: Job) -> Iterator[Figure]:
-    """Yields figures of a cuDF column, measured without a copy, and of SELECT from file to file."""
+    """Yields figures of texts taken and joined, of a cuDF column measured without a copy, and of SELECT on files."""
     lines = captions(job.captions, job.rows)
     with open_device(job.device) as device:
+        for count in sorted({min(BATCH_CAPTIONS, job.rows), job.rows}):
+            yield from _measure_copies(lines[:count], device)
         if device.kind == "cuda":
             try:
                 import cudf

@@ -10,6 +10,7 @@ import pytest
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.strings import TextColumn
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.hosts import host_of
 from danqing.engine.stages.source import BlockedSource, read_blocklist
@@ -39,7 +40,7 @@ def test_a_blocked_domain_blocks_its_subdomains(device: Device, tmp_path: Path) 
         "http://[broken": 0,
         "": 0,
     }
-    batch = Batch({"row": np.arange(len(expected) + 1), "url": [*expected, None]})
+    batch = Batch({"row": np.arange(len(expected) + 1), "url": TextColumn.of([*expected, None])})
     BlockedSource(Context(device, ModelSet({}), frozenset(), blocked))(batch)
     assert batch["blocked_source"].tolist() == [*expected.values(), 0]
 

@@ -9,7 +9,7 @@ import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.strings import TextColumn
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.classifier import read_patterns
 
@@ -20,7 +20,7 @@ def unsafe(device: Device, name: str) -> tuple[list[str], np.ndarray]:
     """Returns the captions of a file, and whether `embedded.yaml` drops each."""
     lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
     captions = [line for line in lines if not line.startswith("#")]
-    text = Strings.of([caption.replace("❤️", "").replace("❤", "") for caption in captions])
+    text = TextColumn.of([caption.replace("❤️", "").replace("❤", "") for caption in captions])
     scores = [MODELS.text_classifier(role, device)(text) for role in ("text_safety", "caption_safety")]
     return captions, (scores[0] > 0) | (scores[1] > 0.5)
 

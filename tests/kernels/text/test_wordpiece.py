@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.strings import Strings, TextColumn
 from danqing.kernels.text.utf8 import decode_one
 from danqing.kernels.text.wordpiece import (
     CODE_MASK,
@@ -95,14 +97,13 @@ def library() -> tokenizers.Tokenizer:
     return built
 
 
-def columns(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-    return offsets, np.frombuffer(b"".join(texts), np.uint8)
+def rows_of(texts: list[bytes]) -> Strings:
+    return Strings.of(pa.array(texts, pa.large_binary()))
 
 
 def token_lists(device: Device, tables: WordPieceTables, texts: list[bytes], max_length: int = 52) -> list[list[int]]:
     """Returns the tokens between [CLS] and [SEP], and checks the rest of the output."""
-    ids, lengths, unknown = token_ids(device, tables, *columns(texts), max_length)
+    ids, lengths, unknown = token_ids(device, tables, rows_of(texts), max_length)
     assert ids.shape == (len(texts), max_length) and ids.dtype == lengths.dtype == unknown.dtype == np.int32
     out = []
     for row, length, missed in zip(ids.tolist(), lengths.tolist(), unknown.tolist(), strict=True):
@@ -205,11 +206,11 @@ def test_results_do_not_depend_on_threads_or_strides(device: Device, tables: Wor
     assert token_lists(device, tables, texts) == token_lists(device, tables, texts[: len(DIFFICULT_TEXTS)]) * 40
     assert token_lists(device, tables, []) == []
 
-    once, rows, stride = token_ids(device, tables, *columns(texts), 52), len(texts), 7
+    once, rows, stride = token_ids(device, tables, rows_of(texts), 52), len(texts), 7
     outputs = [np.full_like(output, -9) for output in once]
     scratch = np.full((rows, MAX_WORD_CHARACTERS), -9, np.int32)
     for thread in range(stride):  # as seven CUDA threads
-        tokenize._on_cpu(thread, rows, stride, *columns(texts), *tables, scratch, *outputs)
+        tokenize._on_cpu(thread, rows, stride, *rows_of(texts)[:2], *tables, scratch, *outputs)
     assert all(np.array_equal(one, other) for one, other in zip(once, outputs, strict=True))
 
 
@@ -217,17 +218,18 @@ def card(**values: int) -> TokenInput:
     return TokenInput("wordpiece", "vocab.txt", **({"max_length": 6} | values))  # type: ignore[arg-type]
 
 
-def test_the_tokenizer_of_a_card(tmp_path: Path) -> None:
+def test_the_tokenizer_of_a_card(tmp_path: Path, device: Device) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join([*SPECIAL, "猫", "cat", "##s", ""]), encoding="utf-8")
     opened = open_tokenizer(card(), path)
-    assert isinstance(opened, WordPiece) and opened.unknown == UNK
-    ids = opened.encode(["Cats 猫", "", "猫" * 9, "\ud800dog"])
-    assert [row.tolist() for row in ids] == [[2, 6, 7, 5, 3], [2, 3], [2, 5, 5, 5, 5, 3], [2, 1, 3]]
-    assert all(row.dtype == np.int32 for row in ids)
-    assert opened.pad(ids[:2]).tolist() == [[2, 6, 7, 5, 3], [2, 3, 0, 0, 0]]
+    assert isinstance(opened, WordPiece)
+    ids, lengths, unknown = opened.encode(TextColumn.of(["Cats 猫", "", "猫" * 9, "\ud800dog"]), device)
+    assert ids.tolist() == [[2, 6, 7, 5, 3, 0], [2, 3, 0, 0, 0, 0], [2, 5, 5, 5, 5, 3], [2, 1, 3, 0, 0, 0]]
+    assert lengths.tolist() == [5, 2, 6, 3] and unknown.tolist() == [0, 0, 0, 1]
+    assert ids.dtype == lengths.dtype == unknown.dtype == np.int32
     with_ids = open_tokenizer(card(begin=11, end=12, pad=13, unknown=14), path)
-    assert with_ids.pad(with_ids.encode(["dog cat", ""])).tolist() == [[11, 14, 6, 12], [11, 12, 13, 13]]
+    found = with_ids.encode(TextColumn.of(["dog cat", ""]), device)
+    assert found.ids[:, :4].tolist() == [[11, 14, 6, 12], [11, 12, 13, 13]] and found.unknown.tolist() == [1, 0]
 
 
 def test_a_card_that_does_not_fit_its_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from html.entities import html5
+
+from danqing.engine.stages.simplified import simplified_words
 
 DIFFICULT_TEXTS = [
     "",
@@ -48,3 +51,46 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
         "😀👍❤️🇨🇳é\u0301\u200d\ufeff𠮷",
     ]
     return ["".join(chance.choice(chance.choice(pools)) for _ in range(chance.randint(0, 60))) for _ in range(count)]
+
+
+_MARKUP = (
+    # parts of tags
+    *("<", "<", "</", ">", ">", "/>", "/", "=", '"', "'", "<!--", "<!-", "-->", "<script", "<SCRIPT", "</script"),
+    *("</Script>", "<style", "</style>", "<style>", "<script>", "script", "p", "br", "b", "h1", "h7", "H3", "header"),
+    *("head", "<a ", "</a>", "<img ", "<b>", "</b>", "<br/>", "<p>", "ſcript", "<\u212abd>", "<公园>", "a", "data-x"),
+    *("xml:lang", "_", ":", "-", "class=", "a='1'", 'a="b"', "a=b", " ", " ", "\t", "\n", "\xa0", "\x1c", "\u3000"),
+    # parts of entities
+    *("&", "&", "&#", "#", "x", "X", ";", "amp", "amp;", "&amp;", "&lt;", "&lt", "lt;", "&gt;", "&quot;", "&nbsp;"),
+    *("&#39;", "&#x27;", "0", "1", "9", "55", "&#128;", "&#x80", "xD800", "&#55296;", "1114112", "110000", "9" * 20),
+    *("fffe", "&#xfdd0;", "&#65535;", "&#11;", "&#13;", "&notit;", "&notin;", "&nGt;", "&copycat", "&hellip"),
+    # other text
+    *("中", "漢", "沈", "醉", "é", "⼤", "⻓", "😀", "❤️", "１", "Ａ", "1️⃣", "\u200b", "駅"),
+)
+
+
+def random_markup(count: int, seed: int = 0) -> list[str]:
+    """Makes strings of parts of tags and entities."""
+    chance, names = random.Random(seed), sorted(html5)
+    return [
+        "".join(
+            chance.choice(_MARKUP) if chance.random() < 0.95 else f"&{chance.choice(names)}"
+            for _ in range(chance.randint(1, 14))
+        )
+        for _ in range(count)
+    ]
+
+
+def random_words(count: int, seed: int = 0) -> list[str]:
+    """Makes strings of characters and phrases of OpenCC's dictionaries, of their parts, and of what they become."""
+    chance, words = random.Random(seed), simplified_words()
+    pools = [
+        [word for word in words if len(word) > 1],
+        list(words),
+        list(words.values()),
+        list("的一是不在人有我，a1 "),
+    ]
+    texts = []
+    for _ in range(count):
+        parts = [chance.choice(chance.choice(pools)) for _ in range(chance.randint(1, 12))]
+        texts.append("".join(part[: chance.randint(1, len(part))] if chance.random() < 0.2 else part for part in parts))
+    return texts
