@@ -117,20 +117,20 @@ def _join(a, b, min_cosine, features, parent):
 
 
 @kernel
-def join_found(first, last, step, products, found, bound, min_cosine, rows, features, parent):
+def join_found(first, last, step, products, found, bound, min_cosine, asked, features, parent):
     """Unites rows with those that a library found for them, if their cosine is above `min_cosine`, one pair at a time.
 
     Args:
         products: float32 (n, k), approximate cosines, too low by at most `min_cosine - bound`.
         found: int64 (n, k), the row that each one belongs to; any number where the product is not above `bound`.
         bound, min_cosine, features, parent: see `join_near`.
-        rows: int64 (n,), the rows that were asked for.
+        asked: int64 (n,), the rows that were asked for.
     """
     width = found.shape[1]
     for pair in range(first, last, step):
         i, place = pair // width, pair % width
         if products[i, place] > bound:
-            _join(rows[i], found[i, place], min_cosine, features, parent)
+            _join(asked[i], found[i, place], min_cosine, features, parent)
 
 
 @kernel
@@ -182,15 +182,15 @@ def _find_nearest(tile, bound, left, right, min_cosine, features, others, cosine
 
 
 @kernel
-def choose_nearest(first, last, step, products, found, bound, min_cosine, rows, features, others, cosine, nearest):
+def choose_nearest(first, last, step, products, found, bound, min_cosine, asked, features, others, cosine, nearest):
     """Does what `find_nearest` does with rows that a library found.
 
     Args:
-        products, found, bound, rows: see `join_found`; `found` numbers rows of `others`.
+        products, found, bound, asked: see `join_found`; `found` numbers rows of `others`.
         min_cosine, features, others, cosine, nearest: see `find_nearest`.
     """
     for i in range(first, last, step):
-        a = rows[i]
+        a = asked[i]
         for place in range(found.shape[1]):
             if products[i, place] > bound:
                 b = found[i, place]

@@ -19,7 +19,7 @@ import numpy as np
 from danqing.engine.core.device import Device
 from danqing.engine.core.progress import Progress, Silent
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.folding import Folding
+from danqing.engine.decide.dedup.folding import CHECK_COST, Folding
 from danqing.engine.decide.dedup.index import Index
 from danqing.engine.decide.dedup.lists import TRAINING_ROWS_PER_LIST, list_count
 from danqing.engine.decide.dedup.neighbours import join_rows, nearest_rows, split_range
@@ -112,7 +112,8 @@ class Search:
 
     def __init__(self, features: Features, within: float, lists: int = 0) -> None:
         self.rows, self.bound = len(features), 1 - within - features.products.slack
-        self.fold = Folding.fit(features, 1 - within, max(lists, 1))
+        # As many false candidates of a row as places for them, `NEAREST`, cost as much as vectors that are not folded.
+        self.fold = Folding.fit(features, 1 - within, max(lists, self.rows // (NEAREST[0] * CHECK_COST), 1))
         training = np.linspace(0, self.rows - 1, min(TRAINING_ROWS_PER_LIST * lists, self.rows) or 1).astype(np.int64)
         vectors = self._folded(features.take(features.device.up(training)))
         self.index = Vectors(features.device, vectors.shape[1], lists)

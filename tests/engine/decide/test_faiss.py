@@ -50,21 +50,21 @@ def test_rows_with_many_copies_are_asked_for_again(
 ) -> None:
     features = Features(device, [crowds])
     expected = near_components(features, WITHIN)
-    assert sorted(np.unique(expected, return_counts=True)[1])[-2:] == [320, 620]
-    assert (near_components(features, WITHIN, index="faiss") == expected).all()
+    assert sorted(np.unique(expected, return_counts=True)[1])[-2:] == [301, 601]
+    assert (near_components(features, WITHIN, index="faiss") == expected).all() and compared == [0]
     monkeypatch.setattr(faiss_index, "NEAREST", (64,))
+    compared.clear()
     assert (near_components(features, WITHIN, index="faiss") == expected).all()
-    assert compared[0] == 0 and 900 <= compared[1] < 1_000
+    assert 900 <= compared[0] < 1_000
     known = near_components(features.take(slice(0, 9_000)), WITHIN)
     assert (near_components(features, WITHIN, earlier=known, index="faiss") == expected).all()
-    assert compared[2] < 200  # only of the rows that are new
+    assert 60 < compared[1] < 150  # only of the rows that are new
 
 
-@pytest.mark.parametrize("recall", [0.9, 0.999])
 def test_inverted_lists_reach_the_recall(
-    device: Device, crowds: np.ndarray, recall: float, compared: list[int], monkeypatch: pytest.MonkeyPatch
+    device: Device, crowds: np.ndarray, compared: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = Features(device, [crowds])
+    features, recall = Features(device, [crowds]), 0.99
     exact, (likely, measured) = (
         near_components(features, WITHIN), likely_components(features, WITHIN, recall, index="faiss")
     )  # fmt: skip
