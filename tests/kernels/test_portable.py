@@ -22,7 +22,6 @@ from danqing.engine.decide.dedup.captions import SimilarTexts, nearest_texts
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import INDEXES, choose_index
 from danqing.engine.decide.dedup.neighbours import nearest_rows
-from danqing.engine.decide.dedup.products import PRODUCTS
 from danqing.engine.decide.dedup.sample import NeighbourSample
 from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
 from danqing.engine.stages.resize import KernelResizer
@@ -202,7 +201,7 @@ def find_by_faiss(device: Any) -> np.ndarray:
     index = choose_index("auto" if device.kind == "cuda" else "faiss", device.kind)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faiss_index, "NEAREST", (2, 3))
-        patch.setitem(PRODUCTS, device.kind, PRODUCTS[device.kind]._replace(exact_rows=0))
+        patch.setattr(faiss_index, "MIN_ROWS_FOR_LISTS", 0)
         group = groups.near_components(features, 0.01, earlier=np.arange(3), index=index)
         likely, measured = groups.likely_components(features, 0.01, 0.9, index=index)
         halves = features.take(np.arange(12)), features.take(np.arange(12, 24))

@@ -32,6 +32,8 @@ NEAREST = (64, 512, 2048)
 """Rows that are found for a row, at first and when it is asked again; FAISS finds at most 2,048 on a GPU."""
 RESULTS = 1 << 20
 """Results of one query, 12 bytes each: those of 16,384 rows at first."""
+MIN_ROWS_FOR_LISTS = 8192
+"""Below this number of rows all pairs are compared, even if the recipe allows a recall below 1."""
 PROBES = (1, 2, 4, 8, 16, 32, 64)
 """Inverted lists that a row is compared with, in each round. If the recall is still too low, all pairs are compared."""
 
@@ -44,12 +46,15 @@ class FaissIndex(Index):
 
     @classmethod
     def missing(cls, kind: str) -> str:
+        flat, install = "IndexFlatIP", "pip install 'danqing-engine[faiss]'"
+        if kind == "cuda":
+            flat, install = "GpuIndexFlatIP", "pip install faiss-gpu (in the place of faiss-cpu)"
         try:
             import faiss
         except ImportError as problem:
-            return f"{problem}; pip install " + ("faiss-gpu" if kind == "cuda" else "'danqing-engine[faiss]'")
-        if kind == "cuda" and not hasattr(faiss, "GpuIndexFlatIP"):
-            return f"FAISS {faiss.__version__} has no support for GPUs; pip uninstall faiss-cpu; pip install faiss-gpu"
+            return f"{problem}; {install}"
+        if not hasattr(getattr(faiss, flat, None), "search_ex"):
+            return f"FAISS {faiss.__version__} has no {flat}.search_ex; {install}, 1.15 or newer"
         return ""
 
     def join(
@@ -74,7 +79,7 @@ class FaissIndex(Index):
             full = Search(features, within).ask(features, rows, decide, progress)
             join_rows(features, full, within, parent, progress)
 
-        if self.recall == 1 or len(features) < features.products.exact_rows:
+        if self.recall == 1 or len(features) < MIN_ROWS_FOR_LISTS:
             join_all()
             return None
         sample = NeighbourSample(features, within, progress)

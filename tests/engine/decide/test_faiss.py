@@ -84,9 +84,9 @@ def test_the_index_suits_the_device_and_the_recall(monkeypatch: pytest.MonkeyPat
 
     assert chosen("tiles") == ["tiles"] * 4 and chosen("lists") == ["tiles", "lists"] * 2
     assert chosen("auto") == ["tiles", "lists"] * 2  # without a FAISS for GPUs
-    for_gpus = SimpleNamespace(GpuIndexFlatIP=object, __version__="1.15.1")
+    for_gpus = SimpleNamespace(GpuIndexFlatIP=SimpleNamespace(search_ex=None), __version__="1.15.1")
     monkeypatch.setitem(sys.modules, "faiss", for_gpus)
-    assert chosen("auto") == ["tiles", "lists", "faiss", "faiss"] and chosen("faiss") == ["faiss"] * 4
+    assert chosen("auto") == ["tiles", "lists", "faiss", "faiss"] and choose_index("faiss", "cuda") == "faiss"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,11 @@ def test_the_index_suits_the_device_and_the_recall(monkeypatch: pytest.MonkeyPat
     [
         (lambda modules: modules(None), "cpu", r"--neighbours faiss: .*pip install 'danqing-engine\[faiss\]'"),
         (lambda modules: modules(None), "cuda", r"--neighbours faiss: .*pip install faiss-gpu"),
-        (lambda modules: None, "cuda", r"--neighbours faiss: FAISS \S+ has no support for GPUs"),
+        (
+            lambda modules: None,
+            "cuda",
+            r"--neighbours faiss: FAISS \S+ has no GpuIndexFlatIP.search_ex; pip install faiss-gpu",
+        ),
     ],
 )
 def test_a_missing_package_is_named(
