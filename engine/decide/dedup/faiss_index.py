@@ -71,7 +71,8 @@ class FaissIndex(Index):
 
         def rounds() -> Iterator[None]:
             search = Search(features, within, list_count(len(features)))
-            for search.index.probes in PROBES:
+            for probes in PROBES:
+                search.index.probes = probes
                 search.ask(features, rows, decide, progress)
                 yield
 
