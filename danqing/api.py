@@ -37,6 +37,7 @@ from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.memory import read_size
 from danqing.engine.core.progress import OpenProgress, silent
 from danqing.engine.core.schemas import common_schema
+from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe import reading
 from danqing.engine.recipe.reading import DEFAULT_RECIPE, Recipe
@@ -288,6 +289,7 @@ def curate(
     against: StrPaths = (),
     exclude_similar_to: StrPaths = (),
     exclude_within: float | None = None,
+    neighbours: str = AUTO,
     progress: bool | None = None,
     **options: Unpack[ScoringOptions],
 ) -> Run:
@@ -307,6 +309,7 @@ def curate(
         against: curated runs; pairs whose image is a near-duplicate of one that they kept are dropped.
         exclude_similar_to: evaluation data: folders of images or shards, or runs; pairs with a near image are dropped.
         exclude_within: cosine distance to evaluation data; default: that of the recipe's near-duplicates.
+        neighbours: see `decide`.
         progress: show a progress bar; default: only on a terminal.
         options: see `ScoringOptions`.
 
@@ -332,6 +335,7 @@ def curate(
         list(map(Path, _listed(exclude_similar_to))),
         exclude_within,
         progress=_progress(progress),
+        neighbours=neighbours,
     )
     return open_run(output)
 
@@ -373,6 +377,7 @@ def decide(
     device: str = "auto",
     threads: int | None = None,
     force: bool = False,
+    neighbours: str = AUTO,
     progress: bool | None = None,
 ) -> Run:
     """Applies a recipe's criteria to a scored run; takes seconds and rewrites verdicts and funnel.
@@ -384,6 +389,9 @@ def decide(
         device: see `ScoringOptions`.
         threads: host threads; default: all cores.
         force: decide though the recipe names other models than those that scored the run.
+        neighbours: how near-duplicates are searched: `tiles`, `faiss`, `lists` (for a recall below 1), the index of an
+            installed package, or `auto` (default): `faiss` on a GPU if it is installed, else `tiles` or `lists`. Exact
+            ones give equal verdicts.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:
@@ -398,7 +406,8 @@ def decide(
     """
     opened = _opened(run)
     chosen = load_recipe(opened.recipe if recipe is None else recipe, set)
-    phases.decide_run(opened, chosen, device, _positive("threads", threads), _progress(progress), force)
+    bar = _progress(progress)
+    phases.decide_run(opened, chosen, device, _positive("threads", threads), bar, force, neighbours)
     return opened
 
 
@@ -442,6 +451,7 @@ def merge(
     licence: str = "other",
     device: str = "auto",
     threads: int | None = None,
+    neighbours: str = AUTO,
     progress: bool | None = None,
 ) -> Run:
     """Makes one run of several decided runs, without near-duplicates between them, and writes it.
@@ -450,7 +460,7 @@ def merge(
         runs: runs or their folders.
         output: folder of the merged run.
         output_format, shard_size, shuffle, licence: see `curate`.
-        device, threads, progress: see `decide`.
+        device, threads, neighbours, progress: see `decide`.
 
     Returns:
         The merged run.
@@ -464,7 +474,7 @@ def merge(
     """
     folders = [run.folder if isinstance(run, EngineRun) else Path(run) for run in _listed(runs)]
     bar = _progress(progress)
-    merged, _ = phases.merge_runs(folders, Path(output), device, _positive("threads", threads), bar)
+    merged, _ = phases.merge_runs(folders, Path(output), device, _positive("threads", threads), bar, neighbours)
     phases.write_run(merged, WriteOptions(output_format, shard_size, shuffle, licence), bar)
     return open_run(output)
 

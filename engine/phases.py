@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from danqing.engine.core.damage import Damage, write_damage
-from danqing.engine.core.device import open_device
+from danqing.engine.core.device import kind_of, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress, Progress
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.contents import check_current
+from danqing.engine.decide.dedup.index import AUTO, choose_index
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
@@ -120,6 +121,7 @@ def decide_run(
     threads: int | None = None,
     progress: OpenProgress = ProgressBar,
     force: bool = False,
+    neighbours: str = AUTO,
 ) -> Funnel:
     """DECIDE: opens the device, writes the verdicts and the funnel, and moves products of other verdicts aside.
 
@@ -130,6 +132,7 @@ def decide_run(
         threads: host threads; None for all cores.
         progress: opens the listener to the phase.
         force: decide although the recipe names other models than those that scored.
+        neighbours: index of the searches for near rows, or `auto` (`choose_index`).
 
     Returns:
         What each criterion dropped.
@@ -137,10 +140,11 @@ def decide_run(
     Raises:
         DanqingError: shards or columns without scores, or other models.
     """
+    choose_index(neighbours, kind_of(device))
     with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
         if not run.manifest["counts"] and not run.unscored():  # a merge, or scoring was killed after its last shard
             settle(run)
-        funnel = decide(run, recipe, opened, listener, force)
+        funnel = decide(run, recipe, opened, listener, force, neighbours)
         _move_stale(run, listener)
     return funnel
 
@@ -160,13 +164,14 @@ def merge_runs(
     device: str = "cpu",
     threads: int | None = None,
     progress: OpenProgress = ProgressBar,
+    neighbours: str = AUTO,
 ) -> tuple[Run, Funnel]:
     """MERGE: opens the device and makes one run of several.
 
     Args:
         folders: decided runs of the same recipe, models and layout.
         output: folder of the merged run.
-        device, threads, progress: see `decide_run`.
+        device, threads, progress, neighbours: see `decide_run`.
 
     Returns:
         The merged run, decided but not written, and its funnel.
@@ -174,8 +179,9 @@ def merge_runs(
     Raises:
         DanqingError: the runs cannot be merged; the message lists the differences.
     """
+    choose_index(neighbours, kind_of(device))
     with open_device(device, threads) as opened, progress("merge", 0, "comparisons") as listener:
-        run, funnel = merge(folders, output, opened, listener)
+        run, funnel = merge(folders, output, opened, listener, neighbours)
         _move_stale(run, listener)
     return run, funnel
 
@@ -240,6 +246,7 @@ def curate(
     exclude_within: float | None = None,
     watcher: Watcher | None = None,
     progress: OpenProgress = ProgressBar,
+    neighbours: str = AUTO,
 ) -> tuple[Run, Funnel, Spans]:
     """SCORE, DECIDE, WRITE; finished work is not repeated.
 
@@ -249,6 +256,7 @@ def curate(
         against: curated runs; pairs near one of their kept rows are dropped.
         excluded: folders of evaluation images, or runs of them; pairs near one of these images are dropped.
         exclude_within: cosine distance to evaluation images; None for that of the recipe's redundancy criterion.
+        neighbours: see `decide_run`.
 
     Returns:
         The run, what each criterion dropped, and a span for each stage (see `score_inputs`).
@@ -257,6 +265,7 @@ def curate(
         DanqingError: an input, a setting or a folder cannot be used; the message says which.
     """
     WRITERS.named((options or WriteOptions()).output_format)  # an unknown format is an error now, not after scoring
+    choose_index(neighbours, kind_of(settings.device))
     for folder in against:
         Run.open(folder)
     references = {folder: reference_run_folder(folder, output) for folder in excluded}
@@ -267,6 +276,6 @@ def curate(
     run, spans = score_inputs(inputs, output, recipe, settings, watcher, progress)
     for folder, place in pictures.items():
         score_inputs([str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress)
-    funnel = decide_run(run, recipe, settings.device, settings.threads, progress)
+    funnel = decide_run(run, recipe, settings.device, settings.threads, progress, neighbours=neighbours)
     write_run(run, options, progress)
     return run, funnel, spans

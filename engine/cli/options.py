@@ -96,6 +96,15 @@ Threads = Annotated[
     Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 1024))] | None,
     Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores)."),
 ]
+Neighbours = Annotated[
+    str,
+    Parameter(
+        group=MACHINE,
+        metavar="NAME",
+        help="How near-duplicates are searched: tiles, faiss, lists (for a recall below 1), an installed package's "
+        "index, or auto: faiss on a GPU if it is installed, else tiles or lists. Exact ones give equal verdicts.",
+    ),
+]
 
 Inputs = Annotated[
     list[str],

@@ -21,6 +21,7 @@ from danqing.engine.cli.options import (
     LayoutOptions,
     Limit,
     MachineOptions,
+    Neighbours,
     OutputFolder,
     RecipeOptions,
     RunFolder,
@@ -192,6 +193,7 @@ def curate(
     several: SeveralOptions = SeveralOptions(),
     other: ReferenceOptions = ReferenceOptions(),
     shards: ShardOptions = ShardOptions(),
+    neighbours: Neighbours = "auto",
     strict: Strict = False,
     out: OutputOptions = OutputOptions(),
 ) -> int:
@@ -207,6 +209,7 @@ def curate(
         run, funnel, spans = curate(
             inputs, output, recipe.load(), scoring.settings(layout, several, limit), shards.load(),
             other.against, other.exclude_similar_to, other.exclude_within, several.watcher,
+            neighbours=neighbours,
         )  # fmt: skip
     result = {
         **_scored(run, spans),
@@ -314,6 +317,7 @@ def decide(
     *,
     recipe: RecipeOptions = RecipeOptions(),
     machine: MachineOptions = MachineOptions(),
+    neighbours: Neighbours = "auto",
     force: ForceModels = False,
     out: OutputOptions = OutputOptions(),
 ) -> None:
@@ -337,7 +341,7 @@ def decide(
     else:
         chosen = recipe_from_dict(own, "run.json", recipe.settings, known_columns(), model_roles())
     with out.progress(machine.note):
-        funnel = decide_run(opened, chosen, machine.chosen, machine.threads, force=force)
+        funnel = decide_run(opened, chosen, machine.chosen, machine.threads, force=force, neighbours=neighbours)
     notes = run_notes(opened, funnel)
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}, notes):
         return
@@ -389,6 +393,7 @@ def merge(
     output: OutputFolder,
     shards: ShardOptions = ShardOptions(),
     machine: MachineOptions = MachineOptions(),
+    neighbours: Neighbours = "auto",
     strict: Strict = False,
     out: OutputOptions = OutputOptions(),
 ) -> int:
@@ -404,7 +409,7 @@ def merge(
 
     options = shards.load()  # wrong ones are refused before the runs are compared
     with out.progress(machine.note):
-        run, funnel = merge_runs(runs, output, machine.chosen, machine.threads)
+        run, funnel = merge_runs(runs, output, machine.chosen, machine.threads, neighbours=neighbours)
         kept = write_run(run, options)
     damage = read_damage(run.folder)
     result = {"folder": run.folder, "kept": kept, "funnel": funnel.to_dict(), **_written(run.folder, shards)}

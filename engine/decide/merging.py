@@ -22,6 +22,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.contents import is_complete, merged_state
+from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.scores import Scores, connect_near_rows, read_scores
 from danqing.engine.decide.uids import numbers_of
@@ -36,7 +37,11 @@ NAME, STEP = "cross_batch_redundancy", "cross-batch redundancy"
 
 
 def merge(
-    folders: Sequence[Path], output: Path, device: Device, progress: Progress | None = None
+    folders: Sequence[Path],
+    output: Path,
+    device: Device,
+    progress: Progress | None = None,
+    neighbours: str = AUTO,
 ) -> tuple[Run, Funnel]:
     """Makes the output folder the run of all the runs' rows, with verdicts and funnel, unless it is that already.
 
@@ -45,6 +50,7 @@ def merge(
         output: the merged run's folder.
         device: searches for near-duplicates.
         progress: counts comparisons.
+        neighbours: index of the search for near rows, or `auto` (`choose_index`).
 
     Returns:
         The merged run, and its funnel.
@@ -71,6 +77,7 @@ def merge(
         if isinstance(sought, Redundancy) and sought.compares_captions
     }
     scores = read_scores(run, replace(recipe, criteria=(*captions.values(), criterion)))
+    scores.neighbours = neighbours
     verdicts = _verdicts_of(runs, recipe, scores)
     last = len(recipe.criteria) - 1
     redundant = verdicts.dropped_by == last
@@ -81,7 +88,7 @@ def merge(
         verdicts.enter(position, alive, scores.judge(sought, alive, device, progress))
     rows = np.flatnonzero(alive)
     earlier = _chains(output, rows) if before and before == merged[: len(before)] else None
-    components = connect_near_rows(scores.features_of(rows, device), criterion, progress, earlier)
+    components = connect_near_rows(scores.features_of(rows, device), criterion, progress, earlier, neighbours)
     with commit(output / "chains.npy") as file:
         np.save(file, np.stack([rows, components.first]))
     own = output / "run.json"

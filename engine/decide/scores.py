@@ -19,7 +19,7 @@ from danqing.engine.core.progress import Progress
 from danqing.engine.decide.dedup import fingerprints, groups
 from danqing.engine.decide.dedup.captions import SimilarTexts, nearest_texts
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.neighbours import nearest_rows
+from danqing.engine.decide.dedup.index import AUTO, INDEXES, choose_index
 from danqing.engine.decide.feature_files import map_run
 from danqing.engine.decide.uids import numbers_of
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion
@@ -44,6 +44,7 @@ class Scores:
         judged: name of a criterion that judges rows alone → its `Judgement`, if it was made when the shards were read,
             so that its columns need not stay in memory.
         later: the recipe's criteria after the one that judges now.
+        neighbours: index of the searches for near rows, or `auto` (`choose_index`).
     """
 
     uid: np.ndarray
@@ -55,6 +56,7 @@ class Scores:
     shard_rows: list[int]
     judged: Mapping[str, Judgement] = field(default_factory=dict)
     later: Sequence[Criterion] = ()
+    neighbours: str = AUTO
 
     def __getitem__(self, column: str) -> np.ndarray:
         """float64 (rows,): the column's numbers, NaN where there is none."""
@@ -123,7 +125,7 @@ class Scores:
         """Groups the near-duplicates among some rows; of each group, at most `keep_at_most` rows pass."""
         if criterion.column != FEATURES:
             return self._group_values(criterion, rows, device, progress)
-        components = connect_near_rows(self.features_of(rows, device), criterion, progress)
+        components = connect_near_rows(self.features_of(rows, device), criterion, progress, index=self.neighbours)
         return self.group_components(criterion, rows, components, progress)
 
     def group_components(
@@ -132,11 +134,12 @@ class Scores:
         """Groups rows whose components are known; of each group, at most `keep_at_most` rows pass."""
         features = components.features
         choose = self._choice(criterion, rows, features.device, features)
+        exact = choose_index(self.neighbours, features.device.kind)
         found = groups.near_groups(
-            features, criterion.within, choose, criterion.max_diameter, progress, components.first
+            features, criterion.within, choose, criterion.max_diameter, progress, components.first, exact
         )
         passes = groups.passing(found[1], choose, criterion.keep_at_most)
-        return replace(self._outcome(rows, *found, passes), recall=components.recall)
+        return replace(self._outcome(rows, *found, passes), recall=components.recall, index=components.index)
 
     def _group_values(
         self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None = None
@@ -203,10 +206,11 @@ class Scores:
     ) -> Outcome:
         """Drops the rows that are near a row of another run."""
         there, wanted = read_reference(Path(criterion.folder), criterion)
-        uid = there.uid[wanted]
+        uid, index = there.uid[wanted], ""
         if criterion.column == FEATURES:
             features = self.features_of(rows, device), there.features_of(wanted, device)
-            nearest, distance = nearest_rows(*features, criterion.within, progress)
+            index = choose_index(self.neighbours, device.kind)
+            nearest, distance = INDEXES[index]().nearest(*features, criterion.within, progress)
         else:
             ours, theirs = self.columns[criterion.column], there.columns[criterion.column]
             encoded = _encode(pa.chunked_array([*theirs.chunks, *ours.chunks], ours.type))
@@ -221,6 +225,7 @@ class Scores:
             duplicates=rows[drops],
             kept_instead=uid[nearest[drops]],
             distance=distance[drops],
+            index=index,
         )
 
 
@@ -257,16 +262,22 @@ class NearComponents:
     Attributes:
         features: of the rows.
         first: int64 (rows,), the smallest row of each one's component.
+        index: name of the index that found them.
         recall: measured, if the search may miss pairs.
     """
 
     features: Features
     first: np.ndarray
+    index: str
     recall: Recall | None = None
 
 
 def connect_near_rows(
-    features: Features, criterion: Redundancy, progress: Progress | None = None, earlier: np.ndarray | None = None
+    features: Features,
+    criterion: Redundancy,
+    progress: Progress | None = None,
+    earlier: np.ndarray | None = None,
+    index: str = AUTO,
 ) -> NearComponents:
     """Finds the connected components of rows, where near pairs are connected.
 
@@ -275,12 +286,13 @@ def connect_near_rows(
         criterion: its distance and the recall it asks for.
         progress: counts comparisons.
         earlier: int64, `first` of the first rows, which are not compared with each other again.
+        index: see `choose_index`.
     """
+    index, search = choose_index(index, features.device.kind, criterion.recall), (progress, earlier)
     if criterion.recall == 1:
-        return NearComponents(features, groups.near_components(features, criterion.within, progress, earlier))
-    return NearComponents(
-        features, *groups.likely_components(features, criterion.within, criterion.recall, progress, earlier)
-    )
+        return NearComponents(features, groups.near_components(features, criterion.within, *search, index), index)
+    first, recall = groups.likely_components(features, criterion.within, criterion.recall, *search, index)
+    return NearComponents(features, first, index, recall)
 
 
 def read_scores(run: Run, recipe: Recipe) -> Scores:

@@ -20,6 +20,7 @@ from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.contents import is_complete, scores_hash
+from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.models import check_models
 from danqing.engine.decide.patterns import check_patterns
@@ -42,6 +43,7 @@ class Verdicts:
         kept_instead: uint64 (rows, 2), uid of the row that was kept instead, where there is a distance.
         distance: float64 (rows,), distance to that row, or NaN.
         recall: position → measured recall of a criterion whose search may miss pairs.
+        indexes: position → index of a criterion that searched the features.
     """
 
     dropped_by: np.ndarray
@@ -49,6 +51,7 @@ class Verdicts:
     kept_instead: np.ndarray
     distance: np.ndarray
     recall: dict[int, Recall] = field(default_factory=dict)
+    indexes: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def none(cls, rows: int) -> Verdicts:
@@ -70,10 +73,19 @@ class Verdicts:
         self.distance[outcome.duplicates] = outcome.distance
         if outcome.recall:
             self.recall[position] = outcome.recall
+        if outcome.index:
+            self.indexes[position] = outcome.index
         alive[:] = left
 
 
-def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None = None, force: bool = False) -> Funnel:
+def decide(
+    run: Run,
+    recipe: Recipe,
+    device: Device,
+    progress: Progress | None = None,
+    force: bool = False,
+    neighbours: str = AUTO,
+) -> Funnel:
     """Writes verdicts/NNNNN.parquet for every shard, then funnel.json; does nothing if they are up to date.
 
     Args:
@@ -82,6 +94,7 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
         device: searches for near-duplicates.
         progress: counts comparisons.
         force: decide though the recipe names other models than those that scored.
+        neighbours: index of the searches for near rows, or `auto` (`choose_index`).
 
     Returns:
         The funnel.
@@ -109,7 +122,7 @@ def decide(run: Run, recipe: Recipe, device: Device, progress: Progress | None =
         log.info("%s", line)
         if progress:
             progress.say(line)
-    scores = read_scores(run, recipe)
+    scores = replace(read_scores(run, recipe), neighbours=neighbours)
     verdicts = walk(scores, recipe, device, progress)
     funnel = record(run, recipe, scores, verdicts, decision)
     log.info("decided with recipe %s (%s): %d of %d kept", recipe.name, recipe.hash, funnel.kept, funnel.collected)
@@ -163,12 +176,15 @@ def walk(scores: Scores, recipe: Recipe, device: Device, progress: Progress | No
 
 def record(run: Run, recipe: Recipe, scores: Scores, verdicts: Verdicts, decision: dict[str, Any]) -> Funnel:
     """Writes the verdicts and the funnel, then notes the decision in the manifest."""
-    for phase in ("decided", "written"):
+    for phase in ("decided", "written", "neighbours"):
         run.manifest.pop(phase, None)  # the run has no verdicts until the last file is written
     run.save()
     _write(run, recipe, scores, verdicts)
     funnel = Funnel.count(recipe, verdicts.dropped_by, verdicts.recall)
     write_json(run.folder / "funnel.json", funnel.to_dict())
+    if verdicts.indexes:  # not part of the decision: verdicts do not depend on the index
+        names = {recipe.criteria[position].name: index for position, index in verdicts.indexes.items()}
+        run.manifest["neighbours"] = names
     run.note("decided", **decision)
     return funnel
 

@@ -42,6 +42,7 @@ class Outcome:
         kept_instead: of each duplicate, the uid of that row, uint64 (n, 2): its upper and lower half.
         distance: of each duplicate, the distance to that row, float64.
         recall: of a near-duplicate search that may miss pairs.
+        index: name of the index that searched the features, if one did.
     """
 
     passed: np.ndarray
@@ -51,3 +52,4 @@ class Outcome:
     kept_instead: np.ndarray = field(default_factory=_no_uids)
     distance: np.ndarray = field(default_factory=_none)
     recall: Recall | None = None
+    index: str = ""

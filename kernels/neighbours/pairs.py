@@ -117,6 +117,23 @@ def _join(a, b, min_cosine, features, parent):
 
 
 @kernel
+def join_found(first, last, step, products, found, bound, min_cosine, asked, features, parent):
+    """Unites rows with those that a library found for them, if their cosine is above `min_cosine`, one pair at a time.
+
+    Args:
+        products: float32 (n, k), approximate cosines, too low by at most `min_cosine - bound`.
+        found: int64 (n, k), the row that each one belongs to; any number where the product is not above `bound`.
+        bound, min_cosine, features, parent: see `join_near`.
+        asked: int64 (n,), the rows that were asked for.
+    """
+    width = found.shape[1]
+    for pair in range(first, last, step):
+        i, place = pair // width, pair % width
+        if products[i, place] > bound:
+            _join(asked[i], found[i, place], min_cosine, features, parent)
+
+
+@kernel
 def find_nearest(first, last, step, tile, bound, left, right, min_cosine, features, others, cosine, nearest):
     """Finds each row's nearest of `others`: that with the greatest cosine above `min_cosine`, the first of equal ones.
 
@@ -162,6 +179,25 @@ def _find_nearest(tile, bound, left, right, min_cosine, features, others, cosine
         half //= 2
     if lane == 0 and best_row[0] >= 0 and (nearest[a] < 0 or best[0] > cosine[a]):
         cosine[a], nearest[a] = best[0], best_row[0]
+
+
+@kernel
+def choose_nearest(first, last, step, products, found, bound, min_cosine, asked, features, others, cosine, nearest):
+    """Does what `find_nearest` does with rows that a library found.
+
+    Args:
+        products, found, bound, asked: see `join_found`; `found` numbers rows of `others`.
+        min_cosine, features, others, cosine, nearest: see `find_nearest`.
+    """
+    for i in range(first, last, step):
+        a = asked[i]
+        for place in range(found.shape[1]):
+            if products[i, place] > bound:
+                b = found[i, place]
+                near = _cosine(features, a, others, b)
+                first_of_equal = near == cosine[a] and b < nearest[a]
+                if near > min_cosine and (nearest[a] < 0 or near > cosine[a] or first_of_equal):
+                    cosine[a], nearest[a] = near, b
 
 
 @kernel

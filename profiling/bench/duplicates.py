@@ -3,11 +3,13 @@
     pip install faiss-cpu scipy
     python -m danqing.profiling.bench.duplicates --rows 50000,200000 --features features.npy
     python -m danqing.profiling.bench.duplicates --growth --rows 10000,30000,100000,300000,1000000
+    python -m danqing.profiling.bench.duplicates --growth --rows 300000 --dimension 64    # equality of the indexes
 
 30 % of the rows are in groups of 2 to 50 within the threshold of a common centre; the others are isotropic noise, the
 hardest case, or with `--features` real features. Every method is a process that loads the features and labels every
 row; `MiB` is its peak beside them. `edges` is the share of the true pairs (exact float64 cosines) whose two rows have
-one label. With `--growth` only our two searches run, without true pairs.
+one label. With `--growth` only our searches run, without true pairs; `same` is the share of the rows whose group is
+that of the exact search by tiles.
 """
 
 from __future__ import annotations
@@ -107,11 +109,11 @@ def near_pairs(features: np.ndarray, within: float, kind: Any = np.float32) -> t
 # ── methods: features → labels, and the recall that the search itself measured ──
 
 
-def ours(features: np.ndarray, recall: float = 1.0) -> tuple[np.ndarray, str]:
+def ours(features: np.ndarray, index: str, recall: float = 1.0) -> tuple[np.ndarray, str]:
     with open_device() as device:
         if recall == 1:
-            return near_components(Features(device, [features]), WITHIN), ""
-        labels, measured = likely_components(Features(device, [features]), WITHIN, recall)
+            return near_components(Features(device, [features]), WITHIN, index=index), ""
+        labels, measured = likely_components(Features(device, [features]), WITHIN, recall, index=index)
         return labels, f"measured recall: {measured}"
 
 
@@ -146,9 +148,12 @@ def semdedup(features: np.ndarray) -> tuple[np.ndarray, str]:
     return linked(len(vectors), np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])), ""
 
 
+EXACT = "ours, exact"
 METHODS: dict[str, tuple[Callable[[np.ndarray], tuple[np.ndarray, str]], int]] = {
-    "ours, exact": (ours, 300_000),
-    f"ours, recall {RECALL}": (partial(ours, recall=RECALL), 1 << 40),
+    EXACT: (partial(ours, index="tiles"), 300_000),
+    "ours, exact, index faiss": (partial(ours, index="faiss"), 300_000),
+    f"ours, recall {RECALL}": (partial(ours, index="lists", recall=RECALL), 1 << 40),
+    f"ours, recall {RECALL}, index faiss": (partial(ours, index="faiss", recall=RECALL), 1 << 40),
     "blocked product": (product, 1 << 40),
     "FAISS range_search": (faiss_range, 50_000),
     "k-means + in-cluster (SemDeDup)": (semdedup, 1 << 40),
@@ -176,7 +181,7 @@ def time_method(name: str, folder: Path) -> None:
 
 def measure(rows: int, real: np.ndarray | None, options: Namespace, folder: Path) -> None:
     with open_device() as device:
-        features = planted(device, rows, DIMENSION if real is None else real.shape[1], rows, real)
+        features = planted(device, rows, options.dimension if real is None else real.shape[1], rows, real)
     np.save(folder / "features.npy", features)
     names = [name for name, (_, most) in METHODS.items() if rows <= most and (not options.growth or "ours" in name)]
     cores = sorted(os.sched_getaffinity(0))
@@ -191,6 +196,10 @@ def measure(rows: int, real: np.ndarray | None, options: Namespace, folder: Path
         for name in names:
             labels = np.load(folder / f"{name}.npy")
             notes[name] += f" edges: {(labels[left] == labels[right]).mean():.5f}"
+    elif EXACT in names:
+        exact = np.load(folder / f"{EXACT}.npy")
+        for name in names:
+            notes[name] += f" same: {(np.load(folder / f'{name}.npy') == exact).mean():.5f}"
     title = f"{rows:,} rows, {'noise' if real is None else 'real features'}"
     harness.print_table(title, runs, rows, names[-1] if options.growth else "blocked product", notes)
 
@@ -207,6 +216,7 @@ def main() -> int:
     parser = harness.new_parser(__doc__, rounds=1)
     parser.add_argument("--rows", default="10000,50000", metavar="N,…", help="default: 10000,50000")
     parser.add_argument("--features", type=Path, metavar="FILE.npy", help="real features: float16 (rows, dimension)")
+    parser.add_argument("--dimension", type=int, default=DIMENSION, help=f"of planted features (default: {DIMENSION})")
     parser.add_argument("--growth", action="store_true", help="only our searches, without true pairs")
     options = parser.parse_args()
     if options.one:

@@ -16,10 +16,11 @@ from numba.core.errors import TypingError
 
 from danqing.engine.core.progress import Silent
 from danqing.engine.core.strings import Strings
+from danqing.engine.decide.dedup import faiss_index, groups, lists
 from danqing.engine.decide.dedup import fingerprints as fingerprint_groups
-from danqing.engine.decide.dedup import groups, lists
 from danqing.engine.decide.dedup.captions import SimilarTexts, nearest_texts
 from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.index import INDEXES, choose_index
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.dedup.sample import NeighbourSample
 from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
@@ -82,15 +83,19 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield pixels.compute_statistics, (INTEGERS, sums, histograms, np.empty((1, 3)))
     images, spans, fixed = resample_batches.Images(*[INTEGERS] * 8), np.zeros((2, 2), np.int32), np.zeros(2, np.int32)
     yield resample_batches.resample_lines, (images, spans, fixed, True, np.empty(6, np.uint8))
-    features, vectors, reals = (
+    features, vectors, reals, counts = (
         neighbours.Rows(INTEGERS, np.zeros(2), INTEGERS),
         np.zeros((2, 2), np.float32),
         np.zeros((2, 2)),
+        np.zeros((2, 2), np.int64),
     )
     yield components.find_roots, (INTEGERS, INTEGERS)
     yield neighbours.fill_scales, (features,)
     yield neighbours.unpack, (features, vectors)
     yield neighbours.join_near, (TILE, 0.9, 0.9, INTEGERS, INTEGERS, features, INTEGERS)
+    yield neighbours.join_found, (vectors, counts, 0.9, 0.9, INTEGERS, features, INTEGERS)
+    asked = (vectors, counts, 0.9, 0.9, INTEGERS, features, features, features.scale, INTEGERS)
+    yield neighbours.choose_nearest, asked
     yield neighbours.find_nearest, (TILE, 0.9, INTEGERS, INTEGERS, 0.9, features, features, features.scale, INTEGERS)
     yield neighbours.list_near, (TILE, 0.9, INTEGERS, INTEGERS, 0.9, features, INTEGERS, np.zeros((2, 2), np.int64))
     yield neighbours.count_joined, (INTEGERS, INTEGERS, np.zeros((2, 2), np.int64), INTEGERS, INTEGERS)
@@ -146,6 +151,7 @@ URLS = [
 ]  # fmt: skip
 
 SIMULATED = """
+import sys
 import numpy as np
 from danqing.engine.core.device import open_device
 from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
@@ -160,11 +166,13 @@ from danqing.kernels.text.trie import build
 from danqing.kernels.text.hashes import hash_texts
 from tests.kernels.test_portable import (
     CAPTIONS, DOMAINS, INPUTS, PICTURES, URLS,
-    clean_all, find_groups, find_similar, identify_all, resize_all, tokenize_all,
+    clean_all, find_by_faiss, find_groups, find_similar, identify_all, resize_all, tokenize_all,
 )
 from tests.simulated import simulate_gpu
+from tests import faiss_gpu
 
 simulate_gpu()
+sys.modules["faiss"] = faiss_gpu
 with open_device("cuda") as device:
     rows = Strings.of(CAPTIONS).on(device)
     np.save("measures.npy", device.down(text.measure(device, rows, open_dictionary(), character_classes())))
@@ -176,6 +184,7 @@ with open_device("cuda") as device:
     np.save("statistics.npy", device.down(pixel_statistics(device, list(map(device.up, PICTURES)))))
     assert pixel_statistics(device, []).shape == (0, 3)
     np.save("groups.npy", find_groups(device))
+    np.save("faiss.npy", find_by_faiss(device))
     np.save("hashes.npy", np.array(hash_texts(device, rows).on_host(device).arrow().to_pylist()))
     np.save("similar.npy", find_similar(device))
     np.save("resized.npy", resize_all(device, list(map(device.up, PICTURES))))
@@ -225,6 +234,23 @@ def find_groups(device: Any) -> np.ndarray:
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
     return np.stack([*near, hash_groups, nearest, device.down(likely), np.full(24, found.share)])
+
+
+def find_by_faiss(device: Any) -> np.ndarray:
+    """Searches a few vectors by FAISS, exactly and by lists; returns groups, nearest rows and distances."""
+    vectors = np.random.default_rng(3).normal(size=(8, 5))[np.arange(24) % 8] + 0.02 * np.arange(24)[:, None]
+    features = Features(device, [vectors.astype(np.float16)])
+    index = choose_index("auto" if device.kind == "cuda" else "faiss", device.kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faiss_index, "NEAREST", (2, 3))
+        patch.setattr(faiss_index, "MIN_ROWS_FOR_LISTS", 0)
+        group = groups.near_components(features, 0.01, earlier=np.arange(3), index=index)
+        likely, measured = groups.likely_components(features, 0.01, 0.9, index=index)
+        halves = features.take(np.arange(12)), features.take(np.arange(12, 24))
+        nearest, distance = INDEXES[index]().nearest(*halves, 0.1)
+    assert measured is not None and measured.share >= 0.9 and len(set(group.tolist())) < 20
+    assert (group[likely] == group).all()
+    return np.stack([group, np.concatenate([nearest, np.nan_to_num(distance, nan=-1)])])
 
 
 def find_similar(device: Any) -> np.ndarray:
@@ -298,6 +324,7 @@ def test_results_in_the_cuda_simulator_equal_the_cpus(tmp_path: Any, device: Any
     assert (np.load(tmp_path / "weights.npy") == weights).all()
     assert np.load(tmp_path / "blocked.npy").tolist() == [1, 1, 1, 0, 0, 1, 0, 0]
     np.testing.assert_allclose(np.load(tmp_path / "groups.npy"), find_groups(device), atol=1e-9)
+    np.testing.assert_allclose(np.load(tmp_path / "faiss.npy"), find_by_faiss(device), atol=1e-9)
     assert np.load(tmp_path / "hashes.npy").tolist() == hashes.hash_texts(device, rows).arrow().to_pylist()
     assert (np.load(tmp_path / "similar.npy") == find_similar(device)).all()
     host_copies = [np.ascontiguousarray(picture) for picture in (PICTURES[4][:, 3:60], PICTURES[5][::-2])]

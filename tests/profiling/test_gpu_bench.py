@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from danqing.profiling.bench.gpu import columns
 from danqing.profiling.bench.gpu.__main__ import figures
 from danqing.profiling.bench.gpu.material import SMALL, Job, export_tower
 
@@ -40,7 +41,16 @@ def test_kernels_agree_with_themselves(job: Job) -> None:
 def test_neighbours_are_found(job: Job) -> None:
     found = measured("neighbours", job)
     assert 1_400 < float(found["groups found"]) < 1_500  # 30 % of 2,000 rows in groups of 26 rows on average
+    differing = {name: value for name, value in found.items() if "another group" in name}
+    assert len(differing) == 3 and set(differing.values()) == {0}
     assert min(rates(found)) > 0
+
+
+def test_few_of_many_rows_are_compared(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "ALL_ROWS", 1_000)
+    monkeypatch.setattr(columns, "NEW_ROWS", 20)
+    found = measured("neighbours", job)
+    assert float(found["groups found"]) > 1_500 and "rows in another group than by tiles, faiss" in found
 
 
 @pytest.mark.parametrize("step", ["pictures", "tables"])

@@ -29,6 +29,7 @@ def near_groups(
     max_diameter: float | None,
     progress: Progress | None = None,
     found: np.ndarray | None = None,
+    index: str = "tiles",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Forms groups of rows that are connected by pairs below a cosine distance, each with a representative.
 
@@ -40,13 +41,14 @@ def near_groups(
             themselves; None: no limit.
         progress: receives the number of comparisons.
         found: the `near_components` of the rows, if they are known.
+        index: as in `near_components`.
 
     Returns:
         Three arrays (rows,) on the host: the smallest row of the group, int64; the representative, int64 (the row
         itself if it is in no group); and the cosine distance to the representative, float64.
     """
     device, rows = features.device, np.arange(len(features))
-    group = near_components(features, within, progress) if found is None else found.copy()
+    group = near_components(features, within, progress, index=index) if found is None else found.copy()
     representative, distance = rows.copy(), np.zeros(len(rows))
     while len(rows):
         representative[rows] = representatives(group[rows], rows, choose)
@@ -57,7 +59,7 @@ def near_groups(
         distance[rows] = np.where(representative[rows] == rows, 0, device.down(gap))
         rows = rows[distance[rows] > (np.inf if max_diameter is None else max_diameter)]
         if len(rows):
-            group[rows] = rows[near_components(features.take(rows), within, progress)]
+            group[rows] = rows[near_components(features.take(rows), within, progress, index=index)]
     return group, representative, distance
 
 

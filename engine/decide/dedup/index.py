@@ -5,12 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
+
+from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.lists import join_likely
-from danqing.engine.decide.dedup.neighbours import join_neighbours
+from danqing.engine.decide.dedup.neighbours import join_neighbours, nearest_rows
 from danqing.engine.recipe.outcome import Recall
+
+AUTO = "auto"
+"""Instead of the name of an index: one that suits the device and the recall (`choose_index`)."""
 
 
 class Index(ABC):
@@ -25,6 +31,11 @@ class Index(ABC):
 
     def __init__(self, recall: float = 1.0) -> None:
         self.recall = recall
+
+    @classmethod
+    def missing(cls, kind: str) -> str:
+        """Returns what to install before the index can be used on a kind of device; empty if nothing is missing."""
+        return ""
 
     @abstractmethod
     def join(
@@ -43,6 +54,12 @@ class Index(ABC):
         Returns:
             The measured recall; None if all near pairs were found.
         """
+
+    def nearest(
+        self, features: Features, others: Features, within: float, progress: Progress | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the nearest row of `others` for each row, exactly; see `nearest_rows`."""
+        return nearest_rows(features, others, within, progress)
 
 
 class Tiles(Index):
@@ -68,5 +85,28 @@ INDEXES: Registry[type[Index]] = Registry(
     {
         "tiles": "danqing.engine.decide.dedup.index:Tiles",
         "lists": "danqing.engine.decide.dedup.index:InvertedFileIndex",
+        "faiss": "danqing.engine.decide.dedup.faiss_index:FaissIndex",
     },
 )
+
+
+def choose_index(name: str, kind: str, recall: float = 1.0) -> str:
+    """Returns the name of the index of a search.
+
+    Args:
+        name: an index; or `auto`: `faiss` on a GPU if it is installed, else `lists`. `lists` finds all pairs as `tiles`
+            does.
+        kind: of the device, `cpu` or `cuda`.
+        recall: least share of the near pairs that must be found.
+
+    Raises:
+        DanqingError: there is no such index, or its library is not installed.
+
+    >>> choose_index("auto", "cpu"), choose_index("auto", "cpu", 0.99), choose_index("tiles", "cpu", 0.99)
+    ('tiles', 'lists', 'tiles')
+    """
+    if name == AUTO:
+        name = "faiss" if kind == "cuda" and not INDEXES["faiss"].missing(kind) else "lists"
+    elif missing := INDEXES.named(name).missing(kind):
+        raise DanqingError(f"--neighbours {name}: {missing}")
+    return "tiles" if name == "lists" and recall == 1 else name

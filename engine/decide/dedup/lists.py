@@ -18,7 +18,7 @@ from danqing.engine.core.progress import Progress, Silent
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.neighbours import Joining, join_neighbours, split_range
-from danqing.engine.decide.dedup.sample import HELD_OUT_ROWS, STOPPING_ROWS, NeighbourSample
+from danqing.engine.decide.dedup.sample import HELD_OUT_ROWS, NeighbourSample
 from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.lists import average_lists, rank_lists
 
@@ -46,27 +46,17 @@ def join_likely(
     progress = progress or Silent()
     sample = NeighbourSample(features, within, progress)
     exact = len(features) < features.products.exact_rows
-    if exact or not _joined_by_lists(features, within, recall, parent, known, sample, progress):
+    if exact or not sample.satisfied(recall, parent, _rounds(features, within, parent, known, progress)):
         join_neighbours(features, within, parent, known, progress)
     return sample.recall(parent, HELD_OUT_ROWS)
 
 
-def _joined_by_lists(
-    features: Features,
-    within: float,
-    recall: float,
-    parent: Any,
-    known: int,
-    sample: NeighbourSample,
-    progress: Progress,
-) -> bool:
-    """Searches the lists until the recall is reached; returns whether it was."""
+def _rounds(features: Features, within: float, parent: Any, known: int, progress: Progress) -> Iterator[None]:
+    """Compares the rows with the lists of their nearest centres, one list in each step."""
     lists = InvertedFile(features, within, known)
     for rank in range(DEPTH):
         lists.join(rank, parent, progress)
-        if sample.recall(parent, STOPPING_ROWS).pairs and sample.assures(recall, parent, STOPPING_ROWS):
-            return True
-    return not sample.recall(parent, STOPPING_ROWS).pairs
+        yield
 
 
 Piece = tuple[bool, int, int]
@@ -97,7 +87,7 @@ class InvertedFile:
 
     def __init__(self, features: Features, within: float, known: int) -> None:
         self.features, self.within, self.known = features, within, known
-        self.count = min(1 << round(np.log2(16 * len(features)) / 2), MAX_LISTS)
+        self.count = list_count(len(features))
         # Pairs within a list are one in `count` of all pairs, but nearly all near pairs. Choosing lists needs less.
         self.fold, self.coarse_fold = (Folding.fit(features, 1 - within, crowding) for crowding in (self.count, 1))
         self.products = features.products
@@ -155,6 +145,15 @@ class InvertedFile:
         counts, known = (xp.bincount(part, minlength=self.count) for part in (lists, lists[: self.known]))
         begins = xp.cumsum(counts) - counts
         return SortedRows(xp.argsort(lists, kind="stable"), begins, begins + known, begins + counts)
+
+
+def list_count(rows: int) -> int:
+    """Number of lists for some rows: about 4 √rows, a power of 2, at most `MAX_LISTS`.
+
+    >>> [list_count(rows) for rows in (9_000, 1_000_000, 1_000_000_000)]
+    [512, 4096, 65536]
+    """
+    return min(1 << round(np.log2(16 * rows) / 2), MAX_LISTS)
 
 
 def _to_compare(members: SortedRows, visitors: SortedRows, tile: int) -> Iterator[Pair]:

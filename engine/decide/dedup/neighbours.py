@@ -7,6 +7,7 @@ is stored, and the result does not depend on the tiles or threads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,21 +65,53 @@ def nearest_rows(
         The nearest of the others, int64 (rows,), -1 if there is none; and its cosine distance, float64 (rows,), NaN if
         there is none. Both on the host.
     """
+    device, xp, bound = features.device, features.device.xp, 1 - within - features.products.slack
+    rows, nearest, cosine = xp.arange(len(features)), xp.full(len(features), -1), xp.full(len(features), np.nan)
+    found = (1 - within, features.rows, others.rows, cosine, nearest)
+    for left, right, product in multiply_tiles(features, others, within, progress):
+        find_nearest.launch(device, len(product), product, bound, rows[left], right, *found)
+    return device.down(nearest), device.down(1 - cosine)
+
+
+def join_rows(features: Features, rows: Any, within: float, parent: Any, progress: Progress | None = None) -> None:
+    """Unites the groups of some rows and of all rows whose cosine distance to them is below `within`.
+
+    Args:
+        rows: int64 (n,), on the device.
+
+    For the other arguments see `join_neighbours`.
+    """
+    bound = 1 - within - features.products.slack
+    for left, right, product in multiply_tiles(features.take(rows), features, within, progress):
+        pairs = (product, bound, 1 - within, rows[left], right)
+        join_near.launch(features.device, len(product), *pairs, features.rows, parent)
+
+
+def multiply_tiles(
+    features: Features, others: Features, within: float, progress: Progress | None = None
+) -> Iterator[tuple[slice, Any, Any]]:
+    """Multiplies the folded vectors of all rows of two tables, tile by tile.
+
+    Args:
+        features, others: the tables, of the same dimension.
+        within: cosine distance of the pairs that are looked for.
+        progress: receives the number of comparisons.
+
+    Yields:
+        A range of rows of `features`; row numbers in `others`, int64 (right,); and the products, (left, right), valid
+        until the next step.
+    """
     progress, xp = progress or Silent(), features.device.xp
     progress.expect(len(features) * len(others), 1)
-    nearest, cosine = xp.full(len(features), -1), xp.full(len(features), np.nan)
     products, fold, tile = features.products, Folding.fit(others, 1 - within), Tile(features)
-    found = (1 - within, features.rows, others.rows, cosine, nearest)
     for begin, end in split_range(0, len(features), products.block):
         block = fold(features.take(slice(begin, end)))
         for start, stop in split_range(0, len(others), products.tile):
             right = fold(others.take(slice(start, stop)))
             for top, bottom in split_range(begin, end, products.tile):
                 product = tile.product(block[top - begin : bottom - begin], right)
-                pairs = (product, 1 - within - products.slack, xp.arange(top, bottom), xp.arange(start, stop))
-                find_nearest.launch(features.device, bottom - top, *pairs, *found)
+                yield slice(top, bottom), xp.arange(start, stop), product
                 progress.advance(product.size)
-    return features.device.down(nearest), features.device.down(1 - cosine)
 
 
 def split_range(first: int, last: int, size: int) -> list[tuple[int, int]]:

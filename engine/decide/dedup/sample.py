@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from danqing.engine.core.progress import Progress, Silent
+from danqing.engine.core.progress import Progress
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.folding import Folding
-from danqing.engine.decide.dedup.neighbours import Tile, split_range
+from danqing.engine.decide.dedup.neighbours import multiply_tiles
 from danqing.engine.recipe.outcome import Recall
 from danqing.kernels.neighbours.pairs import count_joined, list_near
 
@@ -36,22 +36,13 @@ class NeighbourSample:
     """
 
     def __init__(self, features: Features, within: float, progress: Progress | None = None) -> None:
-        xp, progress, count = features.device.xp, progress or Silent(), min(RECALL_SAMPLE_ROWS, len(features))
-        progress.expect(count * len(features), 1)
-        self.device, products = features.device, features.products
+        xp, count = features.device.xp, min(RECALL_SAMPLE_ROWS, len(features))
+        self.device, bound = features.device, 1 - within - features.products.slack
         self.rows = self.device.up(np.linspace(0, len(features), count, endpoint=False).astype(np.int64))
         self.counts, self.near = xp.zeros(count, np.int64), xp.empty((count, MAX_NEIGHBOURS), np.int64)
-        fold, tile = Folding.fit(features, 1 - within), Tile(features)
-        left = fold(features.take(self.rows))
-        for start, stop in split_range(0, len(features), products.tile):
-            right = fold(features.take(slice(start, stop)))
-            for top, bottom in split_range(0, count, products.tile):
-                part = slice(top, bottom)
-                bound = 1 - within - products.slack
-                pairs = (tile.product(left[part], right), bound, self.rows[part], xp.arange(start, stop))
-                found = (1 - within, features.rows, self.counts[part], self.near[part])
-                list_near.launch(self.device, bottom - top, *pairs, *found)
-            progress.advance(count * (stop - start))
+        for left, right, product in multiply_tiles(features.take(self.rows), features, within, progress):
+            pairs = (product, bound, self.rows[left], right, 1 - within, features.rows)
+            list_near.launch(self.device, len(product), *pairs, self.counts[left], self.near[left])
 
     def recall(self, parent: Any, part: slice = slice(None)) -> Recall:
         """Measures which share of the pairs of neighbours is in one group.
@@ -74,6 +65,21 @@ class NeighbourSample:
         missed = (self.counts - self._joined(parent))[part].astype(np.float64)
         allowed = (1 - recall) * float(self.counts[part].sum())
         return float(missed.sum()) + 2 * float((missed**2).sum()) ** 0.5 <= allowed
+
+    def satisfied(self, recall: float, parent: Any, rounds: Iterable[Any]) -> bool:
+        """Runs the rounds of a search until `STOPPING_ROWS` assure the recall.
+
+        Args:
+            recall, parent: as in `assures`.
+            rounds: each step is a round, which unites rows in `parent`.
+
+        Returns:
+            Whether the recall is assured, or there are no pairs to measure it by.
+        """
+        for _ in rounds:
+            if self.recall(parent, STOPPING_ROWS).pairs and self.assures(recall, parent, STOPPING_ROWS):
+                return True
+        return not self.recall(parent, STOPPING_ROWS).pairs
 
     def _joined(self, parent: Any) -> Any:
         joined = self.device.xp.empty_like(self.counts)

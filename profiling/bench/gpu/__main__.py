@@ -4,7 +4,7 @@
     python -m danqing.profiling.bench.gpu --device cuda networks pictures   # these steps
     python -m danqing.profiling.bench.gpu --device cpu --minutes 2   # tries the steps without a GPU, at small sizes
 
-Steps: kernels (parity with the CPU, captions a second), neighbours (near-duplicates beside FAISS), pictures (decode,
+Steps: kernels (parity with the CPU, captions a second), neighbours (near-duplicates by every index), pictures (decode,
 resize), networks (an image tower of random weights in every runtime that is installed), end-to-end (shards to scores),
 tables (SELECT, captions of a cuDF column). Each is a process; if one fails or runs out of time, the others still run,
 and the exit status is 1. The tower is exported in the background while the first steps run.
@@ -38,7 +38,7 @@ PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tensorrt-cu13", "torch", "nvidia-
 TOWER = "tower"
 STEPS = {
     "kernels": ("columns:measure_kernels", 100),
-    "neighbours": ("columns:measure_neighbours", 60),
+    "neighbours": ("columns:measure_neighbours", 120),
     "pictures": ("pictures:measure", 60),
     "networks": ("tower:measure_networks", 180),
     "end-to-end": ("tower:measure_end_to_end", 180),

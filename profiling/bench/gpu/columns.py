@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +17,10 @@ from danqing.engine.core import libcudf
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.strings import Strings, TextColumn
 from danqing.engine.decide.dedup.features import Features
-from danqing.engine.decide.dedup.groups import near_components
+from danqing.engine.decide.dedup.folding import Folding
+from danqing.engine.decide.dedup.groups import likely_components, near_components
+from danqing.engine.decide.dedup.index import INDEXES
+from danqing.engine.decide.dedup.neighbours import Tile
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.select.frames import measures_of
@@ -28,12 +30,12 @@ from danqing.engine.stages.decode import open_decoder
 from danqing.engine.stages.dictionary import cleaning_tables
 from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.kernels.text.cleaning import clean
-from danqing.profiling.bench.duplicates import DIMENSION, WITHIN, planted
+from danqing.profiling.bench.duplicates import DIMENSION, RECALL, WITHIN, planted
 from danqing.profiling.bench.gpu.material import Figure, Job, captions, demo_photographs, rate
 from danqing.profiling.bench.harness import SEED
 from danqing.trt_models.model_set import ModelSet
 
-NEAREST, QUERIES, UPLOADED, WARM_UP_ROWS = 64, 16_384, 100_000, 64
+UPLOADED, WARM_UP_ROWS, ALL_ROWS, NEW_ROWS = 100_000, 64, 2_000_000, 1 << 18
 BATCH_CAPTIONS = 16_384
 """About the captions of a batch on a GPU."""
 BAR = "≥ 90,000: NeMo Curator's semantic deduplication, a GPU of eight H100s"
@@ -94,45 +96,52 @@ def _classes(lines: list[str], device: Device) -> Any:
 
 
 def measure_neighbours(job: Job) -> Iterator[Figure]:
-    """Yields figures of near-duplicate search over vectors that are already on the device, and of FAISS."""
+    """Yields figures of every index of near-duplicates, over vectors that are already on the device.
+
+    Of more than `ALL_ROWS` rows, the exact indexes compare the last `NEW_ROWS` with all; the rate of all is computed.
+    """
     with open_device(job.device) as device:
-        vectors = planted(device, job.rows, DIMENSION, SEED)
-        near_components(Features(device, [vectors[:9000]]), WITHIN)  # compiles the kernels
-        started = time.perf_counter()
-        labels = near_components(Features(device, [vectors]), WITHIN)
-        seconds = time.perf_counter() - started
-        groups, uploaded = len(np.unique(labels)), min(job.rows, UPLOADED)
+        features = Features(device, [planted(device, job.rows, DIMENSION, SEED)])
+        known = max(job.rows - NEW_ROWS, 0) if job.rows > ALL_ROWS else 0
+        pairs, compared = (n * (n - 1) / 2 for n in (job.rows, known))
+        compared = pairs - compared
+        floor = pairs / _product_rate(features)
+        yield Figure("products of all pairs alone", job.rows / floor, "rows/s")
+        # Tiles compare each pair once, FAISS asks for each row among all.
+        whole = {"tiles": pairs / compared, "faiss": job.rows / (job.rows - known)}
+        indexes = [index for index in whole if not INDEXES[index].missing(device.kind)]
+        first: np.ndarray | None = None
+        for index in indexes:
+            near_components(features.take(slice(0, 9000)), WITHIN, index=index)  # compiles the kernels
+            started = time.perf_counter()
+            labels = near_components(features, WITHIN, earlier=np.arange(known), index=index)
+            seconds = (time.perf_counter() - started) * whole[index]
+            yield Figure(f"exact groups of {job.rows:,} × {DIMENSION}, {index}", job.rows / seconds, "rows/s", BAR)
+            yield Figure(f"products alone ÷ {index}", floor / seconds)
+            if first is None:
+                first = labels
+                yield Figure("groups found", len(np.unique(labels)))
+            yield Figure(f"rows in another group than by tiles, {index}", int((labels != first).sum()), "rows")
+        if "faiss" in indexes:
+            started = time.perf_counter()
+            labels, recall = likely_components(features, WITHIN, RECALL, index="faiss")
+            name = f"groups with a recall of {RECALL}, faiss"
+            yield Figure(name, job.rows / (time.perf_counter() - started), "rows/s", BAR)
+            yield Figure(f"{name}: measured", "all pairs were compared" if recall is None else str(recall))
+            if not known:
+                yield Figure(f"{name}: rows in another group", int((labels != first).sum()), "rows")
+        uploaded = min(job.rows, UPLOADED)
         started = time.perf_counter()
         device.up(np.zeros((uploaded, DIMENSION), np.float16))
         device.wait()
-        upload = time.perf_counter() - started
-        yield Figure(f"exact groups of {job.rows:,} × {DIMENSION}, tiles", job.rows / seconds, "rows/s", BAR)
-        yield Figure("groups found", groups)
-        yield Figure("upload of the vectors", uploaded / upload, "rows/s")
-        with suppress(ImportError):
-            name = f"FAISS flat, the {NEAREST} nearest of {min(QUERIES, job.rows):,} rows"
-            yield Figure(name, _faiss_rate(device, vectors), "rows/s", BAR)
+        yield Figure("upload of the vectors", uploaded / (time.perf_counter() - started), "rows/s")
 
 
-def _faiss_rate(device: Device, vectors: Any) -> float:
-    """Rows a second for which FAISS finds the nearest neighbours among all; on a GPU its index stores float16."""
-    import faiss
-
-    rows = vectors.astype(np.float32)
-    if device.kind == "cuda":
-        resources, config = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
-        config.useFloat16, config.device = True, device.number
-        index = faiss.GpuIndexFlatIP(resources, DIMENSION, config)
-        device.wait()
-        index.add_ex(len(rows), faiss.cast_integer_to_void_ptr(rows.data.ptr), faiss.Float32)
-        queries = device.down(rows[:QUERIES])
-    else:
-        index, queries = faiss.IndexFlatIP(DIMENSION), rows[:QUERIES]
-        index.add(rows)
-    index.search(queries[:256], NEAREST)
-    started = time.perf_counter()
-    index.search(queries, NEAREST)
-    return len(queries) / (time.perf_counter() - started)
+def _product_rate(features: Features) -> float:
+    """Pairs a second whose folded vectors are multiplied, without anything else."""
+    fold, tile = Folding.fit(features, 1 - WITHIN), Tile(features)
+    block = fold(features.take(slice(0, features.products.tile)))
+    return rate(lambda: tile.product(block, block), len(block) ** 2, features.device)
 
 
 def _measure_copies(lines: list[str], device: Device) -> Iterator[Figure]:

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.decide.dedup import folding, groups
+from danqing.engine.decide.dedup import faiss_index, folding, groups
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.fingerprints import group_equal, group_hashes
 from danqing.engine.decide.dedup.folding import Folding
-from danqing.engine.decide.dedup.neighbours import join_neighbours, nearest_rows
+from danqing.engine.decide.dedup.index import INDEXES
 from danqing.engine.decide.dedup.products import PRODUCTS
-from danqing.kernels.neighbours.components import find_components
 
 
 def crowd(seed: int, rows: int = 300, dimension: int = 24) -> np.ndarray:
@@ -47,10 +46,16 @@ def components(edge: np.ndarray) -> list[int]:
         label = lowest
 
 
-def joined(device: Device, vectors: np.ndarray, within: float) -> list[int]:
-    parent = np.arange(len(vectors))
-    join_neighbours(Features(device, [vectors]), within, parent)
-    found: list[int] = find_components(device, parent).tolist()
+@pytest.fixture(params=["tiles", "faiss"])
+def index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The exact indexes; FAISS looks for so few rows at once that some are asked for again, and some by tiles."""
+    monkeypatch.setattr(faiss_index, "NEAREST", (4, 9))
+    monkeypatch.setattr(faiss_index, "RESULTS", 1000)
+    return str(request.param)
+
+
+def joined(device: Device, vectors: np.ndarray, within: float, index: str) -> list[int]:
+    found: list[int] = groups.near_components(Features(device, [vectors]), within, index=index).tolist()
     return found
 
 
@@ -59,7 +64,7 @@ def joined(device: Device, vectors: np.ndarray, within: float) -> list[int]:
     [(7, 13, 1, True), (7, 10, 2, True), (64, 128, 3, True), (2048, 4096, 2, False)],
 )
 def test_groups_equal_the_definition_for_all_tiles_and_threads(
-    monkeypatch: pytest.MonkeyPatch, tile: int, block: int, threads: int, folded: bool
+    monkeypatch: pytest.MonkeyPatch, tile: int, block: int, threads: int, folded: bool, index: str
 ) -> None:
     monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(tile=tile, block=block))
     if folded:
@@ -71,7 +76,7 @@ def test_groups_equal_the_definition_for_all_tiles_and_threads(
         assert 5 < len(set(expected)) < 290
         with open_device(threads=threads) as device:
             assert (Folding.fit(Features(device, [crowd(seed)]), 1 - within).basis is not None) == folded
-            assert joined(device, crowd(seed), within) == expected
+            assert joined(device, crowd(seed), within, index) == expected
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -92,24 +97,66 @@ def test_a_folded_product_is_never_below_the_cosine(
     assert width or short_of > PRODUCTS[kind].slack / 1e4  # the slack is not far above the error
 
 
-def test_a_pair_at_the_threshold_is_decided_exactly(device: Device) -> None:
+def test_a_pair_at_the_threshold_is_decided_exactly(device: Device, index: str) -> None:
     vectors = np.array([[1, 0], [0.8, 0.6]], np.float16)
     distance = gaps(vectors)[0, 1]
-    assert joined(device, vectors, distance + 1e-12) == [0, 0]
-    assert joined(device, vectors, distance - 1e-12) == [0, 1]
+    assert joined(device, vectors, distance + 1e-12, index) == [0, 0]
+    assert joined(device, vectors, distance - 1e-12, index) == [0, 1]
 
 
-def test_vectors_without_direction_have_no_neighbours(device: Device) -> None:
+def test_vectors_without_direction_have_no_neighbours(device: Device, index: str) -> None:
     vectors = np.repeat(on_circle(30), 6, axis=0)
     vectors[1], vectors[3, 0], vectors[4, 1] = 0, np.nan, np.inf
-    assert joined(device, vectors, 0.1) == [0, 1, 0, 3, 4, 0]
+    assert joined(device, vectors, 0.1, index) == [0, 1, 0, 3, 4, 0]
 
 
-def test_many_copies_form_one_group(device: Device) -> None:
-    vectors = crowd(5, 9_000, 64)
-    vectors[500:8_500] = vectors[500]
-    group = np.array(joined(device, vectors, 1e-4))
-    assert (group[500:8_500] == 500).all() and (group == 500).sum() == 8_000
+@pytest.mark.parametrize("index", ["tiles", "faiss"])
+def test_many_copies_form_one_group(device: Device, index: str) -> None:
+    vectors = crowd(5, 5_000, 64)
+    vectors[500:4_500] = vectors[500]
+    group = np.array(joined(device, vectors, 1e-4, index))
+    assert (group[500:4_500] == 500).all() and (group == 500).sum() == 4_000
+
+
+def test_a_long_chain_is_one_group(device: Device, index: str) -> None:
+    vectors = on_circle(*np.linspace(0, 180, 600))[np.random.default_rng(1).permutation(600)]
+    assert set(joined(device, vectors, 1 - np.cos(np.deg2rad(0.4)), index)) == {0}
+    within = 1 - np.cos(np.deg2rad(0.302))
+    expected = components(gaps(vectors) < within)
+    assert joined(device, vectors, within, index) == expected and 5 < len(set(expected)) < 500
+
+
+@pytest.fixture
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds folded vectors as on a GPU, with the slack that allows for it."""
+    fold = Folding.__call__
+    monkeypatch.setattr(Folding, "__call__", lambda *given: fold(*given).astype(np.float16).astype(np.float32))
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(slack=PRODUCTS["cuda"].slack))
+
+
+def test_very_small_numbers_count(device: Device, index: str, half_precision: None) -> None:
+    """Denormal features, and features whose coordinates become denormal or zero in half precision."""
+    vectors = crowd(9).astype(np.float64)
+    vectors[::2] *= 2e-5
+    vectors[1::2, 12:] *= 1e-6
+    features = vectors.astype(np.float16)
+    assert 0 < np.abs(features[::2]).max() < np.finfo(np.float16).tiny < np.abs(features[1::2]).max()
+    expected = components(gaps(features) < 0.05)
+    assert 20 < len(set(expected)) < 290
+    assert joined(device, features, 0.05, index) == expected
+
+
+def test_half_precision_loses_no_pair(
+    device: Device, index: str, half_precision: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many pairs, takes that whose product is farthest too low, at a distance just below the threshold."""
+    vectors = crowd(10)
+    folded = Folding()(Features(device, [vectors]))
+    a, b = np.unravel_index(np.argmax(1 - gaps(vectors) - folded @ folded.T), (300, 300))
+    pair, within = vectors[[a, b]], gaps(vectors)[a, b] + 1e-9
+    assert joined(device, pair, within, index) == [0, 0]
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(slack=0.0))
+    assert joined(device, pair, within, index) == [0, 1]
 
 
 def test_features_are_read_from_memory_mapped_files(device: Device, tmp_path: Path) -> None:
@@ -123,22 +170,24 @@ def test_features_are_read_from_memory_mapped_files(device: Device, tmp_path: Pa
     np.testing.assert_allclose(Features(device, blocks).take(rows).unit(), expected, atol=1e-6)
 
 
-def test_rows_known_before_are_not_compared_with_each_other(device: Device) -> None:
+def test_rows_known_before_are_not_compared_with_each_other(device: Device, index: str) -> None:
     vectors = crowd(6)
-    parent = np.arange(300)
-    join_neighbours(Features(device, [vectors]), 0.1, parent, known=200)
+    found = groups.near_components(Features(device, [vectors]), 0.1, earlier=np.arange(200), index=index)
     edge = gaps(vectors) < 0.1
     edge[:200, :200] = False
-    assert find_components(device, parent).tolist() == components(edge)
+    assert found.tolist() == components(edge)
 
 
-def test_the_nearest_of_others_is_found(device: Device) -> None:
-    vectors, others = crowd(7), crowd(7)[::3]
+def test_the_nearest_of_others_is_found(device: Device, index: str) -> None:
+    vectors, others = crowd(7), np.repeat(crowd(7)[::3], 2, axis=0)
     distance = gaps(np.concatenate([vectors, others]))[:300, 300:]
     expected = np.where(distance.min(1) < 0.05, distance.argmin(1), -1)
-    nearest, found = nearest_rows(Features(device, [vectors]), Features(device, [others]), 0.05)
+    nearest, found = INDEXES[index]().nearest(Features(device, [vectors]), Features(device, [others]), 0.05)
     assert (nearest == expected).all() and 0 < (nearest < 0).sum() < 200
     np.testing.assert_allclose(found, np.where(expected >= 0, distance.min(1), np.nan), atol=1e-12)
+    nothing = Features(device, [vectors[:0]])
+    assert (INDEXES[index]().nearest(Features(device, [vectors]), nothing, 0.05)[0] == -1).all()
+    assert len(INDEXES[index]().nearest(nothing, Features(device, [vectors]), 0.05)[0]) == 0
 
 
 def test_the_row_nearest_to_the_centroid_is_the_representative(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,12 +218,12 @@ def test_the_first_row_with_the_highest_value_is_the_representative() -> None:
     assert groups.representatives(group, np.arange(8), groups.first).tolist() == [0, 1, 0, 1, 0, 5, 6, 6]
 
 
-def test_a_chain_is_one_group_up_to_the_largest_diameter(device: Device) -> None:
+def test_a_chain_is_one_group_up_to_the_largest_diameter(device: Device, index: str) -> None:
     features = Features(device, [on_circle(0, 20, 40, 60, 80, 100, 200)])
     near, far = 1 - np.cos(np.deg2rad(21)), 1 - np.cos(np.deg2rad(41))
-    group, representative, _ = groups.near_groups(features, near, groups.first, None)
+    group, representative, _ = groups.near_groups(features, near, groups.first, None, index=index)
     assert group.tolist() == representative.tolist() == [0] * 6 + [6]
-    group, representative, distance = groups.near_groups(features, near, groups.first, far)
+    group, representative, distance = groups.near_groups(features, near, groups.first, far, index=index)
     assert group.tolist() == representative.tolist() == [0, 0, 0, 3, 3, 3, 6]
     assert distance.max() < far
 

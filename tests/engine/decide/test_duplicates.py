@@ -98,8 +98,13 @@ def test_near_duplicates_of_an_earlier_run_are_dropped(
     found = verdicts(Run.open(tmp_path / "second"))
     assert {key: row["dropped_by"] for key, row in found.items()} == {"b": "already_kept", "c": None, "d": None}
     assert found["b"]["kept_instead"] == verdicts(first)["b"]["uid"] and 0 < found["b"]["distance"] < 0.05
-    assert main(["decide", str(tmp_path / "second")]) == 0  # the first run is still compared with
-    assert verdicts(Run.open(tmp_path / "second"))["b"]["dropped_by"] == "already_kept"
+    # The first run is still compared with. A value that is set makes another recipe, which is decided anew.
+    again = ["decide", str(tmp_path / "second"), "--set", "decodable.max=1", "--neighbours", "faiss"]
+    assert main(again) == 0
+    second = Run.open(tmp_path / "second")
+    assert verdicts(second) == found
+    assert second.manifest["neighbours"] == {"redundancy": "faiss", "already_kept": "faiss"}
+    assert main([*again[:-1], "fais"]) == 2 and "fais" in capsys.readouterr().err
     capsys.readouterr()
     assert main([*command[:-1], str(tmp_path / "near.yaml"), "--against", str(tmp_path / "nowhere")]) == 2
     assert "no run here" in capsys.readouterr().err
@@ -175,7 +180,8 @@ def test_merging_drops_what_runs_have_in_common(
 def test_a_run_added_later_is_compared_with_all_earlier_rows(
     batches: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, _ = merge_runs(batches, tmp_path / "whole")
+    whole, _ = merge_runs(batches, tmp_path / "whole", neighbours="faiss")
+    assert whole.manifest["neighbours"] == {whole.recipe.criteria[-1].name: "faiss"}
     merge_runs(batches[:2], tmp_path / "grown")
     compared = []
     join = index.join_neighbours
@@ -188,6 +194,7 @@ def test_a_run_added_later_is_compared_with_all_earlier_rows(
     grown, funnel = merge_runs(batches, tmp_path / "grown")
     assert compared[0] == (5, 8) and all(known == rows for known, rows in compared[1:])
     assert verdicts(grown) == verdicts(whole)
+    assert set(grown.manifest["neighbours"].values()) == {"tiles"}
     compared.clear()
     assert (
         merge_runs(batches, tmp_path / "grown")[1] == funnel and compared == []
