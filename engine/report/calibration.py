@@ -52,7 +52,7 @@ class Calibration:
         chosen: the recipe's `within`.
         within: the values tried, in ascending order.
         copies: by kind, then all.
-        grouped: pairs that the run has joined to one group, directly or by a chain; `shown`: the farthest of them.
+        grouped: pairs that the run has joined, directly or by a chain of others; `shown`: the farthest of them.
         others: all other pairs; `shown`: the nearest of them.
     """
 
@@ -82,8 +82,18 @@ class Calibrations:
     criteria: tuple[Calibration, ...]
 
 
+def decided_recipe(run: Run) -> Recipe:
+    """The recipe of a run's verdicts.
+
+    Raises:
+        DanqingError: no verdicts.
+    """
+    run.check_decided()
+    return recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
+
+
 def calibration_recipe(run: Run, within: Sequence[float] = ()) -> Recipe:
-    """The criteria of a decided run's recipe that compare pictures, with the one of features first.
+    """The criteria of a decided run's recipe that compare what pictures show, with the one of features first.
 
     Args:
         run: a decided run.
@@ -92,8 +102,7 @@ def calibration_recipe(run: Run, within: Sequence[float] = ()) -> Recipe:
     Raises:
         DanqingError: no verdicts, no image model, another model than the one that scored, or a wrong distance.
     """
-    run.check_decided()
-    recipe = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
+    recipe = decided_recipe(run)
     if ROLE not in recipe.models:
         raise DanqingError(f"{run.folder}: its recipe names no model for {ROLE}, so there are no features to compare")
     for value in within:
@@ -147,7 +156,7 @@ def calibrate(
     for criterion in recipe.criteria:
         assert isinstance(criterion, Redundancy)
         measure = Cosine(within) if criterion.column == FEATURES else Bits()
-        criteria.append(_calibrated(criterion, measure, found, pictures, drawn))
+        criteria.append(_calibrated(criterion, decided_recipe(run), measure, found, pictures, drawn))
     drift = _drift(run, drawn, found.of(FEATURES, pictures, 0))
     return Calibrations(recipe.models[ROLE], len(pictures), drift, tuple(criteria))
 
@@ -156,27 +165,35 @@ def draw_pictures(run: Run, sample: int, seed: int) -> pa.Table:
     """Draws pictures of a decided run: the files whose hashes, XORed with a number made from the seed, are smallest.
 
     Returns:
-        In input order: `number` of the shard, `shard`, `row`, `key`, `image_hash`, `feature_row`, `group`, and whether
-        the row was dropped in favour of another picture (`copy`).
+        In input order: `number` of the shard, `shard`, `row`, `key`, `uid`, `image_hash`, `feature_row`, `dropped_by`
+        and `kept_instead`.
     """
-    recipe = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
-    of_pictures = [criterion.name for criterion in _of_pictures(recipe)]
-    names = [criterion.name for criterion in recipe.criteria]
-    earlier = names[: names.index(of_pictures[0])] if of_pictures else []
+    recipe = decided_recipe(run)
+    of_pictures = _of_pictures(recipe)
+    earlier = _names_before(recipe, of_pictures[0].name) if of_pictures else []
     mask = np.random.default_rng(seed).integers(2**64, dtype=np.uint64, size=1)
     chosen: list[pa.Table] = []
     for shard in run.shards:
-        table = scores_table(run, shard.number, ["shard", "row", "key", "image_hash", "feature_row"])
-        verdicts = verdicts_table(run, shard.number, ["dropped_by", "group"])
-        copy = pc.is_in(verdicts["dropped_by"], pa.array(of_pictures, pa.string()))
-        table = table.append_column("group", verdicts["group"]).append_column("copy", copy)
+        table = scores_table(run, shard.number, ["shard", "row", "key", "uid", "image_hash", "feature_row"])
+        verdicts = verdicts_table(run, shard.number, ["dropped_by", "kept_instead"])
+        for name in verdicts.column_names:
+            table = table.append_column(name, verdicts[name])
         table = table.append_column("number", pa.array(np.full(len(table), shard.number)))
-        dropped = pc.is_in(verdicts["dropped_by"], pa.array(earlier, pa.string()))
-        table = table.filter(pc.and_not(pc.greater_equal(table["feature_row"], 0), dropped))
+        table = table.filter(pc.and_not(pc.greater_equal(table["feature_row"], 0), _is_dropped_by(table, earlier)))
         table = pa.concat_tables([*chosen, table])
         _, first = np.unique(numbers_of(table["image_hash"])[:, 0] ^ mask, return_index=True)
         chosen = [table.take(pa.array(first[:sample]))]
     return pa.concat_tables(chosen).sort_by([("number", "ascending"), ("row", "ascending")])
+
+
+def _names_before(recipe: Recipe, name: str) -> list[str]:
+    """The names of the criteria before a criterion."""
+    names = [criterion.name for criterion in recipe.criteria]
+    return names[: names.index(name)]
+
+
+def _is_dropped_by(table: pa.Table, names: list[str]) -> pa.ChunkedArray:
+    return pc.is_in(table["dropped_by"], pa.array(names, pa.string()))
 
 
 class _Vectors:
@@ -256,12 +273,12 @@ def _read(run: Run, drawn: pa.Table) -> Iterator[bytes]:
 
 
 def _calibrated(
-    criterion: Redundancy, measure: Measure, found: _Vectors, pictures: np.ndarray, drawn: pa.Table
+    criterion: Redundancy, recipe: Recipe, measure: Measure, found: _Vectors, pictures: np.ndarray, drawn: pa.Table
 ) -> Calibration:
-    """Counts what a criterion joins.
+    """Counts what a criterion joins: of all pictures the copies, and the pairs of those that reached the criterion.
 
-    Two pictures are joined by the run if they are in one group, and one of them was dropped by a criterion that
-    compares pictures. Groups of equal captions are no such groups.
+    The run has joined two pictures if criteria that compare the same column have kept one picture instead of both, or
+    one instead of the other.
     """
     within = measure.tried(criterion.within)
     originals = measure.prepare(found.of(criterion.column, pictures, 0))
@@ -270,16 +287,16 @@ def _calibrated(
         having = found.having(pictures, edit)
         copies = found.of(criterion.column, pictures[having], edit)
         distances[kind] = measure.between(originals[having], measure.prepare(copies)) if having.any() else np.empty(0)
-    group, copy = drawn["group"].to_numpy(), drawn["copy"].to_numpy()
-
-    def together(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        joined: np.ndarray = (group[left] == group[right]) & (group[left] >= 0) & (copy[left] | copy[right])
-        return joined
-
-    names = [f"{shard} {key}" for shard, key in zip(drawn["shard"].to_pylist(), drawn["key"].to_pylist(), strict=True)]
-    grouped, others = count_pairs(originals, names, together, measure, within)
-    chosen = criterion.within if criterion.name else None
     counted = count_copies(distances, measure, within)
+    earlier = _names_before(recipe, criterion.name) if criterion.name else []
+    reached = pc.invert(_is_dropped_by(drawn, earlier)).to_numpy()
+    drawn = drawn.filter(pa.array(reached))
+    same = [other.name for other in _of_pictures(recipe) if other.column == criterion.column]
+    kept = pc.if_else(_is_dropped_by(drawn, same), drawn["kept_instead"], drawn["uid"]).combine_chunks()
+    group = kept.dictionary_encode().indices.to_numpy()
+    names = [f"{shard} {key}" for shard, key in zip(drawn["shard"].to_pylist(), drawn["key"].to_pylist(), strict=True)]
+    grouped, others = count_pairs(originals[reached], names, group, measure, within)
+    chosen = criterion.within if criterion.name else None
     return Calibration(criterion.name, criterion.column, chosen, within, counted, grouped, others)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -161,7 +161,7 @@ def count_copies(
 def count_pairs(
     values: np.ndarray,
     names: Sequence[str],
-    together: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    group: np.ndarray,
     measure: Measure,
     within: tuple[float, ...],
 ) -> tuple[Pairs, Pairs]:
@@ -170,7 +170,7 @@ def count_pairs(
     Args:
         values: prepared, (pictures, …).
         names: of the pictures.
-        together: two arrays of positions, int64 (pairs,) → which pairs the run has joined, boolean (pairs,).
+        group: integers (pictures,), equal for pictures that the run has joined.
         measure: the distance.
         within: the distances to try.
 
@@ -183,7 +183,7 @@ def count_pairs(
         at, right = np.nonzero(positions > block[:, None])
         distance, left = measure.across(values[block], values)[at, right], block[at]
         joins = np.stack([measure.joins(distance, value) for value in within])
-        of_run = together(left, right)
+        of_run = group[left] == group[right]
         for pairs, those in ((joined, of_run), (others, ~of_run)):
             pairs.add(distance[those], np.stack([left, right], 1)[those], np.count_nonzero(joins & those, axis=1))
     return joined.result(names), others.result(names)
