@@ -6,7 +6,7 @@ sample of a run's pictures → known edits → the run's own image model → dis
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any
 
@@ -112,7 +112,8 @@ def calibration_recipe(run: Run, within: Sequence[float] = ()) -> Recipe:
     if ModelSet(models).hashes()[ROLE] != run.manifest["models"].get(ROLE):
         raise DanqingError(f"{run.folder}: the model {models[ROLE]} was changed since the run was scored; score again")
     features = recipe.near_duplicates[:1] or (Redundancy("", DEFAULT_DISTANCE),)
-    return Recipe("calibration", models, (*features, *(c for c in _of_pictures(recipe) if c.column != FEATURES)))
+    criteria = (*features, *(criterion for criterion in _of_pictures(recipe) if criterion.column != FEATURES))
+    return Recipe("calibration", models, tuple(replace(c, keep="first") for c in criteria))  # no column to choose by
 
 
 def _of_pictures(recipe: Recipe) -> list[Redundancy]:
@@ -212,7 +213,8 @@ class _Vectors:
     def compute(self, run: Run, device: Device, drawn: pa.Table) -> None:
         """Runs the stages on the pictures and on their copies."""
         plan = make_plan(self.recipe, CATALOGUE, SHARD_COLUMNS)
-        (resizer,) = run.manifest.get("resizers", ())[:1] or ("auto",)
+        used = run.manifest.get("resizers", ())
+        resizer = used[0] if used and device.kind == "cuda" else "auto"  # DALI may be missing on a machine without GPU
         settings = Settings(max_pixels=max_pixels(run), resizer=resizer)
         context = settings.context(device, ModelSet(self.recipe.models), plan.wanted)
         batches = batches_of(run.shards[0], self._samples(run, context, drawn), context.memory)

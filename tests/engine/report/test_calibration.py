@@ -19,7 +19,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import silent
 from danqing.engine.phases import calibrate_redundancy, curate
 from danqing.engine.recipe.reading import load_recipe
-from danqing.engine.report.calibration import draw_pictures
+from danqing.engine.report.calibration import calibration_recipe, draw_pictures
 from danqing.engine.report.edits import EDITS, make_copies
 from danqing.engine.report.joined import ALL, Bits, Copies, Cosine, count_copies, count_pairs
 from danqing.engine.run.folder import Run
@@ -30,7 +30,7 @@ recipe: pictures
 models: {image_embedding: efficientnet-lite0-conse}
 criteria:
   shortest_edge: {min: 100}
-  similar_hash: {column: perceptual_hash, within: 0}
+  similar_hash: {column: perceptual_hash, within: 0, keep: "highest:words"}
   redundancy: {within: 0.1, keep: first}
 """
 PHOTOGRAPHS = sorted((Path(str(resources.files("danqing.engine"))) / "demo" / "photos").glob("*.jpg"))
@@ -100,6 +100,7 @@ def test_a_runs_own_pictures_are_compared(
     members |= {"small.jpg": jpeg(photographs[1].resize((60, 45)))}  # does not reach the comparison
     shard = make_shard(members)
     run, _, _ = curate([str(shard)], out, load_recipe(recipe), Settings())
+    assert calibration_recipe(run).columns == ("perceptual_hash",)  # without the column that chooses among copies
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert main(["calibrate", "redundancy", str(out), "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
