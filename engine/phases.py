@@ -5,6 +5,7 @@ The commands, the Python API, the demo and the benchmarks all run these function
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from danqing.engine.core.damage import Damage, write_damage
 from danqing.engine.core.device import kind_of, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress, Progress
+from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.contents import check_current
 from danqing.engine.decide.dedup.index import AUTO, choose_index
@@ -23,6 +25,7 @@ from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
 from danqing.engine.decide.verdicts import decide
 from danqing.engine.recipe.reading import Recipe
+from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.report.topics import Topics, find_topics
@@ -232,6 +235,30 @@ def topics_of(
         found = find_topics(run, context, listener, sample, smallest)
     write_report(run)
     return found
+
+
+def calibrate_redundancy(
+    run: Run,
+    sample: int,
+    seed: int = 0,
+    within: Sequence[float] = (),
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: OpenProgress = ProgressBar,
+) -> Calibrations:
+    """CALIBRATE: opens the device and measures which copies and which other pictures a run's recipe joins.
+
+    Args:
+        run: a decided run; nothing is written to it.
+        sample, seed, within: see `calibrate`.
+        device, threads, progress: see `decide_run`.
+    """
+    with (
+        native_stderr_to(Path(os.devnull)),
+        open_device(device, threads) as opened,
+        progress("calibrate", 0, "pictures") as listener,
+    ):
+        return calibrate(run, opened, listener, sample, seed, within)
 
 
 @lock_output

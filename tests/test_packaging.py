@@ -84,7 +84,8 @@ print(danqing.__file__, danqing.kernels.__file__, kernels.owner, profiling.owner
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     package = tmp_path / "danqing"
-    expected = [f"{package}/__init__.py", f"{package}/kernels/__init__.py", "other", "other", "danqing", "embedded"]
+    recipes = ["danqing", "danqing-plus", "embedded"]
+    expected = [f"{package}/__init__.py", f"{package}/kernels/__init__.py", "other", "other", *recipes]
     assert found.stdout.split() == expected
 
 

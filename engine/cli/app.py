@@ -24,6 +24,7 @@ EXAMPLES = (
 )
 
 MODELS_HELP = "Export, compile, verify and activate models."
+CALIBRATE_HELP = "Measure thresholds for a model on a run's own pictures."
 
 PHASES = Group("Phases", sort_key=1)
 RUNS = Group("Runs", sort_key=2)
@@ -57,6 +58,7 @@ app = App(
     print_error=False,
 )
 app.command("danqing.engine.cli.models:models", name="models", help=MODELS_HELP, group=MODELS)  # imported when used
+app.command("danqing.engine.cli.calibrate:calibrate", name="calibrate", help=CALIBRATE_HELP, group=RUNS)
 
 
 def command(*examples: str, group: Group, parent: App = app, name: str | None = None) -> Callable[[Function], Function]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from danqing.engine.score.workers import Watcher
     from danqing.engine.write.output import WriteOptions
 
-BUILTIN_RECIPES = ("danqing", "embedded")
+BUILTIN_RECIPES = ("danqing", "danqing-plus", "embedded")
 """`engine.recipe.reading.builtin_names`, without its imports, so that help is printed at once."""
 
 RECIPE = Group("Recipe", sort_key=1)

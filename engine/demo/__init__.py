@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from danqing.engine.run.settings import Settings
 
 
-def run_demo(folder: Path, settings: Settings) -> Judgement:
+def run_demo(folder: Path, settings: Settings, recipe_name: str = "embedded") -> Judgement:
     """Builds the crawl in FOLDER/crawl, curates it into FOLDER/run, and prints spans, funnel and judgement.
 
     Args:
         folder: where to write.
         settings: the device, threads and limits; without a block list, the demo's own is used.
+        recipe_name: a built-in recipe for the models that come with packages.
     """
     from danqing.engine.demo.comparison import judge, print_judgement
     from danqing.engine.demo.crawl import BLOCKLIST, build_crawl
@@ -26,7 +27,7 @@ def run_demo(folder: Path, settings: Settings) -> Judgement:
     from danqing.engine.report.terminal import console, print_funnel, print_spans
     from danqing.engine.stages.columns import known_columns
 
-    recipe = load_recipe("embedded", columns=known_columns())
+    recipe = load_recipe(recipe_name, columns=known_columns())
     shards = build_crawl(folder / "crawl")
     with resources.as_file(BLOCKLIST) as blocklist:
         run, funnel, spans = curate(

@@ -115,7 +115,7 @@ def load_recipe(
     """Reads a built-in recipe by name or a YAML file by path, applies `settings`, and checks the result.
 
     Args:
-        name_or_path: `embedded`, `danqing` or a file.
+        name_or_path: the name of a built-in recipe (`builtin_names`) or a file.
         settings: `words.max=40`, `models.image_embedding=my-clip`: dotted path, equals, YAML value.
         columns: the columns that the recipe can name; with other packages' stages, `engine.stages.columns`.
         roles: the roles that stages have a model for; if given, every key under `models` must be one.

@@ -22,11 +22,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from danqing.engine.core.columns import FEATURES
 from danqing.engine.core.escape import escaped
 from danqing.engine.core.spans import Spans
 from danqing.engine.decide.funnel import Funnel
 
 if TYPE_CHECKING:
+    from danqing.engine.report.calibration import Calibration, Calibrations
     from danqing.engine.report.differences import Difference
     from danqing.engine.report.topics import Topics
     from danqing.trt_models.card import Card
@@ -289,6 +291,41 @@ def print_difference(found: Difference) -> None:
         console.print(f"beyond the tolerance: {objection}", markup=False)
     if not found.objections:
         console.print("the runs agree")
+
+
+def print_calibration(found: Calibrations) -> None:
+    """Prints what each criterion joins: the copies by kind, the pairs of pictures, and the pairs to look at."""
+    for calibration in found.criteria:
+        _print_criterion(calibration, found)
+    console.print(f"features of the same pictures as the run stores them: at most {found.drift:.6f} away")
+
+
+def _print_criterion(found: Calibration, of: Calibrations) -> None:
+    bits, name = found.column != FEATURES, found.criterion or "no criterion of the recipe"
+    rule = f"bits of {found.column} that differ" if bits else f"cosine distance of the features of {of.model}"
+    title = f"{escape(name)}: {rule}, {of.pictures:,} pictures"
+    chosen = " (* the recipe's)" if found.chosen in found.within else ""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{title}; share joined{chosen}", title_justify="left")
+    for heading in ("copy", "copies", "median"):
+        table.add_column(heading, justify="left" if heading == "copy" else "right", no_wrap=True)
+    for value in found.within:
+        heading = f"{'≤' if bits else '<'} {value:g}{'*' if value == found.chosen else ''}"
+        table.add_column(heading, justify="right", no_wrap=True)
+    for kind in found.copies:
+        last = kind is found.copies[-2]
+        shares = (f"{count / kind.copies:.1%}" if kind.copies else "–" for count in kind.joined)
+        median = "–" if kind.median is None else f"{kind.median:.3g}"
+        table.add_row(kind.kind, f"{kind.copies:,}", median, *shares, end_section=last)
+    table.add_section()
+    for label, pairs in (("pairs that the run joins", found.grouped), ("other pairs", found.others)):
+        counts = (f"{count:,} ({count / pairs.pairs:.4%})" if count else "0" for count in pairs.joined)
+        table.add_row(label, f"{pairs.pairs:,}", "", *counts)
+    console.print(table)
+    for label, pairs in (("farthest pairs that the run joins", found.grouped), ("nearest other pairs", found.others)):
+        if pairs.shown:
+            console.print(f"{label}; look at them:")
+        for pair in pairs.shown:
+            console.print(f"  {pair.distance:<9.4g} {pair.first}   {pair.second}", markup=False)
 
 
 def print_models(rows: Iterable[tuple[Card, str, list[str]]]) -> None:

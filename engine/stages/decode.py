@@ -83,7 +83,7 @@ class Decode(Stage):
         # The remaining files have another format or are broken. Pillow decodes the former and explains the latter.
         rest = [row for row, picture in enumerate(pictures) if picture is None]
         errors = list(batch["error"])
-        decode = partial(_decode_with_pillow, max_pixels=self.context.max_pixels)
+        decode = partial(decode_with_pillow, max_pixels=self.context.max_pixels)
         outcomes = self.context.device.map(decode, [batch["image"][row] for row in rest])
         for row, outcome in zip(rest, outcomes, strict=True):
             if isinstance(outcome, str):
@@ -218,7 +218,8 @@ def open_decoder(device: Device) -> Decoder:
     return GpuDecoder(device) if device.kind == "cuda" else CpuDecoder(device)
 
 
-def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray | str:
+def decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray | str:
+    """Decodes a picture as `Decode` does, on the host: uint8 (height, width, 3), or a text that says why it cannot."""
     try:
         with open_picture(data, max_pixels) as opened:
             picture = ImageOps.exif_transpose(opened)

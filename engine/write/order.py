@@ -134,7 +134,7 @@ def open_scored(shard: Shard, layout: Layout, rows: int) -> Source:
         DanqingError: the input is missing, cannot be read, or has another number of samples.
     """
     if not shard.path.exists():
-        raise DanqingError(f"{shard.path}: is missing; its kept pairs cannot be copied without it")
+        raise DanqingError(f"{shard.path}: is missing; the pictures of this run are read from it")
     source = open_shard(shard, layout)
     if len(source) != rows:
         raise DanqingError(f"{shard.path}: has {len(source)} samples, {rows} were scored; the file was changed since")

@@ -267,7 +267,7 @@ def compare(options: Namespace, scratch: Path) -> None:
         "danqing.trt_models.model_set:ModelSet.session": one_row,
         "danqing.engine.stages.network:rows_at_once": lambda device, session: session.batch,
         "danqing.engine.stages.decode:open_decoder": partial(OnePicture, ()),
-        "danqing.engine.stages.decode:_decode_with_pillow": lambda data, max_pixels: PICTURE,
+        "danqing.engine.stages.decode:decode_with_pillow": lambda data, max_pixels: PICTURE,
         "danqing.engine.stages.decode:_has_size": lambda picture, size: True,
         "danqing.engine.stages.resize:open_resizer": OnePicture,
     }

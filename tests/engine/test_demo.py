@@ -9,10 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from danqing.engine.core.progress import silent
+from danqing.engine.decide.funnel import Funnel
 from danqing.engine.demo import run_demo
-from danqing.engine.demo.comparison import Judgement, roc_area
+from danqing.engine.demo.comparison import Judgement, judge, roc_area
 from danqing.engine.demo.crawl import CLEAN, FOLDER, MISMATCH, build_crawl, pairs, photographs
 from danqing.engine.demo.defects import DEFECTS
+from danqing.engine.phases import decide_run
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
@@ -43,10 +46,28 @@ def test_every_criterion_has_a_planted_defect() -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Judgement]:
+def with_tiers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Judgement, dict[str, int]]:
+    """The run, its judgement and the number of pairs that each criterion dropped, with the recipe `danqing-plus`."""
     folder = tmp_path_factory.mktemp("demo")
-    judgement = run_demo(folder, Settings())
-    return Run.open(folder / "run"), judgement
+    judgement = run_demo(folder, Settings(), "danqing-plus")
+    run = Run.open(folder / "run")
+    return run, judgement, {line.criterion: line.dropped for line in Funnel.of(run).lines}
+
+
+@pytest.fixture(scope="module")
+def judged(with_tiers: tuple[Run, Judgement, dict[str, int]]) -> tuple[Run, Judgement]:
+    """The same run decided with the default recipe, which needs no further scores."""
+    run, _, _ = with_tiers
+    decide_run(run, load_recipe("embedded"), progress=silent)
+    return run, judge(run)
+
+
+def test_the_recipe_with_tiers_keeps_what_it_should(with_tiers: tuple[Run, Judgement, dict[str, int]]) -> None:
+    _, judgement, dropped = with_tiers
+    assert judgement.caught >= 0.98 and judgement.clean_kept >= 0.97
+    assert judgement.kinds["exact duplicate"].dropped == dropped["exact_copies"] == 26
+    assert dropped["similar_hash"] >= 20 and dropped["same_caption"] == dropped["similar_caption"] == 0
+    assert judgement.kinds["near duplicate"].dropped == 26
 
 
 def test_the_crawl_is_the_same_every_time(judged: tuple[Run, Judgement], tmp_path: Path) -> None:

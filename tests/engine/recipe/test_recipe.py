@@ -41,12 +41,22 @@ def test_the_embedded_recipe_is_the_same_list() -> None:
     paper, embedded = load_recipe("danqing"), load_recipe("embedded", columns=known_columns())
     assert [c.name for c in embedded.criteria] == [c.name for c in paper.criteria]
     assert [c.step for c in embedded.criteria] == [c.step for c in paper.criteria]
-    assert set(builtin_names()) == {"danqing", "embedded"}
+    assert set(builtin_names()) == {"danqing", "danqing-plus", "embedded"}
     assert {c.prefer for c in embedded.near_duplicates} == {"survivors"} and {
         c.prefer for c in paper.near_duplicates
     } == {""}
     rules = {c.name: c.rule for c in embedded.criteria if c in embedded.near_duplicates}
     assert set(rules.values()) == {"one of each group, cosine distance < 0.1, survivors preferred"}
+
+
+def test_the_recipe_with_tiers_is_the_same_list_with_more_lines() -> None:
+    embedded, plus = load_recipe("embedded"), load_recipe("danqing-plus", columns=known_columns())
+    assert plus.models == embedded.models
+    added = [c for c in plus.criteria if c not in embedded.criteria]
+    assert [c.name for c in added] == ["exact_copies", "similar_hash", "same_caption", "similar_caption"]
+    assert tuple(c for c in plus.criteria if c not in added) == embedded.criteria
+    assert plus.criteria[plus.criteria.index(added[-1]) + 1] == plus.near_duplicates[0]
+    assert all(isinstance(c, Redundancy) and c.prefer == "survivors" for c in added)
 
 
 def test_settings_override() -> None:

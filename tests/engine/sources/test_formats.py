@@ -170,7 +170,7 @@ def test_all_formats_at_once_equal_pillow_bit_by_bit(device: Device) -> None:
 def test_the_fast_decoder_is_used_for_turned_pictures(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are common; only files of which it is known that it gives other pixels go to Pillow."""
     fast = [FILES[name] for name in FILES if name.startswith(("jpeg turned", "png turned by late"))]
-    monkeypatch.setattr("danqing.engine.stages.decode._decode_with_pillow", lambda *_, **__: "asked Pillow")
+    monkeypatch.setattr("danqing.engine.stages.decode.decode_with_pillow", lambda *_, **__: "asked Pillow")
     assert decoded(device, [*fast, FILES["jpeg cmyk, transform 0"]])["error"] == [None] * len(fast) + ["asked Pillow"]
 
 

@@ -19,7 +19,7 @@ from danqing.engine.core.device import Device
 from danqing.engine.report.html import _figure
 from danqing.engine.sources import Sample
 from danqing.engine.stages.avif import frame_sizes
-from danqing.engine.stages.decode import _decode_with_pillow
+from danqing.engine.stages.decode import decode_with_pillow
 from danqing.engine.stages.header import read_header
 from danqing.engine.stages.opening import TooManyPixelsError, open_picture
 from danqing.engine.write.formats import image_extension
@@ -128,7 +128,7 @@ def test_a_bomb_is_refused_before_it_takes_memory(name: str, device: Device) -> 
     through_header(device, [saved(SMALL, "GIF")])  # imports Pillow's plug-ins
     with little_memory():
         batch = through_header(device, [bomb], max_pixels=LIMIT)
-        decoded = _decode_with_pillow(bomb, LIMIT)
+        decoded = decode_with_pillow(bomb, LIMIT)
         shown = _figure(bomb, {"error": None, "caption": "", "key": "a"}, LIMIT)
         extension = image_extension(Sample("a", bomb, "", ""), LIMIT)
     assert "more than --max-pixels" in batch["error"][0] and batch["readable"].tolist() == [0]
