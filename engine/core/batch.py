@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 
 Values = Any
 """An array whose first axis is the rows, a `TextColumn`, or a list of Python objects (encoded bytes, pictures)."""
