@@ -47,6 +47,17 @@ class Strings(NamedTuple):
         offsets = self.offsets - first if first else self.offsets
         return Strings(offsets, self.data[first : first + self.size], self.size)
 
+    def of_one_type(self) -> Strings:
+        """Returns the rows with int64 offsets and, on a CPU, read-only arrays, for which kernels are compiled once.
+
+        Arrow's buffers are read-only, and Numba compiles a kernel separately for arrays that can be written.
+        """
+        offsets, data = self.offsets.astype(np.int64, copy=False), self.data
+        if type(data) is np.ndarray:
+            offsets, data = offsets.view(), data.view()
+            offsets.flags.writeable = data.flags.writeable = False
+        return Strings(offsets, data, self.size)
+
     def parts(self, device: Device, rows: int) -> Iterator[tuple[int, Strings]]:
         """Splits the rows without a copy; waits for the device once.
 

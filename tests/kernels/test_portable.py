@@ -54,7 +54,7 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield text.measure_rows, (rows, words, classes, work, table, out)
     data, bits = np.empty(size, np.uint8), np.empty(rows.rows, np.bool_)
     lengths = offsets = np.zeros(rows.rows + 1, np.int64)
-    long_rows, tables = cleaning.of_one_type(rows), cleaning_tables()
+    long_rows, tables = rows.of_one_type(), cleaning_tables()
     yield cleaning.normalize_rows, (long_rows, tables, integers, integers, lengths)
     yield cleaning.write_rows, (long_rows, integers, integers, offsets, data)
     yield cleaning.clean_rows, (long_rows, tables, integers, data, lengths, bits, integers)
