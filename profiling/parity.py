@@ -23,7 +23,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import Memory
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Spans
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.plan import make_plan

@@ -30,7 +30,7 @@ import danqing.kernels.portable
 import danqing.trt_models.engines
 from danqing.engine.core.copies import copied
 from danqing.engine.core.device import Device
-from danqing.engine.core.string_rows import Strings
+from danqing.engine.core.strings import Strings
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.settings import Settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 
 Values = Any
 """An array whose first axis is the rows, a `TextColumn`, or a list of Python objects (encoded bytes, pictures)."""
@@ -112,14 +112,15 @@ def pack(batches: Iterable[Batch], capacity: float, weights: Any) -> Iterator[Ba
     waiting: list[Batch] = []
     total = 0.0
     for batch in batches:
-        start = 0
-        for row, weight in enumerate(weights(batch).tolist()):
-            if total and total + weight > capacity:
-                waiting.append(batch.slice(start, row))
-                yield Batch.concat([part for part in waiting if len(part)])
-                waiting, total, start = [], 0.0, row
-            total += weight
-        if start < len(batch):
-            waiting.append(batch.slice(start, len(batch)))
+        start, of_rows = 0, weights(batch)
+        while start < len(batch):
+            totals = np.cumsum(np.append(total, of_rows[start:]))[1:]
+            count = int(np.searchsorted(totals, capacity, side="right")) or int(not waiting)
+            if count:
+                waiting.append(batch.slice(start, start + count))
+                start, total = start + count, totals[count - 1]
+            if start < len(batch):
+                yield Batch.concat(waiting)
+                waiting, total = [], 0.0
     if waiting:
         yield Batch.concat(waiting)

@@ -109,7 +109,7 @@ COMPUTED = (
     Column("unsafe_text", pa.float32(), "the text classifier's score of the caption as read", COUNT),
     Column(
         "caption_measures", None, "all measures of the caption as read",
-        array="float32 (rows, 13), see danqing.kernels.text.captions.MEASURES",
+        array="float32 (rows, 11), see danqing.kernels.text.captions.MEASURES",
     ),
     Column(
         "text_clean", pa.string(), "the caption in Simplified Chinese, without HTML, emoji and special characters",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from danqing.engine.core.device import Device
-from danqing.engine.core.string_rows import Strings
+from danqing.engine.core.strings import Strings
 
 
 def strings_of(series: Any) -> Strings:

@@ -1,107 +1,139 @@
-"""Columns of text of a batch."""
+"""Rows of text: one buffer of UTF-8 bytes and the offsets of the rows, the layout of Arrow and cuDF."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from danqing.engine.core import libcudf
 from danqing.engine.core.device import Device
-from danqing.engine.core.string_rows import Strings as Strings
-from danqing.engine.core.string_rows import large_strings
 
 
-class TextColumn:
-    """The texts of a batch: an Arrow array on the host, `Strings` on the device, or both.
+class Strings(NamedTuple):
+    """Rows of text on a device. Row i is data[offsets[i]:offsets[i + 1]].
 
-    The missing side is copied when it is first needed, and kept: the first stage that needs a caption on the device
-    copies it there, and a text made on the device is copied to the host once. On a CPU both sides are the same memory.
-    A missing text is null on the host and an empty row of `Strings`.
-
-    >>> column = TextColumn.of(["一只橘猫", None, "窗台"])
-    >>> column.take(np.array([2, 1])).arrow().to_pylist()
-    ['窗台', None]
+    Attributes:
+        offsets: int32 or int64 (rows + 1,); the first need not be 0.
+        data: uint8 (bytes,).
+        size: bytes of all rows, on the host, so that memory for a launch is allocated without waiting for the device.
     """
 
-    def __init__(self, host: pa.LargeStringArray | None, made: tuple[Strings, Device] | None = None) -> None:
-        self._host, self._made = host, made
-
-    @staticmethod
-    def of(texts: Sequence[str | None] | pa.Array) -> TextColumn:
-        """Makes a column of Python strings, whose lone surrogates become U+FFFD, or of an Arrow array of strings."""
-        return TextColumn(large_strings(texts))
-
-    @staticmethod
-    def made(strings: Strings, device: Device) -> TextColumn:
-        """Makes a column of rows that the device holds."""
-        return TextColumn(None, (strings, device))
-
-    def __len__(self) -> int:
-        return self._made[0].rows if self._made else len(self.arrow())
+    offsets: Any
+    data: Any
+    size: int
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of UTF-8."""
-        return self._made[0].size if self._made else int(self.lengths().sum())
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.offsets) - 1
 
-    def arrow(self) -> pa.LargeStringArray:
-        """Returns the texts on the host."""
-        if self._host is None and self._made:
-            strings, device = self._made
-            self._host = strings.on_host(device).arrow()
-        return self._host
+    def on(self, device: Device) -> Strings:
+        """Copies the rows to the device's memory."""
+        return Strings(device.up(self.offsets), device.up(self.data), self.size)
 
-    def strings(self, device: Device) -> Strings:
-        """Returns the texts on the device."""
-        if self._made is None:
-            rows = Strings.of(self.arrow())
-            self._made = (rows if device.kind == "cpu" else rows.alone().on(device)), device
-        return self._made[0]
+    def on_host(self, device: Device) -> Strings:
+        """Copies the rows, and no others of their buffer, to host memory."""
+        offsets = device.down(self.offsets)
+        first = int(offsets[0])
+        data = device.down(self.data[first : first + self.size])
+        return Strings(offsets - first if first else offsets, data, self.size)
 
-    def on_host(self) -> TextColumn:
-        """Returns the texts on the host only."""
-        return TextColumn(self.arrow())
+    def alone(self) -> Strings:
+        """Returns the rows with offsets from 0, over their own bytes only; does not copy the text."""
+        first = int(self.offsets[0])
+        offsets = self.offsets - first if first else self.offsets
+        return Strings(offsets, self.data[first : first + self.size], self.size)
 
-    def lengths(self) -> np.ndarray:
-        """Returns the bytes of each text: int64 (rows,), on the host."""
-        return np.diff(Strings.of(self.arrow()).offsets)
+    def of_one_type(self) -> Strings:
+        """Returns the rows with int64 offsets and, on a CPU, read-only arrays, for which kernels are compiled once.
 
-    def to_pylist(self) -> list[Any]:
-        """Returns Python strings, None for missing texts. For messages and tests: stages use `strings` or `arrow`."""
-        texts: list[Any] = self.arrow().to_pylist()
-        return texts
+        Arrow's buffers are read-only, and Numba compiles a kernel separately for arrays that can be written.
+        """
+        offsets, data = self.offsets.astype(np.int64, copy=False), self.data
+        if type(data) is np.ndarray:
+            offsets, data = offsets.view(), data.view()
+            offsets.flags.writeable = data.flags.writeable = False
+        return Strings(offsets, data, self.size)
 
-    def take(self, rows: np.ndarray) -> TextColumn:
-        """Copies the texts at the given positions, int (count,), on each side that is there."""
-        if self._made is None or self._made[1].kind == "cpu":
-            return TextColumn(self.arrow().take(pa.array(rows)))
-        host = None if self._host is None else self._host.take(pa.array(rows))
-        strings, device = self._made
-        taken = libcudf.gather(strings, rows, device) if libcudf.serves(device) else strings.take(rows, device)
-        return TextColumn(host, (taken, device))
+    def parts(self, device: Device, rows: int) -> Iterator[tuple[int, Strings]]:
+        """Splits the rows without a copy; waits for the device once.
 
-    def __getitem__(self, rows: slice) -> TextColumn:
-        """Returns consecutive texts, without a copy of them."""
-        start, stop, _ = rows.indices(len(self))
-        host = None if self._host is None else self._host[start:stop]
-        if self._made is None:
-            return TextColumn(host)
-        strings, device = self._made
-        offsets = strings.offsets[start : stop + 1]
-        size = int(offsets[-1] - offsets[0]) if host is None else int(TextColumn(host).lengths().sum())
-        return TextColumn(host, (Strings(offsets, strings.data, size), device))
+        Args:
+            device: the device that holds the rows.
+            rows: maximum number of rows of a part.
+
+        Yields:
+            The number of the part's first row, and the part.
+        """
+        edges = np.append(np.arange(0, self.rows, rows), self.rows)
+        bounds = device.down(self.offsets[device.up(edges)])
+        for (start, stop), (first, last) in zip(pairwise(edges.tolist()), pairwise(bounds.tolist()), strict=True):
+            yield start, Strings(self.offsets[start : stop + 1], self.data, last - first)
 
     @staticmethod
-    def concat(columns: Sequence[TextColumn]) -> TextColumn:
-        """Joins columns on each side that has all of them; if there is none, on the host."""
-        made = [column._made for column in columns if column._made]
-        if len(made) < len(columns) or made[0][1].kind == "cpu":
-            return TextColumn(pa.concat_arrays([column.arrow() for column in columns]))
-        device = made[0][1]
-        hosts = [column._host for column in columns if column._host is not None]
-        host = pa.concat_arrays(hosts) if len(hosts) == len(columns) else None
-        join = libcudf.concatenate if libcudf.serves(device) else Strings.concat
-        return TextColumn(host, (join([strings for strings, _ in made], device), device))
+    def of(texts: Sequence[str | None] | pa.Array) -> Strings:
+        """Makes a column of Python strings, or without a copy of an Arrow array of strings.
+
+        None becomes an empty row, and lone surrogates become U+FFFD.
+        """
+        if not isinstance(texts, pa.Array):
+            texts = large_strings(texts)
+        _, offsets, data = texts.buffers()
+        kind = np.int64 if pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type) else np.int32
+        begins = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1]
+        if texts.null_count and np.diff(begins)[texts.is_null().to_numpy(zero_copy_only=False)].any():
+            return Strings.of(texts.fill_null(""))  # Arrow allows bytes in a row that is null
+        return Strings(begins, np.frombuffer(data or b"", np.uint8), int(begins[-1]) - int(begins[0]))
+
+    def arrow(self) -> pa.Array:
+        """Returns the rows as an Arrow array over the same memory, which must be the host's."""
+        offsets = pa.py_buffer(np.ascontiguousarray(self.offsets, np.int64))
+        return pa.LargeStringArray.from_buffers(self.rows, offsets, pa.py_buffer(np.ascontiguousarray(self.data)))
+
+    def take(self, rows: np.ndarray, device: Device) -> Strings:
+        """Copies rows on the device.
+
+        Args:
+            rows: int (count,), positions, on the host.
+            device: the device that holds the rows.
+        """
+        xp, positions = device.xp, device.up(rows)
+        begins = self.offsets[positions].astype(np.int64)
+        offsets = xp.zeros(len(rows) + 1, np.int64)
+        xp.cumsum(self.offsets[positions + 1] - begins, out=offsets[1:])
+        size = int(offsets[-1])
+        places = xp.arange(size)
+        row = xp.searchsorted(offsets[1:], places, side="right")
+        return Strings(offsets, self.data[places + (begins - offsets[:-1])[row]], size)
+
+    @staticmethod
+    def concat(parts: Sequence[Strings], device: Device) -> Strings:
+        """Joins columns that the device holds; copies the text."""
+        xp = device.xp
+        offsets, data, size = [xp.zeros(1, np.int64)], [], 0
+        for part in parts:
+            first = int(part.offsets[0])
+            offsets.append(part.offsets[1:].astype(np.int64) + (size - first))
+            data.append(part.data[first : first + part.size])
+            size += part.size
+        return Strings(xp.concatenate(offsets), xp.concatenate(data), size)
+
+
+def large_strings(texts: Sequence[str | None] | pa.Array) -> pa.LargeStringArray:
+    """Makes an Arrow array with 64-bit offsets of Python strings, or of an array of strings or binary text.
+
+    Lone surrogates become U+FFFD.
+    """
+    if isinstance(texts, pa.Array):
+        return texts if pa.types.is_large_string(texts.type) else texts.cast(pa.large_string())
+    try:
+        return pa.array(texts, pa.large_string())
+    except UnicodeEncodeError:
+        whole = [
+            None if text is None else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            for text in texts
+        ]
+        return pa.array(whole, pa.large_string())

@@ -21,7 +21,8 @@ from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.progress import Progress
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table

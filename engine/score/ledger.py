@@ -24,7 +24,7 @@ from danqing.engine.core.escape import valid_text
 from danqing.engine.core.files import commit
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Shard
 from danqing.engine.stages import stored_columns

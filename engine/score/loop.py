@@ -24,7 +24,7 @@ from danqing.engine.core.logs import log
 from danqing.engine.core.memory import Memory, text_bytes
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Span, Spans
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.plan import Plan, Step
 from danqing.engine.run.folder import Run

@@ -19,7 +19,8 @@ from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import Silent
 from danqing.engine.core.spans import Spans
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.select.ledger import Judged

@@ -17,7 +17,7 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.core.memory import TEXT_COPIES
 from danqing.engine.core.progress import Progress
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.select.usable import USABLE, unusable_rows
 from danqing.engine.sources.tables import Part
 

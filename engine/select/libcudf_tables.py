@@ -19,7 +19,8 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.libcudf import buffers_of, column_of, serves, stream_of
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, read_parts
 

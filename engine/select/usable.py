@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from danqing.engine.core.device import Device
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.recipe.criteria import Interval, Threshold
 from danqing.kernels.text.urls import plain_web_urls
 

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
-from danqing.engine.core.string_rows import large_strings
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.strings import large_strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 from danqing.engine.sources.text import UTF8, SampleError, detect, parse_object
 

@@ -219,9 +219,8 @@ def _walk_archive(file: BinaryIO, start: int, size: int, index: Index, links: di
         while member := _next_member(tar):
             parts: list[tuple[int, int]] | None = member.sparse  # type: ignore[assignment]  # typed as bytes
             stored = member.size if parts is None else sum(count for _, count in parts)
-            if (
-                member.size < 0 or stored < 0 or tar.offset <= before
-            ):  # would lead back to headers that were read before
+            leads_back = tar.offset <= before  # to headers that were read before
+            if member.size < 0 or stored < 0 or leads_back:
                 raise _DamageError(_place(member), "has an absurd size; nothing behind it is read")
             before = tar.offset
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise

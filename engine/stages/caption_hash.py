@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import produced
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.base import Stage
 from danqing.kernels.text.hashes import hash_texts
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import building, commit, write_json
-from danqing.engine.stages import ideographs, markup, simplified
-from danqing.kernels.text import captions, cleaning, segmentation, trie
+from danqing.engine.stages import html_names, ideographs, simplified
+from danqing.kernels.text import captions, cleaning, markup, segmentation, trie
 from danqing.kernels.text.captions import (
     ALPHANUMERIC,
     CHINESE,
@@ -38,7 +38,6 @@ from danqing.kernels.text.captions import (
     NARROW,
     SPACE,
 )
-from danqing.kernels.text.markup import FIRST_TARGET
 from danqing.kernels.text.segmentation import (
     ADJECTIVE,
     FORCED_SPLIT,
@@ -107,10 +106,9 @@ def cleaning_tables() -> cleaning.Tables:
 
 def _layout() -> bytes:
     """Returns the sources that define the bits of the tables; their hash names the tables of this version."""
-    return b"".join(
-        Path(str(module.__file__)).read_bytes()
-        for module in (sys.modules[__name__], captions, cleaning, ideographs, markup, segmentation, simplified, trie)
-    )
+    data = sys.modules[__name__], html_names, ideographs, simplified
+    kernels = captions, cleaning, markup, segmentation, trie
+    return b"".join(Path(str(module.__file__)).read_bytes() for module in (*data, *kernels))
 
 
 def _cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -194,18 +192,18 @@ def _make_cleaning_tables() -> dict[str, np.ndarray]:
     classes = _make_classes()
     for bit, words in ((FORM, forms), (CONVERTED, converted)):
         classes[sorted({ord(word[0]) for word in words})] |= bit
-    targets = converted | forms | markup.entity_targets()
+    targets = converted | forms | html_names.entity_targets()
     for word, target in targets.items():
         if len(target.encode()) > cleaning.MAX_WORD_GROWTH * len(word.encode()):
             raise DanqingError(f"opencc {metadata.version('opencc')}: {target} is too long for {word}; install 1.4.2")
-    values = markup.element_values() | {word: value for value, word in enumerate(targets, FIRST_TARGET)}
-    lengths = [0] * FIRST_TARGET + list(map(len, targets.values()))
+    values = html_names.element_values() | {word: value for value, word in enumerate(targets, markup.FIRST_TARGET)}
+    lengths = [0] * markup.FIRST_TARGET + list(map(len, targets.values()))
     return {
         "classes": classes,
         "entries": build_entries(values),
         "starts": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
         "targets": np.array([ord(character) for target in targets.values() for character in target], np.int32),
-        "numbers": markup.numeric_entities(),
+        "numbers": html_names.numeric_entities(),
     }
 
 

@@ -17,12 +17,6 @@ import idna
 
 from danqing.kernels.text.hosts import MAX_HOST
 
-# Most URLs: an ASCII host whose last label is no number, an optional port, then the end or the path. Five times as
-# fast as the general rule.
-_COMMON = re.compile(
-    r"(?:[a-z][a-z0-9+.-]*:)?//((?:[a-z0-9_-]+\.)*[a-z_][a-z0-9_-]*)\.?(?::[0-9]*)?(?:[/?#\\]|\Z)",
-    re.IGNORECASE | re.ASCII,
-)
 _AUTHORITY = re.compile(
     r"(?:(?:https?|wss?|ftp):[/\\]*|[a-z][a-z0-9+.-]*:[/\\]{2}|[/\\]{2,})?([^/\\?#]*)", re.IGNORECASE | re.ASCII
 )
@@ -48,9 +42,6 @@ def host_of(url: str | None) -> str:
     """
     if not url:
         return ""
-    common = _COMMON.match(url)
-    if common:
-        return common[1].lower() if len(common[1]) <= MAX_HOST else ""
     found = _AUTHORITY.match(url.strip(_BLANK).translate(_REMOVED))
     host = found[1].rpartition("@")[2] if found else ""
     host, _, port = host.partition(":") if not host.startswith("[") else (host[: host.find("]") + 1], "", "")

@@ -18,7 +18,7 @@ from danqing.engine.core import libcudf
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.core.logs import log
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.recipe.criteria import Pattern
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.stages import CATALOGUE

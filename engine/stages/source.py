@@ -13,7 +13,7 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import produced
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.base import Stage
 from danqing.engine.stages.hosts import host_of, normal_host
 from danqing.kernels.text import hosts as kernels

@@ -12,7 +12,8 @@ import pyarrow as pa
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.columns import ENCODED, produced
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
 from danqing.engine.stages.language import languages, open_identifier

@@ -25,17 +25,15 @@ MAX_UNIT_CHARACTERS = 4  # of a unit whose repetition is measured
 
 MEASURES = (
     "words", "nouns", "content_word_share", "stop_word_share", "text_entropy",
-    "han_share", "kana_share", "hangul_share", "latin_share", "digit_share", "symbol_share", "longest_repetition",
-    "japanese_share",
+    "han_share", "kana_share", "latin_share", "digit_share", "symbol_share", "longest_repetition",
 )  # fmt: skip
 """Columns of the result of `measure`; shares are in 0 … 1.
 
 `words`: number of tokens with a letter, a digit or a Han character. Among the words: `nouns` (number),
 `content_word_share` (nouns, verbs and adjectives), `stop_word_share`, `text_entropy` (-sum p log2 p over the distinct
-words, in bits). Among the letters: `han_share`, `kana_share`, `hangul_share`, `latin_share`, and `japanese_share`
-(Han characters that only Japanese uses). Among the characters other than spaces: `digit_share`, `symbol_share` (neither
-letter nor digit). `longest_repetition`: number of characters of the longest part that repeats a unit of one to four
-characters.
+words, in bits). Among the letters: `han_share`, `kana_share`, `latin_share`. Among the characters other than spaces:
+`digit_share`, `symbol_share` (neither letter nor digit). `longest_repetition`: number of characters of the longest part
+that repeats a unit of one to four characters.
 """
 
 
@@ -223,16 +221,14 @@ def same_token(chars, cut, count, other, begin, end):
 
 @inlined
 def measure_characters(chars, count, classes, out):
-    """Computes the measures of characters, out[5:13]."""
-    letters, han, kana, hangul, latin, japanese, digits, solid = 0, 0, 0, 0, 0, 0, 0, 0
+    """Computes the measures of characters, out[5:11]."""
+    letters, han, kana, latin, digits, solid = 0, 0, 0, 0, 0, 0
     for at in range(count):
         kind = classes[chars[at]]
         letters += kind & LETTER != 0
         han += kind & HAN != 0
         kana += kind & KANA != 0
-        hangul += kind & HANGUL != 0
         latin += kind & LATIN != 0
-        japanese += kind & JAPANESE != 0
         digits += kind & DIGIT != 0
         solid += kind & SPACE == 0
     longest = 0
@@ -245,9 +241,7 @@ def measure_characters(chars, count, classes, out):
     of_letters, of_solid = max(letters, 1), max(solid, 1)
     out[5] = han / of_letters
     out[6] = kana / of_letters
-    out[7] = hangul / of_letters
-    out[8] = latin / of_letters
-    out[9] = digits / of_solid
-    out[10] = max(solid - letters - digits, 0) / of_solid
-    out[11] = longest
-    out[12] = japanese / of_letters
+    out[7] = latin / of_letters
+    out[8] = digits / of_solid
+    out[9] = max(solid - letters - digits, 0) / of_solid
+    out[10] = longest

@@ -10,7 +10,7 @@ from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from danqing.kernels.text.captions import CHINESE, CONVERTED, DROP, FORM, HAN, JAPANESE, NARROW, SPACE
 from danqing.kernels.text.markup import AMPERSAND, BLANK, LESS, remove_markup
-from danqing.kernels.text.trie import EMPTY, ROOT_NODE, VALUE, child
+from danqing.kernels.text.trie import ROOT_NODE, VALUE, child, longest_word
 from danqing.kernels.text.utf8 import decode, decode_one, encode, encoded_size
 
 FULL_WIDTH_OFFSET = 0xFEE0  # a full-width form minus its ASCII character
@@ -69,7 +69,7 @@ def normalize(device: ArrayLauncher, text: Strings, tables: Tables) -> Strings:
     Returns:
         The rows, on the device; `text` itself if no row can change.
     """
-    xp, text = device.xp, of_one_type(text)
+    xp, text = device.xp, text.of_one_type()
     chars = workspace(device, "chars", text.size + text.rows, np.int32)
     counts, lengths = xp.empty(text.rows, np.int32), xp.empty(text.rows, np.int64)
     normalize_rows.launch(device, text.rows, text, resident(device, tables), chars, counts, lengths)
@@ -78,7 +78,7 @@ def normalize(device: ArrayLauncher, text: Strings, tables: Tables) -> Strings:
     offsets, size = _offsets(device, lengths)
     out = xp.empty(size, np.uint8)
     write_rows.launch(device, text.rows, text, chars, counts, offsets, out)
-    return of_one_type(Strings(offsets, out, size))
+    return Strings(offsets, out, size).of_one_type()
 
 
 def clean(device: ArrayLauncher, text: Strings, tables: Tables) -> Cleaned:
@@ -91,7 +91,7 @@ def clean(device: ArrayLauncher, text: Strings, tables: Tables) -> Cleaned:
         text: the rows.
         tables: in host memory.
     """
-    xp, text = device.xp, of_one_type(text)
+    xp, text = device.xp, text.of_one_type()
     chars = workspace(device, "chars", text.size + text.rows, np.int32)
     data = workspace(device, "data", MAX_GROWTH * text.size, np.uint8)
     lengths, changed = xp.empty(text.rows, np.int64), xp.empty(text.rows, np.bool_)
@@ -100,19 +100,7 @@ def clean(device: ArrayLauncher, text: Strings, tables: Tables) -> Cleaned:
     offsets, size = _offsets(device, lengths)
     out = xp.empty(size, np.uint8)
     gather_rows.launch(device, text.rows, data, text.offsets, offsets, out)
-    return Cleaned(of_one_type(Strings(offsets, out, size)), changed, japanese)
-
-
-def of_one_type(text: Strings) -> Strings:
-    """Returns the rows with int64 offsets and, on a CPU, read-only arrays: kernels are compiled for one type.
-
-    Arrow's buffers are read-only, and Numba compiles a kernel separately for arrays that can be written.
-    """
-    offsets, data = text.offsets.astype(np.int64, copy=False), text.data
-    if type(data) is np.ndarray:
-        offsets, data = offsets.view(), data.view()
-        offsets.flags.writeable = data.flags.writeable = False
-    return Strings(offsets, data, text.size)
+    return Cleaned(Strings(offsets, out, size).of_one_type(), changed, japanese)
 
 
 def _offsets(device: ArrayLauncher, lengths: Any) -> tuple[Any, int]:
@@ -292,31 +280,15 @@ def simplify_line(chars, count, tables, out, end):
     while at < count:
         code = chars[at]
         if tables.classes[code] & CONVERTED:
-            value, size = longest_word(chars, at, count, tables.entries)
+            value, stop = longest_word(chars, at, count, tables.entries)
             if value:
                 for place in range(tables.starts[value], tables.starts[value + 1]):
                     end = encode(tables.targets[place], out, end)
-                at += size
+                at = stop
                 continue
         end = encode(code, out, end)
         at += 1
     return end
-
-
-@inlined
-def longest_word(chars, at, count, entries):
-    """Returns the value of the longest word at chars[at], or 0, and its number of characters."""
-    node = child(entries, np.int64(ROOT_NODE), chars[at])
-    value, size = node & VALUE, 1
-    place = at + 1
-    while place < count:
-        node = child(entries, node, chars[place])
-        if node == EMPTY:
-            break
-        place += 1
-        if node & VALUE:
-            value, size = node & VALUE, place - at
-    return value, size
 
 
 @kernel

@@ -11,6 +11,7 @@ from numba import njit
 from danqing.engine.core.strings import Strings
 from danqing.kernels.compiled import cached
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
+from danqing.kernels.text.ascii import hex_digit, is_digit, is_letter, lower
 from danqing.kernels.text.trie import EMPTY, GOLDEN, Index
 
 MAX_HOST = 253
@@ -197,25 +198,13 @@ def is_slash(byte):
 
 
 @inlined
-def lower(byte):
-    """Returns a byte with ASCII letters in lower case."""
-    return byte + 32 if byte >= 0x41 and byte <= 0x5A else byte
-
-
-@inlined
-def is_digit(byte):
-    """Whether a byte is one of 0 … 9."""
-    return byte >= 0x30 and byte <= 0x39
-
-
-@inlined
 def skip_scheme(url, start, stop):
     """Returns the position after the scheme and the slashes."""
     colon = start
     while colon < stop:
-        byte = lower(url[Index(colon)])
-        letter = byte >= 0x61 and byte <= 0x7A
-        if not letter and (colon == start or not (is_digit(byte) or byte == 0x2B or byte == 0x2D or byte == 0x2E)):
+        byte = url[Index(colon)]
+        inside = colon > start and (is_digit(byte) or byte == 0x2B or byte == 0x2D or byte == 0x2E)
+        if not (inside or is_letter(byte)):
             break
         colon += 1
     has_scheme = colon > start and colon < stop and url[Index(colon)] == 0x3A
@@ -283,15 +272,6 @@ def normalize_host(host, start, stop):
     if label == end or not full or end - start > MAX_HOST:
         return np.int32(0)
     return np.int32(end - start)
-
-
-@inlined
-def hex_digit(byte):
-    """Returns the value of a hexadecimal digit, or -1."""
-    if is_digit(byte):
-        return np.int32(byte) - 0x30
-    byte = lower(byte)
-    return np.int32(byte) - 0x57 if byte >= 0x61 and byte <= 0x66 else np.int32(-1)
 
 
 @inlined

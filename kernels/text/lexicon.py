@@ -9,7 +9,7 @@ import numpy as np
 
 from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
-from danqing.kernels.text.segmentation import is_ascii_alphanumeric
+from danqing.kernels.text.ascii import is_alphanumeric, is_digit, is_letter, lower
 from danqing.kernels.text.trie import EMPTY, VALUE, Trie, build, child
 from danqing.kernels.text.utf8 import decode
 
@@ -110,14 +110,8 @@ def sum_terms(line, count, terms, found):
 @inlined
 def is_whole(line, start, end, count):
     """Whether line[start:end] does not begin or end within a Latin word."""
-    begins_inside = start > 0 and is_latin(line[start]) and is_latin(line[start - 1])
-    return not begins_inside and not (end < count and is_latin(line[end - 1]) and is_latin(line[end]))
-
-
-@inlined
-def is_latin(code):
-    """Whether a code point is an ASCII letter."""
-    return 97 <= code | 32 <= 122
+    begins_inside = start > 0 and is_letter(line[start]) and is_letter(line[start - 1])
+    return not begins_inside and not (end < count and is_letter(line[end - 1]) and is_letter(line[end]))
 
 
 @inlined
@@ -132,9 +126,9 @@ def sum_patterns(line, count, marks, patterns):
             total += patterns.phone * is_phone(line, at, end)
             total += patterns.price * is_price(line, at, end, count)
             at = end
-        elif is_ascii_alphanumeric(code):
+        elif is_alphanumeric(code):
             end = at
-            while end < count and (is_ascii_alphanumeric(line[end]) or line[end] == 45):
+            while end < count and (is_alphanumeric(line[end]) or line[end] == 45):
                 end += 1
             mark = find_mark(line, at, end, marks)
             total += patterns.link * is_link(line, at, end, count, mark, marks)
@@ -147,18 +141,6 @@ def sum_patterns(line, count, marks, patterns):
                 total += patterns.messenger * has_account(line, at + 2, count)
             at += 1
     return total
-
-
-@inlined
-def is_digit(code):
-    """Whether a code point is an ASCII digit."""
-    return 48 <= code <= 57
-
-
-@inlined
-def lower(code):
-    """Converts an ASCII letter to lower case."""
-    return code + 32 if 65 <= code <= 90 else code
 
 
 @inlined
@@ -223,7 +205,7 @@ def is_link(line, start, end, count, mark, marks):
     if mark == WWW:
         return True
     stop = end + 1
-    while stop < count and is_ascii_alphanumeric(line[stop]):
+    while stop < count and is_alphanumeric(line[stop]):
         stop += 1
     return find_mark(line, end + 1, stop, marks) == DOMAIN
 
@@ -245,10 +227,10 @@ def find_mark(line, start, end, marks):
 def has_account(line, start, count):
     """Whether an account name follows within four characters: at least five letters and digits, one digit at least."""
     at = start
-    while at < count and at < start + 4 and not is_ascii_alphanumeric(line[at]):
+    while at < count and at < start + 4 and not is_alphanumeric(line[at]):
         at += 1
     length, digits = 0, 0
-    while at < count and (is_ascii_alphanumeric(line[at]) or line[at] == 95 or line[at] == 45):
+    while at < count and (is_alphanumeric(line[at]) or line[at] == 95 or line[at] == 45):
         digits += is_digit(line[at])
         length += 1
         at += 1

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from danqing.kernels.portable import inlined
+from danqing.kernels.text.ascii import hex_digit, is_digit, is_letter, lower
 from danqing.kernels.text.captions import ALPHANUMERIC, SPACE
-from danqing.kernels.text.trie import EMPTY, ROOT_NODE, VALUE, child
+from danqing.kernels.text.trie import EMPTY, ROOT_NODE, VALUE, child, longest_word
 
 # Values of the words `<` + name of an element, in `Tables.entries`.
 SCRIPT, STYLE, BLOCK, INLINE = 1, 2, 3, 4
@@ -63,7 +64,7 @@ def decode_entities(chars, count, tables):
                 chars[end] = code
                 end += 1
         else:
-            value, at = named_entity(chars, at, count, tables.entries)
+            value, at = longest_word(chars, at, count, tables.entries)
             if value == 0:
                 chars[end] = AMPERSAND
                 end += 1
@@ -90,8 +91,8 @@ def numeric_entity(chars, at, count, numbers):
     number = np.int64(0)
     place = start
     while place < count:
-        digit = digit_of(chars[place])
-        if digit >= base:
+        digit = hex_digit(chars[place])
+        if digit < 0 or digit >= base:
             break
         number = min(number * base + digit, np.int64(LARGEST + 1))
         place += 1
@@ -106,31 +107,6 @@ def numeric_entity(chars, at, count, numbers):
     if 0xFDD0 <= number <= 0xFDEF or number & 0xFFFE == 0xFFFE:
         return np.int64(-1), place
     return number, place
-
-
-@inlined
-def digit_of(code):
-    """Returns the value of a hexadecimal digit; 16 for another character."""
-    if 48 <= code <= 57:
-        return code - 48
-    lower = code | 0x20
-    return lower - 87 if 97 <= lower <= 102 else 16
-
-
-@inlined
-def named_entity(chars, at, count, entries):
-    """Returns the value of the longest name of an entity at the `&` chars[at], or 0, and the position after it."""
-    node = child(entries, np.int64(ROOT_NODE), AMPERSAND)
-    value, stop = np.int64(0), at + 1
-    place = at + 1
-    while place < count:
-        node = child(entries, node, chars[place])
-        if node == EMPTY:
-            break
-        place += 1
-        if node & VALUE:
-            value, stop = node & VALUE, place
-    return value, stop
 
 
 @inlined
@@ -224,11 +200,9 @@ def element_at(chars, at, count, entries):
     node = child(entries, np.int64(ROOT_NODE), LESS)
     while at < count:
         code = chars[at]
-        if 65 <= code <= 90:
-            code += 32
-        elif not (97 <= code <= 122 or 48 <= code <= 57):
+        if not (is_letter(code) or is_digit(code)):
             break
-        node = child(entries, node, code)
+        node = child(entries, node, lower(code))
         if node == EMPTY:
             return np.int64(0), at
         at += 1

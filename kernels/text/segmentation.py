@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from danqing.kernels.portable import inlined
+from danqing.kernels.text.ascii import is_alphanumeric
 from danqing.kernels.text.trie import EMPTY, VALUE, Index, child, find
 
 # Kinds of words, bits: part of speech, stop word, and jieba's forced splits (a word that the model must not make).
@@ -73,12 +74,6 @@ class SegmentScratch(NamedTuple):
 def is_han(code):
     """Whether a code point is a Han character that jieba knows."""
     return HAN_FIRST <= code <= HAN_LAST
-
-
-@inlined
-def is_ascii_alphanumeric(code):
-    """Whether a code point is an ASCII letter or digit."""
-    return 48 <= code <= 57 or 65 <= code <= 90 or 97 <= code <= 122
 
 
 @inlined
@@ -161,7 +156,7 @@ def cut_by_dictionary(chars, start, stop, words, reach, cut, kind):
     run = -1
     while at < stop:
         end = reach[at]
-        if end - at == 1 and is_ascii_alphanumeric(chars[at]):
+        if end - at == 1 and is_alphanumeric(chars[at]):
             if run < 0:
                 run = at
                 cut[at] = 1
@@ -213,8 +208,8 @@ def cut_run(chars, start, stop, words, back, cut, kind):
             while at < stop and is_han(chars[at]):
                 at += 1
             run_viterbi(chars, first, at, words, back, cut)
-        elif is_ascii_alphanumeric(chars[at]):  # letters and digits, an optional fraction, an optional percent sign
-            while at < stop and is_ascii_alphanumeric(chars[at]):
+        elif is_alphanumeric(chars[at]):  # letters and digits, an optional fraction, an optional percent sign
+            while at < stop and is_alphanumeric(chars[at]):
                 at += 1
             if at + 1 < stop and chars[at] == 46 and 48 <= chars[at + 1] <= 57:
                 at += 2
@@ -224,7 +219,7 @@ def cut_run(chars, start, stop, words, back, cut, kind):
                 at += 1
             cut[first] = 1
         else:
-            while at < stop and not is_han(chars[at]) and not is_ascii_alphanumeric(chars[at]):
+            while at < stop and not is_han(chars[at]) and not is_alphanumeric(chars[at]):
                 at += 1
             cut[first] = 1
     at = start

@@ -71,6 +71,25 @@ def find(trie, chars, start, stop):
     return node
 
 
+@inlined
+def longest_word(chars, at, count, entries):
+    """Finds the longest word that begins at chars[at].
+
+    Returns:
+        Its value, or 0, and the position after it, or after chars[at].
+    """
+    node = np.int64(ROOT_NODE)
+    value, stop = np.int64(0), at + 1
+    while at < count:
+        node = child(entries, node, chars[at])
+        if node == EMPTY:
+            break
+        at += 1
+        if node & VALUE:
+            value, stop = node & VALUE, at
+    return value, stop
+
+
 def build(values: dict[str, int]) -> Trie:
     """Makes a trie, in host memory.
 

@@ -1,4 +1,4 @@
-"""Finds the URLs that can plainly be downloaded, so that only doubtful ones are looked at on the host."""
+"""Finds the URLs that can plainly be downloaded; the host examines only the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 
 from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel
-from danqing.kernels.text.cleaning import of_one_type
+from danqing.kernels.text.ascii import lower
+
+HTTP, HTTPS = (np.frombuffer(prefix, np.uint8) for prefix in (b"http://", b"https://"))
 
 
 def plain_web_urls(device: ArrayLauncher, text: Strings) -> Any:
@@ -22,40 +24,29 @@ def plain_web_urls(device: ArrayLauncher, text: Strings) -> Any:
         Bool (rows,), on the device.
     """
     out = device.xp.empty(text.rows, np.bool_)
-    find_plain.launch(device, text.rows, of_one_type(text), out)
+    find_plain.launch(device, text.rows, text.of_one_type(), out)
     return out
 
 
 @kernel
 def find_plain(first, last, step, text, out):
+    """Writes whether each row is a URL that `plain_web_urls` finds."""
     for row in range(first, last, step):
         at, stop = text.offsets[row], text.offsets[row + 1]
-        out[row] = False
-        if stop - at > 8 and lower(text.data[at + 4]) == 0x73:  # s of https
-            host = at + 8
-            colon = at + 5
-        else:
-            host = at + 7
-            colon = at + 4
-        if host < stop and is_http(text.data, at) and is_authority(text.data, colon):
-            byte = text.data[host]
-            out[row] = byte > 0x20 and byte < 0x7F and byte != 0x23 and byte != 0x2F and byte != 0x3F and byte != 0x5C
+        host = at + max(prefix_size(text.data, at, stop, HTTP), prefix_size(text.data, at, stop, HTTPS))
+        out[row] = at < host and host < stop and begins_host(text.data[host])
 
 
 @inlined
-def lower(byte):
-    """Returns an ASCII letter in lower case."""
-    return byte | 0x20
+def prefix_size(data, at, stop, prefix):
+    """Returns the size of a prefix in lower case if data[at:stop] begins with it, in any case, else 0."""
+    size = 0
+    while size < prefix.size and at + size < stop and lower(data[at + size]) == prefix[size]:
+        size += 1
+    return size if size == prefix.size else 0
 
 
 @inlined
-def is_http(data, at):
-    """Whether `http` stands at data[at], in any case."""
-    is_first = lower(data[at]) == 0x68 and lower(data[at + 1]) == 0x74
-    return is_first and lower(data[at + 2]) == 0x74 and lower(data[at + 3]) == 0x70
-
-
-@inlined
-def is_authority(data, at):
-    """Whether `://` stands at data[at]."""
-    return data[at] == 0x3A and data[at + 1] == 0x2F and data[at + 2] == 0x2F
+def begins_host(byte):
+    """Whether a byte is printable ASCII, but none of `#`, `/`, `?` and `\\`, which end a host."""
+    return byte > 0x20 and byte < 0x7F and byte != 0x23 and byte != 0x2F and byte != 0x3F and byte != 0x5C

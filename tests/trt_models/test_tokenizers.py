@@ -11,7 +11,7 @@ from transformers import BertTokenizer, Siglip2Tokenizer
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
 from danqing.engine.core.device import Device
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.run.tokenizer import open_tokenizer
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from danqing.engine.core.device import open_device
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.trt_models.card import TokenInput
 from danqing.trt_models.export import use_multilingual
 from danqing.trt_models.package_files import package_file

@@ -11,7 +11,7 @@ import numpy as np
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.kernels.text.lexicon import UNITS_PER_WEIGHT, Patterns, weigh
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import TermList

@@ -12,7 +12,8 @@ import sentencepiece
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError, did_you_mean
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.kernels.portable import resident
 from danqing.kernels.text.wordpiece import build_tables, lower_case, token_ids
 from danqing.trt_models.card import TokenInput

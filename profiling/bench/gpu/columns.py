@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core import libcudf
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.groups import likely_components, near_components

@@ -48,5 +48,18 @@ def test_pack_by_weight_gives_a_heavy_row_its_own_batch() -> None:
     assert [b["row"].tolist() for b in packed] == [[0, 1], [2], [3, 4], [5]]
 
 
+def test_pack_adds_weights_in_the_order_of_the_rows() -> None:
+    weights = np.random.default_rng(3).exponential(0.3, 1000)
+    stream = [batch(start, start + 50) for start in range(0, 1000, 50)]
+    starts, total = [0], 0.0
+    for row, weight in enumerate(weights.tolist()):
+        if row > starts[-1] and total + weight > 1:
+            starts.append(row)
+            total = 0.0
+        total += weight
+    packed = list(pack(stream, 1.0, lambda b: weights[b["row"]]))
+    assert [b["row"][0] for b in packed] == starts
+
+
 def test_pack_of_no_batches_is_empty() -> None:
     assert list(pack([], 4, ones)) == []

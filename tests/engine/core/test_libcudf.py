@@ -19,7 +19,8 @@ import pytest
 
 from danqing.engine.core import libcudf
 from danqing.engine.core.device import Device
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.patterns import open_counter
 from tests.strict import MockLibrary, OnDevice
 

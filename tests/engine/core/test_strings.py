@@ -8,7 +8,8 @@ import pytest
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 
 TEXTS = ["一只橘猫", None, "", "窗台 a", "😀", "\ud800坏"]
 VALID = ["一只橘猫", None, "", "窗台 a", "😀", "\ufffd坏"]

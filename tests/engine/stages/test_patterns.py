@@ -14,7 +14,7 @@ import pytest
 from danqing.engine.cli.main import main
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.recipe.reading import load_recipe, recipe_from_dict
 from danqing.engine.run.folder import Run
 from danqing.engine.stages.columns import known_columns

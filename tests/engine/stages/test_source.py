@@ -14,7 +14,7 @@ import pytest
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.hosts import host_of
 from danqing.engine.stages.source import BlockedSource, find_blocked, read_blocklist

@@ -7,7 +7,7 @@ from opencc import OpenCC
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.base import Context
 from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only
 from danqing.engine.stages.text import Caption, Refine

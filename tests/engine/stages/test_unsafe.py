@@ -9,7 +9,7 @@ import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.strings import TextColumn
+from danqing.engine.core.text_column import TextColumn
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.classifier import read_patterns
 

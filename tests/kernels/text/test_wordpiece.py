@@ -12,7 +12,8 @@ import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.strings import Strings, TextColumn
+from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.kernels.text.utf8 import decode_one
 from danqing.kernels.text.wordpiece import (
     CODE_MASK,

@@ -1,4 +1,7 @@
-"""HTML in captions: a crawler that copies alt texts as they stand in the page leaves entities and tags in them."""
+"""Names of HTML's elements and entities, for `kernels.text.markup`.
+
+A crawler that copies alt texts as they stand in the page leaves entities and tags in captions.
+"""
 
 from __future__ import annotations
 
