@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import exchange
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.text_column import TextColumn
 from danqing.trt_models.card import Card, card_names, load_card
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.session import CPU_BATCH_ROWS, open_session
@@ -274,7 +274,7 @@ def test_any_onnx_text_model_can_be_a_classifier(tmp_path: Path, device: Device)
         "token_input: {kind: wordpiece, file: vocab.txt, max_length: 52}\n"
     )
     classifier = ModelSet({"text_safety": str(tmp_path / "bad.yaml")}).text_classifier("text_safety", device)
-    assert classifier(Strings.of(["好图", "坏图", "", "好图坏"])).tolist() == [0, 1, 0, 1]
+    assert classifier(TextColumn.of(["好图", "坏图", "", "好图坏"])).tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("rows", [1, CPU_BATCH_ROWS - 1, CPU_BATCH_ROWS, 2 * CPU_BATCH_ROWS + 3])
