@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
-from danqing.engine.core.strings import large_strings
+from danqing.engine.core.plain_tables import plain_table, text_of
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 from danqing.engine.sources.text import UTF8, SampleError, detect, parse_object
@@ -197,6 +197,7 @@ def part_of(
     Raises:
         DanqingError: the table lacks a column, or it holds no text.
     """
+    table = plain_table(table)
     urls = _strings(file, table, columns.url, "--url-col", must_exist=first == 0)
     captions = _strings(file, table, columns.caption, "--caption-col", must_exist=first == 0)
     has_caption = captions.arrow().is_valid().to_numpy(zero_copy_only=False)
@@ -216,22 +217,10 @@ def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: boo
             )
         # JSON lines may leave a field out where it has no value
         return TextColumn.of(pa.nulls(len(table), pa.large_string()))
-    column = table[name]
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return TextColumn.of(_decoded(column))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.null()):
-        return TextColumn.of(column.cast(pa.large_string()).combine_chunks())
-    raise DanqingError(f"{file.path}: column {name!r} holds {column.type}, not text; choose another with {flag}")
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.LargeStringArray:
-    """Reads bytes as UTF-8; bytes that are not become U+FFFD."""
-    try:
-        return column.cast(pa.large_string()).combine_chunks()
-    except pa.ArrowInvalid:
-        texts = [None if value is None else value.decode("utf-8", "replace") for value in column.to_pylist()]
-        return large_strings(texts)
+    if (texts := text_of(table[name])) is None:
+        held = table[name].type
+        raise DanqingError(f"{file.path}: column {name!r} holds {held}, not text; choose another with {flag}")
+    return TextColumn.of(texts)
 
 
 def _parquet(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:

@@ -239,14 +239,30 @@ def test_all_types_of_parquet_text_are_read(plain_recipe: Recipe, tmp_path: Path
         write(tmp_path / f"{i}.parquet", url=urls(3), caption=pa.array(captions).cast(kind))
         for i, kind in enumerate([pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
     ]
+    views = pa.array(captions, pa.string_view())
+    inputs.append(write(tmp_path / "view.parquet", url=urls(3), caption=views, more=views))
+    inputs.append(write(tmp_path / "bytes.parquet", url=urls(3), caption=views.cast(pa.binary_view())))
     inputs.append(write(tmp_path / "null.parquet", url=urls(2), caption=pa.nulls(2)))
     inputs.append(write(tmp_path / "empty.parquet", url=pa.array([], pa.string()), caption=pa.array([], pa.string())))
     (tmp_path / "empty.csv").touch()
     (tmp_path / "empty.jsonl").touch()
     chosen = select([*inputs, *(str(tmp_path / f"empty.{s}") for s in ("csv", "jsonl"))], tmp_path / "o", plain_recipe)
-    assert chosen.funnel.collected == 11 and chosen.funnel.kept == 6
+    assert chosen.funnel.collected == 17 and chosen.funnel.kept == 10
     nothing = select([str(tmp_path / "empty.*")], tmp_path / "nothing", plain_recipe)
     assert nothing.funnel.collected == nothing.funnel.kept == 0
+
+
+def test_text_that_is_not_utf_8_is_replaced(plain_recipe: Recipe, tmp_path: Path) -> None:
+    latin = pa.array([b"https://x.example/\xe9.jpg", b"\xff\xfe", None]).view(pa.string())
+    inputs = [
+        write(tmp_path / "url.parquet", url=latin, caption=[GOOD] * 3),
+        write(tmp_path / "rest.parquet", url=urls(3), caption=latin, note=latin),
+    ]
+    chosen = select(inputs, tmp_path / "o", plain_recipe)
+    found = verdicts(chosen)
+    assert [row["url"] for row in found[:3]] == ["https://x.example/\ufffd.jpg", "\ufffd\ufffd", None]
+    assert found[1]["error"] == "not a URL of the web: \ufffd\ufffd" and found[4]["caption"] == "\ufffd\ufffd"
+    assert [row["url"] for row in kept(chosen)] == ["https://x.example/\ufffd.jpg"]
 
 
 def test_parts_are_bounded_and_gates_change_nothing(
