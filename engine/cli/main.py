@@ -24,6 +24,8 @@ HELP = Path(__file__).with_name("help.txt")
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 """Signals of schedulers and of a closed terminal; handled like Ctrl-C. As process 1 without a handler, a process would
 never receive them."""
+RESUMABLE = {"curate": "shards", "demo": "shards", "score": "shards", "select": "parts"}
+"""Commands that go on where they were stopped, and what they finish one by one."""
 
 
 class StoppedError(KeyboardInterrupt):
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(problem))
         return 2
     except KeyboardInterrupt as stopped:
-        return _stop(stopped)
+        return _stop(stopped, words)
     except (BrokenPipeError, SystemExit):  # `danqing … | head`; rich answers a closed pipe with SystemExit
         _discard_stdout()
         return 128 + signal.SIGPIPE
@@ -119,7 +121,7 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stop(stopped: KeyboardInterrupt) -> int:
+def _stop(stopped: KeyboardInterrupt, words: list[str]) -> int:
     """Says what is finished and how to go on; returns the exit status."""
     number = stopped.signal if isinstance(stopped, StoppedError) else signal.SIGINT
     finished = ""
@@ -129,10 +131,11 @@ def _stop(stopped: KeyboardInterrupt) -> int:
         with suppress(OSError):
             finished = finished_work(stopped.args[0])
     reason = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-    done = finished or "finished shards are kept"
+    if not finished and words and words[0] in RESUMABLE:
+        finished = f"finished {RESUMABLE[words[0]]} are kept"
     if number == signal.SIGINT and sys.stderr.isatty():
         print(file=sys.stderr)  # the terminal has printed ^C
-    _say(f"{reason}; {done}; the same command goes on from there")
+    _say(f"{reason}; {finished}; the same command goes on from there" if finished else reason)
     return 128 + number
 
 

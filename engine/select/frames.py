@@ -17,6 +17,8 @@ from danqing.engine.core import libcudf
 from danqing.engine.core.batch_sizes import BATCH_SIZES
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.escape import valid_text
+from danqing.engine.core.plain_tables import plain_column, text_of
 from danqing.engine.core.progress import Silent
 from danqing.engine.core.spans import Spans
 from danqing.engine.core.strings import Strings
@@ -51,8 +53,7 @@ def judge_frame(frame: Any, recipe: Recipe, columns: Columns, settings: Settings
     Raises:
         DanqingError: a column is missing or holds no text, or every criterion needs a picture.
     """
-    names = getattr(frame, "column_names", None) or list(frame.columns)
-    columns = name_columns([str(name) for name in names], columns)
+    columns = name_columns(_column_names(frame), columns)
     plan, finished = TextPlan.of(recipe), list[Judged]()
     with open_device(settings.device, settings.threads) as device:
         part = _part(frame, columns, device)
@@ -63,21 +64,43 @@ def judge_frame(frame: Any, recipe: Recipe, columns: Columns, settings: Settings
         return _frame_like(frame, pa.table(found | {CLEAN: judged.text(CLEAN).cast(pa.string())}))
 
 
+def _column_names(frame: Any) -> list[str]:
+    if isinstance(frame, pa.Table | pa.RecordBatch):
+        return list(frame.schema.names)
+    if library_of(frame) in ("cudf", "pandas", "polars") and type(frame).__name__ == "DataFrame":
+        return list(map(str, frame.columns))
+    kind = f"{library_of(frame)} {type(frame).__name__}"
+    raise DanqingError(f"judge_frame takes a DataFrame of cuDF, pandas or polars, or an Arrow table, not {kind}")
+
+
 def _part(frame: Any, columns: Columns, device: Device) -> Part:
     """Makes a part of a frame's rows, with only the columns that are judged."""
-    if library_of(frame) == "cudf" and {columns.url, columns.caption} <= {*frame.columns}:
-        url, caption = frame[columns.url], frame[columns.caption]
+    url = _column(frame, columns.url, "url_col")
+    caption = _column(frame, columns.caption, "caption_col")
+    if library_of(frame) == "cudf":
         urls, captions = (TextColumn.made(libcudf.strings_of(column), device) for column in (url, caption))
         return Part(FRAME, 0, pa.table({}), urls, captions, device.down(caption.notna().values), {}, 0)
+    texts = _text(url, columns.url, "url_col"), _text(caption, columns.caption, "caption_col")
+    return part_of(FRAME, 0, pa.table(list(texts), names=["url", "caption"]), Columns())
+
+
+def _column(frame: Any, name: str, argument: str) -> Any:
+    names = _column_names(frame)
+    if (count := names.count(name)) != 1:
+        found = f"{count} columns {name!r}" if count else f"no column {name!r}"
+        raise DanqingError(
+            f"the frame has {found}; choose one with {argument}. It has: {', '.join(names) or 'no columns'}"
+        )
+    if isinstance(frame, pa.Table | pa.RecordBatch):
+        return frame.column(names.index(name))
+    return frame[list(frame.columns)[names.index(name)]]
+
+
+def _text(column: Any, name: str, argument: str) -> pa.LargeStringArray:
     try:
-        if library_of(frame) == "pandas":
-            wanted = [name for name in (columns.url, columns.caption) if name in frame.columns]
-            table = pa.Table.from_pandas(frame[wanted], preserve_index=False)
-        else:
-            table = pa.table(frame)
-    except (pa.ArrowException, ValueError) as problem:
-        raise DanqingError(f"the frame cannot be read: {problem}") from None
-    return part_of(FRAME, 0, table, columns)
+        return arrow_text(column)
+    except DanqingError as problem:
+        raise DanqingError(f"column {name!r} of the frame {problem}; choose another with {argument}") from None
 
 
 def measure_captions(captions: Any, device: Device, user_dictionaries: tuple[Path, ...] = ()) -> Any:
@@ -117,13 +140,45 @@ def strings_of(captions: Any) -> Strings:
     """Makes `Strings` of a column of any library; the text itself is not copied."""
     if library_of(captions) == "cudf":
         return libcudf.strings_of(captions)
-    if library_of(captions) == "polars":
-        captions = pa.chunked_array(captions)
-    elif not isinstance(captions, pa.Array | pa.ChunkedArray):
-        captions = pa.array(captions, from_pandas=True)
-    if isinstance(captions, pa.ChunkedArray):
-        captions = captions.cast(pa.large_string()).combine_chunks()
-    return Strings.of(captions.cast(pa.large_string()))
+    try:
+        return Strings.of(arrow_text(captions))
+    except DanqingError as problem:
+        raise DanqingError(
+            "measure_captions takes a series of cuDF, pandas or polars, an Arrow array, or a list of str; "
+            f"the {type(captions).__name__} {problem}"
+        ) from None
+
+
+def arrow_text(column: Any) -> pa.LargeStringArray:
+    """Converts a column of any library but cuDF to text; what is not UTF-8 and lone surrogates become U+FFFD.
+
+    Raises:
+        DanqingError: it holds something else; the message begins with a verb.
+    """
+    try:
+        array = _arrow_array(column)
+    except (pa.ArrowException, TypeError, ValueError) as problem:
+        raise DanqingError(f"cannot be read: {problem}") from None
+    array = array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
+    if array.null_count == len(array):  # pandas reads a column without a value as numbers
+        return pa.nulls(len(array), pa.large_string())
+    if (text := text_of(plain_column(array))) is None:
+        raise DanqingError(f"holds {array.type}, not text")
+    return text
+
+
+def _arrow_array(column: Any) -> pa.Array | pa.ChunkedArray:
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        return column
+    if library_of(column) == "polars":
+        return pa.chunked_array(column)
+    if isinstance(column, str | bytes | dict) or type(column).__name__ == "DataFrame":
+        raise TypeError("not a column")
+    column = column if hasattr(column, "__len__") else list(column)
+    try:
+        return pa.array(column, from_pandas=True)
+    except UnicodeEncodeError:
+        return pa.array([valid_text(text) if isinstance(text, str) else text for text in column], from_pandas=True)
 
 
 def library_of(frame: Any) -> str:

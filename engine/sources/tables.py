@@ -13,7 +13,7 @@ import itertools
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,13 +26,14 @@ import pyarrow.parquet as pq
 from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
-from danqing.engine.core.strings import large_strings
+from danqing.engine.core.plain_tables import plain_table, text_of
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 from danqing.engine.sources.text import UTF8, SampleError, detect, parse_object
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
-TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".jsonl.gz")
+JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
+TEXT_SUFFIXES = (*CSV_SUFFIXES, *JSON_SUFFIXES)
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
 URL_COLUMNS = ("image_url", "img_url", "imageurl", "url")
 CAPTION_COLUMNS = ("caption", "text", "alt_text", "alt", "title")
@@ -152,8 +153,8 @@ def name_columns(there: Sequence[str], columns: Columns) -> Columns:
 
 def _column_names(file: Shard, columns: Columns) -> list[str]:
     if file.path.suffix != ".parquet":
-        first = next(_text(file, columns, CHECKED_ROWS), None)
-        return first.table.column_names if first else []
+        parts = _text(file, columns, CHECKED_ROWS)
+        return next((part.table.column_names for part in parts if len(part.errors) < len(part.table)), [])
     try:
         return list(pq.read_schema(file.path).names)
     except (pa.ArrowException, OSError) as problem:
@@ -185,20 +186,51 @@ def read_parts(file: Shard, columns: Columns, rows: int) -> Iterator[Part]:
     """
     first = 0
     for part in (_parquet if file.path.suffix == ".parquet" else _text)(file, columns, rows):
-        yield part_of(file, first, part.table, columns, part.errors, part.bytes)
+        may_lack = _found_later(file, columns, part) if first == 0 else ()
+        yield part_of(file, first, part.table, columns, part.errors, part.bytes, may_lack)
         first += len(part.table)
 
 
+def _found_later(file: Shard, columns: Columns, head: _Rows) -> Collection[str]:
+    """Returns the columns that the first part of JSON lines may lack: a later row has them, or no row can be read."""
+    wanted = {columns.url, columns.caption}
+    if not file.path.name.endswith(JSON_SUFFIXES):
+        return ()
+    if len(head.errors) < len(head.table) and wanted <= {*head.table.column_names}:
+        return ()
+    absent, is_readable = set(wanted), False
+    with _open(file.path, columns.encoding) as (_, lines):
+        for record, problem in _json(lines):
+            absent -= record.keys()
+            is_readable = is_readable or problem is None
+            if not absent:
+                break
+    return wanted - absent if is_readable else wanted
+
+
 def part_of(
-    file: Shard, first: int, table: pa.Table, columns: Columns, errors: dict[int, str] | None = None, size: int = 0
+    file: Shard,
+    first: int,
+    table: pa.Table,
+    columns: Columns,
+    errors: dict[int, str] | None = None,
+    size: int = 0,
+    may_lack: Collection[str] = (),
 ) -> Part:
     """Makes a part of rows that are in memory.
+
+    Args:
+        file, first, table: see `Part`.
+        columns: names of the URL and the caption.
+        errors, size: see `Part.errors` and `Part.bytes`.
+        may_lack: names of columns that the first part of a file may lack.
 
     Raises:
         DanqingError: the table lacks a column, or it holds no text.
     """
-    urls = _strings(file, table, columns.url, "--url-col", must_exist=first == 0)
-    captions = _strings(file, table, columns.caption, "--caption-col", must_exist=first == 0)
+    table = plain_table(table)
+    urls = _strings(file, table, columns.url, "--url-col", first == 0 and columns.url not in may_lack)
+    captions = _strings(file, table, columns.caption, "--caption-col", first == 0 and columns.caption not in may_lack)
     has_caption = captions.arrow().is_valid().to_numpy(zero_copy_only=False)
     return Part(file, first, table, urls, captions, has_caption, errors or {}, size)
 
@@ -216,22 +248,10 @@ def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: boo
             )
         # JSON lines may leave a field out where it has no value
         return TextColumn.of(pa.nulls(len(table), pa.large_string()))
-    column = table[name]
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return TextColumn.of(_decoded(column))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.null()):
-        return TextColumn.of(column.cast(pa.large_string()).combine_chunks())
-    raise DanqingError(f"{file.path}: column {name!r} holds {column.type}, not text; choose another with {flag}")
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.LargeStringArray:
-    """Reads bytes as UTF-8; bytes that are not become U+FFFD."""
-    try:
-        return column.cast(pa.large_string()).combine_chunks()
-    except pa.ArrowInvalid:
-        texts = [None if value is None else value.decode("utf-8", "replace") for value in column.to_pylist()]
-        return large_strings(texts)
+    if (texts := text_of(table[name])) is None:
+        held = table[name].type
+        raise DanqingError(f"{file.path}: column {name!r} holds {held}, not text; choose another with {flag}")
+    return TextColumn.of(texts)
 
 
 def _parquet(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
@@ -264,7 +284,10 @@ def _text(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
         while part := list(itertools.islice(checked, rows)):
             before, position = position, raw.tell()
             errors = {row: problem for row, (_, problem) in enumerate(part) if problem is not None}
-            yield _Rows(_table([record for record, _ in part]), position - before, errors)
+            table = _table([record for record, _ in part])
+            if not table.column_names:  # no row can be read
+                table = pa.table({name: pa.nulls(len(part)) for name in (columns.url, columns.caption)})
+            yield _Rows(table, position - before, errors)
 
 
 def _with_damage(rows: Iterable[Record], lines: _Lines) -> Iterator[Record]:

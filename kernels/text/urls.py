@@ -48,5 +48,6 @@ def prefix_size(data, at, stop, prefix):
 
 @inlined
 def begins_host(byte):
-    """Whether a byte is printable ASCII, but none of `#`, `/`, `?` and `\\`, which end a host."""
-    return byte > 0x20 and byte < 0x7F and byte != 0x23 and byte != 0x2F and byte != 0x3F and byte != 0x5C
+    """Whether a byte is printable ASCII, but none of `#`, `/`, `?`, `\\` and `:`, which end a host, or `@`."""
+    is_end = byte == 0x23 or byte == 0x2F or byte == 0x3A or byte == 0x3F or byte == 0x40 or byte == 0x5C
+    return byte > 0x20 and byte < 0x7F and not is_end

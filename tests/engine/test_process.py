@@ -150,6 +150,9 @@ def test_a_signal_is_handled_once_and_the_handlers_are_restored(
         assert capsys.readouterr().err == (
             f"danqing: stopped by {number.name}; finished shards are kept; the same command goes on from there\n"
         )
+        assert main(["select"]) == 128 + number and "; finished parts are kept; " in capsys.readouterr().err
+        assert main(["explain"]) == 128 + number
+        assert capsys.readouterr().err == f"danqing: stopped by {number.name}\n"
         signal.signal(number, signal.SIG_IGN)
         monkeypatch.setattr(danqing.engine.cli.main, "_run", lambda words: signal.raise_signal(number) or 0)
         assert main(["score"]) == 0

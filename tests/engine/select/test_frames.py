@@ -185,10 +185,30 @@ def test_the_rows_of_a_frame_are_judged_like_those_of_a_table(plain_recipe: Reci
     assert frame[verdicts["keep"]]["id"].tolist() == [0, 5]
     assert frame.assign(**measured(frame["TEXT"]))["words"].tolist()[1] == 1
     assert len(judged(frame.iloc[:0], plain_recipe)) == 0
-    with pytest.raises(DanqingError, match="no column 'url'; choose one with --url-col"):
-        judged(frame[["TEXT"]], plain_recipe)
-    with pytest.raises(DanqingError, match="the frame cannot be read"):
+    assert judged(frame.assign(column_names=1), plain_recipe)["keep"].sum() == 2
+    numbered = frame[["URL", "TEXT"]].set_axis([0, 1], axis=1)
+    assert judge_frame(numbered, plain_recipe, Columns("0", "1"), Settings())["keep"].sum() == 2
+    with pytest.raises(DanqingError, match=r"no column 'url'; choose one with url_col\. It has: 0, 1"):
+        judged(numbered, plain_recipe)
+    with pytest.raises(DanqingError, match="column 'TEXT' of the frame cannot be read"):
         judged(frame.assign(TEXT=[1, "a", b"b", 2.0, {}, None]), plain_recipe)
+    with pytest.raises(DanqingError, match="column 'TEXT' of the frame holds int64, not text; choose another with cap"):
+        judged(frame.assign(TEXT=1), plain_recipe)
+    for other in ({"url": ["a"]}, [1], None):
+        with pytest.raises(DanqingError, match="judge_frame takes a DataFrame of cuDF, pandas or polars"):
+            judged(other, plain_recipe)
+
+
+def test_text_that_is_no_unicode_is_read_and_other_values_are_refused(plain_recipe: Recipe) -> None:
+    broken = pd.DataFrame({"url": [URL], "caption": pd.Series([GOOD + "\ud83d"], dtype=object)})
+    assert judged(broken, plain_recipe)["error"].isna().all()
+    view = pa.array(["小猫\ufffd"], pa.string_view())
+    same = [["小猫\ud83d"], pa.array(["小猫\ufffd".encode()[:-2]]), view, view.cast(pa.string()).dictionary_encode()]
+    assert len({tuple(measured(captions).to_pylist()[0].values()) for captions in same}) == 1
+    assert measured(pd.Series([None, float("nan")]))["words"].tolist() == [0, 0]
+    for wrong in (broken, [["小猫"]], [1], "小猫", None):
+        with pytest.raises(DanqingError, match="measure_captions takes a series"):
+            measured(wrong)
 
 
 def measured(captions: Any) -> Any:

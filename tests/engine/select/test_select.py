@@ -165,7 +165,13 @@ def test_a_broken_row_costs_one_row(name: str, plain_recipe: Recipe, tmp_path: P
 
 
 def test_what_cannot_be_downloaded_is_no_url(plain_recipe: Recipe, tmp_path: Path) -> None:
-    good = ["http://x.example/a.jpg", " HTTPS://例子.中国/图 片.jpg", "http:\\\\x.example\\a", "https://[::1]:80/a?b#c"]
+    good = [
+        "http://x.example/a.jpg",
+        " HTTPS://例子.中国/图 片.jpg",
+        "http:\\\\x.example\\a",
+        "https://[::1]:80/a?b#c",
+        "http://@x.example/a",
+    ]
     bad = [
         "not a url",
         "x.example/a.jpg",
@@ -174,9 +180,12 @@ def test_what_cannot_be_downloaded_is_no_url(plain_recipe: Recipe, tmp_path: Pat
         "ftp://x.example/a",
         "http://",
         "http:///",
+        "https://:80/",
+        "https://@/",
+        "https://@:80/",
     ]
-    chosen = select([write(tmp_path / "t.parquet", url=good + bad, caption=[GOOD] * 11)], tmp_path / "o", plain_recipe)
-    assert [row["error"] for row in verdicts(chosen)] == [None] * 4 + [f"not a URL of the web: {url}" for url in bad]
+    chosen = select([write(tmp_path / "t.parquet", url=good + bad, caption=[GOOD] * 15)], tmp_path / "o", plain_recipe)
+    assert [row["error"] for row in verdicts(chosen)] == [None] * 5 + [f"not a URL of the web: {url}" for url in bad]
 
 
 @pytest.mark.parametrize("names", [("URL", "TEXT"), ("Image_URL", "alt_text"), ("url", "Text")])
@@ -239,14 +248,30 @@ def test_all_types_of_parquet_text_are_read(plain_recipe: Recipe, tmp_path: Path
         write(tmp_path / f"{i}.parquet", url=urls(3), caption=pa.array(captions).cast(kind))
         for i, kind in enumerate([pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
     ]
+    views = pa.array(captions, pa.string_view())
+    inputs.append(write(tmp_path / "view.parquet", url=urls(3), caption=views, more=views))
+    inputs.append(write(tmp_path / "bytes.parquet", url=urls(3), caption=views.cast(pa.binary_view())))
     inputs.append(write(tmp_path / "null.parquet", url=urls(2), caption=pa.nulls(2)))
     inputs.append(write(tmp_path / "empty.parquet", url=pa.array([], pa.string()), caption=pa.array([], pa.string())))
     (tmp_path / "empty.csv").touch()
     (tmp_path / "empty.jsonl").touch()
     chosen = select([*inputs, *(str(tmp_path / f"empty.{s}") for s in ("csv", "jsonl"))], tmp_path / "o", plain_recipe)
-    assert chosen.funnel.collected == 11 and chosen.funnel.kept == 6
+    assert chosen.funnel.collected == 17 and chosen.funnel.kept == 10
     nothing = select([str(tmp_path / "empty.*")], tmp_path / "nothing", plain_recipe)
     assert nothing.funnel.collected == nothing.funnel.kept == 0
+
+
+def test_text_that_is_not_utf_8_is_replaced(plain_recipe: Recipe, tmp_path: Path) -> None:
+    latin = pa.array([b"https://x.example/\xe9.jpg", b"\xff\xfe", None]).view(pa.string())
+    inputs = [
+        write(tmp_path / "url.parquet", url=latin, caption=[GOOD] * 3),
+        write(tmp_path / "rest.parquet", url=urls(3), caption=latin, note=latin),
+    ]
+    chosen = select(inputs, tmp_path / "o", plain_recipe)
+    found = verdicts(chosen)
+    assert [row["url"] for row in found[:3]] == ["https://x.example/\ufffd.jpg", "\ufffd\ufffd", None]
+    assert found[1]["error"] == "not a URL of the web: \ufffd\ufffd" and found[4]["caption"] == "\ufffd\ufffd"
+    assert [row["url"] for row in kept(chosen)] == ["https://x.example/\ufffd.jpg"]
 
 
 def test_parts_are_bounded_and_gates_change_nothing(
@@ -358,6 +383,21 @@ def test_bad_tables_are_refused(
     with pytest.raises(DanqingError, match=message):
         select([str(path)], tmp_path / "out", plain_recipe)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("head", ['{"url": "http://x.example/a"}\n', "{broken\n"])
+def test_json_lines_may_lack_a_field_in_the_first_rows(head: str, plain_recipe: Recipe, tmp_path: Path) -> None:
+    path, good = tmp_path / "t.jsonl", json.dumps({"url": "http://x.example/z", "caption": GOOD})
+    path.write_text(head * 1200 + good)
+    chosen = select([str(path)], tmp_path / "o", plain_recipe)
+    assert chosen.funnel.collected == 1201 and [row["caption"] for row in kept(chosen)] == [GOOD]
+    path.write_text("{broken\n" * 1200 + good.replace("caption", "TEXT"))
+    assert select([str(path)], tmp_path / "named", plain_recipe).funnel.kept == 1
+    path.write_text("{broken\n" * 3)
+    assert select([str(path)], tmp_path / "broken", plain_recipe).funnel.collected == 3
+    path.write_text(head * 1200 + good.replace("caption", "words"))
+    with pytest.raises(DanqingError, match="no column 'caption'"):
+        select([str(path)], tmp_path / "wrong", plain_recipe)
 
 
 def test_captions_that_are_numbers_are_refused(plain_recipe: Recipe, tmp_path: Path) -> None:
