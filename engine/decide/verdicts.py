@@ -39,7 +39,7 @@ class Verdicts:
 
     Attributes:
         dropped_by: int16 (rows,), position of the criterion, -1 for kept rows.
-        group: int64 (rows,), number of the row's near-duplicate group, -1 without one. Different criteria have different
+        group: int64 (rows,), number of the row's near-duplicate group, -1 without one. Each criterion has its own
             numbers.
         kept_instead: uint64 (rows, 2), uid of the row that was kept instead, where there is a distance.
         distance: float64 (rows,), distance to that row, or NaN.

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from danqing.engine.decide.feature_files import map_features
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import COLUMNS, FEATURES, SHARD_COLUMNS
@@ -21,6 +20,7 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Spans
+from danqing.engine.decide.feature_files import map_features
 from danqing.engine.decide.reference import DEFAULT_DISTANCE
 from danqing.engine.decide.uids import numbers_of
 from danqing.engine.recipe.criteria import Redundancy
