@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ from danqing.engine.cli.options import (
     number_from,
 )
 from danqing.engine.cli.output import OutputOptions, stages_of
+from danqing.engine.core.table_names import CAPTION_COLUMNS, URL_COLUMNS
 
 if TYPE_CHECKING:
     from danqing.engine.core.spans import Spans
@@ -49,7 +51,8 @@ class ReferenceOptions:
         tuple[Path, ...],
         Parameter(
             metavar="RUN",
-            help="Drop pairs whose picture is a near-duplicate of one that this curated run kept; repeatable.",
+            help="Drop pairs whose picture is a near-duplicate of one that this curated run kept, or whose caption "
+            "is near one of its captions, if the recipe compares captions; repeatable.",
         ),
     ] = ()
     exclude_similar_to: Annotated[
@@ -70,17 +73,22 @@ class ReferenceOptions:
     ] = None
 
 
+def _any_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}, any case"
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ColumnOptions:
     """Which columns of a table hold URL and caption."""
 
     url_col: Annotated[
-        str, Parameter(metavar="NAME", help="Column of the URLs (default: image_url or url, any case).")
+        str,
+        Parameter(metavar="NAME", help=f"Column of the URLs (default: {_any_of(URL_COLUMNS)})."),
     ] = ""
     caption_col: Annotated[
         str,
-        Parameter(metavar="NAME", help="Column of the captions (default: caption, text, alt_text or title, any case)."),
+        Parameter(metavar="NAME", help=f"Column of the captions (default: {_any_of(CAPTION_COLUMNS)})."),
     ] = ""
     encoding: Encoding = ""
     follow_links: FollowLinks = False

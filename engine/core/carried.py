@@ -7,6 +7,7 @@ type, and values that Parquet cannot hold, are stored as JSON text.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from danqing.engine.core.arrow_types import join_scalars
 from danqing.engine.core.columns import COLUMNS, SCORED, VERDICTS
 from danqing.engine.core.escape import SURROGATES, valid_text
 
@@ -126,9 +128,14 @@ def as_text(value: Any) -> str:
 def json_text(value: Any) -> str:
     """Writes a value as JSON: non-finite numbers as null, values that JSON does not know as text."""
     try:
-        return json.dumps(value, allow_nan=False, default=str)
+        return json.dumps(value, allow_nan=False, default=_text_of)
     except ValueError:
-        return json.dumps(_storable(value), default=str)
+        return json.dumps(_storable(value), default=_text_of)
+
+
+def _text_of(value: Any) -> str:
+    """Text for a value that JSON does not know; bytes in base64."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def carried_table(records: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -227,7 +234,9 @@ _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.stri
 
 
 def join(a: pa.DataType | None, b: pa.DataType | None) -> pa.DataType | None:
-    """Joins two types of `common_type` to the smallest type that holds both; the order of joining makes no difference.
+    """Joins two types of `common_type` or `plain_type` to the smallest type that holds both.
+
+    The order of joining makes no difference. A number can be too large for the joined type; casts check that.
 
     >>> join(pa.int64(), pa.float64()), join(pa.null(), pa.list_(pa.null())), join(pa.string(), pa.int64())
     (DataType(double), ListType(list<item: null>), None)
@@ -236,14 +245,17 @@ def join(a: pa.DataType | None, b: pa.DataType | None) -> pa.DataType | None:
         return a if a == b else None
     if pa.types.is_null(a) or pa.types.is_null(b):
         return b if pa.types.is_null(a) else a
-    if {a, b} == {pa.int64(), pa.float64()}:
-        return pa.float64()
+    if joined := join_scalars(a, b):
+        return joined
     if pa.types.is_decimal(a) and pa.types.is_decimal(b):
         scale = max(a.scale, b.scale)
         digits = max(a.precision - a.scale, b.precision - b.scale) + scale
         return pa.decimal128(digits, scale) if digits <= pa.decimal128(38, 0).precision else None
     if pa.types.is_list(a) and pa.types.is_list(b):
         return _list(join(a.value_type, b.value_type))
+    if pa.types.is_map(a) and pa.types.is_map(b):
+        key, item = join(a.key_type, b.key_type), join(a.item_type, b.item_type)
+        return None if key is None or item is None else pa.map_(key, item)
     if pa.types.is_struct(a) and pa.types.is_struct(b):
         left, right = ({field.name: field.type for field in kind} for kind in (a, b))
         members = _members({*left, *right})

@@ -26,7 +26,8 @@ def with_references(
     Args:
         recipe: its first redundancy criterion of features gives the place and the default distance.
         kept: curated runs; compared last, when the new rows have no near-duplicates among themselves. Captions are
-            compared, too, by every criterion of the recipe that compares captions.
+            compared, too, by every criterion of the recipe that compares captions; only captions, if the recipe
+            compares them and no features.
         excluded: runs of evaluation pictures; compared before redundancy, so that none of their near-duplicates
             represents a group.
         within: the cosine distance to `excluded`.
@@ -48,7 +49,8 @@ def with_references(
         for c in captions
         for exclusion in _exclusions(f"already_kept_{c.name}", kept, c.within, "caption kept before", c.column)
     ]
-    after += _exclusions("already_kept", kept, default, "kept before")
+    if not captions or any(FEATURES in c.columns for c in recipe.criteria):
+        after += _exclusions("already_kept", kept, default, "kept before")
     return replace(recipe, criteria=(*recipe.criteria[:place], *before, *recipe.criteria[place:], *after))
 
 

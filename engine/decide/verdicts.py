@@ -39,7 +39,8 @@ class Verdicts:
 
     Attributes:
         dropped_by: int16 (rows,), position of the criterion, -1 for kept rows.
-        group: int64 (rows,), first row of the row's near-duplicate group, -1 without one.
+        group: int64 (rows,), number of the row's near-duplicate group, -1 without one. Each criterion has its own
+            numbers.
         kept_instead: uint64 (rows, 2), uid of the row that was kept instead, where there is a distance.
         distance: float64 (rows,), distance to that row, or NaN.
         recall: position → measured recall of a criterion whose search may miss pairs.
@@ -68,7 +69,7 @@ class Verdicts:
         left = np.zeros_like(alive)
         left[outcome.passed] = True
         self.dropped_by[alive & ~left] = position
-        self.group[outcome.members] = outcome.group
+        self.group[outcome.members] = outcome.group + position * len(self.group)
         self.kept_instead[outcome.duplicates] = outcome.kept_instead
         self.distance[outcome.duplicates] = outcome.distance
         if outcome.recall:

@@ -44,6 +44,9 @@ SELECT_COLUMNS = frozenset({"file", "usable"})
 MAX_PATTERN = 40
 """Characters of a pattern that `rule` shows."""
 
+EMPTY_MATCH_TEXTS = ("", "a b中1", " a", "\n1\n", "-_.")
+"""Texts in which a pattern must not match between characters, as `\\b` does."""
+
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
 """Key of a recipe → attribute of `Interval`."""
 
@@ -389,10 +392,12 @@ def matches_column(name: str) -> Column:
 def _pattern_problem(pattern: str) -> str:
     """Says why RE2 cannot search for a pattern, or why its number of matches would mean nothing; empty if it can."""
     try:
-        empty = pc.count_substring_regex(pa.array([""]), pattern=pattern)[0].as_py()
+        pc.count_substring_regex(pa.array([""]), pattern=pattern)
+        marked = pc.replace_substring_regex(pa.array(EMPTY_MATCH_TEXTS), pattern=pattern, replacement=r"<\0>")
     except (pa.ArrowInvalid, UnicodeEncodeError) as problem:
         return f"'{pattern}': {problem}; patterns have RE2's syntax, https://github.com/google/re2/wiki/Syntax"
-    return f"'{pattern}' matches the empty text, so it would match at every character" if empty else ""
+    empty = any(b"<>" in text for text in marked.cast(pa.binary()).to_pylist())  # \B splits characters
+    return f"'{pattern}' matches the empty text, so its number of matches means nothing" if empty else ""
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,19 @@ The result does not depend on the order of the shards, nor on what an interrupte
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from danqing.engine.core.carried import array_of, common_type, is_json_text, join, json_text, stored_field
+from danqing.engine.core.arrow_types import cast_exactly, nullable_type, plain_type
+from danqing.engine.core.carried import JSON_TEXT, is_json_text, join, json_text, stored_field
+from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import reading
@@ -28,19 +32,23 @@ LAST_FIXED = "feature_row"
 
 def settle(run: Run) -> None:
     """Gives all shards of a run one schema, and notes in the manifest which engines scored how many shards."""
-    engines = count_engines(unify([run.scores_path(shard.number) for shard in run.shards]))
+    engines = count_engines(unify([run.scores_path(shard.number) for shard in run.shards], LAST_FIXED))
     if run.manifest.get("engines") != engines:
         run.manifest["engines"] = engines
         run.save()
 
 
-def unify(paths: list[Path]) -> Counter[bytes]:
+def unify(paths: list[Path], last_fixed: str | None = None) -> Counter[bytes]:
     """Writes the Parquet files that differ from their common schema again.
+
+    Args:
+        paths: the files.
+        last_fixed: the last column of those that are the engine's; None if all columns are joined.
 
     Returns:
         Value of `ENGINES` in the metadata of a file → number of files that have it.
     """
-    union, digests, engines = _Union(), [], Counter[bytes]()
+    union, digests, engines = _Union(last_fixed), [], Counter[bytes]()
     for path in paths:
         schema = _schema(path)
         union.add(schema)
@@ -95,21 +103,33 @@ class _Union:
 
     Attributes:
         fixed: the engine's columns, in order of first appearance.
-        carried: the other fields as they first appeared; also some that other schemas have in `fixed`.
-        differing: names of carried fields that differ between schemas.
+        carried: the other fields as they first appeared; also some that other schemas have in `fixed`. Fields that
+            differ in nullability or metadata are nullable.
+        present: name → number of schemas that have it as a carried field.
+        differing: names of carried fields whose types differ between schemas.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_fixed: str | None) -> None:
+        self.last_fixed = last_fixed
         self.fixed: dict[str, pa.Field] = {}
         self.carried: dict[str, pa.Field] = {}
+        self.present = Counter[str]()
         self.differing: set[str] = set()
 
     def add(self, schema: pa.Schema) -> None:
-        first = schema.get_field_index(LAST_FIXED) + 1
+        first = 0 if self.last_fixed is None else schema.get_field_index(self.last_fixed) + 1
         for position, field in enumerate(schema):
             if position < first:
                 self.fixed[field.name] = field
-            elif not field.equals(self.carried.setdefault(field.name, field), True):
+                continue
+            self.present[field.name] += 1
+            there = self.carried.setdefault(field.name, field)
+            if field.equals(there, True):
+                continue
+            kind = nullable_type(field.type)
+            if kind.equals(nullable_type(there.type)) and is_json_text(field) == is_json_text(there):
+                self.carried[field.name] = pa.field(field.name, kind, metadata=JSON_TEXT if is_json_text(field) else {})
+            else:
                 self.differing.add(field.name)
 
     def schema(self, paths: list[Path]) -> pa.Schema:
@@ -120,34 +140,39 @@ class _Union:
         names = [name for name in self.carried if name not in self.fixed]
         kinds = _joined_types(paths, self.differing.intersection(names))
         settled = [
-            stored_field(name, kinds[name]) if name in kinds else self.carried[name]
+            stored_field(name, kinds[name]) if name in kinds else self._field(name, len(paths))
             for name in (sorted(names) if self.fixed else names)
         ]
-        order = sorted(self.fixed, key=LAST_FIXED.__eq__)
+        order = sorted(self.fixed, key=lambda name: name == self.last_fixed)
         return pa.schema([*(self.fixed[name] for name in order), *settled])
+
+    def _field(self, name: str, schemas: int) -> pa.Field:
+        field = self.carried[name]
+        return field if self.present[name] == schemas else field.with_nullable(True)
 
 
 def _joined_types(paths: list[Path], names: set[str]) -> dict[str, pa.DataType | None]:
-    """Joins the types of the values of some columns; a type that does not hold all values exactly becomes JSON text."""
+    """Joins the types of some columns; a type that does not hold all values exactly becomes JSON text."""
     if not names:
         return {}
     kinds: dict[str, pa.DataType | None] = dict.fromkeys(names, pa.null())
     for path in paths:
         for name, column in _columns(path, names).items():
-            kinds[name] = join(kinds[name], None if column is None else common_type(column))
+            kinds[name] = join(kinds[name], None if column is None else plain_type(column))
     for path in paths:
         for name, column in _columns(path, {name for name in names if kinds[name] is not None}).items():
-            if (kind := kinds[name]) is not None and (column is None or array_of(column, kind) is None):
+            stored = stored_field(name, kinds[name]).type
+            if kinds[name] is not None and (column is None or cast_exactly(column, stored) is None):
                 kinds[name] = None
     return kinds
 
 
-def _columns(path: Path, names: set[str]) -> dict[str, list[object] | None]:
-    """Values of the named columns that a shard has; None for JSON text, which stays JSON text."""
+def _columns(path: Path, names: set[str]) -> dict[str, pa.Array | None]:
+    """The named columns that a shard has; None for JSON text, which stays JSON text."""
     with pq.ParquetFile(path, pre_buffer=False) as file:
         found = [field for field in file.schema_arrow if field.name in names]
         table = file.read(columns=[field.name for field in found if not is_json_text(field)])
-    return {field.name: None if is_json_text(field) else table[field.name].to_pylist() for field in found}
+    return {field.name: None if is_json_text(field) else table[field.name].combine_chunks() for field in found}
 
 
 def _schema(path: Path) -> pa.Schema:
@@ -173,9 +198,27 @@ def _converted(table: pa.Table, wanted: pa.Field) -> pa.Array:
     if wanted.name not in table.column_names:
         return pa.nulls(len(table), wanted.type)
     there, column = table.schema.field(wanted.name), table[wanted.name].combine_chunks()
-    if there.type == wanted.type and is_json_text(there) == is_json_text(wanted):
-        return column
-    values = column.to_pylist()
-    if is_json_text(wanted):
-        return pa.array([None if value is None else json_text(value) for value in values], pa.string())
-    return pa.array(values, wanted.type)
+    if is_json_text(wanted) and not is_json_text(there):
+        return _json_texts(column)
+    cast = cast_exactly(column, wanted.type)
+    if cast is None:
+        raise DanqingError(f"column {wanted.name!r}: values of {there.type} do not fit {wanted.type}")
+    return cast
+
+
+def _json_texts(column: pa.Array) -> pa.Array:
+    """Writes values as JSON text, of which each can be read back: nanoseconds, infinities and NaN become text."""
+    kind = column.type
+    if (pa.types.is_timestamp(kind) and kind.tz is None) or pa.types.is_time(kind):
+        column = column.cast(pa.string())  # Python's times have no nanoseconds
+    texts = [None if value is None else json_text(_finite(value)) for value in column.to_pylist()]
+    return pa.array(texts, pa.string())
+
+
+def _finite(value: Any) -> Any:
+    """Replaces numbers that JSON does not have by text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return {name: _finite(item) for name, item in value.items()} if isinstance(value, dict) else value

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from danqing.engine.core.carried import carried_name
 from danqing.engine.core.damage import Damage, from_metadata, write_damage
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
@@ -73,7 +74,7 @@ class Selection:
             "url_list": str(self.urls),
             "input_format": "parquet",
             "url_col": self.columns.url,
-            "caption_col": self.columns.caption,  # as read: CURATE then measures what SELECT measured
+            "caption_col": self._caption,
             "output_format": "webdataset",
             "output_folder": str(self.folder / "images"),
             "disable_all_reencoding": "True",
@@ -82,11 +83,18 @@ class Selection:
             arguments["save_additional_columns"] = json.dumps(names, ensure_ascii=False, separators=(",", ":"))
         return shlex.join(["img2dataset", *(word for key, value in arguments.items() for word in (f"--{key}", value))])
 
+    @property
+    def _caption(self) -> str:
+        """The column of urls/ with the caption as read, so that CURATE measures what SELECT measured."""
+        paths = sorted(self.urls.glob("*.parquet"))
+        stored = carried_name(self.columns.caption, (CLEAN,))
+        return stored if paths and stored in pq.read_schema(paths[0]).names else self.columns.caption
+
     def _extra_columns(self) -> list[str]:
         """Lists the input columns that every part has and that img2dataset does not write itself."""
         schemas = [pq.read_schema(path).names for path in sorted(self.urls.glob("*.parquet"))]
         common = set.intersection(*map(set, schemas)) if schemas else set()
-        taken = {*IMG2DATASET_COLUMNS, CLEAN, self.columns.url, self.columns.caption}
+        taken = {*IMG2DATASET_COLUMNS, CLEAN, self.columns.url, self._caption}
         return [name for name in (schemas[0] if schemas else ()) if name in common - taken]
 
 

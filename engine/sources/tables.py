@@ -27,6 +27,7 @@ from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
 from danqing.engine.core.plain_tables import plain_table, text_of
+from danqing.engine.core.table_names import CAPTION_COLUMNS, URL_COLUMNS
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.sources.inputs import Shard, files_in, find_files
 from danqing.engine.sources.text import UTF8, SampleError, detect, parse_object
@@ -35,10 +36,6 @@ CSV_SUFFIXES = (".csv", ".csv.gz")
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
 TEXT_SUFFIXES = (*CSV_SUFFIXES, *JSON_SUFFIXES)
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
-URL_COLUMNS = ("image_url", "img_url", "imageurl", "url")
-CAPTION_COLUMNS = ("caption", "text", "alt_text", "alt", "title")
-"""Names of the columns in public tables, in any case, the first choice first: `URL` and `TEXT` (LAION), `url` and
-`text` (DataComp, COYO), `url` and `caption` (Wukong), `ImageUrl` and `Title` (Zero, whose `Url` is the page's)."""
 CHECKED_ROWS = 1000
 """Rows of each table that are read to check its columns before work begins."""
 MAX_LINE = 16 << 20

@@ -183,9 +183,7 @@ def test_captions_of_another_run_are_compared(recipe_of: Callable[..., Recipe], 
     texts = [CAT, CATS, DOG, "", CAT + "啊"]
     run = run_of(tmp_path / "run", recipe, texts, words=[5] * 5, first_uid=100)
     both = with_references(recipe, [first.folder])
-    assert [c.name for c in both.criteria[3:]] == [
-        "already_kept_same", "already_kept_near", "already_kept",
-    ]  # fmt: skip
+    assert [c.name for c in both.criteria[3:]] == ["already_kept_same", "already_kept_near"]  # no features
     only = recipe_of(words="{min: 1}", **{c.name: str(c.to_dict()) for c in both.criteria[3:5]})
     assert only.criteria[1].rule == "none of first with equal caption_hash"
     assert only.criteria[2].rule == "none of first with text_clean: Jaccard distance ≤ 0.3"
@@ -291,3 +289,13 @@ def test_a_curated_crawl_loses_repeated_captions_and_explain_names_the_kept_row(
     assert main(["explain", str(run.folder), "3"]) == 0
     printed = " ".join(capsys.readouterr().out.split())  # lines may be wrapped
     assert "kept instead: 00000 key 0" in printed and "distance 0.1" in printed
+
+
+def test_groups_of_different_criteria_have_different_numbers(
+    recipe_of: Callable[..., Recipe], device: Device, tmp_path: Path
+) -> None:
+    recipe = recipe_of(same="{column: caption_hash, within: 0, keep_at_most: 2}", redundancy="{within: 0.01}")
+    run = run_of(tmp_path / "run", recipe, [CAT, CAT, DOG, CATS], degrees=[0, 90, 1, 180])
+    decide(run, recipe, device)
+    groups = [row["group"] for row in verdicts_of(run)]
+    assert groups[0] == groups[2] != groups[1] and groups[3] == -1 and min(groups[:3]) == 0

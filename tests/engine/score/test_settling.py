@@ -207,3 +207,102 @@ def test_a_field_that_cannot_be_written_again_is_its_rows_error(
     run, funnel, _ = curate([str(make_shard(members))], tmp_path / "out", plain_recipe, Settings())
     rows = pq.read_table(run.scores_path(0)).to_pylist()
     assert "nested in more than 32 levels" in rows[0]["error"] and funnel.kept == 1
+
+
+def unified(folder: Path, *tables: pa.Table) -> list[pa.Table]:
+    paths = [folder / f"{number}.parquet" for number in range(len(tables))]
+    for path, table in zip(paths, tables, strict=True):
+        pq.write_table(table, path)
+    unify(paths)
+    return list(map(pq.read_table, paths))
+
+
+def one_column(values: Any, kind: pa.DataType, nullable: bool = True) -> pa.Table:
+    return pa.table([pa.array(values, kind)], pa.schema([pa.field("t", kind, nullable)]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.timestamp("ns"), [1577836800123456789]),
+        (pa.time64("ns"), [1, 2]),
+        (pa.float32(), [0.1, float("nan")]),
+        (pa.int8(), [1]),
+        (pa.map_(pa.string(), pa.int32()), [[("k", 1)]]),
+        (pa.struct([("a", pa.float32())]), [{"a": 0.1}]),
+    ],
+)
+def test_types_that_differ_in_nullability_stay(kind: pa.DataType, values: list[Any], tmp_path: Path) -> None:
+    before = one_column(values, kind)
+    for table in unified(tmp_path, one_column(values, kind, False), before):
+        assert table.schema.field("t").nullable and table.schema.field("t").type == kind
+        assert table["t"].combine_chunks().to_string() == before["t"].combine_chunks().to_string()
+
+
+US, NS = pa.timestamp("us"), pa.timestamp("ns")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "joined"),
+    [
+        ((US, [1]), (NS, [1577836800123456789]), NS),
+        ((pa.timestamp("us", "Asia/Shanghai"), [5]), (pa.timestamp("ms", "UTC"), [7]), pa.timestamp("us", "UTC")),
+        ((pa.time32("ms"), [3]), (pa.time64("ns"), [1]), pa.time64("ns")),
+        ((pa.binary(), [b"\xff"]), (pa.string(), ["a"]), pa.binary()),
+        ((pa.string(), ["a"]), (pa.large_string(), ["b"]), pa.large_string()),
+        ((pa.int32(), [1, None]), (pa.float64(), [float("inf")]), pa.float64()),
+        ((pa.uint8(), [255]), (pa.int8(), [-1]), pa.int16()),
+        ((pa.map_(pa.string(), pa.int32()), [[("k", 1)], None]), (pa.map_(pa.string(), pa.int64()), [[("k", 2)]]),
+         pa.map_(pa.string(), pa.int64())),
+        ((pa.list_(pa.string()), [[], None, [None]]), (pa.list_(pa.int8()), [[1], [2, 3]]), pa.list_(pa.int8())),
+        ((pa.struct([("a", pa.int8())]), [{"a": 1}, None]), (pa.struct([("b", NS)]), [{"b": 1577836800123456789}]),
+         pa.struct([("a", pa.int8()), ("b", NS)])),
+        ((pa.dictionary(pa.int8(), pa.string()), ["x"]), (pa.string(), ["y"]), pa.string()),
+    ],
+)  # fmt: skip
+def test_types_are_joined_without_changing_a_value(a: Any, b: Any, joined: pa.DataType, tmp_path: Path) -> None:
+    for table, (kind, values) in zip(
+        unified(tmp_path, one_column(*a[::-1]), one_column(*b[::-1])), (a, b), strict=True
+    ):
+        assert table.schema.field("t").type == joined
+        expected = pa.array(values, kind)
+        assert table["t"].combine_chunks().is_null().equals(expected.is_null())
+        if not pa.types.is_nested(kind):
+            assert table["t"].combine_chunks().equals(expected.cast(joined))
+        elif pa.types.is_map(kind):
+            assert table["t"].to_pylist() == values
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "texts"),
+    [
+        ((pa.time64("ns"), [1]), (pa.int8(), [1]), ['"00:00:00.000000001"', "1"]),
+        ((NS, [1]), (pa.int8(), [1]), ['"1970-01-01 00:00:00.000000001"', "1"]),
+        (
+            (pa.timestamp("s"), [10413792000]),
+            (NS, [1]),
+            ['"2300-01-01 00:00:00.000"', '"1970-01-01 00:00:00.000000001"'],
+        ),
+        ((pa.uint64(), [2**64 - 1]), (pa.int64(), [-1]), [str(2**64 - 1), "-1"]),
+        ((pa.binary(), [b"\xff"]), (pa.int8(), [1]), ['"/w=="', "1"]),
+        ((pa.float64(), [float("nan")]), (pa.string(), ["x"]), ['"nan"', '"x"']),
+    ],
+)
+def test_what_has_no_common_type_is_text_of_the_same_value(a: Any, b: Any, texts: list[str], tmp_path: Path) -> None:
+    tables = unified(tmp_path, one_column(*a[::-1]), one_column(*b[::-1]))
+    assert [table["t"][0].as_py() for table in tables] == texts
+
+
+def test_a_column_that_is_missing_in_one_file_is_nullable(tmp_path: Path) -> None:
+    present = one_column([1], pa.int64(), nullable=False)
+    tables = unified(tmp_path, present, pa.table({"x": [1]}))
+    assert [table.column("t").to_pylist() for table in tables] == [[1], [None]]
+    assert {str(table.schema) for table in tables} == {"t: int64\nx: int64"}
+
+
+def test_input_columns_named_as_the_engines_are_joined(tmp_path: Path) -> None:
+    first = pa.table({"w": pa.array([1], pa.int8()), "feature_row": pa.array([1], pa.int8())})
+    tables = unified(tmp_path, first, pa.table({"w": ["x"], "feature_row": ["y"]}))
+    assert [table.to_pylist() for table in tables] == [
+        [{"w": "1", "feature_row": "1"}], [{"w": '"x"', "feature_row": '"y"'}],
+    ]  # fmt: skip

@@ -445,6 +445,17 @@ def test_the_command(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--caption-col title" in capsys.readouterr().out
 
 
+def test_the_printed_caption_column_is_the_caption_as_read(plain_recipe: Recipe, tmp_path: Path) -> None:
+    caption = "公园的草地上有一只可爱的小猫在晒太阳"
+    rows = {"url": ["http://a.example/1"], "text_clean": [f"<b>{caption}</b>"], "other": ["x"]}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    found = select([str(tmp_path / "t.parquet")], tmp_path / "out", plain_recipe, Columns("", "text_clean"))
+    words = shlex.split(found.download_command())
+    name = words[words.index("--caption_col") + 1]
+    assert name == "input_text_clean" and json.loads(words[-1]) == ["other"]
+    assert pq.read_table(found.urls)[name].to_pylist() == rows["text_clean"]
+
+
 def test_selections_can_be_chained_and_read_as_one_dataset(plain_recipe: Recipe, tmp_path: Path) -> None:
     captions = ["公园的草地上有一只可爱的小猫在晒太阳"] * 2
     first = {"url": ["http://a.example/1"] * 2, "caption": captions, "text_clean": ["mine"] * 2, "size": [None, None]}

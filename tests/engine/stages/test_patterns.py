@@ -148,6 +148,8 @@ def test_recipes_with_patterns_are_read_and_stored(recipe: str) -> None:
         ("phone.pattern=a(", r"phone: 'a(': Invalid regular expression: missing ): a(; patterns have RE2's syntax"),
         (r"phone.pattern=(?<=a)b", "invalid"), ("phone.pattern=(a{1000}){9}", "invalid repetition size"),
         (r'phone.pattern="\ud800"', "surrogates not allowed"), ("phone.pattern=(?:QQ)?", "matches the empty text"),
+        (r"phone.pattern=\b", "matches the empty text"), (r"phone.pattern=QQ|\B", "matches the empty text"),
+        ("phone.pattern=a|(?m)$", "matches the empty text"),
         ("phone.pattern=110", "phone.pattern must be text, not 110"), ("phone.pattern=[]", "not an empty list"),
         ("phone.pattern=[a, [b]]", "a value of phone.pattern must be text"),
         ("phone.in=captoin", "did you mean 'caption'?"),
