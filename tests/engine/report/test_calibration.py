@@ -19,9 +19,11 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import silent
 from danqing.engine.phases import calibrate_redundancy, curate
 from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.report import terminal
 from danqing.engine.report.calibration import calibration_recipe, draw_pictures
 from danqing.engine.report.edits import EDITS, make_copies
 from danqing.engine.report.joined import ALL, Bits, Copies, Cosine, count_copies, count_pairs
+from danqing.engine.report.terminal import SafeConsole
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 
@@ -119,6 +121,7 @@ def test_a_runs_own_pictures_are_compared(
 
     monkeypatch.setattr("danqing.engine.phases.calibrate_redundancy", lambda *_: again)
     assert main(["calibrate", "redundancy", str(out), "--quiet"]) == 0 and capsys.readouterr().out == ""
+    monkeypatch.setattr(terminal, "console", SafeConsole(width=140))
     assert main(["calibrate", "redundancy", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "< 0.1*" in shown and "large watermark across" in shown and "00000 near" in shown
