@@ -23,16 +23,16 @@ def nullable_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def plain_type(column: pa.Array) -> pa.DataType:
+def joinable_type(column: pa.Array) -> pa.DataType:
     """Returns the type to join a column by: null where it has no value, lists of one kind, and no dictionary."""
     kind = column.type
     if column.null_count == len(column):
         return pa.null()
     if _is_list(kind):
-        return pa.list_(plain_type(column.flatten()))
+        return pa.list_(joinable_type(column.flatten()))
     if pa.types.is_struct(kind):
         parts = zip(kind, column.flatten(), strict=True)
-        return pa.struct([(field.name, plain_type(part)) for field, part in parts])
+        return pa.struct([(field.name, joinable_type(part)) for field, part in parts])
     return kind.value_type if pa.types.is_dictionary(kind) else nullable_type(kind)
 
 

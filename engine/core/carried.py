@@ -234,7 +234,7 @@ _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.stri
 
 
 def join(a: pa.DataType | None, b: pa.DataType | None) -> pa.DataType | None:
-    """Joins two types of `common_type` or `plain_type` to the smallest type that holds both.
+    """Joins two types of `common_type` or `joinable_type` to the smallest type that holds both.
 
     The order of joining makes no difference. A number can be too large for the joined type; casts check that.
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from danqing.engine.core.arrow_types import cast_exactly, nullable_type, plain_type
+from danqing.engine.core.arrow_types import cast_exactly, joinable_type, nullable_type
 from danqing.engine.core.carried import JSON_TEXT, is_json_text, join, json_text, stored_field
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
@@ -158,7 +158,7 @@ def _joined_types(paths: list[Path], names: set[str]) -> dict[str, pa.DataType |
     kinds: dict[str, pa.DataType | None] = dict.fromkeys(names, pa.null())
     for path in paths:
         for name, column in _columns(path, names).items():
-            kinds[name] = join(kinds[name], None if column is None else plain_type(column))
+            kinds[name] = join(kinds[name], None if column is None else joinable_type(column))
     for path in paths:
         for name, column in _columns(path, {name for name in names if kinds[name] is not None}).items():
             stored = stored_field(name, kinds[name]).type
