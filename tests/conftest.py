@@ -17,6 +17,9 @@ from PIL import Image
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.recipe.reading import Recipe, load_recipe
 
+HEEDS_CTRL_C = ["env", "--default-signal=INT"]
+"""Starts a command that heeds SIGINT. Tests in the background ignore it, and a child process would inherit that."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -145,23 +146,25 @@ def test_a_file_system_without_locks_is_named_once(
     assert capsys.readouterr().err.count("no locks here; run one command at a time") == 1
 
 
-def test_one_process_builds_and_the_other_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    entered, built = threading.Event(), []
+def test_one_process_builds_and_the_other_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, waits, built, said = threading.Event(), threading.Event(), [], io.StringIO()
 
     def build(name: str) -> None:
         with building(tmp_path / "folder", "the model"):
             entered.set()
             if not built:
-                while "waits for the model, which process" not in capsys.readouterr().err:
-                    pass
+                assert waits.wait(60)
                 built.append(name)
 
+    monkeypatch.setattr(said, "flush", waits.set)
+    monkeypatch.setattr(sys, "stderr", said)
     first = threading.Thread(target=build, args=("first",))
     first.start()
-    entered.wait()
+    assert entered.wait(60)
     build("second")
     first.join()
     assert built == ["first"] and not list(tmp_path.iterdir())
+    assert "waits for the model, which process" in said.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.score.overlap import Overlap
 from danqing.engine.stages.decode import MIN_WEIGHT_PIXELS, Decode
 from danqing.engine.stages.resize import KernelResizer
+from tests.conftest import HEEDS_CTRL_C
 from tests.engine.score.test_run import crawl, samples, tree
 
 __all__ = ["crawl"]
@@ -168,11 +168,9 @@ def test_a_signal_stops_a_run_with_complete_shards(
     for path in paths:
         os.link(shard, path)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths), "-o", str(out)]
-    command += ["--recipe", str(tmp_path / "plain.yaml")]
-    # Tests in the background ignore Ctrl-C, and a child process would inherit that.
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds)
+    command = [*HEEDS_CTRL_C, sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths)]
+    command += ["-o", str(out), "--recipe", str(tmp_path / "plain.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
     while not list(out.glob("scores/*.parquet")):
         assert process.poll() is None
         time.sleep(0.02)

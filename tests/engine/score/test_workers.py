@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.settings import Settings
+from tests.conftest import HEEDS_CTRL_C
 from tests.engine.score.test_run import crawl, samples, tree
 
 __all__ = ["crawl"]
@@ -93,10 +93,9 @@ def long_run(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> Iterator[
     paths = [tmp_path / f"copy{number:03d}.tar" for number in range(400)]
     for path in paths:
         os.link(shard, path)
-    command = [sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths), "-o", str(tmp_path / "out")]
-    command += ["--recipe", str(tmp_path / "plain.yaml"), "--devices", "cpu,cpu"]
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeds) as process:
+    command = [*HEEDS_CTRL_C, sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths)]
+    command += ["-o", str(tmp_path / "out"), "--recipe", str(tmp_path / "plain.yaml"), "--devices", "cpu,cpu"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("out/scores/*.parquet"))) < 2:
             assert time.monotonic() < deadline and process.poll() is None
