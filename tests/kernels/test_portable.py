@@ -23,7 +23,8 @@ from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import INDEXES, choose_index
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.dedup.sample import NeighbourSample
-from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
+from danqing.engine.stages.characters import character_classes, cleaning_tables
+from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.language import languages, open_identifier
 from danqing.engine.stages.resize import KernelResizer
 from danqing.kernels import portable
@@ -154,7 +155,8 @@ SIMULATED = """
 import sys
 import numpy as np
 from danqing.engine.core.device import open_device
-from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
+from danqing.engine.stages.characters import character_classes, cleaning_tables
+from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.resize import BatchResizer
 from danqing.kernels.text import captions as text
 from danqing.kernels.text.lexicon import Patterns, weigh
