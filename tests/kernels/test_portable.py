@@ -36,7 +36,7 @@ from danqing.kernels.pictures.resample_batches import Window
 from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
-from danqing.kernels.text import cleaning, hashes, hosts, lexicon, urls, wordpiece
+from danqing.kernels.text import cleaning, hashes, hosts, lexicon, urls, utf8, wordpiece
 from danqing.kernels.text import languages as language_kernels
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
@@ -68,6 +68,7 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield language_kernels.predict_rows, (rows, parts, model, classes, shares, labels, shares)
     terms = build({"猫": 1})
     yield urls.find_plain, (long_rows, bits)
+    yield utf8.find_malformed, (long_rows, bits)
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
     places, lengths, domains = (
         np.zeros(rows.rows, np.int64),
