@@ -99,3 +99,23 @@ def find_malformed(first, last, step, text, out):
             found = code == REPLACEMENT and size == 1
             at += size
         out[row] = found
+
+
+@kernel
+def find_strangers(first, last, step, text, known, out):
+    """Writes whether each row has a character that is not in a set, or none but spaces.
+
+    Args:
+        text: `Strings`, with int64 offsets.
+        known: bool (0x110000,), the set.
+        out: bool (rows,), output.
+    """
+    for row in range(first, last, step):
+        at, stop = text.offsets[row], text.offsets[row + 1]
+        is_blank, is_known = True, True
+        while at < stop and is_known:
+            code, size = decode_one(text.data, at, stop)
+            is_known = known[code]
+            is_blank = is_blank and code == 32
+            at += size
+        out[row] = is_blank or not is_known
