@@ -14,7 +14,7 @@ from danqing.engine.core.strings import Strings
 
 
 def strings_of(series: Any) -> Strings:
-    """Makes a column of a cuDF series of strings without a copy: CuPy arrays over the series' memory on the GPU.
+    """Makes a column of a cuDF series of strings without a copy of the text, which CuPy arrays on the GPU view.
 
     Waits for all work on the GPU, since cuDF uses its own stream.
     """
@@ -22,8 +22,23 @@ def strings_of(series: Any) -> Strings:
 
     column, _ = series.to_pylibcudf()
     cupy.cuda.runtime.deviceSynchronize()
-    offsets, data = buffers_of(column, series)
-    return Strings(offsets, data, int(offsets[-1]) - int(offsets[0]))
+    return rows_of(column, series)
+
+
+def rows_of(column: Any, owner: Any, is_whole: bool = False) -> Strings:
+    """Makes `Strings` with 64-bit offsets of a pylibcudf column of strings; libcudf uses 32 where they suffice.
+
+    The text is not copied.
+
+    Args:
+        column: the column.
+        owner: what owns the memory; the arrays keep it alive.
+        is_whole: the column has no other bytes than those of its rows. Otherwise the calling thread waits for the GPU
+            to tell their number.
+    """
+    offsets, data = buffers_of(column, owner)
+    size = data.size if is_whole else int(offsets[-1]) - int(offsets[0])
+    return Strings(offsets.astype(np.int64, copy=False), data, size)
 
 
 def buffers_of(column: Any, owner: Any) -> tuple[Any, Any]:
@@ -88,7 +103,8 @@ def gather(strings: Strings, rows: np.ndarray, device: Device) -> Strings:
 
     table, positions = Table([column_of(strings)]), _numbers(device.up(rows))
     found = gather_rows(table, positions, OutOfBoundsPolicy.DONT_CHECK, stream=stream_of(device))
-    return _made(found.columns()[0])
+    made = found.columns()[0]
+    return rows_of(made, made, is_whole=True)
 
 
 def concatenate(parts: Sequence[Strings], device: Device) -> Strings:
@@ -96,7 +112,8 @@ def concatenate(parts: Sequence[Strings], device: Device) -> Strings:
     from pylibcudf.concatenate import concatenate as join
 
     columns = [column_of(part.alone()) for part in parts]  # libcudf marks a slice by the column's offset
-    return _made(join(columns, stream=stream_of(device)))
+    made = join(columns, stream=stream_of(device))
+    return rows_of(made, made, is_whole=True)
 
 
 def compile_regex(pattern: str) -> Any:
@@ -115,12 +132,6 @@ def count_matches(strings: Strings, program: Any, device: Device) -> Any:
         return device.xp.zeros(0, np.int32)
     counts = count_re(column_of(strings.alone()), program, stream=stream_of(device))
     return _view(counts.data(), np.dtype(np.int32), counts)
-
-
-def _made(column: Any) -> Strings:
-    """Returns the rows of a column that libcudf has made, with 64-bit offsets; libcudf uses 32 where they suffice."""
-    offsets, data = buffers_of(column, column)
-    return Strings(offsets.astype(np.int64, copy=False), data, data.size)
 
 
 class _Span(NamedTuple):

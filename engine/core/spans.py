@@ -109,6 +109,11 @@ class Spans(dict[str, Span]):
         for name in names:
             self.setdefault(name, Span())
 
+    def add(self, other: Spans) -> None:
+        """Adds the counts and times of another thread; its events are left out."""
+        for name, span in other.items():
+            self[name] = self.get(name, Span()) + span
+
     @contextmanager
     def __call__(self, name: str, rows: int) -> Iterator[None]:
         started, up, down = time.perf_counter(), copied.up, copied.down

@@ -9,7 +9,7 @@ a GPU, UMAP and HDBSCAN are cuML's.
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -187,6 +187,7 @@ def embed(texts: list[str], context: Context, progress: Progress) -> np.ndarray:
     Returns:
         float32 (captions, dimension), unit vectors, on the host.
     """
+    context = replace(context, wanted=frozenset(TextEmbedding.needs))
     tokens, network = Tokens(context), TextEmbedding(context)
     size = int(network.capacity)
     progress.expect(len(texts), 1)

@@ -30,7 +30,8 @@ from danqing.engine.select.text_plan import CLEAN, TextPlan
 from danqing.engine.select.verdicts import decide, verdict_columns
 from danqing.engine.sources import Shard
 from danqing.engine.sources.tables import Columns, Part, name_columns, part_of
-from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.engine.stages.characters import character_classes
+from danqing.engine.stages.dictionary import open_dictionary
 from danqing.kernels.text.captions import MEASURES, measure
 
 FRAME = Shard(0, "frame", Path("frame"), 0)

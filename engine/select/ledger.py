@@ -73,7 +73,8 @@ class Judged:
                 parts.append((rows, TextColumn.of(texts) if isinstance(texts, list) else texts))
         if batch["error"].count(None) < len(rows):
             problems = zip(rows.tolist(), batch["error"], strict=True)
-            self.errors |= {row: problem for row, problem in problems if problem is not None}
+            with self._lock:
+                self.errors |= {row: problem for row, problem in problems if problem is not None}
 
     def finish(self, rows: int) -> bool:
         """Counts rows that have left the stages; returns whether they were the last."""

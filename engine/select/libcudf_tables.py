@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
-from danqing.engine.core.libcudf import buffers_of, column_of, serves, stream_of
-from danqing.engine.core.strings import Strings
+from danqing.engine.core.libcudf import column_of, rows_of, serves, stream_of
+from danqing.engine.core.plain_tables import plain_column
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.sources import Shard
-from danqing.engine.sources.tables import Columns, Part, read_parts
+from danqing.engine.sources.tables import Columns, Part, count_rows, read_parts
+from danqing.kernels.text.utf8 import has_malformed
 
 CHUNK_BYTES = 256 << 20
 """Bytes of columns that are decoded at once, and of pages that are decompressed for them."""
@@ -62,11 +63,11 @@ class DeviceTable:
         return replace(self, rows=slice_rows(self.rows, [start, start + rows])[0])
 
 
-def read(file: Shard, columns: Columns, rows: int, device: Device) -> Iterator[Part]:
+def read(file: Shard, columns: Columns, rows: int, device: Device, first: int = 0) -> Iterator[Part]:
     """Reads a table in parts as `read_parts` does, on the GPU if libcudf can."""
     if serves(device) and file.path.suffix == ".parquet" and _is_flat(file.path, columns):
-        return _read(file, columns, rows, device)
-    return read_parts(file, columns, rows)
+        return _read(file, columns, rows, device, first)
+    return read_parts(file, columns, rows, first)
 
 
 def _is_flat(path: Path, columns: Columns) -> bool:
@@ -81,11 +82,12 @@ def _is_flat(path: Path, columns: Columns) -> bool:
     return texts == {pa.string()} and is_plain and len({*schema.names}) == len(schema)
 
 
-def _read(file: Shard, columns: Columns, rows: int, device: Device) -> Iterator[Part]:
-    first, file_rows = 0, max(pq.read_metadata(file.path).num_rows, 1)
-    for table in _tables(file.path, rows, device):
+def _read(file: Shard, columns: Columns, rows: int, device: Device, first: int) -> Iterator[Part]:
+    file_rows = max(count_rows(file), 1)
+    for table in _tables(file.path, rows, device, first):
+        table = _valid_text(table, device)
         column, caption = table[columns.url], table[columns.caption]
-        urls, captions = (TextColumn.made(_strings(texts, device), device) for texts in (column, caption))
+        urls, captions = (TextColumn.made(rows_of(texts, texts), device) for texts in (column, caption))
         size = round(file.bytes * len(table) / file_rows)
         has_caption = _has_value(caption, device)
         device.wait()  # other threads use the part on their streams
@@ -93,14 +95,15 @@ def _read(file: Shard, columns: Columns, rows: int, device: Device) -> Iterator[
         first += len(table)
 
 
-def _tables(path: Path, rows: int, device: Device) -> Iterator[DeviceTable]:
-    """Yields the rows of a file, `rows` at a time; the last table may be shorter."""
+def _tables(path: Path, rows: int, device: Device, first: int) -> Iterator[DeviceTable]:
+    """Yields the rows of a file from the row `first` on, `rows` at a time; the last table may be shorter."""
     from pylibcudf.concatenate import concatenate
     from pylibcudf.io.parquet import ChunkedParquetReader, ParquetReaderOptions
     from pylibcudf.io.types import SourceInfo
 
     schema, stream = pq.read_schema(path), stream_of(device)
     options = ParquetReaderOptions.builder(SourceInfo([str(path)])).build()
+    options.set_skip_rows(first)
     waiting: DeviceTable | None = None
     try:
         reader = ChunkedParquetReader(options, stream, None, CHUNK_BYTES, CHUNK_BYTES)
@@ -116,10 +119,17 @@ def _tables(path: Path, rows: int, device: Device) -> Iterator[DeviceTable]:
         yield waiting
 
 
-def _strings(column: Any, device: Device) -> Strings:
-    offsets, data = buffers_of(column, column)
-    first, last = device.down(offsets[:: max(len(offsets) - 1, 1)])[[0, -1]].tolist()
-    return Strings(offsets.astype(np.int64), data, last - first)
+def _valid_text(table: DeviceTable, device: Device) -> DeviceTable:
+    """Replaces what is not UTF-8 in columns of text by U+FFFD, as `plain_table` does; such columns are rare."""
+    from pylibcudf import Column, Table
+
+    stream, columns = stream_of(device), list(table.rows.columns())
+    for position, field in enumerate(table.schema):
+        column = columns[position]
+        if pa.types.is_string(field.type) and has_malformed(device, rows_of(column, column)):
+            valid = plain_column(pa.chunked_array([column.to_arrow(None, stream)])).combine_chunks()
+            columns[position] = Column.from_arrow(valid, None, stream)
+    return replace(table, rows=Table(columns))
 
 
 def _has_value(column: Any, device: Device) -> np.ndarray:

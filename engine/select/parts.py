@@ -86,6 +86,10 @@ class PartFiles:
         """Returns the path of a part's file in `urls` or `verdicts`."""
         return self.folder / kind / f"{number:05d}.parquet"
 
+    def is_written(self, number: int) -> bool:
+        """Whether a part is finished: its verdicts, which are written last, are there."""
+        return self.path("verdicts", number).exists()
+
     def write(self, judged: Judged) -> None:
         """Decides and writes a part."""
         with self.device.entered():

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.carried import carried_name
 from danqing.engine.core.damage import Damage, from_metadata, write_damage
-from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
@@ -39,7 +39,7 @@ from danqing.engine.select import libcudf_tables
 from danqing.engine.select.parts import PartFiles, WriterThread
 from danqing.engine.select.text_plan import CLEAN, TextPlan
 from danqing.engine.sources import Shard
-from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, find_tables
+from danqing.engine.sources.tables import Columns, Part, check_tables, choose_columns, count_rows, find_tables
 
 PART_ROWS = 100_000
 """Rows of an output file."""
@@ -154,8 +154,8 @@ def select(
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
             parts = PartFiles(output, plan.criteria, columns, device)
             with WriterThread(parts.write) as writer:
-                read = spans.timed("read", _parts(files, columns, settings.limit, device))
-                plan.run(_unfinished(read, parts, listener), writer, settings, device, listener, spans)
+                unfinished = _unfinished(files, columns, settings.limit, parts, listener, spans)
+                plan.run(unfinished, writer, settings, device, listener, spans)
         for kind in ("urls", "verdicts"):
             unify(paths := sorted((output / kind).glob("*.parquet")))
             for path in paths:
@@ -165,23 +165,37 @@ def select(
     return Selection(output, Funnel.read(output / "funnel.json"), spans, columns, deferred)
 
 
-def _unfinished(read: Iterable[Part], parts: PartFiles, progress: Progress) -> Iterator[tuple[int, Part]]:
-    """Yields the parts that are not written, with their numbers."""
-    for number, part in enumerate(read):
-        progress.expect(len(part), part.bytes)
-        if parts.path("verdicts", number).exists():
-            progress.advance(len(part))
-        else:
-            yield number, part
+def _unfinished(
+    files: Iterable[Shard],
+    columns: Columns,
+    limit: int | None,
+    parts: PartFiles,
+    progress: Progress,
+    spans: Spans,
+) -> Iterator[tuple[int, Part]]:
+    """Yields the parts of the tables that are not written, with their numbers, up to `limit` rows in all.
 
-
-def _parts(files: Iterable[Shard], columns: Columns, limit: int | None, device: Device) -> Iterator[Part]:
-    """Yields the tables in parts, up to `limit` rows in all."""
-    left = sys.maxsize if limit is None else limit
+    The first rows of a Parquet file, whose parts are written, are not read again.
+    """
+    number, left = 0, sys.maxsize if limit is None else limit
     for file in files:
-        for part in libcudf_tables.read(file, columns, min(PART_ROWS, left), device):
-            yield (head := part.head(min(len(part), left)))
-            left -= len(head)
+        if left == 0:
+            return
+        rows, there, skipped = min(PART_ROWS, left), min(count_rows(file), left), 0
+        while skipped < there and parts.is_written(number):
+            number, skipped = number + 1, min(skipped + rows, there)
+        progress.expect(skipped, file.bytes * skipped // max(there, 1))
+        progress.advance(skipped)
+        left -= skipped
+        rest = libcudf_tables.read(file, columns, rows, parts.device, skipped) if left else ()
+        for part in spans.timed("read", rest):
+            head = part.head(min(len(part), left))
+            progress.expect(len(head), head.bytes)
+            if parts.is_written(number):
+                progress.advance(len(head))
+            else:
+                yield number, head
+            number, left = number + 1, left - len(head)
             if left == 0:
                 return
 

@@ -15,6 +15,8 @@ from danqing.engine.recipe.plan import Plan, decidable, make_plan
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import run_stages
+from danqing.engine.score.overlap import Overlap
+from danqing.engine.select.cores import run_on_cores
 from danqing.engine.select.ledger import Judged, Ledger
 from danqing.engine.select.usable import USABLE
 from danqing.engine.sources.tables import Part
@@ -68,13 +70,19 @@ class TextPlan:
             parts: with their numbers; read by a thread of its own.
             finished: takes each part with its scores; called by the stages' threads.
             settings: block list and user dictionaries.
-            device: runs the stages.
+            device: runs the stages; a CPU runs all of them on a batch at a time on each core.
             progress: receives the number of finished rows.
             spans: records every batch.
         """
         ledger = Ledger(self.stages.scores, device, progress, finished)
         context = settings.context(device, self.models, self.stages.wanted)
-        run_stages(ledger.batches(parts), self.stages, context, ledger, spans)
+        if device.kind == "cuda":
+            run_stages(ledger.batches(parts), self.stages, context, ledger, spans)
+            return
+        spans.open(["read"])
+        with Overlap(spans) as overlap:
+            read = overlap.prefetch(iter(parts), "read")
+            run_on_cores(ledger.batches(read), self.stages, context, ledger, spans)
 
 
 def before_download(recipe: Recipe) -> Recipe:

@@ -14,8 +14,9 @@ from danqing.kernels.text.urls import plain_web_urls
 
 USABLE = Threshold("usable", "usable", Interval(minimum=1), section="input", step="a URL and a caption")
 """Added before the recipe's criteria: 1 if the row could be read and has a URL and a caption."""
-WEB_URL = re.compile(r"https?:[/\\]+(?:[^/\\?#\s]*@)?[^/\\?#\s:@]", re.IGNORECASE)
-"""The start of a URL that can be downloaded. Browsers read a backslash as a slash."""
+WEB_URL = re.compile(r"https?:[/\\]+(?>(?:[^/\\?#]*@)?)[^/\\?#\s:]", re.IGNORECASE)
+"""The start of a URL that can be downloaded: a host follows the last `@` of the authority. Browsers read a backslash as
+a slash."""
 
 
 def unusable_rows(

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -152,10 +153,8 @@ def _column_names(file: Shard, columns: Columns) -> list[str]:
     if file.path.suffix != ".parquet":
         parts = _text(file, columns, CHECKED_ROWS)
         return next((part.table.column_names for part in parts if len(part.errors) < len(part.table)), [])
-    try:
+    with _reading_parquet(file):
         return list(pq.read_schema(file.path).names)
-    except (pa.ArrowException, OSError) as problem:
-        raise DanqingError(f"{file.path}: cannot be read as Parquet: {problem}") from None
 
 
 def encodings(files: Iterable[Path]) -> Counter[str]:
@@ -175,14 +174,31 @@ def check_tables(files: Iterable[Shard], columns: Columns) -> None:
         next(read_parts(file, columns, CHECKED_ROWS), None)
 
 
-def read_parts(file: Shard, columns: Columns, rows: int) -> Iterator[Part]:
+def count_rows(file: Shard) -> int:
+    """Counts the rows of a Parquet file; 0 for other tables, which must be read to count them.
+
+    Raises:
+        DanqingError: the file cannot be read.
+    """
+    if file.path.suffix != ".parquet":
+        return 0
+    with _reading_parquet(file):
+        return int(pq.read_metadata(file.path).num_rows)
+
+
+def read_parts(file: Shard, columns: Columns, rows: int, first: int = 0) -> Iterator[Part]:
     """Reads a table in parts of `rows` rows; the last may be shorter. Every call gives the same parts.
+
+    Args:
+        file: the table.
+        columns: names of the URL and the caption.
+        rows: of a part.
+        first: position of the first row that is read, at the beginning of a part; not 0 for Parquet only.
 
     Raises:
         DanqingError: the file cannot be read, or lacks a column; names file, columns and flag.
     """
-    first = 0
-    for part in (_parquet if file.path.suffix == ".parquet" else _text)(file, columns, rows):
+    for part in _parquet(file, rows, first) if file.path.suffix == ".parquet" else _text(file, columns, rows):
         may_lack = _found_later(file, columns, part) if first == 0 else ()
         yield part_of(file, first, part.table, columns, part.errors, part.bytes, may_lack)
         first += len(part.table)
@@ -251,21 +267,41 @@ def _strings(file: Shard, table: pa.Table, name: str, flag: str, must_exist: boo
     return TextColumn.of(texts)
 
 
-def _parquet(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
+def _parquet(file: Shard, rows: int, first: int) -> Iterator[_Rows]:
+    # Pre-buffering keeps every byte that was read until the file is closed.
+    with _reading_parquet(file), pq.ParquetFile(file.path, pre_buffer=False) as parquet:
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        begins = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        groups = range(max(int(np.searchsorted(begins, first, side="right")) - 1, 0), len(sizes))
+        surplus = first - int(begins[groups.start])
+        per_row = file.bytes / max(parquet.metadata.num_rows, 1)
+        nothing = waiting = parquet.schema_arrow.empty_table()
+        for batch in parquet.iter_batches(rows, row_groups=groups):
+            fresh = pa.Table.from_batches([batch.slice(surplus)])
+            surplus -= min(surplus, len(batch))
+            waiting = pa.concat_tables([waiting, fresh]) if len(waiting) else fresh
+            if len(waiting) >= rows:
+                yield _Rows(_in_chunks(waiting.slice(0, rows), begins - first), round(per_row * rows))
+                first += rows
+                # An empty slice would keep the memory of the table that it was cut from.
+                waiting = waiting.slice(rows) if len(waiting) > rows else nothing
+        if len(waiting):
+            yield _Rows(_in_chunks(waiting, begins - first), round(per_row * len(waiting)))
+
+
+def _in_chunks(table: pa.Table, ends: np.ndarray) -> pa.Table:
+    """Gives a table chunks with the given ends, whatever row was read first: the pages of a written file follow them.
+
+    Columns that have these chunks are not copied.
+    """
+    cuts = [0, *(end for end in ends.tolist() if 0 < end < len(table)), len(table)]
+    return pa.concat_tables(table.slice(start, stop - start).combine_chunks() for start, stop in pairwise(cuts))
+
+
+@contextmanager
+def _reading_parquet(file: Shard) -> Iterator[None]:
     try:
-        # Pre-buffering keeps every byte that was read until the file is closed.
-        with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
-            per_row = file.bytes / max(parquet.metadata.num_rows, 1)
-            nothing = waiting = parquet.schema_arrow.empty_table()
-            for batch in parquet.iter_batches(rows):  # shorter ones end at row groups
-                fresh = pa.Table.from_batches([batch])
-                waiting = pa.concat_tables([waiting, fresh]) if len(waiting) else fresh
-                if len(waiting) >= rows:
-                    yield _Rows(waiting.slice(0, rows), round(per_row * rows))
-                    # An empty slice would keep the memory of the table that it was cut from.
-                    waiting = waiting.slice(rows) if len(waiting) > rows else nothing
-            if len(waiting):
-                yield _Rows(waiting, round(per_row * len(waiting)))
+        yield
     except (pa.ArrowException, OSError) as problem:
         raise DanqingError(f"{file.path}: cannot be read as Parquet: {problem}") from None
 

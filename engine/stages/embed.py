@@ -51,6 +51,8 @@ def has_direction(vectors: Any) -> Any:
 class Tokens(Stage):
     """`token_ids` of the clean caption, from the text model's tokenizer; `unknown_tokens`: how many are [UNK].
 
+    Without a stage that needs the ids, only [UNK] is counted.
+
     A WordPiece tokenizer is a kernel, whose ids stay on the device. SentencePiece runs on the host; its ids are copied
     to a GPU by `TextEmbedding`, each at the width of its text.
     """
@@ -66,6 +68,9 @@ class Tokens(Stage):
         self.tokenizer = context.models.tokenizer(self.role)
 
     def __call__(self, batch: Batch) -> None:
+        if self.context.wanted.isdisjoint(TextEmbedding.needs):
+            batch["unknown_tokens"] = self.tokenizer.count_unknown(batch["text_clean"], self.context.device)
+            return
         found = self.tokenizer.encode(batch["text_clean"], self.context.device)
         batch["token_ids"], batch["token_lengths"], batch["unknown_tokens"] = found
 

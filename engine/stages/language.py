@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.strings import Strings
-from danqing.engine.stages.dictionary import character_classes
+from danqing.engine.stages.characters import character_classes
 from danqing.kernels.portable import resident
 from danqing.kernels.text.languages import EAST_ASIAN, NOTHING, LanguageModel, choose_parts, predict
 from danqing.trt_models.package_files import package_file

@@ -15,7 +15,8 @@ from danqing.engine.core.columns import ENCODED, produced
 from danqing.engine.core.strings import Strings
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.stages.base import Context, Stage
-from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
+from danqing.engine.stages.characters import character_classes, cleaning_tables
+from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.language import languages, open_identifier
 from danqing.kernels.text import captions as kernels
 from danqing.kernels.text.captions import MEASURES

@@ -15,7 +15,7 @@ from danqing.kernels.text.segmentation import ADJECTIVE, NOUN, STOP_WORD, VERB, 
 from danqing.kernels.text.trie import EMPTY, GOLDEN
 from danqing.kernels.text.utf8 import decode
 
-# Character classes: bits of a table of all code points (`engine.stages.dictionary.character_classes`).
+# Character classes: bits of a table of all code points (`engine.stages.characters.character_classes`).
 LETTER, ALPHANUMERIC, HAN, KANA, HANGUL, LATIN, DIGIT, SPACE = (1 << bit for bit in range(8))
 DROP, NARROW, JAPANESE, CHINESE, FORM, CONVERTED = (1 << bit for bit in range(8, 14))
 CODE_POINTS = 0x110000
@@ -107,10 +107,24 @@ def _cut(
 
 
 @inlined
-def decode_and_segment(text, row, words, hmm, work):
-    """Decodes and segments one row; returns the start of its scratch memory and its number of characters."""
+def scratch_row(row, first, step):
+    """Returns the row whose scratch memory a kernel uses for `row`.
+
+    On a CPU a thread runs consecutive rows, in the memory of the first, which then stays in a cache: all of it together
+    is as long as the longest row, at least.
+    """
+    return first if step == 1 else row
+
+
+@inlined
+def decode_and_segment(text, row, place, words, hmm, work):
+    """Decodes and segments one row in the scratch memory of the row `place`.
+
+    Returns:
+        The start of that memory, and the number of characters.
+    """
     first, last = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
-    at = first - np.int64(text.offsets[0]) + row
+    at = np.int64(text.offsets[place]) - np.int64(text.offsets[0]) + place
     end = at + (last - first) + 1
     chars = work.chars[at:end]
     count = decode(text.data, first, last, chars)
@@ -125,7 +139,7 @@ def decode_and_segment(text, row, words, hmm, work):
 def segment_rows(first, last, step, text, words, hmm, work, counts):
     """Segments rows; the result is in `work`. Writes each row's number of characters to `counts`, int32 (rows,)."""
     for row in range(first, last, step):
-        _, counts[row] = decode_and_segment(text, row, words, hmm, work)
+        _, counts[row] = decode_and_segment(text, row, row, words, hmm, work)
 
 
 @kernel
@@ -138,7 +152,7 @@ def measure_rows(first, last, step, text, words, classes, work, table, out):
         out: float32 (rows, measures), output.
     """
     for row in range(first, last, step):
-        at, count = decode_and_segment(text, row, words, True, work)
+        at, count = decode_and_segment(text, row, scratch_row(row, first, step), words, True, work)
         chars = work.chars[at : at + count]
         measure_words(
             chars, count, classes,

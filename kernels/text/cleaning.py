@@ -8,7 +8,7 @@ import numpy as np
 
 from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
-from danqing.kernels.text.captions import CHINESE, CONVERTED, DROP, FORM, HAN, JAPANESE, NARROW, SPACE
+from danqing.kernels.text.captions import CHINESE, CONVERTED, DROP, FORM, HAN, JAPANESE, NARROW, SPACE, scratch_row
 from danqing.kernels.text.markup import AMPERSAND, BLANK, LESS, remove_markup
 from danqing.kernels.text.trie import ROOT_NODE, VALUE, child, longest_word
 from danqing.kernels.text.utf8 import decode, decode_one, encode, encoded_size
@@ -24,7 +24,7 @@ bytes, and can be converted."""
 
 
 class Tables(NamedTuple):
-    """What characters and words become, as arrays; `engine.stages.dictionary` makes them.
+    """What characters and words become, as arrays; `engine.stages.characters` makes them.
 
     Attributes:
         classes: uint16 (CODE_POINTS,), character classes.
@@ -190,13 +190,14 @@ def clean_rows(first, last, step, text, tables, chars, data, lengths, changed, j
     """
     for row in range(first, last, step):
         begin, stop = text.offsets[row], text.offsets[row + 1]
-        start = begin - text.offsets[0]
-        line = chars[start + row : start + row + stop - begin + 1]
+        place = scratch_row(row, first, step)
+        at = text.offsets[place] - text.offsets[0] + place
+        line = chars[at : at + stop - begin + 1]
         count = decode(text.data, begin, stop, line)
         if has_markup(line, count):
             count = remove_markup(line, count, tables)
         count, japanese[row] = clean_line(line, count, tables)
-        start *= MAX_GROWTH
+        start = MAX_GROWTH * (begin - text.offsets[0])
         length = simplify_line(line, count, tables, data, start) - start
         lengths[row] = length
         changed[row] = not are_equal(data[start : start + length], text.data[begin:stop])

@@ -10,6 +10,7 @@ import numpy as np
 from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from danqing.kernels.text.ascii import is_alphanumeric, is_digit, is_letter, lower
+from danqing.kernels.text.captions import scratch_row
 from danqing.kernels.text.trie import EMPTY, VALUE, Trie, build, child
 from danqing.kernels.text.utf8 import decode
 
@@ -73,7 +74,8 @@ def weigh_rows(first, last, step, text, terms, marks, patterns, chars, found, ou
     """
     for row in range(first, last, step):
         begin, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
-        at = begin - np.int64(text.offsets[0]) + row
+        place = scratch_row(row, first, step)
+        at = np.int64(text.offsets[place]) - np.int64(text.offsets[0]) + place
         line = chars[at : at + stop - begin + 1]
         count = decode(text.data, begin, stop, line)
         weight = sum_terms(line, count, terms, found[at : at + stop - begin + 1]) / UNITS_PER_WEIGHT

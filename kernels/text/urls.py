@@ -14,7 +14,9 @@ HTTP, HTTPS = (np.frombuffer(prefix, np.uint8) for prefix in (b"http://", b"http
 
 
 def plain_web_urls(device: ArrayLauncher, text: Strings) -> Any:
-    """Finds the rows that begin with `http://` or `https://`, in any case, and a printable ASCII character of a host.
+    """Finds the rows that begin with `http://` or `https://`, in any case, and a host without user information.
+
+    The host begins with a printable ASCII character.
 
     Args:
         device: holds the text.
@@ -34,7 +36,7 @@ def find_plain(first, last, step, text, out):
     for row in range(first, last, step):
         at, stop = text.offsets[row], text.offsets[row + 1]
         host = at + max(prefix_size(text.data, at, stop, HTTP), prefix_size(text.data, at, stop, HTTPS))
-        out[row] = at < host and host < stop and begins_host(text.data[host])
+        out[row] = at < host and host < stop and begins_host(text.data[host]) and not has_user(text.data, host, stop)
 
 
 @inlined
@@ -48,6 +50,21 @@ def prefix_size(data, at, stop, prefix):
 
 @inlined
 def begins_host(byte):
-    """Whether a byte is printable ASCII, but none of `#`, `/`, `?`, `\\` and `:`, which end a host, or `@`."""
-    is_end = byte == 0x23 or byte == 0x2F or byte == 0x3A or byte == 0x3F or byte == 0x40 or byte == 0x5C
-    return byte > 0x20 and byte < 0x7F and not is_end
+    """Whether a byte is printable ASCII, but none that ends a host."""
+    return byte > 0x20 and byte < 0x7F and byte != 0x3A and not ends_authority(byte)
+
+
+@inlined
+def ends_authority(byte):
+    """Whether a byte is `#`, `/`, `?` or `\\`."""
+    return byte == 0x23 or byte == 0x2F or byte == 0x3F or byte == 0x5C
+
+
+@inlined
+def has_user(data, at, stop):
+    """Whether the authority that begins at data[at] has an `@`, after which the host begins, if there is one."""
+    while at < stop and not ends_authority(data[at]):
+        if data[at] == 0x40:
+            return True
+        at += 1
+    return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from danqing.kernels.portable import inlined
+from danqing.engine.core.strings import Strings
+from danqing.kernels.portable import ArrayLauncher, inlined, kernel
 
 REPLACEMENT = 0xFFFD
 """Code point that replaces bytes that are not UTF-8."""
@@ -73,3 +74,48 @@ def encode(code, data, at):
 def encoded_size(code):
     """Returns the number of bytes of a code point in UTF-8."""
     return 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000)
+
+
+def has_malformed(device: ArrayLauncher, text: Strings) -> bool:
+    """Whether a row has bytes that are not UTF-8; waits for the device.
+
+    Args:
+        device: holds the text.
+        text: the rows.
+    """
+    found = device.xp.empty(text.rows, np.bool_)
+    find_malformed.launch(device, text.rows, text.of_one_type(), found)
+    return bool(found.any())
+
+
+@kernel
+def find_malformed(first, last, step, text, out):
+    """Writes whether each row has bytes that are not UTF-8 to `out`, bool (rows,)."""
+    for row in range(first, last, step):
+        at, stop = text.offsets[row], text.offsets[row + 1]
+        found = False
+        while at < stop and not found:
+            code, size = decode_one(text.data, at, stop)
+            found = code == REPLACEMENT and size == 1
+            at += size
+        out[row] = found
+
+
+@kernel
+def find_strangers(first, last, step, text, known, out):
+    """Writes whether each row has a character that is not in a set, or none but spaces.
+
+    Args:
+        text: `Strings`, with int64 offsets.
+        known: bool (0x110000,), the set.
+        out: bool (rows,), output.
+    """
+    for row in range(first, last, step):
+        at, stop = text.offsets[row], text.offsets[row + 1]
+        is_blank, is_known = True, True
+        while at < stop and is_known:
+            code, size = decode_one(text.data, at, stop)
+            is_known = known[code]
+            is_blank = is_blank and code == 32
+            at += size
+        out[row] = is_blank or not is_known

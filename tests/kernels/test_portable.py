@@ -23,7 +23,8 @@ from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import INDEXES, choose_index
 from danqing.engine.decide.dedup.neighbours import nearest_rows
 from danqing.engine.decide.dedup.sample import NeighbourSample
-from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
+from danqing.engine.stages.characters import character_classes, cleaning_tables
+from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.language import languages, open_identifier
 from danqing.engine.stages.resize import KernelResizer
 from danqing.kernels import portable
@@ -35,7 +36,7 @@ from danqing.kernels.pictures.resample_batches import Window
 from danqing.kernels.pictures.resampling import CUBIC, LANCZOS, LINEAR
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text import captions as text
-from danqing.kernels.text import cleaning, hashes, hosts, lexicon, urls, wordpiece
+from danqing.kernels.text import cleaning, hashes, hosts, lexicon, urls, utf8, wordpiece
 from danqing.kernels.text import languages as language_kernels
 from danqing.kernels.text.trie import build
 from danqing.trt_models.card import ImageInput
@@ -67,6 +68,8 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield language_kernels.predict_rows, (rows, parts, model, classes, shares, labels, shares)
     terms = build({"猫": 1})
     yield urls.find_plain, (long_rows, bits)
+    yield utf8.find_malformed, (long_rows, bits)
+    yield utf8.find_strangers, (long_rows, bits, bits)
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
     places, lengths, domains = (
         np.zeros(rows.rows, np.int64),
@@ -154,7 +157,8 @@ SIMULATED = """
 import sys
 import numpy as np
 from danqing.engine.core.device import open_device
-from danqing.engine.stages.dictionary import character_classes, cleaning_tables, open_dictionary
+from danqing.engine.stages.characters import character_classes, cleaning_tables
+from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.resize import BatchResizer
 from danqing.kernels.text import captions as text
 from danqing.kernels.text.lexicon import Patterns, weigh

@@ -14,7 +14,7 @@ import pytest
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.strings import Strings
-from danqing.engine.stages.dictionary import character_classes
+from danqing.engine.stages.characters import character_classes
 from danqing.kernels.text.languages import LABELS, WHOLE, predict
 from danqing.trt_models.run.fasttext_file import read_classifier
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,10 @@ from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.strings import Strings
 from danqing.engine.core.text_column import TextColumn
 from danqing.kernels.portable import resident
+from danqing.kernels.text.utf8 import find_strangers
 from danqing.kernels.text.wordpiece import build_tables, lower_case, token_ids
 from danqing.trt_models.card import TokenInput
+from danqing.trt_models.run.known_characters import known_characters
 
 MIN_WIDTH = 8
 """Tokens of the narrowest batch of texts. Half of the captions of a crawl have no more (USE's SentencePiece)."""
@@ -75,6 +78,23 @@ class SentencePiece:
         ids[inside] = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
         return TokenRows(ids, lengths, ((ids == self._unknown) & inside).sum(1, dtype=np.int32))
 
+    def count_unknown(self, texts: TextColumn, device: Device) -> np.ndarray:
+        """Counts [UNK] as `encode` does: int32 (texts,), on the host. Tokenizes only texts that can have some."""
+        rows = texts.strings(device).of_one_type()
+        found = device.xp.empty(rows.rows, np.bool_)
+        find_strangers.launch(device, rows.rows, rows, resident(device, self._known), found)
+        doubtful = np.flatnonzero(device.down(found))
+        counts = np.zeros(len(texts), np.int32)
+        counts[doubtful] = self.encode(texts.take(doubtful), device).unknown
+        return counts
+
+    @cached_property
+    def _known(self) -> np.ndarray:
+        known = known_characters(self._processor)
+        if self.card.lower_case:
+            known[[code for code in np.flatnonzero(known).tolist() if chr(code) != chr(code).lower()]] = False
+        return known
+
 
 class WordPiece:
     """WordPiece with a lower-case BERT vocabulary.
@@ -109,6 +129,10 @@ class WordPiece:
             device, resident(device, self.tables), texts.strings(device), self.card.max_length
         )
         return TokenRows(ids, device.down(lengths), device.down(unknown))
+
+    def count_unknown(self, texts: TextColumn, device: Device) -> np.ndarray:
+        """Counts [UNK] as `encode` does: int32 (texts,), on the host."""
+        return self.encode(texts, device).unknown
 
 
 AnyTokenizer = SentencePiece | WordPiece

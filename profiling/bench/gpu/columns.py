@@ -27,8 +27,8 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.select.frames import measures_of
 from danqing.engine.select.selection import select
 from danqing.engine.stages.base import Context
+from danqing.engine.stages.characters import cleaning_tables
 from danqing.engine.stages.decode import open_decoder
-from danqing.engine.stages.dictionary import cleaning_tables
 from danqing.kernels.pictures.pixels import pixel_statistics
 from danqing.kernels.text.cleaning import clean
 from danqing.profiling.bench.duplicates import DIMENSION, RECALL, WITHIN, planted

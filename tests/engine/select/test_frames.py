@@ -24,7 +24,8 @@ from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.select.frames import judge_frame, measure_captions, measures_of, strings_of
 from danqing.engine.sources.tables import Columns
-from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.engine.stages.characters import character_classes
+from danqing.engine.stages.dictionary import open_dictionary
 from danqing.kernels.text.captions import MEASURES, measure
 from tests.kernels.text.texts import random_texts
 

@@ -17,6 +17,7 @@ import pytest
 
 import danqing.engine.select.libcudf_tables
 import danqing.engine.select.selection
+from danqing.engine.core import libcudf
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.select.selection import select
 
@@ -102,7 +103,8 @@ class Table:
 
 class Reader:
     def __init__(self, options: Any, stream: Any, mr: Any, chunk_read_limit: int, pass_read_limit: int) -> None:
-        self.chunks = pq.ParquetFile(options.path).iter_batches(CHUNK_ROWS)
+        rows = pq.read_table(options.path)[options.set_skip_rows_ :].combine_chunks()
+        self.chunks = iter(rows.to_batches(CHUNK_ROWS))
         self.next = next(self.chunks, None)
 
     def has_next(self) -> bool:
@@ -179,7 +181,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     tables = danqing.engine.select.libcudf_tables
     monkeypatch.setattr(tables, "serves", lambda device: True)
     monkeypatch.setattr(tables, "stream_of", lambda device: "the thread's")
-    monkeypatch.setattr(tables, "buffers_of", _buffers_of)
+    monkeypatch.setattr(libcudf, "buffers_of", _buffers_of)
     monkeypatch.setattr(tables, "column_of", lambda text: Column.from_arrow(text.arrow().cast(pa.string()), None, ""))
     real = tables._tables
     monkeypatch.setattr(tables, "_tables", lambda *given: (read.append(table) or table for table in real(*given)))  # type: ignore[func-returns-value]
@@ -206,19 +208,25 @@ def test_libcudf_reads_and_writes_what_arrow_does(
     rows = 12
     urls = [None if row == 4 else "ftp://x" if row == 5 else f"https://x.example/{row}" for row in range(rows)]
     captions = [None if row == 3 else "小猫" if row % 4 == 2 else f"{GOOD}{row}" for row in range(rows)]
-    table = {
+    table: dict[str, Any] = {
         "URL": urls,
-        "TEXT": captions,
+        "note": pa.array([b"a\xe9" if row % 3 else None for row in range(rows)]).view(pa.string()),
         "text_clean": ["mine"] * rows,
         "n": range(rows),
         "uid": list("0123456789ab"),
     }
+    latin = [GOOD.encode() + b"\xff" if row == 7 else text and text.encode() for row, text in enumerate(captions)]
+    table["TEXT"] = pa.array(latin).view(pa.string())
     path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({name: pa.array(values) for name, values in table.items()}), path)
+    pq.write_table(pa.table(table), path)
     nested = tmp_path / "u.parquet"  # left to Arrow
     pq.write_table(pa.table({"URL": urls, "TEXT": captions, "tags": [["a"]] * rows}), nested)
     ours = select([str(path), str(nested)], tmp_path / "ours", plain_recipe)
     assert [len(part) for part in on_device] == [5, 5, 2]
+    for name in ("funnel.json", "verdicts/00001.parquet", "verdicts/00002.parquet"):
+        (tmp_path / "ours" / name).unlink()
+    assert select([str(path), str(nested)], tmp_path / "ours", plain_recipe).funnel == ours.funnel
+    assert [len(part) for part in on_device[3:]] == [5, 2]  # the first part is not read again
     monkeypatch.setattr(danqing.engine.select.libcudf_tables, "serves", lambda device: False)
     theirs = select([str(path), str(nested)], tmp_path / "theirs", plain_recipe)
     assert ours.funnel == theirs.funnel and 0 < ours.funnel.kept < rows * 2
@@ -227,5 +235,7 @@ def test_libcudf_reads_and_writes_what_arrow_does(
         expected = pq.read_table(tmp_path / "theirs" / file.relative_to(tmp_path / "ours"))
         assert written.equals(expected), file
         assert written.schema.metadata == expected.schema.metadata
+    written = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "ours" / "verdicts").iterdir()))
+    assert written["caption"][7].as_py() == f"{GOOD}\ufffd"  # not UTF-8
     again = select([str(tmp_path / "ours" / "urls")], tmp_path / "again", plain_recipe)  # finds the mark of a selection
     assert "input_text_clean" in pq.read_schema(next(again.urls.iterdir())).names

@@ -18,6 +18,7 @@ import pytest
 
 import danqing
 import danqing.engine.select.ledger
+import danqing.engine.select.libcudf_tables
 import danqing.engine.select.parts
 import danqing.engine.select.selection
 import danqing.engine.select.verdicts
@@ -171,6 +172,7 @@ def test_what_cannot_be_downloaded_is_no_url(plain_recipe: Recipe, tmp_path: Pat
         "http:\\\\x.example\\a",
         "https://[::1]:80/a?b#c",
         "http://@x.example/a",
+        "http://us er:p@w@x.example/a@b",
     ]
     bad = [
         "not a url",
@@ -183,9 +185,12 @@ def test_what_cannot_be_downloaded_is_no_url(plain_recipe: Recipe, tmp_path: Pat
         "https://:80/",
         "https://@/",
         "https://@:80/",
+        "https://user@/",
+        "https://user:p@ss@?@x.example",
+        "https://user@",
     ]
-    chosen = select([write(tmp_path / "t.parquet", url=good + bad, caption=[GOOD] * 15)], tmp_path / "o", plain_recipe)
-    assert [row["error"] for row in verdicts(chosen)] == [None] * 5 + [f"not a URL of the web: {url}" for url in bad]
+    chosen = select([write(tmp_path / "t.parquet", url=good + bad, caption=[GOOD] * 19)], tmp_path / "o", plain_recipe)
+    assert [row["error"] for row in verdicts(chosen)] == [None] * 6 + [f"not a URL of the web: {url}" for url in bad]
 
 
 @pytest.mark.parametrize("names", [("URL", "TEXT"), ("Image_URL", "alt_text"), ("url", "Text")])
@@ -293,6 +298,11 @@ def test_parts_do_not_depend_on_row_groups(tmp_path: Path) -> None:
     parts = list(read_parts(find_tables([str(path)])[0], Columns(), 4))
     assert [(part.first, len(part.table)) for part in parts] == [(0, 4), (4, 4), (8, 2)]
     assert [url for part in parts for url in part.urls.to_pylist()] == [str(i) for i in range(10)]
+    for skipped in (1, 2):
+        rest = list(read_parts(find_tables([str(path)])[0], Columns(), 4, 4 * skipped))
+        assert [(part.first, part.table) for part in rest] == [(part.first, part.table) for part in parts[skipped:]]
+        chunks = [[len(chunk) for chunk in part.table["url"].chunks] for part in rest]  # the files' pages follow them
+        assert chunks == [[len(chunk) for chunk in part.table["url"].chunks] for part in parts[skipped:]]
 
 
 def test_an_interrupted_selection_is_resumed(
@@ -314,8 +324,16 @@ def test_an_interrupted_selection_is_resumed(
     with pytest.raises(KeyboardInterrupt):
         select([table], tmp_path / "out", plain_recipe)
     assert len(list((tmp_path / "out/verdicts").iterdir())) == 2 and not (tmp_path / "out/funnel.json").exists()
+    read: list[int] = []
+
+    def read_and_note(*arguments: Any) -> Any:
+        for part in read_parts(*arguments):
+            read.append(part.first)
+            yield part
+
+    monkeypatch.setattr(danqing.engine.select.libcudf_tables, "read_parts", read_and_note)
     select([table], tmp_path / "out", plain_recipe)
-    assert len(calls) == 5  # the two complete parts were not decided again
+    assert len(calls) == 5 and read == [4, 6]  # the two complete parts were neither read nor decided again
     assert tree(tmp_path / "out") == tree(whole)
 
 

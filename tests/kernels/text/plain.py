@@ -9,7 +9,7 @@ from functools import cache
 
 from opencc import OpenCC
 
-from danqing.engine.stages.dictionary import is_ornament
+from danqing.engine.stages.characters import is_ornament
 from danqing.engine.stages.ideographs import JAPANESE, is_chinese_only, unified_forms
 
 _INLINE = "a|abbr|b|bdi|bdo|big|cite|code|del|em|font|i|ins|kbd|mark|nobr|q|s|small|span|strike|strong|sub|sup|tt|u|wbr"

@@ -17,8 +17,8 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.strings import Strings
 from danqing.engine.demo.crawl import photographs
-from danqing.engine.stages import dictionary, simplified
-from danqing.engine.stages.dictionary import cleaning_tables
+from danqing.engine.stages import characters, simplified
+from danqing.engine.stages.characters import cleaning_tables
 from danqing.engine.stages.ideographs import unified_forms
 from danqing.engine.stages.simplified import FOLDER, read_dictionary, simplified_words
 from danqing.kernels.text.captions import CONVERTED
@@ -92,14 +92,14 @@ def test_opencc_has_no_other_compatibility_ideographs(device: Device) -> None:
 def test_phrases_can_change_their_length(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {"軟體": "软件包", "部落格": "博客", "體": "体", "𠮷野": "吉", "乾": "干", "乾坤": "乾坤"}
     monkeypatch.setattr(simplified, "simplified_words", lambda: words)
-    monkeypatch.setattr(dictionary, "_make_classes", lambda: cleaning_tables().classes & ~np.uint16(CONVERTED))
-    tables = Tables(**dictionary._make_cleaning_tables())
+    monkeypatch.setattr(characters, "_make_classes", lambda: cleaning_tables().classes & ~np.uint16(CONVERTED))
+    tables = Tables(**characters._make_cleaning_tables())
     texts = ["軟體" * 50, "軟體部落格的軟體", "部落格部落", "𠮷野家", "乾坤乾", "體體軟"]
     expected = ["软件包" * 50, "软件包博客的软件包", "博客部落", "吉家", "乾坤干", "体体軟"]
     assert cleaned(device, texts, tables) == expected
     words["軟"] = "软件"
     with pytest.raises(DanqingError, match="软件 is too long for 軟"):
-        dictionary._make_cleaning_tables()
+        characters._make_cleaning_tables()
 
 
 def test_dictionaries_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from danqing.engine.core.device import Device
 from danqing.engine.core.strings import Strings
 from danqing.engine.demo.crawl import photographs
-from danqing.engine.stages.dictionary import character_classes
+from danqing.engine.stages.characters import character_classes
 from danqing.engine.stages.language import open_identifier
 from danqing.kernels.text.languages import EAST_ASIAN, LABELS, MIN_PROBABILITY, NOTHING, WHOLE, choose_parts, predict
 from danqing.trt_models.package_files import package_file

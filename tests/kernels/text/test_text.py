@@ -12,7 +12,8 @@ import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.strings import Strings
-from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.engine.stages.characters import character_classes
+from danqing.engine.stages.dictionary import open_dictionary
 from danqing.kernels.text.captions import MEASURES, measure
 from danqing.trt_models.package_files import package_file
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts

@@ -10,7 +10,8 @@ import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.strings import Strings
-from danqing.engine.stages.dictionary import character_classes, open_dictionary
+from danqing.engine.stages.characters import character_classes
+from danqing.engine.stages.dictionary import open_dictionary
 from danqing.kernels.portable import Kernel
 from danqing.kernels.text.captions import measure
 from danqing.kernels.text.lexicon import Patterns, marks, weigh
