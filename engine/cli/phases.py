@@ -420,15 +420,18 @@ def merge(
         run, funnel = merge_runs(runs, output, machine.chosen, machine.threads, neighbours=neighbours)
         kept = write_run(run, options)
     damage = read_damage(run.folder)
-    result = {"folder": run.folder, "kept": kept, "funnel": funnel.to_dict(), **_written(run.folder, shards)}
+    result = {
+        "folder": run.folder, "kept": kept, "funnel": funnel.to_dict(), **_written(run.folder, shards),
+        "damaged": len(damage),
+    }  # fmt: skip
     notes = run_notes(run, funnel)
-    if not out.finish({**result, "damaged": len(damage)}, notes):
+    if not out.finish(result, notes):
         print_funnel(funnel)
         for line in summary(run.folder, damage):
             print(line)
         print(f"\n{_written_line(run.folder, kept)}")
         out.print_notes(notes)
-    return _status(run, strict)
+    return 3 if strict and damage else 0
 
 
 @command(

@@ -234,7 +234,9 @@ def find_groups(device: Any) -> np.ndarray:
     found = NeighbourSample(features, 0.01).recall(likely)
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
-    return np.stack([*near, hash_groups, nearest, device.down(likely), np.full(24, found.share)])
+    by_row = np.full((3, 24), -1.0)
+    by_row[:, near.members] = near[1:]
+    return np.stack([*by_row, hash_groups, nearest, device.down(likely), np.full(24, found.share)])
 
 
 def find_by_faiss(device: Any) -> np.ndarray:
@@ -262,7 +264,8 @@ def find_similar(device: Any) -> np.ndarray:
     found = SimilarTexts(device, values, encoded.dictionary, 0.2)
     nearest, distance = nearest_texts(device, values, encoded.dictionary, 10, 0.3)
     assert 3 < len(set(found.group.tolist())) < 20 and 0 < (nearest >= 0).sum() < 14
-    return np.concatenate([found.group, found.distances(found.group), nearest, np.minimum(distance, 2)])
+    distances = found.distances(np.arange(len(found.group)), found.group)
+    return np.concatenate([found.group, distances, nearest, np.minimum(distance, 2)])
 
 
 def resize_all(device: Any, pictures: list[Any]) -> np.ndarray:

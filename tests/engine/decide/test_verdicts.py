@@ -307,29 +307,37 @@ def test_a_merge_notices_runs_that_changed(
         check_current(run)
 
 
-def test_no_file_stays_open_and_rows_take_little_memory(device: Device, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, RECIPE, "redundancy=null")
-    rows, shards = 40_000, 40
+def test_no_file_of_features_stays_open(recipe: Recipe, tmp_path: Path) -> None:
+    rows, shards = 400, 40
     features = (np.arange(rows * 2) % 1000).astype(np.float16).reshape(rows, 2)
     run = make_run(tmp_path / "run", recipe, features, columns(rows), [rows // shards] * shards)
     opened = len(list(Path("/proc/self/fd").iterdir()))
-    scores = read_scores(run, recipe)
-    assert len(list(Path("/proc/self/fd").iterdir())) == opened and len(scores.features) == shards
-    assert (np.concatenate(scores.features) == features).all()
+    mapped, places = read_scores(run, recipe).columns.features(np.arange(3, rows))
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened and len(mapped) == shards
+    assert (np.concatenate(mapped) == features).all() and (places == np.arange(3, rows)).all()
     with pytest.MonkeyPatch.context() as fewer:
         fewer.setattr("danqing.engine.decide.feature_files.MAX_MAPPED_FILES", 10)
-        few = read_scores(run, recipe)
-        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(run.folder) in line]
-        assert len(mapped) == shards + 10 + 1  # those of `scores`, ten more, and the copy of the others
-        assert [*map(np.ndarray.tobytes, few.features)] == [*map(np.ndarray.tobytes, scores.features)]
-    del scores, few
-    tracemalloc.start()
-    try:
-        decide(run, recipe, device)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak / rows < 140  # with Python's strings for uids it was above 400
+        few, _ = read_scores(run, recipe).columns.features(np.arange(1))
+        maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(run.folder) in line]
+        assert len(maps) == shards + 10 + 1  # those of `mapped`, ten more, and the copy of the others
+        assert [*map(np.ndarray.tobytes, few)] == [*map(np.ndarray.tobytes, mapped)]
+
+
+@pytest.mark.parametrize(("settings", "limit"), [(["redundancy=null"], 32), ([], 64)])
+def test_rows_take_little_memory(device: Device, tmp_path: Path, settings: list[str], limit: int) -> None:
+    """Bytes of a row at the peak: of all rows less those of a tenth, so that what does not grow is not counted."""
+    recipe, peaks = recipe_of(tmp_path, RECIPE.replace("within: 0.01", "column: sha256, within: 0"), *settings), []
+    for rows in (20_000, 200_000):
+        given = columns(rows) | {"sha256": [f"{row % (rows * 9 // 10):064d}" for row in range(rows)]}
+        shards = [10_000] * (rows // 10_000)
+        run = make_run(tmp_path / str(rows), recipe, np.zeros((rows, 1), np.float16), given, shards)
+        tracemalloc.start()
+        try:
+            decide(run, recipe, device)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 180_000 < limit
 
 
 def test_the_table_of_a_shard_is_unchanged_by_the_form_of_uids(recipe: Recipe, device: Device, tmp_path: Path) -> None:
