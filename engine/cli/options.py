@@ -89,6 +89,7 @@ def _size(kind: Any, tokens: Sequence[Any]) -> int:
         raise ValueError(f"{tokens[0].value!r} is no size; write for example 4G or 900M.") from None
 
 
+Natural = Annotated[int, Parameter(converter=_whole, validator=whole_from(0))]
 PositiveInt = Annotated[int, Parameter(converter=_whole, validator=whole_from(1))]
 Port = Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 65535))]
 Size = Annotated[int, Parameter(converter=_size, metavar="SIZE")]

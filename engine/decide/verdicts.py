@@ -27,6 +27,7 @@ from danqing.engine.decide.models import check_models
 from danqing.engine.decide.patterns import check_patterns
 from danqing.engine.decide.reference import check_references
 from danqing.engine.decide.scores import Scores, read_scores
+from danqing.engine.decide.tasks import ListedError, TaskList, TaskSearches
 from danqing.engine.decide.uids import texts_of
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
@@ -105,6 +106,60 @@ def decide(
     Raises:
         DanqingError: shards without scores, a recipe that needs scores that were not computed, or other models.
     """
+    recipe, decision = _decision(run, recipe, force)
+    before = run.manifest.get("decided", {})
+    if before == before | decision and is_complete(run):
+        return Funnel.of(run)
+    for line in _changes(before, decision):
+        log.info("%s", line)
+        if progress:
+            progress.say(line)
+    searches = TaskSearches(run, recipe.hash, decision["scores"])
+    scores = replace(read_scores(run, recipe), neighbours=neighbours, searches=searches)
+    verdicts = walk(scores, recipe, device, progress)
+    funnel = record(run, recipe, scores, verdicts, decision)
+    log.info("decided with recipe %s (%s): %d of %d kept", recipe.name, recipe.hash, funnel.kept, funnel.collected)
+    return funnel
+
+
+def list_tasks(
+    run: Run,
+    recipe: Recipe,
+    count: int,
+    device: Device,
+    progress: Progress | None = None,
+    force: bool = False,
+    neighbours: str = AUTO,
+) -> TaskList | None:
+    """Lists the tasks of the first search for near rows that is not done (`engine.decide.tasks`).
+
+    Args:
+        count: least number of tasks.
+
+    For the other arguments see `decide`.
+
+    Returns:
+        The tasks; None if all searches are done, or there are none.
+
+    Raises:
+        DanqingError: as `decide`; or the search is not exact.
+    """
+    recipe, decision = _decision(run, recipe, force)
+    searches = TaskSearches(run, recipe.hash, decision["scores"], count)
+    scores = replace(read_scores(run, recipe), neighbours=neighbours, searches=searches)
+    try:
+        walk(scores, recipe, device, progress)
+    except ListedError as listed:
+        return listed.tasks
+    return None
+
+
+def _decision(run: Run, recipe: Recipe, force: bool) -> tuple[Recipe, dict[str, Any]]:
+    """Checks that a recipe can be applied to a run.
+
+    Returns:
+        The recipe, with the models that scored; and what its verdicts depend on.
+    """
     if MERGED in run.manifest:
         raise DanqingError(f"{run.folder} is a merge: decide the runs that it was made from, then merge them again")
     missing = run.unscored()
@@ -114,22 +169,11 @@ def decide(
         )
     check_models(run, recipe, force)
     check_patterns(run, recipe)
-    recipe = replace(recipe, models=run.recipe.models)  # those that scored
+    recipe = replace(recipe, models=run.recipe.models)
     decision = decision_of(run, recipe)
     if references := check_references(run, recipe):
         decision["references"] = references
-    before = run.manifest.get("decided", {})
-    if before == before | decision and is_complete(run):
-        return Funnel.of(run)
-    for line in _changes(before, decision):
-        log.info("%s", line)
-        if progress:
-            progress.say(line)
-    scores = replace(read_scores(run, recipe), neighbours=neighbours)
-    verdicts = walk(scores, recipe, device, progress)
-    funnel = record(run, recipe, scores, verdicts, decision)
-    log.info("decided with recipe %s (%s): %d of %d kept", recipe.name, recipe.hash, funnel.kept, funnel.collected)
-    return funnel
+    return recipe, decision
 
 
 def decision_of(run: Run, recipe: Recipe) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.lists import join_likely
-from danqing.engine.decide.dedup.neighbours import join_neighbours, nearest_rows
+from danqing.engine.decide.dedup.neighbours import join_neighbours, join_rows, nearest_rows
 from danqing.engine.recipe.outcome import Recall
 
 AUTO = "auto"
@@ -54,6 +54,15 @@ class Index(ABC):
         Returns:
             The measured recall; None if all near pairs were found.
         """
+
+    def join_across(
+        self, features: Features, within: float, parent: Any, known: int, progress: Progress | None = None
+    ) -> None:
+        """Joins the groups of the first `known` rows and of the others where their cosine distance is below `within`.
+
+        All pairs of a known row and another one are compared, and no others. For the arguments see `join`.
+        """
+        join_rows(features, features.device.xp.arange(known, len(features)), within, parent, progress, known)
 
     def nearest(
         self, features: Features, others: Features, within: float, progress: Progress | None = None
