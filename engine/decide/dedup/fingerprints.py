@@ -11,7 +11,7 @@ from danqing.kernels.neighbours.components import find_components
 from danqing.kernels.pictures.fingerprints import join_in_buckets
 
 HASH_BITS = 64
-ROWS_PER_BATCH = 1 << 16
+ROWS_PER_BATCH = 1 << 14
 """Rows whose groups are written at the same time."""
 
 
