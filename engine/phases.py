@@ -203,8 +203,8 @@ def run_neighbour_task(
     tasks = latest_list(run)
     if recipe and replace(recipe, models=run.recipe.models).hash != tasks.recipe_hash:
         raise DanqingError(
-            f"{run.folder}: the tasks were listed with another recipe ({tasks.recipe_hash}); give the same --recipe and "
-            f"--set, or none, or list them again: {list_again(run)}"
+            f"{run.folder}: the tasks were listed with another recipe ({tasks.recipe_hash}); give the same --recipe "
+            f"and --set, or none, or list them again: {list_again(run)}"
         )
     with open_device(device, threads) as opened, progress("neighbours", 0, "comparisons") as listener:
         run_task(run, tasks, number, opened, listener, neighbours)

@@ -103,7 +103,8 @@ Neighbours = Annotated[
         group=MACHINE,
         metavar="NAME",
         help="How near-duplicates are searched: tiles, faiss, lists (for a recall below 1), an installed package's "
-        "index, or auto: faiss on a GPU if it is installed, else tiles or lists. Exact ones give equal verdicts.",
+        "index, or auto: tiles; for a recall below 1 faiss on a GPU if it is installed, else lists. Exact ones give "
+        "equal verdicts.",
     ),
 ]
 

@@ -375,7 +375,7 @@ def decide(
         chosen = recipe.load()
     else:
         chosen = recipe_from_dict(own, "run.json", recipe.settings, known_columns(), model_roles())
-    where = {"device": machine.chosen, "threads": machine.threads, "neighbours": neighbours}
+    where: dict[str, Any] = {"device": machine.chosen, "threads": machine.threads, "neighbours": neighbours}
     if tasks.neighbour_task is not None:
         with out.progress(machine.note):
             given = chosen if recipe.arguments else None

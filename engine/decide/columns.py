@@ -30,6 +30,10 @@ class Columns(Protocol):
         """Numbers that are equal for equal values of some rows (`keys_of`)."""
         ...
 
+    def uids(self, rows: np.ndarray) -> np.ndarray:
+        """The uids of some rows: uint64 (n, 2)."""
+        ...
+
     def features(self, rows: np.ndarray) -> tuple[Sequence[np.ndarray], np.ndarray]:
         """The features of some rows that have them: float16 blocks, and each row's place in them, int64 (n,)."""
         ...
@@ -52,6 +56,9 @@ class TableColumns:
 
     def keys(self, name: str, rows: np.ndarray) -> np.ndarray:
         return keys_of(self.take(name, rows))
+
+    def uids(self, rows: np.ndarray) -> np.ndarray:
+        return numbers_of(self.take("uid", rows))
 
     def features(self, rows: np.ndarray) -> tuple[Sequence[np.ndarray], np.ndarray]:
         return self.blocks, self.take("feature_row", rows).to_numpy()
@@ -87,7 +94,6 @@ class StoredColumns:
         return out
 
     def uids(self, rows: np.ndarray) -> np.ndarray:
-        """The uids of some rows: uint64 (n, 2)."""
         out = np.empty((len(rows), 2), np.uint64)
         for place, part in self._parts("uid", rows):
             out[place] = numbers_of(part)

@@ -192,7 +192,7 @@ class Scores:
         self, criterion: Redundancy, rows: np.ndarray, device: Device, features: Features | None = None
     ) -> groups.Choice:
         """How the criterion chooses representatives among positions in `rows`."""
-        choose = groups.first
+        choose: groups.Choice = groups.first
         if criterion.highest:
             choose = groups.highest(_numbers(self.columns.take(criterion.highest, rows)))
         if features is not None and criterion.keep == "centroid":
@@ -391,7 +391,7 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     return numbers
 
 
-def read_reference(folder: Path, criterion: Exclusion) -> tuple[StoredColumns, np.ndarray]:
+def read_reference(folder: Path, criterion: Exclusion) -> tuple[Columns, np.ndarray]:
     """Opens a run that rows are compared with.
 
     Returns:
@@ -403,5 +403,4 @@ def read_reference(folder: Path, criterion: Exclusion) -> tuple[StoredColumns, n
     if "decided" in run.manifest:
         kept = [verdicts_table(run, shard.number, ["keep"]) for shard in run.shards]
         wanted &= pa.concat_tables(kept)["keep"].to_numpy()
-    assert isinstance(scores.columns, StoredColumns)
     return scores.columns, np.flatnonzero(wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ def group_values(
         keys = columns.keys(name, rows)
         group = group_equal(keys)
         if keys.ndim == 2:
-            group = _alone(group, ~keys.any(1))
+            group = _alone(group, np.all(keys == 0, axis=1))
         return group, lambda members, others: np.zeros(len(members))
     column = columns.take(name, rows)
     if pa.types.is_string(column.type):
@@ -63,6 +64,6 @@ def is_empty(column: pa.ChunkedArray) -> np.ndarray:
     return empty
 
 
-def _alone(group: np.ndarray, alone: np.ndarray) -> np.ndarray:
+def _alone(group: np.ndarray, alone: Any) -> np.ndarray:
     """Takes rows, boolean (rows,), out of their groups, which hold no others."""
     return np.where(alone, np.arange(len(group)), group)

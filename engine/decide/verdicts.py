@@ -19,7 +19,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
-from danqing.engine.decide.columns import StoredColumns
+from danqing.engine.decide.columns import Columns
 from danqing.engine.decide.contents import is_complete, scores_hash
 from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
@@ -253,7 +253,7 @@ class GroupNumbers:
         return self._firsts[place] + np.searchsorted(self._groups[place], groups)
 
 
-def _write(run: Run, recipe: Recipe, columns: StoredColumns, verdicts: Verdicts, numbers: GroupNumbers) -> None:
+def _write(run: Run, recipe: Recipe, columns: Columns, verdicts: Verdicts, numbers: GroupNumbers) -> None:
     """Writes the verdicts of every shard."""
     names = np.array([criterion.name for criterion in recipe.criteria] + [None], object)
     instead = [out.kept_instead for out in verdicts.found if out.kept_instead.ndim == 1]
@@ -300,7 +300,7 @@ def _texts(uids: np.ndarray, known: np.ndarray) -> list[str | None]:
     return out
 
 
-def _write_saved(run: Run, columns: StoredColumns, verdicts: Verdicts, numbers: GroupNumbers) -> None:
+def _write_saved(run: Run, columns: Columns, verdicts: Verdicts, numbers: GroupNumbers) -> None:
     """Writes saved.parquet: the groups that a surviving row represents, and the uid of the row that it replaced."""
     path, tables = run.folder / SAVED, []
     for place, out in enumerate(verdicts.found):

@@ -243,7 +243,7 @@ def find_by_faiss(device: Any) -> np.ndarray:
     """Searches a few vectors by FAISS, exactly and by lists; returns groups, nearest rows and distances."""
     vectors = np.random.default_rng(3).normal(size=(8, 5))[np.arange(24) % 8] + 0.02 * np.arange(24)[:, None]
     features = Features(device, [vectors.astype(np.float16)])
-    index = choose_index("auto" if device.kind == "cuda" else "faiss", device.kind)
+    index = choose_index("faiss", device.kind)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faiss_index, "NEAREST", (2, 3))
         patch.setattr(faiss_index, "MIN_ROWS_FOR_LISTS", 0)

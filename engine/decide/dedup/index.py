@@ -103,8 +103,8 @@ def choose_index(name: str, kind: str, recall: float = 1.0) -> str:
     """Returns the name of the index of a search.
 
     Args:
-        name: an index; or `auto`: `faiss` on a GPU if it is installed, else `lists`. `lists` finds all pairs as `tiles`
-            does.
+        name: an index; or `auto`: `tiles` for all pairs, which is the fastest on every device (BENCHMARKS.md); for a
+            lower recall `faiss` on a GPU if it is installed, else `lists`. `lists` finds all pairs as `tiles` does.
         kind: of the device, `cpu` or `cuda`.
         recall: least share of the near pairs that must be found.
 
@@ -115,7 +115,7 @@ def choose_index(name: str, kind: str, recall: float = 1.0) -> str:
     ('tiles', 'lists', 'tiles')
     """
     if name == AUTO:
-        name = "faiss" if kind == "cuda" and not INDEXES["faiss"].missing(kind) else "lists"
+        name = "faiss" if recall < 1 and kind == "cuda" and not INDEXES["faiss"].missing(kind) else "lists"
     elif missing := INDEXES.named(name).missing(kind):
         raise DanqingError(f"--neighbours {name}: {missing}")
     return "tiles" if name == "lists" and recall == 1 else name
