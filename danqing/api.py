@@ -390,8 +390,8 @@ def decide(
         threads: host threads; default: all cores.
         force: decide though the recipe names other models than those that scored the run.
         neighbours: how near-duplicates are searched: `tiles`, `faiss`, `lists` (for a recall below 1), the index of an
-            installed package, or `auto` (default): `faiss` on a GPU if it is installed, else `tiles` or `lists`. Exact
-            ones give equal verdicts.
+            installed package, or `auto` (default): `tiles`; for a recall below 1 `faiss` on a GPU if it is installed,
+            else `lists`. Exact ones give equal verdicts.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:

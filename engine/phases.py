@@ -23,7 +23,8 @@ from danqing.engine.decide.dedup.index import AUTO, choose_index
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
-from danqing.engine.decide.verdicts import decide
+from danqing.engine.decide.tasks import TaskList, latest_list, list_again, run_task
+from danqing.engine.decide.verdicts import decide, list_tasks
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
@@ -150,6 +151,64 @@ def decide_run(
         funnel = decide(run, recipe, opened, listener, force, neighbours)
         _move_stale(run, listener)
     return funnel
+
+
+@lock_output
+def list_neighbour_tasks(
+    run: Run,
+    recipe: Recipe,
+    count: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: OpenProgress = ProgressBar,
+    force: bool = False,
+    neighbours: str = AUTO,
+) -> TaskList | None:
+    """Lists the tasks of the first search for near-duplicates of a decision that is not done.
+
+    Args:
+        count: least number of tasks.
+
+    For the other arguments see `decide_run`; for the result `list_tasks`.
+    """
+    choose_index(neighbours, kind_of(device))
+    with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
+        return list_tasks(run, recipe, count, opened, listener, force, neighbours)
+
+
+def run_neighbour_task(
+    run: Run,
+    number: int,
+    recipe: Recipe | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: OpenProgress = ProgressBar,
+    neighbours: str = AUTO,
+) -> TaskList:
+    """Does a task of the list that was written last. Takes no lock: other processes do other tasks meanwhile.
+
+    Args:
+        number: of the task.
+        recipe: must be that of the list; None: is not compared.
+
+    For the other arguments see `decide_run`.
+
+    Returns:
+        The list.
+
+    Raises:
+        DanqingError: no list, no such task, another recipe, or features that changed since.
+    """
+    choose_index(neighbours, kind_of(device))
+    tasks = latest_list(run)
+    if recipe and replace(recipe, models=run.recipe.models).hash != tasks.recipe_hash:
+        raise DanqingError(
+            f"{run.folder}: the tasks were listed with another recipe ({tasks.recipe_hash}); give the same --recipe "
+            f"and --set, or none, or list them again: {list_again(run)}"
+        )
+    with open_device(device, threads) as opened, progress("neighbours", 0, "comparisons") as listener:
+        run_task(run, tasks, number, opened, listener, neighbours)
+    return tasks
 
 
 def _move_stale(run: Run, listener: Progress) -> None:

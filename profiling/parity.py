@@ -24,6 +24,7 @@ from danqing.engine.core.memory import Memory
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Spans
 from danqing.engine.core.text_column import TextColumn
+from danqing.engine.decide.columns import TableColumns
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.plan import make_plan
@@ -203,19 +204,15 @@ class Pass:
         rows = [self.rows[identity] for identity in sorted(self.rows)]
         has_features = np.array([FEATURES in row and row["error"] is None for row in rows], bool)
         features = [row[FEATURES] for row, has in zip(rows, has_features, strict=True) if has]
-        scores = Scores(
-            uid=np.zeros((len(rows), 2), np.uint64),
-            error=np.array([row["error"] is not None for row in rows], bool),
-            gated_at=pa.nulls(len(rows), pa.string()),
-            feature_row=np.where(has_features, np.cumsum(has_features) - 1, -1),
-            features=[np.stack(features)] if features else [],
-            columns={name: _column([row.get(name) for row in rows]) for name in self.recipe.columns},
-            shard_rows=[len(rows)],
-        )
+        columns = {name: _column([row.get(name) for row in rows]) for name in self.recipe.columns}
+        columns["gated_at"] = _column([None] * len(rows))
+        columns["feature_row"] = _column(np.where(has_features, np.cumsum(has_features) - 1, -1))
+        error = np.array([row["error"] is not None for row in rows], bool)
+        scores = Scores(error, TableColumns(columns, [np.stack(features)] if features else []))
         return walk(scores, self.recipe, device).dropped_by
 
 
-def _column(values: list[Any]) -> pa.ChunkedArray:
+def _column(values: Any) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(values, from_pandas=True)])
 
 

@@ -89,6 +89,7 @@ def _size(kind: Any, tokens: Sequence[Any]) -> int:
         raise ValueError(f"{tokens[0].value!r} is no size; write for example 4G or 900M.") from None
 
 
+Natural = Annotated[int, Parameter(converter=_whole, validator=whole_from(0))]
 PositiveInt = Annotated[int, Parameter(converter=_whole, validator=whole_from(1))]
 Port = Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 65535))]
 Size = Annotated[int, Parameter(converter=_size, metavar="SIZE")]
@@ -102,7 +103,8 @@ Neighbours = Annotated[
         group=MACHINE,
         metavar="NAME",
         help="How near-duplicates are searched: tiles, faiss, lists (for a recall below 1), an installed package's "
-        "index, or auto: faiss on a GPU if it is installed, else tiles or lists. Exact ones give equal verdicts.",
+        "index, or auto: tiles; for a recall below 1 faiss on a GPU if it is installed, else lists. Exact ones give "
+        "equal verdicts.",
     ),
 ]
 

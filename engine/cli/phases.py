@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from danqing.engine.cli.app import GENERAL, PHASES, command
 from danqing.engine.cli.options import (
     OTHER_DATA,
+    SEVERAL,
     Encoding,
     FollowLinks,
     ForceModels,
@@ -22,8 +23,10 @@ from danqing.engine.cli.options import (
     LayoutOptions,
     Limit,
     MachineOptions,
+    Natural,
     Neighbours,
     OutputFolder,
+    PositiveInt,
     RecipeOptions,
     RunFolder,
     SeveralOptions,
@@ -39,6 +42,7 @@ from danqing.engine.core.table_names import CAPTION_COLUMNS, URL_COLUMNS
 
 if TYPE_CHECKING:
     from danqing.engine.core.spans import Spans
+    from danqing.engine.decide.tasks import TaskList
     from danqing.engine.run.folder import Run
 
 
@@ -70,6 +74,25 @@ class ReferenceOptions:
             validator=number_from(0, 2),
             help="Cosine distance that is too near to evaluation data (default: the recipe's for near-duplicates).",
         ),
+    ] = None
+
+
+@Parameter(name="*", group=SEVERAL)
+@dataclass(frozen=True)
+class TaskOptions:
+    """The search for near-duplicates as tasks for many machines."""
+
+    neighbour_tasks: Annotated[
+        PositiveInt | None,
+        Parameter(
+            metavar="N",
+            help="Decide nothing: list at least N tasks for the first search that is not done. Any machine can do any "
+            "of them, twice and in any order; `decide` unites what they found.",
+        ),
+    ] = None
+    neighbour_task: Annotated[
+        Natural | None,
+        Parameter(metavar="I", help="Decide nothing: do task I of the list, from 0."),
     ] = None
 
 
@@ -317,6 +340,9 @@ def _status(run: Run, strict: bool) -> int:
 @command(
     "danqing decide out --set words.max=40",
     "danqing decide out --recipe my-recipe.yaml --json",
+    "danqing decide out --neighbour-tasks 500     on many machines: list tasks,",
+    "danqing decide out --neighbour-task 17       do each one anywhere,",
+    "danqing decide out                           and unite what they found",
     group=PHASES,
 )
 def decide(
@@ -326,6 +352,7 @@ def decide(
     recipe: RecipeOptions = RecipeOptions(),
     machine: MachineOptions = MachineOptions(),
     neighbours: Neighbours = "auto",
+    tasks: TaskOptions = TaskOptions(),
     force: ForceModels = False,
     out: OutputOptions = OutputOptions(),
 ) -> None:
@@ -334,7 +361,7 @@ def decide(
     Takes seconds and rewrites verdicts and funnel. If verdicts change, shards, report and card of the earlier ones are
     moved to OUT/stale. Without --recipe: the recipe the run was scored with.
     """
-    from danqing.engine.phases import decide_run
+    from danqing.engine.phases import decide_run, list_neighbour_tasks, run_neighbour_task
     from danqing.engine.recipe.reading import recipe_from_dict
     from danqing.engine.report.notes import run_notes
     from danqing.engine.report.terminal import print_funnel
@@ -348,14 +375,41 @@ def decide(
         chosen = recipe.load()
     else:
         chosen = recipe_from_dict(own, "run.json", recipe.settings, known_columns(), model_roles())
+    where: dict[str, Any] = {"device": machine.chosen, "threads": machine.threads, "neighbours": neighbours}
+    if tasks.neighbour_task is not None:
+        with out.progress(machine.note):
+            given = chosen if recipe.arguments else None
+            listed = run_neighbour_task(opened, tasks.neighbour_task, given, **where)
+        result = {"folder": run, "task": tasks.neighbour_task, "tasks": len(listed.pairs)}
+        if not out.finish(result):
+            print(f"task {tasks.neighbour_task} of {len(listed.pairs)} of {listed.criterion} is done")
+        return
+    if tasks.neighbour_tasks is not None:
+        with out.progress(machine.note):
+            wanted = list_neighbour_tasks(opened, chosen, tasks.neighbour_tasks, force=force, **where)
+        count = len(wanted.pairs) if wanted else 0
+        if not out.finish({"folder": run, "criterion": wanted.criterion if wanted else None, "tasks": count}):
+            print(_tasks_line(run, wanted, recipe.arguments))
+        return
     with out.progress(machine.note):
-        funnel = decide_run(opened, chosen, machine.chosen, machine.threads, force=force, neighbours=neighbours)
+        funnel = decide_run(opened, chosen, force=force, **where)
     notes = run_notes(opened, funnel)
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}, notes):
         return
     print_funnel(funnel)
     print(f"Next: {shlex.join(['danqing', 'write', str(run)])}")
     out.print_notes(notes)
+
+
+def _tasks_line(run: Path, tasks: TaskList | None, recipe: list[str]) -> str:
+    decide = shlex.join(["danqing", "decide", str(run), *recipe])
+    if not tasks:
+        return f"no search is left to do; next: {decide}"
+    last = len(tasks.pairs) - 1
+    return (
+        f"{last + 1} tasks of {tasks.criterion} over {tasks.rows:,} rows, 0 to {last}; do each of them anywhere:\n"
+        f"  {shlex.join(['danqing', 'decide', str(run)])} --neighbour-task 0\nthen: {decide}"
+    )
 
 
 @command(
@@ -420,15 +474,18 @@ def merge(
         run, funnel = merge_runs(runs, output, machine.chosen, machine.threads, neighbours=neighbours)
         kept = write_run(run, options)
     damage = read_damage(run.folder)
-    result = {"folder": run.folder, "kept": kept, "funnel": funnel.to_dict(), **_written(run.folder, shards)}
+    result = {
+        "folder": run.folder, "kept": kept, "funnel": funnel.to_dict(), **_written(run.folder, shards),
+        "damaged": len(damage),
+    }  # fmt: skip
     notes = run_notes(run, funnel)
-    if not out.finish({**result, "damaged": len(damage)}, notes):
+    if not out.finish(result, notes):
         print_funnel(funnel)
         for line in summary(run.folder, damage):
             print(line)
         print(f"\n{_written_line(run.folder, kept)}")
         out.print_notes(notes)
-    return _status(run, strict)
+    return 3 if strict and damage else 0
 
 
 @command(

@@ -28,6 +28,8 @@ class Line:
         left: rows that passed it and every criterion before.
         dropped: rows that it dropped.
         recall: measured, if its search may miss pairs.
+        saved: groups that a row represents which passes the later criteria, instead of one that they drop; None if the
+            criterion does not prefer survivors.
     """
 
     criterion: str
@@ -37,11 +39,14 @@ class Line:
     left: int
     dropped: int
     recall: Recall | None = None
+    saved: int | None = None
 
     @property
     def measured_rule(self) -> str:
-        """The rule, with the measured recall if there is one."""
-        return f"{self.rule} (measured: {self.recall})" if self.recall else self.rule
+        """The rule, with the measured recall and the number of saved groups if there are any."""
+        measured = [f"measured: {self.recall}"] if self.recall else []
+        measured += [f"groups saved: {self.saved:,}"] if self.saved else []
+        return f"{self.rule} ({'; '.join(measured)})" if measured else self.rule
 
     @property
     def share(self) -> float:
@@ -50,14 +55,16 @@ class Line:
 
     def to_dict(self) -> dict[str, Any]:
         """The line as funnel.json holds it."""
-        return asdict(self) | {"share": round(self.share, 6)}
+        saved = {} if self.saved is None else {"saved": self.saved}
+        line = {name: value for name, value in asdict(self).items() if name != "saved"}
+        return line | {"share": round(self.share, 6)} | saved
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Line:
         """The inverse of `to_dict`."""
         recall = Recall(**found) if (found := content.get("recall")) else None
         values = {name: content[name] for name in ("criterion", "section", "step", "rule", "left", "dropped")}
-        return cls(recall=recall, **values)
+        return cls(recall=recall, saved=content.get("saved"), **values)
 
 
 @dataclass(frozen=True)
@@ -74,20 +81,27 @@ class Funnel:
         return self.lines[-1].left if self.lines else self.collected
 
     @classmethod
-    def count(cls, recipe: Recipe, dropped_by: np.ndarray, recall: Mapping[int, Recall] | None = None) -> Funnel:
+    def count(
+        cls,
+        recipe: Recipe,
+        dropped_by: np.ndarray,
+        recall: Mapping[int, Recall] | None = None,
+        saved: Mapping[int, int] | None = None,
+    ) -> Funnel:
         """Counts the rows of every criterion.
 
         Args:
             dropped_by: int64 (rows,), position of the criterion that dropped the row, -1 for kept rows.
             recall: position → measured recall.
+            saved: position → number of saved groups (`Line`).
         """
         left, lines = len(dropped_by), []
         for position, criterion in enumerate(recipe.criteria):
             dropped = int((dropped_by == position).sum())
             left -= dropped
             step = criterion.step or criterion.name
-            measured = (recall or {}).get(position)
-            lines.append(Line(criterion.name, criterion.section, step, criterion.rule, left, dropped, measured))
+            measured = (recall or {}).get(position), (saved or {}).get(position)
+            lines.append(Line(criterion.name, criterion.section, step, criterion.rule, left, dropped, *measured))
         return cls(recipe.name, len(dropped_by), tuple(lines))
 
     def to_dict(self) -> dict[str, Any]:

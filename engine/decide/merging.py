@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from danqing.engine.core.damage import read_damage, write_damage
 from danqing.engine.core.device import Device
@@ -22,12 +23,14 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.contents import is_complete, merged_state
+from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.decide.scores import Scores, connect_near_rows, read_scores
+from danqing.engine.decide.scores import connect_near_rows, outcome_of, read_scores
 from danqing.engine.decide.uids import numbers_of
 from danqing.engine.decide.verdicts import Verdicts, decision_of, record
 from danqing.engine.recipe.criteria import Redundancy
+from danqing.engine.recipe.outcome import Outcome
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import MERGED, Run, is_run
 from danqing.engine.run.tables import verdicts_table
@@ -78,23 +81,23 @@ def merge(
     }
     scores = read_scores(run, replace(recipe, criteria=(*captions.values(), criterion)))
     scores.neighbours = neighbours
-    verdicts = _verdicts_of(runs, recipe, scores)
     last = len(recipe.criteria) - 1
-    redundant = verdicts.dropped_by == last
-    alive = ((verdicts.dropped_by < 0) | redundant) & criterion.can_judge(scores)
-    verdicts.group[redundant], verdicts.kept_instead[redundant], verdicts.distance[redundant] = -1, 0, np.nan
+    verdicts = _verdicts_of(runs, recipe, len(scores.error), last)
+    alive = ((verdicts.dropped_by < 0) | (verdicts.dropped_by == last)) & scores.can_judge(criterion)
     verdicts.dropped_by[alive] = -1
     for position, sought in captions.items():
         verdicts.enter(position, alive, scores.judge(sought, alive, device, progress))
     rows = np.flatnonzero(alive)
     earlier = _chains(output, rows) if before and before == merged[: len(before)] else None
-    components = connect_near_rows(scores.features_of(rows, device), criterion, progress, earlier, neighbours)
+    features = Features(device, *scores.columns.features(rows))
+    components = connect_near_rows(features, criterion, progress, earlier, neighbours)
     with commit(output / "chains.npy") as file:
         np.save(file, np.stack([rows, components.first]))
     own = output / "run.json"
     run.manifest[MERGED] = [part | {"folder": str(_link_target(own, Path(part["folder"]), output))} for part in merged]
     run.save()
-    verdicts.enter(last, alive, scores.group_components(criterion, rows, components, progress))
+    found = outcome_of(rows, rows, scores.represent(criterion, rows, components, progress))
+    verdicts.enter(last, alive, replace(found, recall=components.recall, index=components.index))
     return run, record(run, recipe, scores, verdicts, decision_of(run, recipe))
 
 
@@ -181,21 +184,31 @@ def _chains(output: Path, rows: np.ndarray) -> np.ndarray | None:
     return stored[1] if known else None
 
 
-def _verdicts_of(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> Verdicts:
-    """The verdicts of the runs, one after the other."""
-    rows = len(scores.uid)
-    verdicts, start, first = Verdicts.none(rows), 0, rows
+def _verdicts_of(runs: Sequence[Run], recipe: Recipe, rows: int, last: int) -> Verdicts:
+    """The verdicts of the runs, one after the other.
+
+    Args:
+        rows: of all runs.
+        last: position of the criterion that is applied anew; what it found is left out.
+    """
+    verdicts, start, parts = Verdicts.none(rows), 0, []
     positions = {criterion.name: position for position, criterion in enumerate(recipe.criteria)} | {None: -1}
     for run in runs:
         begin = start
         for shard in run.shards:
             table = verdicts_table(run, shard.number)
-            part, start = slice(start, start + len(table)), start + len(table)
-            verdicts.dropped_by[part] = [positions[name] for name in table["dropped_by"].to_pylist()]
-            group = table["group"].to_numpy()
-            # Unique over the runs, and different from the groups that are found now, which are rows of the merged run.
-            verdicts.group[part] = np.where(group >= 0, group + first, -1)
-            verdicts.kept_instead[part] = numbers_of(table["kept_instead"])
-            verdicts.distance[part] = table["distance"].to_numpy()
-        first += start - begin
+            dropped_by = np.array([positions[name] for name in table["dropped_by"].to_pylist()], np.int16)
+            verdicts.dropped_by[start : start + len(table)] = dropped_by
+            group, distance = table["group"].to_numpy(), table["distance"].to_numpy()
+            members = np.flatnonzero((group >= 0) & (dropped_by != last))
+            duplicates = np.flatnonzero(~np.isnan(distance) & (dropped_by != last))
+            kept_instead = numbers_of(table["kept_instead"].take(pa.array(duplicates)))
+            # Numbers of groups are below the number of rows, so those of different runs differ.
+            parts.append(
+                (members + start, group[members] + begin, duplicates + start, kept_instead, distance[duplicates])
+            )
+            start += len(table)
+    if parts:
+        members, group, duplicates, kept_instead, distance = map(np.concatenate, zip(*parts, strict=True))
+        verdicts.found.append(Outcome(members[:0], members, group, duplicates, kept_instead, distance))
     return verdicts

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from danqing.engine.core.columns import FEATURES
@@ -16,12 +16,12 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
-from danqing.engine.decide.dedup import fingerprints, groups
-from danqing.engine.decide.dedup.captions import SimilarTexts, nearest_texts
+from danqing.engine.decide.columns import Columns, StoredColumns, TableColumns, read_columns
+from danqing.engine.decide.dedup import groups
+from danqing.engine.decide.dedup.captions import nearest_texts
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import AUTO, INDEXES, choose_index
-from danqing.engine.decide.feature_files import map_run
-from danqing.engine.decide.uids import numbers_of
+from danqing.engine.decide.values import encode, group_values, is_empty
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
@@ -29,46 +29,59 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import SCORE_AGAIN, reading, verdicts_table
 
 
+class Searches(Protocol):
+    """Searches for near rows that were made beforehand (`engine.decide.tasks`)."""
+
+    def components(self, criterion: Redundancy, places: np.ndarray, device: Device) -> np.ndarray | None:
+        """The connected components of near rows, as `NearComponents.first`; None if they were not searched for.
+
+        Args:
+            criterion: the criterion.
+            places: int64 (rows,), where the rows' features are in the run's.
+            device: unites the components of several searches.
+        """
+        ...
+
+
 @dataclass
 class Scores:
     """What DECIDE reads, of all shards of a run one after the other.
 
     Attributes:
-        uid: uint64 (rows, 2), see `engine.decide.uids`.
         error: boolean (rows,), whether the row has an error.
-        gated_at: text (rows,), the stage that the row did not reach, or null.
-        feature_row: int64 (rows,), row in the concatenated `features`, -1 without features.
-        features: float16 (rows, dimension) arrays, memory-mapped.
-        columns: column → its values as they are stored; without those that only criteria in `judged` read.
-        shard_rows: rows of each shard.
-        judged: name of a criterion that judges rows alone → its `Judgement`, if it was made when the shards were read,
-            so that its columns need not stay in memory.
+        columns: the stored columns, among them `uid`, `gated_at` (the stage that the row did not reach, or null) and
+            `feature_row`.
+        judged: name of a criterion → its `Judgement`, if it was made when the shards were read.
         later: the recipe's criteria after the one that judges now.
         neighbours: index of the searches for near rows, or `auto` (`choose_index`).
+        searches: searches for near rows that were made beforehand.
+        compared: the exact searches of features so far.
     """
 
-    uid: np.ndarray
     error: np.ndarray
-    gated_at: pa.Array | pa.ChunkedArray
-    feature_row: np.ndarray
-    features: list[np.ndarray]
-    columns: Mapping[str, pa.ChunkedArray]
-    shard_rows: list[int]
+    columns: Columns
     judged: Mapping[str, Judgement] = field(default_factory=dict)
     later: Sequence[Criterion] = ()
     neighbours: str = AUTO
+    searches: Searches | None = None
+    compared: list[Compared] = field(default_factory=list)
 
     def __getitem__(self, column: str) -> np.ndarray:
         """float64 (rows,): the column's numbers, NaN where there is none."""
-        numbers: np.ndarray = self.columns[column].cast(pa.float64()).to_numpy()
-        return numbers
+        return _numbers(self.columns.take(column))
 
     def known(self, column: str) -> np.ndarray:
         """Boolean (rows,): the rows that have a value in the column."""
         if column == FEATURES:
-            return self.feature_row >= 0
-        valid: np.ndarray = self.columns[column].is_valid().to_numpy()
+            has_features: np.ndarray = self.columns.take("feature_row").to_numpy() >= 0
+            return has_features
+        valid: np.ndarray = self.columns.take(column).is_valid().to_numpy()
         return valid
+
+    def can_judge(self, criterion: Criterion) -> np.ndarray:
+        """Boolean (rows,): the rows that have what the criterion needs."""
+        found = self.judged.get(criterion.name)
+        return found.known() if found else criterion.can_judge(self)
 
     def judge(
         self, criterion: Criterion, alive: np.ndarray, device: Device, progress: Progress | None = None
@@ -84,25 +97,25 @@ class Scores:
         Raises:
             DanqingError: rows without an error lack a score, since they were scored with a stricter recipe.
         """
-        if found := self.judged.get(criterion.name):
-            self._refuse_unscored(alive & ~found.known(), criterion.name)
-            return Outcome(np.flatnonzero(alive & found.passed()))
-        judged = criterion.can_judge(self)
+        judged = self.can_judge(criterion)
         self._refuse_unscored(alive & ~judged, criterion.name)
+        if isinstance(criterion, RowCriterion) and criterion.name in self.judged:
+            return Outcome(np.flatnonzero(alive & self.judged[criterion.name].passed()))
         return criterion.judge(self, alive & judged, device, progress)
 
     def _refuse_unscored(self, missing: np.ndarray, criterion: str) -> None:
         """Refuses rows that a gate of a stricter recipe dropped before the stage: they have neither score nor error."""
         missing = np.flatnonzero(missing & ~self.error)
-        gated = self.gated_at.take(pa.array(missing)).drop_null()
+        if not len(missing):
+            return
+        gated = self.columns.take("gated_at", missing).drop_null()
         if len(gated):
             raise DanqingError(
                 f"{len(gated)} pairs have no score for {criterion!r}: the recipe they were scored with dropped them "
                 f"before the stage {gated[0].as_py()!r}. Score again with this recipe, or once with "
                 "--score-everything, after which any threshold can be decided."
             )
-        if len(missing):
-            log.warning("%d pairs reached the stage of %s and got no score; it drops them", len(missing), criterion)
+        log.warning("%d pairs reached the stage of %s and got no score; it drops them", len(missing), criterion)
 
     def survive(self, rows: np.ndarray, device: Device) -> np.ndarray:
         """Boolean (n,): whether each of some rows, int64 (n,), passes the later criteria that judge rows alone."""
@@ -115,115 +128,100 @@ class Scores:
                 alive[passed] = True
         return alive[rows]
 
-    def features_of(self, rows: np.ndarray, device: Device) -> Features:
-        """The features of some rows, int64, on the device."""
-        return Features(device, self.features, self.feature_row[rows])
-
     def group_duplicates(
         self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None = None
     ) -> Outcome:
         """Groups the near-duplicates among some rows; of each group, at most `keep_at_most` rows pass."""
         if criterion.column != FEATURES:
-            return self._group_values(criterion, rows, device, progress)
-        components = connect_near_rows(self.features_of(rows, device), criterion, progress, index=self.neighbours)
-        return self.group_components(criterion, rows, components, progress)
+            return outcome_of(rows, rows, self._group_values(criterion, rows, device, progress))
+        near = self._may_be_near(criterion, rows)
+        components = self._connect(criterion, near, device, progress, searched=near is rows)
+        found = self.represent(criterion, near, components, progress)
+        if criterion.recall == 1:
+            self.compared.append(Compared(criterion.within, near[_crowded(criterion, found, components.first)]))
+        recall, index = components.recall, components.index
+        del components  # 24 bytes a row
+        return replace(outcome_of(rows, near, found), recall=recall, index=index)
 
-    def group_components(
+    def _may_be_near(self, criterion: Redundancy, rows: np.ndarray) -> np.ndarray:
+        """The rows that no earlier search within this distance, or a larger one, shows to be far from all others."""
+        for earlier in self.compared:
+            if criterion.recall == 1 and criterion.within <= earlier.within:
+                rows = np.intersect1d(rows, earlier.crowded, assume_unique=True)
+        return rows
+
+    def _connect(
+        self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None, searched: bool
+    ) -> NearComponents:
+        """Connects near rows, or reads how they were connected beforehand (`searched`)."""
+        blocks, places = self.columns.features(rows)
+        features = Features(device, blocks, places)
+        if searched and self.searches:
+            first = self.searches.components(criterion, places, device)
+            if first is not None:
+                return NearComponents(features, first, "tasks")
+        del places
+        return connect_near_rows(features, criterion, progress, index=self.neighbours)
+
+    def represent(
         self, criterion: Redundancy, rows: np.ndarray, components: NearComponents, progress: Progress | None = None
-    ) -> Outcome:
-        """Groups rows whose components are known; of each group, at most `keep_at_most` rows pass."""
+    ) -> Represented:
+        """Chooses the representatives of rows whose components are known.
+
+        Args:
+            rows: int64 (rows,); the result has positions in them.
+        """
         features = components.features
         choose = self._choice(criterion, rows, features.device, features)
         exact = choose_index(self.neighbours, features.device.kind)
         found = groups.near_groups(
             features, criterion.within, choose, criterion.max_diameter, progress, components.first, exact
         )
-        passes = groups.passing(found[1], choose, criterion.keep_at_most)
-        return replace(self._outcome(rows, *found, passes), recall=components.recall, index=components.index)
+        return _represented(criterion, found, choose)
 
     def _group_values(
         self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None = None
-    ) -> Outcome:
-        """Groups rows of equal values, of hashes that differ in a few bits, or of similar texts.
-
-        An empty text is in no group.
-        """
-        column, positions, similar = self.columns[criterion.column], np.arange(len(rows)), None
-        is_text = pa.types.is_string(column.type)
-        if is_text or not criterion.within:  # encoded before rows are taken, so that texts are not copied
-            encoded = _encode(column)
-            values = encoded.indices.fill_null(-1).to_numpy()[rows]
-        else:
-            values = column.take(pa.array(rows)).to_numpy()
-        if not criterion.within:
-            group = fingerprints.group_equal(values)
-        elif is_text:
-            similar = SimilarTexts(device, values, encoded.dictionary, criterion.within, progress)
-            group = similar.group
-        else:
-            group = fingerprints.group_hashes(device, values, int(criterion.within))
-        if is_text:
-            group = np.where(_empty(column, rows), positions, group)
-        choose = self._choice(criterion, rows, device)
-        kept = groups.representatives(group, positions, choose)
-        distance = similar.distances(kept) if similar else np.bitwise_count(values ^ values[kept]).astype(float)
-        return self._outcome(rows, group, kept, distance, groups.passing(kept, choose, criterion.keep_at_most))
+    ) -> Represented:
+        group, distances = group_values(self.columns, criterion, rows, device, progress)
+        members, choose = groups.several(group), self._choice(criterion, rows, device)
+        group = group[members]
+        kept = groups.representatives(group, members, choose)
+        return _represented(criterion, groups.Groups(members, group, kept, distances(members, kept)), choose)
 
     def _choice(
         self, criterion: Redundancy, rows: np.ndarray, device: Device, features: Features | None = None
     ) -> groups.Choice:
         """How the criterion chooses representatives among positions in `rows`."""
-        choose = groups.highest(self[criterion.highest][rows]) if criterion.highest else groups.first
+        choose: groups.Choice = groups.first
+        if criterion.highest:
+            choose = groups.highest(_numbers(self.columns.take(criterion.highest, rows)))
         if features is not None and criterion.keep == "centroid":
             choose = groups.nearest_to_centroid(features)
-        return groups.among(choose, lambda at: self.survive(rows[at], device)) if criterion.prefer else choose
-
-    def _outcome(
-        self, rows: np.ndarray, group: np.ndarray, kept: np.ndarray, distance: np.ndarray, passes: np.ndarray
-    ) -> Outcome:
-        """The outcome for rows in groups.
-
-        Args:
-            rows: int64 (n,), the rows that were compared; the other arrays refer to positions in it.
-            group: int64 (n,), the first position of each one's group.
-            kept: int64 (n,), the representative of each one's group.
-            distance: float64 (n,), to the representative.
-            passes: boolean (n,), the representatives and the other rows that pass.
-        """
-        grouped = np.bincount(group, minlength=len(group))[group] > 1
-        drops = ~passes
-        return Outcome(
-            passed=rows[~drops],
-            members=rows[grouped],
-            group=rows[group[grouped]],
-            duplicates=rows[drops],
-            kept_instead=self.uid[rows[kept[drops]]],
-            distance=distance[drops],
-        )
+        return groups.Preferring(choose, lambda at: self.survive(rows[at], device)) if criterion.prefer else choose
 
     def compare_with_run(
         self, criterion: Exclusion, rows: np.ndarray, device: Device, progress: Progress | None = None
     ) -> Outcome:
         """Drops the rows that are near a row of another run."""
         there, wanted = read_reference(Path(criterion.folder), criterion)
-        uid, index = there.uid[wanted], ""
+        index = ""
         if criterion.column == FEATURES:
-            features = self.features_of(rows, device), there.features_of(wanted, device)
+            features = Features(device, *self.columns.features(rows)), Features(device, *there.features(wanted))
             index = choose_index(self.neighbours, device.kind)
             nearest, distance = INDEXES[index]().nearest(*features, criterion.within, progress)
         else:
-            ours, theirs = self.columns[criterion.column], there.columns[criterion.column]
-            encoded = _encode(pa.chunked_array([*theirs.chunks, *ours.chunks], ours.type))
-            values = encoded.indices.fill_null(-1).to_numpy()[np.concatenate([wanted, len(theirs) + rows])]
-            known = (values, encoded.dictionary, len(wanted))
+            ours, theirs = self.columns.take(criterion.column, rows), there.take(criterion.column, wanted)
+            encoded = encode(pa.chunked_array([*theirs.chunks, *ours.chunks], ours.type))
+            known = (encoded.indices.to_numpy(), encoded.dictionary, len(theirs))
             nearest, distance = nearest_texts(device, *known, criterion.within, progress)
             if pa.types.is_string(ours.type):
-                nearest = np.where(_empty(ours, rows), -1, nearest)
+                nearest = np.where(is_empty(ours), -1, nearest)
         drops = nearest >= 0
+        kept, number = np.unique(nearest[drops], return_inverse=True)
         return Outcome(
             passed=rows[~drops],
             duplicates=rows[drops],
-            kept_instead=uid[nearest[drops]],
+            kept_instead=there.uids(wanted[kept])[number],
             distance=distance[drops],
             index=index,
         )
@@ -253,6 +251,67 @@ class Judgement:
     def passed(self) -> np.ndarray:
         """Boolean (rows,): the rows that pass."""
         return np.unpackbits(self._passed, count=self.rows).view(bool)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An exact search of features.
+
+    Attributes:
+        within: its distance.
+        crowded: int64, ascending: the rows that passed though another row of their component did. All other rows that
+            passed are at least `within` away from each other and from these.
+    """
+
+    within: float
+    crowded: np.ndarray
+
+
+@dataclass(frozen=True)
+class Represented:
+    """Groups of rows, as positions among those that were compared.
+
+    Attributes:
+        found: the groups.
+        passes: boolean (members,), the representatives and the other rows that pass.
+        saved: see `Outcome`.
+    """
+
+    found: groups.Groups
+    passes: np.ndarray
+    saved: np.ndarray | None
+
+
+def _represented(criterion: Redundancy, found: groups.Groups, choose: groups.Choice) -> Represented:
+    saved = choose.saved if isinstance(choose, groups.Preferring) else None  # before further rows are chosen
+    return Represented(found, groups.passing(found, choose, criterion.keep_at_most), saved)
+
+
+def _crowded(criterion: Redundancy, represented: Represented, first: np.ndarray) -> np.ndarray:
+    """The positions, int64, of the rows that pass though another row of their component does."""
+    if criterion.keep_at_most == 1 and criterion.max_diameter is None:
+        return np.empty(0, np.int64)
+    found = represented.found
+    left = np.setdiff1d(groups.several(first), found.members[~represented.passes], assume_unique=True)
+    _, number, sizes = np.unique(first[left], return_inverse=True, return_counts=True)
+    return left[sizes[number] > 1]
+
+
+def outcome_of(rows: np.ndarray, compared: np.ndarray, represented: Represented) -> Outcome:
+    """The outcome for rows, int64, ascending, of which some were compared, int64, ascending."""
+    found, drops = represented.found, ~represented.passes
+    duplicates = compared[found.members[drops]]
+    passes = np.ones(len(rows), bool)
+    passes[np.searchsorted(rows, duplicates)] = False
+    return Outcome(
+        passed=rows[passes],
+        members=compared[found.members],
+        group=compared[found.group],
+        duplicates=duplicates,
+        kept_instead=compared[found.representative[drops]],
+        distance=found.distance[drops],
+        saved=None if represented.saved is None else compared[represented.saved],
+    )
 
 
 @dataclass(frozen=True)
@@ -296,39 +355,29 @@ def connect_near_rows(
 
 
 def read_scores(run: Run, recipe: Recipe) -> Scores:
-    """Reads what the recipe's criteria need, shard by shard, and maps the features.
+    """Reads a run's scores, shard by shard.
 
-    Criteria that judge a row by its own scores are judged here, so that their columns are in memory for one shard only.
+    What criteria need to know of every row is kept in a few bits: criteria that judge a row by its own scores are
+    judged here. Other criteria read their columns for the rows that are left, when they judge.
 
     Raises:
         DanqingError: the run has no such column.
     """
-    by_row = [criterion for criterion in recipe.criteria if isinstance(criterion, RowCriterion)]
-    others = {c for criterion in recipe.criteria if criterion not in by_row for c in criterion.columns} - {FEATURES}
-    paths = [run.scores_path(shard.number) for shard in run.shards]
-    sizes = [_count_rows(path) for path in paths]
-    rows = sum(sizes)
-    uid, error, feature_row = np.empty((rows, 2), np.uint64), np.empty(rows, bool), np.empty(rows, np.int64)
-    judged = {criterion.name: Judgement(rows) for criterion in by_row}
-    columns: dict[str, list[pa.ChunkedArray]] = {name: [] for name in ("gated_at", *sorted(others))}
-    blocks = map_run([run.features_path(shard.number) for shard in run.shards], run.folder)
-    start = offset = 0
-    for path, size, block in zip(paths, sizes, blocks, strict=True):
-        table = _read_columns(path, ["uid", "error", "gated_at", "feature_row", *recipe.columns])
-        part = slice(start, start + size)
-        uid[part], error[part] = numbers_of(table["uid"]), table["error"].is_valid().to_numpy()
-        stored = table["feature_row"].to_numpy()
-        feature_row[part] = np.where(stored >= 0, stored + offset, -1)
-        for name, chunks in columns.items():
-            chunks.append(pc.dictionary_encode(table[name]) if name == "gated_at" else table[name])
-        values = {name: table[name] for name in recipe.columns}
-        alone = Scores(uid[part], error[part], table["gated_at"], feature_row[part], [], values, [size])
-        for criterion in by_row:
-            judged[criterion.name].enter(start, criterion.can_judge(alone), criterion.passes(alone))
-        start, offset = start + size, offset + len(block)
-    joined = {name: _join(chunks) for name, chunks in columns.items()}
-    gated_at = joined.pop("gated_at")
-    return Scores(uid, error, gated_at, feature_row, [block for block in blocks if len(block)], joined, sizes, judged)
+    shards = run.shards
+    sizes = [_count_rows(run.scores_path(shard.number)) for shard in shards]
+    judged = {criterion.name: Judgement(sum(sizes)) for criterion in recipe.criteria}
+    names = ["error", "gated_at", "feature_row", *recipe.columns]
+    error, start = np.empty(sum(sizes), bool), 0
+    for shard, size in zip(shards, sizes, strict=True):
+        table = read_columns(run, shard.number, names)
+        error[start : start + size] = table["error"].is_valid().to_numpy()
+        alone = Scores(error[start : start + size], TableColumns({name: table[name] for name in names}))
+        for criterion in recipe.criteria:
+            known = criterion.can_judge(alone)
+            passed = criterion.passes(alone) if isinstance(criterion, RowCriterion) else known
+            judged[criterion.name].enter(start, known, passed)
+        start += size
+    return Scores(error, StoredColumns(run, sizes), judged)
 
 
 def _count_rows(path: Path) -> int:
@@ -336,42 +385,22 @@ def _count_rows(path: Path) -> int:
         return int(pq.read_metadata(path).num_rows)
 
 
-def _join(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
-    chunks = [chunk for column in columns for chunk in column.chunks]
-    joined = pa.chunked_array(chunks, columns[0].type if columns else pa.string())
-    return joined.unify_dictionaries()
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """float64 (rows,): the column's numbers, NaN where there is none."""
+    numbers: np.ndarray = column.cast(pa.float64()).to_numpy()
+    return numbers
 
 
-def _read_columns(path: Path, names: list[str]) -> pa.Table:
-    with reading(path, SCORE_AGAIN), pq.ParquetFile(path) as file:
-        absent = [name for name in names if name not in file.schema_arrow.names]
-        if absent:
-            raise DanqingError(f"{path}: the run has no column {absent[0]!r}; score again with a recipe that names it")
-        return file.read(list(dict.fromkeys(names)))
-
-
-def read_reference(folder: Path, criterion: Exclusion) -> tuple[Scores, np.ndarray]:
-    """Reads the column of a run that rows are compared with.
+def read_reference(folder: Path, criterion: Exclusion) -> tuple[Columns, np.ndarray]:
+    """Opens a run that rows are compared with.
 
     Returns:
-        The scores, and the rows that are compared, int64: those that the run kept, or all if it has no verdicts.
+        Its columns, and the rows that are compared, int64: those that the run kept, or all if it has no verdicts.
     """
     run = Run.open(folder)
     scores = read_scores(run, replace(run.recipe, criteria=(criterion,)))
-    wanted = scores.known(criterion.column)
+    wanted = scores.can_judge(criterion)
     if "decided" in run.manifest:
         kept = [verdicts_table(run, shard.number, ["keep"]) for shard in run.shards]
         wanted &= pa.concat_tables(kept)["keep"].to_numpy()
-    return scores, np.flatnonzero(wanted)
-
-
-def _encode(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """Numbers the values of a column; texts get 64-bit offsets, since they may exceed 2 GiB."""
-    column = column.cast(pa.large_string()) if pa.types.is_string(column.type) else column
-    return column.dictionary_encode().combine_chunks()
-
-
-def _empty(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
-    """Boolean (n,): whether each of some rows, int64 (n,), has an empty text."""
-    empty: np.ndarray = pc.binary_length(column).to_numpy()[rows] == 0
-    return empty
+    return scores.columns, np.flatnonzero(wanted)

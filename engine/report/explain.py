@@ -6,17 +6,19 @@ from functools import reduce
 from typing import Any
 
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from danqing.engine.core.columns import FEATURES
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.decide.verdicts import SAVED
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.terminal import console
 from danqing.engine.run.folder import Run
-from danqing.engine.run.tables import scores_table, verdicts_table
+from danqing.engine.run.tables import decide_again, reading, scores_table, verdicts_table
 
 
 def find_pairs(run: Run, key: str) -> list[dict[str, Any]]:
@@ -69,12 +71,32 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
         place = f"from the stage {record['gated_at']!r} on"
         console.print(f"  not scored {place}: an earlier criterion dropped it", markup=False)
     if record.get("kept_instead"):
-        kept = next((r for shard in run.shards for r in _find(run, shard.number, record["kept_instead"])), None)
-        name = f"{kept['shard']} key {kept['key']}, uid {kept['uid']}" if kept else record["kept_instead"]
+        name = _name(run, record["kept_instead"])
         console.print(f"  kept instead: {name}, distance {_number(record.get('distance'))}", markup=False)
+    if otherwise := _otherwise(run, record):
+        place = "this pair" if otherwise == record["uid"] else _name(run, otherwise)
+        console.print(
+            f"  without prefer: survivors, {place} would represent the group, and later criteria drop it", markup=False
+        )
     if "keep" in record:
         verdict = "[green]kept[/]" if record["keep"] else f"[red]dropped by {escape(record['dropped_by'])}[/]"
         console.print(f"  {verdict}")
+
+
+def _name(run: Run, uid: str) -> str:
+    """Names the pair with a uid, if it is one of the run's."""
+    found = next((record for shard in run.shards for record in _find(run, shard.number, uid)), None)
+    return f"{found['shard']} key {found['key']}, uid {uid}" if found else uid
+
+
+def _otherwise(run: Run, record: dict[str, Any]) -> str | None:
+    """The uid of the pair that a surviving one represents the record's group in place of; None if there is none."""
+    path = run.folder / SAVED
+    if record.get("group", -1) < 0 or not path.exists():
+        return None
+    with reading(path, decide_again(run)):
+        found: list[str] = pq.read_table(path, filters=[("group", "=", record["group"])])["uid"].to_pylist()
+    return found[0] if found else None
 
 
 def _criteria_table(recipe: Recipe, record: dict[str, Any]) -> Table:

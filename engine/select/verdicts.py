@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from danqing.engine.core.device import Device
+from danqing.engine.decide.columns import TableColumns
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe.reading import Recipe
@@ -22,10 +23,10 @@ def decide(judged: Judged, recipe: Recipe, device: Device) -> np.ndarray:
         device: the criteria are judged on it.
     """
     rows = len(judged.part)
-    unset, error = np.full(rows, -1), np.zeros(rows, bool)
+    error = np.zeros(rows, bool)
     error[list(judged.errors)] = True
     columns = {name: pa.chunked_array([pa.array(judged.columns[name], from_pandas=True)]) for name in recipe.columns}
-    scores = Scores(unset, error, pa.nulls(rows, pa.string()), unset, [], columns, [rows])
+    scores = Scores(error, TableColumns(columns | {"gated_at": pa.chunked_array([pa.nulls(rows)])}))
     return walk(scores, recipe, device).dropped_by
 
 

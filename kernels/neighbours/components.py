@@ -39,6 +39,13 @@ def unite(parent, a, b):
 
 
 @kernel
+def join_edges(first, last, step, left, right, parent):
+    """Unites the components of the rows of each edge, int64 (edges,)."""
+    for edge in range(first, last, step):
+        unite(parent, left[edge], right[edge])
+
+
+@kernel
 def find_roots(first, last, step, parent, out):
     """Writes the smallest row of each row's component to `out`, int64 (rows,), after all edges were added."""
     for node in range(first, last, step):

@@ -238,14 +238,16 @@ def find_groups(device: Any) -> np.ndarray:
     found = NeighbourSample(features, 0.01).recall(likely)
     assert 0 < found.joined <= found.pairs
     nearest = np.concatenate([others[0], np.nan_to_num(others[1], nan=-1)])
-    return np.stack([*near, hash_groups, nearest, device.down(likely), np.full(24, found.share)])
+    by_row = np.full((3, 24), -1.0)
+    by_row[:, near.members] = near[1:]
+    return np.stack([*by_row, hash_groups, nearest, device.down(likely), np.full(24, found.share)])
 
 
 def find_by_faiss(device: Any) -> np.ndarray:
     """Searches a few vectors by FAISS, exactly and by lists; returns groups, nearest rows and distances."""
     vectors = np.random.default_rng(3).normal(size=(8, 5))[np.arange(24) % 8] + 0.02 * np.arange(24)[:, None]
     features = Features(device, [vectors.astype(np.float16)])
-    index = choose_index("auto" if device.kind == "cuda" else "faiss", device.kind)
+    index = choose_index("faiss", device.kind)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faiss_index, "NEAREST", (2, 3))
         patch.setattr(faiss_index, "MIN_ROWS_FOR_LISTS", 0)
@@ -266,7 +268,8 @@ def find_similar(device: Any) -> np.ndarray:
     found = SimilarTexts(device, values, encoded.dictionary, 0.2)
     nearest, distance = nearest_texts(device, values, encoded.dictionary, 10, 0.3)
     assert 3 < len(set(found.group.tolist())) < 20 and 0 < (nearest >= 0).sum() < 14
-    return np.concatenate([found.group, found.distances(found.group), nearest, np.minimum(distance, 2)])
+    distances = found.distances(np.arange(len(found.group)), found.group)
+    return np.concatenate([found.group, distances, nearest, np.minimum(distance, 2)])
 
 
 def resize_all(device: Any, pictures: list[Any]) -> np.ndarray:

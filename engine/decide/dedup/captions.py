@@ -67,16 +67,16 @@ class SimilarTexts:
             join_similar.launch(device, len(keys), self._shingles, keys, order, within, parent)
         self.group = firsts[device.down(find_components(device, parent))[self._number]]
 
-    def distances(self, others: np.ndarray) -> np.ndarray:
+    def distances(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Computes the Jaccard distance of each row to another one.
 
         Args:
-            others: int64 (rows,), the other row of each.
+            rows, others: int64 (n,).
 
         Returns:
-            float64 (rows,), on the host.
+            float64 (n,), on the host.
         """
-        left, right = self.device.up(self._number), self.device.up(self._number[others])
+        left, right = self.device.up(self._number[rows]), self.device.up(self._number[others])
         out = self.device.xp.empty(len(others))
         measure_jaccard.launch(self.device, len(others), left, right, self._shingles, out)
         return self.device.down(out)

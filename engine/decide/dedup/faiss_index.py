@@ -62,12 +62,7 @@ class FaissIndex(Index):
     ) -> Recall | None:
         if known == len(features):
             return None
-        rows = features.device.xp.arange(known, len(features))
-
-        def decide(asked: Any, products: Any, found: Any) -> None:
-            bound = 1 - within - features.products.slack
-            pairs = (products, found, bound, 1 - within, asked, features.rows, parent)
-            join_found.launch(features.device, found.size, *pairs)
+        rows, decide = features.device.xp.arange(known, len(features)), _join(features, within, parent)
 
         def rounds() -> Iterator[None]:
             search = Search(features, within, list_count(len(features)))
@@ -88,6 +83,15 @@ class FaissIndex(Index):
             join_all()
         return sample.recall(parent, HELD_OUT_ROWS)
 
+    def join_across(
+        self, features: Features, within: float, parent: Any, known: int, progress: Progress | None = None
+    ) -> None:
+        if not 0 < known < len(features):
+            return
+        rows, decide = features.device.xp.arange(known, len(features)), _join(features, within, parent)
+        full = Search(features.take(slice(known)), within).ask(features, rows, decide, progress)
+        join_rows(features, full, within, parent, progress, known)
+
     def nearest(
         self, features: Features, others: Features, within: float, progress: Progress | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +109,17 @@ class FaissIndex(Index):
         rows, distances, places = device.down(nearest), device.down(1 - cosine), device.down(full)
         rows[places], distances[places] = nearest_rows(features.take(full), others, within, progress)
         return rows, distances
+
+
+def _join(features: Features, within: float, parent: Any) -> Decide:
+    """Joins the groups of rows and of those candidates whose cosine distance is below `within`."""
+
+    def decide(asked: Any, products: Any, found: Any) -> None:
+        bound = 1 - within - features.products.slack
+        pairs = (products, found, bound, 1 - within, asked, features.rows, parent)
+        join_found.launch(features.device, found.size, *pairs)
+
+    return decide
 
 
 class Search:

@@ -12,6 +12,9 @@ from danqing.engine.decide.dedup.products import PRODUCTS, Products
 from danqing.kernels.neighbours.pairs import Rows, fill_scales, unpack
 from danqing.kernels.portable import address_of
 
+ROWS_PER_BATCH = 1 << 20
+"""Rows whose addresses are computed at the same time."""
+
 
 class Features:
     """Rows of several float16 arrays, memory-mapped or not. The table holds 16 bytes per row: address and scale.
@@ -34,9 +37,15 @@ class Features:
         if len(dimensions) > 1:
             raise ValueError(f"features of different dimensions: {sorted(dimensions)}")
         self.dimension: int = dimensions.pop()
-        addresses = [address_of(block) + np.arange(len(block)) * block.strides[0] for block in self.blocks]
-        address = np.concatenate([np.empty(0, np.int64), *addresses])
-        address = device.up(address if rows is None else address[rows])
+        ends, size = np.cumsum([len(block) for block in self.blocks], dtype=np.int64), 2 * self.dimension
+        shifts = np.array([address_of(b) - (end - len(b)) * size for b, end in zip(self.blocks, ends, strict=True)])
+        address = np.arange(ends[-1] if len(ends) else 0) if rows is None else rows.astype(np.int64)
+        for start in range(0, len(address), ROWS_PER_BATCH):
+            row = address[start : start + ROWS_PER_BATCH]
+            shift = shifts[np.searchsorted(ends, row, "right")]
+            row *= size
+            row += shift
+        address = device.up(address)
         scale = device.xp.empty(len(address))
         self.rows = Rows(address, scale, device.up([self.dimension]))
         fill_scales.launch(device, len(self), self.rows)

@@ -11,13 +11,15 @@ from danqing.kernels.neighbours.components import find_components
 from danqing.kernels.pictures.fingerprints import join_in_buckets
 
 HASH_BITS = 64
+ROWS_PER_BATCH = 1 << 14
+"""Rows whose groups are written at the same time."""
 
 
 def group_equal(values: np.ndarray) -> np.ndarray:
     """Groups rows with equal values.
 
     Args:
-        values: any type that sorts, (rows,).
+        values: any type that sorts, (rows,), or several numbers a row, (rows, n).
 
     Returns:
         int64 (rows,): the first row with the same value.
@@ -25,8 +27,28 @@ def group_equal(values: np.ndarray) -> np.ndarray:
     >>> group_equal(np.array([7, 3, 7])).tolist()
     [0, 1, 0]
     """
-    _, firsts, which = np.unique(values, return_index=True, return_inverse=True)
-    return firsts[which]
+    columns = values.reshape(len(values), -1).T
+    order = np.argsort(columns[0], kind="stable")
+    begins = _changes(columns[0][order])
+    for column in columns[1:]:
+        if (_changes(column[order]) & ~begins).any():  # equal in the first number only
+            order = np.lexsort(columns[::-1])
+            begins = np.logical_or.reduce([_changes(column[order]) for column in columns])
+            break
+    out, firsts, groups = np.empty_like(order), order[begins], 0
+    for start in range(0, len(order), ROWS_PER_BATCH):  # a row takes 24 bytes, not 40
+        part = slice(start, start + ROWS_PER_BATCH)
+        number = groups + np.cumsum(begins[part])
+        out[order[part]] = firsts[number - 1]
+        groups = number[-1]
+    return out
+
+
+def _changes(ordered: np.ndarray) -> np.ndarray:
+    """Boolean (rows,): whether each value differs from the one before; the first does."""
+    changes = np.ones(len(ordered), bool)
+    changes[1:] = ordered[1:] != ordered[:-1]
+    return changes
 
 
 def number_distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,28 @@ from danqing.kernels.neighbours.pairs import find_nearest_to_sum, measure_distan
 GROUPS_PER_BATCH = 1024
 """Groups whose centroids are in memory at the same time: 6 MiB for 768 dimensions."""
 
+PAIRS_PER_BATCH = 1 << 20
+"""Pairs whose distances are computed at the same time."""
+
 Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Chooses representatives: members, int64 (members,), sorted by group; begins, int64 (groups,), where each group begins
 → one row of every group, int64 (groups,)."""
+
+
+class Groups(NamedTuple):
+    """Groups of two or more rows. Arrays (members,) on the host, by ascending row.
+
+    Attributes:
+        members: int64, the rows that are in a group.
+        group: int64, the smallest row of each one's group.
+        representative: int64, the row that represents it.
+        distance: float64, to that row.
+    """
+
+    members: np.ndarray
+    group: np.ndarray
+    representative: np.ndarray
+    distance: np.ndarray
 
 
 def near_groups(
@@ -30,7 +49,7 @@ def near_groups(
     progress: Progress | None = None,
     found: np.ndarray | None = None,
     index: str = "tiles",
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Groups:
     """Forms groups of rows that are connected by pairs below a cosine distance, each with a representative.
 
     Args:
@@ -42,25 +61,51 @@ def near_groups(
         progress: receives the number of comparisons.
         found: the `near_components` of the rows, if they are known.
         index: as in `near_components`.
-
-    Returns:
-        Three arrays (rows,) on the host: the smallest row of the group, int64; the representative, int64 (the row
-        itself if it is in no group); and the cosine distance to the representative, float64.
     """
-    device, rows = features.device, np.arange(len(features))
-    group = near_components(features, within, progress, index=index) if found is None else found.copy()
-    representative, distance = rows.copy(), np.zeros(len(rows))
-    while len(rows):
-        representative[rows] = representatives(group[rows], rows, choose)
-        gap = device.xp.empty(len(rows))
-        measure_distances.launch(
-            device, len(rows), device.up(rows), device.up(representative[rows]), features.rows, gap
-        )
-        distance[rows] = np.where(representative[rows] == rows, 0, device.down(gap))
-        rows = rows[distance[rows] > (np.inf if max_diameter is None else max_diameter)]
-        if len(rows):
-            group[rows] = rows[near_components(features.take(rows), within, progress, index=index)]
-    return group, representative, distance
+    if found is None:
+        found = near_components(features, within, progress, index=index)
+    members = several(found)
+    group = found[members]
+    representative = representatives(group, members, choose)
+    distance = _distances(features, members, representative)
+    if max_diameter is None:
+        return Groups(members, group, representative, distance)
+    left = np.flatnonzero(distance > max_diameter)
+    while len(left):
+        rows = members[left]
+        group = rows[near_components(features.take(rows), within, progress, index=index)]
+        representative[left] = representatives(group, rows, choose)
+        distance[left] = _distances(features, rows, representative[left])
+        left = left[distance[left] > max_diameter]
+    _, firsts, number, sizes = np.unique(representative, True, True, True)
+    together = sizes[number] > 1
+    return Groups(*(part[together] for part in (members, members[firsts[number]], representative, distance)))
+
+
+def several(group: np.ndarray) -> np.ndarray:
+    """The rows in groups of two or more, int64, ascending.
+
+    Args:
+        group: int64 (rows,), the smallest row of each one's group.
+
+    >>> several(np.array([0, 1, 0, 3])).tolist()
+    [0, 2]
+    """
+    together = group != np.arange(len(group))
+    together[group[together]] = True
+    return np.flatnonzero(together)
+
+
+def _distances(features: Features, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The cosine distance of each row to another one, float64 (n,); 0 to itself."""
+    device, out = features.device, np.empty(len(rows))
+    for start in range(0, len(rows), PAIRS_PER_BATCH):
+        part = slice(start, start + PAIRS_PER_BATCH)
+        pairs = device.up(rows[part]), device.up(others[part])
+        gap = device.xp.empty(len(pairs[0]))
+        measure_distances.launch(device, len(gap), *pairs, features.rows, gap)
+        out[part] = np.where(rows[part] == others[part], 0, device.down(gap))
+    return out
 
 
 def near_components(
@@ -129,51 +174,68 @@ def representatives(group: np.ndarray, rows: np.ndarray, choose: Choice) -> np.n
         rows: int64 (rows,), the row numbers that `choose` gets.
         choose: chooses the representatives.
     """
+    if not len(rows):
+        return rows
     order = np.argsort(group, kind="stable")
     begins = np.flatnonzero(np.diff(group[order], prepend=-1))
+    chosen = choose(rows[order], begins)
     out = np.empty_like(rows)
-    out[order] = np.repeat(choose(rows[order], begins), np.diff(begins, append=len(order)))
+    out[order] = np.repeat(chosen, np.diff(begins, append=len(order)))
     return out
 
 
-def passing(representative: np.ndarray, choose: Choice, count: int) -> np.ndarray:
+def passing(found: Groups, choose: Choice, count: int) -> np.ndarray:
     """Chooses the rows of each group that pass: the representative, then that of the others, and so on.
 
     Args:
-        representative: int64 (rows,), of each row's group.
+        found: the groups.
         choose: chooses the representatives.
         count: largest number of rows of a group that pass.
 
     Returns:
-        Boolean (rows,).
+        Boolean (members,).
     """
-    passes: np.ndarray = representative == np.arange(len(representative))
+    passes: np.ndarray = found.representative == found.members
     for _ in range(count - 1):
         rest = np.flatnonzero(~passes)
         if not len(rest):
             break
-        passes[representatives(representative[rest], rest, choose)] = True
+        chosen = representatives(found.representative[rest], found.members[rest], choose)
+        passes[np.searchsorted(found.members, chosen)] = True
     return passes
 
 
-def among(choose: Choice, survive: Callable[[np.ndarray], np.ndarray]) -> Choice:
-    """Chooses among the members that survive; among all members of a group in which none does.
+class Preferring:
+    """Chooses among the members that survive; among all members of a group in which none does (a `Choice`).
 
     Args:
         choose: chooses among them.
         survive: rows, int64 (n,) → boolean (n,). It is asked about rows of groups of two or more.
+
+    Attributes:
+        saved: int64 (n, 2), of each group whose choice among all members would not survive: the row that was chosen
+            instead of it, and that row.
     """
 
-    def chosen(members: np.ndarray, begins: np.ndarray) -> np.ndarray:
-        sizes = np.diff(begins, append=len(members))
-        several = np.repeat(sizes > 1, sizes)
-        candidate = np.ones(len(members), bool)
-        candidate[several] = survive(members[several])
-        candidate |= ~np.repeat(np.logical_or.reduceat(candidate, begins), sizes)
-        counts = np.add.reduceat(candidate, begins, dtype=np.int64)
-        return choose(members[candidate], np.cumsum(counts) - counts)
+    def __init__(self, choose: Choice, survive: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.choose, self.survive = choose, survive
+        self.saved = np.empty((0, 2), np.int64)
 
-    return chosen
+    def __call__(self, members: np.ndarray, begins: np.ndarray) -> np.ndarray:
+        sizes = np.diff(begins, append=len(members))
+        survives = np.ones(len(members), bool)
+        together = np.repeat(sizes > 1, sizes)
+        survives[together] = self.survive(members[together])
+        counts = np.add.reduceat(survives, begins, dtype=np.int64)
+        mixed = (counts > 0) & (counts < sizes)
+        candidate = survives | np.repeat(counts == 0, sizes)
+        counts = np.where(counts == 0, sizes, counts)
+        chosen = self.choose(members[candidate], np.cumsum(counts) - counts)
+        if mixed.any():
+            otherwise = self.choose(members[np.repeat(mixed, sizes)], np.cumsum(sizes[mixed]) - sizes[mixed])
+            lost = np.isin(otherwise, members[~survives])
+            self.saved = np.concatenate([self.saved, np.stack([chosen[mixed], otherwise], 1)[lost]])
+        return chosen
 
 
 def first(members: np.ndarray, begins: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.lists import join_likely
-from danqing.engine.decide.dedup.neighbours import join_neighbours, nearest_rows
+from danqing.engine.decide.dedup.neighbours import join_neighbours, join_rows, nearest_rows
 from danqing.engine.recipe.outcome import Recall
 
 AUTO = "auto"
@@ -55,6 +55,15 @@ class Index(ABC):
             The measured recall; None if all near pairs were found.
         """
 
+    def join_across(
+        self, features: Features, within: float, parent: Any, known: int, progress: Progress | None = None
+    ) -> None:
+        """Joins the groups of the first `known` rows and of the others where their cosine distance is below `within`.
+
+        All pairs of a known row and another one are compared, and no others. For the arguments see `join`.
+        """
+        join_rows(features, features.device.xp.arange(known, len(features)), within, parent, progress, known)
+
     def nearest(
         self, features: Features, others: Features, within: float, progress: Progress | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -94,8 +103,8 @@ def choose_index(name: str, kind: str, recall: float = 1.0) -> str:
     """Returns the name of the index of a search.
 
     Args:
-        name: an index; or `auto`: `faiss` on a GPU if it is installed, else `lists`. `lists` finds all pairs as `tiles`
-            does.
+        name: an index; or `auto`: `tiles` for all pairs, which is the fastest on every device (BENCHMARKS.md); for a
+            lower recall `faiss` on a GPU if it is installed, else `lists`. `lists` finds all pairs as `tiles` does.
         kind: of the device, `cpu` or `cuda`.
         recall: least share of the near pairs that must be found.
 
@@ -106,7 +115,7 @@ def choose_index(name: str, kind: str, recall: float = 1.0) -> str:
     ('tiles', 'lists', 'tiles')
     """
     if name == AUTO:
-        name = "faiss" if kind == "cuda" and not INDEXES["faiss"].missing(kind) else "lists"
+        name = "faiss" if recall < 1 and kind == "cuda" and not INDEXES["faiss"].missing(kind) else "lists"
     elif missing := INDEXES.named(name).missing(kind):
         raise DanqingError(f"--neighbours {name}: {missing}")
     return "tiles" if name == "lists" and recall == 1 else name

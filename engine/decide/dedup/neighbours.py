@@ -73,16 +73,24 @@ def nearest_rows(
     return device.down(nearest), device.down(1 - cosine)
 
 
-def join_rows(features: Features, rows: Any, within: float, parent: Any, progress: Progress | None = None) -> None:
+def join_rows(
+    features: Features,
+    rows: Any,
+    within: float,
+    parent: Any,
+    progress: Progress | None = None,
+    others: int | None = None,
+) -> None:
     """Unites the groups of some rows and of all rows whose cosine distance to them is below `within`.
 
     Args:
         rows: int64 (n,), on the device.
+        others: only the first `others` rows are compared with them; None: all.
 
     For the other arguments see `join_neighbours`.
     """
     bound = 1 - within - features.products.slack
-    for left, right, product in multiply_tiles(features.take(rows), features, within, progress):
+    for left, right, product in multiply_tiles(features.take(rows), features.take(slice(others)), within, progress):
         pairs = (product, bound, 1 - within, rows[left], right)
         join_near.launch(features.device, len(product), *pairs, features.rows, parent)
 

@@ -24,6 +24,14 @@ def crowd(seed: int, rows: int = 300, dimension: int = 24) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
+def spread(found: groups.Groups, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Group, representative and distance of all rows; those in no group represent themselves."""
+    group, representative, distance = np.arange(rows), np.arange(rows), np.zeros(rows)
+    group[found.members], representative[found.members] = found.group, found.representative
+    distance[found.members] = found.distance
+    return group, representative, distance
+
+
 def on_circle(*degrees: float) -> np.ndarray:
     angles = np.deg2rad(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float16)
@@ -194,7 +202,9 @@ def test_the_row_nearest_to_the_centroid_is_the_representative(device: Device, m
     monkeypatch.setattr(groups, "GROUPS_PER_BATCH", 2)
     vectors = np.concatenate([on_circle(0, 10, 20, 90), crowd(8, 60, 2)])
     features = Features(device, [vectors])
-    group, representative, distance = groups.near_groups(features, 0.03, groups.nearest_to_centroid(features), None)
+    group, representative, distance = spread(
+        groups.near_groups(features, 0.03, groups.nearest_to_centroid(features), None), len(features)
+    )
     unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     for number in np.unique(group):
         members = np.flatnonzero(group == number)
@@ -206,8 +216,8 @@ def test_the_row_nearest_to_the_centroid_is_the_representative(device: Device, m
 
 def test_the_first_of_equal_rows_is_the_representative(device: Device) -> None:
     features = Features(device, [np.repeat(crowd(2, 6), 500, axis=0)])
-    _, representative, _ = groups.near_groups(features, 1e-4, groups.nearest_to_centroid(features), None)
-    assert np.unique(representative).tolist() == [0, 500, 1000, 1500, 2000, 2500]
+    found = groups.near_groups(features, 1e-4, groups.nearest_to_centroid(features), None)
+    assert np.unique(found.representative).tolist() == [0, 500, 1000, 1500, 2000, 2500]
 
 
 def test_the_first_row_with_the_highest_value_is_the_representative() -> None:
@@ -221,9 +231,9 @@ def test_the_first_row_with_the_highest_value_is_the_representative() -> None:
 def test_a_chain_is_one_group_up_to_the_largest_diameter(device: Device, index: str) -> None:
     features = Features(device, [on_circle(0, 20, 40, 60, 80, 100, 200)])
     near, far = 1 - np.cos(np.deg2rad(21)), 1 - np.cos(np.deg2rad(41))
-    group, representative, _ = groups.near_groups(features, near, groups.first, None, index=index)
+    group, representative, _ = spread(groups.near_groups(features, near, groups.first, None, index=index), 7)
     assert group.tolist() == representative.tolist() == [0] * 6 + [6]
-    group, representative, distance = groups.near_groups(features, near, groups.first, far, index=index)
+    group, representative, distance = spread(groups.near_groups(features, near, groups.first, far, index=index), 7)
     assert group.tolist() == representative.tolist() == [0, 0, 0, 3, 3, 3, 6]
     assert distance.max() < far
 

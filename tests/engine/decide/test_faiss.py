@@ -86,7 +86,7 @@ def test_the_index_suits_the_device_and_the_recall(monkeypatch: pytest.MonkeyPat
     assert chosen("auto") == ["tiles", "lists"] * 2  # without a FAISS for GPUs
     for_gpus = SimpleNamespace(GpuIndexFlatIP=SimpleNamespace(search_ex=None), __version__="1.15.1")
     monkeypatch.setitem(sys.modules, "faiss", for_gpus)
-    assert chosen("auto") == ["tiles", "lists", "faiss", "faiss"] and choose_index("faiss", "cuda") == "faiss"
+    assert chosen("auto") == ["tiles", "lists", "tiles", "faiss"] and choose_index("faiss", "cuda") == "faiss"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.files import write_json
+from danqing.engine.decide.columns import TableColumns
 from danqing.engine.decide.dedup import lists, sample
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.groups import likely_components, near_components
@@ -153,9 +154,8 @@ def test_the_funnel_has_the_measured_recall(device: Device, vectors: np.ndarray,
     path.write_text("recipe: quick\ncriteria:\n  near: {within: 0.1, recall: 0.99}\n")
     recipe = load_recipe(path)
     assert recipe.criteria == (Redundancy("near", 0.1, recall=0.99),)
-    rows = np.arange(ROWS)
-    uid = np.stack([rows, rows], 1).astype(np.uint64)
-    scores = Scores(uid, np.zeros(ROWS, bool), pa.nulls(ROWS, pa.string()), rows, [vectors], {}, [ROWS])
+    rows = pa.chunked_array([np.arange(ROWS)])
+    scores = Scores(np.zeros(ROWS, bool), TableColumns({"feature_row": rows}, [vectors]))
     verdicts = walk(scores, recipe, device)
     funnel = Funnel.count(recipe, verdicts.dropped_by, verdicts.recall)
     measured = funnel.lines[0].recall

@@ -17,6 +17,7 @@ from danqing.engine.cli.main import main
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.decide.contents import check_current
+from danqing.engine.decide.funnel import Funnel
 from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import with_references
 from danqing.engine.decide.scores import read_scores
@@ -77,6 +78,29 @@ def test_a_member_that_passes_later_criteria_represents_its_group(
     assert shown(run)[:4] == [near, ("alignment_distance", 0, None), near, near]
 
 
+def test_groups_that_a_survivor_saves_are_counted_and_explained(
+    recipe: Recipe, device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = RECIPE.replace("prefer: survivors", "keep: first, prefer: survivors, max_diameter: 0.009")
+    first = recipe_of(tmp_path, text)
+    # Groups: two saved, one with two survivors, one without any, one whose member leaves it and is saved from nothing.
+    given = columns(11, alignment_distance=[1.3, 1.0, 1.3, 1.0, 1.0, 1.3, 1.3, 1.3, 1.0, 1.0, 1.3])
+    run = make_run(tmp_path / "run", first, on_circle(0, 2, 20, 22, 40, 42, 60, 62, 91, 99, 107), given, [4, 7])
+    funnel = decide(run, first, device)
+    assert [line.saved for line in funnel.lines] == [None, 2, None, None] and funnel == Funnel.of(run)
+    assert funnel.lines[1].measured_rule.endswith("survivors preferred (groups saved: 2)")
+    assert pq.read_table(run.folder / "saved.parquet").to_pylist() == [
+        {"group": 0, "uid": f"{1:032x}"}, {"group": 1, "uid": f"{3:032x}"}
+    ]  # fmt: skip
+    for key, words in (("run3", "00000 key run2, uid"), ("run2", "this pair"), ("run4", "")):
+        assert main(["explain", str(run.folder), key]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert (f"without prefer: survivors, {words}" in printed) == bool(words)
+    paper = decide(run, recipe_of(tmp_path, text.replace("prefer: survivors,", "")), device)
+    assert paper.lines[1].saved is None and not (run.folder / "saved.parquet").exists()
+    assert "saved" not in paper.lines[1].to_dict()
+
+
 def test_without_a_survivor_the_papers_representative_is_chosen(recipe: Recipe, device: Device, tmp_path: Path) -> None:
     given = columns(4, alignment_distance=[1.3, 1.3, 1.3, 1.0])
     run = make_run(tmp_path / "run", recipe, on_circle(0, 2, 4, 90), given)
@@ -109,6 +133,16 @@ def test_members_that_leave_a_group_choose_among_their_own_survivors(device: Dev
     assert shown(run) == [
         ("redundancy", 0, 1), (None, 0, None), ("redundancy", 0, 1), ("redundancy", 1, 4), (None, 1, None),
         ("redundancy", 1, 4),
+    ]  # fmt: skip
+
+
+def test_a_row_that_left_its_group_has_no_group(device: Device, tmp_path: Path) -> None:
+    text = RECIPE.replace("within: 0.01,", 'within: 0.01, "keep": "highest:words", max_diameter: 0.012,')
+    recipe = recipe_of(tmp_path, text)
+    run = make_run(tmp_path / "run", recipe, on_circle(0, 7, 14, 21), columns(4, words=[5, 5, 6, 9]))
+    decide(run, recipe, device)
+    assert shown(run) == [
+        (None, 0, None), ("redundancy", 0, 0), ("redundancy", 1, 3), (None, 1, None)
     ]  # fmt: skip
 
 
@@ -307,29 +341,37 @@ def test_a_merge_notices_runs_that_changed(
         check_current(run)
 
 
-def test_no_file_stays_open_and_rows_take_little_memory(device: Device, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, RECIPE, "redundancy=null")
-    rows, shards = 40_000, 40
+def test_no_file_of_features_stays_open(recipe: Recipe, tmp_path: Path) -> None:
+    rows, shards = 400, 40
     features = (np.arange(rows * 2) % 1000).astype(np.float16).reshape(rows, 2)
     run = make_run(tmp_path / "run", recipe, features, columns(rows), [rows // shards] * shards)
     opened = len(list(Path("/proc/self/fd").iterdir()))
-    scores = read_scores(run, recipe)
-    assert len(list(Path("/proc/self/fd").iterdir())) == opened and len(scores.features) == shards
-    assert (np.concatenate(scores.features) == features).all()
+    mapped, places = read_scores(run, recipe).columns.features(np.arange(3, rows))
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened and len(mapped) == shards
+    assert (np.concatenate(mapped) == features).all() and (places == np.arange(3, rows)).all()
     with pytest.MonkeyPatch.context() as fewer:
         fewer.setattr("danqing.engine.decide.feature_files.MAX_MAPPED_FILES", 10)
-        few = read_scores(run, recipe)
-        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(run.folder) in line]
-        assert len(mapped) == shards + 10 + 1  # those of `scores`, ten more, and the copy of the others
-        assert [*map(np.ndarray.tobytes, few.features)] == [*map(np.ndarray.tobytes, scores.features)]
-    del scores, few
-    tracemalloc.start()
-    try:
-        decide(run, recipe, device)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak / rows < 140  # with Python's strings for uids it was above 400
+        few, _ = read_scores(run, recipe).columns.features(np.arange(1))
+        maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(run.folder) in line]
+        assert len(maps) == shards + 10 + 1  # those of `mapped`, ten more, and the copy of the others
+        assert [*map(np.ndarray.tobytes, few)] == [*map(np.ndarray.tobytes, mapped)]
+
+
+@pytest.mark.parametrize(("settings", "limit"), [(["redundancy=null"], 16), ([], 64)])
+def test_rows_take_little_memory(device: Device, tmp_path: Path, settings: list[str], limit: int) -> None:
+    """Bytes of a row at the peak: of all rows less those of a tenth, so that what does not grow is not counted."""
+    recipe, peaks = recipe_of(tmp_path, RECIPE.replace("within: 0.01", "column: sha256, within: 0"), *settings), []
+    for rows in (10_000, 100_000):
+        given = columns(rows) | {"sha256": [f"{row % (rows * 9 // 10):064d}" for row in range(rows)]}
+        shards = [5_000] * (rows // 5_000)
+        run = make_run(tmp_path / str(rows), recipe, np.zeros((rows, 1), np.float16), given, shards)
+        tracemalloc.start()
+        try:
+            decide(run, recipe, device)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 90_000 < limit
 
 
 def test_the_table_of_a_shard_is_unchanged_by_the_form_of_uids(recipe: Recipe, device: Device, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from danqing.engine.core.columns import Column
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.decide.columns import TableColumns
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe import reading
@@ -102,6 +103,6 @@ def test_a_new_kind_is_one_class_and_one_entry(device: Device, tmp_path: Path, m
     with pytest.raises(DanqingError, match="'best' makes it a choice of the best, which takes no 'max'"):
         load_recipe(path, ["longest.max=3"])
     words = pa.chunked_array([pa.array([7, 9, 61, 8, None], pa.int32())])
-    error, missing = np.array([False, False, False, False, True]), np.full(5, -1)
-    scores = Scores(missing, error, pa.nulls(5, pa.string()), missing, [], {"words": words}, [5])
+    error = np.array([False, False, False, False, True])
+    scores = Scores(error, TableColumns({"words": words}))
     assert walk(scores, recipe, device).dropped_by.tolist() == [1, -1, 0, -1, 0]

@@ -1,0 +1,310 @@
+"""The search for near rows as tasks, which any process on any machine can do, twice and in any order.
+
+The rows that reach a criterion are cut into blocks; a task compares two blocks, or one with itself, and writes a
+spanning forest of the near pairs: at most one edge a row. The components of all forests together are those of all near
+pairs, so verdicts are the same as without tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow.parquet as pq
+import xxhash
+
+from danqing.engine.core.device import Device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import commit, read_json, write_json
+from danqing.engine.core.progress import Progress
+from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.index import AUTO, INDEXES, choose_index
+from danqing.engine.decide.feature_files import map_features, map_run
+from danqing.engine.recipe.criteria import Redundancy
+from danqing.engine.run.folder import Run
+from danqing.engine.run.tables import SCORE_AGAIN, reading
+from danqing.engine.score.ledger import FEATURES_HASH
+from danqing.kernels.neighbours.components import find_components, join_edges
+
+FOLDER, LIST, PLACES = "neighbours", "tasks.json", "places.npy"
+"""OUT/neighbours/CRITERION/tasks.json, and beside it the rows that are compared."""
+LATEST = "latest.json"
+"""File in OUT/neighbours that names the criterion whose tasks were listed last."""
+
+
+class ListedError(Exception):
+    """Ends a walk over the criteria at the first one whose tasks are not done; `tasks` are those."""
+
+    def __init__(self, tasks: TaskList) -> None:
+        super().__init__(tasks.criterion)
+        self.tasks = tasks
+
+
+@dataclass(frozen=True)
+class TaskList:
+    """The tasks of one criterion.
+
+    Attributes:
+        criterion: its name.
+        within: its cosine distance.
+        recipe_hash: of the recipe that it was listed with.
+        scores: hash of the run's scores and features.
+        places: hash of the places of the rows' features in the run's, int64, which `PLACES` holds.
+        blocks: borders of the blocks, as positions among the rows: one more than there are blocks.
+        sizes: number of features of each shard.
+        features: hash of each shard's features, as its scores name it.
+    """
+
+    criterion: str
+    within: float
+    recipe_hash: str
+    scores: str
+    places: str
+    blocks: Sequence[int]
+    sizes: Sequence[int]
+    features: Sequence[str]
+
+    @classmethod
+    def read(cls, run: Run, criterion: str) -> Self | None:
+        """Reads the list of a criterion; None if there is none."""
+        path = folder_of(run, criterion) / LIST
+        if not path.exists():
+            return None
+        remedy = f"delete {path.parent} and write the list again: {list_again(run)}"
+        content = read_json(path, remedy)
+        try:
+            return cls(**content)
+        except TypeError as problem:
+            raise DanqingError(f"{path}: not a list of tasks: {problem}; {remedy}") from None
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The blocks that each task compares."""
+        count = len(self.blocks) - 1
+        return [(one, other) for one in range(count) for other in range(one, count)]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that are compared."""
+        return self.blocks[-1]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of what is compared, in the names of forests, so that no list takes another's for its own."""
+        return xxhash.xxh3_64_hexdigest(json.dumps(asdict(self) | {"recipe_hash": ""}).encode())
+
+    def path(self, run: Run, number: int) -> Path:
+        """The file of a task's forest."""
+        return folder_of(run, self.criterion) / f"{number:05d}-{self.digest}.npy"
+
+    def missing(self, run: Run) -> list[int]:
+        """The tasks that are not done."""
+        return [number for number in range(len(self.pairs)) if not self.path(run, number).exists()]
+
+
+@dataclass(frozen=True)
+class TaskSearches:
+    """Searches that were made as tasks (`engine.decide.scores.Searches`).
+
+    Attributes:
+        run: the run.
+        recipe_hash: of the recipe to decide with.
+        scores: hash of the run's scores and features.
+        wanted: number of tasks to list for the first criterion whose tasks are not done; 0: all must be done.
+    """
+
+    run: Run
+    recipe_hash: str
+    scores: str
+    wanted: int = 0
+
+    def components(self, criterion: Redundancy, places: np.ndarray, device: Device) -> np.ndarray | None:
+        """See `Searches`.
+
+        Raises:
+            DanqingError: the list is that of other rows, or of another distance; or tasks are missing.
+            ListedError: tasks were listed.
+        """
+        found = TaskList.read(self.run, criterion.name)
+        if found is None and not self.wanted:
+            return None
+        if criterion.recall < 1:
+            raise DanqingError(
+                f"{criterion.name}: tasks compare all pairs, but it asks for a recall of {criterion.recall:g}; "
+                f"give --set {criterion.name}.recall=1, or delete {folder_of(self.run, criterion.name)}"
+            )
+        problems = self._problems(found, criterion, places) if found else []
+        if self.wanted:
+            listed = self._list(criterion, places)
+            if found is None or problems or found.missing(self.run):
+                raise ListedError(self._write(listed, places))
+        assert found is not None
+        if problems:
+            raise DanqingError(
+                f"{folder_of(self.run, criterion.name)}: the tasks were listed for another decision: "
+                f"{'; '.join(problems)}. List them again: {list_again(self.run)}; or delete that folder to search "
+                "without tasks"
+            )
+        if missing := found.missing(self.run):
+            raise DanqingError(
+                f"{self.run.folder}: {len(missing)} of {len(found.pairs)} tasks of {criterion.name} are not done: "
+                f"{_numbers(missing)}; run `danqing decide {self.run.folder} --neighbour-task {missing[0]}`"
+            )
+        return unite(self.run, found, device)
+
+    def _problems(self, found: TaskList, criterion: Redundancy, places: np.ndarray) -> list[str]:
+        """How a list differs from what is to be decided."""
+        problems = []
+        if found.within != criterion.within:
+            problems.append(f"within {found.within:g} there, {criterion.within:g} here")
+        if found.scores != self.scores:
+            problems.append("the scores changed since")
+        elif found.places != _digest(places):
+            problems.append(
+                f"{found.rows:,} rows reach {criterion.name} with recipe {found.recipe_hash} there, {len(places):,} or "
+                f"others with {self.recipe_hash} here"
+            )
+        return problems
+
+    def _list(self, criterion: Redundancy, places: np.ndarray) -> TaskList:
+        count = math.ceil((math.sqrt(8 * self.wanted + 1) - 1) / 2)  # n blocks make n (n + 1) / 2 pairs
+        borders = np.linspace(0, len(places), min(count, max(len(places), 1)) + 1).astype(np.int64).tolist()
+        shards = self.run.shards
+        sizes = [len(map_features(self.run.features_path(shard.number))) for shard in shards]
+        hashes = [features_hash(self.run, shard.number) for shard in shards]
+        return TaskList(
+            criterion.name, criterion.within, self.recipe_hash, self.scores, _digest(places), borders, sizes, hashes
+        )
+
+    def _write(self, tasks: TaskList, places: np.ndarray) -> TaskList:
+        """Writes a list; removes the forests of others."""
+        folder = folder_of(self.run, tasks.criterion)
+        with commit(folder / PLACES) as file:
+            np.save(file, places)
+        write_json(folder / LIST, asdict(tasks))
+        write_json(folder.parent / LATEST, {"criterion": tasks.criterion})
+        own = {tasks.path(self.run, number) for number in range(len(tasks.pairs))}
+        for path in folder.glob("*-*.npy"):
+            if path not in own:
+                path.unlink(missing_ok=True)
+        return tasks
+
+
+def latest_list(run: Run) -> TaskList:
+    """The list that was written last.
+
+    Raises:
+        DanqingError: there is none.
+    """
+    path = run.folder / FOLDER / LATEST
+    if path.exists():
+        name = read_json(path, f"write the list again: {list_again(run)}").get("criterion")
+        if found := TaskList.read(run, str(name)):
+            return found
+    raise DanqingError(f"{run.folder}: no list of tasks; write it first: {list_again(run)}")
+
+
+def run_task(
+    run: Run, tasks: TaskList, number: int, device: Device, progress: Progress | None = None, neighbours: str = AUTO
+) -> None:
+    """Does a task and writes its forest: int64 (2, edges), positions among the rows; nothing if it is done.
+
+    Args:
+        run: the run, which is only read.
+        tasks: its list.
+        number: of the task.
+        device: compares the rows.
+        progress: counts comparisons.
+        neighbours: index of the search, or `auto` (`choose_index`).
+
+    Raises:
+        DanqingError: no such task, or features that changed since the tasks were listed.
+    """
+    if number >= len(tasks.pairs):
+        raise DanqingError(f"--neighbour-task {number}: {run.folder} has the tasks 0 to {len(tasks.pairs) - 1}")
+    path = tasks.path(run, number)
+    if path.exists():
+        return
+    ranges = [np.arange(tasks.blocks[block], tasks.blocks[block + 1]) for block in dict.fromkeys(tasks.pairs[number])]
+    rows = np.concatenate(ranges)
+    features = _features(run, tasks, rows, device)
+    index = INDEXES[choose_index(neighbours, device.kind)]()
+    parent = device.xp.arange(len(rows))
+    if len(ranges) == 1:
+        index.join(features, tasks.within, parent, 0, progress)
+    else:
+        index.join_across(features, tasks.within, parent, len(ranges[0]), progress)
+    first = device.down(find_components(device, parent))
+    joined = np.flatnonzero(first != np.arange(len(first)))
+    with commit(path) as file:
+        np.save(file, np.stack([rows[joined], rows[first[joined]]]))
+
+
+def _features(run: Run, tasks: TaskList, rows: np.ndarray, device: Device) -> Features:
+    """The features of some rows of a list; only the shards that hold them are read."""
+    path = folder_of(run, tasks.criterion) / PLACES
+    with reading(path, f"write the list again: {list_again(run)}"):
+        places = np.load(path, mmap_mode="r")[rows]
+    ends = np.cumsum(tasks.sizes)
+    shard = np.searchsorted(ends, places, "right")
+    used = np.unique(shard)
+    for number in used.tolist():
+        if features_hash(run, number) != tasks.features[number]:
+            raise DanqingError(
+                f"{run.scores_path(number)}: scored anew since the tasks were listed; list them again: "
+                f"{list_again(run)}"
+            )
+    blocks = map_run([run.features_path(number) for number in used.tolist()], run.folder)
+    sizes = np.asarray(tasks.sizes)
+    begins = np.cumsum(sizes[used]) - sizes[used]
+    return Features(device, blocks, places - (ends - sizes)[shard] + begins[np.searchsorted(used, shard)])
+
+
+def unite(run: Run, tasks: TaskList, device: Device) -> np.ndarray:
+    """Unites the forests of all tasks.
+
+    Returns:
+        int64 (rows,), on the host: the smallest row of each row's component.
+    """
+    parent = device.xp.arange(tasks.rows)
+    for number in range(len(tasks.pairs)):
+        path = tasks.path(run, number)
+        with reading(path, f"run `danqing decide {run.folder} --neighbour-task {number}`"):
+            edges = np.load(path)
+            if edges.ndim != 2 or len(edges) != 2 or (edges.size and edges.max() >= tasks.rows):
+                raise ValueError("not a forest of this list's rows")
+        join_edges.launch(device, edges.shape[1], device.up(edges[0]), device.up(edges[1]), parent)
+    return device.down(find_components(device, parent))
+
+
+def features_hash(run: Run, number: int) -> str:
+    """The hash of a shard's features that its scores name; empty if they name none."""
+    with reading(run.scores_path(number), SCORE_AGAIN):
+        metadata: dict[bytes, Any] = pq.read_schema(run.scores_path(number)).metadata or {}
+    return metadata.get(FEATURES_HASH, b"").decode()
+
+
+def folder_of(run: Run, criterion: str) -> Path:
+    """The folder of a criterion's tasks."""
+    return run.folder / FOLDER / quote(criterion, safe="")
+
+
+def list_again(run: Run) -> str:
+    """The command that lists tasks."""
+    return f"danqing decide {run.folder} --neighbour-tasks N"
+
+
+def _digest(places: np.ndarray) -> str:
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(places).data)
+
+
+def _numbers(tasks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, tasks[:10]))
+    return shown if len(tasks) <= 10 else f"{shown} and {len(tasks) - 10:,} more"
