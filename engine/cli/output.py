@@ -5,18 +5,18 @@ from __future__ import annotations
 import json as json_format
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from danqing import __version__
 from danqing.engine.cli.options import OUTPUT
 from danqing.engine.core.escape import escaped, escaped_json
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from danqing.engine.core.spans import Spans
 
 Json = Annotated[
@@ -30,12 +30,20 @@ class QuietOptions:
     """Whether a command shows progress and tables."""
 
     quiet: Annotated[bool, Parameter(help="Print nothing but errors.")] = False
+    log_format: Annotated[
+        Literal["text", "json"],
+        Parameter(help="json: log to stderr, a JSON object a line (a line a shard), in place of progress."),
+    ] = "text"
 
-    def progress(self, note: str = "") -> AbstractContextManager[None]:
-        """Returns the context in which a phase runs; `note` is said before its first progress."""
+    @contextmanager
+    def progress(self, note: str = "") -> Iterator[None]:
+        """Opens the context in which a phase runs; `note` is said before its first progress."""
+        from danqing.engine.core.logs import json_lines_to
         from danqing.engine.report.terminal import display
 
-        return display(self.quiet, note)
+        as_json = self.log_format == "json"
+        with json_lines_to(sys.stderr, __version__) if as_json else nullcontext(), display(self.quiet or as_json, note):
+            yield
 
 
 @Parameter(name="*", group=OUTPUT)
