@@ -31,6 +31,7 @@ from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.report.topics import Topics, find_topics
+from danqing.engine.run.cluster import connected
 from danqing.engine.run.folder import MERGED, Run
 from danqing.engine.run.lock import lock_manifest, lock_output
 from danqing.engine.run.part import TaskPart
@@ -340,9 +341,12 @@ def curate(
     for folder in pictures:
         find_shards([str(folder)], settings.layout)  # a wrong folder is reported before the scoring, not after it
     recipe = with_references(recipe, against, references.values(), exclude_within)
-    run, spans = score_inputs(inputs, output, recipe, settings, watcher, progress)
-    for folder, place in pictures.items():
-        score_inputs([str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress)
-    funnel = decide_run(run, recipe, settings.device, settings.threads, progress, neighbours=neighbours)
-    write_run(run, options, progress, ray=settings.ray)
+    with connected(settings.ray) if settings.ray else nullcontext():
+        run, spans = score_inputs(inputs, output, recipe, settings, watcher, progress)
+        for folder, place in pictures.items():
+            score_inputs(
+                [str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress
+            )
+        funnel = decide_run(run, recipe, settings.device, settings.threads, progress, neighbours=neighbours)
+        write_run(run, options, progress, ray=settings.ray)
     return run, funnel, spans

@@ -130,7 +130,7 @@ def score_on_cluster(run: Run, settings: Settings, progress: Progress, shards: I
         names = ", ".join(f"{shard.name} ({shard.path})" for shard in queue.given_up)
         raise DanqingError(
             f"{run.folder}: {MAX_DEATHS} workers died at each of these shards, which have no scores: {names}; all "
-            "other shards are scored. Look for the cause (memory, a broken picture), leave them out, or run the command again"
+            "others have them. Look for the cause (memory, a picture), leave the shards out, or run the command again"
         )
     return total
 
