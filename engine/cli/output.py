@@ -6,7 +6,7 @@ import json as json_format
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,12 +38,15 @@ class QuietOptions:
     @contextmanager
     def progress(self, note: str = "") -> Iterator[None]:
         """Opens the context in which a phase runs; `note` is said before its first progress."""
-        from danqing.engine.core.logs import json_lines_to
         from danqing.engine.report.terminal import display
 
-        as_json = self.log_format == "json"
-        with json_lines_to(sys.stderr, __version__) if as_json else nullcontext(), display(self.quiet or as_json, note):
+        with self._log(), display(self.quiet or self.log_format == "json", note):
             yield
+
+    def _log(self) -> AbstractContextManager[None]:
+        from danqing.engine.core.logs import json_lines_to
+
+        return json_lines_to(sys.stderr, __version__) if self.log_format == "json" else nullcontext()
 
 
 @Parameter(name="*", group=OUTPUT)
@@ -62,8 +65,14 @@ class OutputOptions(QuietOptions):
 
     def print_notes(self, notes: Sequence[str]) -> None:
         """Prints notes on the result (`engine.report.notes`) to stderr, one a line."""
-        for note in () if self.quiet else notes:
-            print(escaped(note), file=sys.stderr)
+        from danqing.engine.core.logs import log
+
+        with self._log():
+            for note in () if self.quiet else notes:
+                if self.log_format == "json":
+                    log.warning("%s", note)
+                else:
+                    print(escaped(note), file=sys.stderr)
 
 
 def print_json(result: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_parts_make_what_one_process_makes(
     assert not Run.open(tmp_path / "out").manifest["counts"]
     assert main([*score, "2/3"]) == 3  # the last one finishes the run, and knows all damage
     assert Run.open(tmp_path / "out").manifest["counts"] == {"scored_shards": 4}
-    logs = [path.name for path in sorted((tmp_path / "out").glob("*.log"))]
+    logs = [path.name for path in sorted((tmp_path / "out").glob("run-*.log"))]
     assert logs == ["run-0-of-3.log", "run-1-of-3.log", "run-2-of-3.log"]
     assert main(["decide", out]) == 0
     run, small = Run.open(tmp_path / "out"), ["--shard-size", "4"]
@@ -125,19 +126,16 @@ def test_parts_run_together_but_beside_no_other_command(
         status = main(command)
         return status == 2 and f"{out}: in use by process " in capsys.readouterr().err
 
-    held = Run.open(out).locked(TaskPart(0, 2))
-    with held:
-        from threading import Thread  # another thread holds no lock of this one
+    found: list[bool] = []
 
-        found: list[bool] = []
+    def others() -> None:
+        found.extend(in_use([*score, *more]) for more in ([], ["--part", "0/2"]))
+        found.append(in_use(["decide", str(out)]))
+        with lock_folder(out, TaskPart(1, 2)):
+            found.append(True)
 
-        def others() -> None:
-            found.extend(in_use([*score, *more]) for more in ([], ["--part", "0/2"]))
-            found.append(in_use(["decide", str(out)]))
-            with lock_folder(out, TaskPart(1, 2)):
-                found.append(True)
-
-        thread = Thread(target=others)
+    with Run.open(out).locked(TaskPart(0, 2)):
+        thread = threading.Thread(target=others)  # which holds none of this thread's locks
         thread.start()
         thread.join()
     assert found == [True] * 4 and (out / LOCK).exists()  # it may be another task's
