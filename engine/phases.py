@@ -333,7 +333,8 @@ def curate(
     if settings.part:
         raise DanqingError("part: a part is scored by `score` and written by `write`; `curate` does a whole run")
     WRITERS.named((options or WriteOptions()).output_format)  # an unknown format is an error now, not after scoring
-    choose_index(neighbours, kind_of(settings.device))
+    here = "auto" if settings.ray else settings.device  # the driver of a cluster can have no GPU
+    choose_index(neighbours, kind_of(here))
     for folder in against:
         Run.open(folder)
     references = {folder: reference_run_folder(folder, output) for folder in excluded}
@@ -347,6 +348,6 @@ def curate(
             score_inputs(
                 [str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress
             )
-        funnel = decide_run(run, recipe, settings.device, settings.threads, progress, neighbours=neighbours)
+        funnel = decide_run(run, recipe, here, settings.threads, progress, neighbours=neighbours)
         write_run(run, options, progress, ray=settings.ray)
     return run, funnel, spans

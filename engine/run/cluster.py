@@ -7,6 +7,7 @@ another one and starts a new worker where there is room; nodes that join the clu
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -84,7 +85,7 @@ def connected(address: str) -> Iterator[Any]:
     terminated = signal.getsignal(signal.SIGTERM)
     try:
         dashboard = False if address == "local" else None
-        ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=dashboard)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
     except (ConnectionError, ValueError, RuntimeError) as problem:
         reason = str(problem).splitlines()[0]
         raise DanqingError(f"--ray {address}: no cluster: {reason}; start one, or use --ray local") from None
@@ -145,8 +146,8 @@ class _Driver(Generic[T]):
         try:
             made = self.ray.get(result)
         except self.ray.exceptions.RayTaskError as problem:
-            if isinstance(problem, DanqingError):
-                raise DanqingError(f"worker {self.names.get(worker, 'at its start')}: {problem.cause}") from None
+            if isinstance(cause := problem.cause, DanqingError):
+                raise DanqingError(f"worker {self.names.get(worker, 'at its start')}: {cause}") from None
             raise
         except self.ray.exceptions.RayError as problem:
             self.lose(worker, str(problem).splitlines()[0])

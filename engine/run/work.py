@@ -54,7 +54,7 @@ class WorkQueue(Generic[T]):
 
     def lose(self, worker: str) -> list[T]:
         """Notes that a worker is lost; returns the shards that wait again, as the next ones, since it held them."""
-        again = []
+        again: list[T] = []
         for item in self._held.pop(worker, []):
             self._deaths[item] += 1
             (self.given_up if self._deaths[item] == MAX_DEATHS else again).append(item)
