@@ -8,6 +8,7 @@ another one and starts a new worker where there is room; nodes that join the clu
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
 import time
@@ -27,6 +28,9 @@ POLL_SECONDS = 1.0
 """Time between two looks at the nodes of the cluster."""
 PATIENCE_SECONDS = 30.0
 """Time without any worker after which the user is told what the cluster lacks."""
+MAX_REASON = 300
+"""Characters of a reason that are shown."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NOT_INSTALLED = "--ray needs Ray on every node: pip install 'danqing-engine[ray]'"
 
 
@@ -150,7 +154,7 @@ class _Driver(Generic[T]):
                 raise DanqingError(f"worker {self.names.get(worker, 'at its start')}: {cause}") from None
             raise
         except self.ray.exceptions.RayError as problem:
-            self.lose(worker, str(problem).splitlines()[0])
+            self.lose(worker, _reason(problem))
             return
         if worker not in self.names:
             self.names[worker], self.failed_starts = f"{self.opened} on {made}", 0
@@ -170,16 +174,25 @@ class _Driver(Generic[T]):
         if name is None:
             self.failed_starts += 1
             if self.failed_starts == MAX_DEATHS:
-                raise DanqingError(f"{MAX_DEATHS} workers in a row died while they started: {reason}; see Ray's logs")
+                raise DanqingError(
+                    f"{MAX_DEATHS} workers in a row died while they started: {reason}; every node needs the same "
+                    "danqing-engine as this process"
+                )
             return
         given_up = len(self.queue.given_up)
         again = self.queue.lose(name)
         fate = f"{len(again)} shard waits again" if again else "no shard waits again"
         if len(self.queue.given_up) > given_up:
             fate = f"its shard is given up, at which {MAX_DEATHS} workers died"
-        line = f"worker {name} is lost: {reason} {fate}"
+        line = f"worker {name} is lost, {fate}: {reason}"
         log.warning("%s", line, extra=event("worker.lost", worker=name, reason=reason))
         self.progress.say(line)
+
+
+def _reason(problem: Exception) -> str:
+    """The last line of Ray's text, which says why a worker or its start has ended; the first ones say that it has."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(problem)).splitlines() if line.strip()]
+    return lines[-1][:MAX_REASON] if lines else type(problem).__name__
 
 
 def run_on_cluster(

@@ -159,7 +159,8 @@ class StubRay(types.SimpleNamespace):
         pass
 
     class RayTaskError(RayError):
-        pass
+        def __init__(self, cause: Exception) -> None:
+            self.cause = cause
 
     def __init__(self, nodes: Sequence[dict[str, Any]]) -> None:
         super().__init__(exceptions=self, nodes=lambda: nodes, kill=lambda worker: None)
@@ -179,7 +180,10 @@ class StubRay(types.SimpleNamespace):
 
     def get(self, result: Any) -> Any:
         method, given = result
-        return method(*given)
+        try:
+            return method(*given)
+        except DanqingError as problem:
+            raise self.RayTaskError(problem) from None
 
 
 class StubHandle(types.SimpleNamespace):
@@ -199,7 +203,9 @@ class Worker:
 
     def work(self, item: str) -> str:
         if item == "poison":
-            raise StubRay.RayError("killed\nat once")
+            raise StubRay.RayError("ended\n\x1b[31mkilled at once\n")
+        if item == "wrong":
+            raise DanqingError("b.tar: no such file")
         return item.upper()
 
 
@@ -210,8 +216,17 @@ def test_a_shard_that_ends_its_workers_is_given_up() -> None:
     queue, tally, done = WorkQueue(["a", "poison", "b", "c"]), Tally(), list[str]()
     workers = Workers(Worker, (), {"CPU": 2, "GPU": 0.5})
     assert workers.fitting(NODES) == 2
-    run_on_cluster(StubRay(NODES), workers, queue, tally, lambda name, item, made: done.append(made), Silent())
+    said: list[str] = []
+    listener = types.SimpleNamespace(say=said.append)
+    run_on_cluster(StubRay(NODES), workers, queue, tally, lambda name, item, made: done.append(made), listener)
+    assert said[0].endswith(" on here is lost, 1 shard waits again: killed at once")
+    assert said[2].endswith(" is lost, its shard is given up, at which 3 workers died: killed at once")
     assert sorted(done) == ["A", "B", "C"] and queue.given_up == ["poison"] and tally.lost == 3
+
+
+def test_an_error_of_a_worker_ends_the_run() -> None:
+    with pytest.raises(DanqingError, match=r"worker 0 on here: b[.]tar: no such file"):
+        run_on_cluster(StubRay(NODES), Workers(Worker, (), {"CPU": 5}), WorkQueue(["wrong"]), Tally(), print, Silent())
 
 
 def test_workers_that_do_not_start_end_the_run() -> None:
