@@ -120,7 +120,8 @@ def score_on_cluster(run: Run, settings: Settings, progress: Progress, shards: I
 
     with connected(settings.ray) as ray:
         resources = resources_of(settings, ray.nodes())
-        own = replace(settings, ray="", metrics_port=None, threads=max(int(resources["CPU"]), 1))
+        device, threads = kind_of(settings.device), max(int(resources["CPU"]), 1)  # a worker sees its GPU as cuda:0
+        own = replace(settings, ray="", metrics_port=None, device=device, threads=threads)
         arguments = (run.folder.resolve(), own, Path.cwd(), current_versions())
         workers = Workers(ShardScorer, arguments, resources)
         with serve_metrics(total, settings.metrics_port, settings.metrics_address, tally=tally):
