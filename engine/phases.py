@@ -88,25 +88,26 @@ def score_inputs(
         "resizers": settings.resizers,
         "limit": settings.limit,
     }
-    with lock_manifest(output) if part else nullcontext():
-        run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force, part)
-        if run.manifest["counts"] and run.unscored():  # scores were removed, so the run is not settled any more
-            run.manifest["counts"] = {}
-            run.save()
-    waiting, spans = run.unscored(part), Spans()
-    started = time.monotonic()
-    with run.logged(part):
-        if waiting:
-            with progress("score", sum(shard.bytes for shard in waiting)) as listener:
-                spans = _score(run, settings, listener, waiting, watcher)
-        refused = run.manifest.get("refused_engines", {})
-        with run.manifest_of_all(part):
-            if part and refused:
-                run.note("refused_engines", **refused)
-            if not run.unscored():
-                _finish_scoring(run, damage)
-                if waiting and not part:
-                    run.note("times", score_seconds=round(time.monotonic() - started, 3))
+    with connected(settings.ray):
+        with lock_manifest(output) if part else nullcontext():
+            run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force, part)
+            if run.manifest["counts"] and run.unscored():  # scores were removed, so the run is not settled any more
+                run.manifest["counts"] = {}
+                run.save()
+        waiting, spans = run.unscored(part), Spans()
+        started = time.monotonic()
+        with run.logged(part):
+            if waiting:
+                with progress("score", sum(shard.bytes for shard in waiting)) as listener:
+                    spans = _score(run, settings, listener, waiting, watcher)
+            refused = run.manifest.get("refused_engines", {})
+            with run.manifest_of_all(part):
+                if part and refused:
+                    run.note("refused_engines", **refused)
+                if not run.unscored():
+                    _finish_scoring(run, damage)
+                    if waiting and not part:
+                        run.note("times", score_seconds=round(time.monotonic() - started, 3))
     return run, spans
 
 
@@ -243,7 +244,7 @@ def write_run(
         DanqingError: no verdicts, or an input, scores or merged runs that changed since.
     """
     check_current(run)
-    with run.logged(part), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
+    with connected(ray), run.logged(part), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
         verdicts = read_verdicts(run)
         copy = partial(copy_on_cluster, ray) if ray else None
         written = write(run, verdicts, listener, options or WriteOptions(), part, copy)
@@ -342,7 +343,7 @@ def curate(
     for folder in pictures:
         find_shards([str(folder)], settings.layout)  # a wrong folder is reported before the scoring, not after it
     recipe = with_references(recipe, against, references.values(), exclude_within)
-    with connected(settings.ray) if settings.ray else nullcontext():
+    with connected(settings.ray):
         run, spans = score_inputs(inputs, output, recipe, settings, watcher, progress)
         for folder, place in pictures.items():
             score_inputs(

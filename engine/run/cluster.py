@@ -70,14 +70,17 @@ def connected(address: str) -> Iterator[Any]:
 
     Args:
         address: `local` starts a cluster of this machine, `auto` finds the one that this machine is a node of; else
-            HOST:PORT.
+            HOST:PORT. Empty: the block runs without a cluster.
 
     Yields:
-        The module `ray`.
+        The module `ray`; None without a cluster.
 
     Raises:
         DanqingError: Ray is not installed, or there is no cluster.
     """
+    if not address:
+        yield None
+        return
     try:
         import ray
     except ImportError:

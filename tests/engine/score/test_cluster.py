@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 import types
 import urllib.request
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 import danqing.engine.score.cluster
+from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Silent, silent
@@ -150,6 +152,17 @@ def test_a_killed_worker_and_a_killed_node_change_nothing(
     written = (run.folder / "run.log").read_text()
     assert written.count(" scored ") == 8 and written.count("is lost") == 2 and "pairs/s" in written
     assert " wrote 00000: 5 pairs (worker 0 on " in written
+
+
+def test_without_ray_nothing_is_started(
+    make_shard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    shard = str(make_shard(samples(0, 1)))
+    for command in ("score", "curate"):
+        assert main([command, shard, "-o", str(tmp_path / "out"), "--ray", "auto"]) == 2
+        assert "--ray needs Ray on every node: pip install 'danqing-engine[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 class StubRay(types.SimpleNamespace):
