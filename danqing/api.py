@@ -44,6 +44,7 @@ from danqing.engine.recipe.reading import DEFAULT_RECIPE, Recipe
 from danqing.engine.report.explain import find_pairs, print_pair
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.folder import Run as EngineRun
+from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings, settings_from
 from danqing.engine.select import frames
 from danqing.engine.select.selection import Selection
@@ -100,6 +101,8 @@ class ScoringOptions(TypedDict, total=False):
         devices: score on these GPUs, one process each: `"0,1"` or `[0, 1]`. The processes are spawned: a script must
             call the function under `if __name__ == "__main__":`.
         workers_per_gpu: processes on each device; default 1.
+        part: `"I/N"`: only every N-th shard, as one of N tasks that run at once on one folder (`score` only).
+        ray: score on a Ray cluster, with a worker on every GPU: `auto`, `local` or HOST:PORT.
         threads: host threads; default: all cores.
         limit: use only the first rows of the input.
         force: resume an interrupted run although a version changed that can change scores.
@@ -119,6 +122,8 @@ class ScoringOptions(TypedDict, total=False):
     device: str
     devices: str | Iterable[str | int]
     workers_per_gpu: int
+    part: str
+    ray: str
     threads: int | None
     limit: int | None
     force: bool
@@ -418,6 +423,8 @@ def write(
     shard_size: int = SHARD_SIZE,
     shuffle: int | None = None,
     licence: str = "other",
+    part: str = "",
+    ray: str = "",
     progress: bool | None = None,
 ) -> Run:
     """Copies the kept pairs of a decided run into shards, with kept_uids.npy, README.md and report.html.
@@ -425,6 +432,8 @@ def write(
     Args:
         run: a run or its folder.
         output_format, shard_size, shuffle, licence: see `curate`.
+        part: `"I/N"`: the I-th N-th of the shards, as one of N tasks that run at once on one folder.
+        ray: copy on a Ray cluster: `auto`, `local` or HOST:PORT.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:
@@ -437,7 +446,8 @@ def write(
     '公园的草地上有一只可爱的小猫在晒太阳'
     """
     opened = _opened(run)
-    phases.write_run(opened, WriteOptions(output_format, shard_size, shuffle, licence), _progress(progress))
+    options = WriteOptions(output_format, shard_size, shuffle, licence)
+    phases.write_run(opened, options, _progress(progress), TaskPart.parse(part) if part else None, ray)
     return opened
 
 

@@ -9,10 +9,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from danqing.engine.core.damage import Damage, write_damage
+from danqing.engine.core.damage import Damage, read_damage, write_damage
 from danqing.engine.core.device import kind_of, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress, Progress
@@ -30,14 +32,18 @@ from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.report.topics import Topics, find_topics
-from danqing.engine.run.folder import Run
-from danqing.engine.run.lock import lock_output
+from danqing.engine.run.cluster import connected
+from danqing.engine.run.folder import MERGED, Run
+from danqing.engine.run.lock import lock_manifest, lock_output
+from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.tables import SCORE_AGAIN, reading
+from danqing.engine.score.cluster import score_on_cluster
 from danqing.engine.score.ledger import read_report
 from danqing.engine.score.settling import settle
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
-from danqing.engine.sources import check_parts, find_shards, first_rows
+from danqing.engine.sources import Shard, check_parts, find_shards, first_rows
+from danqing.engine.write.cluster import copy_on_cluster
 from danqing.engine.write.output import WriteOptions, decision_digest, read_verdicts
 from danqing.engine.write.products import STALE, is_stamped, move_stale
 from danqing.engine.write.writing import WRITERS, write
@@ -69,8 +75,9 @@ def score_inputs(
     Raises:
         DanqingError: an input, a setting or the folder cannot be used; the message says which.
     """
-    if watcher and settings.devices:
-        raise DanqingError("--profile looks at one device at a time; leave --devices out")
+    if watcher and (settings.devices or settings.ray):
+        raise DanqingError("--profile looks at one device at a time; leave --devices and --ray out")
+    part = settings.part
     damage: list[Damage] = []
     shards = first_rows(find_shards(inputs, settings.layout, damage), settings.limit, settings.layout)
     check_parts(shards, settings.layout, captions=recipe.models.keys() != {"image_embedding"})
@@ -82,28 +89,52 @@ def score_inputs(
         "resizers": settings.resizers,
         "limit": settings.limit,
     }
-    run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force)
-    waiting = run.unscored()
-    if not waiting and run.manifest["counts"]:
-        _collect_damage(run, damage)
-        return run, Spans()
-    if run.manifest["counts"]:  # scores were removed, so the run is not settled any more
-        run.manifest["counts"] = {}
-        run.save()
-    started = time.monotonic()
-    with run.logged(), progress("score", sum(shard.bytes for shard in waiting)) as listener:
-        if settings.devices:
-            spans = score_on_several(run, settings, listener)
-        else:
-            spans = score_on_one(run, settings, listener, watcher=watcher)
-        settle(run)
-    run.note("counts", scored_shards=len(run.shards))
-    run.note("times", score_seconds=round(time.monotonic() - started, 3))
-    _collect_damage(run, damage)
+    with connected(settings.ray):
+        with lock_manifest(output) if part else nullcontext():
+            run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force, part)
+            if run.manifest["counts"] and run.unscored():  # scores were removed, so the run is not settled any more
+                run.manifest["counts"] = {}
+                run.save()
+        waiting, spans = run.unscored(part), Spans()
+        started = time.monotonic()
+        with run.logged(part):
+            if waiting:
+                with progress("score", sum(shard.bytes for shard in waiting)) as listener:
+                    spans = _score(run, settings, listener, waiting, watcher)
+            refused = run.manifest.get("refused_engines", {})
+            with run.manifest_of_all(part):
+                if part and refused:
+                    run.note("refused_engines", **refused)
+                if not run.unscored():
+                    _finish_scoring(run, damage)
+                    if waiting and not part:
+                        run.note("times", score_seconds=round(time.monotonic() - started, 3))
     return run, spans
 
 
-def _collect_damage(run: Run, damage: list[Damage]) -> None:
+def _score(run: Run, settings: Settings, listener: Progress, shards: Sequence[Shard], watcher: Watcher | None) -> Spans:
+    if settings.ray:
+        return score_on_cluster(run, settings, listener, shards)
+    if settings.devices:
+        return score_on_several(run, settings, listener, shards)
+    return score_on_one(run, settings, listener, iter(shards), watcher)
+
+
+def _finish_scoring(run: Run, damage: Sequence[Damage]) -> None:
+    """Settles a run whose shards all have scores, unless it is settled, and collects what SCORE found in the inputs."""
+    if not run.manifest["counts"]:
+        settle(run)
+        run.note("counts", scored_shards=len(run.shards))
+    _collect_damage(run, damage)
+
+
+def damage_of_part(run: Run, part: TaskPart) -> list[Damage]:
+    """Returns the damage found in the shards of a part that have scores."""
+    paths = [run.scores_path(shard.number) for shard in run.shards if part.holds(shard.number)]
+    return [entry for path in paths if path.exists() for entry in read_report(path)[0]]
+
+
+def _collect_damage(run: Run, damage: Sequence[Damage]) -> None:
     """Writes damaged.json, with the damage of the search for inputs and of all shards; notes encodings in run.json."""
     found, encodings = list(damage), Counter[str]()
     for shard in run.shards:
@@ -146,8 +177,8 @@ def decide_run(
     """
     choose_index(neighbours, kind_of(device))
     with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
-        if not run.manifest["counts"] and not run.unscored():  # a merge, or scoring was killed after its last shard
-            settle(run)
+        if MERGED not in run.manifest and not run.manifest["counts"] and not run.unscored():
+            _finish_scoring(run, read_damage(run.folder))  # the task or process that should do it was killed
         funnel = decide(run, recipe, opened, listener, force, neighbours)
         _move_stale(run, listener)
     return funnel
@@ -249,27 +280,36 @@ def merge_runs(
 
 
 @lock_output
-def write_run(run: Run, options: WriteOptions | None = None, progress: OpenProgress = ProgressBar) -> int:
+def write_run(
+    run: Run,
+    options: WriteOptions | None = None,
+    progress: OpenProgress = ProgressBar,
+    part: TaskPart | None = None,
+    ray: str = "",
+) -> int:
     """WRITE: copies the kept pairs into shards, writes card and report; keeps files made from the same verdicts.
 
     Args:
         run: a decided run.
         options: format, size and order of the shards; None for the defaults.
         progress: opens the listener to the phase.
+        part: only the shards of this part are written; the part that ends last writes what describes all of them.
+        ray: address of the Ray cluster that copies (`engine.run.cluster.connected`); empty for this process.
 
     Returns:
-        Number of kept pairs.
+        Number of kept pairs of the whole run.
 
     Raises:
         DanqingError: no verdicts, or an input, scores or merged runs that changed since.
     """
     check_current(run)
-    with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
+    with connected(ray), run.logged(part), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
         verdicts = read_verdicts(run)
-        kept = write(run, verdicts, listener, options or WriteOptions())
-        if not is_stamped(run.folder / "report.html", decision_digest(run, verdicts)):
+        copy = partial(copy_on_cluster, ray) if ray else None
+        written = write(run, verdicts, listener, options or WriteOptions(), part, copy)
+        if written and not is_stamped(run.folder / "report.html", decision_digest(run, verdicts)):
             write_report(run, verdicts)
-    return kept
+    return sum(shard.kept for shard in verdicts)
 
 
 @lock_output
@@ -350,8 +390,11 @@ def curate(
     Raises:
         DanqingError: an input, a setting or a folder cannot be used; the message says which.
     """
+    if settings.part:
+        raise DanqingError("part: a part is scored by `score` and written by `write`; `curate` does a whole run")
     WRITERS.named((options or WriteOptions()).output_format)  # an unknown format is an error now, not after scoring
-    choose_index(neighbours, kind_of(settings.device))
+    here = "auto" if settings.ray else settings.device  # the driver of a cluster can have no GPU
+    choose_index(neighbours, kind_of(here))
     for folder in against:
         Run.open(folder)
     references = {folder: reference_run_folder(folder, output) for folder in excluded}
@@ -359,9 +402,12 @@ def curate(
     for folder in pictures:
         find_shards([str(folder)], settings.layout)  # a wrong folder is reported before the scoring, not after it
     recipe = with_references(recipe, against, references.values(), exclude_within)
-    run, spans = score_inputs(inputs, output, recipe, settings, watcher, progress)
-    for folder, place in pictures.items():
-        score_inputs([str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress)
-    funnel = decide_run(run, recipe, settings.device, settings.threads, progress, neighbours=neighbours)
-    write_run(run, options, progress)
+    with connected(settings.ray):
+        run, spans = score_inputs(inputs, output, recipe, settings, watcher, progress)
+        for folder, place in pictures.items():
+            score_inputs(
+                [str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress
+            )
+        funnel = decide_run(run, recipe, here, settings.threads, progress, neighbours=neighbours)
+        write_run(run, options, progress, ray=settings.ray)
     return run, funnel, spans

@@ -80,6 +80,13 @@ def _devices(kind: Any, value: str) -> None:
         raise ValueError(f"{value!r} names no GPU.")
 
 
+def _part(kind: Any, value: str) -> None:
+    from danqing.engine.run.part import TaskPart
+
+    if value:
+        TaskPart.parse(value)
+
+
 def _size(kind: Any, tokens: Sequence[Any]) -> int:
     from danqing.engine.core.memory import read_size
 
@@ -137,6 +144,25 @@ FollowLinks = Annotated[
 ]
 Strict = Annotated[
     bool, Parameter(group=LAYOUT, help="Exit with status 3 if anything of the input was damaged (OUT/damaged.json).")
+]
+Part = Annotated[
+    str,
+    Parameter(
+        group=SEVERAL,
+        metavar="I/N",
+        validator=_part,
+        help="Be task I of N (0/16 to 15/16) that work on one OUT at once. Each scores every N-th shard, or writes an "
+        "N-th of the output shards. For Slurm arrays and Kubernetes' indexed jobs.",
+    ),
+]
+Ray = Annotated[
+    str,
+    Parameter(
+        group=SEVERAL,
+        metavar="auto|local|ADDRESS",
+        help="Work on a Ray cluster, with a worker on every GPU (to write: on every core). OUT and the inputs have "
+        "equal paths on all nodes. auto: the cluster that this machine is a node of; local: only this machine.",
+    ),
 ]
 Limit = Annotated[
     PositiveInt | None,
@@ -346,6 +372,7 @@ class SeveralOptions:
             help="Processes on each GPU, each with its own models, if one process is too slow for it.",
         ),
     ] = 1
+    ray: Ray = ""
     profile: Annotated[
         bool, Parameter(group=MONITORING, help="Measure where the time of scoring goes; writes OUT/profile/.")
     ] = False
@@ -355,7 +382,7 @@ class SeveralOptions:
             group=MONITORING,
             metavar="PORT",
             help="Serve rates, queues, errors and drops to Prometheus while scoring; of several workers, the second "
-            "serves the next port, and so on.",
+            "serves the next port, and so on. With --ray, this process serves those of all workers.",
         ),
     ] = None
     metrics_address: Annotated[
@@ -364,7 +391,7 @@ class SeveralOptions:
 
     def note(self, machine: MachineOptions) -> str:
         """Returns the line about the chosen device; empty if devices were named."""
-        return "" if self.devices else machine.note
+        return "" if self.devices or self.ray else machine.note
 
     @property
     def watcher(self) -> Watcher | None:
@@ -389,10 +416,11 @@ class StageOptions:
         layout: LayoutOptions | None = None,
         several: SeveralOptions | None = None,
         limit: int | None = None,
+        part: str = "",
     ) -> Settings:
-        """Builds the settings of a run; `limit` is the number of rows to score."""
+        """Builds the settings of a run; `limit` is the number of rows to score, `part` the value of `--part`."""
         from danqing.engine.run.settings import settings_from
 
         given = (layout or LayoutOptions(), several or SeveralOptions(), self.text, self.pictures, self.machine)
         options = {name: value for group in given for name, value in asdict(group).items() if name != "profile"}
-        return settings_from(options | {"limit": limit, "force": self.force})
+        return settings_from(options | {"limit": limit, "force": self.force, "part": part})

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json as json_format
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from danqing import __version__
 from danqing.engine.cli.options import OUTPUT
 from danqing.engine.core.escape import escaped, escaped_json
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from danqing.engine.core.spans import Spans
 
 Json = Annotated[
@@ -30,12 +30,23 @@ class QuietOptions:
     """Whether a command shows progress and tables."""
 
     quiet: Annotated[bool, Parameter(help="Print nothing but errors.")] = False
+    log_format: Annotated[
+        Literal["text", "json"],
+        Parameter(help="json: log to stderr, a JSON object a line (a line a shard), in place of progress."),
+    ] = "text"
 
-    def progress(self, note: str = "") -> AbstractContextManager[None]:
-        """Returns the context in which a phase runs; `note` is said before its first progress."""
+    @contextmanager
+    def progress(self, note: str = "") -> Iterator[None]:
+        """Opens the context in which a phase runs; `note` is said before its first progress."""
         from danqing.engine.report.terminal import display
 
-        return display(self.quiet, note)
+        with self._log(), display(self.quiet or self.log_format == "json", note):
+            yield
+
+    def _log(self) -> AbstractContextManager[None]:
+        from danqing.engine.core.logs import json_lines_to
+
+        return json_lines_to(sys.stderr, __version__) if self.log_format == "json" else nullcontext()
 
 
 @Parameter(name="*", group=OUTPUT)
@@ -54,8 +65,14 @@ class OutputOptions(QuietOptions):
 
     def print_notes(self, notes: Sequence[str]) -> None:
         """Prints notes on the result (`engine.report.notes`) to stderr, one a line."""
-        for note in () if self.quiet else notes:
-            print(escaped(note), file=sys.stderr)
+        from danqing.engine.core.logs import log
+
+        with self._log():
+            for note in () if self.quiet else notes:
+                if self.log_format == "json":
+                    log.warning("%s", note)
+                else:
+                    print(escaped(note), file=sys.stderr)
 
 
 def print_json(result: Mapping[str, Any]) -> None:

@@ -26,7 +26,9 @@ from danqing.engine.cli.options import (
     Natural,
     Neighbours,
     OutputFolder,
+    Part,
     PositiveInt,
+    Ray,
     RecipeOptions,
     RunFolder,
     SeveralOptions,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from danqing.engine.core.spans import Spans
     from danqing.engine.decide.tasks import TaskList
     from danqing.engine.run.folder import Run
+    from danqing.engine.run.part import TaskPart
 
 
 @Parameter(name="*", group=OTHER_DATA)
@@ -263,6 +266,8 @@ def curate(
     "danqing score 'shards/*.tar' -o out --recipe danqing",
     "danqing score 'shards/*.tar' -o out --devices 0,1,2,3 --metrics-port 9100",
     "danqing score shards/ -o tried --limit 1000 --score-everything --json",
+    "danqing score shards/ -o out --part $SLURM_ARRAY_TASK_ID/16",
+    "danqing score shards/ -o out --ray auto --device cuda",
     group=PHASES,
 )
 def score(
@@ -275,6 +280,7 @@ def score(
     layout: LayoutOptions = LayoutOptions(),
     scoring: StageOptions = StageOptions(),
     several: SeveralOptions = SeveralOptions(),
+    part: Part = "",
     strict: Strict = False,
     out: OutputOptions = OutputOptions(),
 ) -> int:
@@ -285,9 +291,11 @@ def score(
     from danqing.engine.phases import score_inputs
     from danqing.engine.report.notes import run_notes
 
-    settings = scoring.settings(layout, several, limit)
+    settings = scoring.settings(layout, several, limit, part)
     with out.progress(several.note(scoring.machine)):
         run, spans = score_inputs(inputs, output, recipe.load(), settings, several.watcher)
+    if settings.part and (missing := len(run.unscored())):
+        return _part_scored(run, settings.part, missing, strict, out)
     notes = run_notes(run)
     if not out.finish(_scored(run, spans), notes):
         _print_scored(run, spans)
@@ -295,6 +303,17 @@ def score(
         print(f"{run.folder}: {done}. Next: {shlex.join(['danqing', 'decide', str(run.folder)])}")
         out.print_notes(notes)
     return _status(run, strict)
+
+
+def _part_scored(run: Run, part: TaskPart, missing: int, strict: bool, out: OutputOptions) -> int:
+    """Says what is left after a part; returns the exit status."""
+    from danqing.engine.phases import damage_of_part
+
+    damaged = len(damage_of_part(run, part))
+    result = {"folder": run.folder, "part": part, "input_shards": len(run.shards), "unscored": missing}
+    if not out.finish({**result, "damaged": damaged}):
+        print(f"{run.folder}: part {part} is scored; {missing} shards of other parts have no scores yet")
+    return 3 if strict and damaged else 0
 
 
 def _scored(run: Run, spans: Spans) -> dict[str, Any]:
@@ -415,9 +434,18 @@ def _tasks_line(run: Path, tasks: TaskList | None, recipe: list[str]) -> str:
 @command(
     "danqing write out",
     "danqing write out --output-format parquet --shard-size 5000 --shuffle 1",
+    "danqing write out --part 3/16",
     group=PHASES,
 )
-def write(run: RunFolder, /, *, shards: ShardOptions = ShardOptions(), out: OutputOptions = OutputOptions()) -> None:
+def write(
+    run: RunFolder,
+    /,
+    *,
+    shards: ShardOptions = ShardOptions(),
+    part: Part = "",
+    ray: Ray = "",
+    out: OutputOptions = OutputOptions(),
+) -> None:
     """Copy the kept pairs into new shards.
 
     Writes the original picture bytes, clean captions, kept_uids.npy, README.md (a dataset card) and report.html. What
@@ -425,11 +453,16 @@ def write(run: RunFolder, /, *, shards: ShardOptions = ShardOptions(), out: Outp
     """
     from danqing.engine.phases import write_run
     from danqing.engine.run.folder import Run
+    from danqing.engine.run.part import TaskPart
 
+    task = TaskPart.parse(part) if part else None
+    opened = Run.open(run)
     with out.progress():
-        kept = write_run(Run.open(run), shards.load())
-    if not out.finish({"folder": run, "kept": kept, **_written(run, shards)}):
-        print(_written_line(run, kept))
+        kept = write_run(opened, shards.load(), part=task, ray=ray)
+    complete = "written" in opened.manifest
+    if not out.finish({"folder": run, "kept": kept, "complete": complete, **_written(run, shards)}):
+        missing = f"{run}: part {part} is written; shards of other parts are missing"
+        print(_written_line(run, kept) if complete else missing)
 
 
 def _written(folder: Path, shards: ShardOptions) -> dict[str, Any]:

@@ -24,7 +24,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_WRITABLE = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 """Error codes of a folder that cannot be written: permissions, a full disk, a file where the folder should be."""
 LOCK = ".lock"
-"""Name of the file in a folder that `engine.core.lock` locks."""
+"""Name of the file in a folder that `engine.core.lock` locks, and start of the names of its other locks."""
 MAKING = ".making-"
 """Start of the names of folders that are renamed when they are complete."""
 _PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
@@ -85,7 +85,7 @@ def refuse_address(text: str) -> None:
 
 def is_temporary(path: Path) -> bool:
     """Whether a name is that of a lock, or of what a killed process of the engine has left unfinished."""
-    return path.name == LOCK or path.name.startswith(MAKING) or _PART.fullmatch(path.name) is not None
+    return path.name.startswith((LOCK, MAKING)) or _PART.fullmatch(path.name) is not None
 
 
 def is_unused(folder: Path) -> bool:

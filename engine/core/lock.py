@@ -46,12 +46,13 @@ class LockHeldError(Exception):
 
 
 @contextmanager
-def locked(path: Path, wait: Callable[[str], None] | None = None) -> Iterator[bool]:
+def locked(path: Path, wait: Callable[[str], None] | None = None, shared: bool = False) -> Iterator[bool]:
     """Holds a lock during a `with` block. Two threads of a process exclude each other, too.
 
     Args:
         path: the lock's file, in a folder that exists. It names the holder, and is removed at the end.
         wait: called once with the holder's name if the lock is held; the call then waits. None: raise an error.
+        shared: hold it together with others that share it. The file then stays at the end, since they may hold it.
 
     Yields:
         False if the file system has no locks, so that nothing is held.
@@ -62,7 +63,7 @@ def locked(path: Path, wait: Callable[[str], None] | None = None) -> Iterator[bo
     """
     while True:
         with path.open("a+", encoding="utf-8") as file:
-            held = _acquire(file, wait)
+            held = _acquire(file, wait, shared)
             if held and not _is_file(path, file):
                 continue  # the holder that this process waited for has removed the file
             try:
@@ -71,18 +72,20 @@ def locked(path: Path, wait: Callable[[str], None] | None = None) -> Iterator[bo
                 file.flush()
                 yield held
             finally:
-                path.unlink(missing_ok=True)
+                if not shared:
+                    path.unlink(missing_ok=True)
             return
 
 
-def _acquire(file: IO[str], wait: Callable[[str], None] | None) -> bool:
+def _acquire(file: IO[str], wait: Callable[[str], None] | None, shared: bool) -> bool:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         if wait is None:
             raise LockHeldError(_holder_of(file)) from None
         wait(_holder_of(file))
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, kind)
     except OSError as problem:
         if problem.errno not in NO_LOCKS:
             raise

@@ -1,5 +1,103 @@
-"""The engine's logger. A run adds a handler that writes its run.log (`engine.run.folder`)."""
+"""The engine's logger, and its records as lines of JSON.
 
+A run adds a handler that writes its run.log (`engine.run.folder`). Records that machines read have `attributes`, whose
+names follow OpenTelemetry where it has one; `event` makes the argument `extra` of such a record.
+"""
+
+from __future__ import annotations
+
+import json
 import logging
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TextIO
 
 log = logging.getLogger("danqing")
+
+SEVERITY_NUMBERS = {logging.DEBUG: 5, logging.INFO: 9, logging.WARNING: 13, logging.ERROR: 17, logging.CRITICAL: 21}
+"""Level → OpenTelemetry's SeverityNumber."""
+
+
+def event(name: str, **attributes: Any) -> dict[str, Any]:
+    """Returns the argument `extra` of a call of the logger.
+
+    Args:
+        name: what happened, for example `shard.scored`; the record's event name is `danqing.NAME`.
+        attributes: JSON values; `danqing.` is put before their names.
+    """
+    return {
+        "event_name": f"danqing.{name}",
+        "attributes": {f"danqing.{key}": value for key, value in attributes.items()},
+    }
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one JSON object, with the fields of OpenTelemetry's log data model."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__()
+        self._resource = {"service.name": "danqing", "service.version": version, "host.name": socket.gethostname()}
+
+    def format(self, record: logging.LogRecord) -> str:
+        content: dict[str, Any] = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "severity_text": record.levelname,
+            "severity_number": SEVERITY_NUMBERS.get(record.levelno, 0),
+            "body": record.getMessage(),
+            "resource": {**self._resource, "process.pid": os.getpid()},
+        }
+        if name := getattr(record, "event_name", None):
+            content["event_name"] = name
+        attributes = dict(getattr(record, "attributes", {}))
+        if record.exc_info and (problem := record.exc_info[1]):
+            attributes |= {"exception.type": type(problem).__name__, "exception.message": str(problem)}
+        return json.dumps(content | ({"attributes": attributes} if attributes else {}), ensure_ascii=True)
+
+
+@contextmanager
+def json_lines_to(stream: TextIO, version: str) -> Iterator[None]:
+    """Writes every record as a line of JSON to a stream, during a `with` block; also the error that ends the block."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter(version))
+    with _handled_by(handler):
+        try:
+            yield
+        except Exception as problem:
+            log.error("%s", problem, exc_info=problem)
+            raise
+
+
+@contextmanager
+def records_to(send: Callable[[int, str, Mapping[str, Any]], None]) -> Iterator[None]:
+    """Calls a function with every record, during a `with` block: with its level, its text and the argument `extra`.
+
+    A worker sends them to the process that writes the log (`log_of`).
+    """
+
+    class Sender(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            names = ("event_name", "attributes")
+            extra = {name: getattr(record, name) for name in names if hasattr(record, name)}
+            send(record.levelno, record.getMessage(), extra)
+
+    with _handled_by(Sender()):
+        yield
+
+
+def log_of(worker: str, level: int, text: str, extra: Mapping[str, Any]) -> None:
+    """Logs a record of a worker (`records_to`), with the worker's name."""
+    attributes = {**extra.get("attributes", {}), "danqing.worker": worker}
+    log.log(level, "%s (worker %s)", text, worker, extra={**extra, "attributes": attributes})
+
+
+@contextmanager
+def _handled_by(handler: logging.Handler) -> Iterator[None]:
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)

@@ -162,11 +162,7 @@ def _decision(run: Run, recipe: Recipe, force: bool) -> tuple[Recipe, dict[str, 
     """
     if MERGED in run.manifest:
         raise DanqingError(f"{run.folder} is a merge: decide the runs that it was made from, then merge them again")
-    missing = run.unscored()
-    if missing:
-        raise DanqingError(
-            f"{run.folder}: {len(missing)} shards have no scores yet (first: {missing[0].name}); finish `danqing score`"
-        )
+    run.check_scored()
     check_models(run, recipe, force)
     check_patterns(run, recipe)
     recipe = replace(recipe, models=run.recipe.models)

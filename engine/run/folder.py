@@ -17,7 +17,8 @@ from danqing.engine.core.files import is_unused, read_json, refuse_address, writ
 from danqing.engine.core.logs import log
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
-from danqing.engine.run.lock import lock_folder
+from danqing.engine.run.lock import lock_folder, lock_manifest
+from danqing.engine.run.part import TaskPart
 from danqing.engine.run.versions import ENGINE, SCORING_VERSIONS, current_versions, version_changes
 from danqing.engine.sources import Layout, Shard
 
@@ -25,6 +26,8 @@ MAX_NAMES = 3
 """Shards that a message names."""
 MERGED = "merged"
 """Key of the manifest of a run that was made by merging others; lists them."""
+TASKS = "tasks"
+"""Key of the manifest of a run that tasks of a job array score: their number (N of `--part I/N`)."""
 REQUIRED = {"recipe": dict, "recipe_hash": str, "layout": dict, "shards": list, "models": dict, "versions": dict}
 """Keys that every run.json has, and their types."""
 
@@ -50,10 +53,11 @@ class Run:
         layout: Layout,
         identity: Mapping[str, Any],
         force: bool = False,
+        part: TaskPart | None = None,
     ) -> Run:
         """Opens a folder for scoring: starts a run in an empty folder, resumes the run that is there.
 
-        A run without scores, which a failed start leaves, is started again.
+        A run without scores, which a failed start leaves, is started again; not by a part, since others can be at work.
 
         Args:
             folder: OUT; created if it does not exist.
@@ -62,6 +66,7 @@ class Run:
             layout: which parts of a sample are the image and the caption.
             identity: everything else that scores depend on (model hashes, block list, options), as JSON values.
             force: resume although versions that change scores (`SCORING_VERSIONS`) differ from those of the run.
+            part: the part to score; the caller holds the manifest (`lock_manifest`). Its count is noted.
 
         Raises:
             DanqingError: the folder holds a run with another recipe, identity, other inputs or versions; lists the
@@ -72,10 +77,11 @@ class Run:
             "layout": asdict(layout),
             **identity,
         }
+        tasks = {TASKS: part.count} if part else {}
         if not is_run(folder):
-            return cls.create(folder, recipe, wanted)
+            return cls.create(folder, recipe, wanted | tasks)
         run = cls.open(folder)
-        if not any((folder / "scores").glob("*.parquet")):
+        if not part and not any((folder / "scores").glob("*.parquet")):
             return cls.create(folder, recipe, wanted)
         differences = recipe.differences(run.recipe) + identity_differences(run.manifest, wanted)
         if differences:
@@ -84,7 +90,9 @@ class Run:
                 + "\n  ".join(differences)
                 + "\nChoose another --output, or use `danqing decide` to change thresholds only."
             )
-        if run.unscored() and resume_with_versions(folder, run.manifest, force):
+        changed = run.manifest | tasks != run.manifest
+        run.manifest |= tasks
+        if (run.unscored() and resume_with_versions(folder, run.manifest, force)) or changed:
             run.save()
         return run
 
@@ -127,15 +135,32 @@ class Run:
         return run
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, part: TaskPart | None = None) -> Iterator[None]:
         """Holds the lock of the run's folder during a `with` block, and first reads the manifest again.
+
+        Args:
+            part: see `lock_folder`.
 
         Raises:
             DanqingError: another process writes to the run, or its folder cannot be written.
         """
-        with lock_folder(self.folder) as taken_here:
+        with lock_folder(self.folder, part) as taken_here:
             if taken_here:  # another process can have changed the run since this object was made
                 self.manifest = Run.open(self.folder).manifest
+            yield
+
+    @contextmanager
+    def manifest_of_all(self, part: TaskPart | None) -> Iterator[None]:
+        """Lets a task change what belongs to the whole run, during a `with` block; other tasks wait.
+
+        Args:
+            part: the task's part; None: the caller has the run for itself, so nothing is locked and read.
+        """
+        if part is None:
+            yield
+            return
+        with lock_manifest(self.folder):
+            self.manifest = Run.open(self.folder).manifest
             yield
 
     def save(self) -> None:
@@ -192,13 +217,28 @@ class Run:
         if "decided" not in self.manifest:
             raise DanqingError(f"{self.folder}: no verdicts yet; run `danqing decide {self.folder}` first")
 
-    def unscored(self) -> list[Shard]:
-        """The shards that have no scores or no features."""
+    def unscored(self, part: TaskPart | None = None) -> list[Shard]:
+        """The shards, of a part or of the whole run, that have no scores or no features."""
         return [
             shard
             for shard in self.shards
-            if not (self.scores_path(shard.number).exists() and self.features_path(shard.number).exists())
+            if (part is None or part.holds(shard.number))
+            and not (self.scores_path(shard.number).exists() and self.features_path(shard.number).exists())
         ]
+
+    def check_scored(self) -> None:
+        """Raises DanqingError if shards have no scores; names them, and the parts that they belong to."""
+        missing = self.unscored()
+        if not missing:
+            return
+        finish = "finish `danqing score`"
+        if tasks := self.manifest.get(TASKS):
+            parts = sorted({shard.number % tasks for shard in missing})
+            finish = f"finish `danqing score --part` of {_first_names([f'{number}/{tasks}' for number in parts])}"
+        raise DanqingError(
+            f"{self.folder}: {len(missing)} shards have no scores yet, of {len(self.shards)}: "
+            f"{_first_names([shard.name for shard in missing])}; {finish}"
+        )
 
     @property
     def decide_command(self) -> str:
@@ -216,10 +256,14 @@ class Run:
         here, stored = self.folder.resolve(), self.manifest.get(MERGED, [])
         return [part | {"folder": str((here / part["folder"]).resolve())} for part in stored]
 
+    def log_path(self, part: TaskPart | None = None) -> Path:
+        """The log of the run, or of a part: on network file systems, several hosts cannot append to one file."""
+        return self.folder / f"run{part.suffix if part else ''}.log"
+
     @contextmanager
-    def logged(self) -> Iterator[None]:
-        """Appends log records and the stderr of native libraries (codecs) to run.log, within a `with` block."""
-        path = self.folder / "run.log"
+    def logged(self, part: TaskPart | None = None) -> Iterator[None]:
+        """Appends log records and the stderr of native libraries (codecs) to `log_path`, within a `with` block."""
+        path = self.log_path(part)
         handler = _LogFile(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)

@@ -1,4 +1,8 @@
-"""The lock of a command's folder: one command at a time writes to it; commands that only read take no lock."""
+"""The lock of a command's folder: one command at a time writes to it; commands that only read take no lock.
+
+The tasks of a job array (`--part`) share the lock of their folder, so that they run together, but not beside another
+command. Each writes files of its own; what they do to the whole run, they do one after the other (`lock_manifest`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from typing import ParamSpec, TypeVar
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, refuse_address, remove_unfinished
 from danqing.engine.core.lock import LockHeldError, locked
+from danqing.engine.run.part import TaskPart
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,11 +28,12 @@ _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[bool]:
+def lock_folder(folder: Path, part: TaskPart | None = None) -> Iterator[bool]:
     """Holds the lock of a folder during a `with` block, after removing unfinished files of killed processes from it.
 
     Args:
         folder: OUT of a command; created if it does not exist, and then removed at the end if it is still empty.
+        part: shares the lock with the tasks of other parts; nothing is removed then, because it can be theirs.
 
     Yields:
         Whether the lock was taken here; False if the calling function holds it already.
@@ -43,12 +49,13 @@ def lock_folder(folder: Path) -> Iterator[bool]:
     created = _make(folder)
     entered = False
     try:
-        with locked(folder / LOCK) as held:
+        with _locked(folder, part) as held:
             entered = True
-            if held:
+            if held and not part:
                 remove_unfinished(folder)
-            else:
-                print(f"danqing: {folder}: no locks here; run one command at a time in this folder", file=sys.stderr)
+            if not held:
+                what = "one command at a time" if not part else "each part once, and other commands after all parts,"
+                print(f"danqing: {folder}: no locks here; run {what} in this folder", file=sys.stderr)
             token = _held.set(_held.get() | {place})
             try:
                 yield True
@@ -71,14 +78,35 @@ def lock_folder(folder: Path) -> Iterator[bool]:
                 folder.rmdir()
 
 
+@contextmanager
+def _locked(folder: Path, part: TaskPart | None) -> Iterator[bool]:
+    if part is None:
+        with locked(folder / LOCK) as held:
+            yield held
+    else:
+        with locked(folder / LOCK, shared=True), locked(folder / f"{LOCK}{part.suffix}") as held:
+            yield held
+
+
+@contextmanager
+def lock_manifest(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run's manifest during a `with` block; waits while another task of the run holds it."""
+    with locked(folder / f"{LOCK}-run", wait=lambda holder: None):
+        yield
+
+
 def lock_output(phase: Callable[P, T]) -> Callable[P, T]:
-    """Makes a phase hold the lock of its argument `run` (a `Run`) or `output` (a folder) while it runs."""
+    """Makes a phase hold the lock of its argument `run` (a `Run`) or `output` (a folder) while it runs.
+
+    The argument `part`, or the attribute of that name of the argument `settings`, says for which part.
+    """
     signature = inspect.signature(phase)
 
     @wraps(phase)
     def run_locked(*arguments: P.args, **named: P.kwargs) -> T:
         given = signature.bind(*arguments, **named).arguments
-        with given["run"].locked() if "run" in given else lock_folder(given["output"]):
+        part = given.get("part") or getattr(given.get("settings"), "part", None)
+        with given["run"].locked(part) if "run" in given else lock_folder(given["output"], part):
             return phase(*arguments, **named)
 
     return run_locked

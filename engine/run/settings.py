@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from danqing.engine.core.device import Device, kind_of, resolve_device
+from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
+from danqing.engine.run.part import TaskPart
 from danqing.engine.sources import Layout
 from danqing.engine.sources.text import check_encoding
 from danqing.engine.stages import Context
@@ -43,6 +45,9 @@ class Settings:
         metrics_port, metrics_address: where Prometheus metrics are served; None for nowhere.
         limit: only the first rows of the input are used; None for all.
         force: an interrupted run is resumed although versions changed that can change scores.
+        part: only the shards of this part are scored; None for all.
+        ray: address of the Ray cluster that scores (`engine.run.cluster.connected`); empty for this machine.
+        workers_per_gpu: workers that share a GPU of the Ray cluster.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -60,6 +65,9 @@ class Settings:
     metrics_address: str = "127.0.0.1"
     limit: int | None = None
     force: bool = False
+    part: TaskPart | None = None
+    ray: str = ""
+    workers_per_gpu: int = 1
 
     @cached_property
     def blocked_domains(self) -> pa.LargeStringArray:
@@ -101,7 +109,7 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
 
     Args:
         options: the names are those of `Settings` and `image_key`, `caption_key`, `encoding`, `follow_links`, `devices`
-            (`"a,b"`, `"a;b"` or a list), `user_dict` (paths), `workers_per_gpu`. An option that is missing or None has
+            (`"a,b"`, `"a;b"` or a list), `user_dict` (paths), `part` (`"I/N"`). An option that is missing or None has
             its default, `device` the default `auto`.
 
     Returns:
@@ -116,9 +124,14 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     )
     device = given.pop("device", "auto")
     names = [f"cuda:{name}" if name.isdecimal() else name for name in _items(given.pop("devices", ()))]
-    devices = (*map(resolve_device, names or [device]),) * given.pop("workers_per_gpu", 1)
+    if given.get("ray") and names:
+        raise DanqingError("--ray: every GPU of the cluster gets a worker; leave --devices out")
+    workers = 1 if given.get("ray") else given.pop("workers_per_gpu", 1)
+    devices = (*map(resolve_device, names or [device]),) * workers
+    part = given.pop("part", "")
     return Settings(
         layout=layout,
+        part=TaskPart.parse(part) if part else None,
         device=devices[0],
         devices=devices if len(devices) > 1 else (),
         user_dictionaries=tuple(given.pop("user_dict", ())),

@@ -22,7 +22,7 @@ from danqing.engine.core.columns import FEATURES, arrow_types
 from danqing.engine.core.damage import Damage
 from danqing.engine.core.escape import valid_text
 from danqing.engine.core.files import commit
-from danqing.engine.core.logs import log
+from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.run.folder import Run
@@ -174,7 +174,16 @@ class Ledger:
         for encoding, count in entry.encodings.items():
             log.info("%s: %d texts read as %s", entry.shard.name, count, encoding)
         errors, seconds = entry.rows - table["error"].null_count, time.monotonic() - entry.started
-        log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds)
+        figures = event(
+            "shard.scored",
+            shard=entry.shard.name,
+            pairs=entry.rows,
+            errors=errors,
+            seconds=round(seconds, 3),
+            pairs_per_second=round(entry.rows / max(seconds, 1e-9), 1),
+            engines=dict(self.running),
+        )
+        log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds, extra=figures)
 
     def _assemble(self, entry: _OpenShard, with_features: list[int]) -> pa.Table:
         """Makes the shard's table, in input order: identity, input, scores, outcome, the input's own fields."""

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.spans import Spans
+from danqing.engine.run.work import Tally
 from danqing.engine.score.announce import announce_worker
 from danqing.engine.score.gpu_metrics import gpu_gauges
 from danqing.trt_models.model_set import ModelSet
@@ -72,9 +73,32 @@ class StageMetrics(Collector):
         yield from (pairs, passed, errors, dropped, seconds, copied, waiting)
 
 
+class WorkerMetrics(Collector):
+    """What the workers of a cluster have done, read from the tally at each scrape."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        shards = CounterMetricFamily("danqing_worker_shards", "Shards that a worker has finished.", labels=["worker"])
+        pairs = CounterMetricFamily("danqing_worker_pairs", "Pairs that a worker has finished.", labels=["worker"])
+        rate = GaugeMetricFamily("danqing_worker_pairs_per_second", "Since the worker's start.", labels=["worker"])
+        for worker, work in list(self.tally.workers.items()):
+            shards.add_metric([worker], work.shards)
+            pairs.add_metric([worker], work.pairs)
+            rate.add_metric([worker], work.rate)
+        yield from (shards, pairs, rate)
+        yield CounterMetricFamily("danqing_workers_lost", "Workers that died.", self.tally.lost)
+
+
 @contextmanager
 def serve_metrics(
-    spans: Spans, port: int | None, address: str, device: Device | None = None, models: ModelSet | None = None
+    spans: Spans,
+    port: int | None,
+    address: str,
+    device: Device | None = None,
+    models: ModelSet | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[None]:
     """Serves metrics at http://ADDRESS:PORT/metrics during a `with` block, and announces them to Prometheus.
 
@@ -84,6 +108,7 @@ def serve_metrics(
         address: the address to listen at.
         device: the device that scores. The utilisation, memory and power of a GPU are also served.
         models: the models that score, for the gauge of refused engines.
+        tally: what the workers of a cluster have done.
 
     Raises:
         DanqingError: the port cannot be opened, or the file for Prometheus cannot be written.
@@ -95,6 +120,8 @@ def serve_metrics(
     registry.register(StageMetrics(spans))
     if models:
         registry.register(RefusedEngines(models))
+    if tally:
+        registry.register(WorkerMetrics(tally))
     for gauges in gpu_gauges(device) if device else []:
         registry.register(gauges)
     ProcessCollector(registry=registry)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from multiprocessing import get_context, parent_process
@@ -18,11 +18,14 @@ from typing import Any, NamedTuple
 from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.device import available_threads, open_device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.logs import log_of, records_to
 from danqing.engine.core.progress import Progress
+from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Span, Spans
 from danqing.engine.recipe.plan import Plan, make_plan
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
+from danqing.engine.run.work import Tally, WorkQueue
 from danqing.engine.score.loop import score
 from danqing.engine.score.metrics import serve_metrics
 from danqing.engine.sources import Shard
@@ -38,6 +41,29 @@ PR_SET_PDEATHSIG = 1
 
 Watcher = Callable[[Run, Plan, Context], AbstractContextManager[Spans]]
 """Makes the context in which a run is scored. It yields the spans to record in (`profiling.watch.profile_scoring`)."""
+
+
+@contextmanager
+def scoring(
+    run: Run, settings: Settings, progress: Progress, watcher: Watcher | None = None
+) -> Iterator[Callable[[Iterator[Shard] | None], Spans]]:
+    """Opens `settings.device`, the models and the metrics, during a `with` block.
+
+    Args:
+        run, settings, progress, watcher: see `score_on_one`.
+
+    Yields:
+        A function that scores shards (see `score`); it returns the counts and times of all its calls.
+    """
+    recipe = run.recipe
+    plan = make_plan(recipe, stages_for(recipe), SHARD_COLUMNS)
+    with open_device(settings.device, settings.threads) as device:
+        models = ModelSet(recipe.models, strict=settings.strict_engines)
+        context = settings.context(device, models, plan.wanted)
+        profiled = watcher(run, plan, context) if watcher else nullcontext(Spans())
+        with profiled as spans, serve_metrics(spans, settings.metrics_port, settings.metrics_address, device, models):
+            gated = not settings.score_everything
+            yield lambda shards: score(run, plan, context, progress, gated, spans=spans, shards=shards)
 
 
 def score_on_one(
@@ -59,27 +85,21 @@ def score_on_one(
     Returns:
         The counts and times of the stages.
     """
-    recipe = run.recipe
-    plan = make_plan(recipe, stages_for(recipe), SHARD_COLUMNS)
-    with open_device(settings.device, settings.threads) as device:
-        models = ModelSet(recipe.models, strict=settings.strict_engines)
-        context = settings.context(device, models, plan.wanted)
-        profiled = watcher(run, plan, context) if watcher else nullcontext(Spans())
-        with profiled as spans, serve_metrics(spans, settings.metrics_port, settings.metrics_address, device, models):
-            score(run, plan, context, progress, not settings.score_everything, spans=spans, shards=shards)
-    return spans
+    with scoring(run, settings, progress, watcher) as score_shards:
+        return score_shards(shards)
 
 
-def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
+def score_on_several(run: Run, settings: Settings, progress: Progress, shards: Iterable[Shard]) -> Spans:
     """Runs SCORE on `settings.devices`, with one worker process for each.
 
     A worker takes the next shard when it has read its last one. Worker i gets an equal share of the cores and of the
-    memory limit, and serves metrics at `settings.metrics_port` + i.
+    memory limit, and serves metrics at `settings.metrics_port` + i. This process writes the log.
 
     Args:
         run: the run folder.
         settings: the devices, one per worker, and the limits of all workers together.
         progress: receives the rows of all workers.
+        shards: the shards to score.
 
     Returns:
         The counts and times of the stages, summed over all workers.
@@ -88,40 +108,60 @@ def score_on_several(run: Run, settings: Settings, progress: Progress) -> Spans:
         DanqingError: a worker failed; has the worker's message. The other workers are stopped.
     """
     context = get_context("spawn")
-    shards, next_shard = run.unscored(), context.Value("q", 0)
     threads = settings.threads or max(available_threads() // len(settings.devices), 1)
     memory = settings.memory_limit and settings.memory_limit // len(settings.devices)
     workers: list[_Worker] = []
     for number, device in enumerate(settings.devices):
         port = None if settings.metrics_port is None else settings.metrics_port + number
         own = replace(settings, device=device, devices=(), threads=threads, memory_limit=memory, metrics_port=port)
-        receiver, sender = context.Pipe(duplex=False)
-        arguments = (run.folder, own, shards, next_shard, sender)
-        process = context.Process(target=_run_worker, args=arguments, name=f"danqing {device}")
-        workers.append(_Worker(process, receiver, sender))
-    total = Spans()
+        here, there = context.Pipe()
+        process = context.Process(target=_run_worker, args=(run.folder, own, there), name=f"danqing {device}")
+        workers.append(_Worker(f"{number} on {device}", process, here, there))
+    total, queue, tally = Spans(), WorkQueue(shards), Tally()
     with _running(workers):
-        for kind, content in _messages(workers):
-            if kind == "done":
-                _add_spans(total, content[0])
-                if content[1]:
-                    run.manifest.setdefault("refused_engines", {}).update(content[1])
+        for worker, kind, content in _messages(workers):
+            if kind == "take":
+                shard = queue.take(worker.name)
+                tally.add(worker.name, shards=shard is not None)
+                with suppress(OSError):  # the worker was killed, which the next message says
+                    worker.here.send(shard)
+            elif kind == "log":
+                log_of(worker.name, *content)
+            elif kind == "done":
+                add_spans(total, content[0])
+                note_refused(run, content[1])
             elif kind == "failed":
                 raise DanqingError(content[0])
             else:
                 getattr(progress, kind)(*content)
+                if kind == "advance":
+                    tally.add(worker.name, pairs=content[0])
+    tally.write_log()
     return total
 
 
+def add_spans(total: Spans, spans: dict[str, Span]) -> None:
+    """Adds the counts and times of a worker."""
+    for name, span in spans.items():
+        total[name] = total[name] + span if name in total else span
+
+
+def note_refused(run: Run, refused: Mapping[str, str] | None) -> None:
+    """Adds engines that a worker could not open to the manifest, which is not written yet."""
+    if refused:
+        run.manifest.setdefault("refused_engines", {}).update(refused)
+
+
 class _Worker(NamedTuple):
-    """A worker process, and both ends of the pipe that it sends messages by.
+    """A worker process, and both ends of the pipe between it and this process.
 
     Each has a pipe of its own, so that a worker that is killed while it sends does not block the others.
     """
 
+    name: str
     process: Any
-    receiver: Connection
-    sender: Connection
+    here: Connection
+    there: Connection
 
     def check(self) -> None:
         """Raises DanqingError if the process has ended with an error; waits for its end."""
@@ -144,7 +184,7 @@ def _running(workers: Sequence[_Worker]) -> Iterator[None]:
         for worker in workers:
             with _signals_blocked():  # until the worker handles them
                 worker.process.start()
-            worker.sender.close()  # so that the pipe ends with the worker
+            worker.there.close()  # so that the pipe ends with the worker
         yield
     finally:
         started = [worker for worker in workers if worker.process.pid is not None]
@@ -152,7 +192,7 @@ def _running(workers: Sequence[_Worker]) -> Iterator[None]:
         for worker in started:
             if worker.process.is_alive():
                 os.kill(worker.process.pid, signal.SIGINT)
-        receivers = {worker.receiver for worker in started}
+        receivers = {worker.here for worker in started}
         while any(worker.process.is_alive() for worker in started):
             for ready in wait(
                 [*receivers, *(w.process.sentinel for w in started if w.process.is_alive())], POLL_SECONDS
@@ -167,13 +207,13 @@ def _running(workers: Sequence[_Worker]) -> Iterator[None]:
                     worker.process.kill()
 
 
-def _messages(workers: Sequence[_Worker]) -> Iterator[tuple[str, list[Any]]]:
+def _messages(workers: Sequence[_Worker]) -> Iterator[tuple[_Worker, str, list[Any]]]:
     """Yields the messages of all workers until all have ended.
 
     Raises:
         DanqingError: a worker ended with an error.
     """
-    of = {worker.receiver: worker for worker in workers}
+    of = {worker.here: worker for worker in workers}
     while of:
         for receiver in wait(list(of)):
             assert isinstance(receiver, Connection)
@@ -182,7 +222,7 @@ def _messages(workers: Sequence[_Worker]) -> Iterator[tuple[str, list[Any]]]:
             except (EOFError, OSError):  # OSError: it was killed in the middle of a message
                 of.pop(receiver).check()
             else:
-                yield kind, content
+                yield of[receiver], kind, content
 
 
 @contextmanager
@@ -195,35 +235,36 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _SentProgress:
-    """Progress that a worker sends to its parent, from any thread."""
+class _Parent:
+    """What a worker tells its parent, from any thread: its progress and its log; and the shards that it gets."""
 
-    def __init__(self, sender: Connection) -> None:
-        self.sender, self._lock = sender, threading.Lock()
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
 
     def expect(self, rows: int, size: int) -> None:
-        self._send("expect", rows, size)
+        self.send("expect", rows, size)
 
     def advance(self, rows: int) -> None:
-        self._send("advance", rows)
+        self.send("advance", rows)
 
     def say(self, line: str) -> None:
-        self._send("say", line)
+        self.send("say", line)
 
-    def _send(self, *message: Any) -> None:
+    def log(self, level: int, text: str, extra: Mapping[str, Any]) -> None:
+        self.send("log", level, text, extra)
+
+    def shards(self) -> Iterator[Shard]:
+        """Yields the shards that the parent hands out, when they are needed."""
+        while True:
+            self.send("take")
+            shard = self._connection.recv()
+            if shard is None:
+                return
+            yield shard
+
+    def send(self, *message: Any) -> None:
         with self._lock:
-            self.sender.send(message)
-
-
-def _claim_shards(shards: list[Shard], next_shard: Any) -> Iterator[Shard]:
-    """Yields shards that no other worker has claimed; `next_shard` is a counter shared by all workers."""
-    while True:
-        with next_shard.get_lock():
-            number = next_shard.value
-            next_shard.value += 1
-        if number >= len(shards):
-            return
-        yield shards[number]
+            self._connection.send(message)
 
 
 def _stop_once(number: int, frame: Any) -> None:
@@ -250,25 +291,21 @@ def end_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()  # also if the parent ended before `prctl`
 
 
-def _run_worker(folder: Path, settings: Settings, shards: list[Shard], next_shard: Any, sender: Connection) -> None:
+def _run_worker(folder: Path, settings: Settings, connection: Connection) -> None:
     """The main function of a worker process."""
     end_with_parent()
     for stop in STOP_SIGNALS:
         signal.signal(stop, _stop_once)
+    parent = _Parent(connection)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         run = Run.open(folder)
-        with run.logged():
-            spans = score_on_one(run, settings, _SentProgress(sender), _claim_shards(shards, next_shard))
+        with native_stderr_to(run.log_path(settings.part)), records_to(parent.log):
+            spans = score_on_one(run, settings, parent, parent.shards())
         for span in spans.values():
             span.waiting = None  # refers to a queue of this process, and cannot be pickled
-        sender.send(("done", dict(spans), run.manifest.get("refused_engines")))
+        parent.send("done", dict(spans), run.manifest.get("refused_engines"))
     except DanqingError as problem:
-        sender.send(("failed", f"{settings.device}: {problem}"))
+        parent.send("failed", f"{settings.device}: {problem}")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-
-
-def _add_spans(total: Spans, spans: dict[str, Span]) -> None:
-    for name, span in spans.items():
-        total[name] = total[name] + span if name in total else span

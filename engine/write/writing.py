@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -21,10 +22,11 @@ import pyarrow as pa
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
-from danqing.engine.core.logs import log
+from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
 from danqing.engine.run.folder import Run
+from danqing.engine.run.part import TaskPart
 from danqing.engine.sources import Sample
 from danqing.engine.write.card import write_cards
 from danqing.engine.write.formats import Pairs, Writer, member_names, write_table
@@ -65,7 +67,18 @@ WRITERS: Registry[Writer] = Registry(
 )
 
 
-def write(run: Run, verdicts: list[InputVerdicts], progress: Progress, options: WriteOptions) -> int:
+Copy = Callable[[Run, list[InputVerdicts], list[OutputShard], WriteOptions, Progress, Writer], None]
+"""Writes output shards: `copy_shards` in this process, `engine.write.cluster.copy_on_cluster` on a Ray cluster."""
+
+
+def write(
+    run: Run,
+    verdicts: list[InputVerdicts],
+    progress: Progress,
+    options: WriteOptions,
+    part: TaskPart | None = None,
+    copy: Copy | None = None,
+) -> bool:
     """Makes shards/, kept_uids.npy and README.md those of the run's verdicts; what is right already is left alone.
 
     Args:
@@ -73,24 +86,21 @@ def write(run: Run, verdicts: list[InputVerdicts], progress: Progress, options: 
         verdicts: its verdicts (`read_verdicts`).
         progress: counts the pairs that are copied.
         options: format, size and order of the shards.
+        part: the shards to write; None for all.
+        copy: writes shards; None: `copy_shards`.
 
     Returns:
-        The number of kept pairs.
+        Whether all shards are written; False if those of other parts are missing.
 
     Raises:
         DanqingError: no such writer, an input is missing or was changed since it was scored, or
             a file that was read back differs from what was written.
     """
-    writer = WRITERS.named(options.output_format)
+    writer, alone = WRITERS.named(options.output_format), part is None and copy is None
+    if options.shuffle is not None and not alone:
+        raise DanqingError("--shuffle: one process copies all pairs into the new order; leave --part and --ray out")
     shards = output_shards(verdicts, options)
-    kept = sum(part.kept for part in verdicts)
-    missing = [shard for shard in shards if not is_written(run.table_path(shard.number), shard)]
-    surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
-    copied = [shard for shard in missing if not is_aside(run, shard)]
-    if copied:
-        source = InputOrder(run, verdicts)
-        whole = options.shuffle is not None  # a shuffle reads every input
-        source.check([(0, kept)] if whole else [(shard.first, shard.last) for shard in copied])
+    kept = sum(found.kept for found in verdicts)
     note = {
         "verdicts": verdicts_digest(verdicts),
         "recipe_hash": run.manifest["decided"]["recipe_hash"],
@@ -100,32 +110,44 @@ def write(run: Run, verdicts: list[InputVerdicts], progress: Progress, options: 
         "shards": len(shards),
         "kept": kept,
     }
-    replaces = run.manifest.get("written") != note
-    if missing or surplus:
-        forget_written(run)
-    if replaces and len(copied) < len(missing):
-        move_summaries(run)
-    for shard in missing:
-        if shard not in copied:
-            restore(run, shard)
+    own = part.block(shards) if part else shards
+    with run.manifest_of_all(part):
+        missing = [shard for shard in own if not is_written(run.table_path(shard.number), shard)]
+        surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
+        copied = [shard for shard in missing if not is_aside(run, shard)]
+        if copied:
+            source = InputOrder(run, verdicts)
+            whole = options.shuffle is not None  # a shuffle reads every input
+            source.check([(0, kept)] if whole else [(shard.first, shard.last) for shard in copied])
+        replaces = run.manifest.get("written") != note
+        if missing or surplus:
+            forget_written(run)
+        if replaces and (not alone or len(copied) < len(missing)):
+            move_summaries(run)
+        for shard in missing:
+            if shard not in copied:
+                restore(run, shard)
     if copied:
         progress.expect(sum(shard.last - shard.first for shard in copied), sum(shard.bytes for shard in run.shards))
-        order = source if options.shuffle is None else Shuffled(source, options.shuffle, run.folder)
-        _write_shards(run, copied, order, _replacing(writer, run) if replaces else writer, progress)
-    for path in surplus:
-        path.unlink()
-    _write_counts(run, shards)
-    uids = kept_uids(run)
-    if not uids_are_current(run, uids):
-        with commit(run.folder / "kept_uids.npy") as file:
-            np.save(file, uids)
-    tables = [run.table_path(shard.number) for shard in shards]
-    write_cards(run, options, tables, decision_digest(run, verdicts))
-    shutil.rmtree(run.folder / STALE, ignore_errors=True)
-    if run.manifest.get("written") != note:
-        run.manifest["written"] = note
-        run.save()
-    return kept
+        own_writer = _replacing(writer, run) if replaces and alone else writer
+        (copy or copy_shards)(run, verdicts, copied, options, progress, own_writer)
+    with run.manifest_of_all(part):
+        if part and not all(is_written(run.table_path(shard.number), shard) for shard in shards):
+            return False
+        for path in surplus:
+            path.unlink(missing_ok=True)
+        _write_counts(run, shards)
+        uids = kept_uids(run)
+        if not uids_are_current(run, uids):
+            with commit(run.folder / "kept_uids.npy") as file:
+                np.save(file, uids)
+        tables = [run.table_path(shard.number) for shard in shards]
+        write_cards(run, options, tables, decision_digest(run, verdicts))
+        shutil.rmtree(run.folder / STALE, ignore_errors=True)
+        if run.manifest.get("written") != note:
+            run.manifest["written"] = note
+            run.save()
+    return True
 
 
 def _replacing(writer: Writer, run: Run) -> Writer:
@@ -141,15 +163,39 @@ def _replacing(writer: Writer, run: Run) -> Writer:
     return write_shard
 
 
-def _write_shards(run: Run, missing: list[OutputShard], order: Order, writer: Writer, progress: Progress) -> None:
-    for shard in missing:
-        kept = order.table(shard.first, shard.last).replace_schema_metadata({MARK: shard.mark})
-        if len(kept) != shard.last - shard.first:
-            raise DanqingError(
-                f"{run.folder}: scores and verdicts have different rows; run `danqing decide {run.folder}` again"
-            )
-        _write_shard(run.table_path(shard.number), kept, order.samples(shard.first, shard.last), writer, progress)
-        log.info("wrote %s: %d pairs", run.table_path(shard.number).stem, len(kept))
+def copy_shards(
+    run: Run,
+    verdicts: list[InputVerdicts],
+    shards: list[OutputShard],
+    options: WriteOptions,
+    progress: Progress,
+    writer: Writer,
+) -> None:
+    """Writes output shards in this process.
+
+    Args:
+        run, verdicts, options, progress: see `write`.
+        shards: those to write.
+        writer: of the output format.
+    """
+    source = InputOrder(run, verdicts)
+    order = source if options.shuffle is None else Shuffled(source, options.shuffle, run.folder)
+    for shard in shards:
+        copy_shard(run, shard, order, writer, progress)
+
+
+def copy_shard(run: Run, shard: OutputShard, order: Order, writer: Writer, progress: Progress) -> None:
+    """Writes one output shard; its table, which marks it as complete, is written last."""
+    started = time.monotonic()
+    kept = order.table(shard.first, shard.last).replace_schema_metadata({MARK: shard.mark})
+    if len(kept) != shard.last - shard.first:
+        raise DanqingError(
+            f"{run.folder}: scores and verdicts have different rows; run `danqing decide {run.folder}` again"
+        )
+    _write_shard(run.table_path(shard.number), kept, order.samples(shard.first, shard.last), writer, progress)
+    name, seconds = run.table_path(shard.number).stem, time.monotonic() - started
+    figures = event("shard.written", shard=name, pairs=len(kept), seconds=round(seconds, 3))
+    log.info("wrote %s: %d pairs", name, len(kept), extra=figures)
 
 
 def _write_shard(table: Path, kept: pa.Table, samples: Iterator[Sample], writer: Writer, progress: Progress) -> None:

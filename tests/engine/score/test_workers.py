@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,9 @@ def test_two_workers_have_the_result_of_one(
     assert "score: 17 pairs in" in capfd.readouterr().err  # both workers advance one progress
     run = Run.open(tmp_path / "two")
     assert run.manifest["counts"]["scored_shards"] == 3 and run.manifest["engines"] == {}
+    log = (run.folder / "run.log").read_text()
+    assert len(re.findall(r" scored 0000\d: .* \(worker [01] on cpu\)\n", log)) == 3
+    assert sum(map(int, re.findall(r" worker [01] on cpu: \d shards, (\d+) pairs", log))) == 17
     assert main([*command, "--devices", "cpu,cpu"]) == 0  # nothing left to do
     run, spans = score_inputs(crawl, tmp_path / "three", plain_recipe, Settings(devices=("cpu", "cpu", "cpu")))
     assert {name: span.rows for name, span in spans.items()} == {name: span.rows for name, span in alone.items()}

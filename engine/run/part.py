@@ -1,0 +1,54 @@
+"""Parts: how the tasks of a job array divide the shards of a run among themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from danqing.engine.core.errors import DanqingError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TaskPart:
+    """The value of `--part`: task `number` of `count` tasks, counted from 0.
+
+    >>> part = TaskPart.parse("1/3")
+    >>> part.block(range(10)), part.holds(4), str(part)
+    (range(3, 6), True, '1/3')
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `I/N`.
+
+        Raises:
+            DanqingError: the text is something else, or I is not below N.
+        """
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+        if not found or not int(found[1]) < int(found[2]):
+            raise DanqingError(f"--part {text}: write I/N with I from 0 to N - 1, for example 0/16")
+        return cls(int(found[1]), int(found[2]))
+
+    def holds(self, number: int) -> bool:
+        """Whether an input shard belongs to the part: every `count`-th does, so that all parts take equally long."""
+        return number % self.count == self.number
+
+    def block(self, items: Sequence[T]) -> Sequence[T]:
+        """The part's output shards: adjacent ones, so that every input shard is read by as few tasks as possible."""
+        first, last = (len(items) * position // self.count for position in (self.number, self.number + 1))
+        return items[first:last]
+
+    @property
+    def suffix(self) -> str:
+        """End of the names of the part's own files."""
+        return f"-{self.number}-of-{self.count}"
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"

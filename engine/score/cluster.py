@@ -1,0 +1,161 @@
+"""SCORE on a Ray cluster: one worker process per GPU of all nodes (`engine.run.cluster`)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from danqing.engine.core.device import kind_of
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.logs import log_of, records_to
+from danqing.engine.core.progress import Progress
+from danqing.engine.core.spans import Span, Spans
+from danqing.engine.run.cluster import Workers, connected, run_on_cluster
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
+from danqing.engine.run.versions import SCORING_VERSIONS, current_versions, version_changes
+from danqing.engine.run.work import MAX_DEATHS, Tally, WorkQueue
+from danqing.engine.score.metrics import serve_metrics
+from danqing.engine.score.workers import add_spans, note_refused, scoring
+from danqing.engine.sources import Shard
+
+
+class Scored(NamedTuple):
+    """What a worker says of a shard.
+
+    Attributes:
+        rows: number of rows.
+        spans: counts and times of the stages.
+        records: its log (`records_to`).
+        lines: for the user.
+        refused: engines that could not be opened, by role.
+    """
+
+    rows: int
+    spans: dict[str, Span]
+    records: list[tuple[int, str, Mapping[str, Any]]]
+    lines: list[str]
+    refused: dict[str, str]
+
+
+class ShardScorer:
+    """A worker that scores shards of a run (`engine.run.cluster.Worker`), and the listener to its own progress.
+
+    Args:
+        folder: of the run.
+        settings: the device among those that Ray lets the worker see, the threads, and the limits of one worker.
+        place: working folder of the driver, which relative paths of the settings and the recipe start from.
+        versions: those of the driver.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, place: Path, versions: Mapping[str, str]) -> None:
+        self._folder, self._settings, self._place, self._versions = folder, settings, place, versions
+        self._open = ExitStack()
+        self._rows, self._records, self._lines = 0, list[tuple[int, str, Mapping[str, Any]]](), list[str]()
+
+    def open(self) -> str:
+        """Opens the device; the models are loaded with the first shard, and stay."""
+        check_versions(self._versions)
+        with suppress(OSError):  # this node does not have it
+            os.chdir(self._place)
+        self._run = Run.open(self._folder)
+        self._open.enter_context(records_to(lambda *record: self._records.append(record)))
+        self._score = self._open.enter_context(scoring(self._run, self._settings, self))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpu = visible if kind_of(self._settings.device) == "cuda" else None
+        return f"{socket.gethostname()}, {f'cuda:{gpu}' if gpu else self._settings.device}"
+
+    def work(self, shard: Shard) -> Scored:
+        """Scores a shard."""
+        spans = self._score(iter([shard]))
+        for span in spans.values():
+            span.waiting = None  # refers to a queue of this process, and cannot be pickled
+        refused = dict(self._run.manifest.get("refused_engines", {}))
+        scored = Scored(self._rows, dict(spans), self._records, self._lines, refused)
+        spans.clear()
+        self._rows, self._records, self._lines = 0, [], []
+        return scored
+
+    def expect(self, rows: int, size: int) -> None:
+        self._rows += rows
+
+    def advance(self, rows: int) -> None: ...
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+
+def score_on_cluster(run: Run, settings: Settings, progress: Progress, shards: Iterable[Shard]) -> Spans:
+    """Runs SCORE on the workers of the cluster at `settings.ray`. This process writes the log and serves the metrics.
+
+    Args:
+        run: the run folder; every node sees it, and the inputs, under the same paths.
+        settings: the device of every worker, and the limits of one worker.
+        progress: receives the rows of all workers, a shard at a time.
+        shards: the shards to score.
+
+    Returns:
+        The counts and times of the stages, summed over all workers.
+
+    Raises:
+        DanqingError: a worker failed with one, or shards were given up; names them.
+    """
+    total, queue, tally = Spans(), WorkQueue(shards), Tally()
+
+    def finished(worker: str, shard: Shard, scored: Scored) -> None:
+        add_spans(total, scored.spans)
+        note_refused(run, scored.refused)
+        tally.add(worker, shards=1, pairs=scored.rows)
+        for record in scored.records:
+            log_of(worker, *record)
+        for line in scored.lines:
+            progress.say(line)
+        progress.expect(scored.rows, shard.bytes)
+        progress.advance(scored.rows)
+
+    with connected(settings.ray) as ray:
+        resources = resources_of(settings, ray.nodes())
+        device, threads = kind_of(settings.device), max(int(resources["CPU"]), 1)  # a worker sees its GPU as cuda:0
+        own = replace(settings, ray="", metrics_port=None, device=device, threads=threads)
+        arguments = (run.folder.resolve(), own, Path.cwd(), current_versions())
+        workers = Workers(ShardScorer, arguments, resources)
+        with serve_metrics(total, settings.metrics_port, settings.metrics_address, tally=tally):
+            run_on_cluster(ray, workers, queue, tally, finished, progress)
+    tally.write_log()
+    if queue.given_up:
+        names = ", ".join(f"{shard.name} ({shard.path})" for shard in queue.given_up)
+        raise DanqingError(
+            f"{run.folder}: {MAX_DEATHS} workers died at each of these shards, which have no scores: {names}; all "
+            "others have them. Look for the cause (memory, a picture), leave the shards out, or run the command again"
+        )
+    return total
+
+
+def resources_of(settings: Settings, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns what a worker needs of its node: a GPU or a share of one, and cores.
+
+    Args:
+        settings: `threads`, if given, is the number of cores. Without it, the workers of a node with GPUs share its
+            cores equally, and a worker without a GPU has one.
+        nodes: as listed by `ray.nodes`.
+    """
+    if kind_of(settings.device) == "cpu":
+        return {"CPU": settings.threads or 1}
+    found = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("GPU")]
+    share = min((node.get("CPU", 0) // (node["GPU"] * settings.workers_per_gpu) for node in found), default=1)
+    return {"GPU": 1 / settings.workers_per_gpu, "CPU": settings.threads or max(int(share), 1)}
+
+
+def check_versions(wanted: Mapping[str, str]) -> None:
+    """Raises DanqingError if this node has other versions than the driver that can change scores."""
+    changed = version_changes(wanted, current_versions())
+    decisive = [
+        f"{name} {new or 'none'}, not {old}" for name, (old, new) in changed.items() if name in SCORING_VERSIONS
+    ]
+    if decisive:
+        raise DanqingError(f"{socket.gethostname()} has other versions than the driver: {'; '.join(decisive)}")

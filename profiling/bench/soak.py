@@ -1,0 +1,181 @@
+"""Soak: scores generated shards on a Ray cluster of this machine while its workers are killed at random times.
+
+    python -m danqing.profiling.bench.soak --minutes 30 --workers 2
+
+Prints how many workers died, whether every scored shard is whole, and how memory, open descriptors and threads of the
+driver and the workers grow per hour: the slope of a line through the samples, within each process. A process's first
+`WARMING_SECONDS` do not count, in which it loads models and compiled kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+
+from danqing.engine.demo.crawl import build_crawl
+from danqing.engine.run.folder import Run
+
+SAMPLE_SECONDS = 1.0
+WARMING_SECONDS = 30.0
+STOP_SECONDS = 60.0
+RECIPE = """
+recipe: soak
+models: {text_safety: jionlp-pornography, caption_safety: jionlp-advertising}
+criteria: {unsafe_text: {max: 0}, words: {min: 5, max: 60}, decodable: {min: 1}, laplacian_variance: {min: 100}}
+"""
+
+
+class Sample(NamedTuple):
+    """One look at a process: seconds since the start, resident bytes, open descriptors, threads."""
+
+    at: float
+    memory: float
+    descriptors: float
+    threads: float
+
+
+def make_shards(folder: Path, count: int) -> list[Path]:
+    """Makes `count` shards: links to those of the demo's crawl, in turn."""
+    (folder / "crawl").mkdir()
+    made = [Path(path) for path in build_crawl(folder / "crawl")]
+    for number in range(count):
+        os.link(made[number % len(made)], folder / f"{number:06d}.tar")
+    return made
+
+
+@contextmanager
+def driver(folder: Path, workers: int) -> Iterator[psutil.Popen]:
+    """Runs `danqing score --ray` during a `with` block, on a cluster of this machine with room for the workers."""
+    (folder / "soak.yaml").write_text(RECIPE)
+    code = (
+        "import sys, ray; from danqing.engine.cli.main import main;"
+        f"ray.init(num_cpus={workers}, num_gpus=0, log_to_driver=False, include_dashboard=False);"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "score", f"{folder}/*.tar", "-o", str(folder / "out"), "--ray", "local"]
+    command += ["--recipe", str(folder / "soak.yaml"), "--device", "cpu", "--threads", "1", "--quiet"]
+    with (folder / "driver.log").open("w") as log:
+        process = psutil.Popen(command, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+        if process.poll() is None:
+            process.kill()
+
+
+def workers_of(process: psutil.Popen) -> list[psutil.Process]:
+    """The worker processes that score."""
+    found = []
+    for child in process.children(recursive=True):
+        with suppress(psutil.Error):
+            if "ShardScorer" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def watch(process: psutil.Popen, seconds: float, mean_seconds: float) -> tuple[dict[int, list[Sample]], int]:
+    """Samples the driver and its workers, and kills one of these at random times.
+
+    Args:
+        process: the driver.
+        seconds: how long, if the driver does not end before.
+        mean_seconds: mean time between two kills.
+
+    Returns:
+        Process id → its samples, and the number of kills.
+    """
+    samples: dict[int, list[Sample]] = {}
+    kills, started = 0, time.monotonic()
+    chance = random.Random(0)
+    following = started + chance.expovariate(1 / mean_seconds)
+    while time.monotonic() - started < seconds and process.poll() is None:
+        workers = workers_of(process)
+        for seen in [process, *workers]:
+            with suppress(psutil.Error):
+                at, memory = time.monotonic() - started, float(seen.memory_info().rss)
+                figures = Sample(at, memory, float(seen.num_fds()), float(seen.num_threads()))
+                samples.setdefault(seen.pid, []).append(figures)
+        if time.monotonic() > following and workers:
+            with suppress(psutil.Error):
+                chance.choice(workers).kill()
+                kills += 1
+            following = time.monotonic() + chance.expovariate(1 / mean_seconds)
+        time.sleep(SAMPLE_SECONDS)
+    return samples, kills
+
+
+def slopes(series: list[list[Sample]]) -> dict[str, float]:
+    """Growth per hour of each figure, by least squares within the processes; empty without enough samples."""
+    warm = [[sample for sample in one if sample.at - one[0].at > WARMING_SECONDS] for one in series]
+    centred = [np.array(one) - np.mean(one, axis=0) for one in warm if len(one) > 2]
+    if not centred:
+        return {}
+    joined = np.concatenate(centred)
+    rates = joined[:, 0] @ joined[:, 1:] / (joined[:, 0] @ joined[:, 0]) * 3600
+    return {"mb": rates[0] / 1e6, "descriptors": rates[1], "threads": rates[2]}
+
+
+def broken_shards(out: Path, kinds: int) -> tuple[int, list[str]]:
+    """Counts the scored shards, and names those whose rows differ from those of the first link to the same file."""
+    run, first = Run.open(out), {}
+    scored, broken = 0, []
+    for shard in run.shards:
+        path = run.scores_path(shard.number)
+        if path.exists():
+            scored += 1
+            table = pq.read_table(path).drop_columns(["shard"])
+            if not table.equals(first.setdefault(shard.number % kinds, table)):
+                broken.append(shard.name)
+    return scored, broken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--shards", type=int, default=20_000)
+    parser.add_argument("--kill-every", type=float, default=60, metavar="SECONDS", help="mean time between two kills")
+    options = parser.parse_args()
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        kinds = len(make_shards(folder, options.shards))
+        with driver(folder, options.workers) as process:
+            own = process.pid
+            samples, kills = watch(process, options.minutes * 60, options.kill_every)
+        scored, broken = broken_shards(folder / "out", kinds)
+        log = (folder / "out" / "run.log").read_text(encoding="utf-8")
+        found = {
+            "seconds": samples[own][-1].at,
+            "kills": kills,
+            "losses_noticed": log.count(" is lost, "),
+            "shards": scored,
+            "broken": broken,
+            "left": len(list((folder / "out").rglob("*.part"))),
+            "driver_per_hour": slopes([samples.pop(own)]),
+            "workers_per_hour": slopes(list(samples.values())),
+            "workers": len(samples),
+        }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
