@@ -21,6 +21,7 @@ from danqing.engine.cli.options import (
     Inputs,
     LayoutOptions,
     Limit,
+    LocalFolder,
     MachineOptions,
     Neighbours,
     OutputFolder,
@@ -29,10 +30,11 @@ from danqing.engine.cli.options import (
     SeveralOptions,
     ShardOptions,
     StageOptions,
+    StorageOptions,
     Strict,
     TextOptions,
-    local_paths,
     number_from,
+    to_paths,
 )
 from danqing.engine.cli.output import OutputOptions, stages_of
 from danqing.engine.core.table_names import CAPTION_COLUMNS, URL_COLUMNS
@@ -50,6 +52,8 @@ class ReferenceOptions:
     against: Annotated[
         tuple[Path, ...],
         Parameter(
+            converter=to_paths,
+            n_tokens=1,
             metavar="RUN",
             help="Drop pairs whose picture is a near-duplicate of one that this curated run kept, or whose caption "
             "is near one of its captions, if the recipe compares captions; repeatable.",
@@ -58,6 +62,8 @@ class ReferenceOptions:
     exclude_similar_to: Annotated[
         tuple[Path, ...],
         Parameter(
+            converter=to_paths,
+            n_tokens=1,
             metavar="DIR",
             help="Drop pairs whose picture is near one of an evaluation set: a folder of pictures or shards, or a run; "
             "repeatable.",
@@ -108,7 +114,7 @@ def select(
     tables: Annotated[
         list[str],
         Parameter(
-            converter=local_paths,
+            converter=to_paths,
             help="Parquet, CSV or JSON lines (.csv.gz and .jsonl.gz too): files, folders, globs, brace ranges.",
         ),
     ],
@@ -122,6 +128,7 @@ def select(
     machine: MachineOptions = MachineOptions(),
     force: ForceResume = False,
     strict: Strict = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
     """Drop rows of URL tables before anything is downloaded.
@@ -203,6 +210,7 @@ def curate(
     shards: ShardOptions = ShardOptions(),
     neighbours: Neighbours = "auto",
     strict: Strict = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
     """Score, decide and write, in a row.
@@ -253,6 +261,7 @@ def score(
     scoring: StageOptions = StageOptions(),
     several: SeveralOptions = SeveralOptions(),
     strict: Strict = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
     """Compute the scores of every pair, once.
@@ -327,6 +336,7 @@ def decide(
     machine: MachineOptions = MachineOptions(),
     neighbours: Neighbours = "auto",
     force: ForceModels = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Apply a recipe's thresholds to a scored run.
@@ -363,7 +373,14 @@ def decide(
     "danqing write out --output-format parquet --shard-size 5000 --shuffle 1",
     group=PHASES,
 )
-def write(run: RunFolder, /, *, shards: ShardOptions = ShardOptions(), out: OutputOptions = OutputOptions()) -> None:
+def write(
+    run: RunFolder,
+    /,
+    *,
+    shards: ShardOptions = ShardOptions(),
+    storage: StorageOptions = StorageOptions(),
+    out: OutputOptions = OutputOptions(),
+) -> None:
     """Copy the kept pairs into new shards.
 
     Writes the original picture bytes, clean captions, kept_uids.npy, README.md (a dataset card) and report.html. What
@@ -395,7 +412,7 @@ def _written_line(folder: Path, kept: int) -> str:
     group=PHASES,
 )
 def merge(
-    runs: Annotated[list[Path], Parameter(help="Folders of decided runs.")],
+    runs: Annotated[list[Path], Parameter(converter=to_paths, help="Folders of decided runs.")],
     /,
     *,
     output: OutputFolder,
@@ -403,6 +420,7 @@ def merge(
     machine: MachineOptions = MachineOptions(),
     neighbours: Neighbours = "auto",
     strict: Strict = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
     """Make one run of several, without near-duplicates between them.
@@ -438,7 +456,7 @@ def merge(
 )
 def demo(
     *,
-    output: OutputFolder = Path("demo"),
+    output: LocalFolder = Path("demo"),
     scoring: StageOptions = StageOptions(),
 ) -> None:
     """Curate a small crawl with known defects, and count what was caught.

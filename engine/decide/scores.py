@@ -16,6 +16,7 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
+from danqing.engine.core.storage import fetch_all, path_of
 from danqing.engine.decide.dedup import fingerprints, groups
 from danqing.engine.decide.dedup.captions import SimilarTexts, nearest_texts
 from danqing.engine.decide.dedup.features import Features
@@ -205,7 +206,7 @@ class Scores:
         self, criterion: Exclusion, rows: np.ndarray, device: Device, progress: Progress | None = None
     ) -> Outcome:
         """Drops the rows that are near a row of another run."""
-        there, wanted = read_reference(Path(criterion.folder), criterion)
+        there, wanted = read_reference(path_of(criterion.folder), criterion)
         uid, index = there.uid[wanted], ""
         if criterion.column == FEATURES:
             features = self.features_of(rows, device), there.features_of(wanted, device)
@@ -306,6 +307,7 @@ def read_scores(run: Run, recipe: Recipe) -> Scores:
     by_row = [criterion for criterion in recipe.criteria if isinstance(criterion, RowCriterion)]
     others = {c for criterion in recipe.criteria if criterion not in by_row for c in criterion.columns} - {FEATURES}
     paths = [run.scores_path(shard.number) for shard in run.shards]
+    fetch_all(paths)
     sizes = [_count_rows(path) for path in paths]
     rows = sum(sizes)
     uid, error, feature_row = np.empty((rows, 2), np.uint64), np.empty(rows, bool), np.empty(rows, np.int64)

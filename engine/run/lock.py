@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import LOCK, refuse_address, remove_unfinished
+from danqing.engine.core.files import LOCK, remove_unfinished
 from danqing.engine.core.lock import LockHeldError, locked
+from danqing.engine.core.remote_lock import locked_object
+from danqing.engine.core.storage import RemotePath
+from danqing.engine.core.store import WEB
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,11 +42,11 @@ def lock_folder(folder: Path) -> Iterator[bool]:
     if place in _held.get():
         yield False
         return
-    refuse_address(str(folder))
     created = _make(folder)
     entered = False
     try:
-        with locked(folder / LOCK) as held:
+        lock = folder / LOCK
+        with locked_object(lock) if isinstance(lock, RemotePath) else locked(lock) as held:
             entered = True
             if held:
                 remove_unfinished(folder)
@@ -86,6 +89,8 @@ def lock_output(phase: Callable[P, T]) -> Callable[P, T]:
 
 def _make(folder: Path) -> bool:
     """Creates a folder; returns whether it did not exist."""
+    if isinstance(folder, RemotePath) and folder.scheme in WEB:
+        raise DanqingError(f"{folder}: web servers are only read; name a local folder or one on object storage")
     if folder.is_dir():
         return False
     if folder.is_file():

@@ -6,6 +6,7 @@ than numbers, booleans and strings are read and written by Arrow, which keeps ev
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def _tables(path: Path, rows: int, device: Device) -> Iterator[DeviceTable]:
     from pylibcudf.io.types import SourceInfo
 
     schema, stream = pq.read_schema(path), stream_of(device)
-    options = ParquetReaderOptions.builder(SourceInfo([str(path)])).build()
+    options = ParquetReaderOptions.builder(SourceInfo([os.fspath(path)])).build()
     waiting: DeviceTable | None = None
     try:
         reader = ChunkedParquetReader(options, stream, None, CHUNK_BYTES, CHUNK_BYTES)

@@ -28,6 +28,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
+from danqing.engine.core.storage import fetch_ahead
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import identity_differences, resume_with_versions
@@ -178,7 +179,7 @@ def _unfinished(read: Iterable[Part], parts: PartFiles, progress: Progress) -> I
 def _parts(files: Iterable[Shard], columns: Columns, limit: int | None, device: Device) -> Iterator[Part]:
     """Yields the tables in parts, up to `limit` rows in all."""
     left = sys.maxsize if limit is None else limit
-    for file in files:
+    for file in fetch_ahead(files, lambda file: file.path):
         for part in libcudf_tables.read(file, columns, min(PART_ROWS, left), device):
             yield (head := part.head(min(len(part), left)))
             left -= len(head)

@@ -27,6 +27,7 @@ from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
 from danqing.engine.core.plain_tables import plain_table, text_of
+from danqing.engine.core.storage import ranged
 from danqing.engine.core.table_names import CAPTION_COLUMNS, URL_COLUMNS
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.sources.inputs import Shard, files_in, find_files
@@ -153,7 +154,7 @@ def _column_names(file: Shard, columns: Columns) -> list[str]:
         parts = _text(file, columns, CHECKED_ROWS)
         return next((part.table.column_names for part in parts if len(part.errors) < len(part.table)), [])
     try:
-        return list(pq.read_schema(file.path).names)
+        return list(pq.read_schema(ranged(file.path)).names)
     except (pa.ArrowException, OSError) as problem:
         raise DanqingError(f"{file.path}: cannot be read as Parquet: {problem}") from None
 

@@ -9,7 +9,6 @@ its successor is complete. Inputs are checked before anything is replaced, so th
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, islice
@@ -24,6 +23,7 @@ from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
+from danqing.engine.core.storage import remove_tree
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Sample
 from danqing.engine.write.card import write_cards
@@ -121,7 +121,7 @@ def write(run: Run, verdicts: list[InputVerdicts], progress: Progress, options: 
             np.save(file, uids)
     tables = [run.table_path(shard.number) for shard in shards]
     write_cards(run, options, tables, decision_digest(run, verdicts))
-    shutil.rmtree(run.folder / STALE, ignore_errors=True)
+    remove_tree(run.folder / STALE)
     if run.manifest.get("written") != note:
         run.manifest["written"] = note
         run.save()
