@@ -25,8 +25,8 @@ from danqing.engine.core.storage import RemotePath, forget
 
 LEASE_SECONDS = 120.0
 """Age from which a lock is that of a process that was killed."""
-RENEWALS = 4
-"""How often a holder renews its lock in `LEASE_SECONDS`."""
+RENEW_SECONDS = 30.0
+"""Time after which a holder writes its lock again."""
 SETTLE_SECONDS = 0.5
 """Pause between writing a lock and reading it back; of two processes that write at once, the first then gives way."""
 
@@ -58,7 +58,7 @@ def locked_object(path: RemotePath) -> Iterator[bool]:
 
 
 def _renew(path: RemotePath, content: dict[str, Any], ended: threading.Event) -> None:
-    while not ended.wait(LEASE_SECONDS / RENEWALS):
+    while not ended.wait(RENEW_SECONDS):
         with suppress(DanqingError):  # the next renewal may succeed
             write_json(path, content)
 
