@@ -274,7 +274,7 @@ def load_recipe(recipe: StrPath | Recipe, set: Overrides = ()) -> Recipe:
         set = [f"{name}={json.dumps(value)}" for name, value in set.items()]
     if isinstance(recipe, Recipe):
         return reading.recipe_from_dict(recipe.to_dict(), recipe.name, _listed(set), known_columns(), model_roles())
-    return reading.load_recipe(os.fspath(recipe), _listed(set), known_columns(), model_roles())
+    return reading.load_recipe(str(recipe), _listed(set), known_columns(), model_roles())
 
 
 def curate(

@@ -329,6 +329,26 @@ def fetch_all(paths: Iterable[Path]) -> None:
             list(pool.map(fetch, (path for path in remote if path.exists())))
 
 
+def fetch_together(path: Path, names: Iterable[str]) -> Path:
+    """Returns the local file of a path, beside which are those of other files of its folder.
+
+    Args:
+        path: the file.
+        names: the other files, relative to its folder.
+    """
+    if not isinstance(path, RemotePath):
+        return path
+    local = fetch(path)
+    for name in names:
+        link = local.parent / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():  # or its target was removed
+            link.unlink(missing_ok=True)
+            with suppress(FileExistsError):
+                link.symlink_to(fetch(path.parent / name))
+    return local
+
+
 def fetch_ahead(items: Iterable[T], path: Callable[[T], Path]) -> Iterator[T]:
     """Yields items; while the caller works on one with a remote file, the file of the next one is downloaded.
 
