@@ -18,7 +18,7 @@ from typing import IO, Any
 from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.lock import locked
-from danqing.engine.core.storage import RemotePath, temporary_for, upload
+from danqing.engine.core.storage import ABANDONED_SECONDS, RemotePath, temporary_for, upload
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error codes of a full disk, a used up quota and a file size limit."""
@@ -29,8 +29,6 @@ LOCK = ".lock"
 MAKING = ".making-"
 """Start of the names of folders that are renamed when they are complete."""
 _PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
-ABANDONED_SECONDS = 24 * 3600.0
-"""Age at which a temporary file in a folder without a lock belongs to no running process."""
 
 
 @contextmanager

@@ -38,6 +38,9 @@ KEPT_FREE = 0.1
 """Share of the cache's disk that copies leave free; the copies that were used least recently are removed for it."""
 IN_USE_SECONDS = 60.0
 """Age under which a copy is not removed: it may have been found and not opened yet."""
+ABANDONED_SECONDS = 24 * 3600.0
+"""Age at which a temporary file in a folder without a lock belongs to no running process."""
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 FILES_AT_ONCE = 16
 """Files that `fetch_all` downloads at the same time."""
 
@@ -283,8 +286,12 @@ def copies_folder() -> Path:
 
 
 def _copy_of(path: RemotePath, entry: Entry) -> Path:
-    """Where the copy of an object is; another one if the object has another size or time."""
-    identity = f"{path} {entry.size} {entry.seconds}".encode("utf-8", "surrogateescape")
+    """Where the copy of an object is; another one if the object has another size or time.
+
+    Copies are not flushed to disk, so those from before the machine's last start, which may be damaged, are not used.
+    """
+    boot = BOOT.read_text().strip() if BOOT.exists() else ""
+    identity = f"{path} {entry.size} {entry.seconds} {boot}".encode("utf-8", "surrogateescape")
     digest = hashlib.sha256(identity).hexdigest()[:32]
     return copies_folder() / digest[:2] / digest[2:] / path.name
 
@@ -464,8 +471,9 @@ def _make_room(size: int) -> None:
             if path.is_file():
                 found.append((path.stat().st_mtime, path))
     for used, path in sorted(found):
-        if needed <= 0 or time.time() - used < IN_USE_SECONDS:
+        if needed <= 0:
             return
-        with suppress(FileNotFoundError):
-            needed -= path.stat().st_size
-            path.unlink()
+        if time.time() - used > (ABANDONED_SECONDS if path.name.startswith(".") else IN_USE_SECONDS):
+            with suppress(FileNotFoundError):
+                needed -= path.stat().st_size
+                path.unlink()

@@ -179,7 +179,7 @@ def _unfinished(read: Iterable[Part], parts: PartFiles, progress: Progress) -> I
 def _parts(files: Iterable[Shard], columns: Columns, limit: int | None, device: Device) -> Iterator[Part]:
     """Yields the tables in parts, up to `limit` rows in all."""
     left = sys.maxsize if limit is None else limit
-    for file in fetch_ahead(files, lambda file: file.path):
+    for file in fetch_ahead(files, lambda file: file.path) if limit is None else files:
         for part in libcudf_tables.read(file, columns, min(PART_ROWS, left), device):
             yield (head := part.head(min(len(part), left)))
             left -= len(head)
