@@ -37,6 +37,7 @@ from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.memory import read_size
 from danqing.engine.core.progress import OpenProgress, silent
 from danqing.engine.core.schemas import common_schema
+from danqing.engine.core.storage import path_of
 from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe import reading
@@ -255,7 +256,7 @@ def open_run(folder: StrPath) -> Run:
     >>> open_run("out").recipe.name
     'example'
     """
-    return Run.open(Path(folder))
+    return Run.open(path_of(folder))
 
 
 def load_recipe(recipe: StrPath | Recipe, set: Overrides = ()) -> Recipe:
@@ -278,7 +279,7 @@ def load_recipe(recipe: StrPath | Recipe, set: Overrides = ()) -> Recipe:
         set = [f"{name}={json.dumps(value)}" for name, value in set.items()]
     if isinstance(recipe, Recipe):
         return reading.recipe_from_dict(recipe.to_dict(), recipe.name, _listed(set), known_columns(), model_roles())
-    return reading.load_recipe(os.fspath(recipe), _listed(set), known_columns(), model_roles())
+    return reading.load_recipe(str(recipe), _listed(set), known_columns(), model_roles())
 
 
 def curate(
@@ -332,12 +333,12 @@ def curate(
     """
     phases.curate(
         _paths(inputs),
-        Path(output),
+        path_of(output),
         load_recipe(recipe, set),
         _settings(options),
         WriteOptions(output_format, shard_size, shuffle, licence),
-        list(map(Path, _listed(against))),
-        list(map(Path, _listed(exclude_similar_to))),
+        list(map(path_of, _listed(against))),
+        list(map(path_of, _listed(exclude_similar_to))),
         exclude_within,
         progress=_progress(progress),
         neighbours=neighbours,
@@ -369,7 +370,7 @@ def score(
     8
     """
     phases.score_inputs(
-        _paths(inputs), Path(output), load_recipe(recipe, set), _settings(options), progress=_progress(progress)
+        _paths(inputs), path_of(output), load_recipe(recipe, set), _settings(options), progress=_progress(progress)
     )
     return open_run(output)
 
@@ -482,9 +483,9 @@ def merge(
     >>> [half.funnel.kept for half in halves], merge(halves, "both").funnel.kept
     ([4, 2], 5)
     """
-    folders = [run.folder if isinstance(run, EngineRun) else Path(run) for run in _listed(runs)]
+    folders = [run.folder if isinstance(run, EngineRun) else path_of(run) for run in _listed(runs)]
     bar = _progress(progress)
-    merged, _ = phases.merge_runs(folders, Path(output), device, _positive("threads", threads), bar, neighbours)
+    merged, _ = phases.merge_runs(folders, path_of(output), device, _positive("threads", threads), bar, neighbours)
     phases.write_run(merged, WriteOptions(output_format, shard_size, shuffle, licence), bar)
     return open_run(output)
 
@@ -542,7 +543,7 @@ def select(
     )
     return select_tables(
         _paths(inputs),
-        Path(output),
+        path_of(output),
         load_recipe(recipe, set),
         Columns(url_col or "", caption_col or "", settings.layout.encoding),
         settings,
@@ -634,8 +635,8 @@ def _settings(options: ScoringOptions) -> Settings:
     return settings_from(
         {
             **options,
-            "blocklist": None if blocklist is None else Path(blocklist),
-            "user_dict": list(map(Path, _listed(options.get("user_dict") or ()))),
+            "blocklist": None if blocklist is None else path_of(blocklist),
+            "user_dict": list(map(path_of, _listed(options.get("user_dict") or ()))),
             "memory_limit": _size(options.get("memory_limit")),
         }
     )
@@ -658,7 +659,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _paths(inputs: StrPaths) -> list[str]:
-    return list(map(os.fspath, _listed(inputs)))
+    return [str(path_of(value)) if isinstance(value, Path) else os.fspath(value) for value in _listed(inputs)]
 
 
 def _positive(name: str, value: int | None) -> int | None:

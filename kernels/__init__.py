@@ -3,7 +3,7 @@
 import os
 import sys
 
-from danqing.engine.core.files import cache_path
+from danqing.engine.core.cache import cache_path
 
 # By default Numba writes compiled code beside the sources and CuPy to the home folder, and either can be read-only.
 # Numba reads its variable on import, CuPy when it compiles.

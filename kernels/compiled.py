@@ -14,8 +14,9 @@ from typing import Any
 import numba
 from numba.core.compiler_lock import global_compiler_lock
 
+from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import LOCK, cache_path
+from danqing.engine.core.files import LOCK
 from danqing.engine.core.lock import locked
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.core.storage import path_of
 from danqing.engine.core.user_yaml import LimitedLoader, describe_yaml_error, read_user_file
 from danqing.kernels.text.lexicon import Patterns
 
@@ -161,7 +162,7 @@ def load_card(name_or_path: str) -> Card:
         DanqingError: there is no such card, or it has an unknown key or a wrong value; the message names the file.
     """
     if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
+        path = path_of(name_or_path)
         if not path.is_file():
             raise DanqingError(f"{path}: no such model card")
         return _read(read_user_file(path, "model card"), str(path), path)

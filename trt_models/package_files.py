@@ -7,12 +7,13 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import cache_path, writing_cache
+from danqing.engine.core.files import writing_cache
 
 
 def cache_folder() -> Path:
-    """Returns `engine.core.files.cache_path()`, and creates the folder if it does not exist.
+    """Returns `engine.core.cache.cache_path()`, and creates the folder if it does not exist.
 
     Raises:
         DanqingError: the folder cannot be created.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import MAKING, building, exchange, read_json, write_json, writing_cache
+from danqing.engine.core.storage import fetch_together
 from danqing.trt_models.card import Card, TermList, TokenInput
 from danqing.trt_models.package_files import cache_folder, check, package_file, sha256
 
@@ -32,7 +34,8 @@ def onnx_path(card: Card) -> Path:
     if card.onnx:
         path = package_file(None, card.onnx, card.folder)
         check(path, card.sha256, f"the card {card.name}")
-        for name in external_files(path, sha256(path)):
+        names = external_files(path, sha256(path))
+        for name in names:
             beside = package_file(None, name, path.parent)
             if name not in card.weights:
                 raise DanqingError(
@@ -40,7 +43,7 @@ def onnx_path(card: Card) -> Path:
                     f"weights: {{{name}: {sha256(beside)}}}"
                 )
             check(beside, card.weights[name], f"the card {card.name}")
-        return path
+        return fetch_together(path, names)
     folder = model_folder(card)
     note = folder / "model.json"
     if not note.exists():
@@ -124,7 +127,7 @@ def external_files(path: Path, digest: str) -> tuple[str, ...]:
     import onnx
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load(os.fspath(path), load_external_data=False)
     except Exception as problem:  # protobuf's own
         raise DanqingError(f"{path}: cannot be read as ONNX: {problem}") from None
     found = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}

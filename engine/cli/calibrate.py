@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from danqing.engine.cli.app import CALIBRATE_HELP, PARAMETERS, RUNS, command, examples_text
-from danqing.engine.cli.options import MachineOptions, PositiveInt, RunFolder, whole_from
+from danqing.engine.cli.options import MachineOptions, PositiveInt, RunFolder, StorageOptions, whole_from
 from danqing.engine.cli.output import OutputOptions
 
 EXAMPLES = (
@@ -46,6 +46,7 @@ def redundancy(
         int, Parameter(metavar="N", validator=whole_from(0), help="Chooses the pictures of the sample.")
     ] = 0,
     machine: MachineOptions = MachineOptions(),
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Measure which copies, and which other pictures, `within` joins.

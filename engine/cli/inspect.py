@@ -13,13 +13,15 @@ from danqing.engine.cli.options import (
     Inputs,
     LayoutOptions,
     Limit,
+    LocalFolder,
     MachineOptions,
-    OutputFolder,
     PositiveInt,
     RecipeOptions,
     RunFolder,
     StageOptions,
+    StorageOptions,
     number_from,
+    to_paths,
     whole_from,
 )
 from danqing.engine.cli.output import Json, OutputOptions, QuietOptions, print_json
@@ -31,6 +33,7 @@ def explain(
     key: Annotated[str, Parameter(help="The pair's key, or its uid (32 hex digits).")],
     /,
     *,
+    storage: StorageOptions = StorageOptions(),
     json: Json = False,
 ) -> None:
     """Show every score of one pair, and why it was kept or dropped."""
@@ -70,11 +73,12 @@ class ToleranceOptions:
 
 @command("danqing diff run-on-cpu run-on-gpu", "danqing diff before after --flips 0.01 --json", group=RUNS)
 def diff(
-    first: Annotated[Path, Parameter(help="Folder of a decided run.")],
-    second: Annotated[Path, Parameter(help="Folder of another decided run over the same input.")],
+    first: Annotated[Path, Parameter(converter=to_paths, help="Folder of a decided run.")],
+    second: Annotated[Path, Parameter(converter=to_paths, help="Folder of another decided run over the same input.")],
     /,
     *,
     tolerance: ToleranceOptions = ToleranceOptions(),
+    storage: StorageOptions = StorageOptions(),
     json: Json = False,
 ) -> int:
     """Compare two runs over the same input, score by score.
@@ -109,6 +113,7 @@ def topics(
         ),
     ] = None,
     machine: MachineOptions = MachineOptions(),
+    storage: StorageOptions = StorageOptions(),
     out: QuietOptions = QuietOptions(),
 ) -> None:
     """Find the topics of the kept captions.
@@ -128,7 +133,9 @@ def topics(
 
 
 @command("danqing report out", group=RUNS)
-def report(run: RunFolder, /, *, out: QuietOptions = QuietOptions()) -> None:
+def report(
+    run: RunFolder, /, *, storage: StorageOptions = StorageOptions(), out: QuietOptions = QuietOptions()
+) -> None:
     """Make report.html anew.
 
     `write` and `topics` make it, too; this command makes it without writing shards.
@@ -152,11 +159,12 @@ def profile(
     inputs: Inputs,
     /,
     *,
-    output: OutputFolder,
+    output: LocalFolder,
     limit: Limit = None,
     recipe: RecipeOptions = RecipeOptions(),
     layout: LayoutOptions = LayoutOptions(),
     scoring: StageOptions = StageOptions(),
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Measure where the time of scoring goes.

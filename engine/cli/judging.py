@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danqing.engine.cli.options import RecipeOptions
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.storage import path_of
 
 if TYPE_CHECKING:
     from danqing.engine.recipe.reading import Recipe
@@ -78,4 +78,4 @@ def _is_stored(name: str) -> bool:
     from danqing.trt_models.card import card_names, load_card
     from danqing.trt_models.store import is_stored
 
-    return (name in card_names() or Path(name).is_file()) and is_stored(load_card(name))
+    return (name in card_names() or path_of(name).is_file()) and is_stored(load_card(name))

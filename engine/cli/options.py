@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -9,11 +10,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter
 
-from danqing.engine.core.files import refuse_address
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.storage import COPIES, RemotePath, path_of
+from danqing.engine.core.store import ENDPOINT
 
 if TYPE_CHECKING:
     from danqing.engine.recipe.reading import Recipe
@@ -33,6 +36,7 @@ SEVERAL = Group("Several GPUs", sort_key=6)
 MONITORING = Group("Monitoring", sort_key=7)
 OTHER_DATA = Group("Other data", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
+STORAGE = Group("Object storage", sort_key=10)
 
 
 def whole_from(minimum: int, maximum: int | None = None) -> Callable[[Any, int | None], None]:
@@ -63,15 +67,24 @@ def _whole(kind: Any, tokens: Sequence[Any]) -> int:
     return int(tokens[0].value)
 
 
-def local_paths(kind: Any, tokens: Sequence[Any]) -> Any:
-    """Converts paths; refuses URLs, of which `Path` would make the name of a local file."""
-    for token in tokens:
-        refuse_address(token.value)
-    return [token.value for token in tokens] if kind == list[str] else Path(tokens[0].value)
+def to_paths(kind: Any, tokens: Sequence[Any]) -> Any:
+    """Converts names of local files and addresses of remote ones; lists of texts are only checked."""
+    paths = [path_of(token.value) for token in tokens]
+    if kind == list[str]:
+        return [token.value for token in tokens]
+    return paths if kind == list[Path] else tuple(paths) if get_origin(kind) is tuple else paths[0]
+
+
+def local_path(kind: Any, tokens: Sequence[Any]) -> Path:
+    """Converts the name of a local folder."""
+    path = path_of(tokens[0].value)
+    if isinstance(path, RemotePath):
+        raise DanqingError(f"{path}: this command writes many small files; name a local folder")
+    return path
 
 
 def _folder(kind: Any, value: Path) -> None:
-    if value.is_file():
+    if not isinstance(value, RemotePath) and value.is_file():
         raise ValueError(f"{str(value)!r} is a file; name a folder.")
 
 
@@ -118,7 +131,7 @@ Neighbours = Annotated[
 Inputs = Annotated[
     list[str],
     Parameter(
-        converter=local_paths,
+        converter=to_paths,
         help="WebDataset shards (.tar), Parquet with pictures, tables (.csv, .jsonl) that name picture files, folders "
         "of any of these or of pictures with .txt beside them; globs and brace ranges ({00000..00041}.tar).",
     ),
@@ -126,10 +139,16 @@ Inputs = Annotated[
 OutputFolder = Annotated[
     Path,
     Parameter(
-        name=["--output", "-o"], metavar="OUT", converter=local_paths, validator=_folder, help="Folder to write to."
+        name=["--output", "-o"], metavar="OUT", converter=to_paths, validator=_folder, help="Folder to write to."
     ),
 ]
-RunFolder = Annotated[Path, Parameter(help="Folder of the run.")]
+LocalFolder = Annotated[
+    Path,
+    Parameter(
+        name=["--output", "-o"], metavar="OUT", converter=local_path, validator=_folder, help="Folder to write to."
+    ),
+]
+RunFolder = Annotated[Path, Parameter(converter=to_paths, help="Folder of the run.")]
 Encoding = Annotated[
     str,
     Parameter(
@@ -184,6 +203,27 @@ ForceModels = Annotated[
         help="Decide although the recipe names other models than those that scored the run.",
     ),
 ]
+
+
+@Parameter(name="*", group=STORAGE)
+@dataclass(frozen=True)
+class StorageOptions:
+    """How files behind addresses (s3://, gs://, abfs://, hdfs://; inputs also https://) are reached.
+
+    They become variables of the environment, which worker processes inherit.
+    """
+
+    endpoint: Annotated[
+        str, Parameter(metavar="URL", help=f"Address of an S3-compatible store, as MinIO (default: ${ENDPOINT}).")
+    ] = ""
+    cache: Annotated[
+        str,
+        Parameter(metavar="DIR", help="Local folder for copies of remote files (default: remote in the cache)."),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        given = {ENDPOINT: self.endpoint, COPIES: self.cache}
+        os.environ.update({name: value for name, value in given.items() if value})
 
 
 @Parameter(name="*", group=OUTPUT)
@@ -277,11 +317,16 @@ class TextOptions:
     """Lists that URLs and captions are judged by."""
 
     blocklist: Annotated[
-        Path | None, Parameter(metavar="FILE", help="Blocked domains, one a line; subdomains are included.")
+        Path | None,
+        Parameter(
+            converter=to_paths, n_tokens=1, metavar="FILE", help="Blocked domains, one a line; subdomains are included."
+        ),
     ] = None
     user_dict: Annotated[
         tuple[Path, ...],
         Parameter(
+            converter=to_paths,
+            n_tokens=1,
             metavar="FILE",
             help="Words that jieba does not know, one a line, with frequency and tag if known; repeatable.",
         ),

@@ -22,6 +22,7 @@ from danqing.engine.cli.options import (
     Inputs,
     LayoutOptions,
     Limit,
+    LocalFolder,
     MachineOptions,
     Natural,
     Neighbours,
@@ -34,10 +35,11 @@ from danqing.engine.cli.options import (
     SeveralOptions,
     ShardOptions,
     StageOptions,
+    StorageOptions,
     Strict,
     TextOptions,
-    local_paths,
     number_from,
+    to_paths,
 )
 from danqing.engine.cli.output import OutputOptions, stages_of
 from danqing.engine.core.table_names import CAPTION_COLUMNS, URL_COLUMNS
@@ -57,6 +59,8 @@ class ReferenceOptions:
     against: Annotated[
         tuple[Path, ...],
         Parameter(
+            converter=to_paths,
+            n_tokens=1,
             metavar="RUN",
             help="Drop pairs whose picture is a near-duplicate of one that this curated run kept, or whose caption "
             "is near one of its captions, if the recipe compares captions; repeatable.",
@@ -65,6 +69,8 @@ class ReferenceOptions:
     exclude_similar_to: Annotated[
         tuple[Path, ...],
         Parameter(
+            converter=to_paths,
+            n_tokens=1,
             metavar="DIR",
             help="Drop pairs whose picture is near one of an evaluation set: a folder of pictures or shards, or a run; "
             "repeatable.",
@@ -134,7 +140,7 @@ def select(
     tables: Annotated[
         list[str],
         Parameter(
-            converter=local_paths,
+            converter=to_paths,
             help="Parquet, CSV or JSON lines (.csv.gz and .jsonl.gz too): files, folders, globs, brace ranges.",
         ),
     ],
@@ -148,6 +154,7 @@ def select(
     machine: MachineOptions = MachineOptions(),
     force: ForceResume = False,
     strict: Strict = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
     """Drop rows of URL tables before anything is downloaded.
@@ -229,6 +236,7 @@ def curate(
     shards: ShardOptions = ShardOptions(),
     neighbours: Neighbours = "auto",
     strict: Strict = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
     """Score, decide and write, in a row.
@@ -282,6 +290,7 @@ def score(
     several: SeveralOptions = SeveralOptions(),
     part: Part = "",
     strict: Strict = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
     """Compute the scores of every pair, once.
@@ -373,6 +382,7 @@ def decide(
     neighbours: Neighbours = "auto",
     tasks: TaskOptions = TaskOptions(),
     force: ForceModels = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Apply a recipe's thresholds to a scored run.
@@ -444,6 +454,7 @@ def write(
     shards: ShardOptions = ShardOptions(),
     part: Part = "",
     ray: Ray = "",
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Copy the kept pairs into new shards.
@@ -482,7 +493,7 @@ def _written_line(folder: Path, kept: int) -> str:
     group=PHASES,
 )
 def merge(
-    runs: Annotated[list[Path], Parameter(help="Folders of decided runs.")],
+    runs: Annotated[list[Path], Parameter(converter=to_paths, help="Folders of decided runs.")],
     /,
     *,
     output: OutputFolder,
@@ -490,6 +501,7 @@ def merge(
     machine: MachineOptions = MachineOptions(),
     neighbours: Neighbours = "auto",
     strict: Strict = False,
+    storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
     """Make one run of several, without near-duplicates between them.
@@ -528,7 +540,7 @@ def merge(
 )
 def demo(
     *,
-    output: OutputFolder = Path("demo"),
+    output: LocalFolder = Path("demo"),
     scoring: StageOptions = StageOptions(),
 ) -> None:
     """Curate a small crawl with known defects, and count what was caught.

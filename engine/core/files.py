@@ -1,4 +1,4 @@
-"""Atomic writing of files, removal of unfinished ones, JSON files, and the cache folder."""
+"""Atomic writing of files, removal of unfinished ones, JSON files, and writing to the cache folder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import re
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.lock import locked
+from danqing.engine.core.storage import ABANDONED_SECONDS, RemotePath, temporary_for, upload
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error codes of a full disk, a used up quota and a file size limit."""
@@ -28,18 +29,15 @@ LOCK = ".lock"
 MAKING = ".making-"
 """Start of the names of folders that are renamed when they are complete."""
 _PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|pipe:")
-ABANDONED_SECONDS = 24 * 3600.0
-"""Age at which a temporary file in a folder without a lock belongs to no running process."""
 
 
 @contextmanager
 def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a file for writing that appears under its final name only when it is complete.
 
-    The content goes to a temporary file in the same folder, which is flushed to disk and then renamed. If the `with`
-    block raises, the temporary file is removed. Processes and threads may write the same path at the same time: the
-    last rename wins.
+    The content goes to a temporary file in the same folder, which is flushed to disk and then renamed; for a remote
+    path to one in the cache, which is uploaded. If the `with` block raises, the temporary file is removed. Processes
+    and threads may write the same path at the same time: the last rename or upload wins.
 
     Args:
         path: the final name; missing parent folders are created.
@@ -47,17 +45,21 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Raises:
         OSError: as raised by the `with` block; names `path` if the disk is full.
+        DanqingError: the storage of a remote path refuses or does not answer.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A random name, because containers that share a volume can have equal process ids. `tempfile` would set mode 600.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    temporary = temporary_for(path)
     encoding = None if "b" in mode else "utf-8"
     try:
         # A lone surrogate, as in a path that is not UTF-8, becomes its escape in JSON.
         with temporary.open(mode, encoding=encoding, errors=None if encoding is None else "backslashreplace") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if not isinstance(path, RemotePath):
+                os.fsync(file.fileno())
+        if isinstance(path, RemotePath):
+            upload(temporary, path)
+            return
         temporary.replace(path)
     except BaseException as problem:
         temporary.unlink(missing_ok=True)
@@ -71,16 +73,13 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         os.close(folder)
 
 
-def refuse_address(text: str) -> None:
-    """Raises DanqingError if a path is an address such as `s3://bucket/folder`; `Path` makes `s3:/bucket/folder` of it.
-
-    A folder that is really called `s3:` can be named by its absolute path.
-    """
-    if _ADDRESS.match(text):
-        raise DanqingError(
-            f"{text}: an address, not a path; mount the storage as a folder (for example with mount-s3, gcsfuse or "
-            "rclone mount) and name that folder, or copy the files here first"
-        )
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file, atomically (`commit`); within a bucket the storage copies it."""
+    if isinstance(source, RemotePath) and isinstance(target, RemotePath) and source.parts[:2] == target.parts[:2]:
+        source.copy_to(target)
+        return
+    with source.open("rb") as file, commit(target) as copy:
+        shutil.copyfileobj(file, copy)
 
 
 def is_temporary(path: Path) -> bool:
@@ -100,6 +99,8 @@ def remove_unfinished(folder: Path, older_than: float = 0.0) -> None:
         folder: the caller holds its lock, so that no other process writes there; or see `older_than`.
         older_than: age in seconds from which files are removed.
     """
+    if isinstance(folder, RemotePath):  # its unfinished files are in the cache
+        return
     for pattern in (".*.part", "*/.*.part"):
         for path in folder.glob(pattern):
             with suppress(OSError):  # another process removes it, or it may not be removed
@@ -118,20 +119,6 @@ def remove_abandoned(folder: Path) -> None:
 
 def _age(path: Path) -> float:
     return time.time() - path.stat().st_mtime
-
-
-def cache_path() -> Path:
-    """Returns the cache folder: `DANQING_CACHE`, else `danqing` in the user's cache folder. It may not exist yet.
-
-    Raises:
-        DanqingError: the user has no home folder, and no variable names a cache folder.
-    """
-    if folder := os.environ.get("DANQING_CACHE"):
-        return Path(folder)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "danqing"
-    except RuntimeError:
-        raise DanqingError("this user has no home folder; set DANQING_CACHE to a folder that can be written") from None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.storage import path_of
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import SCORE_AGAIN, decide_again, reading
@@ -54,11 +55,11 @@ def check_current(run: Run) -> None:
     """
     run.check_decided()
     for part in run.parts:
-        if not Path(part["folder"]).exists():
+        if not path_of(part["folder"]).exists():
             raise DanqingError(
                 f"{part['folder']}, which {run.folder} was merged from, is missing; restore it, or merge the runs again"
             )
-        other = Run.open(Path(part["folder"]))
+        other = Run.open(path_of(part["folder"]))
         if "decided" not in other.manifest or part != merged_state(other):
             raise DanqingError(
                 f"{other.folder} was scored or decided anew since {run.folder} was merged from it; run "

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from danqing.engine.core.storage import fetch_all, folder_for_temporary_files
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 
 MAX_MAPPED_FILES = 1 << 14
@@ -33,7 +34,7 @@ def map_features(path: Path) -> np.ndarray:
             offset = file.tell()
         if 0 in shape:
             return np.empty(shape, dtype)
-        with pa.memory_map(str(path)) as mapped:
+        with pa.memory_map(os.fspath(path)) as mapped:
             return np.frombuffer(mapped.read_buffer(), dtype, offset=offset).reshape(shape)
 
 
@@ -51,10 +52,12 @@ def map_run(paths: Sequence[Path], folder: Path) -> list[np.ndarray]:
     Raises:
         DanqingError: a file is missing or damaged.
     """
+    fetch_all(paths)
     blocks = [map_features(path) for path in paths[:MAX_MAPPED_FILES]]
     if len(paths) == len(blocks):
         return blocks
     shapes = []
+    folder = folder_for_temporary_files(folder)
     with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as copy:
         for path in paths[MAX_MAPPED_FILES:]:
             block = map_features(path)

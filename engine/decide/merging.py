@@ -3,8 +3,9 @@
 Criteria that compare captions are applied before it.
 
 The merged run is a run folder whose scores and features are links to those of its runs; it is written, explained and
-reported like any other. The components of near rows are stored (chains.npy): when a run is added later, its rows are
-compared with all rows, but the earlier rows are not compared with each other again.
+reported like any other. On object storage, which has no links, they are copies. The components of near rows are stored
+(chains.npy): when a run is added later, its rows are compared with all rows, but the earlier rows are not compared with
+each other again.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import pyarrow as pa
 from danqing.engine.core.damage import read_damage, write_damage
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import commit
+from danqing.engine.core.files import commit, copy_file
 from danqing.engine.core.progress import Progress
+from danqing.engine.core.storage import RemotePath, path_of
 from danqing.engine.decide.contents import is_complete, merged_state
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import AUTO
@@ -94,7 +96,9 @@ def merge(
     with commit(output / "chains.npy") as file:
         np.save(file, np.stack([rows, components.first]))
     own = output / "run.json"
-    run.manifest[MERGED] = [part | {"folder": str(_link_target(own, Path(part["folder"]), output))} for part in merged]
+    run.manifest[MERGED] = [
+        part | {"folder": str(_link_target(own, path_of(part["folder"]), output))} for part in merged
+    ]
     run.save()
     found = outcome_of(rows, rows, scores.represent(criterion, rows, components, progress))
     verdicts.enter(last, alive, replace(found, recall=components.recall, index=components.index))
@@ -157,15 +161,21 @@ def _open(
     for number, (part, shard) in enumerate(shards):
         for kind in (Run.scores_path, Run.features_path):
             link = kind(run, number)
+            target = kind(part, shard.number).resolve()
+            if isinstance(link, RemotePath) or isinstance(target, RemotePath):
+                copy_file(target, link)
+                continue
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(_link_target(link, kind(part, shard.number).resolve(), output))
+            link.symlink_to(_link_target(link, target, output))
     settle(run)  # writes the scores again, in place of the link, where the runs differ in the fields they carry
     return run, before
 
 
 def _link_target(link: Path, target: Path, output: Path) -> Path | str:
     """The path that a link or a file holds; relative if the target lies beside or in `output`: both can be moved."""
+    if isinstance(target, RemotePath) or isinstance(output, RemotePath):
+        return target
     beside = target.is_relative_to(output.resolve().parent)
     return os.path.relpath(target, link.parent.resolve()) if beside else target
 

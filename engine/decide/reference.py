@@ -9,6 +9,7 @@ from pathlib import Path
 
 from danqing.engine.core.columns import FEATURES
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.storage import path_of
 from danqing.engine.decide.contents import scores_hash, verdicts_hash
 from danqing.engine.recipe.criteria import Exclusion, Redundancy
 from danqing.engine.recipe.reading import Recipe
@@ -95,7 +96,7 @@ def check_references(run: Run, recipe: Recipe) -> dict[str, object]:
     states: dict[str, object] = {}
     for criterion in recipe.criteria:
         for folder in criterion.run_folders:
-            other = Run.open(Path(folder))
+            other = Run.open(path_of(folder))
             if other.unscored():
                 raise DanqingError(f"{other.folder}: not all of its shards have scores; finish that run first")
             mine, theirs = (each.manifest["models"].get("image_embedding") for each in (run, other))

@@ -16,6 +16,7 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
+from danqing.engine.core.storage import fetch_all, path_of
 from danqing.engine.decide.columns import Columns, StoredColumns, TableColumns, read_columns
 from danqing.engine.decide.dedup import groups
 from danqing.engine.decide.dedup.captions import nearest_texts
@@ -203,7 +204,7 @@ class Scores:
         self, criterion: Exclusion, rows: np.ndarray, device: Device, progress: Progress | None = None
     ) -> Outcome:
         """Drops the rows that are near a row of another run."""
-        there, wanted = read_reference(Path(criterion.folder), criterion)
+        there, wanted = read_reference(path_of(criterion.folder), criterion)
         index = ""
         if criterion.column == FEATURES:
             features = Features(device, *self.columns.features(rows)), Features(device, *there.features(wanted))
@@ -364,6 +365,7 @@ def read_scores(run: Run, recipe: Recipe) -> Scores:
         DanqingError: the run has no such column.
     """
     shards = run.shards
+    fetch_all(run.scores_path(shard.number) for shard in shards)
     sizes = [_count_rows(run.scores_path(shard.number)) for shard in shards]
     judged = {criterion.name: Judgement(sum(sizes)) for criterion in recipe.criteria}
     names = ["error", "gated_at", "feature_row", *recipe.columns]

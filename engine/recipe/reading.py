@@ -16,6 +16,7 @@ import yaml
 
 from danqing.engine.core.columns import FEATURES, RECIPE_COLUMNS, Column
 from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.core.storage import path_of
 from danqing.engine.core.user_yaml import LimitedLoader, describe_yaml_error, read_user_file
 from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Pattern, Redundancy, matches_column
 
@@ -129,7 +130,7 @@ def load_recipe(
     >>> load_recipe("embedded", ["words.max=40"]).criteria[2].rule
     '5 ≤ words ≤ 40'
     """
-    path = Path(name_or_path)
+    path = path_of(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         text, where = read_user_file(path, "recipe"), str(path)
     elif str(name_or_path) in builtin_names():

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import is_unused, read_json, refuse_address, write_json
+from danqing.engine.core.files import is_unused, read_json, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.quiet import native_stderr_to
+from danqing.engine.core.storage import RemotePath, forget, local_log, path_of
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.lock import lock_folder, lock_manifest
 from danqing.engine.run.part import TaskPart
@@ -118,9 +119,9 @@ class Run:
         Raises:
             DanqingError: the folder has no run.json, or one that is not that of a run; names what is wrong in it.
         """
+        forget()
         path = folder / "run.json"
         if not path.exists():
-            refuse_address(str(folder))
             raise DanqingError(f"{folder}: no run here (run.json is missing); `danqing score` starts one")
         remedy = "damaged, or of another version of danqing; restore it, or score again into another folder"
         run = cls(folder, read_json(path, remedy))
@@ -187,7 +188,7 @@ class Run:
     @property
     def shards(self) -> list[Shard]:
         """The run's inputs, in output order; a shard's position is its number."""
-        return [Shard(**shard | {"path": Path(shard["path"])}) for shard in self.manifest["shards"]]
+        return [Shard(**shard | {"path": path_of(shard["path"])}) for shard in self.manifest["shards"]]
 
     def _file(self, kind: str, number: int, suffix: str) -> Path:
         return self.folder / kind / f"{number:05d}{suffix}"
@@ -219,11 +220,14 @@ class Run:
 
     def unscored(self, part: TaskPart | None = None) -> list[Shard]:
         """The shards, of a part or of the whole run, that have no scores or no features."""
+        scores, features = (
+            {path.stem for path in (self.folder / kind).glob(f"[0-9]*.{suffix}") if path.exists()}
+            for kind, suffix in (("scores", "parquet"), ("features", "npy"))
+        )
         return [
             shard
             for shard in self.shards
-            if (part is None or part.holds(shard.number))
-            and not (self.scores_path(shard.number).exists() and self.features_path(shard.number).exists())
+            if (part is None or part.holds(shard.number)) and f"{shard.number:05d}" not in scores & features
         ]
 
     def check_scored(self) -> None:
@@ -254,7 +258,7 @@ class Run:
         A folder beside OUT is stored relative to it, as the links to its files are, so that all can be moved together.
         """
         here, stored = self.folder.resolve(), self.manifest.get(MERGED, [])
-        return [part | {"folder": str((here / part["folder"]).resolve())} for part in stored]
+        return [part | {"folder": str(_beside(here, path_of(part["folder"])))} for part in stored]
 
     def log_path(self, part: TaskPart | None = None) -> Path:
         """The log of the run, or of a part: on network file systems, several hosts cannot append to one file."""
@@ -263,17 +267,21 @@ class Run:
     @contextmanager
     def logged(self, part: TaskPart | None = None) -> Iterator[None]:
         """Appends log records and the stderr of native libraries (codecs) to `log_path`, within a `with` block."""
-        path = self.log_path(part)
-        handler = _LogFile(path, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        try:
-            with native_stderr_to(path):
-                yield
-        finally:
-            log.removeHandler(handler)
-            handler.close()
+        with local_log(self.log_path(part)) as path:
+            handler = _LogFile(path, encoding="utf-8")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            log.addHandler(handler)
+            log.setLevel(logging.INFO)
+            try:
+                with native_stderr_to(path):
+                    yield
+            finally:
+                log.removeHandler(handler)
+                handler.close()
+
+
+def _beside(here: Path, folder: Path) -> Path:
+    return folder if isinstance(folder, RemotePath) or folder.is_absolute() else (here / folder).resolve()
 
 
 class _LogFile(logging.FileHandler):

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import LOCK, refuse_address, remove_unfinished
+from danqing.engine.core.files import LOCK, remove_unfinished
 from danqing.engine.core.lock import LockHeldError, locked
+from danqing.engine.core.remote_lock import locked_object
+from danqing.engine.core.storage import RemotePath
+from danqing.engine.core.store import WEB
 from danqing.engine.run.part import TaskPart
 
 P = ParamSpec("P")
@@ -45,7 +48,6 @@ def lock_folder(folder: Path, part: TaskPart | None = None) -> Iterator[bool]:
     if place in _held.get():
         yield False
         return
-    refuse_address(str(folder))
     created = _make(folder)
     entered = False
     try:
@@ -80,18 +82,23 @@ def lock_folder(folder: Path, part: TaskPart | None = None) -> Iterator[bool]:
 
 @contextmanager
 def _locked(folder: Path, part: TaskPart | None) -> Iterator[bool]:
-    if part is None:
-        with locked(folder / LOCK) as held:
+    own, whole = folder / f"{LOCK}{part.suffix if part else ''}", folder / LOCK
+    if isinstance(own, RemotePath):
+        with locked_object(own, [whole] if part else folder.glob(f"{LOCK}*")) as held:
+            yield held
+    elif part is None:
+        with locked(whole) as held:
             yield held
     else:
-        with locked(folder / LOCK, shared=True), locked(folder / f"{LOCK}{part.suffix}") as held:
+        with locked(whole, shared=True), locked(own) as held:
             yield held
 
 
 @contextmanager
 def lock_manifest(folder: Path) -> Iterator[None]:
     """Holds the lock of a run's manifest during a `with` block; waits while another task of the run holds it."""
-    with locked(folder / f"{LOCK}-run", wait=lambda holder: None):
+    lock = folder / f"{LOCK}-run"
+    with locked_object(lock, wait=True) if isinstance(lock, RemotePath) else locked(lock, wait=lambda holder: None):
         yield
 
 
@@ -114,6 +121,8 @@ def lock_output(phase: Callable[P, T]) -> Callable[P, T]:
 
 def _make(folder: Path) -> bool:
     """Creates a folder; returns whether it did not exist."""
+    if isinstance(folder, RemotePath) and folder.scheme in WEB:
+        raise DanqingError(f"{folder}: web servers are only read; name a local folder or one on object storage")
     if folder.is_dir():
         return False
     if folder.is_file():

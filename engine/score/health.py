@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from danqing.engine.core.files import cache_path
+from danqing.engine.core.cache import cache_path
 from danqing.engine.score.announce import silent_workers
 
 

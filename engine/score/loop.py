@@ -24,6 +24,7 @@ from danqing.engine.core.logs import log
 from danqing.engine.core.memory import Memory, text_bytes
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Span, Spans
+from danqing.engine.core.storage import fetch_ahead
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.plan import Plan, Step
@@ -134,7 +135,7 @@ def run_stages(
 
 def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger, memory: Memory) -> Iterator[Batch]:
     """Opens the shards in order and yields their rows in batches; announces each shard to the ledger."""
-    for shard in shards:
+    for shard in fetch_ahead(shards, lambda shard: shard.path):
         started = time.monotonic()
         source = open_shard(shard, layout)
         ledger.expect(shard, len(source), started, source.damage, source.encodings)

@@ -22,6 +22,7 @@ from danqing.engine.core.arrow_types import cast_exactly, joinable_type, nullabl
 from danqing.engine.core.carried import JSON_TEXT, is_json_text, join, json_text, stored_field
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
+from danqing.engine.core.storage import fetch_all
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import reading
 from danqing.engine.score.ledger import ENGINES
@@ -48,6 +49,7 @@ def unify(paths: list[Path], last_fixed: str | None = None) -> Counter[bytes]:
     Returns:
         Value of `ENGINES` in the metadata of a file → number of files that have it.
     """
+    fetch_all(paths)
     union, digests, engines = _Union(last_fixed), [], Counter[bytes]()
     for path in paths:
         schema = _schema(path)

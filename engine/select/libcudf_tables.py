@@ -6,6 +6,7 @@ than numbers, booleans and strings are read and written by Arrow, which keeps ev
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +103,7 @@ def _tables(path: Path, rows: int, device: Device, first: int) -> Iterator[Devic
     from pylibcudf.io.types import SourceInfo
 
     schema, stream = pq.read_schema(path), stream_of(device)
-    options = ParquetReaderOptions.builder(SourceInfo([str(path)])).build()
+    options = ParquetReaderOptions.builder(SourceInfo([os.fspath(path)])).build()
     options.set_skip_rows(first)
     waiting: DeviceTable | None = None
     try:

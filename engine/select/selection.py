@@ -28,6 +28,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.spans import Spans
+from danqing.engine.core.storage import fetch_ahead
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import identity_differences, resume_with_versions
@@ -178,7 +179,7 @@ def _unfinished(
     The first rows of a Parquet file, whose parts are written, are not read again.
     """
     number, left = 0, sys.maxsize if limit is None else limit
-    for file in files:
+    for file in fetch_ahead(files, lambda file: file.path) if limit is None else files:
         if left == 0:
             return
         rows, there, skipped = min(PART_ROWS, left), min(count_rows(file), left), 0

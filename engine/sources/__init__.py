@@ -13,6 +13,7 @@ from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.names import readable_name
 from danqing.engine.core.registry import Registry
+from danqing.engine.core.storage import RemotePath, forget
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.files import clear_cache
 from danqing.engine.sources.folder import list_folder
@@ -56,6 +57,7 @@ def find_shards(inputs: Iterable[str], layout: Layout | None = None, damage: lis
     """
     layout, damage = layout or Layout(), [] if damage is None else damage
     clear_cache()
+    forget()
     for source in SOURCES.values():
         source.clear_cache()
     suffixes = tuple(suffix for source in SOURCES.values() for suffix in source.suffixes)
@@ -199,6 +201,11 @@ def _in_folder(layout: Layout, damage: list[Damage], folder: Path) -> list[Path]
         )
     if tables:
         return tables
+    if isinstance(folder, RemotePath):
+        raise DanqingError(
+            f"{folder}: no {_kinds().rpartition(' or ')[0]} here; single pictures are not listed on object storage: "
+            "pack them as .tar shards, or name them in a table"
+        )
     listing = list_folder(folder, layout)
     damage += listing.damage
     return [*listing.tables, *([folder] if listing.pictures or not listing.tables else [])]

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from danqing.engine.core.escape import printable
+from danqing.engine.core.storage import ADDRESS, path_of
 from danqing.engine.sources.text import SampleError
 
 FOLLOW = "--follow-links reads it"
@@ -28,6 +29,8 @@ def read_file(folder: str, name: str, limit: int, follow_links: bool = False) ->
             or lies outside the folder, by its name or through a link.
     """
     path = name if name.startswith("/") else f"{folder}/{name}"
+    if ADDRESS.match(folder):
+        return _read_remote(folder, name, limit)
     try:
         if not (follow_links or is_inside(folder, path)):
             raise SampleError(f"{printable(path)}: outside the input's folder; {FOLLOW}")
@@ -48,6 +51,17 @@ def read_file(folder: str, name: str, limit: int, follow_links: bool = False) ->
         raise SampleError(f"{printable(path)}: {problem.strerror}") from None
     finally:
         os.close(descriptor)
+
+
+def _read_remote(folder: str, name: str, limit: int) -> bytes:
+    path = path_of(f"{folder}/{name}")
+    if name.startswith("/") or ".." in path.parts or ADDRESS.match(name):
+        raise SampleError(f"{printable(name)}: outside the input's folder {printable(folder)}")
+    if not path.is_file():
+        raise SampleError(f"{printable(path)}: {os.strerror(errno.ENOENT)}")
+    if (size := path.stat().st_size) > limit:
+        raise SampleError(f"{printable(path)}: {size:,} bytes; at most {limit:,} are read")
+    return path.read_bytes()
 
 
 def is_inside(folder: str, path: str) -> bool:

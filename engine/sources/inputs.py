@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from danqing.engine.core import storage
 from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import printable
-from danqing.engine.core.files import refuse_address
 from danqing.engine.sources.files import FOLLOW, is_inside
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -55,7 +55,8 @@ def expand(pattern: str) -> list[str]:
 
     A name that exists stands for itself: files may have brackets and braces in their names.
     """
-    if os.path.lexists(pattern):
+    remote = storage.ADDRESS.match(pattern) is not None
+    if not remote and os.path.lexists(pattern):
         return [pattern]
     found = RANGE.search(pattern)
     if found:
@@ -67,6 +68,8 @@ def expand(pattern: str) -> list[str]:
             items = (str(i).zfill(width) for i in range(int(first), int(last) + 1))
         head, tail = pattern[: found.start()], pattern[found.end() :]
         return list(itertools.chain.from_iterable(expand(head + item + tail) for item in items))
+    if remote and storage.has_magic(pattern):
+        return [str(path) for path in storage.glob(pattern)]
     if glob.has_magic(pattern):
         return sorted(glob.glob(pattern, recursive=True))
     return [pattern]
@@ -95,8 +98,9 @@ def find_files(
     for text in inputs:
         if not text:
             raise DanqingError("an input is empty; is a variable of the command not set?")
-        refuse_address(text)
-        matches = [Path(match) for match in expand(text)]
+        matches = [storage.path_of(match) for match in expand(text)]
+        if len(matches) > 1:
+            storage.look_up(matches)
         if not matches:
             raise DanqingError(f"{text}: matches no file")
         for path in matches:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.logs import log
+from danqing.engine.core.storage import ranged
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import Layout, Sample, choose_column, from_record
@@ -28,7 +29,7 @@ class Parquet(Source):
 
     def __init__(self, shard: Shard, layout: Layout) -> None:
         self.shard, self.layout = shard, layout
-        with _open(shard.path) as file:
+        with _open_footer(shard.path) as file:
             names = file.schema_arrow.names
             self.image = choose_column(shard.path, names, layout.image_keys, "picture", "--image-key")
             self.caption = choose_column(shard.path, names, layout.caption_keys, "caption", "--caption-key")
@@ -53,7 +54,7 @@ class Parquet(Source):
     @classmethod
     def pieces(cls, path: Path, layout: Layout) -> list[tuple[int, int]]:
         """Rows and compressed bytes of every row group."""
-        with _open(path) as file:
+        with _open_footer(path) as file:
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         return [(g.num_rows, sum(g.column(c).total_compressed_size for c in range(g.num_columns))) for g in groups]
 
@@ -105,11 +106,16 @@ def _records(batch: pa.RecordBatch, decoder: Decoder) -> Iterator[tuple[dict[str
         yield record, problem
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open_footer(path: Path) -> pq.ParquetFile:
+    return _open(path, ranged(path))
+
+
+def _open(path: Path, file: Path | pa.NativeFile | None = None) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)  # pre-buffering keeps the whole file in memory
-        file.schema_arrow.names  # noqa: B018  # raises if a name is not UTF-8
-        return file
+        # Pre-buffering keeps the whole file in memory.
+        opened = pq.ParquetFile(path if file is None else file, pre_buffer=False)
+        opened.schema_arrow.names  # noqa: B018  # raises if a name is not UTF-8
+        return opened
     except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise DanqingError(f"{path}: cannot be read as Parquet: {problem}") from None
 

@@ -28,6 +28,7 @@ from danqing.engine.core.damage import Damage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import valid_text
 from danqing.engine.core.plain_tables import plain_table, text_of
+from danqing.engine.core.storage import ranged
 from danqing.engine.core.table_names import CAPTION_COLUMNS, URL_COLUMNS
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.sources.inputs import Shard, files_in, find_files
@@ -154,7 +155,7 @@ def _column_names(file: Shard, columns: Columns) -> list[str]:
         parts = _text(file, columns, CHECKED_ROWS)
         return next((part.table.column_names for part in parts if len(part.errors) < len(part.table)), [])
     with _reading_parquet(file):
-        return list(pq.read_schema(file.path).names)
+        return list(pq.read_schema(ranged(file.path)).names)
 
 
 def encodings(files: Iterable[Path]) -> Counter[str]:
@@ -183,7 +184,7 @@ def count_rows(file: Shard) -> int:
     if file.path.suffix != ".parquet":
         return 0
     with _reading_parquet(file):
-        return int(pq.read_metadata(file.path).num_rows)
+        return int(pq.read_metadata(ranged(file.path)).num_rows)
 
 
 def read_parts(file: Shard, columns: Columns, rows: int, first: int = 0) -> Iterator[Part]:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.similarity import similarity_of
+from danqing.engine.core.storage import RemotePath, folder_for_temporary_files
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Layout, Sample, Shard, Source, open_shard
 from danqing.engine.write.formats import image_extension
@@ -67,7 +68,10 @@ class InputOrder:
         layout = self.run.layout
         shards = self.run.shards
         for number in sorted({part.shard for first, last in ranges for part in cut(self.starts, first, last)}):
-            open_scored(shards[number], layout, self.verdicts[number].rows)
+            if isinstance(shards[number].path, RemotePath):  # counting its samples would download it
+                check_size(shards[number])
+            else:
+                open_scored(shards[number], layout, self.verdicts[number].rows)
 
     def table(self, first: int, last: int) -> pa.Table:
         parts = cut(self.starts, first, last)
@@ -133,12 +137,19 @@ def open_scored(shard: Shard, layout: Layout, rows: int) -> Source:
     Raises:
         DanqingError: the input is missing, cannot be read, or has another number of samples.
     """
-    if not shard.path.exists():
-        raise DanqingError(f"{shard.path}: is missing; the pictures of this run are read from it")
+    check_size(shard)
     source = open_shard(shard, layout)
     if len(source) != rows:
         raise DanqingError(f"{shard.path}: has {len(source)} samples, {rows} were scored; the file was changed since")
     return source
+
+
+def check_size(shard: Shard) -> None:
+    """Checks that an input shard is there; the size of a remote file that is one shard, too."""
+    if not shard.path.exists():
+        raise DanqingError(f"{shard.path}: is missing; the pictures of this run are read from it")
+    if isinstance(shard.path, RemotePath) and shard.rows is None and shard.path.stat().st_size != shard.bytes:
+        raise DanqingError(f"{shard.path}: has another size than when it was scored; the file was changed since")
 
 
 def _extended(scores: pa.Table, group: pa.Array | pa.ChunkedArray) -> pa.Table:
@@ -165,7 +176,7 @@ class Shuffled:
         self._places = np.random.RandomState(seed).permutation(pairs)
         self._columns = source.schema.names
         schema = source.schema.append(pa.field(IMAGE, pa.large_binary())).append(pa.field(EXTENSION, pa.string()))
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=folder_for_temporary_files(folder)) as file:
             with pa.ipc.new_file(file, schema) as out:
                 for first in range(0, pairs, GROUP_ROWS):
                     last = min(first + GROUP_ROWS, pairs)

@@ -13,6 +13,7 @@ import numpy as np
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import DEFAULT_MAX_PIXELS
+from danqing.engine.core.storage import fetch_all
 from danqing.engine.decide.contents import hash_file, joined_hash
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import decide_again, verdicts_table
@@ -92,6 +93,7 @@ def read_verdicts(run: Run) -> list[InputVerdicts]:
         DanqingError: verdicts of a shard are missing.
     """
     found = []
+    fetch_all(run.verdicts_path(shard.number) for shard in run.shards)
     for shard in run.shards:
         path = run.verdicts_path(shard.number)
         if not path.exists():

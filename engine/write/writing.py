@@ -9,7 +9,6 @@ its successor is complete. Inputs are checked before anything is replaced, so th
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +24,7 @@ from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
+from danqing.engine.core.storage import remove_tree
 from danqing.engine.run.folder import Run
 from danqing.engine.run.part import TaskPart
 from danqing.engine.sources import Sample
@@ -143,7 +143,7 @@ def write(
                 np.save(file, uids)
         tables = [run.table_path(shard.number) for shard in shards]
         write_cards(run, options, tables, decision_digest(run, verdicts))
-        shutil.rmtree(run.folder / STALE, ignore_errors=True)
+        remove_tree(run.folder / STALE)
         if run.manifest.get("written") != note:
             run.manifest["written"] = note
             run.save()

@@ -19,8 +19,9 @@ import pytest
 import danqing.engine.cli.main
 from danqing.engine.cli.main import StoppedError, main
 from danqing.engine.cli.output import print_json
+from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import cache_path, commit
+from danqing.engine.core.files import commit
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
@@ -104,18 +105,25 @@ def test_a_full_disk_is_one_line(
     assert message.startswith(f"danqing: {tmp_path / 'out'}/") and "Traceback" not in said
 
 
-def test_addresses_are_refused(make_shard: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+def test_addresses_that_cannot_be_used_are_refused_before_anything_is_done(
+    make_shard: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
     shard = str(make_shard(samples(0, 1)))
-    for command in (
-        ["curate", "s3://bucket/{00000..00041}.tar", "-o", str(tmp_path / "out")],
-        ["score", shard, "-o", "s3://bucket/out"],
-        ["select", "hf://datasets/x.parquet", "-o", str(tmp_path / "out")],
-        ["decide", "gs://bucket/out"],
-        ["curate", shard, "-o", str(tmp_path / "out"), "--against", "abfs://bucket/out"],
+    for command, words in (
+        (["select", "hf://datasets/x.parquet", "-o", str(tmp_path / "out")], "this kind of address is unknown"),
+        (["score", shard, "-o", "ftp://host/out"], "known are s3://, gs://"),
+        (["decide", "S3:///out"], "names no bucket"),
+        (["curate", "pipe:cat 0.tar", "-o", str(tmp_path / "out")], "this kind of address is unknown"),
+        (["curate", shard, "-o", str(tmp_path / "out"), "--against", "s3://user:word@bucket/out"], "set them in the"),
+        (["curate", "https://host/0.tar?X-Amz-Signature=word", "-o", str(tmp_path / "out")], "with credentials in it"),
+        (["merge", str(tmp_path), "-o", "https://host/out"], "only read"),
+        (["demo", "-o", "s3://bucket/demo"], "name a local folder"),
+        (["curate", shard, "-o", "s3://bucket/out", "--endpoint", "minio:9000"], "write http://HOST:PORT"),
     ):
         assert main(command) == 2
         message = capsys.readouterr().err
-        assert ":/" in message and "an address, not a path; mount the storage" in message
+        assert words in message and message.count("\n") == 1, command
+        assert "word@" not in message and "Signature" not in message
     assert not (tmp_path / "out").exists() and not Path("s3:").exists()
 
 

@@ -1,0 +1,389 @@
+"""Object storage: runs from and to an S3 server, and what happens when requests fail."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+import danqing
+from danqing.engine.cli.main import main
+from danqing.engine.core import remote_lock, storage, store
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import commit, write_json
+from danqing.engine.core.lock import Holder
+from danqing.engine.core.storage import RemotePath, path_of
+from danqing.engine.phases import curate, decide_run, write_run
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.folder import Run
+from danqing.engine.run.lock import lock_folder
+from danqing.engine.run.settings import Settings
+from danqing.engine.sources import Layout, find_shards, open_shard
+from danqing.engine.sources.inputs import expand
+from danqing.engine.stages.embed import ImageEmbedding
+from danqing.engine.write.output import WriteOptions
+from danqing.trt_models.model_set import ModelSet
+from tests.engine.kill_points import FirstPixels
+from tests.engine.score.test_run import GOOD, crawl, samples, tree
+
+__all__ = ["crawl"]
+
+SECRET = "secret-of-the-user"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """An S3 server in a thread of this process; its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    yield "http://{}:{}".format(*moto.get_host_and_port())
+    moto.stop()
+
+
+@pytest.fixture
+def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
+    """An empty bucket, and an empty cache for its copies."""
+    for name, value in {
+        store.ENDPOINT: server,
+        "AWS_ACCESS_KEY_ID": "user",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        storage.COPIES: str(tmp_path / "copies"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
+    name = f"b{abs(hash(tmp_path))}"
+    urllib.request.urlopen(urllib.request.Request(f"{server}/{name}", method="PUT")).read()
+    found = path_of(f"s3://{name}")
+    assert isinstance(found, RemotePath)
+    return found
+
+
+def put(folder: RemotePath, *files: str | Path) -> RemotePath:
+    for file in files:
+        storage.upload(Path(shutil.copy(file, f"{file}.copy")), folder / Path(file).name)
+    return folder
+
+
+def names(folder: RemotePath) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("**/*") if path.is_file())
+
+
+def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
+    bucket: RemotePath, crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local, out = tmp_path / "out", bucket / "out"
+    curate(crawl, local, plain_recipe, Settings())
+    inputs = put(bucket / "in", *crawl)
+    recipe = str(tmp_path / "plain.yaml")
+    assert (
+        main(["curate", f"{inputs}/{{00000..00002}}.tar", "-o", str(out), "--recipe", recipe, "--device", "cpu"]) == 0
+    )
+    capsys.readouterr()
+    assert tree(out) == tree(local) and "out/report.html" in names(bucket)
+    for run in (out, local):
+        decide_run(Run.open(run), load_recipe(tmp_path / "plain.yaml", ["aspect_ratio.max=1.2"]))
+        assert sorted(path.name for path in (run / "stale" / "shards").iterdir())[0] == "00000.parquet"
+        decide_run(Run.open(run), plain_recipe)
+        write_run(Run.open(run), WriteOptions("parquet", 4, shuffle=1))
+        assert not (run / "stale").exists()
+    assert tree(out) == tree(local)
+    before = dict(storage._writes)
+    curate([f"{inputs}/*.tar"], out, plain_recipe, Settings(), WriteOptions("parquet", 4, shuffle=1))
+    again = {address.rpartition("/")[2] for address, count in storage._writes.items() if before.get(address) != count}
+    assert {name for name in again if not name.endswith(".log")} <= {".lock", "run.json", "funnel.json"}
+    assert not (out / ".lock").exists()
+    key = danqing.open_run(str(out)).kept().to_table(columns=["key"])["key"][0].as_py()
+    assert main(["explain", str(out), key]) == 0 and key in capsys.readouterr().out
+    stored = [path.read_bytes() for path in out.glob("**/*") if path.is_file() and path.suffix in (".json", ".log")]
+    assert len(stored) > 3 and not any(SECRET.encode() in content for content in stored)
+
+
+def test_selections_and_merges_on_a_bucket_are_those_of_local_folders(
+    bucket: RemotePath, make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelSet, "session", lambda *_: FirstPixels())
+    monkeypatch.setattr(ImageEmbedding, "capacity", 64)
+    urls = [f"https://x.example/{number}.jpg" for number in range(5)]
+    pq.write_table(pa.table({"url": urls, "caption": [GOOD, "小猫", GOOD, GOOD, ""]}), tmp_path / "urls.parquet")
+    (tmp_path / "features.yaml").write_text(
+        "recipe: features\nmodels: {image_embedding: efficientnet-lite0-conse}\n"
+        "criteria: {words: {min: 1}, readable: {min: 1}, redundancy: {within: 0.01, keep: first}}\n"
+    )
+    recipe = load_recipe(tmp_path / "features.yaml")
+    shards = [make_shard(samples(2 * n, 3), f"{n}.tar") for n in range(2)]
+    put(bucket / "in", *shards, tmp_path / "urls.parquet")
+    found = []
+    for inputs, out in ((tmp_path, tmp_path), (bucket / "in", bucket)):
+        danqing.select(inputs / "urls.parquet", out / "chosen", tmp_path / "features.yaml")
+        for n in range(2):
+            danqing.curate(f"{inputs}/{n}.tar", out / f"run{n}", recipe)
+        against = danqing.curate(f"{inputs}/1.tar", out / "against", recipe, against=[out / "run0"])
+        merged = danqing.merge([out / "run0", out / "run1"], out / "both")
+        assert danqing.merge([out / "run0", out / "run1"], out / "both").funnel == merged.funnel
+        assert against.kept().count_rows() == 2 and merged.kept().count_rows() == 5
+        chosen = {path.name: path.read_bytes() for path in sorted((out / "chosen" / "urls").iterdir())}
+        found.append((chosen, tree(out / "both"), tree(out / "run1")))
+    assert found[0] == found[1]
+
+
+KILLED = """
+import os, signal, sys
+from danqing.engine.cli.main import main
+from danqing.engine.core.store import Store
+uploads = []
+def upload(store, file, key):
+    uploads.append(key)
+    if key.endswith(sys.argv[1]):
+        stream = store._files.open_output_stream(store._path(key))
+        stream.write(bytes(24 << 20))  # of which Arrow sends parts of 10 MiB at once
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(store, file, key)
+real, Store.upload = Store.upload, upload
+main(sys.argv[2:])
+"""
+
+
+def test_a_command_that_is_killed_during_an_upload_leaves_no_half_object_and_goes_on(
+    bucket: RemotePath, crawl: list[str], plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    inputs, out = put(bucket / "in", *crawl), bucket / "out"
+    command = ["curate", str(inputs), "-o", str(out), "--recipe", str(tmp_path / "plain.yaml"), "--device", "cpu"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, "scores/00001.parquet", *command], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    there = names(out)
+    assert "scores/00001.parquet" not in there and "features/00001.npy" in there and (out / ".lock").exists()
+    curate([str(inputs)], out, plain_recipe, Settings())  # the holder of the lock is dead
+    curate(crawl, tmp_path / "whole", plain_recipe, Settings())
+    assert tree(out) == tree(tmp_path / "whole") and not (out / ".lock").exists()
+
+
+@dataclass
+class Proxy:
+    """A server in front of the S3 server that plays faults.
+
+    Attributes:
+        faults: (start of the request line, what happens to it), each used once; "" stands for any.
+        always: what happens to every request.
+        seen: request lines.
+    """
+
+    url: str = ""
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    always: str = ""
+    seen: list[str] = field(default_factory=list)
+
+    def fault_of(self, line: str) -> str:
+        self.seen.append(line)
+        found = next((fault for fault in self.faults if line.startswith(fault[0])), None)
+        if found:
+            self.faults.remove(found)
+            return found[1]
+        return self.always
+
+
+@pytest.fixture
+def proxy(server: str, bucket: RemotePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    plan = Proxy()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            while "chunked" in self.headers.get("Transfer-Encoding", "") and (size := int(self.rfile.readline(), 16)):
+                body += self.rfile.read(size + 2)[:size]
+            if "Transfer-Encoding" in self.headers:
+                self.rfile.readline()
+                del self.headers["Transfer-Encoding"]
+            fault = plan.fault_of(f"{self.command} {self.path}")
+            if fault.isdecimal():
+                self.send_response(int(fault))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            connection = http.client.HTTPConnection(server.removeprefix("http://"))
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+            if fault == "slow":
+                time.sleep(0.5)
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("connection", "server", "date"):
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if fault == "half" else content)
+            self.close_connection = fault == "half"
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    service = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    plan.url = f"http://127.0.0.1:{service.server_address[1]}"
+    thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv(store.ENDPOINT, plan.url)
+    monkeypatch.setattr(store, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(store, "GIVE_UP_SECONDS", 5.0)
+    yield plan
+    service.shutdown()
+    thread.join()
+    service.server_close()
+
+
+def test_requests_that_fail_in_passing_are_made_again(proxy: Proxy, bucket: RemotePath, tmp_path: Path) -> None:
+    path, content = bucket / "folder" / "large", os.urandom(100_000)
+    proxy.faults += [("PUT", "500"), ("PUT", "503"), ("HEAD", "slow"), ("HEAD", "500"), ("GET", "half"), ("GET", "500")]
+    with commit(path) as file:
+        file.write(content)
+    shutil.rmtree(tmp_path / "copies")
+    assert path.open("rb").read() == content and path.read_bytes() == content and not proxy.faults
+    proxy.faults += [("GET", "500"), ("GET", "half"), ("DELETE", "503"), ("GET", "slow")]
+    assert names(bucket) == ["folder/large"]
+    path.unlink()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [("500", "the storage does not answer; check network and endpoint"), ("403", "access is refused; check the cred")],
+)
+def test_a_storage_that_never_answers_or_refuses_ends_the_command_before_anything_is_scored(
+    answer: str, words: str, proxy: Proxy, bucket: RemotePath, make_shard: Callable[..., Path], capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(store, "GIVE_UP_SECONDS", 0.2)
+    shard = str(make_shard(samples(0, 1)))
+    proxy.always = answer
+    assert main(["curate", shard, "-o", str(bucket / "out")]) == 2
+    message = capsys.readouterr().err
+    assert words in message and f"{bucket}/out" in message and message.count("\n") == 1 and SECRET not in message
+    proxy.always = ""
+    assert names(bucket) == []
+
+
+def test_what_is_not_there_is_named(
+    bucket: RemotePath, make_shard: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    put(bucket / "in", make_shard(samples(0, 1), "0.tar"), make_shard(samples(1, 1), "a.jpg"))
+    for arguments, words in (
+        ([f"{bucket}/in/{{0..1}}.tar", "-o", str(bucket / "out")], f"{bucket}/in/1.tar: no such file"),
+        ([f"{bucket}/no/*.tar", "-o", str(bucket / "out")], f"{bucket}/no/*.tar: matches no file"),
+        (["s3://no-such-bucket/*.tar", "-o", str(tmp_path / "out")], "no such bucket"),
+        ([f"{bucket}/in/0.tar", "-o", "s3://no-such-bucket/out"], "s3://no-such-bucket/out: no such bucket"),
+        ([f"{bucket}/in/a.jpg", "-o", str(tmp_path / "out")], "not an input this command reads"),
+    ):
+        assert main(["curate", *arguments]) == 2
+        message = capsys.readouterr().err
+        assert words in message and message.count("\n") == 1
+    assert main(["decide", str(bucket / "in")]) == 2 and "no run here" in capsys.readouterr().err
+    (bucket / "in" / "0.tar").unlink()
+    assert main(["curate", str(bucket / "in"), "-o", str(bucket / "out")]) == 2
+    assert "single pictures are not listed on object storage" in capsys.readouterr().err
+    assert names(bucket) == ["in/a.jpg"]
+
+
+def test_globs_and_braces_find_what_they_find_in_local_folders(bucket: RemotePath, tmp_path: Path) -> None:
+    local = tmp_path / "data"
+    for name in ("a/0.tar", "a/1.tar", "a/.2.tar", "b/c/3.tar", "b/3.txt", "4.tar"):
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).touch()
+        put((bucket / name).parent, local / name)
+    for pattern in ("*.tar", "a/*.tar", "**/*.tar", "a/[0-9].tar", "{a,b}/*", "b/*/3.tar", "a/{0..1}.tar", "x/*.tar"):
+        here, there = (sorted(expand(f"{root}/{pattern}")) for root in (local, bucket))
+        files = [path.removeprefix(f"{local}/") for path in here if Path(path).is_file()]
+        assert [path.removeprefix(f"{bucket}/") for path in there if path_of(path).is_file()] == files
+
+
+def test_copies_are_kept_replaced_and_removed_for_others(
+    proxy: Proxy, bucket: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [bucket / f"{number}" for number in range(3)]
+    for path in paths:
+        with commit(path) as file:
+            file.write(path.name.encode() * 1000)
+    proxy.seen.clear()
+    assert [path.open("rb").read()[:1] for path in paths] == [b"0", b"1", b"2"] and proxy.seen == []
+    time.sleep(1.0 - time.time() % 1.0)  # another second, for the time of the changed object
+    s3 = fs.S3FileSystem(endpoint_override=proxy.url.removeprefix("http://"), scheme="http", region="us-east-1")
+    with s3.open_output_stream(f"{bucket.store.address.removeprefix('s3://')}/0") as file:  # another process
+        file.write(b"x" * 1000)
+    storage.forget()
+    assert paths[0].open("rb").read() == b"x" * 1000
+    now = time.time()
+    for path, age in zip(paths, (900, 30, 600), strict=True):
+        os.utime(storage.fetch(path), (now - age, now - age))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=10_000, free=500))
+    storage._make_room(100)
+    left = [path.name for path in (tmp_path / "copies").rglob("*") if path.is_file()]
+    assert sorted(left) == ["0", "1", "2"]
+
+
+def test_a_bucket_has_one_writer_at_a_time(
+    bucket: RemotePath, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = bucket / "out"
+    lock = out / ".lock"
+    with lock_folder(out) as taken, lock_folder(out) as again:
+        assert (taken, again) == (True, False)
+        thread = threading.Thread(target=lambda: main(["curate", "a.tar", "-o", str(out)]))
+        thread.start()
+        thread.join()
+        message = capsys.readouterr().err
+        assert f"in use by process {os.getpid()} on" in message and "ends after 120 s" in message
+    assert not lock.exists()
+    other = vars(Holder(host="another-host")) | {"token": "other"}
+    write_json(lock, other)
+    with pytest.raises(DanqingError, match="another-host"), lock_folder(out):
+        pass
+    monkeypatch.setattr(remote_lock, "LEASE_SECONDS", -1.0)  # it was not renewed
+    with lock_folder(out):
+        assert json.loads(lock.read_bytes())["pid"] == os.getpid()
+        write_json(lock, other)  # another process took it over
+    assert json.loads(lock.read_bytes())["token"] == "other"
+
+
+def test_inputs_are_read_from_web_servers(
+    server: str, bucket: RemotePath, crawl: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    for path in map((put(bucket / "in", *crawl)).__truediv__, ("00000.tar", "00001.tar")):
+        public = {"x-amz-acl": "public-read", "Authorization": "AWS user:signature"}
+        url = f"{server}/{bucket.parts[1]}/{path.key}?acl"
+        urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=public)).read()
+    address = f"{server}/{bucket.parts[1]}/in"
+    web, local = (
+        [sample for shard in find_shards(inputs) for sample in open_shard(shard, Layout())]
+        for inputs in ([f"{address}/{{00000..00001}}.tar"], crawl[:2])
+    )
+    assert len(web) == 14 and web == local
+    for inputs, words in (
+        (f"{address}/*.tar", "web servers list no folders"),
+        (f"{address}/9.tar", "9.tar: no such file"),
+    ):
+        assert main(["curate", inputs, "-o", str(tmp_path / "other")]) == 2
+        assert words in capsys.readouterr().err
