@@ -98,6 +98,7 @@ def score_inputs(
         settle(run)
     run.note("counts", scored_shards=len(run.shards))
     run.note("times", score_seconds=round(time.monotonic() - started, 3))
+    run.note("machine", device=", ".join(settings.devices) or kind_of(settings.device))
     _collect_damage(run, damage)
     return run, spans
 
@@ -208,7 +209,8 @@ def write_run(run: Run, options: WriteOptions | None = None, progress: OpenProgr
     with run.logged(), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
         verdicts = read_verdicts(run)
         kept = write(run, verdicts, listener, options or WriteOptions())
-        if not is_stamped(run.folder / "report.html", decision_digest(run, verdicts)):
+        report = run.folder / "report.html"
+        if not (is_stamped(report, decision_digest(run, verdicts)) and report.with_suffix(".json").exists()):
             write_report(run, verdicts)
     return kept
 

@@ -327,6 +327,7 @@ def decide(
     machine: MachineOptions = MachineOptions(),
     neighbours: Neighbours = "auto",
     force: ForceModels = False,
+    report: Annotated[bool, Parameter(help="Also make report.html and report.json.")] = False,
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Apply a recipe's thresholds to a scored run.
@@ -350,6 +351,10 @@ def decide(
         chosen = recipe_from_dict(own, "run.json", recipe.settings, known_columns(), model_roles())
     with out.progress(machine.note):
         funnel = decide_run(opened, chosen, machine.chosen, machine.threads, force=force, neighbours=neighbours)
+    if report:
+        from danqing.engine.report.html import write_report
+
+        write_report(opened)
     notes = run_notes(opened, funnel)
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}, notes):
         return

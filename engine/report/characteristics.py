@@ -32,7 +32,7 @@ from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.hosts import host_of
 from danqing.kernels.text.captions import content_words
 
-DOMAINS_SHOWN, WORDS_SHOWN, CLOUD_WORDS, CATEGORIES_SHOWN = 40, 30, 120, 12
+DOMAINS_SHOWN, WORDS_SHOWN, CLOUD_WORDS, CATEGORIES_SHOWN = 40, 20, 120, 12
 SEGMENTED_CAPTIONS = 20_000
 """Maximum number of kept captions of the sample whose words are counted."""
 SEGMENT_ROWS = 5_000
@@ -123,9 +123,14 @@ def _histogram(name: str, title: str, across: str, samples: Sequence[Sample], va
     drawings, notes, numbers = [], [], []
     for every, kept in found:
         counts = [np.histogram(part.clip(edges[0], edges[-1]), edges)[0] for part in (kept, every)]
-        series = [Series("kept", "kept", counts[0].tolist()), Series("dropped", "other", (counts[1] - counts[0]).tolist())]
+        series = [
+            Series("kept", "kept", counts[0].tolist()),
+            Series("dropped", "other", (counts[1] - counts[0]).tolist()),
+        ]
         drawings.append(histogram(Plot(f"{title}: histogram of {across}", across), scale, edges, series))
-        notes.append("; ".join(f"{which} {_summary(part)}" for which, part in (("kept", kept), ("all", every)) if len(part)))
+        notes.append(
+            "; ".join(f"{which} {_summary(part)}" for which, part in (("kept", kept), ("all", every)) if len(part))
+        )
         numbers.append(
             {"edges": edges.tolist(), "kept": counts[0].tolist(), "all": counts[1].tolist(), "summary": _moments(kept)}
         )
@@ -160,14 +165,23 @@ def _sizes(samples: Sequence[Sample]) -> Figure | None:
     drawings, numbers = [], []
     for pairs in found:
         counts, _, _ = np.histogram2d(*pairs.clip(edges[0], edges[-1]).T, bins=(edges, edges))
-        plot = Plot("Width and height of the kept pictures: number of pictures by size", "width (pixels)", "height (pixels)", 300)
+        plot = Plot(
+            "Width and height of the kept pictures: number of pictures by size",
+            "width (pixels)",
+            "height (pixels)",
+            300,
+        )
         drawings.append(heat_map(plot, scale, scale, counts))
         numbers.append({"edges": edges.tolist(), "counts": counts.astype(int).tolist()})
     return Figure("sizes", "Width and height", drawings, ["kept pictures; darker means more"] * len(found), numbers)
 
 
 def _ranked(
-    name: str, title: str, samples: Sequence[Sample], count: Callable[[Sample, bool], Counter[str]], shown: int = CATEGORIES_SHOWN
+    name: str,
+    title: str,
+    samples: Sequence[Sample],
+    count: Callable[[Sample, bool], Counter[str]],
+    shown: int = CATEGORIES_SHOWN,
 ) -> Figure | None:
     """Ranked categories of the kept rows, or of all rows if none is kept."""
     drawings: list[Markup | None] = []
@@ -178,7 +192,11 @@ def _ranked(
         total = found.total()
         ranked = sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))
         rows = [Bar(label, value, f"{value:,} {_percent(value / total)}") for label, value in ranked[:shown]]
-        drawings.append(bars(f"{title}: share of pairs", rows, longest=total if shown < 20 else 0, label_pixels=150) if rows else None)
+        drawings.append(
+            bars(f"{title}: share of pairs", rows, longest=total if shown < 20 else 0, label_pixels=150)
+            if rows
+            else None
+        )
         more = f"; {len(ranked) - shown:,} more" if len(ranked) > shown else ""
         notes.append(f"{'kept' if kept else 'all'} pairs{more}" if rows else "no data")
         numbers.append(dict(ranked[: max(shown, DOMAINS_SHOWN)]))
@@ -246,6 +264,8 @@ def count_words(captions: Sequence[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     with open_device() as host:
         for start in range(0, len(captions), SEGMENT_ROWS):
-            for words in content_words(host, Strings.of(list(captions[start : start + SEGMENT_ROWS])), open_dictionary()):
+            for words in content_words(
+                host, Strings.of(list(captions[start : start + SEGMENT_ROWS])), open_dictionary()
+            ):
                 found.update(words)
     return found

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,16 @@ CJK_START = 0x2E80
 CLOUD_WIDTH, CLOUD_HEIGHT = 960, 380
 CLOUD_MAX_PIXELS, CLOUD_MIN_PIXELS = 64, 13
 """Font sizes of the most and the least frequent word of a cloud."""
+CLOUD_SHARE = 0.55
+"""Share of the cloud's area that words may take."""
+SPIRAL_STEPS, GOLDEN_RADIANS = 6000, 2.39996323
+CELL_PIXELS = 4
+"""Side of the squares that the boxes of a cloud's words are made of."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis from `low` to `high`.
+    """An axis from `low` to `high`; its ticks are integers if it is `whole`.
 
     >>> Scale(1, 1000, log=True).at(10) == Scale(0, 3).at(1)
     True
@@ -49,6 +55,7 @@ class Scale:
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def at(self, value: float) -> float:
         """Position of a value, from 0 to 1; values outside are at the ends."""
@@ -72,11 +79,11 @@ class Scale:
                 return decades
             finer = [m * 10.0**p for p in range(first - 1, last + 1) for m in (1, 2, 5)]
             return [value for value in finer if self.low <= value <= self.high * (1 + 1e-9)]
-        raw = (self.high - self.low) / count
+        raw = max((self.high - self.low) / count, 1.0 if self.whole else 0.0)
         if raw <= 0:
             return [self.low]
         power = 10.0 ** math.floor(math.log10(raw))
-        step = power * min((1, 2, 2.5, 5, 10), key=lambda m: abs(m * power - raw))
+        step = power * min((1.0, 2.0, 2.5, 5.0, 10.0), key=lambda m: abs(m * power - raw))
         first = math.ceil(self.low / step - 1e-9)
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -90,14 +97,14 @@ def choose_scale(values: np.ndarray, bounds: Sequence[float] = (), integers: boo
         integers: the values are integers; each gets a bin if there are few.
 
     Returns:
-        The axis, and the borders of the bins, float64 (bins + 1,). Values beyond the first and the last border belong to
-        the first and the last bin.
+        The axis, and the borders of the bins, float64 (bins + 1,). Values beyond the first and the last border belong
+        to the first and the last bin.
     """
     low, middle, high = np.percentile(values, [0.5, 50, 99.5]).tolist()
     low, high = min([low, *bounds]), max([high, *bounds])
     if integers and high - low < MAX_UNIT_BINS:
         low, high = math.floor(low) - 0.5, math.ceil(high) + 0.5
-        return Scale(low, high), np.arange(low, high + 0.5)
+        return Scale(low, high, whole=True), np.arange(low, high + 0.5)
     positive = values[values > 0]
     if values.min() >= 0 and len(positive) and high > SKEW * max(middle, high / 1e6) and high > 0:
         smallest = [float(np.percentile(positive, 1)), *(bound for bound in bounds if bound > 0)]
@@ -246,21 +253,24 @@ class _Frame:
             parts += [text(WIDTH - RIGHT, TOP - 6, self.plot.upper_label, "label", "end")]
         for name in self.plot.movable:
             parts.append(
-                f'<line class="moved" data-moved="{escape(name)}" data-left="{LEFT}" data-width="{WIDTH - LEFT - RIGHT}" '
-                f'x1="{LEFT}" x2="{LEFT}" y1="{self.top}" y2="{self.bottom}"/>'
+                f'<line class="moved" data-moved="{escape(name)}" data-left="{LEFT}" '
+                f'data-width="{WIDTH - LEFT - RIGHT}" x1="{LEFT}" x2="{LEFT}" y1="{self.top}" y2="{self.bottom}"/>'
             )
         return [*parts, text(2, TOP - 9, self.plot.up, "label", "start")] if self.plot.up else parts
 
-    def mark(self, mark: Mark) -> list[str]:
-        """A threshold's line, label and shade."""
+    def shade(self, mark: Mark) -> list[str]:
+        """The side of a threshold whose rows are dropped."""
         x = self.x(mark.value)
-        shade = {"below": (LEFT, x - LEFT), "above": (x, WIDTH - RIGHT - x)}.get(mark.drops)
-        height = self.bottom - self.top
-        parts = [rect(shade[0], self.top, shade[1], height, "shade")] if shade and shade[1] > 0.5 else []
+        left, right = {"below": (LEFT, x), "above": (x, WIDTH - RIGHT)}.get(mark.drops, (x, x))
+        return [rect(left, self.top, right - left, self.bottom - self.top, "shade")] if right - left > 0.5 else []
+
+    def mark(self, mark: Mark) -> list[str]:
+        """A threshold's line and label."""
+        x = self.x(mark.value)
         right = x > (LEFT + WIDTH) * 0.6
         y = self.top + 12 if self.plot.upper else TOP - 8
         label = text(x + (-4 if right else 4), y, mark.label, "mark-label", "end" if right else "start")
-        return [*parts, line(x, self.top - (0 if self.plot.upper else 6), x, self.bottom, "mark"), label]
+        return [line(x, self.top - (0 if self.plot.upper else 6), x, self.bottom, "mark"), label]
 
 
 def histogram(
@@ -277,16 +287,17 @@ def histogram(
     """
     totals = np.sum([s.counts for s in series], axis=0)
     frame = _Frame(plot, scale, Scale(0, max(float(totals.max()), 1)))
-    parts = [*frame.axes()]
-    for at, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    parts = [*(part for mark in marks for part in frame.shade(mark)), *frame.axes()]
+    for at, (left, right) in enumerate(pairwise(edges.tolist())):
         x, width = frame.x(left), frame.x(right) - frame.x(left)
         gap = min(1.0, width * 0.15)
-        base, told = 0.0, []
+        base, told = 0.0, list[str]()
         for s in series:
             if count := s.counts[at]:
                 top, below = frame.y(base + count), frame.y(base)
                 parts.append(rect(x + gap / 2, top, width - gap, max(below - top, 0.6), s.kind))
-                base, told = base + count, [*told, f"{s.name}: {count:,.0f}"]
+                base += count
+                told.append(f"{s.name}: {count:,.0f}")
         if told:
             unit = right - left == 1 and float(left + 0.5).is_integer()
             place = f"{left + 0.5:g}" if unit else f"{number(left)} – {number(right)}"
@@ -301,6 +312,19 @@ def curve(plot: Plot, points: Sequence[tuple[float, float]], across: Scale, up: 
     frame = _Frame(plot, across, up)
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
     return svg(WIDTH, plot.height, plot.label, [*frame.axes(), f'<polyline points="{path}" class="curve"/>'])
+
+
+def border(edges: np.ndarray, key: str, bound: float) -> float:
+    """Where a threshold is drawn: between two integers if these have a bin each, else at its value.
+
+    Args:
+        edges: float64 (bins + 1,), the borders of the bins.
+        key: `min`, `above`, `max` or `below`.
+        bound: its value.
+    """
+    if edges[1] - edges[0] != 1 or edges[0] % 1 != 0.5 or bound % 1:
+        return bound
+    return bound - 0.5 if key in ("min", "below") else bound + 0.5
 
 
 def heat_map(plot: Plot, across: Scale, up: Scale, counts: np.ndarray) -> Markup:
@@ -361,10 +385,12 @@ def bars(label: str, rows: Sequence[Bar], longest: float = 0, kind: str = "kept"
     for at, row in enumerate(rows):
         y = at * pitch + 4
         width = row.value / longest * full
-        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / 12.5), "tick", "end")
+        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / 10.5), "tick", "end")
         parts.append(f'<a href="{escape(row.link)}">{name}</a>' if row.link else name)
         parts.append(rect(label_pixels, y, full, thick, "track"))
-        parts.append(rect(label_pixels, y, max(width, 0.8 if row.value else 0), thick, kind, f"{row.label}: {row.told}"))
+        parts.append(
+            rect(label_pixels, y, max(width, 0.8 if row.value else 0), thick, kind, f"{row.label}: {row.told}")
+        )
         if row.reference is not None:
             x = label_pixels + row.reference / longest * full
             parts.append(line(x, y - 3, x, y + thick + 3, "reference"))
@@ -410,28 +436,35 @@ def dots(label: str, points: np.ndarray, colours: Sequence[str], titles: Sequenc
 def word_cloud(label: str, words: Sequence[tuple[str, int]]) -> Markup:
     """Draws words with a size that grows with the square root of their count.
 
-    Each word is put at the first place on an Archimedean spiral from the centre where its box meets no other box.
+    Each word is put at the first place on a spiral from the centre, Vogel's, whose points are equally dense everywhere,
+    where its box meets no other box.
 
     Args:
         label: see `Plot`.
         words: word and count, the most frequent first; those without room are left out.
     """
     most = words[0][1] if words else 1
-    boxes = np.empty((0, 4))
+    area = sum(advance(word) * LINE_EM * count / most for word, count in words) or 1.0
+    largest = min(CLOUD_MAX_PIXELS, math.sqrt(CLOUD_SHARE * CLOUD_WIDTH * CLOUD_HEIGHT / area))
+    taken = np.zeros((CLOUD_HEIGHT // CELL_PIXELS, CLOUD_WIDTH // CELL_PIXELS), np.int32)
+    room = np.array(taken.shape[::-1])
+    steps = np.arange(SPIRAL_STEPS)
+    angles, radii = steps * GOLDEN_RADIANS, np.sqrt(steps / SPIRAL_STEPS)
+    spiral = np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None] * room * 0.62 + room / 2
     parts = []
-    turns = np.arange(0, 4000) * 0.11
-    spiral = np.stack([np.cos(turns) * turns * 1.28, np.sin(turns) * turns * 0.5], 1) * 2.4
     for rank, (word, count) in enumerate(words):
-        size = max(CLOUD_MIN_PIXELS, CLOUD_MAX_PIXELS * math.sqrt(count / most))
-        half = np.array([advance(word) * size / 2 + 3, LINE_EM * size / 2])
-        centres = spiral + (CLOUD_WIDTH / 2, CLOUD_HEIGHT / 2)
-        free = np.all((centres - half >= 0) & (centres + half <= (CLOUD_WIDTH, CLOUD_HEIGHT)), axis=1)
-        apart = np.abs(centres[:, None] - boxes[None, :, :2]) >= half + boxes[None, :, 2:]
-        found = np.flatnonzero(free & apart.any(2).all(1))
-        if not len(found):
+        size = max(CLOUD_MIN_PIXELS, largest * math.sqrt(count / most))
+        cells = np.ceil(np.array([advance(word) * size + 6, LINE_EM * size]) / CELL_PIXELS).astype(int)
+        corners = np.floor(spiral - cells / 2).astype(int)
+        corners = corners[((corners >= 0) & (corners + cells <= room)).all(1)]
+        sums = np.pad(taken.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        (left, top), (right, bottom) = corners.T, (corners + cells).T
+        free = np.flatnonzero(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left] == 0)
+        if not len(free):
             continue
-        x, y = centres[found[0]]
-        boxes = np.vstack([boxes, [x, y, *half]])
+        (column, row), (columns, rows) = corners[free[0]].tolist(), cells.tolist()
+        taken[row : row + rows, column : column + columns] = 1
+        x, y = (column + columns / 2) * CELL_PIXELS, (row + rows / 2) * CELL_PIXELS
         parts.append(
             f'<text x="{x:.1f}" y="{y + 0.35 * size:.1f}" font-size="{size:.1f}" text-anchor="middle" '
             f'class="word word{min(rank // 8, 3)}"><title>{escape(word)}: {count:,}</title>{escape(word)}</text>'

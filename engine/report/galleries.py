@@ -20,7 +20,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.figures import number
-from danqing.engine.report.rows import Rows
+from danqing.engine.report.rows import Rows, is_flag
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table
 from danqing.engine.sources import open_shard
@@ -92,8 +92,9 @@ class Galleries:
         """Empty galleries for the criteria of a recipe."""
         dropped = {}
         for at, criterion in enumerate(recipe.criteria):
-            is_threshold = isinstance(criterion, Threshold)
-            names = (INSIDE, OUTSIDE, FARTHEST, RANDOM) if is_threshold else (NEAREST, FARTHEST, RANDOM)
+            names: tuple[str, ...] = (NEAREST, FARTHEST, RANDOM)
+            if isinstance(criterion, Threshold):
+                names = (OUTSIDE, RANDOM) if is_flag(criterion.column) else (INSIDE, OUTSIDE, FARTHEST, RANDOM)
             dropped[at] = {name: Best(SHOWN) for name in names}
         return cls(recipe, Best(KEPT_SHOWN), dropped)
 
@@ -107,12 +108,14 @@ class Galleries:
                 bounds = np.array(criterion.interval.bounds)
                 away = np.abs(scores[at][:, None] - bounds).min(1)
                 known = np.isfinite(away)
-                galleries[INSIDE].add(rows, kept & known, away)
+                if INSIDE in galleries:
+                    galleries[INSIDE].add(rows, kept & known, away)
             else:
                 away = rows.numbers("distance")
                 known = np.isfinite(away)
             galleries[OUTSIDE if OUTSIDE in galleries else NEAREST].add(rows, dropped & known, away)
-            galleries[FARTHEST].add(rows, dropped & known, -away)
+            if FARTHEST in galleries:
+                galleries[FARTHEST].add(rows, dropped & known, -away)
             galleries[RANDOM].add(rows, dropped)
 
     def chosen(self, at: int) -> dict[str, list[Place]]:

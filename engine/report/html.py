@@ -21,7 +21,7 @@ from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.characteristics import Figure, characteristics, text_quality
-from danqing.engine.report.figures import Bar, Mark, Plot, Series, bars, histogram, standalone
+from danqing.engine.report.figures import Bar, Mark, Plot, Series, bars, border, histogram, standalone
 from danqing.engine.report.galleries import Tile, Tiles
 from danqing.engine.report.numbers import KINDS, Distribution, Numbers, collect, is_compared
 from danqing.engine.report.page import json_in_html, template_text, write_page
@@ -65,7 +65,7 @@ def write_report(
     verdicts = read_verdicts(run) if verdicts is None else verdicts
     views = [View(run, verdicts), *([View(other, read_verdicts(other))] if other else [])]
     for view in views:
-        view.count([view.sample for view in views])
+        view.count(views)
     folder, name = output or run.folder, COMPARISON if other else REPORT
     criteria = _criteria(views)
     sections = _sections(views)
@@ -147,9 +147,11 @@ class View:
         self.found_topics = Topics.of(run, verdicts)
         self.sample: Sample = draw_sample(run, self.recipe, self.funnel.collected)
 
-    def count(self, samples: Sequence[Sample]) -> None:
+    def count(self, views: Sequence[View]) -> None:
         """Counts all rows, and makes the tiles of those that are shown."""
-        self.numbers: Numbers = collect(self.run, self.recipe, samples, self.sample)
+        self.numbers: Numbers = collect(
+            self.run, self.recipe, self.sample, [view.sample for view in views], [view.recipe for view in views]
+        )
         galleries = self.numbers.galleries
         self.shown = {at: galleries.chosen(at) for at in galleries.dropped}
         self.topic_places = topic_places(self.run, self.found_topics) if self.found_topics else {}
@@ -191,7 +193,10 @@ class View:
         device = manifest.get("machine", {}).get("device")
         rate = f" ({self.funnel.collected / seconds:,.1f} pairs/s)" if seconds else ""
         facts = [
-            ("Input", f"{len(shards):,} shards, {size / 1e6:,.1f} MB, in {_shared_folder(folders)}" if shards else "none"),
+            (
+                "Input",
+                f"{len(shards):,} shards, {size / 1e6:,.1f} MB, in {_shared_folder(folders)}" if shards else "none",
+            ),
             ("Recipe", f"{self.recipe.name}, hash {decided.get('recipe_hash', '')}"),
             ("Scored", f"{times.get('started', 'unknown')}{f' on {device}' if device else ''}"),
             ("Time of scoring", f"{_duration(seconds)}{rate}" if seconds else "unknown"),
@@ -204,7 +209,9 @@ class View:
 
     @property
     def notes(self) -> list[str]:
-        return [f"Scored by several engines: {line}." for line in describe_engines(self.run.manifest.get("engines", {}))]
+        return [
+            f"Scored by several engines: {line}." for line in describe_engines(self.run.manifest.get("engines", {}))
+        ]
 
     @property
     def errors(self) -> list[tuple[str, int]]:
@@ -222,7 +229,9 @@ class View:
                 "role": role.replace("_", " "),
                 "name": model["name"],
                 "file": str(model.get("onnx", model["card"]))[:16],
-                "engines": ", ".join(f"{digest[:16]} ({shards:,} shards)" for digest, shards in engines.get(role, {}).items()),
+                "engines": ", ".join(
+                    f"{digest[:16]} ({shards:,} shards)" for digest, shards in engines.get(role, {}).items()
+                ),
             }
             for role, model in self.run.manifest.get("models", {}).items()
         ]
@@ -268,7 +277,7 @@ def _funnel_figure(views: Sequence[View]) -> Figure:
             for line in view.funnel.lines
         ]
         rows.insert(0, Bar("collected", 1.0 if view.funnel.collected else 0.0, f"{view.funnel.collected:,}"))
-        drawings.append(bars("Pairs left after each criterion", rows, longest=1, label_pixels=178))
+        drawings.append(bars("Pairs left after each criterion", rows, longest=1, label_pixels=205))
     return Figure("funnel", "Funnel", drawings)
 
 
@@ -296,12 +305,13 @@ def _criterion(views: Sequence[View], criterion: Criterion) -> CriterionItem:
     name = criterion.name
     lines = [next((line for line in view.funnel.lines if line.criterion == name), None) for view in views]
     distributions = [view.distributions.get(name) for view in views]
-    told = "; ".join(
-        f"{'AB'[at] + ': ' if len(views) > 1 else ''}{line.left + line.dropped:,} pairs reached it, {line.dropped:,} dropped "
-        f"({line.share:.2%})"
-        for at, line in enumerate(lines)
-        if line
-    )
+    told = []
+    for letter, line in zip("AB", lines, strict=False):
+        if line:
+            which = f"{letter}: " if len(views) > 1 else ""
+            told.append(
+                f"{which}{line.left + line.dropped:,} pairs reached it, {line.dropped:,} dropped ({line.share:.2%})"
+            )
     rules = [line.measured_rule for line in lines if line]
     galleries = []
     for view in views:
@@ -315,7 +325,7 @@ def _criterion(views: Sequence[View], criterion: Criterion) -> CriterionItem:
         f"criterion-{slug(name)}",
         criterion.step or name,
         " · ".join(dict.fromkeys(rules)) or criterion.rule,
-        told,
+        "; ".join(told),
         _criterion_figure(name, distributions) if any(distributions) else None,
         single.what_if() if single else None,
         _explanation(criterion, views[0]) if len(views) == 1 else "",
@@ -331,9 +341,9 @@ def _explanation(criterion: Criterion, view: View) -> str:
         return "The distance of each dropped pair to the one that was kept in its place."
     groups, largest = sizes.total(), max(sizes)
     return (
-        f"The distance of each dropped pair to the one that was kept in its place; in a chain of near pairs it can exceed "
-        f"the threshold. Near-duplicates of the whole run: {groups:,} groups, the largest of {largest:,} pairs. Another "
-        f"distance needs another search: danqing decide --set {criterion.name}.within=…"
+        "The distance of each dropped pair to the one that was kept in its place; in a chain of near pairs it can "
+        f"exceed the threshold. Near-duplicates of the whole run: {groups:,} groups, the largest of {largest:,} pairs. "
+        f"Another distance needs another search: danqing decide --set {criterion.name}.within=…"
     )
 
 
@@ -349,7 +359,10 @@ def _distribution(found: Distribution, movable: bool) -> Markup:
         sides = {"min": "below", "above": "below", "max": "above", "below": "above"}
         signs = {"min": "≥", "above": ">", "max": "≤", "below": "<"}
         bounds = criterion.interval.to_dict()
-        marks = [Mark(value, f"{signs[key]} {value:.4g}", sides[key]) for key, value in bounds.items()]
+        marks = [
+            Mark(border(found.edges, key, value), f"{signs[key]} {value:.4g}", sides[key])
+            for key, value in bounds.items()
+        ]
         keys = list(bounds) if movable and len(found.candidates) else []
         if criterion.column == "alignment_distance":  # of unit vectors: d² = 2 - 2 cos
             at = [(math.sqrt(2 - 2 * cosine), f"{cosine:g}") for cosine in COSINES]
@@ -360,7 +373,11 @@ def _distribution(found: Distribution, movable: bool) -> Markup:
         marks = [Mark(criterion.within, f"within {criterion.within:g}")] if criterion.within else []
     series = [Series(KIND_NAMES[kind], kind, counts) for kind, counts in zip(KINDS, found.counts.tolist(), strict=True)]
     plot = Plot(
-        f"{criterion.name}: histogram of {across}; {criterion.rule}", across, upper=upper, upper_label="cosine", movable=keys
+        f"{criterion.name}: histogram of {across}; {criterion.rule}",
+        across,
+        upper=upper,
+        upper_label="cosine",
+        movable=keys,
     )
     return histogram(plot, found.scale, found.edges, series, marks)
 
@@ -404,11 +421,16 @@ def _group_figure(views: Sequence[View]) -> Figure:
         rows = []
         for low, high in zip(GROUP_SIZES, (*GROUP_SIZES[1:], math.inf), strict=True):
             groups = sum(count for size, count in sizes.items() if low <= size < high)
-            label = f"{low}" if high == low + 1 else f"{low} and more" if high == math.inf else f"{low} – {high - 1:.0f}"
-            rows.append(Bar(label, groups, f"{groups:,}"))
+            label = (
+                f"{low}" if high == low + 1 else f"{low} and more" if high == math.inf else f"{low} – {high - 1:.0f}"
+            )
+            if low <= max(sizes, default=0):
+                rows.append(Bar(label, groups, f"{groups:,}"))
         drawings.append(bars("Groups of near-duplicates by number of pairs", rows, label_pixels=100) if sizes else None)
         numbers.append({str(size): count for size, count in sorted(sizes.items())})
-    return Figure("group-sizes", "Groups of near-duplicates", drawings, ["groups by their number of pairs"] * len(views), numbers)
+    return Figure(
+        "group-sizes", "Groups of near-duplicates", drawings, ["groups by their number of pairs"] * len(views), numbers
+    )
 
 
 def _contents(sections: Sequence[Section], views: Sequence[View]) -> list[tuple[str, str]]:

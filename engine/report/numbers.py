@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from danqing.engine.core.columns import COLUMNS
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion, Threshold
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.report.figures import Scale, choose_scale
+from danqing.engine.report.figures import Scale, border, choose_scale
 from danqing.engine.report.galleries import Galleries
-from danqing.engine.report.rows import Rows, Sample, are_integers, read_rows
+from danqing.engine.report.rows import Rows, Sample, are_integers, is_flag, read_rows
 from danqing.engine.run.folder import Run
 
 CANDIDATES = 100
@@ -95,7 +94,10 @@ class Distribution:
         bounds = self.criterion.interval.to_dict()
         return {
             "values": self.candidates.tolist(),
-            "at": [round(self.scale.at(value), 4) for value in self.candidates.tolist()],
+            "at": {
+                key: [round(self.scale.at(border(self.edges, key, value)), 3) for value in self.candidates.tolist()]
+                for key in bounds
+            },
             "bounds": {key: int(np.searchsorted(self.candidates, bound)) for key, bound in bounds.items()},
             "exact": self.exact.to_dict() if self.exact else None,
             "about": self.about.to_dict(),
@@ -125,26 +127,26 @@ def is_compared(criterion: Criterion) -> bool:
     return not isinstance(criterion, RowCriterion)
 
 
-def plan_distribution(
-    criterion: Criterion, samples: Sequence[Sample], counts_exactly: bool
-) -> Distribution | None:
+def plan_distribution(criterion: Criterion, samples: Sequence[Sample], counts_exactly: bool) -> Distribution | None:
     """Chooses a criterion's axis and the candidates of its threshold; None if there is nothing to show.
 
     Args:
         criterion: the criterion.
-        samples: of the runs that are shown on the same axis.
+        samples, recipes: of the runs that are shown on the same axis.
         counts_exactly: whether the criterion comes before the first one that compares rows.
     """
     candidates = np.empty(0)
     if isinstance(criterion, Threshold):
         values = np.concatenate([sample.numbers(criterion.column) for sample in samples])
-        bounds = criterion.interval.bounds
+        same = [
+            c for recipe in recipes for c in recipe.criteria if c.name == criterion.name and isinstance(c, Threshold)
+        ]
+        bounds = [bound for c in same for bound in c.interval.bounds]
         if not len(values):
             return None
-        integers = are_integers(values)
+        integers = are_integers(values, criterion.column)
         scale, edges = choose_scale(values, bounds, integers)
-        known = COLUMNS.get(criterion.column)
-        if not (known and known.range == (0, 1) and integers):  # a flag has no threshold to move
+        if not is_flag(criterion.column):
             candidates = choose_candidates(values, bounds, integers)
     elif isinstance(criterion, (Redundancy, Exclusion)):
         found = [_distances(sample, criterion.name) for sample in samples]
@@ -187,19 +189,19 @@ def choose_candidates(values: np.ndarray, bounds: Sequence[float], integers: boo
     return np.unique([*rounded, *bounds])
 
 
-def collect(run: Run, recipe: Recipe, samples: Sequence[Sample], own: Sample) -> Numbers:
+def collect(run: Run, recipe: Recipe, own: Sample, samples: Sequence[Sample], recipes: Sequence[Recipe]) -> Numbers:
     """Counts the rows of a run.
 
     Args:
         run: a decided run.
         recipe: the one it was decided with.
-        samples: of the runs that are shown side by side.
         own: the run's own sample.
+        samples, recipes: of the runs that are shown side by side.
     """
     criteria = recipe.criteria
     compared = [at for at, criterion in enumerate(criteria) if is_compared(criterion)]
     first_compared = compared[0] if compared else len(criteria)
-    planned = [plan_distribution(c, samples, at < first_compared) for at, c in enumerate(criteria)]
+    planned = [plan_distribution(c, samples, recipes, at < first_compared) for at, c in enumerate(criteria)]
     numbers = Numbers([found for found in planned if found], Galleries.of(recipe))
     share = min(1.0, GROUPS_SAMPLED / max(own.rows, 1))
     sizes: Counter[int] = Counter()
@@ -224,7 +226,7 @@ class _Judged:
         self.fails: dict[int, np.ndarray] = {}
         count = len(rows.table)
         self.failed, self.missing = ([np.zeros(count, np.int16) for _ in range(2)] for _ in range(2))
-        """Number of criteria that each row fails, and lacks the score of: of those before the first comparison, of all."""
+        """Criteria that each row fails, and lacks the score of: of those before the first comparison, and of all."""
         for at, criterion in enumerate(criteria):
             if isinstance(criterion, Threshold):
                 scores = rows.numbers(criterion.column)

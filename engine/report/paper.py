@@ -24,8 +24,8 @@ LEFT = {
     "alignment_distance": 154_293_590,
     "cross_batch_redundancy": 99_892_381,
 }
-"""Name of a criterion of the recipe `danqing` → pairs that the paper's step left. Its source reliability is counted with
-the text length (`words`), its aspect ratio with the shortest edge."""
+"""Name of a criterion of the recipe `danqing` → pairs that the paper's step left. The paper counts source reliability
+with the text length (`words`), and the aspect ratio with the shortest edge."""
 
 
 def paper_shares(funnel: Funnel) -> dict[str, tuple[float, float]]:

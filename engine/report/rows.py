@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,10 +141,18 @@ def draw_sample(run: Run, recipe: Recipe, rows: int, size: int = SAMPLE_ROWS) ->
 def units_of(column: str) -> str:
     """A column's name and unit, for an axis."""
     known = COLUMNS.get(column)
-    return f"{column} ({known.unit})" if known and known.unit else column
+    return f"{column} ({known.unit})" if known and known.unit and known.unit != column else column
 
 
-def are_integers(values: Sequence[float] | np.ndarray) -> bool:
-    """Whether all values are integers."""
-    found = np.asarray(values)
-    return bool(np.all(found == np.floor(found)))
+def are_integers(values: np.ndarray, column: str = "") -> bool:
+    """Whether all values are integers, and the column does not hold shares."""
+    known = COLUMNS.get(column)
+    if known and known.range == (0, 1) and pa.types.is_floating(known.type):
+        return False
+    return bool(np.all(values == np.floor(values)))
+
+
+def is_flag(column: str) -> bool:
+    """Whether a column holds 0 or 1."""
+    known = COLUMNS.get(column)
+    return bool(known and known.range == (0, 1) and not pa.types.is_floating(known.type))

@@ -35,8 +35,9 @@
     for (const input of panel.querySelectorAll("input")) {
       const index = Number(input.value);
       bounds[input.dataset.bound] = index;
-      input.parentElement.querySelector("output").textContent = String(found.values[index]);
-      input.setAttribute("aria-valuetext", String(found.values[index]));
+      const value = String(Number(found.values[index].toPrecision(6)));
+      input.parentElement.querySelector("output").textContent = value;
+      input.setAttribute("aria-valuetext", value);
     }
     const result = panel.querySelector(".result");
     result.replaceChildren();
@@ -60,7 +61,7 @@
     for (const [key, index] of Object.entries(bounds)) {
       const line = article.querySelector(`line[data-moved="${key}"]`);
       if (!line) continue;
-      const at = Number(line.dataset.left) + found.at[index] * Number(line.dataset.width);
+      const at = Number(line.dataset.left) + found.at[key][index] * Number(line.dataset.width);
       line.setAttribute("x1", at);
       line.setAttribute("x2", at);
       line.style.visibility = index === found.bounds[key] ? "hidden" : "visible";
