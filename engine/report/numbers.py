@@ -127,7 +127,9 @@ def is_compared(criterion: Criterion) -> bool:
     return not isinstance(criterion, RowCriterion)
 
 
-def plan_distribution(criterion: Criterion, samples: Sequence[Sample], counts_exactly: bool) -> Distribution | None:
+def plan_distribution(
+    criterion: Criterion, samples: Sequence[Sample], recipes: Sequence[Recipe], counts_exactly: bool
+) -> Distribution | None:
     """Chooses a criterion's axis and the candidates of its threshold; None if there is nothing to show.
 
     Args:
