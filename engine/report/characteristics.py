@@ -164,7 +164,8 @@ def _sizes(samples: Sequence[Sample]) -> Figure | None:
     edges = scale.edges(MAP_BINS)
     drawings, numbers = [], []
     for pairs in found:
-        counts, _, _ = np.histogram2d(*pairs.clip(edges[0], edges[-1]).T, bins=(edges, edges))
+        width, height = pairs.clip(edges[0], edges[-1]).T
+        counts = np.histogram2d(width, height, bins=[edges, edges])[0]
         plot = Plot(
             "Width and height of the kept pictures: number of pictures by size",
             "width (pixels)",

@@ -73,8 +73,8 @@ class Scale:
         """Round values on the axis, about `count`."""
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            step = max(1, math.ceil((last - first) / count))
-            decades = [10.0**power for power in range(first, last + 1, step)]
+            stride = max(1, math.ceil((last - first) / count))
+            decades = [10.0**power for power in range(first, last + 1, stride)]
             if last - first >= 2:
                 return decades
             finer = [m * 10.0**p for p in range(first - 1, last + 1) for m in (1, 2, 5)]
@@ -84,8 +84,8 @@ class Scale:
             return [self.low]
         power = 10.0 ** math.floor(math.log10(raw))
         step = power * min((1.0, 2.0, 2.5, 5.0, 10.0), key=lambda m: abs(m * power - raw))
-        first = math.ceil(self.low / step - 1e-9)
-        return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        lowest = math.ceil(self.low / step - 1e-9)
+        return [n * step for n in range(lowest, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def choose_scale(values: np.ndarray, bounds: Sequence[float] = (), integers: bool = False) -> tuple[Scale, np.ndarray]:

@@ -184,7 +184,8 @@ def choose_candidates(values: np.ndarray, bounds: Sequence[float], integers: boo
     if integers and high - low <= MAX_INTEGER_CANDIDATES:
         return np.unique([*np.arange(max(low - 1, 0) if low >= 0 else low - 1, high + 2), *bounds])
     quantiles = np.quantile(values, np.linspace(0, 1, CANDIDATES - CANDIDATES // 4))
-    steps = np.linspace(*np.percentile(values, [1, 99]), CANDIDATES // 4)
+    first, last = np.percentile(values, [1, 99]).tolist()
+    steps = np.linspace(first, last, CANDIDATES // 4)
     rounded = [float(f"{value:.3g}") for value in [*quantiles, *steps]]
     if integers:
         rounded = [float(round(value)) for value in rounded]

@@ -33,6 +33,7 @@ from danqing.engine.report.paper import COLLECTED, LEFT, paper_shares
 from danqing.engine.report.rows import draw_sample
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
+from danqing.engine.sources import find_shards, open_shard
 from danqing.engine.stages.columns import known_columns
 from danqing.engine.write.output import read_verdicts
 from tests.conftest import RECIPE_WITHOUT_NETWORKS, picture
@@ -195,6 +196,26 @@ def test_two_runs_are_shown_side_by_side(run: Run, tmp_path: Path) -> None:
     assert {"funnel-a.svg", "funnel-b.svg", "criterion-words-a.svg", "word-cloud-a.svg"} <= names
     drawing = (out / "figures" / "words-a.svg").read_text(encoding="utf-8")
     assert drawing.startswith("<?xml") and "<style>" in drawing and drawing.rstrip().endswith("</svg>")
+
+
+def test_rows_are_read_by_number(original: Run, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):
+        (tmp_path / "pictures" / f"{number}.jpg").write_bytes(picture(number))
+    folder = find_shards([str(tmp_path / "pictures")])[0]
+    for shard in (*original.shards, folder):
+        source = open_shard(shard, original.layout)
+        every = list(source)
+        for rows_wanted in ([], [1, 3], [0, len(every) - 1], [len(every) + 5]):
+            found = dict(source.samples_at(rows_wanted))
+            assert list(found) == [row for row in rows_wanted if row < len(every)]
+            assert all(sample.image == every[row].image for row, sample in found.items())
+
+
+def test_a_run_whose_input_is_gone_still_has_a_report(run: Run) -> None:
+    run.manifest["shards"] = [shard | {"path": str(run.folder / "gone.tar")} for shard in run.manifest["shards"]]
+    page = html.write_report(run).read_text(encoding="utf-8")
+    assert "not in the input any more" in page and "data:image/jpeg" not in page
 
 
 def test_a_report_after_decide_and_stale_ones(run: Run, tmp_path: Path) -> None:
