@@ -437,7 +437,7 @@ def _contents(sections: Sequence[Section], views: Sequence[View]) -> list[tuple[
     topics = [("topics", "Topics")] if views[0].found_topics else []
     return [
         ("funnel", "Funnel"),
-        ("criteria", "Criteria and what-if"),
+        ("criteria", "Criteria" if len(views) > 1 else "Criteria and what-if"),
         *((section.anchor, section.title) for section in sections),
         *topics,
         ("kept", "Kept pairs"),
