@@ -104,7 +104,12 @@ def write_profile(path: Path, profile: Profile, events: Sequence[Event], reading
     key = [(figures.stage, number % COLOURS) for number, figures in enumerate(profile.stages)]
     cores = [(reading.at - start, reading.cores / profile.threads) for reading in readings]
     figures = [
-        Drawing("Work", "Seconds of processing; light: seconds at the limit of the codec or network.", _bars(profile)),
+        Drawing(
+            "Work",
+            "Seconds of processing; light: seconds at the limit of the codec or network.",
+            _bars(profile),
+            wide=True,
+        ),
         Drawing(
             "Threads",
             f"One box for each batch, of the first {MAX_BOXES:,}; gaps are waits.",

@@ -34,6 +34,8 @@ LINE_EM = 1.16
 """Height of a line of text in ems."""
 CJK_START = 0x2E80
 """First code point of the characters that are one em wide."""
+VALUE_PIXELS = 88
+"""Room for the text at the right of a bar."""
 CLOUD_WIDTH, CLOUD_HEIGHT = 960, 380
 CLOUD_MAX_PIXELS, CLOUD_MIN_PIXELS = 64, 13
 """Font sizes of the most and the least frequent word of a cloud."""
@@ -83,7 +85,8 @@ class Scale:
         if raw <= 0:
             return [self.low]
         power = 10.0 ** math.floor(math.log10(raw))
-        step = power * min((1.0, 2.0, 2.5, 5.0, 10.0), key=lambda m: abs(m * power - raw))
+        steps = (1.0, 2.0, 5.0, 10.0) if self.whole else (1.0, 2.0, 2.5, 5.0, 10.0)
+        step = power * min(steps, key=lambda m: abs(m * power - raw))
         lowest = math.ceil(self.low / step - 1e-9)
         return [n * step for n in range(lowest, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -114,7 +117,7 @@ def choose_scale(values: np.ndarray, bounds: Sequence[float] = (), integers: boo
     if high == low:
         low, high = low - 0.5, high + 0.5
     padding = (high - low) * 0.02
-    scale = Scale(low if low >= 0 and low - padding < 0 else low - padding, high + padding)
+    scale = Scale(low if low >= 0 and low - padding < 0 else low - padding, high + padding, whole=integers)
     return scale, scale.edges()
 
 
@@ -379,7 +382,7 @@ def bars(label: str, rows: Sequence[Bar], longest: float = 0, kind: str = "kept"
         label_pixels: width of the labels; longer ones are cut.
     """
     pitch, thick = 20, 12
-    full = WIDTH - label_pixels - 78
+    full = WIDTH - label_pixels - VALUE_PIXELS
     longest = longest or max([row.value for row in rows], default=1) or 1
     parts = []
     for at, row in enumerate(rows):
@@ -469,7 +472,14 @@ def word_cloud(label: str, words: Sequence[tuple[str, int]]) -> Markup:
             f'<text x="{x:.1f}" y="{y + 0.35 * size:.1f}" font-size="{size:.1f}" text-anchor="middle" '
             f'class="word word{min(rank // 8, 3)}"><title>{escape(word)}: {count:,}</title>{escape(word)}</text>'
         )
-    return svg(CLOUD_WIDTH, CLOUD_HEIGHT, label, parts)
+    used = np.flatnonzero(taken.any(1)) * CELL_PIXELS
+    drawing = svg(CLOUD_WIDTH, CLOUD_HEIGHT, label, parts)
+    if not len(used):
+        return drawing
+    across = np.flatnonzero(taken.any(0)) * CELL_PIXELS
+    box = across[0], used[0], across[-1] - across[0] + CELL_PIXELS, used[-1] - used[0] + CELL_PIXELS
+    whole = f'viewBox="0 0 {CLOUD_WIDTH} {CLOUD_HEIGHT}"'
+    return Markup(drawing.replace(whole, f'viewBox="{" ".join(map(str, box))}"'))
 
 
 @cache

@@ -7,7 +7,7 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -199,7 +199,7 @@ class Tiles:
             source=source,
             problem=_cut(problem, MAX_PROBLEM),
             is_unsafe=self._is_unsafe(record),
-            instead=self.tile(instead) if instead else None,
+            instead=replace(self.tile(instead), scores="kept instead") if instead else None,
         )
 
     def tiles(self, places: Sequence[Place], criterion: Criterion | None = None) -> list[Tile]:
@@ -242,7 +242,7 @@ def language_of(code: str | None, caption: str) -> str:
 def _scores(record: Mapping[str, Any], criterion: Criterion | None) -> str:
     if isinstance(criterion, Threshold):
         score = record.get(criterion.column)
-        return "no score" if score is None else f"{criterion.column} {number(float(score))}"
+        return "no score" if score is None else number(float(score))
     if criterion is not None:
         return "" if record["distance"] is None else f"distance {record['distance']:.3g}"
     return ""
