@@ -109,6 +109,7 @@ def score_inputs(
                     _finish_scoring(run, damage)
                     if waiting and not part:
                         run.note("times", score_seconds=round(time.monotonic() - started, 3))
+                        run.note("machine", device=", ".join(settings.devices) or kind_of(settings.device))
     return run, spans
 
 
@@ -307,7 +308,8 @@ def write_run(
         verdicts = read_verdicts(run)
         copy = partial(copy_on_cluster, ray) if ray else None
         written = write(run, verdicts, listener, options or WriteOptions(), part, copy)
-        if written and not is_stamped(run.folder / "report.html", decision_digest(run, verdicts)):
+        report, digest = run.folder / "report.html", decision_digest(run, verdicts)
+        if written and not (is_stamped(report, digest) and report.with_suffix(".json").exists()):
             write_report(run, verdicts)
     return sum(shard.kept for shard in verdicts)
 

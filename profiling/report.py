@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+from markupsafe import Markup
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from danqing import __version__
 from danqing.engine.core.spans import Event
-from danqing.engine.report.html import write_page
+from danqing.engine.report.figures import Plot, Scale, curve, rect, svg, text
+from danqing.engine.report.page import write_page
 from danqing.engine.report.terminal import console
 from danqing.profiling.profile import Profile
 from danqing.profiling.sampler import Reading
@@ -21,10 +23,8 @@ WIDTH, LANE, LEFT = 1000, 18, 140
 """Pixels: width of a drawing, height of a row, and width of the names at the left."""
 MAX_BOXES = 5000
 """Maximum number of batches in the timeline; trace.json has more."""
-COLOURS = (
-    "#2f6fde", "#c8553d", "#3a8f5c", "#b8860b", "#7b5ea7", "#3b8ea5", "#a05a7d", "#6b7280", "#8fb339", "#e07b39",
-    "#5b5fc7", "#2a9d8f", "#d1495b", "#9c6644", "#457b9d",
-)  # fmt: skip
+COLOURS = 15
+"""Number of colours of stages, see the page's style."""
 COLUMNS = (
     "stage", "pairs in", "passed on", "errors", "pairs/s", "limit/s", "of limit", "of work", "fill", "MB in", "MB out",
     "seconds", "starved", "blocked",
@@ -79,81 +79,105 @@ def _summary(profile: Profile) -> list[str]:
     return [*found, profile.verdict]
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of the page.
+
+    Attributes:
+        title: its heading.
+        told: what it shows.
+        drawing: the SVG.
+        key: names of its colours, with their numbers.
+        wide: whether a narrow screen scrolls it.
+    """
+
+    title: str
+    told: str
+    drawing: Markup
+    key: Sequence[tuple[str, int]] = ()
+    wide: bool = False
+
+
 def write_profile(path: Path, profile: Profile, events: Sequence[Event], readings: Sequence[Reading]) -> None:
     """Writes the page: table, summary, and drawings of stages, threads, cores and GPU."""
-    head = "".join(f"<th>{name}" for name in COLUMNS)
-    body = "".join(
-        f"<tr><td>{html.escape(row[0])}" + "".join(f"<td class=n>{cell}" for cell in row[1:]) for row in _rows(profile)
-    )
-    whole = _Axis(min(event.started for event in events), profile.seconds)
-    parts = [
-        "<h1>Where the time goes</h1>",
-        *(f"<p>{html.escape(line)}</p>" for line in _summary(profile)),
-        f"<table><tr>{head}{body}</table><p>{LEGEND}</p>",
-        "<h2>Stages</h2><p>Seconds of processing, and seconds at the limit of the codec or network (light).</p>",
-        _bars(profile),
-        f"<h2>Threads</h2><p>One box per batch, for the first {MAX_BOXES:,}; gaps are waits.</p>",
-        _timeline(profile, events),
-        "<h2>Cores</h2><p>Share of the cores that this process keeps busy.</p>",
-        _curve(whole, [(reading.at, reading.cores / profile.threads) for reading in readings]),
+    start = min(event.started for event in events)
+    key = [(figures.stage, number % COLOURS) for number, figures in enumerate(profile.stages)]
+    cores = [(reading.at - start, reading.cores / profile.threads) for reading in readings]
+    figures = [
+        Drawing(
+            "Work",
+            "Seconds of processing; light: seconds at the limit of the codec or network.",
+            _bars(profile),
+            wide=True,
+        ),
+        Drawing(
+            "Threads",
+            f"One box for each batch, of the first {MAX_BOXES:,}; gaps are waits.",
+            _timeline(profile, events),
+            key,
+            wide=True,
+        ),
+        Drawing("Cores", "Share of the cores that this process keeps busy.", _curve("cores busy (%)", profile, cores)),
     ]
     if any(reading.gpu for reading in readings):
-        parts += ["<h2>GPU</h2><p>Share of the time in which kernels ran.</p>"]
-        parts += [_curve(whole, [(reading.at, reading.gpu.busy) for reading in readings if reading.gpu])]
-    write_page(path, "DanQing profile", parts)
+        gpu = [(reading.at - start, reading.gpu.busy) for reading in readings if reading.gpu]
+        told = "Share of the time in which kernels ran."
+        figures.append(Drawing("GPU", told, _curve("GPU busy (%)", profile, gpu)))
+    write_page(
+        path,
+        "profile.html",
+        "DanQing profile",
+        summary=_summary(profile),
+        columns=COLUMNS,
+        rows=_rows(profile),
+        legend=LEGEND,
+        figures=figures,
+        version=__version__,
+    )
 
 
-class _Axis(NamedTuple):
-    """The horizontal axis of time."""
-
-    start: float
-    seconds: float
-
-    def x(self, moment: float) -> float:
-        return LEFT + self.width(moment - self.start)
-
-    def width(self, seconds: float) -> float:
-        return seconds / self.seconds * (WIDTH - LEFT)
-
-
-def _timeline(profile: Profile, events: Sequence[Event]) -> str:
+def _timeline(profile: Profile, events: Sequence[Event]) -> Markup:
     events = events[:MAX_BOXES]
     start = min(event.started for event in events)
-    axis = _Axis(start, max(event.started + event.seconds for event in events) - start)
+    seconds = max(event.started + event.seconds for event in events) - start
+    scale = Scale(0, seconds or 1.0)
     threads = list(dict.fromkeys(event.thread for event in events))
-    colours = {f.stage: COLOURS[number % len(COLOURS)] for number, f in enumerate(profile.stages)}
-    names = [
-        f"<text x=0 y={row * LANE + 13} font-size=12>{html.escape(thread.removeprefix('danqing '))}</text>"
-        for row, thread in enumerate(threads)
-    ]
+    number = {figures.stage: at % COLOURS for at, figures in enumerate(profile.stages)}
+    names = [text(0, row * LANE + 13, thread.removeprefix("danqing ")) for row, thread in enumerate(threads)]
     boxes = [
-        f"<rect x={axis.x(e.started):.1f} y={threads.index(e.thread) * LANE} "
-        f"width={max(axis.width(e.seconds), 0.3):.1f} height={LANE - 4} fill='{colours[e.stage]}'>"
-        f"<title>{html.escape(e.stage)}: {e.rows} pairs, {e.seconds * 1e3:.1f} ms</title></rect>"
+        rect(
+            LEFT + scale.at(e.started - start) * (WIDTH - LEFT),
+            threads.index(e.thread) * LANE,
+            max(scale.at(e.seconds) * (WIDTH - LEFT), 0.3),
+            LANE - 4,
+            f"stage{number[e.stage]}",
+            f"{e.stage}: {e.rows} pairs, {e.seconds * 1e3:.1f} ms",
+        )
         for e in events
     ]
-    key = " ".join(f"<span style='color:{colour}'>■</span> {html.escape(name)}" for name, colour in colours.items())
-    drawn = "".join(names + boxes)
-    return f"<svg viewBox='0 0 {WIDTH} {len(threads) * LANE}' width=100%>{drawn}</svg><p>{key}</p>"
+    bottom = len(threads) * LANE
+    ticks = [
+        text(LEFT + scale.at(tick) * (WIDTH - LEFT), bottom + 14, f"{tick:g} s", "tick", "middle")
+        for tick in scale.ticks(8)[1:-1]
+    ]
+    return svg(WIDTH, bottom + 20, "Batches of each thread over time", [*names, *boxes, *ticks])
 
 
-def _bars(profile: Profile) -> str:
-    unit = (WIDTH - LEFT - 80) / (profile.slowest.work or 1.0)
-    bars = []
+def _bars(profile: Profile) -> Markup:
+    longest = profile.slowest.work or 1.0
+    full = WIDTH - LEFT - 80
+    parts = []
     for row, f in enumerate(profile.stages):
-        top, width, at_limit = row * LANE, f.work * unit, (f.pairs / f.limit if f.limit else 0.0) * unit
-        bars += [
-            f"<text x=0 y={top + 13} font-size=12>{html.escape(f.stage)}</text>"
-            f"<rect x={LEFT} y={top} width={width:.1f} height={LANE - 4} fill='{COLOURS[0]}'/>"
-            f"<rect x={LEFT} y={top + 4} width={at_limit:.1f} height={LANE - 12} fill='#cfe0ff'/>"
-            f"<text x={LEFT + 10 + width:.1f} y={top + 13} font-size=12>{f.work:.2f}</text>"
-        ]
-    return f"<svg viewBox='0 0 {WIDTH} {len(profile.stages) * LANE}' width=100%>{''.join(bars)}</svg>"
+        top, width = row * LANE, f.work / longest * full
+        at_limit = (f.pairs / f.limit if f.limit else 0.0) / longest * full
+        parts += [text(0, top + 13, f.stage), rect(LEFT, top, width, LANE - 4, "kept")]
+        parts += [rect(LEFT, top + 4, at_limit, LANE - 12, "light")]
+        parts += [text(LEFT + 10 + width, top + 13, f"{f.work:.2f} s", "value")]
+    return svg(WIDTH, len(profile.stages) * LANE, "Seconds of processing of each stage", parts)
 
 
-def _curve(axis: _Axis, shares: Sequence[tuple[float, float]]) -> str:
-    """Draws a curve of (moment, share from 0 to 1)."""
-    height = 80
-    points = " ".join(f"{axis.x(moment):.1f},{height * (1 - min(share, 1)):.1f}" for moment, share in shares)
-    line = f"<polyline points='{points}' fill=none stroke='{COLOURS[0]}'/>"
-    return f"<svg viewBox='0 0 {WIDTH} {height}' width=100%>{line}</svg>"
+def _curve(name: str, profile: Profile, shares: Sequence[tuple[float, float]]) -> Markup:
+    """Draws (seconds, share from 0 to 1) with axes."""
+    plot = Plot(f"{name} over time", "seconds", name)
+    points = [(moment, 100 * min(share, 1.0)) for moment, share in shares]
+    return curve(plot, points, Scale(0, profile.seconds or 1.0), Scale(0, 100))

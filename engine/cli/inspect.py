@@ -132,22 +132,41 @@ def topics(
         print(f"A map and pictures: {run / 'report.html'}")
 
 
-@command("danqing report out", group=RUNS)
+@command(
+    "danqing report out",
+    "danqing report out --figures figures",
+    "danqing report before after -o compared",
+    group=RUNS,
+)
 def report(
-    run: RunFolder, /, *, storage: StorageOptions = StorageOptions(), out: QuietOptions = QuietOptions()
+    run: RunFolder,
+    other: Annotated[
+        Path | None, Parameter(converter=to_paths, help="Folder of another decided run, to show beside it.")
+    ] = None,
+    /,
+    *,
+    output: Annotated[
+        Path | None,
+        Parameter(name=["--output", "-o"], metavar="DIR", help="Where to write (default: RUN)."),
+    ] = None,
+    figures: Annotated[Path | None, Parameter(metavar="DIR", help="Also write each figure here, as SVG.")] = None,
+    storage: StorageOptions = StorageOptions(),
+    out: QuietOptions = QuietOptions(),
 ) -> None:
-    """Make report.html anew.
+    """Make report.html and report.json anew; of two runs, comparison.html.
 
-    `write` and `topics` make it, too; this command makes it without writing shards.
+    One page without references to others: funnel, distributions, what other thresholds would keep, pictures, and what
+    the pairs are. `write` and `topics` make it, too; this command makes it without writing shards.
     """
     from danqing.engine.report.html import write_report
     from danqing.engine.run.folder import Run
 
-    opened = Run.open(run)
-    opened.check_decided()
-    write_report(opened)
+    opened = [Run.open(folder) for folder in (run, other) if folder]
+    for each in opened:
+        each.check_decided()
+    page = write_report(opened[0], other=opened[1] if other else None, output=output, figures=figures)
     if not out.quiet:
-        print(run / "report.html")
+        print(page)
 
 
 @command(

@@ -383,6 +383,7 @@ def decide(
     tasks: TaskOptions = TaskOptions(),
     force: ForceModels = False,
     storage: StorageOptions = StorageOptions(),
+    report: Annotated[bool, Parameter(help="Also make report.html and report.json.")] = False,
     out: OutputOptions = OutputOptions(),
 ) -> None:
     """Apply a recipe's thresholds to a scored run.
@@ -422,6 +423,10 @@ def decide(
         return
     with out.progress(machine.note):
         funnel = decide_run(opened, chosen, force=force, **where)
+    if report:
+        from danqing.engine.report.html import write_report
+
+        write_report(opened)
     notes = run_notes(opened, funnel)
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}, notes):
         return

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -66,6 +67,13 @@ class Source(ABC):
         """Makes the decoder of one iteration over the samples; it counts in `encodings`, from 0."""
         self.encodings.clear()
         return Decoder(encoding, self.encodings)
+
+    def samples_at(self, rows: Sequence[int]) -> Iterator[tuple[int, Sample]]:
+        """Yields some rows, given in ascending order, with their numbers; those that are missing are left out."""
+        wanted = set(rows)
+        for row, sample in enumerate(islice(self, rows[-1] + 1 if rows else 0)):
+            if row in wanted:
+                yield row, sample
 
     @abstractmethod
     def __len__(self) -> int: ...

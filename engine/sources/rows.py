@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from danqing.engine.core.carried import input_key
@@ -28,6 +28,10 @@ class Rows(Source):
 
     def part_names(self) -> list[str]:
         return self.source.part_names()
+
+    def samples_at(self, rows: Sequence[int]) -> Iterator[tuple[int, Sample]]:
+        """Yields some rows with their numbers; their keys are the input's own."""
+        return self.source.samples_at(rows)
 
     def __len__(self) -> int:
         return len(self.source) if self.limit is None else min(len(self.source), self.limit)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from danqing.engine.core.damage import Damage
@@ -57,6 +58,14 @@ class WebDataset(Source):
             finally:
                 os.close(descriptor)
         yield from self.failed
+
+    def samples_at(self, rows: Sequence[int]) -> Iterator[tuple[int, Sample]]:
+        """Yields some rows with their numbers; reads no others."""
+        part, there = copy.copy(self), [row for row in rows if row < len(self.samples)]
+        part.samples, part.failed = [self.samples[row] for row in there], []
+        yield from zip(there, part, strict=True)
+        failed = [row for row in rows if len(self.samples) <= row < len(self)]
+        yield from ((row, self.failed[row - len(self.samples)]) for row in failed)
 
     def _read(self, descriptor: int, parts: Parts, extension: str) -> bytes:
         offset, size = parts[extension]

@@ -136,6 +136,8 @@ def move_stale(run: Run) -> list[str]:
         "topics.json": _stale_topics(run, verdicts),
         **{name: _stale_text(run.folder / name, decision) for name in ("report.html", CARD, f"shards/{CARD}")},
     }
+    if products["report.html"] and (numbers := run.folder / "report.json").exists():
+        products["report.html"].append(numbers)
     files = [file for several in products.values() for file in several]
     if files:
         forget_written(run)

@@ -93,7 +93,7 @@ def test_known_themes_are_found_and_shown(run: Run) -> None:
     assert sizes == sorted(sizes, reverse=True)
     page = (run.folder / "report.html").read_text()
     assert "<h2>Topics</h2>" in page and page.count("<circle") == 90
-    assert all(f"<h2>topic {n}: {' '.join(t.words)} ({t.captions})</h2>" in page for n, t in enumerate(found.topics))
+    assert all(f">topic {n}: {' '.join(t.words)} ({t.captions})</summary>" in page for n, t in enumerate(found.topics))
     before = (run.folder / "topics.parquet").read_bytes()
     topics_of(run, 1000, 12)
     assert (run.folder / "topics.parquet").read_bytes() == before

@@ -16,7 +16,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from danqing.engine.core.device import Device
-from danqing.engine.report.html import _figure
+from danqing.engine.report.galleries import thumbnail
 from danqing.engine.sources import Sample
 from danqing.engine.stages.avif import frame_sizes
 from danqing.engine.stages.decode import decode_with_pillow
@@ -129,11 +129,11 @@ def test_a_bomb_is_refused_before_it_takes_memory(name: str, device: Device) -> 
     with little_memory():
         batch = through_header(device, [bomb], max_pixels=LIMIT)
         decoded = decode_with_pillow(bomb, LIMIT)
-        shown = _figure(bomb, {"error": None, "caption": "", "key": "a"}, LIMIT)
+        source, problem = thumbnail(bomb, None, LIMIT)
         extension = image_extension(Sample("a", bomb, "", ""), LIMIT)
     assert "more than --max-pixels" in batch["error"][0] and batch["readable"].tolist() == [0]
     assert isinstance(decoded, str) and "more than --max-pixels" in decoded
-    assert "more than --max-pixels" in shown and "<img" not in shown
+    assert "more than --max-pixels" in problem and not source
     assert extension
 
 
