@@ -23,8 +23,11 @@ HEEDS_CTRL_C = ["env", "--default-signal=INT"]
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Sets a cache for the test run, so that models are built once, unless the environment names one."""
-    os.environ.setdefault("DANQING_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """Sets a cache for the test run, so that models and kernels are built once, unless the environment names one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all worker processes
+    os.environ.setdefault("DANQING_CACHE", str(folder / "cache"))
 
 
 @pytest.fixture(scope="session")
