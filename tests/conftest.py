@@ -21,10 +21,32 @@ HEEDS_CTRL_C = ["env", "--default-signal=INT"]
 """Starts a command that heeds SIGINT. Tests in the background ignore it, and a child process would inherit that."""
 
 
+LONG_FILES = [
+    "kernels/test_portable.py",
+    "trt_models/test_engines.py",
+    "engine/report/test_topics.py",
+    "engine/test_kills.py",
+    "engine/stages/test_patterns.py",
+    "engine/score/test_workers.py",
+    "engine/core/test_memory.py",
+]
+"""Files that take longest. The first two hardly need kernels for CPUs, which one process compiles while others wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first: if one of them came last, one process would run it while the others were idle."""
+    folder = Path(__file__).parent
+    rank = {folder / name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Sets a cache for the test run, so that models are built once, unless the environment names one."""
-    os.environ.setdefault("DANQING_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """Sets a cache for the test run, so that models and kernels are built once, unless the environment names one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all worker processes
+    os.environ.setdefault("DANQING_CACHE", str(folder / "cache"))
 
 
 @pytest.fixture(scope="session")

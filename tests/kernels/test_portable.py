@@ -123,13 +123,14 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     yield fingerprints.join_in_buckets, (INTEGERS.astype(np.uint64), INTEGERS, INTEGERS.astype(np.uint64), 4, INTEGERS)
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_every_kernel_compiles_for_gpus_without_spills(capability: tuple[int, int]) -> None:
+def test_every_kernel_compiles_for_gpus_without_spills() -> None:
+    """PTX is made once, for the oldest GPUs, and assembled for others too; `test_compiled` makes PTX for both."""
     for kernel, arguments in launches():
-        text = kernel.ptx(capability, *arguments)
-        assert f".target sm_{capability[0]}{capability[1]}" in text and f"{kernel.name}" in text
-        code, log = assemble(text, capability)
-        assert code.startswith(b"\x7fELF") and " 0 stack" in log and " 0 bytes lmem" in log  # no register is spilled
+        text = kernel.ptx((8, 0), *arguments)
+        assert ".target sm_80" in text and kernel.name in text
+        for capability in ((8, 0), (9, 0)):
+            code, log = assemble(text, capability)
+            assert code.startswith(b"\x7fELF") and " 0 stack" in log and " 0 bytes lmem" in log  # no register spills
 
 
 def assemble(ptx: str, capability: tuple[int, int]) -> tuple[bytes, str]:

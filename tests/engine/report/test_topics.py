@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numba
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -56,6 +58,15 @@ def captions() -> list[tuple[str, str]]:
         for theme in THEMES
     ]
     return [pair for row in zip(*by_theme, strict=True) for pair in row]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def umap() -> None:
+    """Imports UMAP without compiling PyNNDescent, which takes half a minute. UMAP searches so few rows exactly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, "DISABLE_JIT", 1)
+        importlib.import_module("pynndescent")
+    importlib.import_module("umap")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,21 @@ from danqing.engine.run.folder import Run, finished_work
 from danqing.engine.run.settings import Settings
 from danqing.engine.write import card, formats, order, output, products, writing
 from danqing.engine.write.output import WriteOptions
-from tests.conftest import picture
+from tests.conftest import RECIPE_WITHOUT_NETWORKS, picture
 
 GOOD = "公園的草地上有一隻可愛的小貓在曬太陽"
 ROWS = (4, 3, 5)
 SMALL = WriteOptions(shard_size=5)
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> list[str]:
-    """Three Parquet files with the same keys; fields of changing type, one NaN, and uids of the input's own."""
-    paths = []
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `tests` with inputs, a recipe and a written run, and its copy `kept`.
+
+    The inputs are three Parquet files with the same keys, fields of changing type, one NaN, and uids of their own.
+    """
+    folder = tmp_path_factory.mktemp("products") / "tests"
+    folder.mkdir()
     for number, rows in enumerate(ROWS):
         columns: dict[str, Any] = {
             "image": [picture(10 * number + i, form="JPEG" if number else "PNG") for i in range(rows)],
@@ -48,15 +53,25 @@ def inputs(tmp_path: Path) -> list[str]:
             "score": [float("nan")] * rows if number == 0 else list(range(rows)),
             "note": pa.nulls(rows) if number == 0 else [{"deep": [float("inf"), 1.5]}] * rows,
         }
-        path = tmp_path / f"{number}.parquet"
-        pq.write_table(pa.table(columns), path)
-        paths.append(str(path))
-    return paths
+        pq.write_table(pa.table(columns), folder / f"{number}.parquet")
+    (folder / "plain.yaml").write_text(RECIPE_WITHOUT_NETWORKS)
+    paths = [str(folder / f"{number}.parquet") for number in range(len(ROWS))]
+    curate(paths, folder / "out", load_recipe(folder / "plain.yaml"), Settings(), SMALL)
+    shutil.copytree(folder, folder.with_name("kept"))
+    return folder
 
 
 @pytest.fixture
-def run(inputs: list[str], tmp_path: Path, plain_recipe: Recipe) -> Run:
-    return curate(inputs, tmp_path / "out", plain_recipe, Settings(), SMALL)[0]
+def inputs(built: Path) -> list[str]:
+    """The inputs, beside the run, as they were before other tests changed them. A run names its inputs' full paths."""
+    shutil.rmtree(built)
+    shutil.copytree(built.with_name("kept"), built)
+    return [str(built / f"{number}.parquet") for number in range(len(ROWS))]
+
+
+@pytest.fixture
+def run(inputs: list[str]) -> Run:
+    return Run.open(Path(inputs[0]).parent / "out")
 
 
 def stricter(run: Run, fewer: int) -> Recipe:
