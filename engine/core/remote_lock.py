@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from danqing.engine.core.errors import DanqingError
@@ -32,7 +33,7 @@ SETTLE_SECONDS = 0.5
 
 
 @contextmanager
-def locked_object(path: RemotePath, others: Iterable[RemotePath] = (), wait: bool = False) -> Iterator[bool]:
+def locked_object(path: RemotePath, others: Iterable[Path] = (), wait: bool = False) -> Iterator[bool]:
     """Holds a lock on object storage during a `with` block; yields True.
 
     Args:
@@ -71,14 +72,14 @@ def _renew(path: RemotePath, content: dict[str, Any], ended: threading.Event) ->
             write_json(path, content)
 
 
-def _read(path: RemotePath) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     with suppress(FileNotFoundError, ValueError):
         found: dict[str, Any] = json.loads(path.read_bytes())
         return found
     return {}
 
 
-def _check_free(path: RemotePath, wait: bool = False) -> None:
+def _check_free(path: Path, wait: bool = False) -> None:
     """Waits until no process that may be running holds the lock; raises LockHeldError instead if `wait` is false."""
     while True:
         forget()
