@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +34,12 @@ class Columns(Protocol):
         ...
 
     def features(self, rows: np.ndarray) -> tuple[Sequence[np.ndarray], np.ndarray]:
-        """The features of some rows that have them: float16 blocks, and each row's place in them, int64 (n,)."""
+        """The features of some rows that have them.
+
+        Returns:
+            Blocks, float16 (rows, dimension) each, memory-mapped if they are on disk; and each row's place in them, one
+            after the other, int64 (n,).
+        """
         ...
 
 
@@ -99,18 +103,15 @@ class StoredColumns:
             out[place] = numbers_of(part)
         return out
 
-    @cached_property
-    def blocks(self) -> list[np.ndarray]:
-        """The features of every shard, memory-mapped (`map_run`)."""
-        return map_run([self._run.features_path(number) for number in self._numbers], self._run.folder)
-
     def features(self, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        offsets = np.cumsum([0, *map(len, self.blocks)])
-        out = np.empty(len(rows), np.int64)
-        for place, part in self._parts("feature_row", rows):
-            shard = np.searchsorted(self._begins, rows[place.start], "right") - 1
-            out[place] = part.to_numpy() + offsets[shard]
-        return self.blocks, out
+        shards = np.flatnonzero(np.diff(np.searchsorted(rows, self._begins)))
+        blocks = map_run([self._run.features_path(self._numbers[shard]) for shard in shards], self._run.folder)
+        out, begin = np.empty(len(rows), np.int64), 0
+        for block, (place, part) in zip(blocks, self._parts("feature_row", rows), strict=True):
+            out[place] = part.to_numpy()
+            out[place] += begin
+            begin += len(block)
+        return blocks, out
 
     def _parts(self, name: str, rows: np.ndarray) -> Iterator[tuple[slice, pa.ChunkedArray]]:
         """Yields the values of the rows of each shard that has some, and their place among all."""

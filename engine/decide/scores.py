@@ -33,12 +33,12 @@ from danqing.engine.run.tables import SCORE_AGAIN, reading, verdicts_table
 class Searches(Protocol):
     """Searches for near rows that were made beforehand (`engine.decide.tasks`)."""
 
-    def components(self, criterion: Redundancy, places: np.ndarray, device: Device) -> np.ndarray | None:
+    def components(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> np.ndarray | None:
         """The connected components of near rows, as `NearComponents.first`; None if they were not searched for.
 
         Args:
             criterion: the criterion.
-            places: int64 (rows,), where the rows' features are in the run's.
+            rows: int64 (rows,), positions in the run.
             device: unites the components of several searches.
         """
         ...
@@ -155,13 +155,11 @@ class Scores:
         self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None, searched: bool
     ) -> NearComponents:
         """Connects near rows, or reads how they were connected beforehand (`searched`)."""
-        blocks, places = self.columns.features(rows)
-        features = Features(device, blocks, places)
+        features = Features(device, *self.columns.features(rows))
         if searched and self.searches:
-            first = self.searches.components(criterion, places, device)
+            first = self.searches.components(criterion, rows, device)
             if first is not None:
                 return NearComponents(features, first, "tasks")
-        del places
         return connect_near_rows(features, criterion, progress, index=self.neighbours)
 
     def represent(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 
 import numpy as np
@@ -24,17 +24,17 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, read_json, write_json
 from danqing.engine.core.progress import Progress
+from danqing.engine.decide.columns import StoredColumns
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import AUTO, INDEXES, choose_index
-from danqing.engine.decide.feature_files import map_features, map_run
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 from danqing.engine.score.ledger import FEATURES_HASH
 from danqing.kernels.neighbours.components import find_components, join_edges
 
-FOLDER, LIST, PLACES = "neighbours", "tasks.json", "places.npy"
-"""OUT/neighbours/CRITERION/tasks.json, and beside it the rows that are compared."""
+FOLDER, LIST, ROWS = "neighbours", "tasks.json", "rows.npy"
+"""OUT/neighbours/CRITERION/tasks.json, and beside it the rows that are compared, int64, positions in the run."""
 LATEST = "latest.json"
 """File in OUT/neighbours that names the criterion whose tasks were listed last."""
 
@@ -56,9 +56,9 @@ class TaskList:
         within: its cosine distance.
         recipe_hash: of the recipe that it was listed with.
         scores: hash of the run's scores and features.
-        places: hash of the places of the rows' features in the run's, int64, which `PLACES` holds.
+        rows_hash: of the rows that are compared, which `ROWS` holds.
         blocks: borders of the blocks, as positions among the rows: one more than there are blocks.
-        sizes: number of features of each shard.
+        sizes: number of rows of each shard.
         features: hash of each shard's features, as its scores name it.
     """
 
@@ -66,7 +66,7 @@ class TaskList:
     within: float
     recipe_hash: str
     scores: str
-    places: str
+    rows_hash: str
     blocks: Sequence[int]
     sizes: Sequence[int]
     features: Sequence[str]
@@ -125,7 +125,7 @@ class TaskSearches:
     scores: str
     wanted: int = 0
 
-    def components(self, criterion: Redundancy, places: np.ndarray, device: Device) -> np.ndarray | None:
+    def components(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> np.ndarray | None:
         """See `Searches`.
 
         Raises:
@@ -140,11 +140,11 @@ class TaskSearches:
                 f"{criterion.name}: tasks compare all pairs, but it asks for a recall of {criterion.recall:g}; "
                 f"give --set {criterion.name}.recall=1, or delete {folder_of(self.run, criterion.name)}"
             )
-        problems = self._problems(found, criterion, places) if found else []
+        problems = self._problems(found, criterion, rows) if found else []
         if self.wanted:
-            listed = self._list(criterion, places)
+            listed = self._list(criterion, rows)
             if found is None or problems or found.missing(self.run):
-                raise ListedError(self._write(listed, places))
+                raise ListedError(self._write(listed, rows))
         assert found is not None
         if problems:
             raise DanqingError(
@@ -159,35 +159,34 @@ class TaskSearches:
             )
         return unite(self.run, found, device)
 
-    def _problems(self, found: TaskList, criterion: Redundancy, places: np.ndarray) -> list[str]:
+    def _problems(self, found: TaskList, criterion: Redundancy, rows: np.ndarray) -> list[str]:
         """How a list differs from what is to be decided."""
         problems = []
         if found.within != criterion.within:
             problems.append(f"within {found.within:g} there, {criterion.within:g} here")
         if found.scores != self.scores:
             problems.append("the scores changed since")
-        elif found.places != _digest(places):
+        elif found.rows_hash != _digest(rows):
             problems.append(
-                f"{found.rows:,} rows reach {criterion.name} with recipe {found.recipe_hash} there, {len(places):,} or "
+                f"{found.rows:,} rows reach {criterion.name} with recipe {found.recipe_hash} there, {len(rows):,} or "
                 f"others with {self.recipe_hash} here"
             )
         return problems
 
-    def _list(self, criterion: Redundancy, places: np.ndarray) -> TaskList:
+    def _list(self, criterion: Redundancy, rows: np.ndarray) -> TaskList:
         count = math.ceil((math.sqrt(8 * self.wanted + 1) - 1) / 2)  # n blocks make n (n + 1) / 2 pairs
-        borders = np.linspace(0, len(places), min(count, max(len(places), 1)) + 1).astype(np.int64).tolist()
-        shards = self.run.shards
-        sizes = [len(map_features(self.run.features_path(shard.number))) for shard in shards]
-        hashes = [features_hash(self.run, shard.number) for shard in shards]
+        borders = np.linspace(0, len(rows), min(count, max(len(rows), 1)) + 1).astype(np.int64).tolist()
+        shards = [_shard(self.run, shard.number) for shard in self.run.shards]
+        sizes, hashes = [size for size, _ in shards], [digest for _, digest in shards]
         return TaskList(
-            criterion.name, criterion.within, self.recipe_hash, self.scores, _digest(places), borders, sizes, hashes
+            criterion.name, criterion.within, self.recipe_hash, self.scores, _digest(rows), borders, sizes, hashes
         )
 
-    def _write(self, tasks: TaskList, places: np.ndarray) -> TaskList:
+    def _write(self, tasks: TaskList, rows: np.ndarray) -> TaskList:
         """Writes a list; removes the forests of others."""
         folder = folder_of(self.run, tasks.criterion)
-        with commit(folder / PLACES) as file:
-            np.save(file, places)
+        with commit(folder / ROWS) as file:
+            np.save(file, rows)
         write_json(folder / LIST, asdict(tasks))
         write_json(folder.parent / LATEST, {"criterion": tasks.criterion})
         own = {tasks.path(self.run, number) for number in range(len(tasks.pairs))}
@@ -247,24 +246,17 @@ def run_task(
         np.save(file, np.stack([rows[joined], rows[first[joined]]]))
 
 
-def _features(run: Run, tasks: TaskList, rows: np.ndarray, device: Device) -> Features:
-    """The features of some rows of a list; only the shards that hold them are read."""
-    path = folder_of(run, tasks.criterion) / PLACES
+def _features(run: Run, tasks: TaskList, positions: np.ndarray, device: Device) -> Features:
+    """The features of rows at some positions of a list; only the shards that hold them are read."""
+    path = folder_of(run, tasks.criterion) / ROWS
     with reading(path, f"write the list again: {list_again(run)}"):
-        places = np.load(path, mmap_mode="r")[rows]
-    ends = np.cumsum(tasks.sizes)
-    shard = np.searchsorted(ends, places, "right")
-    used = np.unique(shard)
-    for number in used.tolist():
-        if features_hash(run, number) != tasks.features[number]:
+        rows = np.load(path, mmap_mode="r")[positions]
+    for shard in np.unique(np.searchsorted(np.cumsum(tasks.sizes), rows, "right")).tolist():
+        if _shard(run, shard) != (tasks.sizes[shard], tasks.features[shard]):
             raise DanqingError(
-                f"{run.scores_path(number)}: scored anew since the tasks were listed; list them again: "
-                f"{list_again(run)}"
+                f"{run.scores_path(shard)}: scored anew since the tasks were listed; list them again: {list_again(run)}"
             )
-    blocks = map_run([run.features_path(number) for number in used.tolist()], run.folder)
-    sizes = np.asarray(tasks.sizes)
-    begins = np.cumsum(sizes[used]) - sizes[used]
-    return Features(device, blocks, places - (ends - sizes)[shard] + begins[np.searchsorted(used, shard)])
+    return Features(device, *StoredColumns(run, tasks.sizes).features(rows))
 
 
 def unite(run: Run, tasks: TaskList, device: Device) -> np.ndarray:
@@ -284,11 +276,11 @@ def unite(run: Run, tasks: TaskList, device: Device) -> np.ndarray:
     return device.down(find_components(device, parent))
 
 
-def features_hash(run: Run, number: int) -> str:
-    """The hash of a shard's features that its scores name; empty if they name none."""
+def _shard(run: Run, number: int) -> tuple[int, str]:
+    """A shard's number of rows, and the hash of its features that its scores name; empty if they name none."""
     with reading(run.scores_path(number), SCORE_AGAIN):
-        metadata: dict[bytes, Any] = pq.read_schema(run.scores_path(number)).metadata or {}
-    return metadata.get(FEATURES_HASH, b"").decode()
+        stored = pq.read_metadata(run.scores_path(number))
+    return stored.num_rows, (stored.metadata or {}).get(FEATURES_HASH, b"").decode()
 
 
 def folder_of(run: Run, criterion: str) -> Path:
@@ -301,8 +293,8 @@ def list_again(run: Run) -> str:
     return f"danqing decide {run.folder} --neighbour-tasks N"
 
 
-def _digest(places: np.ndarray) -> str:
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(places).data)
+def _digest(rows: np.ndarray) -> str:
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(rows).data)
 
 
 def _numbers(tasks: Sequence[int]) -> str:

@@ -93,6 +93,7 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
         np.zeros((2, 2), np.int64),
     )
     yield components.find_roots, (INTEGERS, INTEGERS)
+    yield components.join_edges, (INTEGERS, INTEGERS, INTEGERS)
     yield neighbours.fill_scales, (features,)
     yield neighbours.unpack, (features, vectors)
     yield neighbours.join_near, (TILE, 0.9, 0.9, INTEGERS, INTEGERS, features, INTEGERS)
@@ -256,9 +257,13 @@ def find_by_faiss(device: Any) -> np.ndarray:
         likely, measured = groups.likely_components(features, 0.01, 0.9, index=index)
         halves = features.take(np.arange(12)), features.take(np.arange(12, 24))
         nearest, distance = INDEXES[index]().nearest(*halves, 0.1)
+        across = device.up(np.arange(24))
+        INDEXES[index]().join_across(features, 0.01, across, 10)
     assert measured is not None and measured.share >= 0.9 and len(set(group.tolist())) < 20
     assert (group[likely] == group).all()
-    return np.stack([group, np.concatenate([nearest, np.nan_to_num(distance, nan=-1)])])
+    across = device.down(components.find_components(device, across))
+    assert 0 < (across != np.arange(24)).sum() and (group[across] == group).all()
+    return np.stack([group, across, np.concatenate([nearest, np.nan_to_num(distance, nan=-1)])])
 
 
 def find_similar(device: Any) -> np.ndarray:

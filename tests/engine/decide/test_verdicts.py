@@ -351,7 +351,7 @@ def test_no_file_of_features_stays_open(recipe: Recipe, tmp_path: Path) -> None:
     assert (np.concatenate(mapped) == features).all() and (places == np.arange(3, rows)).all()
     with pytest.MonkeyPatch.context() as fewer:
         fewer.setattr("danqing.engine.decide.feature_files.MAX_MAPPED_FILES", 10)
-        few, _ = read_scores(run, recipe).columns.features(np.arange(1))
+        few, _ = read_scores(run, recipe).columns.features(np.arange(rows))
         maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(run.folder) in line]
         assert len(maps) == shards + 10 + 1  # those of `mapped`, ten more, and the copy of the others
         assert [*map(np.ndarray.tobytes, few)] == [*map(np.ndarray.tobytes, mapped)]
