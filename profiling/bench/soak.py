@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.demo.crawl import build_crawl
@@ -136,8 +137,8 @@ def slopes(series: list[list[Sample]]) -> dict[str, float]:
 
 def broken_shards(out: Path, kinds: int) -> tuple[int, list[str]]:
     """Counts the scored shards, and names those whose rows differ from those of the first link to the same file."""
-    run, first = Run.open(out), {}
-    scored, broken = 0, []
+    run, first = Run.open(out), dict[int, pa.Table]()
+    scored, broken = 0, list[str]()
     for shard in run.shards:
         path = run.scores_path(shard.number)
         if path.exists():
