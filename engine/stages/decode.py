@@ -134,7 +134,10 @@ class Decoder(Protocol):
 
 
 class CpuDecoder:
-    """nvImageCodec on the CPU, with one decoder per thread of the device; its own threads do not make it faster."""
+    """nvImageCodec on the CPU, with one decoder per thread of the device; its own threads do not make it faster.
+
+    Truncated JPEG files are left to Pillow, which refuses them: nvImageCodec 0.9.0 leaks 24 KB of memory for each.
+    """
 
     def __init__(self, device: Device) -> None:
         self.device, nvimgcodec = device, _nvimgcodec()
@@ -150,9 +153,10 @@ class CpuDecoder:
 
     def decode(self, files: list[bytes]) -> list[np.ndarray | None]:
         pictures: list[np.ndarray | None] = [None] * len(files)
+        whole = [row for row, file in enumerate(files) if not _is_truncated(file)]
 
         def decode_every(start: int) -> None:
-            rows = range(start, len(files), len(self.decoders))
+            rows = whole[start :: len(self.decoders)]
             decoded = self.decoders[start].decode([files[row] for row in rows], params=self.as_stored) if rows else []
             for row, picture in zip(rows, decoded, strict=True):
                 pictures[row] = None if picture is None else np.asarray(picture)

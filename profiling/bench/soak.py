@@ -138,7 +138,7 @@ def slopes(series: list[list[Sample]]) -> dict[str, float]:
 def broken_shards(out: Path, kinds: int) -> tuple[int, list[str]]:
     """Counts the scored shards, and names those whose rows differ from those of the first link to the same file."""
     run, first = Run.open(out), dict[int, pa.Table]()
-    scored, broken = 0, []
+    scored, broken = 0, list[str]()
     for shard in run.shards:
         path = run.scores_path(shard.number)
         if path.exists():

@@ -14,7 +14,7 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.device import Device
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.stages.base import Context
-from danqing.engine.stages.decode import Decode
+from danqing.engine.stages.decode import CpuDecoder, Decode
 from danqing.engine.stages.header import Header
 from danqing.engine.stages.resize import BatchResizer, DaliResizer, KernelResizer, chosen_resizer, open_resizer
 from danqing.trt_models.card import ImageInput
@@ -204,3 +204,14 @@ def test_models_agree_on_pictures_resized_by_dali(device: Device) -> None:
     for name in ("embedding", "features"):
         assert (seen[name] * also_seen[name]).sum(axis=1).min() > 0.999
     assert np.abs(safe["probability"] - also_safe["probability"]).max() < 0.02
+
+
+def test_truncated_jpeg_files_are_left_to_pillow(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Codec:
+        def decode(self, files: list[bytes], params: object) -> list[np.ndarray]:
+            return [np.zeros((1, 1, 3), np.uint8)] * len(files)
+
+    whole, decoder = picture(1), CpuDecoder(device)
+    monkeypatch.setattr(decoder, "decoders", [Codec(), Codec()])
+    decoded = decoder.decode([whole, whole[:900], whole, whole[:-2]])  # the codec leaks memory for them
+    assert [found is not None for found in decoded] == [True, False, True, False]
