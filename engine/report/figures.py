@@ -34,7 +34,7 @@ LINE_EM = 1.16
 """Height of a line of text in ems."""
 CJK_START = 0x2E80
 """First code point of the characters that are one em wide."""
-VALUE_PIXELS = 88
+VALUE_PIXELS = 102
 """Room for the text at the right of a bar."""
 CLOUD_WIDTH, CLOUD_HEIGHT = 960, 380
 CLOUD_MAX_PIXELS, CLOUD_MIN_PIXELS = 64, 13
