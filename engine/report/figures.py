@@ -479,7 +479,7 @@ def word_cloud(label: str, words: Sequence[tuple[str, int]]) -> Markup:
     across = np.flatnonzero(taken.any(0)) * CELL_PIXELS
     box = across[0], used[0], across[-1] - across[0] + CELL_PIXELS, used[-1] - used[0] + CELL_PIXELS
     whole = f'viewBox="0 0 {CLOUD_WIDTH} {CLOUD_HEIGHT}"'
-    return Markup(drawing.replace(whole, f'viewBox="{" ".join(map(str, box))}"'))
+    return Markup(str(drawing).replace(whole, f'viewBox="{" ".join(map(str, box))}"'))
 
 
 @cache
