@@ -127,7 +127,8 @@ def _histogram(name: str, title: str, across: str, samples: Sequence[Sample], va
             Series("kept", "kept", counts[0].tolist()),
             Series("dropped", "other", (counts[1] - counts[0]).tolist()),
         ]
-        drawings.append(histogram(Plot(f"{title}: histogram of {across}", across), scale, edges, series))
+        up = "pairs" if all(sample.is_whole for sample in samples) else "pairs of the sample"
+        drawings.append(histogram(Plot(f"{title}: histogram of {across}", across, up), scale, edges, series))
         notes.append(
             "; ".join(f"{which} {_summary(part)}" for which, part in (("kept", kept), ("all", every)) if len(part))
         )

@@ -34,7 +34,7 @@ LINE_EM = 1.16
 """Height of a line of text in ems."""
 CJK_START = 0x2E80
 """First code point of the characters that are one em wide."""
-VALUE_PIXELS = 88
+VALUE_PIXELS = 102
 """Room for the text at the right of a bar."""
 CLOUD_WIDTH, CLOUD_HEIGHT = 960, 380
 CLOUD_MAX_PIXELS, CLOUD_MIN_PIXELS = 64, 13
@@ -479,7 +479,7 @@ def word_cloud(label: str, words: Sequence[tuple[str, int]]) -> Markup:
     across = np.flatnonzero(taken.any(0)) * CELL_PIXELS
     box = across[0], used[0], across[-1] - across[0] + CELL_PIXELS, used[-1] - used[0] + CELL_PIXELS
     whole = f'viewBox="0 0 {CLOUD_WIDTH} {CLOUD_HEIGHT}"'
-    return Markup(drawing.replace(whole, f'viewBox="{" ".join(map(str, box))}"'))
+    return Markup(str(drawing).replace(whole, f'viewBox="{" ".join(map(str, box))}"'))
 
 
 @cache
