@@ -117,7 +117,7 @@ class MockSession:
 def run_simulated(*arguments: str, folder: Path | None = None) -> None:
     """Runs Python with these arguments and Numba's CUDA simulator, and checks that it exits with status 0."""
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
 
 

@@ -55,7 +55,7 @@ def run(section: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if command.startswith("danqing "):
             assert main(shlex.split(command)[1:]) == 0, command
         else:
-            subprocess.run(command, shell=True, check=True)
+            subprocess.run(command, shell=True, check=True, timeout=240)
 
 
 def install(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def build(source: Path, kind: str, output: Path) -> Path:
     """Runs the build backend as pip does, in the folder of the sources."""
     output.mkdir(exist_ok=True)
     command = [sys.executable, "-c", BUILD, kind, str(output)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return output / done.stdout.splitlines()[-1]
 
@@ -82,7 +82,9 @@ print(danqing.__file__, danqing.kernels.__file__, kernels.owner, profiling.owner
 """
     command = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=240
+    )
     package = tmp_path / "danqing"
     recipes = ["danqing", "danqing-plus", "embedded"]
     expected = [f"{package}/__init__.py", f"{package}/kernels/__init__.py", "other", "other", *recipes]

@@ -135,6 +135,7 @@ def _forked(function: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         status = 1
+        signal.alarm(240)  # ends this process, also if the process that waits for it was killed
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             status = function()

@@ -44,7 +44,7 @@ from danqing.engine.run.versions import SCORING_VERSIONS
 from danqing.engine.sources import Layout, Shard
 from danqing.engine.write.output import WriteOptions
 from danqing.trt_models.engines import MAX_FLIPS, MIN_COSINE
-from tests.conftest import RECIPE_WITHOUT_NETWORKS, picture
+from tests.conftest import RECIPE_WITHOUT_NETWORKS, picture, started
 from tests.engine.score.test_run import samples, tree
 
 Make = Callable[..., Path]
@@ -84,7 +84,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     for arguments, imported in (([], "set()"), (["curate"], "{'cyclopts'}")):
         command = [sys.executable, "-c", code, *arguments, "--help"]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
         assert run.stdout.splitlines()[-1] == imported
 
 
@@ -312,7 +312,7 @@ sys.exit(main())
 
 def test_the_core_runs_without_the_extras(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_EXTRAS, "demo", "-o", str(tmp_path / "demo")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert run.returncode == 0, run.stderr[-2000:]
     versions = Run.open(tmp_path / "demo" / "run").manifest["versions"]
     assert {"python", "numpy", "onnxruntime"} <= versions.keys()  # of what is there, none of what is not
@@ -324,14 +324,13 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(make_shard: Make, tmp_path:
     recipe.write_text(RECIPE_WITHOUT_NETWORKS)
     shards = [str(make_shard(samples(100 * i, 100), f"{i:05d}.tar")) for i in range(6)]
     command = [sys.executable, "-m", "danqing.engine.cli.main", "curate", *shards, "--recipe", str(recipe), "-o"]
-    running = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while running.poll() is None and not (out / "scores" / "00000.parquet").exists():
-        time.sleep(0.005)
-    running.kill()
+    with started([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while running.poll() is None and not (out / "scores" / "00000.parquet").exists():
+            time.sleep(0.005)
     assert running.wait() == -signal.SIGKILL, "it finished before it could be killed"
     for path in (out / "scores").glob("*.parquet"):
         assert pq.read_table(path).num_rows == 100
     assert not (out / "kept_uids.npy").exists()
     for folder in (out, whole):
-        assert subprocess.run([*command, str(folder)], capture_output=True, check=False).returncode == 0
+        assert subprocess.run([*command, str(folder)], capture_output=True, check=False, timeout=240).returncode == 0
     assert tree(out) == tree(whole)

@@ -35,7 +35,7 @@ COMMAND = [sys.executable, "-m", "danqing.engine.cli.main"]
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """Runs a line of bash in which `$D` is the command."""
     variables = os.environ | {"D": " ".join(COMMAND)} | environment
-    return subprocess.run(["bash", "-c", line], env=variables, capture_output=True, check=False)
+    return subprocess.run(["bash", "-c", line], env=variables, capture_output=True, check=False, timeout=240)
 
 
 def test_a_closed_pipe_ends_like_other_filters() -> None:

@@ -78,7 +78,10 @@ def start(folder: Path, *arguments: str, script: str = COMPILE) -> subprocess.Po
 
 def outcome(process: subprocess.Popen[str]) -> Any:
     """Waits for a process; returns its last line of output, which is JSON."""
-    output, _ = process.communicate()
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
     assert process.returncode == 0
     return json.loads(output.splitlines()[-1])
 

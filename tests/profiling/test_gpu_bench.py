@@ -76,12 +76,12 @@ def test_shards_are_scored_end_to_end(job: Job) -> None:
 
 def test_a_step_without_time_costs_only_its_own_figures(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "danqing.profiling.bench.gpu", "tables", "--device", "cpu", "--minutes", "0.01"]
-    done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and "stopped after" in done.stdout
     assert "stopped after" in json.loads((tmp_path / "tables.json").read_text())["error"]
 
 
 def test_an_unknown_step_is_named() -> None:
     command = [sys.executable, "-m", "danqing.profiling.bench.gpu", "network"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2 and "there are kernels, neighbours" in done.stderr

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -198,14 +199,16 @@ def test_an_engine_that_two_commands_ask_for_is_compiled_once(
         nonlocal told
         compiled.append(engine.precision)
         compiling.set()
+        deadline = time.monotonic() + 60
         while "waits for this engine of text-safety-1m, which process" not in told:
+            assert time.monotonic() < deadline
             told += capsys.readouterr().err
         return add(self, engine, write)
 
     monkeypatch.setattr(Engines, "add", slow)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(compile_engine, card, "int8", "cpu")
-        compiling.wait()
+        assert compiling.wait(60)
         assert compile_engine(card, "int8", "cpu") == first.result()
     assert compiled == ["int8"] and "was compiled by another process meanwhile" in capsys.readouterr().err
     assert not list(Engines(card).folder.glob(".*"))

@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from danqing.trt_models.card import Card, card_names, load_card
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.session import CPU_BATCH_ROWS, open_session
 from danqing.trt_models.store import model_folder, model_hash, onnx_path, store_model
+from tests.conftest import started
 
 
 def write_card(folder: Path, **changes: str) -> str:
@@ -153,18 +155,19 @@ print(onnx_path(load_card("open-nsfw")))
 
 def test_processes_share_a_fresh_cache(store: Path) -> None:
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-c", OPEN], **pipes) for _ in range(3)]
-    for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    answers = []
-    for process in processes:  # starts all before it waits for one
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        found, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
-        answers.append(found)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(started([sys.executable, "-c", OPEN], **pipes)) for _ in range(3)]
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        answers = []
+        for process in processes:  # starts all before it waits for one
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            found, error = process.communicate(timeout=120)
+            assert process.returncode == 0, error
+            answers.append(found)
     assert len(set(answers)) == 1 and Path(answers[0].strip()).is_file()
     assert [path.name for path in (store / "models").iterdir()] == [Path(answers[0].strip()).parent.name]
 

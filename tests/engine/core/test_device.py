@@ -126,7 +126,7 @@ def test_every_thread_has_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> Non
 
         thread = threading.Thread(target=work)
         thread.start()
-        thread.join()
+        thread.join(60)
         assert seen == [2] and used == [1, 1]
         assert [s.waited for s in Stream.made] == [0, 1]
 

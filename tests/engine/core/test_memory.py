@@ -126,7 +126,7 @@ def test_a_run_of_large_pictures_stays_within_its_limit(make_shard: Any, plain_r
         )
         command = [sys.executable, "-c", program, "score", str(shard), "-o", str(tmp_path / "".join(("run", *options)))]
         command += ["--recipe", str(tmp_path / "plain.yaml"), "--max-pixels", "5000000", "--threads", "2"]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=240)
         return int(done.stdout.split()[-1]) / 1024
 
     free = peak()  # first, because it compiles the kernels that are not cached yet

@@ -25,7 +25,7 @@ print("end", file=sys.stderr)
 
 def test_only_output_of_codecs_goes_to_the_file(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", BOTH_WRITE], cwd=tmp_path, env={"PYTHONPATH": str(Path.cwd())},
-                         capture_output=True, text=True, check=True)  # fmt: skip
+                         capture_output=True, text=True, check=True, timeout=240)  # fmt: skip
     assert run.stderr == "python\nafter\nend\n" and (tmp_path / "log").read_text() == "codec\ncodec again\n"
 
 
@@ -46,4 +46,4 @@ def test_broken_pictures_leave_no_line_on_the_terminal(
 def test_commands_that_decode_nothing_do_not_load_the_codecs() -> None:
     """Loading them prints which GPU libraries are missing."""
     code = "import sys, danqing.engine.phases; sys.exit('nvidia.nvimgcodec' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=240).returncode == 0

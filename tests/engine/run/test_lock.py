@@ -26,6 +26,7 @@ from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.settings import Settings
+from tests.conftest import started
 from tests.engine.score.test_run import crawl, tree
 
 __all__ = ["crawl"]
@@ -47,10 +48,9 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     out = tmp_path / "out"
     out.mkdir()
     command = [sys.executable, "-c", HOLD, str(out)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process
-        process.kill()
 
 
 def test_a_folder_has_one_writer(
@@ -86,7 +86,7 @@ def test_threads_exclude_each_other_and_nested_phases_do_not(tmp_path: Path) -> 
         assert outer and not inner
         thread = threading.Thread(target=enter)
         thread.start()
-        thread.join()
+        thread.join(60)
         assert len(refused) == 1
     assert not (tmp_path / "out").exists()  # nothing was written to it
 

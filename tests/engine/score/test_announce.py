@@ -70,7 +70,7 @@ def test_a_worker_that_was_killed_is_unhealthy_until_the_next_one_starts(
         with announce_worker(Path({str(folder)!r}), "127.0.0.1", {port}, "cpu"):
             os._exit(1)
     """
-    subprocess.run([sys.executable, "-c", killed], check=False)
+    subprocess.run([sys.executable, "-c", killed], check=False, timeout=240)
     other = folder / "another-host-9100.json"
     other.write_text('[{"targets": ["another-host:9100"]}]')  # of another host, so it is not checked
     assert silent_workers(folder) == [f"127.0.0.1:{port}"]

@@ -24,7 +24,7 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.score.overlap import Overlap
 from danqing.engine.stages.decode import MIN_WEIGHT_PIXELS, Decode
 from danqing.engine.stages.resize import KernelResizer
-from tests.conftest import HEEDS_CTRL_C
+from tests.conftest import HEEDS_CTRL_C, started
 from tests.engine.score.test_run import crawl, samples, tree
 
 __all__ = ["crawl"]
@@ -170,12 +170,12 @@ def test_a_signal_stops_a_run_with_complete_shards(
     out = tmp_path / "out"
     command = [*HEEDS_CTRL_C, sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths)]
     command += ["-o", str(out), "--recipe", str(tmp_path / "plain.yaml")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while not list(out.glob("scores/*.parquet")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(sent)
-    _, said = process.communicate(timeout=60)
+    with started(command, stderr=subprocess.PIPE) as process:
+        while not list(out.glob("scores/*.parquet")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + sent
     finished = sorted(out.glob("scores/[!.]*.parquet"))
     assert 0 < len(finished) < len(paths) and not list(out.rglob("*.part"))

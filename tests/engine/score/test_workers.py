@@ -24,7 +24,7 @@ from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.settings import Settings
-from tests.conftest import HEEDS_CTRL_C
+from tests.conftest import HEEDS_CTRL_C, started
 from tests.engine.score.test_run import crawl, samples, tree
 
 __all__ = ["crawl"]
@@ -94,7 +94,7 @@ def long_run(make_shard: Any, plain_recipe: Recipe, tmp_path: Path) -> Iterator[
         os.link(shard, path)
     command = [*HEEDS_CTRL_C, sys.executable, "-m", "danqing.engine.cli.main", "score", *map(str, paths)]
     command += ["-o", str(tmp_path / "out"), "--recipe", str(tmp_path / "plain.yaml"), "--devices", "cpu,cpu"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    with started(command, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("out/scores/*.parquet"))) < 2:
             assert time.monotonic() < deadline and process.poll() is None

@@ -120,7 +120,7 @@ def test_sparse_members_are_expanded(tmp_path: Path, form: str) -> None:
         content[number] = (tmp_path / f"{number}.bmp").read_bytes()
         (tmp_path / f"{number}.txt").write_text(f"{number}")
     command = ["tar", "--sparse", "--format", *form.split(), "-cf", "a.tar", "0.bmp", "0.txt", "1.bmp", "1.txt"]
-    subprocess.run(command, cwd=tmp_path, check=True)
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=240)
     source = opened(tmp_path / "a.tar")
     assert (tmp_path / "a.tar").stat().st_size < 1 << 20 and not source.damage
     assert rows(source) == [("0", content[0], "0"), ("1", content[1], "1")]
