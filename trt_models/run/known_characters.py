@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -27,8 +28,9 @@ def known_characters(processor: sentencepiece.SentencePieceProcessor) -> np.ndar
     Returns:
         bool (CODE_POINTS,); no character if the model is of words or has rules of its own.
     """
-    from sentencepiece import sentencepiece_model_pb2 as messages
+    from sentencepiece import sentencepiece_model_pb2
 
+    messages: Any = sentencepiece_model_pb2  # its classes are made when it is imported
     known = np.zeros(CODE_POINTS, np.bool_)
     model = messages.ModelProto.FromString(processor.serialized_model_proto())
     kinds = messages.ModelProto.SentencePiece.NORMAL, messages.ModelProto.SentencePiece.USER_DEFINED
