@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from danqing.engine.core.columns import TABLE_COLUMNS
@@ -15,7 +16,6 @@ from danqing.engine.recipe.plan import Plan, decidable, make_plan
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import run_stages
-from danqing.engine.score.overlap import Overlap
 from danqing.engine.select.cores import run_on_cores
 from danqing.engine.select.ledger import Judged, Ledger
 from danqing.engine.select.usable import USABLE
@@ -80,9 +80,16 @@ class TextPlan:
             run_stages(ledger.batches(parts), self.stages, context, ledger, spans)
             return
         spans.open(["read"])
-        with Overlap(spans) as overlap:
-            read = overlap.prefetch(iter(parts), "read")
-            run_on_cores(ledger.batches(read), self.stages, context, ledger, spans)
+        with ThreadPoolExecutor(1, "danqing read") as reader:
+            run_on_cores(ledger.batches(_read_ahead(iter(parts), reader)), self.stages, context, ledger, spans)
+
+
+def _read_ahead(parts: Iterator[tuple[int, Part]], reader: ThreadPoolExecutor) -> Iterator[tuple[int, Part]]:
+    """Yields the parts; the next one is read meanwhile, and no other, since a part takes tens of megabytes."""
+    following = reader.submit(next, parts, None)
+    while part := following.result():
+        following = reader.submit(next, parts, None)
+        yield part
 
 
 def before_download(recipe: Recipe) -> Recipe:

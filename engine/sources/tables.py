@@ -42,6 +42,10 @@ CHECKED_ROWS = 1000
 """Rows of each table that are read to check its columns before work begins."""
 MAX_LINE = 16 << 20
 """Longest line, in characters. A longer one is skipped and fails its row."""
+BLOCK_CHARACTERS = 1 << 18
+"""Characters of CSV that are parsed at once, as long as no record of them is damaged."""
+CUT_OFF = (OSError, EOFError, zlib.error)
+"""What a truncated .gz file raises."""
 DETECTED_BYTES = 1 << 20
 """The encoding of a table is detected from this many bytes, from the first one above 127 on."""
 
@@ -277,7 +281,8 @@ def _parquet(file: Shard, rows: int, first: int) -> Iterator[_Rows]:
         surplus = first - int(begins[groups.start])
         per_row = file.bytes / max(parquet.metadata.num_rows, 1)
         nothing = waiting = parquet.schema_arrow.empty_table()
-        for batch in parquet.iter_batches(rows, row_groups=groups):
+        # Arrow's threads would decode columns at the same time, and each keep memory; the other cores have work.
+        for batch in parquet.iter_batches(rows, row_groups=groups, use_threads=False):
             fresh = pa.Table.from_batches([batch.slice(surplus)])
             surplus -= min(surplus, len(batch))
             waiting = pa.concat_tables([waiting, fresh]) if len(waiting) else fresh
@@ -313,15 +318,51 @@ Record = tuple[dict[str, Any], str | None]
 
 def _text(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
     with _open(file.path, columns.encoding) as (raw, lines):
+        read = _csv_tables if file.path.name.endswith(CSV_SUFFIXES) else _json_tables
         position = 0
-        checked = _checked(_with_damage(_parse(file.path, lines), lines), lines, columns)
-        while part := list(itertools.islice(checked, rows)):
+        for table, errors in read(file.path, lines, columns, rows):
             before, position = position, raw.tell()
-            errors = {row: problem for row, (_, problem) in enumerate(part) if problem is not None}
-            table = _table([record for record, _ in part])
             if not table.column_names:  # no row can be read
-                table = pa.table({name: pa.nulls(len(part)) for name in (columns.url, columns.caption)})
+                table = pa.table({name: pa.nulls(len(errors)) for name in (columns.url, columns.caption)})
             yield _Rows(table, position - before, errors)
+
+
+def _json_tables(path: Path, lines: _Lines, columns: Columns, rows: int) -> Iterator[tuple[pa.Table, dict[int, str]]]:
+    """Yields parts of JSON lines; row → what is wrong with it."""
+    checked = _checked(_with_damage(_json(lines), lines), lines, columns)
+    while part := list(itertools.islice(checked, rows)):
+        yield (
+            _table([record for record, _ in part]),
+            {row: text for row, (_, text) in enumerate(part) if text is not None},
+        )
+
+
+def _csv_tables(path: Path, lines: _Lines, columns: Columns, rows: int) -> Iterator[tuple[pa.Table, dict[int, str]]]:
+    """Yields parts of CSV; row → what is wrong with it. All its values are text."""
+    waiting: list[Sequence[str | None]] = []
+    errors: dict[int, str] = {}
+    names: list[str] = []
+
+    def take(count: int) -> tuple[pa.Table, dict[int, str]]:
+        nonlocal errors
+        part, found = waiting[:count], {row: text for row, text in errors.items() if row < count}
+        del waiting[:count]
+        errors = {row - count: text for row, text in errors.items() if row >= count}
+        values = zip(*part, strict=True) if any(part) else ()
+        return pa.table({name: _column(list(column)) for name, column in zip(names, values, strict=False)}), found
+
+    for header, records, problem in _csv(path, lines):
+        names = header
+        if problem is not None:
+            errors[len(waiting)] = problem
+        waiting += records
+        while len(waiting) >= rows:
+            yield take(rows)
+    if lines.damage:
+        errors[len(waiting)] = ": ".join(lines.damage)
+        waiting.append([None] * len(names) if waiting else [])
+    while waiting:
+        yield take(rows)
 
 
 def _with_damage(rows: Iterable[Record], lines: _Lines) -> Iterator[Record]:
@@ -362,7 +403,12 @@ def read_records(path: Path, encoding: str = "") -> TextRows:
 
 
 def _parse(path: Path, lines: _Lines) -> Iterator[Record]:
-    return _csv(path, lines) if path.name.endswith(CSV_SUFFIXES) else _json(lines)
+    if not path.name.endswith(CSV_SUFFIXES):
+        yield from _json(lines)
+        return
+    for header, records, problem in _csv(path, lines):
+        for fields in records:
+            yield dict(zip(header, fields, strict=True)), problem
 
 
 def _checked(rows: Iterable[Record], lines: _Lines, columns: Columns) -> Iterator[Record]:
@@ -394,8 +440,8 @@ class _Lines:
     def __next__(self) -> str:
         try:
             line = self._back.pop() if self._back else self._read()
-        except (OSError, EOFError, zlib.error) as problem:  # a truncated .gz: the lines before are used
-            self.damage = f"line {self.start + len(self._taken)}", f"the file is cut off here: {problem}"
+        except CUT_OFF as problem:  # the lines before are used
+            self._note_damage(len(self._taken), problem)
             raise StopIteration from None
         self._taken.append(line)
         return line
@@ -410,19 +456,45 @@ class _Lines:
             rest = self._stream.readline(MAX_LINE)
         return line
 
+    def block(self) -> list[str]:
+        """Returns lines up to `BLOCK_CHARACTERS`; call it where a record begins, while no line was returned."""
+        lines, size = list[str](), 0
+        try:
+            while size < BLOCK_CHARACTERS:
+                lines.append(self._read())
+                size += len(lines[-1])
+        except StopIteration:
+            pass
+        except CUT_OFF as problem:
+            self._note_damage(len(lines), problem)
+        return lines
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether the next line is one that was returned."""
+        return bool(self._back)
+
+    def give_back(self, lines: list[str]) -> None:
+        """Returns lines, which are read again."""
+        self._back.extend(reversed(lines))
+
+    def _note_damage(self, taken: int, problem: Exception) -> None:
+        self.damage = f"line {self.start + taken}", f"the file is cut off here: {problem}"
+
     @property
     def too_long(self) -> bool:
         """Whether a line of the current record is longer than `MAX_LINE`, or all of them together are."""
         return sum(map(len, self._taken)) >= MAX_LINE
 
-    def next_record(self) -> None:
-        self.start += len(self._taken)
+    def next_record(self, block: int = 0) -> None:
+        """Notes that all lines taken are read, or a block of so many lines."""
+        self.start += len(self._taken) + block
         self._taken.clear()
 
     def return_lines(self) -> None:
         """Returns all lines of the current record but its first, because a quote that is never closed takes every
         line that follows."""
-        self._back.extend(reversed(self._taken[1:]))
+        self.give_back(self._taken[1:])
         del self._taken[1:]
 
 
@@ -460,7 +532,11 @@ def _detect(path: Path) -> str:
     return UTF8 if name == "utf-8-sig" else name
 
 
-def _csv(path: Path, lines: _Lines) -> Iterator[Record]:
+def _csv(path: Path, lines: _Lines) -> Iterator[tuple[list[str], Sequence[Sequence[str | None]], str | None]]:
+    """Yields the header, some records, and what is wrong with them; a damaged record is yielded alone, without values.
+
+    Records are parsed many at once, and one by one where one of them is damaged.
+    """
     reader = csv.reader(lines, strict=True)  # not strict, it reads a stray quote as part of the text
     try:
         header = next(reader, [])
@@ -471,6 +547,15 @@ def _csv(path: Path, lines: _Lines) -> Iterator[Record]:
         raise DanqingError(f"{path}: the header names {duplicate!r} twice")
     while True:
         lines.next_record()
+        if not lines.has_returned:
+            block = lines.block()
+            if (records := _records(block, len(header))) is not None:
+                yield header, records, None
+                lines.next_record(len(block))
+                if not block:
+                    break
+                continue
+            lines.give_back(block)
         problem = None
         try:
             fields = next(reader, None)
@@ -484,9 +569,20 @@ def _csv(path: Path, lines: _Lines) -> Iterator[Record]:
             problem = f"{len(fields)} fields where the header has {len(header)}"
         if problem is not None:
             lines.return_lines()
-            yield dict.fromkeys(header), f"line {lines.start}: {problem}"
+            yield header, [[None] * len(header)], f"line {lines.start}: {problem}"
         elif fields:  # an empty line is no row
-            yield dict(zip(header, fields, strict=True)), None
+            yield header, [fields], None
+
+
+def _records(lines: list[str], fields: int) -> list[list[str]] | None:
+    """Parses lines of CSV; None if a record is damaged, too long, or goes on after the lines."""
+    if sum(map(len, lines)) >= MAX_LINE:
+        return None
+    try:
+        records = list(filter(None, csv.reader(lines, strict=True)))  # an empty line is no row
+    except csv.Error:
+        return None
+    return records if {fields}.issuperset(map(len, records)) else None
 
 
 def _json(lines: _Lines) -> Iterator[Record]:
@@ -503,7 +599,7 @@ def _json(lines: _Lines) -> Iterator[Record]:
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    names = dict.fromkeys(name for record in rows for name in record)
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
     return pa.table({name: _column([record.get(name) for record in rows]) for name in names})
 
 

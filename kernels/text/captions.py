@@ -208,12 +208,13 @@ def measure_words(chars, count, classes, cut, kind, copies, table, out):
         else:
             copies[begin] = 0
         begin = end
+    divisor = max(total, 1)
+    once = 1 / divisor * math.log2(1 / divisor)  # of the words that occur once: most of them
     entropy = 0.0
     for at in range(count):
         if cut[at] and copies[at] > 0:
             share = copies[at] / total
-            entropy -= share * math.log2(share)
-    divisor = max(total, 1)
+            entropy -= once if copies[at] == 1 else share * math.log2(share)
     out[0] = total
     out[1] = nouns
     out[2] = content / divisor

@@ -30,7 +30,7 @@ def known_characters(processor: sentencepiece.SentencePieceProcessor) -> np.ndar
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    messages: Any = sentencepiece_model_pb2  # its classes are made at run time
+    messages: Any = sentencepiece_model_pb2  # its classes are made when it is imported
     known = np.zeros(CODE_POINTS, np.bool_)
     model = messages.ModelProto.FromString(processor.serialized_model_proto())
     kinds = messages.ModelProto.SentencePiece.NORMAL, messages.ModelProto.SentencePiece.USER_DEFINED
