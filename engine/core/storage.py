@@ -434,7 +434,7 @@ def local_log(path: Path) -> Iterator[Path]:
     """Yields a local file to append to: the path itself, or one that is uploaded at the end of a `with` block.
 
     Object storage cannot append, and processes would overwrite each other's lines, so each writes a log of its own:
-    logs/TIME-HOST-PID.log beside the path.
+    logs/TIME-HOST-NAME.log beside the path.
     """
     if not isinstance(path, RemotePath):
         yield path
@@ -444,9 +444,9 @@ def local_log(path: Path) -> Iterator[Path]:
             yield temporary
         finally:
             if temporary.exists() and temporary.stat().st_size:
-                name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{socket.gethostname()}-{os.getpid()}.log"
+                when, which = time.strftime("%Y%m%dT%H%M%S", time.gmtime()), uuid.uuid4().hex[:8]
                 with suppress(DanqingError):  # what the block raises says more
-                    upload(temporary, path.parent / "logs" / name)
+                    upload(temporary, path.parent / "logs" / f"{when}-{socket.gethostname()}-{which}.log")
 
 
 def _touch(copy: Path) -> bool:

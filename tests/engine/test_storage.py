@@ -32,6 +32,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.lock import Holder
 from danqing.engine.core.storage import RemotePath, path_of
+from danqing.engine.decide.reference import with_references
 from danqing.engine.phases import curate, decide_run, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
@@ -92,15 +93,20 @@ def names(folder: RemotePath) -> list[str]:
 
 
 def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
-    bucket: RemotePath, crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bucket: RemotePath,
+    crawl: list[str],
+    plain_recipe: Recipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     local, out = tmp_path / "out", bucket / "out"
     curate(crawl, local, plain_recipe, Settings())
     inputs = put(bucket / "in", *crawl)
-    recipe = str(tmp_path / "plain.yaml")
-    assert (
-        main(["curate", f"{inputs}/{{00000..00002}}.tar", "-o", str(out), "--recipe", recipe, "--device", "cpu"]) == 0
-    )
+    options = ["-o", str(out), "--recipe", str(tmp_path / "plain.yaml"), "--device", "cpu"]
+    options += ["--endpoint", os.environ[store.ENDPOINT], "--cache", str(tmp_path / "chosen")]
+    monkeypatch.setenv(store.ENDPOINT, "http://127.0.0.1:9")
+    assert main(["curate", f"{inputs}/{{00000..00002}}.tar", *options]) == 0 and any((tmp_path / "chosen").iterdir())
     capsys.readouterr()
     assert tree(out) == tree(local) and "out/report.html" in names(bucket)
     for run in (out, local):
@@ -117,6 +123,7 @@ def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
     assert not (out / ".lock").exists()
     key = danqing.open_run(str(out)).kept().to_table(columns=["key"])["key"][0].as_py()
     assert main(["explain", str(out), key]) == 0 and key in capsys.readouterr().out
+    assert len(list((out / "logs").iterdir())) >= 6  # score, decide and write twice or more
     stored = [path.read_bytes() for path in out.glob("**/*") if path.is_file() and path.suffix in (".json", ".log")]
     assert len(stored) > 3 and not any(SECRET.encode() in content for content in stored)
 
@@ -140,13 +147,14 @@ def test_selections_and_merges_on_a_bucket_are_those_of_local_folders(
         danqing.select(inputs / "urls.parquet", out / "chosen", tmp_path / "features.yaml")
         for n in range(2):
             danqing.curate(f"{inputs}/{n}.tar", out / f"run{n}", recipe)
-        against = danqing.curate(f"{inputs}/1.tar", out / "against", recipe, against=[out / "run0"])
         merged = danqing.merge([out / "run0", out / "run1"], out / "both")
-        assert danqing.merge([out / "run0", out / "run1"], out / "both").funnel == merged.funnel
-        assert against.kept().count_rows() == 2 and merged.kept().count_rows() == 5
+        assert merged.kept().count_rows() == 5
         chosen = {path.name: path.read_bytes() for path in sorted((out / "chosen" / "urls").iterdir())}
         found.append((chosen, tree(out / "both"), tree(out / "run1")))
     assert found[0] == found[1]
+    assert danqing.merge([bucket / "run0", tmp_path / "run1"], tmp_path / "mixed").kept().count_rows() == 5
+    against = with_references(recipe, [bucket / "run0"])
+    assert decide_run(Run.open(tmp_path / "run1"), against).kept == 2
 
 
 KILLED = """
