@@ -32,7 +32,7 @@ from danqing.engine.demo.crawl import build_crawl
 from danqing.engine.run.folder import Run
 
 SAMPLE_SECONDS = 1.0
-WARMING_SECONDS = 30.0
+WARMING_SECONDS = 60.0
 STOP_SECONDS = 60.0
 RECIPE = """
 recipe: soak

@@ -80,10 +80,12 @@ def limit() -> Iterator[None]:
 
 @pytest.fixture
 def cluster(limit: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A cluster whose head does no work; nodes are added by the test."""
-    for name, value in {"period": 500, "timeout": 1000, "initial_delay": 500}.items():
-        monkeypatch.setenv(f"RAY_health_check_{name}_ms", str(value))
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "2")
+    """A cluster whose head does no work; nodes are added by the test.
+
+    A killed node is noticed when it refuses three connections; one that is only slow has six seconds.
+    """
+    for name, value in {"period_ms": 500, "timeout_ms": 2000, "initial_delay_ms": 500, "failure_threshold": 3}.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv(GATE, str(tmp_path / "gate"))
     from ray.cluster_utils import Cluster
