@@ -254,12 +254,13 @@ class _Frame:
         if self.plot.upper:
             parts += [line(LEFT, self.top, WIDTH - RIGHT, self.top, "axis")]
             parts += [text(WIDTH - RIGHT, TOP - 6, self.plot.upper_label, "label", "end")]
-        for name in self.plot.movable:
-            parts.append(
-                f'<line class="moved" data-moved="{escape(name)}" data-left="{LEFT}" '
-                f'data-width="{WIDTH - LEFT - RIGHT}" x1="{LEFT}" x2="{LEFT}" y1="{self.top}" y2="{self.bottom}"/>'
-            )
         return [*parts, text(2, TOP - 9, self.plot.up, "label", "start")] if self.plot.up else parts
+
+    def movable(self) -> list[str]:
+        """The lines that the page's script moves, hidden until then."""
+        place = f'data-left="{LEFT}" data-width="{WIDTH - LEFT - RIGHT}" x1="{LEFT}" x2="{LEFT}"'
+        height = f'y1="{self.top}" y2="{self.bottom}"'
+        return [f'<line class="moved" data-moved="{escape(name)}" {place} {height}/>' for name in self.plot.movable]
 
     def shade(self, mark: Mark) -> list[str]:
         """The side of a threshold whose rows are dropped."""
@@ -307,7 +308,7 @@ def histogram(
             parts.append(rect(x, frame.top, width, frame.bottom - frame.top, "hit", f"{place}\n" + "\n".join(told)))
     for mark in marks:
         parts += frame.mark(mark)
-    return svg(WIDTH, plot.height, plot.label, parts)
+    return svg(WIDTH, plot.height, plot.label, [*parts, *frame.movable()])
 
 
 def curve(plot: Plot, points: Sequence[tuple[float, float]], across: Scale, up: Scale) -> Markup:

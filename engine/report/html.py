@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -16,7 +17,7 @@ from markupsafe import Markup
 
 from danqing import __version__
 from danqing.engine.core.damage import read_damage
-from danqing.engine.core.files import commit, write_json
+from danqing.engine.core.files import commit
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
@@ -91,7 +92,8 @@ def write_report(
     )
     drawn = [funnel, *(item.figure for item in criteria if item.figure), *(f for s in sections for f in s.figures)]
     content = [_numbers(view, at, sections) for at, view in enumerate(views)]
-    write_json(folder / f"{name}.json", {"runs": content} if other else content[0])
+    with commit(folder / f"{name}.json", "w") as file:
+        file.write(json.dumps({"runs": content} if other else content[0], ensure_ascii=False) + "\n")
     if figures:
         _write_figures(figures, drawn)
     return page
@@ -453,7 +455,10 @@ def _what_if(view: View) -> dict[str, Any]:
             name = found.criterion.name
             content["settings"] = {key: shlex.quote(f"{name}.{key}") for key in content["bounds"]}
             criteria[name] = content
-    given = "".join(f" --set {shlex.quote(setting)}" for setting in changed_bounds(view.run.recipe, view.recipe))
+    manifest = view.run.manifest
+    same = manifest["recipe"] == manifest["decided"]["recipe"]
+    changed = [] if same else changed_bounds(view.run.recipe, view.recipe)
+    given = "".join(f" --set {shlex.quote(setting)}" for setting in changed)
     return {
         "criteria": criteria,
         "compares": any(map(is_compared, view.recipe.criteria)),
