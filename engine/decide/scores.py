@@ -22,6 +22,7 @@ from danqing.engine.decide.dedup import groups
 from danqing.engine.decide.dedup.captions import nearest_texts
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import AUTO, INDEXES, choose_index
+from danqing.engine.decide.feature_files import map_features
 from danqing.engine.decide.values import encode, group_values, is_empty
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion
 from danqing.engine.recipe.outcome import Outcome, Recall
@@ -369,6 +370,7 @@ def read_scores(run: Run, recipe: Recipe) -> Scores:
     names = ["error", "gated_at", "feature_row", *recipe.columns]
     error, start = np.empty(sum(sizes), bool), 0
     for shard, size in zip(shards, sizes, strict=True):
+        map_features(run.features_path(shard.number))  # a damaged file is named before any search
         table = read_columns(run, shard.number, names)
         error[start : start + size] = table["error"].is_valid().to_numpy()
         alone = Scores(error[start : start + size], TableColumns({name: table[name] for name in names}))
