@@ -27,7 +27,7 @@ from pyarrow import fs
 
 import danqing
 from danqing.engine.cli.main import main
-from danqing.engine.core import remote_lock, storage, store
+from danqing.engine.core import local_copies, remote_lock, storage, store
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.lock import Holder
@@ -71,7 +71,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remo
         "AWS_ACCESS_KEY_ID": "user",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_EC2_METADATA_DISABLED": "true",
-        storage.COPIES: str(tmp_path / "copies"),
+        local_copies.COPIES: str(tmp_path / "copies"),
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
@@ -347,7 +347,7 @@ def test_copies_are_kept_replaced_and_removed_for_others(
     for path, age in zip(paths, (900, 30, 600), strict=True):
         os.utime(storage.fetch(path), (now - age, now - age))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=10_000, free=500))
-    storage._make_room(100)
+    local_copies._make_room(100)
     left = [path.name for path in (tmp_path / "copies").rglob("*") if path.is_file()]
     assert sorted(left) == ["0", "1", "2"]
 
