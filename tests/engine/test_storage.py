@@ -38,11 +38,12 @@ from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.settings import Settings
-from danqing.engine.sources import Layout, find_shards, open_shard
+from danqing.engine.sources import Layout, Sample, find_shards, open_shard
 from danqing.engine.sources.inputs import expand
 from danqing.engine.stages.embed import ImageEmbedding
 from danqing.engine.write.output import WriteOptions
 from danqing.trt_models.model_set import ModelSet
+from tests.conftest import picture
 from tests.engine.kill_points import FirstPixels
 from tests.engine.score.test_run import GOOD, crawl, samples, tree
 
@@ -92,6 +93,10 @@ def names(folder: RemotePath) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.glob("**/*") if path.is_file())
 
 
+def read(folder: Path) -> list[Sample]:
+    return [sample for shard in find_shards([str(folder)]) for sample in open_shard(shard, Layout())]
+
+
 def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
     bucket: RemotePath,
     crawl: list[str],
@@ -116,6 +121,7 @@ def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
         write_run(Run.open(run), WriteOptions("parquet", 4, shuffle=1))
         assert not (run / "stale").exists()
     assert tree(out) == tree(local)
+    assert len(read(local / "shards")) == 12 and read(local / "shards") == read(out / "shards")
     before = dict(storage._writes)
     curate([f"{inputs}/*.tar"], out, plain_recipe, Settings(), WriteOptions("parquet", 4, shuffle=1))
     again = {address.rpartition("/")[2] for address, count in storage._writes.items() if before.get(address) != count}
@@ -328,6 +334,16 @@ def test_globs_and_braces_find_what_they_find_in_local_folders(bucket: RemotePat
         assert [path.removeprefix(f"{bucket}/") for path in there if path_of(path).is_file()] == files
 
 
+def test_tables_name_pictures_of_their_folder(bucket: RemotePath, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    (tmp_path / "t.csv").write_text(f"file_name,text\na.jpg,{GOOD}\nb.jpg,{GOOD}\n../a.jpg,{GOOD}\n")
+    put(bucket / "in", tmp_path / "a.jpg", tmp_path / "t.csv")
+    rows = read(bucket / "in" / "t.csv")
+    assert rows[0].image == picture(1) and rows[0].caption == GOOD and rows[0].error is None
+    errors = [str(row.error) for row in rows[1:]]
+    assert "b.jpg: No such file" in errors[0] and "outside the input's folder" in errors[1] and len(errors) == 2
+
+
 def test_copies_are_kept_replaced_and_removed_for_others(
     proxy: Proxy, bucket: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,11 +400,10 @@ def test_inputs_are_read_from_web_servers(
         url = f"{server}/{bucket.parts[1]}/{path.key}?acl"
         urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=public)).read()
     address = f"{server}/{bucket.parts[1]}/in"
-    web, local = (
-        [sample for shard in find_shards(inputs) for sample in open_shard(shard, Layout())]
-        for inputs in ([f"{address}/{{00000..00001}}.tar"], crawl[:2])
-    )
-    assert len(web) == 14 and web == local
+    web = find_shards([f"{address}/{{00000..00001}}.tar"])
+    local = find_shards(crawl[:2])
+    for here, there in zip(local, web, strict=True):
+        assert list(open_shard(here, Layout())) == list(open_shard(there, Layout()))
     for inputs, words in (
         (f"{address}/*.tar", "web servers list no folders"),
         (f"{address}/9.tar", "9.tar: no such file"),
