@@ -17,8 +17,9 @@ from typing import IO, Any
 
 from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.local_copies import ABANDONED_SECONDS
 from danqing.engine.core.lock import locked
-from danqing.engine.core.storage import ABANDONED_SECONDS, RemotePath, temporary_for, upload
+from danqing.engine.core.storage import RemotePath, temporary_for, upload
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error codes of a full disk, a used up quota and a file size limit."""

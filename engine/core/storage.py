@@ -8,7 +8,6 @@ works on a local one, and object storage is only asked to list, read, write and 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -23,24 +22,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
 from typing import Any, Self, TypeVar
 
-from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.lock import locked
+from danqing.engine.core.local_copies import copies_folder, copy_of, keep, scratch_file, temporary_name
 from danqing.engine.core.store import RENAMES, SCHEMES, WEB, Entry, Store, open_store
 
 T = TypeVar("T")
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://?([^/]*)|pipe:")
 """Start of an address; one slash is enough, since `Path` makes one of two."""
-COPIES = "DANQING_REMOTE_CACHE"
-"""Variable of the environment with the folder of the copies; `--cache` sets it."""
-KEPT_FREE = 0.1
-"""Share of the cache's disk that copies leave free; the copies that were used least recently are removed for it."""
-IN_USE_SECONDS = 60.0
-"""Age under which a copy is not removed: it may have been found and not opened yet."""
-ABANDONED_SECONDS = 24 * 3600.0
-"""Age at which a temporary file in a folder without a lock belongs to no running process."""
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 FILES_AT_ONCE = 16
 """Files that `fetch_all` downloads at the same time."""
 
@@ -275,27 +264,6 @@ def forget() -> None:
     _known.clear()
 
 
-def copies_folder() -> Path:
-    """The folder of the copies of remote files; it exists."""
-    folder = Path(os.environ.get(COPIES) or cache_path() / "remote")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise DanqingError(f"{folder}: cannot be written ({problem.strerror}); choose another --cache") from None
-    return folder
-
-
-def _copy_of(path: RemotePath, entry: Entry) -> Path:
-    """Where the copy of an object is; another one if the object has another size or time.
-
-    Copies are not flushed to disk, so those from before the machine's last start, which may be damaged, are not used.
-    """
-    boot = BOOT.read_text().strip() if BOOT.exists() else ""
-    identity = f"{path} {entry.size} {entry.seconds} {boot}".encode("utf-8", "surrogateescape")
-    digest = hashlib.sha256(identity).hexdigest()[:32]
-    return copies_folder() / digest[:2] / digest[2:] / path.name
-
-
 def fetch(path: RemotePath) -> Path:
     """Returns the copy of a remote file, downloaded if the cache has none. Threads and processes wait for each other.
 
@@ -306,25 +274,12 @@ def fetch(path: RemotePath) -> Path:
     entry = path.entry()
     if not entry.exists:
         raise _missing(path)
-    if entry.size is None:
+    if not entry.is_file:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    copy = _copy_of(path, entry)
-    if _touch(copy):
-        return copy
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with locked(copy.parent / ".lock", wait=lambda holder: None):
-            if not _touch(copy):
-                _make_room(entry.size)
-                with _scratch(path) as temporary:
-                    with temporary.open("wb") as file:
-                        path.store.download(path.key, entry.size, file)
-                    temporary.replace(copy)
+        return copy_of(str(path), entry, lambda file: path.store.download(path.key, entry.size or 0, file))
     except FileNotFoundError:
         raise _missing(path) from None
-    except OSError as problem:
-        raise DanqingError(f"{copy}: cannot be written ({problem.strerror}); choose another --cache") from None
-    return copy
 
 
 def fetch_all(paths: Iterable[Path]) -> None:
@@ -392,27 +347,13 @@ def upload(file: Path, path: RemotePath) -> None:
     entry = path.entry()
     if entry.size != size:
         raise DanqingError(f"{path}: {size:,} bytes were written, the storage has {entry.size or 0:,}; write it again")
-    copy = _copy_of(path, entry)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    file.replace(copy)
+    keep(file, str(path), entry)
 
 
 def temporary_for(path: Path) -> Path:
-    """A new name for a file that is written aside: in the folder of a local path, in the cache for a remote one.
-
-    It is random, because containers that share a volume can have equal process ids. `tempfile` would set mode 600.
-    """
-    name = f".{path.name}.{uuid.uuid4().hex}.part"
+    """A new name for a file that is written aside: in the folder of a local path, in the cache for a remote one."""
+    name = temporary_name(path.name)
     return copies_folder() / name if isinstance(path, RemotePath) else path.with_name(name)
-
-
-@contextmanager
-def _scratch(path: Path) -> Iterator[Path]:
-    temporary = temporary_for(path)
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def folder_for_temporary_files(folder: Path) -> Path:
@@ -439,7 +380,7 @@ def local_log(path: Path) -> Iterator[Path]:
     if not isinstance(path, RemotePath):
         yield path
         return
-    with _scratch(path) as temporary:
+    with scratch_file(path.name) as temporary:
         try:
             yield temporary
         finally:
@@ -447,33 +388,3 @@ def local_log(path: Path) -> Iterator[Path]:
                 when, which = time.strftime("%Y%m%dT%H%M%S", time.gmtime()), uuid.uuid4().hex[:8]
                 with suppress(DanqingError):  # what the block raises says more
                     upload(temporary, path.parent / "logs" / f"{when}-{socket.gethostname()}-{which}.log")
-
-
-def _touch(copy: Path) -> bool:
-    """Marks a copy as used now; returns whether there is one."""
-    try:
-        os.utime(copy)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _make_room(size: int) -> None:
-    """Removes copies, the least recently used first, until a file of `size` bytes leaves `KEPT_FREE` of the disk."""
-    folder = copies_folder()
-    usage = shutil.disk_usage(folder)
-    needed = size + int(KEPT_FREE * usage.total) - usage.free
-    if needed <= 0:
-        return
-    found = []
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            if path.is_file():
-                found.append((path.stat().st_mtime, path))
-    for used, path in sorted(found):
-        if needed <= 0:
-            return
-        if time.time() - used > (ABANDONED_SECONDS if path.name.startswith(".") else IN_USE_SECONDS):
-            with suppress(FileNotFoundError):
-                needed -= path.stat().st_size
-                path.unlink()

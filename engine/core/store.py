@@ -53,7 +53,7 @@ REFUSED = re.compile(
 NO_BUCKET = re.compile(
     "no_?such_?bucket|bucket '.*' not found|container_?not_?found|bucket does not exist", re.IGNORECASE
 )
-LASTING = re.compile("only read|list no folders|does not send ranges|not implemented", re.IGNORECASE)
+LASTING = re.compile("only read|list no folders|libhdfs|does not send ranges|not implemented", re.IGNORECASE)
 """Errors that another attempt does not change."""
 
 

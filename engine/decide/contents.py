@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.storage import path_of
+from danqing.engine.core.storage import fetch_all, path_of
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import SCORE_AGAIN, decide_again, reading
@@ -22,12 +22,17 @@ READ_BYTES = 1 << 20
 
 def scores_hash(run: Run) -> str:
     """Hash of the scores and features of all shards."""
-    return joined_hash(hash_file(run.scores_path(shard.number), SCORE_AGAIN) for shard in run.shards)
+    return _hash_files([run.scores_path(shard.number) for shard in run.shards], SCORE_AGAIN)
 
 
 def verdicts_hash(run: Run) -> str:
     """Hash of the verdicts of all shards."""
-    return joined_hash(hash_file(run.verdicts_path(shard.number), decide_again(run)) for shard in run.shards)
+    return _hash_files([run.verdicts_path(shard.number) for shard in run.shards], decide_again(run))
+
+
+def _hash_files(paths: list[Path], remedy: str) -> str:
+    fetch_all(paths)
+    return joined_hash(hash_file(path, remedy) for path in paths)
 
 
 def is_complete(run: Run) -> bool:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.similarity import similarity_of
-from danqing.engine.core.storage import RemotePath, folder_for_temporary_files
+from danqing.engine.core.storage import RemotePath, folder_for_temporary_files, look_up
 from danqing.engine.run.folder import Run
 from danqing.engine.sources import Layout, Sample, Shard, Source, open_shard
 from danqing.engine.write.formats import image_extension
@@ -67,6 +67,7 @@ class InputOrder:
         """
         layout = self.run.layout
         shards = self.run.shards
+        look_up(shard.path for shard in shards)
         for number in sorted({part.shard for first, last in ranges for part in cut(self.starts, first, last)}):
             if isinstance(shards[number].path, RemotePath):  # counting its samples would download it
                 check_size(shards[number])

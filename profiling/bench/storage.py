@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from pyarrow import fs
 
-from danqing.engine.core import storage, store
+from danqing.engine.core import local_copies, storage, store
 from danqing.engine.sources import Layout, find_shards, open_shard
 from danqing.profiling.bench import harness
 
@@ -137,7 +137,7 @@ def compare(options: Namespace, folder: Path) -> None:
 def _run(name: str, place: str, cores: list[int], output: Path) -> Callable[[], harness.Run]:
     def run() -> harness.Run:
         copies = output.with_name(f"{output.name}-copies")
-        os.environ[storage.COPIES] = str(copies)
+        os.environ[local_copies.COPIES] = str(copies)
         try:
             return harness.time_child("storage", (name, place), cores, output)
         finally:

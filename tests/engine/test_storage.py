@@ -27,7 +27,7 @@ from pyarrow import fs
 
 import danqing
 from danqing.engine.cli.main import main
-from danqing.engine.core import remote_lock, storage, store
+from danqing.engine.core import local_copies, remote_lock, storage, store
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.lock import Holder
@@ -38,11 +38,12 @@ from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.settings import Settings
-from danqing.engine.sources import Layout, find_shards, open_shard
+from danqing.engine.sources import Layout, Sample, find_shards, open_shard
 from danqing.engine.sources.inputs import expand
 from danqing.engine.stages.embed import ImageEmbedding
 from danqing.engine.write.output import WriteOptions
 from danqing.trt_models.model_set import ModelSet
+from tests.conftest import picture
 from tests.engine.kill_points import FirstPixels
 from tests.engine.score.test_run import GOOD, crawl, samples, tree
 
@@ -71,7 +72,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remo
         "AWS_ACCESS_KEY_ID": "user",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_EC2_METADATA_DISABLED": "true",
-        storage.COPIES: str(tmp_path / "copies"),
+        local_copies.COPIES: str(tmp_path / "copies"),
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
@@ -90,6 +91,10 @@ def put(folder: RemotePath, *files: str | Path) -> RemotePath:
 
 def names(folder: RemotePath) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.glob("**/*") if path.is_file())
+
+
+def read(folder: Path) -> list[Sample]:
+    return [sample for shard in find_shards([str(folder)]) for sample in open_shard(shard, Layout())]
 
 
 def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
@@ -116,6 +121,7 @@ def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
         write_run(Run.open(run), WriteOptions("parquet", 4, shuffle=1))
         assert not (run / "stale").exists()
     assert tree(out) == tree(local)
+    assert len(read(local / "shards")) == 12 and read(local / "shards") == read(out / "shards")
     before = dict(storage._writes)
     curate([f"{inputs}/*.tar"], out, plain_recipe, Settings(), WriteOptions("parquet", 4, shuffle=1))
     again = {address.rpartition("/")[2] for address, count in storage._writes.items() if before.get(address) != count}
@@ -328,6 +334,16 @@ def test_globs_and_braces_find_what_they_find_in_local_folders(bucket: RemotePat
         assert [path.removeprefix(f"{bucket}/") for path in there if path_of(path).is_file()] == files
 
 
+def test_tables_name_pictures_of_their_folder(bucket: RemotePath, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    (tmp_path / "t.csv").write_text(f"file_name,text\na.jpg,{GOOD}\nb.jpg,{GOOD}\n../a.jpg,{GOOD}\n")
+    put(bucket / "in", tmp_path / "a.jpg", tmp_path / "t.csv")
+    rows = read(bucket / "in" / "t.csv")
+    assert rows[0].image == picture(1) and rows[0].caption == GOOD and rows[0].error is None
+    errors = [str(row.error) for row in rows[1:]]
+    assert "b.jpg: No such file" in errors[0] and "outside the input's folder" in errors[1] and len(errors) == 2
+
+
 def test_copies_are_kept_replaced_and_removed_for_others(
     proxy: Proxy, bucket: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,7 +363,7 @@ def test_copies_are_kept_replaced_and_removed_for_others(
     for path, age in zip(paths, (900, 30, 600), strict=True):
         os.utime(storage.fetch(path), (now - age, now - age))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=10_000, free=500))
-    storage._make_room(100)
+    local_copies._make_room(100)
     left = [path.name for path in (tmp_path / "copies").rglob("*") if path.is_file()]
     assert sorted(left) == ["0", "1", "2"]
 
@@ -384,11 +400,10 @@ def test_inputs_are_read_from_web_servers(
         url = f"{server}/{bucket.parts[1]}/{path.key}?acl"
         urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=public)).read()
     address = f"{server}/{bucket.parts[1]}/in"
-    web, local = (
-        [sample for shard in find_shards(inputs) for sample in open_shard(shard, Layout())]
-        for inputs in ([f"{address}/{{00000..00001}}.tar"], crawl[:2])
-    )
-    assert len(web) == 14 and web == local
+    web = find_shards([f"{address}/{{00000..00001}}.tar"])
+    local = find_shards(crawl[:2])
+    for here, there in zip(local, web, strict=True):
+        assert list(open_shard(here, Layout())) == list(open_shard(there, Layout()))
     for inputs, words in (
         (f"{address}/*.tar", "web servers list no folders"),
         (f"{address}/9.tar", "9.tar: no such file"),

@@ -21,7 +21,7 @@ import pytest
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, building
-from danqing.engine.core.storage import ABANDONED_SECONDS
+from danqing.engine.core.local_copies import ABANDONED_SECONDS
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.lock import lock_folder
