@@ -389,7 +389,7 @@ def bars(label: str, rows: Sequence[Bar], longest: float = 0, kind: str = "kept"
     for at, row in enumerate(rows):
         y = at * pitch + 4
         width = row.value / longest * full
-        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / 10.5), "tick", "end")
+        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / 10.5), "name", "end")
         parts.append(f'<a href="{escape(row.link)}">{name}</a>' if row.link else name)
         parts.append(rect(label_pixels, y, full, thick, "track"))
         parts.append(
