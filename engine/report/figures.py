@@ -430,7 +430,7 @@ def dots(label: str, points: np.ndarray, colours: Sequence[str], titles: Sequenc
         titles: what a dot tells when the pointer rests on it.
     """
     drawn = [
-        f'<circle cx="{x * WIDTH:.0f}" cy="{y * WIDTH:.0f}" r="2" fill="{escape(colour)}">'
+        f'<circle cx="{x * WIDTH:.0f}" cy="{y * WIDTH:.0f}" r="3" fill="{escape(colour)}">'
         + (f"<title>{escape(title)}</title></circle>" if title else "</circle>")
         for (x, y), colour, title in zip(points.tolist(), colours, titles, strict=True)
     ]
