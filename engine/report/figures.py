@@ -389,7 +389,7 @@ def bars(label: str, rows: Sequence[Bar], longest: float = 0, kind: str = "kept"
     for at, row in enumerate(rows):
         y = at * pitch + 4
         width = row.value / longest * full
-        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / 10.5), "tick", "end")
+        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / 10.5), "name", "end")
         parts.append(f'<a href="{escape(row.link)}">{name}</a>' if row.link else name)
         parts.append(rect(label_pixels, y, full, thick, "track"))
         parts.append(
@@ -430,7 +430,7 @@ def dots(label: str, points: np.ndarray, colours: Sequence[str], titles: Sequenc
         titles: what a dot tells when the pointer rests on it.
     """
     drawn = [
-        f'<circle cx="{x * WIDTH:.0f}" cy="{y * WIDTH:.0f}" r="2" fill="{escape(colour)}">'
+        f'<circle cx="{x * WIDTH:.0f}" cy="{y * WIDTH:.0f}" r="3" fill="{escape(colour)}">'
         + (f"<title>{escape(title)}</title></circle>" if title else "</circle>")
         for (x, y), colour, title in zip(points.tolist(), colours, titles, strict=True)
     ]

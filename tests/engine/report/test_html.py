@@ -25,12 +25,13 @@ from danqing.engine.decide.scores import read_scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.phases import curate, decide_run
 from danqing.engine.recipe.reading import load_recipe, recipe_from_dict
-from danqing.engine.report import characteristics, figures, galleries, html, numbers, rows
+from danqing.engine.report import characteristics, figures, galleries, html, numbers, rows, view
 from danqing.engine.report.figures import Scale, word_cloud
 from danqing.engine.report.galleries import thumbnail
 from danqing.engine.report.page import json_in_html, write_page
 from danqing.engine.report.paper import COLLECTED, LEFT, paper_shares
 from danqing.engine.report.rows import draw_sample
+from danqing.engine.report.view import View
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.sources import find_shards, open_shard
@@ -158,10 +159,10 @@ def test_equal_runs_have_equal_pages_and_no_hidden_characters(run: Run, tmp_path
 
 def test_galleries_hold_the_nearest_pairs_and_the_one_kept_instead(original: Run) -> None:
     run = original
-    view = html.View(run, read_verdicts(run))
-    view.count([view])
-    at = next(at for at, criterion in enumerate(view.recipe.criteria) if criterion.name == "words")
-    shown = view.shown[at]
+    seen = View(run, read_verdicts(run))
+    seen.count([seen])
+    at = next(at for at, criterion in enumerate(seen.recipe.criteria) if criterion.name == "words")
+    shown = seen.shown[at]
     words = {
         (s.number, row): value
         for s in run.shards
@@ -175,9 +176,9 @@ def test_galleries_hold_the_nearest_pairs_and_the_one_kept_instead(original: Run
     kept = sorted(min(abs(words[p] - 5), abs(words[p] - 60)) for p, reason in verdicts.items() if reason is None)
     assert [min(abs(words[p] - 5), abs(words[p] - 60)) for p in shown["just inside"]] == kept[: galleries.SHOWN]
     assert {verdicts[p] for p in shown["just outside"]} == {"words"}
-    assert view.kept and len(view.kept) <= galleries.KEPT_SHOWN
-    duplicates = next(at for at, criterion in enumerate(view.recipe.criteria) if criterion.name == "same_bytes")
-    (twin,) = view.tiles.tiles(view.shown[duplicates]["smallest distances"], view.recipe.criteria[duplicates])
+    assert seen.kept and len(seen.kept) <= galleries.KEPT_SHOWN
+    duplicates = next(at for at, criterion in enumerate(seen.recipe.criteria) if criterion.name == "same_bytes")
+    (twin,) = seen.tiles.tiles(seen.shown[duplicates]["smallest distances"], seen.recipe.criteria[duplicates])
     assert twin.instead and twin.instead.key == "00011" and twin.instead.source == twin.source != ""
 
 
@@ -285,6 +286,6 @@ def test_the_papers_shares_belong_to_its_own_steps() -> None:
     assert paper_shares(Funnel("x", 1, ())) == {}
 
 
-@pytest.mark.parametrize("module", [characteristics, figures, galleries, html, numbers, rows])
+@pytest.mark.parametrize("module", [characteristics, figures, galleries, html, numbers, rows, view])
 def test_examples_run(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
