@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -54,6 +55,8 @@ COMMANDS = {
 """Name → commands that are not killed, and the one that is."""
 CHANGING = ("run.json", "run.log")
 """Files with times."""
+TIMES = re.compile(rb'<dt>(?:Scored|Time of scoring)</dt><dd>.*?</dd>|"times": \{.*?\}', re.DOTALL)
+"""When a run was scored, in report.html and report.json."""
 
 
 def write_inputs(folder: Path, shards: list[Path]) -> None:
@@ -98,9 +101,10 @@ def kill_everywhere(name: str, folder: Path) -> dict[str, object]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file that is not hidden and has no times in it."""
+    """Every file that is not hidden, without times."""
     files = {str(p.relative_to(folder)): p for p in folder.rglob("[!.]*") if p.is_file() and p.name not in CHANGING}
-    return {name: path.read_bytes() for name, path in files.items()}
+    contents = {name: path.read_bytes() for name, path in files.items()}
+    return contents | {name: TIMES.sub(b"", contents[name]) for name in contents if Path(name).stem == "report"}
 
 
 def _copy(source: Path, target: Path) -> None:
