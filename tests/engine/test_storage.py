@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,12 +32,14 @@ from danqing.engine.core import local_copies, remote_lock, storage, store
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.lock import Holder
+from danqing.engine.core.remote_lock import locked_object
 from danqing.engine.core.storage import RemotePath, path_of
 from danqing.engine.decide.reference import with_references
 from danqing.engine.phases import curate, decide_run, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
-from danqing.engine.run.lock import lock_folder
+from danqing.engine.run.lock import lock_folder, lock_manifest
+from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.sources import Layout, Sample, find_shards, open_shard
 from danqing.engine.sources.inputs import expand
@@ -390,6 +393,44 @@ def test_a_bucket_has_one_writer_at_a_time(
         assert json.loads(lock.read_bytes())["pid"] == os.getpid()
         write_json(lock, other)  # another process took it over
     assert json.loads(lock.read_bytes())["token"] == "other"
+
+
+def test_parts_and_whole_commands_exclude_each_other_on_a_bucket(
+    bucket: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, first, second = bucket / "out", TaskPart(0, 2), TaskPart(1, 2)
+
+    def is_free(part: TaskPart | None) -> bool:
+        """Whether another thread, which holds none of this thread's locks, gets the lock."""
+        found = []
+
+        def enter() -> None:
+            with suppress(DanqingError), lock_folder(out, part):
+                found.append(part)
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        return bool(found)
+
+    with lock_folder(out, first):
+        assert [is_free(part) for part in (None, first, second)] == [False, False, True]
+        with lock_manifest(out):
+            assert is_free(second)
+    with lock_folder(out):
+        assert not is_free(first)
+        assert [path.name for path in out.iterdir()] == [".lock"]  # the refused task has removed its own
+    assert is_free(None) and not list(out.iterdir())
+
+    def write_and_start_a_part(path: Path, content: Any) -> None:
+        monkeypatch.setattr(remote_lock, "write_json", write_json)
+        task.enter_context(locked_object(out / f".lock{first.suffix}", others=lambda: [out / ".lock"]))
+        write_json(path, content)
+
+    monkeypatch.setattr(remote_lock, "write_json", write_and_start_a_part)  # after the lock was found to be free
+    with ExitStack() as task, pytest.raises(DanqingError, match=f"in use by process {os.getpid()} "), lock_folder(out):
+        pass
+    assert not list(out.iterdir())
 
 
 def test_inputs_are_read_from_web_servers(
