@@ -98,9 +98,12 @@ def _locked(folder: Path, part: TaskPart | None) -> Iterator[bool]:
 def lock_manifest(folder: Path) -> Iterator[None]:
     """Holds the lock of a run's manifest during a `with` block; waits while another task of the run holds it."""
     lock = folder / f"{LOCK}-run"
-    held = locked_object if isinstance(lock, RemotePath) else locked
-    with held(lock, wait=lambda holder: None):
+    with locked_object(lock, _wait) if isinstance(lock, RemotePath) else locked(lock, _wait):
         yield
+
+
+def _wait(holder: str) -> None:
+    """Waits without a message."""
 
 
 def lock_output(phase: Callable[P, T]) -> Callable[P, T]:

@@ -137,6 +137,14 @@ def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
     assert len(stored) > 3 and not any(SECRET.encode() in content for content in stored)
 
 
+def test_several_workers_score_into_a_bucket(
+    bucket: RemotePath, crawl: list[str], plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    for out, settings in ((tmp_path / "out", Settings()), (bucket / "out", Settings(devices=("cpu", "cpu")))):
+        curate(crawl, out, plain_recipe, settings)
+    assert tree(bucket / "out") == tree(tmp_path / "out")
+
+
 def test_selections_and_merges_on_a_bucket_are_those_of_local_folders(
     bucket: RemotePath, make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
