@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter
 
+from danqing.engine.core.buckets import ENDPOINT
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.local_copies import COPIES
 from danqing.engine.core.storage import RemotePath, path_of
-from danqing.engine.core.store import ENDPOINT
 
 if TYPE_CHECKING:
     from danqing.engine.recipe.reading import Recipe

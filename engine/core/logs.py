@@ -62,7 +62,7 @@ def json_lines_to(stream: TextIO, version: str) -> Iterator[None]:
     """Writes every record as a line of JSON to a stream, during a `with` block; also the error that ends the block."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter(version))
-    with _handled_by(handler):
+    with handled_by(handler):
         try:
             yield
         except Exception as problem:
@@ -83,7 +83,7 @@ def records_to(send: Callable[[int, str, Mapping[str, Any]], None]) -> Iterator[
             extra = {name: getattr(record, name) for name in names if hasattr(record, name)}
             send(record.levelno, record.getMessage(), extra)
 
-    with _handled_by(Sender()):
+    with handled_by(Sender()):
         yield
 
 
@@ -94,10 +94,12 @@ def log_of(worker: str, level: int, text: str, extra: Mapping[str, Any]) -> None
 
 
 @contextmanager
-def _handled_by(handler: logging.Handler) -> Iterator[None]:
+def handled_by(handler: logging.Handler) -> Iterator[None]:
+    """Adds a handler to the engine's logger during a `with` block, and closes it at the end."""
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         yield
     finally:
         log.removeHandler(handler)
+        handler.close()

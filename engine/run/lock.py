@@ -15,12 +15,12 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from danqing.engine.core.buckets import WEB
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, remove_unfinished
 from danqing.engine.core.lock import LockHeldError, locked
 from danqing.engine.core.remote_lock import locked_object
 from danqing.engine.core.storage import RemotePath
-from danqing.engine.core.store import WEB
 from danqing.engine.run.part import TaskPart
 
 P = ParamSpec("P")

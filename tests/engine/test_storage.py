@@ -28,7 +28,7 @@ from pyarrow import fs
 
 import danqing
 from danqing.engine.cli.main import main
-from danqing.engine.core import local_copies, remote_lock, storage, store
+from danqing.engine.core import buckets, local_copies, remote_lock, storage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.lock import Holder
@@ -71,7 +71,7 @@ def server() -> Iterator[str]:
 def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
     """An empty bucket, and an empty cache for its copies."""
     for name, value in {
-        store.ENDPOINT: server,
+        buckets.ENDPOINT: server,
         "AWS_ACCESS_KEY_ID": "user",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -112,8 +112,8 @@ def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
     curate(crawl, local, plain_recipe, Settings())
     inputs = put(bucket / "in", *crawl)
     options = ["-o", str(out), "--recipe", str(tmp_path / "plain.yaml"), "--device", "cpu"]
-    options += ["--endpoint", os.environ[store.ENDPOINT], "--cache", str(tmp_path / "chosen")]
-    monkeypatch.setenv(store.ENDPOINT, "http://127.0.0.1:9")
+    options += ["--endpoint", os.environ[buckets.ENDPOINT], "--cache", str(tmp_path / "chosen")]
+    monkeypatch.setenv(buckets.ENDPOINT, "http://127.0.0.1:9")
     assert main(["curate", f"{inputs}/{{00000..00002}}.tar", *options]) == 0 and any((tmp_path / "chosen").iterdir())
     capsys.readouterr()
     assert tree(out) == tree(local) and "out/report.html" in names(bucket)
@@ -177,16 +177,16 @@ def test_selections_and_merges_on_a_bucket_are_those_of_local_folders(
 KILLED = """
 import os, signal, sys
 from danqing.engine.cli.main import main
-from danqing.engine.core.store import Store
+from danqing.engine.core.buckets import Bucket
 uploads = []
-def upload(store, file, key):
+def upload(bucket, file, key):
     uploads.append(key)
     if key.endswith(sys.argv[1]):
-        stream = store._files.open_output_stream(store._path(key))
+        stream = bucket._files.open_output_stream(bucket._path(key))
         stream.write(bytes(24 << 20))  # of which Arrow sends parts of 10 MiB at once
         os.kill(os.getpid(), signal.SIGKILL)
-    real(store, file, key)
-real, Store.upload = Store.upload, upload
+    real(bucket, file, key)
+real, Bucket.upload = Bucket.upload, upload
 main(sys.argv[2:])
 """
 
@@ -272,9 +272,9 @@ def proxy(server: str, bucket: RemotePath, monkeypatch: pytest.MonkeyPatch) -> I
     plan.url = f"http://127.0.0.1:{service.server_address[1]}"
     thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    monkeypatch.setenv(store.ENDPOINT, plan.url)
-    monkeypatch.setattr(store, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(store, "GIVE_UP_SECONDS", 5.0)
+    monkeypatch.setenv(buckets.ENDPOINT, plan.url)
+    monkeypatch.setattr(buckets, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(buckets, "GIVE_UP_SECONDS", 5.0)
     yield plan
     service.shutdown()
     thread.join()
@@ -302,7 +302,7 @@ def test_a_storage_that_never_answers_or_refuses_ends_the_command_before_anythin
     answer: str, words: str, proxy: Proxy, bucket: RemotePath, make_shard: Callable[..., Path], capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(store, "GIVE_UP_SECONDS", 0.2)
+    monkeypatch.setattr(buckets, "GIVE_UP_SECONDS", 0.2)
     shard = str(make_shard(samples(0, 1)))
     proxy.always = answer
     assert main(["curate", shard, "-o", str(bucket / "out")]) == 2
@@ -366,7 +366,7 @@ def test_copies_are_kept_replaced_and_removed_for_others(
     assert [path.open("rb").read()[:1] for path in paths] == [b"0", b"1", b"2"] and proxy.seen == []
     time.sleep(1.0 - time.time() % 1.0)  # another second, for the time of the changed object
     s3 = fs.S3FileSystem(endpoint_override=proxy.url.removeprefix("http://"), scheme="http", region="us-east-1")
-    with s3.open_output_stream(f"{bucket.store.address.removeprefix('s3://')}/0") as file:  # another process
+    with s3.open_output_stream(f"{bucket.bucket.address.removeprefix('s3://')}/0") as file:  # another process
         file.write(b"x" * 1000)
     storage.forget()
     assert paths[0].open("rb").read() == b"x" * 1000
