@@ -306,17 +306,17 @@ def _reading_parquet(file: Shard) -> Iterator[None]:
 
 def _text(file: Shard, columns: Columns, rows: int) -> Iterator[_Rows]:
     with open_lines(file.path, columns.encoding) as (raw, lines):
-        read = _csv_tables if file.path.name.endswith(CSV_SUFFIXES) else _json_tables
-        position = 0
-        for table, errors in read(file.path, lines, columns, rows):
+        is_csv, position = file.path.name.endswith(CSV_SUFFIXES), 0
+        parts = _csv_tables(file.path, lines, rows) if is_csv else _json_tables(lines, columns, rows)
+        for table, errors in parts:
             before, position = position, raw.tell()
             if not table.column_names:  # no row can be read
                 table = pa.table({name: pa.nulls(len(errors)) for name in (columns.url, columns.caption)})
             yield _Rows(table, position - before, errors)
 
 
-def _json_tables(path: Path, lines: Lines, columns: Columns, rows: int) -> Iterator[tuple[pa.Table, dict[int, str]]]:
-    """Yields parts of JSON lines; row → what is wrong with it."""
+def _json_tables(lines: Lines, columns: Columns, rows: int) -> Iterator[tuple[pa.Table, dict[int, str]]]:
+    """Yields parts of JSON lines, each with the errors of its rows: row → what is wrong with it."""
     checked = _checked(_with_damage(read_json(lines), lines), lines, columns)
     while part := list(itertools.islice(checked, rows)):
         yield (
@@ -325,8 +325,8 @@ def _json_tables(path: Path, lines: Lines, columns: Columns, rows: int) -> Itera
         )
 
 
-def _csv_tables(path: Path, lines: Lines, columns: Columns, rows: int) -> Iterator[tuple[pa.Table, dict[int, str]]]:
-    """Yields parts of CSV; row → what is wrong with it. All its values are text."""
+def _csv_tables(path: Path, lines: Lines, rows: int) -> Iterator[tuple[pa.Table, dict[int, str]]]:
+    """Yields parts of CSV, whose values are all text, each with the errors of its rows: row → what is wrong with it."""
     waiting: list[Sequence[str | None]] = []
     errors: dict[int, str] = {}
     names: list[str] = []
