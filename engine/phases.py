@@ -90,7 +90,7 @@ def score_inputs(
                 with progress("score", sum(shard.bytes for shard in waiting)) as listener:
                     spans = _score(run, settings, listener, waiting, watcher)
             refused = run.manifest.get("refused_engines", {})
-            with run.manifest_of_all(part):
+            with run.locked_manifest(part):
                 if part and refused:
                     run.note("refused_engines", **refused)
                 if not run.unscored():

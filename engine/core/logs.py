@@ -74,7 +74,7 @@ def json_lines_to(stream: TextIO, version: str) -> Iterator[None]:
 def records_to(send: Callable[[int, str, Mapping[str, Any]], None]) -> Iterator[None]:
     """Calls a function with every record, during a `with` block: with its level, its text and the argument `extra`.
 
-    A worker sends them to the process that writes the log (`log_of`).
+    A worker sends them to the process that writes the log (`log_worker_record`).
     """
 
     class Sender(logging.Handler):
@@ -87,8 +87,8 @@ def records_to(send: Callable[[int, str, Mapping[str, Any]], None]) -> Iterator[
         yield
 
 
-def log_of(worker: str, level: int, text: str, extra: Mapping[str, Any]) -> None:
-    """Logs a record of a worker (`records_to`), with the worker's name."""
+def log_worker_record(worker: str, level: int, text: str, extra: Mapping[str, Any]) -> None:
+    """Logs a record from a worker (`records_to`) with the worker's name."""
     attributes = {**extra.get("attributes", {}), "danqing.worker": worker}
     log.log(level, "%s (worker %s)", text, worker, extra={**extra, "attributes": attributes})
 

@@ -56,7 +56,7 @@ class Run:
     ) -> Run:
         """Opens a folder for scoring: starts a run in an empty folder, resumes the run that is there.
 
-        A run without scores, which a failed start leaves, is started again; not by a part, since others can be at work.
+        A run without scores, which a failed start leaves, is started again, but not by a part: others may be running.
 
         Args:
             folder: OUT; created if it does not exist.
@@ -149,11 +149,11 @@ class Run:
             yield
 
     @contextmanager
-    def manifest_of_all(self, part: TaskPart | None) -> Iterator[None]:
-        """Lets a task change what belongs to the whole run, during a `with` block; other tasks wait.
+    def locked_manifest(self, part: TaskPart | None) -> Iterator[None]:
+        """Locks the manifest and reads it again, so that a task can change it during a `with` block; other tasks wait.
 
         Args:
-            part: the task's part; None: the caller has the run for itself, so nothing is locked and read.
+            part: the task's part. None: no other task writes to the run, so nothing is locked and read.
         """
         if part is None:
             yield

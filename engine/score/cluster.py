@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from danqing.engine.core.device import kind_of
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.logs import log_of, records_to
+from danqing.engine.core.logs import log_worker_record, records_to
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Span, Spans
 from danqing.engine.run.cluster import WorkerSpec, connected, run_on_cluster
@@ -111,7 +111,7 @@ def score_on_cluster(run: Run, settings: Settings, progress: Progress, shards: I
         note_refused(run, scored.refused)
         tally.add(worker, shards=1, pairs=scored.rows)
         for record in scored.records:
-            log_of(worker, *record)
+            log_worker_record(worker, *record)
         for line in scored.lines:
             progress.say(line)
         progress.expect(scored.rows, shard.bytes)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.device import available_threads, open_device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.logs import log_of, records_to
+from danqing.engine.core.logs import log_worker_record, records_to
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Spans
 from danqing.engine.recipe.plan import Plan, make_plan
@@ -113,9 +113,11 @@ def score_on_several(run: Run, settings: Settings, progress: Progress, shards: I
     for number, device in enumerate(settings.devices):
         port = None if settings.metrics_port is None else settings.metrics_port + number
         own = replace(settings, device=device, devices=(), threads=threads, memory_limit=memory, metrics_port=port)
-        here, there = context.Pipe()
-        process = context.Process(target=_run_worker, args=(run.folder, own, there), name=f"danqing {device}")
-        workers.append(_Worker(f"{number} on {device}", process, here, there))
+        connection, child_connection = context.Pipe()
+        process = context.Process(
+            target=_run_worker, args=(run.folder, own, child_connection), name=f"danqing {device}"
+        )
+        workers.append(_Worker(f"{number} on {device}", process, connection, child_connection))
     total, waiting, tally = Spans(), iter(shards), Tally()
     with _running(workers):
         for worker, kind, content in _messages(workers):
@@ -123,9 +125,9 @@ def score_on_several(run: Run, settings: Settings, progress: Progress, shards: I
                 shard = next(waiting, None)
                 tally.add(worker.name, shards=shard is not None)
                 with suppress(OSError):  # the worker was killed, which the next message says
-                    worker.here.send(shard)
+                    worker.connection.send(shard)
             elif kind == "log":
-                log_of(worker.name, *content)
+                log_worker_record(worker.name, *content)
             elif kind == "done":
                 total.add(content[0])
                 note_refused(run, content[1])
@@ -153,8 +155,8 @@ class _Worker(NamedTuple):
 
     name: str
     process: Any
-    here: Connection
-    there: Connection
+    connection: Connection
+    child_connection: Connection
 
     def check(self) -> None:
         """Raises DanqingError if the process has ended with an error; waits for its end."""
@@ -177,7 +179,7 @@ def _running(workers: Sequence[_Worker]) -> Iterator[None]:
         for worker in workers:
             with _signals_blocked():  # until the worker handles them
                 worker.process.start()
-            worker.there.close()  # so that the pipe ends with the worker
+            worker.child_connection.close()  # so that the pipe ends with the worker
         yield
     finally:
         started = [worker for worker in workers if worker.process.pid is not None]
@@ -185,7 +187,7 @@ def _running(workers: Sequence[_Worker]) -> Iterator[None]:
         for worker in started:
             if worker.process.is_alive():
                 os.kill(worker.process.pid, signal.SIGINT)
-        receivers = {worker.here for worker in started}
+        receivers = {worker.connection for worker in started}
         while any(worker.process.is_alive() for worker in started):
             for ready in wait(
                 [*receivers, *(w.process.sentinel for w in started if w.process.is_alive())], POLL_SECONDS
@@ -206,7 +208,7 @@ def _messages(workers: Sequence[_Worker]) -> Iterator[tuple[_Worker, str, list[A
     Raises:
         DanqingError: a worker ended with an error.
     """
-    of = {worker.here: worker for worker in workers}
+    of = {worker.connection: worker for worker in workers}
     while of:
         for receiver in wait(list(of)):
             assert isinstance(receiver, Connection)

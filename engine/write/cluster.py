@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.logs import log_of, records_to
+from danqing.engine.core.logs import log_worker_record, records_to
 from danqing.engine.core.progress import Progress, Silent
 from danqing.engine.run.cluster import WorkerSpec, connected, run_on_cluster
 from danqing.engine.run.folder import Run
@@ -65,7 +65,7 @@ def copy_on_cluster(address: str, run: Run, shards: list[OutputShard], output_fo
     def finished(worker: str, shard: OutputShard, records: Records) -> None:
         tally.add(worker, shards=1, pairs=shard.last - shard.first)
         for record in records:
-            log_of(worker, *record)
+            log_worker_record(worker, *record)
         progress.advance(shard.last - shard.first)
 
     with connected(address) as ray:

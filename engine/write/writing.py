@@ -79,7 +79,7 @@ def write(
     part: TaskPart | None = None,
     copy: Copy | None = None,
 ) -> bool:
-    """Makes shards/, kept_uids.npy and README.md those of the run's verdicts; what is right already is left alone.
+    """Writes shards/, kept_uids.npy and README.md of the run's verdicts; files that are up to date stay.
 
     Args:
         run: a decided run.
@@ -96,9 +96,9 @@ def write(
         DanqingError: no such writer, an input is missing or was changed since it was scored, or
             a file that was read back differs from what was written.
     """
-    writer, alone = WRITERS.named(options.output_format), part is None and copy is None
+    writer, in_one_process = WRITERS.named(options.output_format), part is None and copy is None
     source = InputOrder(run, verdicts)
-    if options.shuffle is not None and not alone:
+    if options.shuffle is not None and not in_one_process:
         raise DanqingError("--shuffle: one process copies all pairs into the new order; leave --part and --ray out")
     shards = output_shards(verdicts, options)
     kept = sum(found.kept for found in verdicts)
@@ -112,7 +112,7 @@ def write(
         "kept": kept,
     }
     own = part.block(shards) if part else shards
-    with run.manifest_of_all(part):
+    with run.locked_manifest(part):
         missing = [shard for shard in own if not is_written(run.table_path(shard.number), shard)]
         surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
         copied = [shard for shard in missing if not is_aside(run, shard)]
@@ -122,7 +122,7 @@ def write(
         replaces = run.manifest.get("written") != note
         if missing or surplus:
             forget_written(run)
-        if replaces and (not alone or len(copied) < len(missing)):
+        if replaces and (not in_one_process or len(copied) < len(missing)):
             move_summaries(run)
         for shard in missing:
             if shard not in copied:
@@ -133,10 +133,10 @@ def write(
             copy(run, copied, options.output_format, progress)
         else:
             order = source if options.shuffle is None else Shuffled(source, options.shuffle, run.folder)
-            own_writer = _replacing(writer, run) if replaces and alone else writer
+            own_writer = _replacing(writer, run) if replaces and in_one_process else writer
             for shard in copied:
                 copy_shard(run, shard, order, own_writer, progress)
-    with run.manifest_of_all(part):
+    with run.locked_manifest(part):
         if part and not all(is_written(run.table_path(shard.number), shard) for shard in shards):
             return False
         for path in surplus:
