@@ -93,11 +93,10 @@ def write(
         Whether all shards are written; False if those of other parts are missing.
 
     Raises:
-        DanqingError: no such writer, an input is missing or was changed since it was scored, or
-            a file that was read back differs from what was written.
+        DanqingError: no such writer, an input is missing or was changed since it was scored, or a file that was read
+            back differs from what was written.
     """
     writer, in_one_process = WRITERS.named(options.output_format), part is None and copy is None
-    source = InputOrder(run, verdicts)
     if options.shuffle is not None and not in_one_process:
         raise DanqingError("--shuffle: one process copies all pairs into the new order; leave --part and --ray out")
     shards = output_shards(verdicts, options)
@@ -117,6 +116,7 @@ def write(
         surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
         copied = [shard for shard in missing if not is_aside(run, shard)]
         if copied:
+            source = InputOrder(run, verdicts)
             whole = options.shuffle is not None  # a shuffle reads every input
             source.check([(0, kept)] if whole else [(shard.first, shard.last) for shard in copied])
         replaces = run.manifest.get("written") != note
