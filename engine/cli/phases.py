@@ -472,8 +472,8 @@ def write(
     from danqing.engine.run.part import TaskPart
 
     task = TaskPart.parse(part) if part else None
-    opened = Run.open(run)
     with out.progress():
+        opened = Run.open(run)
         kept = write_run(opened, shards.load(), part=task, ray=ray)
     complete = "written" in opened.manifest
     if out.finish({"folder": run, "kept": kept, "complete": complete, **_written(run, shards)}):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -442,17 +443,22 @@ def test_parts_and_whole_commands_exclude_each_other_on_a_bucket(
 
 
 def test_inputs_are_read_from_web_servers(
-    server: str, bucket: RemotePath, crawl: list[str], tmp_path: Path, capsys: Any
+    proxy: Proxy, server: str, bucket: RemotePath, crawl: list[str], tmp_path: Path, capsys: Any
 ) -> None:
-    for path in map((put(bucket / "in", *crawl)).__truediv__, ("00000.tar", "00001.tar")):
+    shutil.copy(crawl[2], tmp_path / "图 2.tar")
+    put(bucket / "in", *crawl[:2], tmp_path / "图 2.tar")
+    address = f"{bucket.parts[1]}/in"
+    for name in ("00000.tar", "00001.tar", "图 2.tar"):
         public = {"x-amz-acl": "public-read", "Authorization": "AWS user:signature"}
-        url = f"{server}/{bucket.parts[1]}/{path.key}?acl"
+        url = f"{server}/{address}/{urllib.parse.quote(name)}?acl"
         urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=public)).read()
-    address = f"{server}/{bucket.parts[1]}/in"
-    web = find_shards([f"{address}/{{00000..00001}}.tar"])
-    local = find_shards(crawl[:2])
+    address = f"{proxy.url}/{address}"
+    proxy.faults.append(("GET", "half"))
+    web = find_shards([f"{address}/{{00000..00001}}.tar", f"{address}/图 2.tar"])
+    local = find_shards(crawl)
     for here, there in zip(local, web, strict=True):
         assert list(open_shard(here, Layout())) == list(open_shard(there, Layout()))
+    assert not proxy.faults
     for inputs, words in (
         (f"{address}/*.tar", "web servers list no folders"),
         (f"{address}/9.tar", "9.tar: no such file"),
