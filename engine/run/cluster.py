@@ -221,7 +221,7 @@ def run_on_cluster(
         DanqingError: a worker raised it, or workers die at their start.
     """
     driver = _Driver(ray, spec, queue, tally, finished, progress)
-    waits_since: float | None = time.monotonic()
+    waiting_since: float | None = time.monotonic()
     try:
         while queue.unfinished:
             driver.start_workers()
@@ -230,11 +230,11 @@ def run_on_cluster(
             for result in ready:
                 driver.receive(result)
             if driver.names:
-                waits_since = None
-            elif waits_since is not None and time.monotonic() - waits_since > WAIT_NOTICE_SECONDS:
+                waiting_since = None
+            elif waiting_since is not None and time.monotonic() - waiting_since > WAIT_NOTICE_SECONDS:
                 needs = ", ".join(f"{need:g} {name}" for name, need in spec.resources.items())
                 progress.say(f"--ray: waits for a node with {needs} for a worker; see `ray status`")
-                waits_since = None
+                waiting_since = None
     finally:
         for worker in {*driver.names, *(worker for worker, _ in driver.running.values())}:
             ray.kill(worker)
