@@ -41,14 +41,14 @@ def locked_object(
     Args:
         path: the lock.
         wait: called with the holder's name as long as another process holds the lock; None: raise an error.
-        others: lists locks that no process may hold at the start. They are checked when this lock is written: of two
-            commands that start at once, at least one then finds the other's lock.
+        others: lists locks that no process may hold at the start.
 
     Raises:
         LockHeldError: another process or thread holds the lock, and `wait` is None; or it holds one of the others.
         DanqingError: the storage refuses or does not answer.
     """
     content = asdict(Holder()) | {"token": uuid.uuid4().hex}
+    _check_all_free(others, path)
     while True:
         _check_free(path, wait)
         write_json(path, content)
@@ -59,9 +59,7 @@ def locked_object(
     renewal = threading.Thread(target=_renew, args=(path, content, ended), daemon=True)
     renewal.start()
     try:
-        for other in others():
-            if other != path:
-                _check_free(other)
+        _check_all_free(others, path)  # of two commands that start at once, at least one finds the other's lock
         yield
     finally:
         ended.set()
@@ -82,6 +80,12 @@ def _read(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_bytes())
         return found
     return {}
+
+
+def _check_all_free(locks: Callable[[], Iterable[Path]], own: RemotePath) -> None:
+    for lock in locks():
+        if lock != own:
+            _check_free(lock)
 
 
 def _check_free(path: Path, wait: Callable[[str], None] | None = None) -> None:
