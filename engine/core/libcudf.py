@@ -26,7 +26,7 @@ def strings_of(series: Any) -> Strings:
 
 
 def rows_of(column: Any, owner: Any, is_whole: bool = False) -> Strings:
-    """Makes `Strings` of a pylibcudf column of strings, with 64-bit offsets; libcudf has 32-bit ones where they suffice.
+    """Makes `Strings` of a pylibcudf column of strings, with 64-bit offsets; libcudf uses 32 bits where they suffice.
 
     The text is not copied.
 
