@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import write_json
+from danqing.engine.core.local_copies import scratch_file
 from danqing.engine.core.lock import Holder, LockHeldError
 from danqing.engine.core.storage import RemotePath, forget
 
@@ -51,7 +51,7 @@ def locked_object(
     _check_all_free(others, path)
     while True:
         _check_free(path, wait)
-        write_json(path, content)
+        _write(path, content)
         time.sleep(SETTLE_SECONDS)
         if _read(path).get("token") == content["token"]:
             break
@@ -72,7 +72,14 @@ def locked_object(
 def _renew(path: RemotePath, content: dict[str, Any], ended: threading.Event) -> None:
     while not ended.wait(RENEW_SECONDS):
         with suppress(DanqingError):  # the next renewal may succeed
-            write_json(path, content)
+            _write(path, content)
+
+
+def _write(path: RemotePath, content: dict[str, Any]) -> None:
+    """Writes a lock, without the check of `storage.upload`: another process can write it at the same time."""
+    with scratch_file(path.name) as file:
+        file.write_text(json.dumps(content), encoding="utf-8")
+        path.bucket.upload(file, path.key)
 
 
 def _read(path: Path) -> dict[str, Any]:

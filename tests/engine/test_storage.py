@@ -397,6 +397,17 @@ def test_a_bucket_has_one_writer_at_a_time(
     write_json(lock, other)
     with pytest.raises(DanqingError, match="another-host"), lock_folder(out):
         pass
+    lock.unlink()
+    upload = buckets.Bucket.upload
+
+    def upload_and_lose(store: buckets.Bucket, file: Path, key: str) -> None:
+        upload(store, file, key)
+        monkeypatch.setattr(buckets.Bucket, "upload", upload)
+        write_json(lock, other)  # another process writes its lock at the same time
+
+    monkeypatch.setattr(buckets.Bucket, "upload", upload_and_lose)
+    with pytest.raises(DanqingError, match="another-host"), lock_folder(out):
+        pass
     monkeypatch.setattr(remote_lock, "LEASE_SECONDS", -1.0)  # it was not renewed
     with lock_folder(out):
         assert json.loads(lock.read_bytes())["pid"] == os.getpid()
@@ -431,12 +442,14 @@ def test_parts_and_whole_commands_exclude_each_other_on_a_bucket(
         assert [path.name for path in out.iterdir()] == [".lock"]  # the refused task has removed its own
     assert is_free(None) and not list(out.iterdir())
 
-    def write_and_start_a_part(path: Path, content: Any) -> None:
-        monkeypatch.setattr(remote_lock, "write_json", write_json)
-        task.enter_context(locked_object(out / f".lock{first.suffix}", others=lambda: [out / ".lock"]))
-        write_json(path, content)
+    write = remote_lock._write
 
-    monkeypatch.setattr(remote_lock, "write_json", write_and_start_a_part)  # after the lock was found to be free
+    def start_a_part_and_write(path: RemotePath, content: Any) -> None:
+        monkeypatch.setattr(remote_lock, "_write", write)
+        task.enter_context(locked_object(out / f".lock{first.suffix}", others=lambda: [out / ".lock"]))
+        write(path, content)
+
+    monkeypatch.setattr(remote_lock, "_write", start_a_part_and_write)  # after the lock was found to be free
     with ExitStack() as task, pytest.raises(DanqingError, match=f"in use by process {os.getpid()} "), lock_folder(out):
         pass
     assert not list(out.iterdir())
