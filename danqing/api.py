@@ -433,7 +433,7 @@ def write(
     Args:
         run: a run or its folder.
         output_format, shard_size, shuffle, licence: see `curate`.
-        part: `"I/N"`: the I-th N-th of the shards, as one of N tasks that run at once on one folder.
+        part: `"I/N"`: only an N-th of the shards, as one of N tasks that run at once on one folder.
         ray: copy on a Ray cluster: `auto`, `local` or HOST:PORT.
         progress: show a progress bar; default: only on a terminal.
 

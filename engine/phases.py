@@ -81,20 +81,8 @@ def score_inputs(
     damage: list[Damage] = []
     shards = first_rows(find_shards(inputs, settings.layout, damage), settings.limit, settings.layout)
     check_parts(shards, settings.layout, captions=recipe.models.keys() != {"image_embedding"})
-    identity = {
-        "models": ModelSet(recipe.models).hashes(),
-        **settings.rules(),
-        "score_everything": settings.score_everything,
-        "max_pixels": settings.max_pixels,
-        "resizers": settings.resizers,
-        "limit": settings.limit,
-    }
     with connected(settings.ray):
-        with lock_manifest(output) if part else nullcontext():
-            run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force, part)
-            if run.manifest["counts"] and run.unscored():  # scores were removed, so the run is not settled any more
-                run.manifest["counts"] = {}
-                run.save()
+        run = _start(output, shards, recipe, settings)
         waiting, spans = run.unscored(part), Spans()
         started = time.monotonic()
         with run.logged(part):
@@ -102,7 +90,7 @@ def score_inputs(
                 with progress("score", sum(shard.bytes for shard in waiting)) as listener:
                     spans = _score(run, settings, listener, waiting, watcher)
             refused = run.manifest.get("refused_engines", {})
-            with run.manifest_of_all(part):
+            with run.locked_manifest(part):
                 if part and refused:
                     run.note("refused_engines", **refused)
                 if not run.unscored():
@@ -111,6 +99,24 @@ def score_inputs(
                         run.note("times", score_seconds=round(time.monotonic() - started, 3))
                         run.note("machine", device=", ".join(settings.devices) or kind_of(settings.device))
     return run, spans
+
+
+def _start(output: Path, shards: list[Shard], recipe: Recipe, settings: Settings) -> Run:
+    """Starts a run, or opens the one in `output` to resume it."""
+    identity = {
+        "models": ModelSet(recipe.models).hashes(),
+        **settings.rules(),
+        "score_everything": settings.score_everything,
+        "max_pixels": settings.max_pixels,
+        "resizers": settings.resizers,
+        "limit": settings.limit,
+    }
+    with lock_manifest(output) if settings.part else nullcontext():
+        run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force, settings.part)
+        if run.manifest["counts"] and run.unscored():  # scores were removed, so the run is not settled any more
+            run.manifest["counts"] = {}
+            run.save()
+    return run
 
 
 def _score(run: Run, settings: Settings, listener: Progress, shards: Sequence[Shard], watcher: Watcher | None) -> Spans:
@@ -217,11 +223,11 @@ def run_neighbour_task(
     progress: OpenProgress = ProgressBar,
     neighbours: str = AUTO,
 ) -> TaskList:
-    """Does a task of the list that was written last. Takes no lock: other processes do other tasks meanwhile.
+    """Does a task of the latest list. Takes no lock, since other processes do other tasks at the same time.
 
     Args:
         number: of the task.
-        recipe: must be that of the list; None: is not compared.
+        recipe: must be that of the list; None: not compared.
 
     For the other arguments see `decide_run`.
 
@@ -294,7 +300,7 @@ def write_run(
         run: a decided run.
         options: format, size and order of the shards; None for the defaults.
         progress: opens the listener to the phase.
-        part: only the shards of this part are written; the part that ends last writes what describes all of them.
+        part: only the shards of this part are written; the last part to end writes the files that describe all shards.
         ray: address of the Ray cluster that copies (`engine.run.cluster.connected`); empty for this process.
 
     Returns:
@@ -393,7 +399,7 @@ def curate(
         DanqingError: an input, a setting or a folder cannot be used; the message says which.
     """
     if settings.part:
-        raise DanqingError("part: a part is scored by `score` and written by `write`; `curate` does a whole run")
+        raise DanqingError("part: `curate` does a whole run; pass `part` to `score` and to `write`")
     WRITERS.named((options or WriteOptions()).output_format)  # an unknown format is an error now, not after scoring
     here = "auto" if settings.ray else settings.device  # the driver of a cluster can have no GPU
     choose_index(neighbours, kind_of(here))

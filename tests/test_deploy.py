@@ -53,7 +53,8 @@ def test_an_array_divides_the_shards_among_its_tasks(run: Any) -> None:
     ((_, *command),) = run("decide.sbatch", "out")
     assert parsed(command)["run"] == Path("out")
     ((_, *command),) = run("neighbours.sbatch", "out", **task)
-    assert command == ["danqing", "decide", "out", "--neighbour-task", "3"]
+    assert command == ["danqing", "decide", "out", "--neighbour-task", "3", "--log-format", "json"]
+    parsed(command)
 
 
 def test_the_phases_of_a_run_follow_one_another(run: Any) -> None:

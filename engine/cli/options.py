@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter
 
+from danqing.engine.core.buckets import ENDPOINT
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.local_copies import COPIES
 from danqing.engine.core.storage import RemotePath, path_of
-from danqing.engine.core.store import ENDPOINT
 
 if TYPE_CHECKING:
     from danqing.engine.recipe.reading import Recipe
@@ -69,7 +69,7 @@ def _whole(kind: Any, tokens: Sequence[Any]) -> int:
 
 
 def to_paths(kind: Any, tokens: Sequence[Any]) -> Any:
-    """Converts names of local files and addresses of remote ones; lists of texts are only checked."""
+    """Converts names of local files and addresses of remote ones to paths; only checks a `list[str]`."""
     paths = [path_of(token.value) for token in tokens]
     if kind == list[str]:
         return [token.value for token in tokens]
@@ -171,8 +171,8 @@ Part = Annotated[
         group=SEVERAL,
         metavar="I/N",
         validator=_part,
-        help="Be task I of N (0/16 to 15/16) that work on one OUT at once. Each scores every N-th shard, or writes an "
-        "N-th of the output shards. For Slurm arrays and Kubernetes' indexed jobs.",
+        help="Run as task I of N (0/16 to 15/16), which work on one OUT at the same time. A task scores every N-th "
+        "shard, or writes an N-th of the output shards. For job arrays of Slurm and indexed jobs of Kubernetes.",
     ),
 ]
 Ray = Annotated[
@@ -180,8 +180,8 @@ Ray = Annotated[
     Parameter(
         group=SEVERAL,
         metavar="auto|local|ADDRESS",
-        help="Work on a Ray cluster, with a worker on every GPU (to write: on every core). OUT and the inputs have "
-        "equal paths on all nodes. auto: the cluster that this machine is a node of; local: only this machine.",
+        help="Run on a Ray cluster, with a worker on every GPU (write: on every core). OUT and the inputs need the "
+        "same paths on all nodes. auto: the cluster that this machine is a node of; local: this machine only.",
     ),
 ]
 Limit = Annotated[
@@ -209,9 +209,9 @@ ForceModels = Annotated[
 @Parameter(name="*", group=STORAGE)
 @dataclass(frozen=True)
 class StorageOptions:
-    """How files behind addresses (s3://, gs://, abfs://, hdfs://; inputs also https://) are reached.
+    """Access to addresses (s3://, gs://, abfs://, hdfs://; inputs also https://).
 
-    They become variables of the environment, which worker processes inherit.
+    The options set environment variables, which worker processes inherit.
     """
 
     endpoint: Annotated[

@@ -315,7 +315,7 @@ def score(
 
 
 def _part_scored(run: Run, part: TaskPart, missing: int, strict: bool, out: OutputOptions) -> int:
-    """Says what is left after a part; returns the exit status."""
+    """Prints how many shards have no scores after a part; returns the exit status."""
     from danqing.engine.phases import damage_of_part
 
     damaged = len(damage_of_part(run, part))
@@ -472,13 +472,16 @@ def write(
     from danqing.engine.run.part import TaskPart
 
     task = TaskPart.parse(part) if part else None
-    opened = Run.open(run)
     with out.progress():
+        opened = Run.open(run)
         kept = write_run(opened, shards.load(), part=task, ray=ray)
     complete = "written" in opened.manifest
-    if not out.finish({"folder": run, "kept": kept, "complete": complete, **_written(run, shards)}):
-        missing = f"{run}: part {part} is written; shards of other parts are missing"
-        print(_written_line(run, kept) if complete else missing)
+    if out.finish({"folder": run, "kept": kept, "complete": complete, **_written(run, shards)}):
+        return
+    if complete:
+        print(_written_line(run, kept))
+    else:
+        print(f"{run}: part {part} is written; shards of other parts are missing")
 
 
 def _written(folder: Path, shards: ShardOptions) -> dict[str, Any]:
@@ -524,12 +527,9 @@ def merge(
         run, funnel = merge_runs(runs, output, machine.chosen, machine.threads, neighbours=neighbours)
         kept = write_run(run, options)
     damage = read_damage(run.folder)
-    result = {
-        "folder": run.folder, "kept": kept, "funnel": funnel.to_dict(), **_written(run.folder, shards),
-        "damaged": len(damage),
-    }  # fmt: skip
+    result = {"folder": run.folder, "kept": kept, "funnel": funnel.to_dict(), **_written(run.folder, shards)}
     notes = run_notes(run, funnel)
-    if not out.finish(result, notes):
+    if not out.finish({**result, "damaged": len(damage)}, notes):
         print_funnel(funnel)
         for line in summary(run.folder, damage):
             print(line)

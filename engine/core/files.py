@@ -17,9 +17,9 @@ from typing import IO, Any
 
 from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.local_copies import ABANDONED_SECONDS
+from danqing.engine.core.local_copies import ABANDONED_SECONDS, temporary_name
 from danqing.engine.core.lock import locked
-from danqing.engine.core.storage import RemotePath, temporary_for, upload
+from danqing.engine.core.storage import RemotePath, folder_for_temporary_files, upload
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error codes of a full disk, a used up quota and a file size limit."""
@@ -49,7 +49,7 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         DanqingError: the storage of a remote path refuses or does not answer.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_for(path)
+    temporary = folder_for_temporary_files(path.parent) / temporary_name(path.name)
     encoding = None if "b" in mode else "utf-8"
     try:
         # A lone surrogate, as in a path that is not UTF-8, becomes its escape in JSON.

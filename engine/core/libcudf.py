@@ -14,7 +14,7 @@ from danqing.engine.core.strings import Strings
 
 
 def strings_of(series: Any) -> Strings:
-    """Makes a column of a cuDF series of strings without a copy of the text, which CuPy arrays on the GPU view.
+    """Makes `Strings` of a cuDF series of strings: CuPy arrays that view the text on the GPU, without a copy.
 
     Waits for all work on the GPU, since cuDF uses its own stream.
     """
@@ -26,7 +26,7 @@ def strings_of(series: Any) -> Strings:
 
 
 def rows_of(column: Any, owner: Any, is_whole: bool = False) -> Strings:
-    """Makes `Strings` with 64-bit offsets of a pylibcudf column of strings; libcudf uses 32 where they suffice.
+    """Makes `Strings` of a pylibcudf column of strings, with 64-bit offsets; libcudf uses 32 bits where they suffice.
 
     The text is not copied.
 

@@ -1,4 +1,4 @@
-"""Copies of remote files in the cache: found by address, size and time, removed when space is short."""
+"""Copies of remote files in the cache, by address, size and time. They are removed when space is short."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from danqing.engine.core.buckets import Entry
 from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.lock import locked
-from danqing.engine.core.store import Entry
 
 COPIES = "DANQING_REMOTE_CACHE"
 """Variable of the environment with the folder of the copies; `--cache` sets it."""
 KEPT_FREE = 0.1
-"""Share of the cache's disk that copies leave free; the copies that were used least recently are removed for it."""
+"""Share of the cache's disk that stays free; the least recently used copies are removed for it."""
 IN_USE_SECONDS = 60.0
-"""Age under which a copy is not removed: it may have been found and not opened yet."""
+"""Age under which a copy is not removed, since a process may be about to open it."""
 ABANDONED_SECONDS = 24 * 3600.0
 """Age at which a temporary file in a folder without a lock belongs to no running process."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -39,9 +39,9 @@ def copies_folder() -> Path:
 
 
 def _place(address: str, entry: Entry) -> Path:
-    """Where the copy of an object is; another place if the object has another size or time.
+    """Returns the path of an object's copy, which depends on the object's size and time.
 
-    Copies are not flushed to disk, so those from before the machine's last start, which may be damaged, are not used.
+    It also depends on the machine's last start: copies are not flushed to disk, so a crash can damage them.
     """
     boot = BOOT.read_text().strip() if BOOT.exists() else ""
     identity = f"{address} {entry.size} {entry.seconds} {boot}".encode("utf-8", "surrogateescape")
@@ -81,7 +81,7 @@ def copy_of(address: str, entry: Entry, download: Callable[[IO[bytes]], None]) -
 
 
 def keep(file: Path, address: str, entry: Entry) -> None:
-    """Makes a local file the copy of an object that has its content."""
+    """Moves a local file into the cache, as the copy of the object that has its content."""
     copy = _place(address, entry)
     copy.parent.mkdir(parents=True, exist_ok=True)
     file.replace(copy)

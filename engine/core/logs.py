@@ -62,7 +62,7 @@ def json_lines_to(stream: TextIO, version: str) -> Iterator[None]:
     """Writes every record as a line of JSON to a stream, during a `with` block; also the error that ends the block."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter(version))
-    with _handled_by(handler):
+    with handled_by(handler):
         try:
             yield
         except Exception as problem:
@@ -74,7 +74,7 @@ def json_lines_to(stream: TextIO, version: str) -> Iterator[None]:
 def records_to(send: Callable[[int, str, Mapping[str, Any]], None]) -> Iterator[None]:
     """Calls a function with every record, during a `with` block: with its level, its text and the argument `extra`.
 
-    A worker sends them to the process that writes the log (`log_of`).
+    A worker sends them to the process that writes the log (`log_worker_record`).
     """
 
     class Sender(logging.Handler):
@@ -83,21 +83,23 @@ def records_to(send: Callable[[int, str, Mapping[str, Any]], None]) -> Iterator[
             extra = {name: getattr(record, name) for name in names if hasattr(record, name)}
             send(record.levelno, record.getMessage(), extra)
 
-    with _handled_by(Sender()):
+    with handled_by(Sender()):
         yield
 
 
-def log_of(worker: str, level: int, text: str, extra: Mapping[str, Any]) -> None:
-    """Logs a record of a worker (`records_to`), with the worker's name."""
+def log_worker_record(worker: str, level: int, text: str, extra: Mapping[str, Any]) -> None:
+    """Logs a record from a worker (`records_to`) with the worker's name."""
     attributes = {**extra.get("attributes", {}), "danqing.worker": worker}
     log.log(level, "%s (worker %s)", text, worker, extra={**extra, "attributes": attributes})
 
 
 @contextmanager
-def _handled_by(handler: logging.Handler) -> Iterator[None]:
+def handled_by(handler: logging.Handler) -> Iterator[None]:
+    """Adds a handler to the engine's logger during a `with` block, and closes it at the end."""
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         yield
     finally:
         log.removeHandler(handler)
+        handler.close()

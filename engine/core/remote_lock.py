@@ -1,8 +1,8 @@
-"""Locks on object storage: an object that names the holder, who writes it again as long as its process runs.
+"""Locks on object storage: an object that names its holder and that the holder renews as long as it runs.
 
-Stores of `pyarrow.fs` have no operation that creates an object only if there is none, so two commands that start within
-the same `SETTLE_SECONDS` can be missed; `locked` in `engine.core.lock` has no such gap. A file is replaced in one step
-in any case, and equal inputs give equal files.
+`pyarrow.fs` cannot create an object only if there is none, so two processes that take the same lock within
+`SETTLE_SECONDS` can both get it; `locked` in `engine.core.lock` has no such gap. Each file is still replaced in one
+step, and equal inputs give equal files.
 """
 
 from __future__ import annotations
@@ -13,63 +13,73 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import write_json
+from danqing.engine.core.local_copies import scratch_file
 from danqing.engine.core.lock import Holder, LockHeldError
 from danqing.engine.core.storage import RemotePath, forget
 
 LEASE_SECONDS = 120.0
-"""Age from which a lock is that of a process that was killed."""
+"""Age at which a lock no longer counts: its holder was killed."""
 RENEW_SECONDS = 30.0
-"""Time after which a holder writes its lock again."""
+"""Time between two renewals of a lock by its holder."""
 SETTLE_SECONDS = 0.5
-"""Pause between writing a lock and reading it back; of two processes that write at once, the first then gives way."""
+"""Pause between writing a lock and reading it back. Of two processes that write at once, the last one gets it."""
 
 
 @contextmanager
-def locked_object(path: RemotePath, others: Iterable[Path] = (), wait: bool = False) -> Iterator[bool]:
-    """Holds a lock on object storage during a `with` block; yields True.
+def locked_object(
+    path: RemotePath, wait: Callable[[str], None] | None = None, others: Callable[[], Iterable[Path]] = tuple
+) -> Iterator[None]:
+    """Holds a lock on object storage during a `with` block.
 
     Args:
         path: the lock.
-        others: locks that no process may hold at the start.
-        wait: wait while another process holds the lock.
+        wait: called with the holder's name as long as another process holds the lock; None: raise an error.
+        others: lists locks that no process may hold at the start.
 
     Raises:
-        LockHeldError: another process or thread holds one of the locks, and `wait` is false.
+        LockHeldError: another process or thread holds the lock, and `wait` is None; or it holds one of the others.
         DanqingError: the storage refuses or does not answer.
     """
     content = asdict(Holder()) | {"token": uuid.uuid4().hex}
-    for lock in (*others, path):
-        _check_free(lock, wait)
+    _check_all_free(others, path)
     while True:
-        write_json(path, content)
+        _check_free(path, wait)
+        _write(path, content)
         time.sleep(SETTLE_SECONDS)
         if _read(path).get("token") == content["token"]:
             break
-        _check_free(path, wait)
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(path, content, ended), daemon=True)
     renewal.start()
     try:
-        yield True
+        _check_all_free(others, path)  # of two commands that start at once, at least one finds the other's lock
+        yield
     finally:
         ended.set()
         renewal.join()
-        if _read(path).get("token") == content["token"]:
-            path.unlink(missing_ok=True)
+        with suppress(DanqingError):  # what the block raises says more, and the lock ends after `LEASE_SECONDS`
+            if _read(path).get("token") == content["token"]:
+                path.unlink(missing_ok=True)
 
 
 def _renew(path: RemotePath, content: dict[str, Any], ended: threading.Event) -> None:
     while not ended.wait(RENEW_SECONDS):
         with suppress(DanqingError):  # the next renewal may succeed
-            write_json(path, content)
+            _write(path, content)
+
+
+def _write(path: RemotePath, content: dict[str, Any]) -> None:
+    """Writes a lock, without the check of `storage.upload`: another process can write it at the same time."""
+    with scratch_file(path.name) as file:
+        file.write_text(json.dumps(content), encoding="utf-8")
+        path.bucket.upload(file, path.key)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -79,8 +89,14 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _check_free(path: Path, wait: bool = False) -> None:
-    """Waits until no process that may be running holds the lock; raises LockHeldError instead if `wait` is false."""
+def _check_all_free(locks: Callable[[], Iterable[Path]], own: RemotePath) -> None:
+    for lock in locks():
+        if lock != own:
+            _check_free(lock)
+
+
+def _check_free(path: Path, wait: Callable[[str], None] | None = None) -> None:
+    """Returns when no running process holds the lock; raises LockHeldError if one does and `wait` is None."""
     while True:
         forget()
         found = _read(path)
@@ -90,13 +106,13 @@ def _check_free(path: Path, wait: bool = False) -> None:
         holder, age = Holder(**found), time.time() - path.stat().st_mtime
         if age >= LEASE_SECONDS or (holder.host == socket.gethostname() and not _runs(holder.pid)):
             return
-        if wait:
-            time.sleep(SETTLE_SECONDS)
-            continue
-        raise LockHeldError(
-            f"{holder}; it renewed {path} {max(age, 0):.0f} s ago, and the lock of a killed command ends after "
-            f"{LEASE_SECONDS:.0f} s"
-        )
+        if wait is None:
+            raise LockHeldError(
+                f"{holder}; it renewed {path} {max(age, 0):.0f} s ago, and the lock of a killed command ends after "
+                f"{LEASE_SECONDS:.0f} s"
+            )
+        wait(str(holder))
+        time.sleep(SETTLE_SECONDS)
 
 
 def _runs(pid: int) -> bool:

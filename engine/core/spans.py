@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
@@ -109,10 +109,14 @@ class Spans(dict[str, Span]):
         for name in names:
             self.setdefault(name, Span())
 
-    def add(self, other: Spans) -> None:
-        """Adds the counts and times of another thread; its events are left out."""
+    def add(self, other: Mapping[str, Span]) -> None:
+        """Adds the counts and times of another thread or process, without its events."""
         for name, span in other.items():
             self[name] = self.get(name, Span()) + span
+
+    def sums(self) -> dict[str, Span]:
+        """Copies the counts and times, without `Span.waiting`, so that they can be sent to another process."""
+        return {name: span + Span() for name, span in self.items()}
 
     @contextmanager
     def __call__(self, name: str, rows: int) -> Iterator[None]:

@@ -1,8 +1,8 @@
-"""Paths on object storage: `RemotePath` stands where a `Path` of a local file may stand.
+"""Paths on object storage: a `RemotePath` can be used wherever the engine takes a `Path`.
 
-A remote file is read from a local copy, which is downloaded when it is first opened and kept in the cache; it is
-written (`files.commit`) to a local file, which is uploaded when it is complete. So whatever reads or writes a file
-works on a local one, and object storage is only asked to list, read, write and delete whole objects.
+A remote file is read from a local copy, which is downloaded when it is first opened and kept in the cache. It is
+written (`files.commit`) to a local file, which is uploaded when it is complete. Codecs, Arrow and NumPy therefore read
+and write local files only.
 """
 
 from __future__ import annotations
@@ -11,34 +11,31 @@ import errno
 import os
 import re
 import shutil
-import socket
 import stat
-import time
-import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
 from typing import Any, Self, TypeVar
 
+from danqing.engine.core.buckets import RENAMES, SCHEMES, WEB, Bucket, Entry, open_bucket
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.local_copies import copies_folder, copy_of, keep, scratch_file, temporary_name
-from danqing.engine.core.store import RENAMES, SCHEMES, WEB, Entry, Store, open_store
+from danqing.engine.core.local_copies import copies_folder, copy_of, keep
 
 T = TypeVar("T")
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://?([^/]*)|pipe:")
-"""Start of an address; one slash is enough, since `Path` makes one of two."""
+"""Start of an address. One slash suffices, since `Path` reduces two to one."""
 FILES_AT_ONCE = 16
 """Files that `fetch_all` downloads at the same time."""
 
 _known: dict[str, Entry] = {}
-"""Address → size and time of the objects that this process has asked for, until `forget`."""
+"""Address → size and time of objects, as last answered by the storage; cleared by `forget`."""
 _writes: dict[str, int] = {}
-"""Address → how often this process has written the object."""
+"""Address → number of times that this process has written the object."""
 _buckets: set[str] = set()
-"""Buckets that were found to exist."""
+"""Addresses of buckets that exist."""
 
 
 def path_of(text: str | os.PathLike[str]) -> Path:
@@ -78,9 +75,9 @@ def path_of(text: str | os.PathLike[str]) -> Path:
 class RemotePath(PosixPath):
     """A file or folder on object storage.
 
-    Names are computed as those of any `Path`. Questions go to the storage. Where a local file is needed (`open` to
-    read, `os.fspath`: Arrow, NumPy and other libraries), it is the copy in the cache. Files are written by
-    `files.commit` only. Folders exist as long as they hold files.
+    Names behave as those of a `Path`; existence, size and time are asked from the storage. `open` and `os.fspath`,
+    which Arrow and NumPy call, give the copy in the cache. Files are written by `files.commit` only. A folder exists
+    as long as it holds files.
     """
 
     __slots__ = ()
@@ -97,9 +94,9 @@ class RemotePath(PosixPath):
         return self.parts[0].rstrip(":").lower()
 
     @property
-    def store(self) -> Store:
+    def bucket(self) -> Bucket:
         """The path's bucket."""
-        return open_store(self.scheme, self.parts[1] if len(self.parts) > 1 else "")
+        return open_bucket(self.scheme, self.parts[1] if len(self.parts) > 1 else "")
 
     @property
     def key(self) -> str:
@@ -107,14 +104,14 @@ class RemotePath(PosixPath):
         return "/".join(self.parts[2:])
 
     def entry(self) -> Entry:
-        """Whether there is an object or folder, its size and time. What is found is remembered until `forget`.
+        """Returns existence, size and time. Those of an object are remembered until `forget`.
 
         Raises:
             DanqingError: no such bucket, or the storage refuses the question.
         """
         known = _known.get(str(self))
         if known is None:
-            known = self.store.info(self.key)
+            known = self.bucket.info(self.key)
             if known.is_file:
                 _known[str(self)] = known
             elif not known.exists:
@@ -134,7 +131,7 @@ class RemotePath(PosixPath):
         return False
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Returns kind, size and time; the inode's number changes when this process writes the object."""
+        """Returns kind, size and time. The inode number changes when this process writes the object."""
         entry = self.entry()
         if not entry.exists:
             raise _missing(self)
@@ -143,7 +140,7 @@ class RemotePath(PosixPath):
         return os.stat_result((kind | 0o644, _writes.get(str(self), 0), 0, 1, 0, 0, entry.size or 0, *times))
 
     def iterdir(self) -> Generator[Self, None, None]:
-        there = self.store.list(self.key)
+        there = self.bucket.list(self.key)
         if not there:
             _check_bucket(self)
         for entry in there:
@@ -176,7 +173,7 @@ class RemotePath(PosixPath):
                 yield from path._folders()
 
     def open(self, mode: str = "r", *arguments: Any, **named: Any) -> Any:
-        """Opens the copy in the cache, to read it."""
+        """Opens the copy in the cache for reading."""
         if set(mode) & set("wax+"):
             raise ValueError(f"{self}: remote files are written by engine.core.files.commit")
         return super().open(mode, *arguments, **named)
@@ -184,7 +181,7 @@ class RemotePath(PosixPath):
     def read_bytes(self) -> bytes:
         """Reads the object as it is now, not its copy."""
         try:
-            return self.store.read(self.key)
+            return self.bucket.read(self.key)
         except FileNotFoundError:
             raise _missing(self) from None
 
@@ -193,26 +190,26 @@ class RemotePath(PosixPath):
 
     def unlink(self, missing_ok: bool = False) -> None:
         if not missing_ok or self.exists():
-            self.store.delete(self.key)
+            self.bucket.delete(self.key)
         _known.pop(str(self), None)
 
     def replace(self, target: Any) -> Any:
         """Moves the object within its bucket."""
-        self.store.move(self.key, target.key)
+        self.bucket.move(self.key, target.key)
         for path in (self, target):
             _known.pop(str(path), None)
         return target
 
     def copy_to(self, target: RemotePath) -> None:
         """Copies the object within its bucket."""
-        self.store.copy(self.key, target.key)
+        self.bucket.copy(self.key, target.key)
         _known.pop(str(target), None)
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Does nothing."""
+        """Does nothing, since folders need not be made."""
 
     def rmdir(self) -> None:
-        """Does nothing."""
+        """Does nothing, since empty folders do not exist."""
 
     def resolve(self, strict: bool = False) -> Self:
         return self
@@ -227,11 +224,11 @@ def _missing(path: RemotePath) -> FileNotFoundError:
 
 def _check_bucket(path: RemotePath) -> None:
     """Raises DanqingError if the bucket of a path does not exist."""
-    bucket = path.store.address
+    bucket = path.bucket.address
     if bucket in _buckets or path.scheme in WEB:
         return
     try:
-        missing = not path.store.info("").exists
+        missing = not path.bucket.info("").exists
     except DanqingError:  # a policy may allow objects and refuse the question for the bucket
         missing = False
     if missing:
@@ -253,14 +250,14 @@ def glob(pattern: str) -> list[Path]:
 
 
 def look_up(paths: Iterable[Path]) -> None:
-    """Asks for the objects of many addresses at once, by listing their folders: 1,000 objects a request."""
+    """Remembers size and time of many objects by listing their folders, with 1,000 objects a request."""
     for folder in dict.fromkeys(path.parent for path in paths if isinstance(path, RemotePath)):
         if folder.scheme not in WEB:
             list(folder.iterdir())
 
 
 def forget() -> None:
-    """Forgets sizes and times of objects, which other processes may have replaced; copies are compared with them."""
+    """Forgets sizes and times of objects. Call it where other processes can have replaced objects."""
     _known.clear()
 
 
@@ -277,13 +274,13 @@ def fetch(path: RemotePath) -> Path:
     if not entry.is_file:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     try:
-        return copy_of(str(path), entry, lambda file: path.store.download(path.key, entry.size or 0, file))
+        return copy_of(str(path), entry, lambda file: path.bucket.download(path.key, entry.size or 0, file))
     except FileNotFoundError:
         raise _missing(path) from None
 
 
 def fetch_all(paths: Iterable[Path]) -> None:
-    """Downloads the remote ones of several files, many at a time; local files need nothing."""
+    """Downloads those of several files that are remote, `FILES_AT_ONCE` at a time."""
     remote = [path for path in paths if isinstance(path, RemotePath)]
     if len(remote) > 1:
         look_up(remote)
@@ -292,7 +289,7 @@ def fetch_all(paths: Iterable[Path]) -> None:
 
 
 def fetch_together(path: Path, names: Iterable[str]) -> Path:
-    """Returns the local file of a path, beside which are those of other files of its folder.
+    """Downloads a remote file and others of its folder into one local folder; returns the local path of the file.
 
     Args:
         path: the file.
@@ -312,10 +309,10 @@ def fetch_together(path: Path, names: Iterable[str]) -> Path:
 
 
 def fetch_ahead(items: Iterable[T], path: Callable[[T], Path]) -> Iterator[T]:
-    """Yields items; while the caller works on one with a remote file, the file of the next one is downloaded.
+    """Yields items, and downloads the remote file of the next item while the caller works on one.
 
     Args:
-        items: local ones are taken when they are asked for, remote ones one earlier.
+        items: an item with a local file is taken when it is asked for, one with a remote file one item earlier.
         path: returns the file of an item.
     """
     iterator = iter(items)
@@ -329,19 +326,19 @@ def fetch_ahead(items: Iterable[T], path: Callable[[T], Path]) -> Iterator[T]:
             item = next(iterator, None) if following is None else following
 
 
-def ranged(path: Path) -> Any:
-    """What Arrow reads parts of a file from, as the footer of Parquet: a remote one is not downloaded for it."""
-    return path.store.open(path.key) if isinstance(path, RemotePath) else path
+def arrow_source(path: Path) -> Any:
+    """Returns what Arrow reads parts of a file from, for example a Parquet footer, without downloading the file."""
+    return path.bucket.open(path.key) if isinstance(path, RemotePath) else path
 
 
 def upload(file: Path, path: RemotePath) -> None:
-    """Makes a local file an object, in one step; the file becomes the object's copy in the cache.
+    """Moves a local file to object storage, in one step; the cache keeps it as the object's copy.
 
     Raises:
         DanqingError: the storage refuses or does not answer.
     """
     size = file.stat().st_size
-    path.store.upload(file, path.key)
+    path.bucket.upload(file, path.key)
     _known.pop(str(path), None)
     _writes[str(path)] = _writes.get(str(path), 0) + 1
     entry = path.entry()
@@ -350,14 +347,8 @@ def upload(file: Path, path: RemotePath) -> None:
     keep(file, str(path), entry)
 
 
-def temporary_for(path: Path) -> Path:
-    """A new name for a file that is written aside: in the folder of a local path, in the cache for a remote one."""
-    name = temporary_name(path.name)
-    return copies_folder() / name if isinstance(path, RemotePath) else path.with_name(name)
-
-
 def folder_for_temporary_files(folder: Path) -> Path:
-    """The folder itself, or that of the copies if it is remote."""
+    """Returns the folder itself if it is local, else the folder of the copies."""
     return copies_folder() if isinstance(folder, RemotePath) else folder
 
 
@@ -366,25 +357,5 @@ def remove_tree(folder: Path) -> None:
     if not isinstance(folder, RemotePath):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.is_dir():
-        folder.store.delete_folder(folder.key)
+        folder.bucket.delete_folder(folder.key)
         forget()
-
-
-@contextmanager
-def local_log(path: Path) -> Iterator[Path]:
-    """Yields a local file to append to: the path itself, or one that is uploaded at the end of a `with` block.
-
-    Object storage cannot append, and processes would overwrite each other's lines, so each writes a log of its own:
-    logs/TIME-HOST-NAME.log beside the path.
-    """
-    if not isinstance(path, RemotePath):
-        yield path
-        return
-    with scratch_file(path.name) as temporary:
-        try:
-            yield temporary
-        finally:
-            if temporary.exists() and temporary.stat().st_size:
-                when, which = time.strftime("%Y%m%dT%H%M%S", time.gmtime()), uuid.uuid4().hex[:8]
-                with suppress(DanqingError):  # what the block raises says more
-                    upload(temporary, path.parent / "logs" / f"{when}-{socket.gethostname()}-{which}.log")

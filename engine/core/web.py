@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import email.utils
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any, NoReturn
 from urllib.error import HTTPError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pyarrow as pa
 from pyarrow import fs
 
 TIMEOUT_SECONDS = 30.0
+URL_CHARACTERS = "%:/?#[]@!$&'()*+,;="
+"""Characters that stay as they are; others, as spaces and Chinese, become escapes with %."""
 
 
-def _ask(url: str, **headers: str) -> Any:
-    """Opens a URL; HEAD if no headers are given."""
+@contextmanager
+def _ask(url: str, **headers: str) -> Iterator[Any]:
+    """Sends a request, HEAD if no headers are given, and opens the answer during a `with` block.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the server refuses or does not answer, or the connection breaks, also within the block.
+    """
     try:
-        return urlopen(Request(url, headers=headers, method=None if headers else "HEAD"), timeout=TIMEOUT_SECONDS)
+        request = Request(quote(url, safe=URL_CHARACTERS), headers=headers, method=None if headers else "HEAD")
+        with urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            yield answer
     except HTTPError as problem:
         if problem.code in (404, 410):
             raise FileNotFoundError(url) from None
         raise OSError(f"HTTP Error {problem.code} {problem.reason}") from None
+    except HTTPException as problem:
+        raise OSError(f"{type(problem).__name__}: {problem}") from None
 
 
 class _WebFile(io.RawIOBase):

@@ -1,8 +1,8 @@
-"""Ray: the workers of a cluster take shards from a queue in the process that was started, the driver.
+"""Runs shards on the workers of a Ray cluster. The driver, which the user started, holds the queue of shards.
 
-Only names and counts pass through Ray: a worker reads its shards from the storage and writes its files to it. A worker
-has one shard at a time and is never restarted by Ray. If it dies, alone or with its node, the driver hands its shard to
-another one and starts a new worker where there is room; nodes that join the cluster get workers, too.
+Only names and counts pass through Ray: each worker reads its shards from storage and writes its files to storage. A
+worker has one shard at a time, and Ray does not restart it. If a worker or its node dies, the driver puts the shard
+back into the queue and starts another worker if a node has room for it. Nodes that join later also get workers.
 """
 
 from __future__ import annotations
@@ -25,33 +25,32 @@ from danqing.engine.run.work import MAX_DEATHS, Tally, WorkQueue
 T = TypeVar("T")
 
 POLL_SECONDS = 1.0
-"""Time between two looks at the nodes of the cluster."""
-PATIENCE_SECONDS = 30.0
-"""Time without any worker after which the user is told what the cluster lacks."""
-MAX_REASON = 300
-"""Characters of a reason that are shown."""
+"""Maximum time between two checks for nodes that joined the cluster."""
+WAIT_NOTICE_SECONDS = 30.0
+"""Time without a worker after which a line says what the cluster lacks."""
+MAX_REASON_CHARACTERS = 300
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NOT_INSTALLED = "--ray needs Ray on every node: pip install 'danqing-engine[ray]'"
 
 
 class Worker(Protocol):
-    """A worker, made by Ray on a node of the cluster."""
+    """A Ray actor on a node of the cluster."""
 
     def open(self) -> str:
-        """Loads what all shards need. Returns where it runs: the host, and its device."""
+        """Loads what all shards need; returns the host and the device."""
 
     def work(self, item: Any) -> Any:
-        """Does a shard; returns names and counts."""
+        """Processes a shard; returns names and counts."""
 
 
 @dataclass(frozen=True)
-class Workers:
-    """How the workers are made.
+class WorkerSpec:
+    """Class, arguments and resources of the workers.
 
     Attributes:
-        kind: their class.
-        arguments: of the class; pickled for every worker, so without data.
-        resources: what a worker needs of its node: `CPU`, `GPU` → number; two workers with 0.5 share a GPU.
+        kind: the class of the workers.
+        arguments: arguments of the class. They are pickled for every worker, so they must be small.
+        resources: `CPU`, `GPU` → number that a worker needs; two workers with 0.5 share a GPU.
     """
 
     kind: type[Worker]
@@ -69,8 +68,8 @@ def connected(address: str) -> Iterator[Any]:
     """Connects this process to a Ray cluster during a `with` block, unless it is connected already.
 
     Args:
-        address: `local` starts a cluster of this machine, `auto` finds the one that this machine is a node of; else
-            HOST:PORT. Empty: the block runs without a cluster.
+        address: `local` starts a cluster on this machine, `auto` finds the one that this machine is a node of; else
+            HOST:PORT. Empty: no cluster.
 
     Yields:
         The module `ray`; None without a cluster.
@@ -94,7 +93,7 @@ def connected(address: str) -> Iterator[Any]:
         dashboard = False if address == "local" else None
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
     except (ConnectionError, ValueError, RuntimeError) as problem:
-        reason = str(problem).splitlines()[0]
+        reason = str(problem).partition("\n")[0]
         raise DanqingError(f"--ray {address}: no cluster: {reason}; start one, or use --ray local") from None
     if in_main_thread:
         signal.signal(signal.SIGTERM, terminated)  # Ray's own handler exits without the engine's last line
@@ -109,13 +108,13 @@ class _Driver(Generic[T]):
     """The state of `run_on_cluster`.
 
     Attributes:
-        running: result to come → the worker that makes it, and its shard; None while the worker opens.
+        running: pending result → its worker and its shard; the shard is None while the worker opens.
         names: worker → its name, once it is open.
         idle: open workers without a shard.
     """
 
     ray: Any
-    workers: Workers
+    spec: WorkerSpec
     queue: WorkQueue[T]
     tally: Tally
     finished: Callable[[str, T, Any], None]
@@ -127,27 +126,30 @@ class _Driver(Generic[T]):
     failed_starts: int = 0
 
     def start_workers(self) -> None:
-        """Starts a worker wherever there is room, if shards wait; always one, which asks an autoscaler for a node."""
-        there = len(self.idle) + len(self.running)
-        wanted = min(max(self.workers.fitting(self.ray.nodes()), 1), self.queue.unfinished)
-        needs = {f"num_{name.lower()}s": need for name, need in self.workers.resources.items()}
-        for _ in range(wanted - there):
-            kind = self.ray.remote(self.workers.kind).options(max_restarts=0, max_task_retries=0, **needs)
-            worker = kind.remote(*self.workers.arguments)
+        """Starts as many workers as fit on the nodes, at most one a shard.
+
+        Starts one even if none fits: a pending worker makes an autoscaler add a node.
+        """
+        existing = len(self.idle) + len(self.running)
+        wanted = min(max(self.spec.fitting(self.ray.nodes()), 1), self.queue.unfinished)
+        needs = {f"num_{name.lower()}s": need for name, need in self.spec.resources.items()}
+        for _ in range(wanted - existing):
+            kind = self.ray.remote(self.spec.kind).options(max_restarts=0, max_task_retries=0, **needs)
+            worker = kind.remote(*self.spec.arguments)
             self.running[worker.open.remote()] = worker, None
 
     def hand_out(self) -> None:
-        """Gives every idle worker a shard, while shards wait."""
+        """Gives waiting shards to idle workers."""
         while self.idle and self.queue.waiting:
             worker = self.idle.pop()
             item = self.queue.take(self.names[worker])
             self.running[worker.work.remote(item)] = worker, item
 
     def receive(self, result: Any) -> None:
-        """Takes a result, or the news that the worker which should make it is lost.
+        """Handles a result: a worker is open, has finished a shard, or is lost.
 
         Raises:
-            DanqingError: a worker failed, or several in a row died before they were open.
+            DanqingError: a worker raised it, or `MAX_DEATHS` workers in a row died before they were open.
         """
         worker, item = self.running.pop(result)
         try:
@@ -166,7 +168,7 @@ class _Driver(Generic[T]):
             log.info("worker %s is ready", self.names[worker], extra=event("worker.ready", worker=self.names[worker]))
         else:
             assert item is not None
-            self.queue.finish(self.names[worker], item)
+            self.queue.finish(self.names[worker])
             self.finished(self.names[worker], item, made)
         self.idle.append(worker)
 
@@ -182,10 +184,9 @@ class _Driver(Generic[T]):
                     "danqing-engine as this process"
                 )
             return
-        given_up = len(self.queue.given_up)
-        again = self.queue.lose(name)
-        fate = f"{len(again)} shard waits again" if again else "no shard waits again"
-        if len(self.queue.given_up) > given_up:
+        item = self.queue.lose(name)
+        fate = "its shard waits again" if item is not None else "it had no shard"
+        if item in self.queue.given_up:
             fate = f"its shard is given up, at which {MAX_DEATHS} workers died"
         line = f"worker {name} is lost, {fate}: {reason}"
         log.warning("%s", line, extra=event("worker.lost", worker=name, reason=reason))
@@ -193,34 +194,34 @@ class _Driver(Generic[T]):
 
 
 def _reason(problem: Exception) -> str:
-    """The last line of Ray's text, which says why a worker or its start has ended; the first ones say that it has."""
+    """Returns the last line of Ray's message, which has the cause of a worker's end."""
     lines = [line.strip() for line in _COLOUR.sub("", str(problem)).splitlines() if line.strip()]
-    return lines[-1][:MAX_REASON] if lines else type(problem).__name__
+    return lines[-1][:MAX_REASON_CHARACTERS] if lines else type(problem).__name__
 
 
 def run_on_cluster(
     ray: Any,
-    workers: Workers,
+    spec: WorkerSpec,
     queue: WorkQueue[T],
     tally: Tally,
     finished: Callable[[str, T, Any], None],
     progress: Progress,
 ) -> None:
-    """Has the workers of a cluster do all shards of a queue but those at which `MAX_DEATHS` workers die.
+    """Processes all shards of a queue on the workers of a cluster, except those at which `MAX_DEATHS` workers die.
 
     Args:
-        ray: see `connected`.
-        workers: how they are made.
-        queue: the shards; afterwards `given_up` has those that are not done.
-        tally: receives the workers' names and losses.
-        finished: called with the worker's name, the shard and what `Worker.work` has returned.
-        progress: is told of losses.
+        ray: the module, from `connected`.
+        spec: class, arguments and resources of the workers.
+        queue: the shards; on return, `given_up` has those that are not done.
+        tally: receives the names and the number of losses of the workers.
+        finished: called with the worker's name, the shard and the result of `Worker.work`.
+        progress: shows the losses.
 
     Raises:
-        DanqingError: a worker failed with one, or workers die at their start.
+        DanqingError: a worker raised it, or workers die at their start.
     """
-    driver = _Driver(ray, workers, queue, tally, finished, progress)
-    waits_since: float | None = time.monotonic()
+    driver = _Driver(ray, spec, queue, tally, finished, progress)
+    waiting_since: float | None = time.monotonic()
     try:
         while queue.unfinished:
             driver.start_workers()
@@ -229,11 +230,11 @@ def run_on_cluster(
             for result in ready:
                 driver.receive(result)
             if driver.names:
-                waits_since = None
-            elif waits_since is not None and time.monotonic() - waits_since > PATIENCE_SECONDS:
-                needs = ", ".join(f"{need:g} {name}" for name, need in workers.resources.items())
+                waiting_since = None
+            elif waiting_since is not None and time.monotonic() - waiting_since > WAIT_NOTICE_SECONDS:
+                needs = ", ".join(f"{need:g} {name}" for name, need in spec.resources.items())
                 progress.say(f"--ray: waits for a node with {needs} for a worker; see `ray status`")
-                waits_since = None
+                waiting_since = None
     finally:
         for worker in {*driver.names, *(worker for worker, _ in driver.running.values())}:
             ray.kill(worker)

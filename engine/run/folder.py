@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,11 +13,10 @@ from typing import Any, Self
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, read_json, write_json
-from danqing.engine.core.logs import log
-from danqing.engine.core.quiet import native_stderr_to
-from danqing.engine.core.storage import RemotePath, forget, local_log, path_of
+from danqing.engine.core.storage import RemotePath, forget, path_of
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.lock import lock_folder, lock_manifest
+from danqing.engine.run.log import logging_to
 from danqing.engine.run.part import TaskPart
 from danqing.engine.run.versions import ENGINE, SCORING_VERSIONS, current_versions, version_changes
 from danqing.engine.sources import Layout, Shard
@@ -58,7 +56,7 @@ class Run:
     ) -> Run:
         """Opens a folder for scoring: starts a run in an empty folder, resumes the run that is there.
 
-        A run without scores, which a failed start leaves, is started again; not by a part, since others can be at work.
+        A run without scores, which a failed start leaves, is started again, but not by a part: others may be running.
 
         Args:
             folder: OUT; created if it does not exist.
@@ -151,11 +149,11 @@ class Run:
             yield
 
     @contextmanager
-    def manifest_of_all(self, part: TaskPart | None) -> Iterator[None]:
-        """Lets a task change what belongs to the whole run, during a `with` block; other tasks wait.
+    def locked_manifest(self, part: TaskPart | None) -> Iterator[None]:
+        """Locks the manifest and reads it again, so that a task can change it during a `with` block; other tasks wait.
 
         Args:
-            part: the task's part; None: the caller has the run for itself, so nothing is locked and read.
+            part: the task's part. None: no other task writes to the run, so nothing is locked and read.
         """
         if part is None:
             yield
@@ -266,29 +264,13 @@ class Run:
 
     @contextmanager
     def logged(self, part: TaskPart | None = None) -> Iterator[None]:
-        """Appends log records and the stderr of native libraries (codecs) to `log_path`, within a `with` block."""
-        with local_log(self.log_path(part)) as path:
-            handler = _LogFile(path, encoding="utf-8")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            log.addHandler(handler)
-            log.setLevel(logging.INFO)
-            try:
-                with native_stderr_to(path):
-                    yield
-            finally:
-                log.removeHandler(handler)
-                handler.close()
+        """Appends log records and the stderr of native libraries (codecs) to `log_path` during a `with` block."""
+        with logging_to(self.log_path(part)):
+            yield
 
 
 def _beside(here: Path, folder: Path) -> Path:
     return folder if isinstance(folder, RemotePath) or folder.is_absolute() else (here / folder).resolve()
-
-
-class _LogFile(logging.FileHandler):
-    """A log file that drops lines if the disk is full; by default, each of them would print a traceback."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Does nothing."""
 
 
 def resume_with_versions(folder: Path, manifest: dict[str, Any], force: bool) -> bool:

@@ -1,7 +1,7 @@
 """The lock of a command's folder: one command at a time writes to it; commands that only read take no lock.
 
-The tasks of a job array (`--part`) share the lock of their folder, so that they run together, but not beside another
-command. Each writes files of its own; what they do to the whole run, they do one after the other (`lock_manifest`).
+The tasks of a job array (`--part`) share the lock of their folder: they run at the same time, but not beside another
+command. Each writes files of its own; they change what belongs to the whole run one after the other (`lock_manifest`).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from danqing.engine.core.buckets import WEB
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, remove_unfinished
 from danqing.engine.core.lock import LockHeldError, locked
 from danqing.engine.core.remote_lock import locked_object
 from danqing.engine.core.storage import RemotePath
-from danqing.engine.core.store import WEB
 from danqing.engine.run.part import TaskPart
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
-"""Folders that the calling thread holds, because phases call each other. Other threads start with none."""
+"""Folders whose lock the calling thread holds, since phases call each other. Other threads start with none."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def lock_folder(folder: Path, part: TaskPart | None = None) -> Iterator[bool]:
 
     Args:
         folder: OUT of a command; created if it does not exist, and then removed at the end if it is still empty.
-        part: shares the lock with the tasks of other parts; nothing is removed then, because it can be theirs.
+        part: shares the lock with the tasks of other parts. No files are removed then: other tasks may be writing them.
 
     Yields:
         Whether the lock was taken here; False if the calling function holds it already.
@@ -84,8 +84,8 @@ def lock_folder(folder: Path, part: TaskPart | None = None) -> Iterator[bool]:
 def _locked(folder: Path, part: TaskPart | None) -> Iterator[bool]:
     own, whole = folder / f"{LOCK}{part.suffix if part else ''}", folder / LOCK
     if isinstance(own, RemotePath):
-        with locked_object(own, [whole] if part else folder.glob(f"{LOCK}*")) as held:
-            yield held
+        with locked_object(own, others=lambda: [whole] if part else folder.glob(f"{LOCK}*")):
+            yield True
     elif part is None:
         with locked(whole) as held:
             yield held
@@ -98,8 +98,12 @@ def _locked(folder: Path, part: TaskPart | None) -> Iterator[bool]:
 def lock_manifest(folder: Path) -> Iterator[None]:
     """Holds the lock of a run's manifest during a `with` block; waits while another task of the run holds it."""
     lock = folder / f"{LOCK}-run"
-    with locked_object(lock, wait=True) if isinstance(lock, RemotePath) else locked(lock, wait=lambda holder: None):
+    with locked_object(lock, _wait) if isinstance(lock, RemotePath) else locked(lock, _wait):
         yield
+
+
+def _wait(holder: str) -> None:
+    """Waits without a message."""
 
 
 def lock_output(phase: Callable[P, T]) -> Callable[P, T]:

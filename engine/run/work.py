@@ -1,4 +1,4 @@
-"""Work that is divided among workers: which of them has which shard, and how fast each of them is."""
+"""The queue of shards that workers take from, and how many shards and pairs each worker has finished."""
 
 from __future__ import annotations
 
@@ -13,73 +13,74 @@ from danqing.engine.core.logs import event, log
 T = TypeVar("T")
 
 MAX_DEATHS = 3
-"""Workers that may die at a shard. One that ends its worker every time must not end all of them."""
+"""Workers that die at a shard before it is given up, so that one bad shard does not end all workers."""
 
 
 class WorkQueue(Generic[T]):
-    """Hands shards out to workers, each of them once, and takes back what a lost worker held.
+    """A queue of shards. A worker holds one at a time; the shard of a lost worker is the next one again.
 
     Args:
-        items: the shards, in the order in which they are handed out.
+        items: the shards, in the order in which they are taken.
 
     Attributes:
-        given_up: shards at which `MAX_DEATHS` workers died; they are handed out no more.
+        given_up: shards at which `MAX_DEATHS` workers died; they are not taken again.
 
     >>> queue = WorkQueue(["a", "b"])
     >>> queue.take("worker 0"), queue.take("worker 1"), queue.take("worker 2")
     ('a', 'b', None)
     >>> queue.lose("worker 1")
-    ['b']
+    'b'
     >>> queue.take("worker 2")
     'b'
     """
 
     def __init__(self, items: Iterable[T]) -> None:
         self._waiting = deque(items)
-        self._held: dict[str, list[T]] = {}
+        self._held: dict[str, T] = {}
         self._deaths = Counter[T]()
         self.given_up: list[T] = []
 
     def take(self, worker: str) -> T | None:
-        """Hands the next shard out; None if no shard is waiting."""
+        """Gives a worker the next shard; returns None if no shard is waiting."""
         if not self._waiting:
             return None
-        item = self._waiting.popleft()
-        self._held.setdefault(worker, []).append(item)
+        self._held[worker] = item = self._waiting.popleft()
         return item
 
-    def finish(self, worker: str, item: T) -> None:
-        """Notes that a worker has finished a shard."""
-        self._held[worker].remove(item)
+    def finish(self, worker: str) -> None:
+        """Removes the shard that a worker has finished."""
+        del self._held[worker]
 
-    def lose(self, worker: str) -> list[T]:
-        """Notes that a worker is lost; returns the shards that wait again, as the next ones, since it held them."""
-        again: list[T] = []
-        for item in self._held.pop(worker, []):
+    def lose(self, worker: str) -> T | None:
+        """Puts the shard of a lost worker back, or gives it up; returns it, None if the worker held none."""
+        item = self._held.pop(worker, None)
+        if item is not None:
             self._deaths[item] += 1
-            (self.given_up if self._deaths[item] == MAX_DEATHS else again).append(item)
-        self._waiting.extendleft(reversed(again))
-        return again
+            if self._deaths[item] == MAX_DEATHS:
+                self.given_up.append(item)
+            else:
+                self._waiting.appendleft(item)
+        return item
 
     @property
     def waiting(self) -> int:
-        """Number of shards that no worker has."""
+        """Number of shards that wait for a worker."""
         return len(self._waiting)
 
     @property
     def unfinished(self) -> int:
-        """Number of shards that wait or that a worker has."""
-        return len(self._waiting) + sum(map(len, self._held.values()))
+        """Number of shards that wait or that a worker holds."""
+        return len(self._waiting) + len(self._held)
 
 
 @dataclass
-class Work:
+class WorkerTotals:
     """What one worker has done.
 
     Attributes:
-        shards: taken, and not lost.
-        pairs: finished.
-        seconds: between its first shard's start and its last report.
+        shards: number of shards that it took; a lost one does not count.
+        pairs: number of pairs that it finished.
+        seconds: time from the first to the last call of `Tally.add`.
     """
 
     shards: int = 0
@@ -97,23 +98,24 @@ class Tally:
     """What each worker of a phase has done, by name.
 
     Attributes:
-        workers: name → work.
-        lost: workers that died.
+        workers: name → totals.
+        lost: number of workers that died.
     """
 
-    workers: dict[str, Work] = field(default_factory=dict)
+    workers: dict[str, WorkerTotals] = field(default_factory=dict)
     lost: int = 0
     _started: dict[str, float] = field(default_factory=dict)
 
     def add(self, worker: str, shards: int = 0, pairs: int = 0) -> None:
-        """Adds to what a worker has taken and finished; its time starts with the first call."""
-        work = self.workers.setdefault(worker, Work())
-        started = self._started.setdefault(worker, time.monotonic())
-        work.shards, work.pairs, work.seconds = work.shards + shards, work.pairs + pairs, time.monotonic() - started
+        """Adds shards that a worker took and pairs that it finished; its time starts with the first call."""
+        totals = self.workers.setdefault(worker, WorkerTotals())
+        totals.shards += shards
+        totals.pairs += pairs
+        totals.seconds = time.monotonic() - self._started.setdefault(worker, time.monotonic())
 
     def write_log(self) -> None:
         """Logs a line per worker."""
-        for worker, work in self.workers.items():
-            shards, pairs, rate = work.shards, work.pairs, work.rate
+        for worker, totals in self.workers.items():
+            shards, pairs, rate = totals.shards, totals.pairs, totals.rate
             figures = event("worker.ended", worker=worker, shards=shards, pairs=pairs, pairs_per_second=round(rate, 1))
             log.info("worker %s: %d shards, %d pairs, %.1f pairs/s", worker, shards, pairs, rate, extra=figures)

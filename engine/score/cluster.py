@@ -1,4 +1,4 @@
-"""SCORE on a Ray cluster: one worker process per GPU of all nodes (`engine.run.cluster`)."""
+"""SCORE on a Ray cluster, with a worker on every GPU of all nodes (`engine.run.cluster`)."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any, NamedTuple
 
 from danqing.engine.core.device import kind_of
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.logs import log_of, records_to
+from danqing.engine.core.logs import log_worker_record, records_to
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Span, Spans
-from danqing.engine.run.cluster import Workers, connected, run_on_cluster
+from danqing.engine.run.cluster import WorkerSpec, connected, run_on_cluster
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.versions import SCORING_VERSIONS, current_versions, version_changes
 from danqing.engine.run.work import MAX_DEATHS, Tally, WorkQueue
 from danqing.engine.score.metrics import serve_metrics
-from danqing.engine.score.workers import add_spans, note_refused, scoring
+from danqing.engine.score.workers import note_refused, scoring
 from danqing.engine.sources import Shard
 
 
 class Scored(NamedTuple):
-    """What a worker says of a shard.
+    """The result of a worker for one shard; its files are in the run's folder.
 
     Attributes:
         rows: number of rows.
         spans: counts and times of the stages.
-        records: its log (`records_to`).
-        lines: for the user.
+        records: log records (`records_to`).
+        lines: lines for the user.
         refused: engines that could not be opened, by role.
     """
 
@@ -44,25 +44,26 @@ class Scored(NamedTuple):
 
 
 class ShardScorer:
-    """A worker that scores shards of a run (`engine.run.cluster.Worker`), and the listener to its own progress.
+    """A worker (`engine.run.cluster.Worker`) that scores shards of a run, and collects its progress (`Progress`).
 
     Args:
-        folder: of the run.
-        settings: the device among those that Ray lets the worker see, the threads, and the limits of one worker.
-        place: working folder of the driver, which relative paths of the settings and the recipe start from.
-        versions: those of the driver.
+        folder: the run's folder.
+        settings: the device (among those that Ray shows the worker), the threads, and the limits of one worker.
+        working_folder: the driver's, to which paths in the settings and the recipe can be relative.
+        versions: the driver's versions.
     """
 
-    def __init__(self, folder: Path, settings: Settings, place: Path, versions: Mapping[str, str]) -> None:
-        self._folder, self._settings, self._place, self._versions = folder, settings, place, versions
+    def __init__(self, folder: Path, settings: Settings, working_folder: Path, versions: Mapping[str, str]) -> None:
+        self._folder, self._settings, self._versions = folder, settings, versions
+        self._working_folder = working_folder
         self._open = ExitStack()
         self._rows, self._records, self._lines = 0, list[tuple[int, str, Mapping[str, Any]]](), list[str]()
 
     def open(self) -> str:
-        """Opens the device; the models are loaded with the first shard, and stay."""
+        """Opens the device. The models are loaded with the first shard and stay loaded."""
         check_versions(self._versions)
-        with suppress(OSError):  # this node does not have it
-            os.chdir(self._place)
+        with suppress(OSError):  # this node does not have the folder
+            os.chdir(self._working_folder)
         self._run = Run.open(self._folder)
         self._open.enter_context(records_to(lambda *record: self._records.append(record)))
         self._score = self._open.enter_context(scoring(self._run, self._settings, self))
@@ -73,10 +74,8 @@ class ShardScorer:
     def work(self, shard: Shard) -> Scored:
         """Scores a shard."""
         spans = self._score(iter([shard]))
-        for span in spans.values():
-            span.waiting = None  # refers to a queue of this process, and cannot be pickled
         refused = dict(self._run.manifest.get("refused_engines", {}))
-        scored = Scored(self._rows, dict(spans), self._records, self._lines, refused)
+        scored = Scored(self._rows, spans.sums(), self._records, self._lines, refused)
         spans.clear()
         self._rows, self._records, self._lines = 0, [], []
         return scored
@@ -94,25 +93,25 @@ def score_on_cluster(run: Run, settings: Settings, progress: Progress, shards: I
     """Runs SCORE on the workers of the cluster at `settings.ray`. This process writes the log and serves the metrics.
 
     Args:
-        run: the run folder; every node sees it, and the inputs, under the same paths.
+        run: the run folder. It and the inputs have the same paths on every node.
         settings: the device of every worker, and the limits of one worker.
-        progress: receives the rows of all workers, a shard at a time.
+        progress: receives the rows of all workers, shard by shard.
         shards: the shards to score.
 
     Returns:
         The counts and times of the stages, summed over all workers.
 
     Raises:
-        DanqingError: a worker failed with one, or shards were given up; names them.
+        DanqingError: a worker raised it, or shards were given up; names them.
     """
     total, queue, tally = Spans(), WorkQueue(shards), Tally()
 
     def finished(worker: str, shard: Shard, scored: Scored) -> None:
-        add_spans(total, scored.spans)
+        total.add(scored.spans)
         note_refused(run, scored.refused)
         tally.add(worker, shards=1, pairs=scored.rows)
         for record in scored.records:
-            log_of(worker, *record)
+            log_worker_record(worker, *record)
         for line in scored.lines:
             progress.say(line)
         progress.expect(scored.rows, shard.bytes)
@@ -123,21 +122,21 @@ def score_on_cluster(run: Run, settings: Settings, progress: Progress, shards: I
         device, threads = kind_of(settings.device), max(int(resources["CPU"]), 1)  # a worker sees its GPU as cuda:0
         own = replace(settings, ray="", metrics_port=None, device=device, threads=threads)
         arguments = (run.folder.resolve(), own, Path.cwd(), current_versions())
-        workers = Workers(ShardScorer, arguments, resources)
+        spec = WorkerSpec(ShardScorer, arguments, resources)
         with serve_metrics(total, settings.metrics_port, settings.metrics_address, tally=tally):
-            run_on_cluster(ray, workers, queue, tally, finished, progress)
+            run_on_cluster(ray, spec, queue, tally, finished, progress)
     tally.write_log()
     if queue.given_up:
         names = ", ".join(f"{shard.name} ({shard.path})" for shard in queue.given_up)
         raise DanqingError(
             f"{run.folder}: {MAX_DEATHS} workers died at each of these shards, which have no scores: {names}; all "
-            "others have them. Look for the cause (memory, a picture), leave the shards out, or run the command again"
+            "others have them. Find the cause (memory, a picture), leave the shards out, or run the command again"
         )
     return total
 
 
 def resources_of(settings: Settings, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns what a worker needs of its node: a GPU or a share of one, and cores.
+    """Returns the resources of a worker: a GPU or a share of one, and cores.
 
     Args:
         settings: `threads`, if given, is the number of cores. Without it, the workers of a node with GPUs share its

@@ -83,10 +83,10 @@ class WorkerMetrics(Collector):
         shards = CounterMetricFamily("danqing_worker_shards", "Shards that a worker has finished.", labels=["worker"])
         pairs = CounterMetricFamily("danqing_worker_pairs", "Pairs that a worker has finished.", labels=["worker"])
         rate = GaugeMetricFamily("danqing_worker_pairs_per_second", "Since the worker's start.", labels=["worker"])
-        for worker, work in list(self.tally.workers.items()):
-            shards.add_metric([worker], work.shards)
-            pairs.add_metric([worker], work.pairs)
-            rate.add_metric([worker], work.rate)
+        for worker, totals in list(self.tally.workers.items()):
+            shards.add_metric([worker], totals.shards)
+            pairs.add_metric([worker], totals.pairs)
+            rate.add_metric([worker], totals.rate)
         yield from (shards, pairs, rate)
         yield CounterMetricFamily("danqing_workers_lost", "Workers that died.", self.tally.lost)
 

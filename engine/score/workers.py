@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.device import available_threads, open_device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.logs import log_of, records_to
+from danqing.engine.core.logs import log_worker_record, records_to
 from danqing.engine.core.progress import Progress
-from danqing.engine.core.quiet import native_stderr_to
-from danqing.engine.core.spans import Span, Spans
+from danqing.engine.core.spans import Spans
 from danqing.engine.recipe.plan import Plan, make_plan
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
-from danqing.engine.run.work import Tally, WorkQueue
+from danqing.engine.run.work import Tally
 from danqing.engine.score.loop import score
 from danqing.engine.score.metrics import serve_metrics
 from danqing.engine.sources import Shard
@@ -92,8 +91,8 @@ def score_on_one(
 def score_on_several(run: Run, settings: Settings, progress: Progress, shards: Iterable[Shard]) -> Spans:
     """Runs SCORE on `settings.devices`, with one worker process for each.
 
-    A worker takes the next shard when it has read its last one. Worker i gets an equal share of the cores and of the
-    memory limit, and serves metrics at `settings.metrics_port` + i. This process writes the log.
+    A worker takes the next shard when it has read its last one. It gets an equal share of the cores and of the memory
+    limit; worker i serves metrics at `settings.metrics_port` + i. This process writes the log.
 
     Args:
         run: the run folder.
@@ -114,21 +113,23 @@ def score_on_several(run: Run, settings: Settings, progress: Progress, shards: I
     for number, device in enumerate(settings.devices):
         port = None if settings.metrics_port is None else settings.metrics_port + number
         own = replace(settings, device=device, devices=(), threads=threads, memory_limit=memory, metrics_port=port)
-        here, there = context.Pipe()
-        process = context.Process(target=_run_worker, args=(run.folder, own, there), name=f"danqing {device}")
-        workers.append(_Worker(f"{number} on {device}", process, here, there))
-    total, queue, tally = Spans(), WorkQueue(shards), Tally()
+        connection, child_connection = context.Pipe()
+        process = context.Process(
+            target=_run_worker, args=(run.folder, own, child_connection), name=f"danqing {device}"
+        )
+        workers.append(_Worker(f"{number} on {device}", process, connection, child_connection))
+    total, waiting, tally = Spans(), iter(shards), Tally()
     with _running(workers):
         for worker, kind, content in _messages(workers):
             if kind == "take":
-                shard = queue.take(worker.name)
+                shard = next(waiting, None)
                 tally.add(worker.name, shards=shard is not None)
                 with suppress(OSError):  # the worker was killed, which the next message says
-                    worker.here.send(shard)
+                    worker.connection.send(shard)
             elif kind == "log":
-                log_of(worker.name, *content)
+                log_worker_record(worker.name, *content)
             elif kind == "done":
-                add_spans(total, content[0])
+                total.add(content[0])
                 note_refused(run, content[1])
             elif kind == "failed":
                 raise DanqingError(content[0])
@@ -138,12 +139,6 @@ def score_on_several(run: Run, settings: Settings, progress: Progress, shards: I
                     tally.add(worker.name, pairs=content[0])
     tally.write_log()
     return total
-
-
-def add_spans(total: Spans, spans: dict[str, Span]) -> None:
-    """Adds the counts and times of a worker."""
-    for name, span in spans.items():
-        total[name] = total[name] + span if name in total else span
 
 
 def note_refused(run: Run, refused: Mapping[str, str] | None) -> None:
@@ -160,8 +155,8 @@ class _Worker(NamedTuple):
 
     name: str
     process: Any
-    here: Connection
-    there: Connection
+    connection: Connection
+    child_connection: Connection
 
     def check(self) -> None:
         """Raises DanqingError if the process has ended with an error; waits for its end."""
@@ -184,7 +179,7 @@ def _running(workers: Sequence[_Worker]) -> Iterator[None]:
         for worker in workers:
             with _signals_blocked():  # until the worker handles them
                 worker.process.start()
-            worker.there.close()  # so that the pipe ends with the worker
+            worker.child_connection.close()  # so that the pipe ends with the worker
         yield
     finally:
         started = [worker for worker in workers if worker.process.pid is not None]
@@ -192,7 +187,7 @@ def _running(workers: Sequence[_Worker]) -> Iterator[None]:
         for worker in started:
             if worker.process.is_alive():
                 os.kill(worker.process.pid, signal.SIGINT)
-        receivers = {worker.here for worker in started}
+        receivers = {worker.connection for worker in started}
         while any(worker.process.is_alive() for worker in started):
             for ready in wait(
                 [*receivers, *(w.process.sentinel for w in started if w.process.is_alive())], POLL_SECONDS
@@ -213,7 +208,7 @@ def _messages(workers: Sequence[_Worker]) -> Iterator[tuple[_Worker, str, list[A
     Raises:
         DanqingError: a worker ended with an error.
     """
-    of = {worker.here: worker for worker in workers}
+    of = {worker.connection: worker for worker in workers}
     while of:
         for receiver in wait(list(of)):
             assert isinstance(receiver, Connection)
@@ -236,7 +231,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 class _Parent:
-    """What a worker tells its parent, from any thread: its progress and its log; and the shards that it gets."""
+    """A worker's connection to its parent: sends progress and log records from any thread, and receives shards."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
@@ -254,7 +249,7 @@ class _Parent:
         self.send("log", level, text, extra)
 
     def shards(self) -> Iterator[Shard]:
-        """Yields the shards that the parent hands out, when they are needed."""
+        """Asks the parent for a shard whenever one is needed."""
         while True:
             self.send("take")
             shard = self._connection.recv()
@@ -300,11 +295,9 @@ def _run_worker(folder: Path, settings: Settings, connection: Connection) -> Non
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         run = Run.open(folder)
-        with native_stderr_to(run.log_path(settings.part)), records_to(parent.log):
+        with records_to(parent.log):  # stderr is the parent's, so the log has what native libraries write
             spans = score_on_one(run, settings, parent, parent.shards())
-        for span in spans.values():
-            span.waiting = None  # refers to a queue of this process, and cannot be pickled
-        parent.send("done", dict(spans), run.manifest.get("refused_engines"))
+        parent.send("done", spans.sums(), run.manifest.get("refused_engines"))
     except DanqingError as problem:
         parent.send("failed", f"{settings.device}: {problem}")
     except KeyboardInterrupt:

@@ -28,9 +28,9 @@ def read_file(folder: str, name: str, limit: int, follow_links: bool = False) ->
         SampleError: the file does not exist, is larger than `limit`, is no regular file (reading a pipe may never end),
             or lies outside the folder, by its name or through a link.
     """
-    path = name if name.startswith("/") else f"{folder}/{name}"
     if ADDRESS.match(folder):
         return _read_remote(folder, name, limit)
+    path = name if name.startswith("/") else f"{folder}/{name}"
     try:
         if not (follow_links or is_inside(folder, path)):
             raise SampleError(f"{printable(path)}: outside the input's folder; {FOLLOW}")

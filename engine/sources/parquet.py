@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.logs import log
-from danqing.engine.core.storage import ranged
+from danqing.engine.core.storage import arrow_source
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
 from danqing.engine.sources.sample import Layout, Sample, choose_column, from_record
@@ -107,7 +107,7 @@ def _records(batch: pa.RecordBatch, decoder: Decoder) -> Iterator[tuple[dict[str
 
 
 def _open_footer(path: Path) -> pq.ParquetFile:
-    return _open(path, ranged(path))
+    return _open(path, arrow_source(path))
 
 
 def _open(path: Path, file: Path | pa.NativeFile | None = None) -> pq.ParquetFile:

@@ -10,8 +10,8 @@ from pathlib import Path
 from danqing.engine.core.damage import Damage
 from danqing.engine.sources.base import Source
 from danqing.engine.sources.inputs import Shard
+from danqing.engine.sources.records import TEXT_SUFFIXES, TextRows, read_records
 from danqing.engine.sources.sample import Layout, Sample, choose_column, from_record
-from danqing.engine.sources.tables import TEXT_SUFFIXES, TextRows, read_records
 from danqing.engine.sources.text import UTF8
 
 NAMED_ROWS = 1000

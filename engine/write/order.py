@@ -69,7 +69,7 @@ class InputOrder:
         shards = self.run.shards
         look_up(shard.path for shard in shards)
         for number in sorted({part.shard for first, last in ranges for part in cut(self.starts, first, last)}):
-            if isinstance(shards[number].path, RemotePath):  # counting its samples would download it
+            if isinstance(shards[number].path, RemotePath):  # counting samples would download it
                 check_size(shards[number])
             else:
                 open_scored(shards[number], layout, self.verdicts[number].rows)
@@ -146,7 +146,11 @@ def open_scored(shard: Shard, layout: Layout, rows: int) -> Source:
 
 
 def check_size(shard: Shard) -> None:
-    """Checks that an input shard is there; the size of a remote file that is one shard, too."""
+    """Checks that an input shard exists and, if it is a whole remote file, that its size is unchanged.
+
+    Raises:
+        DanqingError: it is missing, or its size has changed since it was scored.
+    """
     if not shard.path.exists():
         raise DanqingError(f"{shard.path}: is missing; the pictures of this run are read from it")
     if isinstance(shard.path, RemotePath) and shard.rows is None and shard.path.stat().st_size != shard.bytes:

@@ -67,8 +67,8 @@ WRITERS: Registry[Writer] = Registry(
 )
 
 
-Copy = Callable[[Run, list[InputVerdicts], list[OutputShard], WriteOptions, Progress, Writer], None]
-"""Writes output shards: `copy_shards` in this process, `engine.write.cluster.copy_on_cluster` on a Ray cluster."""
+Copy = Callable[[Run, list[OutputShard], str, Progress], None]
+"""Writes output shards in a format elsewhere (`engine.write.cluster.copy_on_cluster`)."""
 
 
 def write(
@@ -79,7 +79,7 @@ def write(
     part: TaskPart | None = None,
     copy: Copy | None = None,
 ) -> bool:
-    """Makes shards/, kept_uids.npy and README.md those of the run's verdicts; what is right already is left alone.
+    """Writes shards/, kept_uids.npy and README.md of the run's verdicts; files that are up to date stay.
 
     Args:
         run: a decided run.
@@ -87,17 +87,17 @@ def write(
         progress: counts the pairs that are copied.
         options: format, size and order of the shards.
         part: the shards to write; None for all.
-        copy: writes shards; None: `copy_shards`.
+        copy: writes shards elsewhere; None: this process writes them.
 
     Returns:
         Whether all shards are written; False if those of other parts are missing.
 
     Raises:
-        DanqingError: no such writer, an input is missing or was changed since it was scored, or
-            a file that was read back differs from what was written.
+        DanqingError: no such writer, an input is missing or was changed since it was scored, or a file that was read
+            back differs from what was written.
     """
-    writer, alone = WRITERS.named(options.output_format), part is None and copy is None
-    if options.shuffle is not None and not alone:
+    writer, in_one_process = WRITERS.named(options.output_format), part is None and copy is None
+    if options.shuffle is not None and not in_one_process:
         raise DanqingError("--shuffle: one process copies all pairs into the new order; leave --part and --ray out")
     shards = output_shards(verdicts, options)
     kept = sum(found.kept for found in verdicts)
@@ -111,7 +111,7 @@ def write(
         "kept": kept,
     }
     own = part.block(shards) if part else shards
-    with run.manifest_of_all(part):
+    with run.locked_manifest(part):
         missing = [shard for shard in own if not is_written(run.table_path(shard.number), shard)]
         surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
         copied = [shard for shard in missing if not is_aside(run, shard)]
@@ -122,32 +122,42 @@ def write(
         replaces = run.manifest.get("written") != note
         if missing or surplus:
             forget_written(run)
-        if replaces and (not alone or len(copied) < len(missing)):
+        if replaces and (not in_one_process or len(copied) < len(missing)):
             move_summaries(run)
         for shard in missing:
             if shard not in copied:
                 restore(run, shard)
     if copied:
         progress.expect(sum(shard.last - shard.first for shard in copied), sum(shard.bytes for shard in run.shards))
-        own_writer = _replacing(writer, run) if replaces and alone else writer
-        (copy or copy_shards)(run, verdicts, copied, options, progress, own_writer)
-    with run.manifest_of_all(part):
+        if copy:
+            copy(run, copied, options.output_format, progress)
+        else:
+            order = source if options.shuffle is None else Shuffled(source, options.shuffle, run.folder)
+            own_writer = _replacing(writer, run) if replaces and in_one_process else writer
+            for shard in copied:
+                copy_shard(run, shard, order, own_writer, progress)
+    with run.locked_manifest(part):
         if part and not all(is_written(run.table_path(shard.number), shard) for shard in shards):
             return False
         for path in surplus:
             path.unlink(missing_ok=True)
-        _write_counts(run, shards)
-        uids = kept_uids(run)
-        if not uids_are_current(run, uids):
-            with commit(run.folder / "kept_uids.npy") as file:
-                np.save(file, uids)
-        tables = [run.table_path(shard.number) for shard in shards]
-        write_cards(run, options, tables, decision_digest(run, verdicts))
+        _write_summaries(run, verdicts, shards, options)
         remove_tree(run.folder / STALE)
         if run.manifest.get("written") != note:
             run.manifest["written"] = note
             run.save()
     return True
+
+
+def _write_summaries(run: Run, verdicts: list[InputVerdicts], shards: list[OutputShard], options: WriteOptions) -> None:
+    """Writes the files that describe all shards: sizes.json, kept_uids.npy and the cards."""
+    _write_counts(run, shards)
+    uids = kept_uids(run)
+    if not uids_are_current(run, uids):
+        with commit(run.folder / "kept_uids.npy") as file:
+            np.save(file, uids)
+    tables = [run.table_path(shard.number) for shard in shards]
+    write_cards(run, options, tables, decision_digest(run, verdicts))
 
 
 def _replacing(writer: Writer, run: Run) -> Writer:
@@ -161,27 +171,6 @@ def _replacing(writer: Writer, run: Run) -> Writer:
         writer(shard, kept, chain(pairs, moved()))
 
     return write_shard
-
-
-def copy_shards(
-    run: Run,
-    verdicts: list[InputVerdicts],
-    shards: list[OutputShard],
-    options: WriteOptions,
-    progress: Progress,
-    writer: Writer,
-) -> None:
-    """Writes output shards in this process.
-
-    Args:
-        run, verdicts, options, progress: see `write`.
-        shards: those to write.
-        writer: of the output format.
-    """
-    source = InputOrder(run, verdicts)
-    order = source if options.shuffle is None else Shuffled(source, options.shuffle, run.folder)
-    for shard in shards:
-        copy_shard(run, shard, order, writer, progress)
 
 
 def copy_shard(run: Run, shard: OutputShard, order: Order, writer: Writer, progress: Progress) -> None:

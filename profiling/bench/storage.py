@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from pyarrow import fs
 
-from danqing.engine.core import local_copies, storage, store
+from danqing.engine.core import buckets, local_copies, storage
 from danqing.engine.sources import Layout, find_shards, open_shard
 from danqing.profiling.bench import harness
 
@@ -56,16 +56,16 @@ def write_shards(folder: Path, mib: int) -> list[Path]:
 
 def by_arrow(folder: str) -> None:
     """Reads the objects in parts, several at a time, and keeps nothing: what any reader costs."""
-    endpoint = os.environ[store.ENDPOINT].removeprefix("http://")
+    endpoint = os.environ[buckets.ENDPOINT].removeprefix("http://")
     files = fs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1")
     for info in files.get_file_info(fs.FileSelector(folder.removeprefix("s3://"))):
-        with files.open_input_file(info.path) as file, ThreadPoolExecutor(store.CONNECTIONS) as pool:
-            for _ in pool.map(lambda at, file=file: len(file.read_at(store.PART_BYTES, at)), parts(info.size)):
+        with files.open_input_file(info.path) as file, ThreadPoolExecutor(buckets.CONNECTIONS) as pool:
+            for _ in pool.map(lambda at, file=file: len(file.read_at(buckets.PART_BYTES, at)), parts(info.size)):
                 pass
 
 
 def parts(size: int) -> range:
-    return range(0, size, store.PART_BYTES)
+    return range(0, size, buckets.PART_BYTES)
 
 
 def by_copies(folder: str) -> None:
@@ -109,18 +109,18 @@ def compare(options: Namespace, folder: Path) -> None:
     gigabytes = sum(path.stat().st_size for path in shards) / 1e9
     port = str(options.port)
     os.environ |= {
-        store.ENDPOINT: f"http://127.0.0.1:{port}",
+        buckets.ENDPOINT: f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "user",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     with subprocess.Popen([sys.executable, "-c", SERVER, port], stdin=subprocess.PIPE) as server:
         try:
-            _make_bucket(os.environ[store.ENDPOINT])
+            _make_bucket(os.environ[buckets.ENDPOINT])
             for path in shards:
                 remote = storage.path_of("s3://bench") / "shards" / path.name
                 assert isinstance(remote, storage.RemotePath)
-                remote.store.upload(path, remote.key)
+                remote.bucket.upload(path, remote.key)
             cores = sorted(os.sched_getaffinity(0))
             sides: dict[str, harness.Side] = {}
             for number, (name, (_, remote_side)) in enumerate(SIDES.items()):

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,16 +29,18 @@ from pyarrow import fs
 
 import danqing
 from danqing.engine.cli.main import main
-from danqing.engine.core import local_copies, remote_lock, storage, store
+from danqing.engine.core import buckets, local_copies, remote_lock, storage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.lock import Holder
+from danqing.engine.core.remote_lock import locked_object
 from danqing.engine.core.storage import RemotePath, path_of
 from danqing.engine.decide.reference import with_references
 from danqing.engine.phases import curate, decide_run, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
-from danqing.engine.run.lock import lock_folder
+from danqing.engine.run.lock import lock_folder, lock_manifest
+from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.sources import Layout, Sample, find_shards, open_shard
 from danqing.engine.sources.inputs import expand
@@ -68,7 +72,7 @@ def server() -> Iterator[str]:
 def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
     """An empty bucket, and an empty cache for its copies."""
     for name, value in {
-        store.ENDPOINT: server,
+        buckets.ENDPOINT: server,
         "AWS_ACCESS_KEY_ID": "user",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -109,8 +113,8 @@ def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
     curate(crawl, local, plain_recipe, Settings())
     inputs = put(bucket / "in", *crawl)
     options = ["-o", str(out), "--recipe", str(tmp_path / "plain.yaml"), "--device", "cpu"]
-    options += ["--endpoint", os.environ[store.ENDPOINT], "--cache", str(tmp_path / "chosen")]
-    monkeypatch.setenv(store.ENDPOINT, "http://127.0.0.1:9")
+    options += ["--endpoint", os.environ[buckets.ENDPOINT], "--cache", str(tmp_path / "chosen")]
+    monkeypatch.setenv(buckets.ENDPOINT, "http://127.0.0.1:9")
     assert main(["curate", f"{inputs}/{{00000..00002}}.tar", *options]) == 0 and any((tmp_path / "chosen").iterdir())
     capsys.readouterr()
     assert tree(out) == tree(local) and "out/report.html" in names(bucket)
@@ -132,6 +136,14 @@ def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
     assert len(list((out / "logs").iterdir())) >= 6  # score, decide and write twice or more
     stored = [path.read_bytes() for path in out.glob("**/*") if path.is_file() and path.suffix in (".json", ".log")]
     assert len(stored) > 3 and not any(SECRET.encode() in content for content in stored)
+
+
+def test_several_workers_score_into_a_bucket(
+    bucket: RemotePath, crawl: list[str], plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    for out, settings in ((tmp_path / "out", Settings()), (bucket / "out", Settings(devices=("cpu", "cpu")))):
+        curate(crawl, out, plain_recipe, settings)
+    assert tree(bucket / "out") == tree(tmp_path / "out")
 
 
 def test_selections_and_merges_on_a_bucket_are_those_of_local_folders(
@@ -166,16 +178,16 @@ def test_selections_and_merges_on_a_bucket_are_those_of_local_folders(
 KILLED = """
 import os, signal, sys
 from danqing.engine.cli.main import main
-from danqing.engine.core.store import Store
+from danqing.engine.core.buckets import Bucket
 uploads = []
-def upload(store, file, key):
+def upload(bucket, file, key):
     uploads.append(key)
     if key.endswith(sys.argv[1]):
-        stream = store._files.open_output_stream(store._path(key))
+        stream = bucket._files.open_output_stream(bucket._path(key))
         stream.write(bytes(24 << 20))  # of which Arrow sends parts of 10 MiB at once
         os.kill(os.getpid(), signal.SIGKILL)
-    real(store, file, key)
-real, Store.upload = Store.upload, upload
+    real(bucket, file, key)
+real, Bucket.upload = Bucket.upload, upload
 main(sys.argv[2:])
 """
 
@@ -261,9 +273,9 @@ def proxy(server: str, bucket: RemotePath, monkeypatch: pytest.MonkeyPatch) -> I
     plan.url = f"http://127.0.0.1:{service.server_address[1]}"
     thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    monkeypatch.setenv(store.ENDPOINT, plan.url)
-    monkeypatch.setattr(store, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(store, "GIVE_UP_SECONDS", 5.0)
+    monkeypatch.setenv(buckets.ENDPOINT, plan.url)
+    monkeypatch.setattr(buckets, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(buckets, "GIVE_UP_SECONDS", 5.0)
     yield plan
     service.shutdown()
     thread.join()
@@ -291,7 +303,7 @@ def test_a_storage_that_never_answers_or_refuses_ends_the_command_before_anythin
     answer: str, words: str, proxy: Proxy, bucket: RemotePath, make_shard: Callable[..., Path], capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(store, "GIVE_UP_SECONDS", 0.2)
+    monkeypatch.setattr(buckets, "GIVE_UP_SECONDS", 0.2)
     shard = str(make_shard(samples(0, 1)))
     proxy.always = answer
     assert main(["curate", shard, "-o", str(bucket / "out")]) == 2
@@ -355,7 +367,7 @@ def test_copies_are_kept_replaced_and_removed_for_others(
     assert [path.open("rb").read()[:1] for path in paths] == [b"0", b"1", b"2"] and proxy.seen == []
     time.sleep(1.0 - time.time() % 1.0)  # another second, for the time of the changed object
     s3 = fs.S3FileSystem(endpoint_override=proxy.url.removeprefix("http://"), scheme="http", region="us-east-1")
-    with s3.open_output_stream(f"{bucket.store.address.removeprefix('s3://')}/0") as file:  # another process
+    with s3.open_output_stream(f"{bucket.bucket.address.removeprefix('s3://')}/0") as file:  # another process
         file.write(b"x" * 1000)
     storage.forget()
     assert paths[0].open("rb").read() == b"x" * 1000
@@ -385,6 +397,17 @@ def test_a_bucket_has_one_writer_at_a_time(
     write_json(lock, other)
     with pytest.raises(DanqingError, match="another-host"), lock_folder(out):
         pass
+    lock.unlink()
+    upload = buckets.Bucket.upload
+
+    def upload_and_lose(store: buckets.Bucket, file: Path, key: str) -> None:
+        upload(store, file, key)
+        monkeypatch.setattr(buckets.Bucket, "upload", upload)
+        write_json(lock, other)  # another process writes its lock at the same time
+
+    monkeypatch.setattr(buckets.Bucket, "upload", upload_and_lose)
+    with pytest.raises(DanqingError, match="another-host"), lock_folder(out):
+        pass
     monkeypatch.setattr(remote_lock, "LEASE_SECONDS", -1.0)  # it was not renewed
     with lock_folder(out):
         assert json.loads(lock.read_bytes())["pid"] == os.getpid()
@@ -392,18 +415,63 @@ def test_a_bucket_has_one_writer_at_a_time(
     assert json.loads(lock.read_bytes())["token"] == "other"
 
 
-def test_inputs_are_read_from_web_servers(
-    server: str, bucket: RemotePath, crawl: list[str], tmp_path: Path, capsys: Any
+def test_parts_and_whole_commands_exclude_each_other_on_a_bucket(
+    bucket: RemotePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path in map((put(bucket / "in", *crawl)).__truediv__, ("00000.tar", "00001.tar")):
+    out, first, second = bucket / "out", TaskPart(0, 2), TaskPart(1, 2)
+
+    def is_free(part: TaskPart | None) -> bool:
+        """Whether another thread, which holds none of this thread's locks, gets the lock."""
+        found = []
+
+        def enter() -> None:
+            with suppress(DanqingError), lock_folder(out, part):
+                found.append(part)
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        return bool(found)
+
+    with lock_folder(out, first):
+        assert [is_free(part) for part in (None, first, second)] == [False, False, True]
+        with lock_manifest(out):
+            assert is_free(second)
+    with lock_folder(out):
+        assert not is_free(first)
+        assert [path.name for path in out.iterdir()] == [".lock"]  # the refused task has removed its own
+    assert is_free(None) and not list(out.iterdir())
+
+    write = remote_lock._write
+
+    def start_a_part_and_write(path: RemotePath, content: Any) -> None:
+        monkeypatch.setattr(remote_lock, "_write", write)
+        task.enter_context(locked_object(out / f".lock{first.suffix}", others=lambda: [out / ".lock"]))
+        write(path, content)
+
+    monkeypatch.setattr(remote_lock, "_write", start_a_part_and_write)  # after the lock was found to be free
+    with ExitStack() as task, pytest.raises(DanqingError, match=f"in use by process {os.getpid()} "), lock_folder(out):
+        pass
+    assert not list(out.iterdir())
+
+
+def test_inputs_are_read_from_web_servers(
+    proxy: Proxy, server: str, bucket: RemotePath, crawl: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    shutil.copy(crawl[2], tmp_path / "图 2.tar")
+    put(bucket / "in", *crawl[:2], tmp_path / "图 2.tar")
+    address = f"{bucket.parts[1]}/in"
+    for name in ("00000.tar", "00001.tar", "图 2.tar"):
         public = {"x-amz-acl": "public-read", "Authorization": "AWS user:signature"}
-        url = f"{server}/{bucket.parts[1]}/{path.key}?acl"
+        url = f"{server}/{address}/{urllib.parse.quote(name)}?acl"
         urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=public)).read()
-    address = f"{server}/{bucket.parts[1]}/in"
-    web = find_shards([f"{address}/{{00000..00001}}.tar"])
-    local = find_shards(crawl[:2])
+    address = f"{proxy.url}/{address}"
+    proxy.faults.append(("GET", "half"))
+    web = find_shards([f"{address}/{{00000..00001}}.tar", f"{address}/图 2.tar"])
+    local = find_shards(crawl)
     for here, there in zip(local, web, strict=True):
         assert list(open_shard(here, Layout())) == list(open_shard(there, Layout()))
+    assert not proxy.faults
     for inputs, words in (
         (f"{address}/*.tar", "web servers list no folders"),
         (f"{address}/9.tar", "9.tar: no such file"),

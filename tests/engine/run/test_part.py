@@ -38,14 +38,7 @@ def test_a_wrong_part_is_named(text: str) -> None:
 
 def test_every_shard_is_in_one_part() -> None:
     parts = [TaskPart(number, 4) for number in range(4)]
-    assert [[part.number for part in parts if part.holds(shard)] for shard in range(6)] == [
-        [0],
-        [1],
-        [2],
-        [3],
-        [0],
-        [1],
-    ]
+    assert [part.number for shard in range(6) for part in parts if part.holds(shard)] == [0, 1, 2, 3, 0, 1]
     assert [part.block(range(6)) for part in parts] == [range(1), range(1, 3), range(3, 4), range(4, 6)]
     assert [list(part.block(range(1))) for part in parts] == [[], [], [], [0]]
 

@@ -23,7 +23,7 @@ from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Silent, silent
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.run.cluster import Workers, run_on_cluster
+from danqing.engine.run.cluster import WorkerSpec, run_on_cluster
 from danqing.engine.run.settings import Settings, settings_from
 from danqing.engine.run.work import Tally, WorkQueue
 from danqing.engine.score.cluster import ShardScorer, resources_of
@@ -229,26 +229,27 @@ NODES = [{"Alive": True, "Resources": {"CPU": 5.0, "GPU": 2.0}}, {"Alive": False
 
 def test_a_shard_that_ends_its_workers_is_given_up() -> None:
     queue, tally, done = WorkQueue(["a", "poison", "b", "c"]), Tally(), list[str]()
-    workers = Workers(Worker, (), {"CPU": 2, "GPU": 0.5})
-    assert workers.fitting(NODES) == 2
+    spec = WorkerSpec(Worker, (), {"CPU": 2, "GPU": 0.5})
+    assert spec.fitting(NODES) == 2
     said: list[str] = []
     listener = types.SimpleNamespace(say=said.append)
-    run_on_cluster(StubRay(NODES), workers, queue, tally, lambda name, item, made: done.append(made), listener)
-    assert said[0].endswith(" on here is lost, 1 shard waits again: killed at once")
+    run_on_cluster(StubRay(NODES), spec, queue, tally, lambda name, item, made: done.append(made), listener)
+    assert said[0].endswith(" on here is lost, its shard waits again: killed at once")
     assert said[2].endswith(" is lost, its shard is given up, at which 3 workers died: killed at once")
     assert sorted(done) == ["A", "B", "C"] and queue.given_up == ["poison"] and tally.lost == 3
 
 
 def test_an_error_of_a_worker_ends_the_run() -> None:
     with pytest.raises(DanqingError, match=r"worker 0 on here: b[.]tar: no such file"):
-        run_on_cluster(StubRay(NODES), Workers(Worker, (), {"CPU": 5}), WorkQueue(["wrong"]), Tally(), print, Silent())
+        spec = WorkerSpec(Worker, (), {"CPU": 5})
+        run_on_cluster(StubRay(NODES), spec, WorkQueue(["wrong"]), Tally(), print, Silent())
 
 
 def test_workers_that_do_not_start_end_the_run() -> None:
     queue = WorkQueue(["a"])
     with pytest.raises(DanqingError, match="3 workers in a row died while they started: no room"):
-        workers = Workers(Worker, (False,), {"CPU": 1})
-        run_on_cluster(StubRay(NODES), workers, queue, Tally(), lambda *_: None, Silent())
+        spec = WorkerSpec(Worker, (False,), {"CPU": 1})
+        run_on_cluster(StubRay(NODES), spec, queue, Tally(), lambda *_: None, Silent())
 
 
 def test_a_worker_gets_a_gpu_and_its_share_of_the_cores() -> None:

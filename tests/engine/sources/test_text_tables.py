@@ -11,7 +11,7 @@ import pytest
 
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.sources import Layout, Source, find_shards, open_shard, tables
+from danqing.engine.sources import Layout, Source, find_shards, open_shard, records
 from tests.conftest import picture
 
 CAPTIONS = ["公园的草地上有一只可爱的小猫", "湖边的木屋和远处的雪山风景"]
@@ -61,7 +61,7 @@ def test_parquet_text_in_another_encoding_is_decoded(tmp_path: Path) -> None:
 
 
 def test_long_lines_and_captions_fail_their_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MAX_LINE", 1000)
+    monkeypatch.setattr(records, "MAX_LINE", 1000)
     long = "x" * 5000
     (tmp_path / "t.jsonl").write_text(
         "".join(f'{{"file_name": "a.jpg", "text": "{text}"}}\n' for text in ("one", long, "two")) + long

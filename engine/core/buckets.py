@@ -1,4 +1,4 @@
-"""Requests to object storage, by `pyarrow.fs`; a request that fails in passing is made again.
+"""Requests to the buckets of object storage, through `pyarrow.fs`; requests that fail are repeated for a while.
 
 Arrow is imported when the first address is opened, since the command line imports this module to print its help.
 """
@@ -27,7 +27,7 @@ WEB = ("http", "https")
 """Schemes that are only read."""
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", *WEB)
 APPEARS_COMPLETE = ("s3", "gs", "gcs")
-"""Schemes under which an object is visible only when its upload is complete; others get it under another name first."""
+"""Schemes of stores that show an object only when its upload is complete; others get it under a temporary name."""
 RENAMES = ("hdfs", "viewfs")
 """Schemes with a rename; the others copy and delete."""
 ENDPOINT = "AWS_ENDPOINT_URL"
@@ -37,23 +37,23 @@ PART_BYTES = 16 << 20
 CONNECTIONS = 8
 """Parts of one object that are read at the same time."""
 GIVE_UP_SECONDS = 60.0
-"""Time after which a request that fails again and again is an error."""
+"""Time after which a request that keeps failing is an error."""
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 8.0
 """Pauses between two attempts; each is twice the one before."""
 CONNECT_SECONDS, STALL_SECONDS = 10.0, 10.0
-"""Time to connect, and time without a byte, after which an S3 request has failed; Arrow's 3 s are short for a store
-that is asked by many nodes."""
+"""Time to connect, and time without a byte, after which an S3 request has failed. Arrow's 3 s are too short for a store
+that many nodes use."""
 REFUSED = re.compile(
     "access_?denied|invalid_?access_?key_?id|signature_?does_?not_?match|invalid_?client_?token|expired_?token|"
     "invalid_?token|authentication_?failed|authorization_?failure|permission_?denied|unauthenticated|credential|"
     "permission denied|http (status|response code|error) 40[13]",
     re.IGNORECASE,
 )
-"""What stores answer when they refuse the credentials; another attempt would not help."""
+"""Answers of stores that refuse the credentials; another attempt would not help."""
 NO_BUCKET = re.compile(
     "no_?such_?bucket|bucket '.*' not found|container_?not_?found|bucket does not exist", re.IGNORECASE
 )
-LASTING = re.compile("only read|list no folders|libhdfs|does not send ranges|not implemented", re.IGNORECASE)
+PERMANENT = re.compile("only read|list no folders|libhdfs|does not send ranges|not implemented", re.IGNORECASE)
 """Errors that another attempt does not change."""
 
 
@@ -79,8 +79,8 @@ class Entry:
         return self.exists and self.size is not None
 
 
-class Store:
-    """A bucket. Keys are relative to it; the empty key is the bucket.
+class Bucket:
+    """A bucket, container or host. Keys are relative to it; the empty key is the bucket itself.
 
     Its methods raise FileNotFoundError if there is no such object, and DanqingError if the storage refuses a request or
     has not answered it for `GIVE_UP_SECONDS`.
@@ -201,7 +201,7 @@ def _whole(content: bytes, size: int) -> bytes:
     return content
 
 
-def open_store(scheme: str, bucket: str) -> Store:
+def open_bucket(scheme: str, bucket: str) -> Bucket:
     """Opens a bucket, with credentials from the environment.
 
     Args:
@@ -215,21 +215,21 @@ def open_store(scheme: str, bucket: str) -> Store:
 
 
 @cache
-def _open(scheme: str, bucket: str, endpoint: str) -> Store:
+def _open(scheme: str, bucket: str, endpoint: str) -> Bucket:
     from pyarrow import fs
 
     address = f"{scheme}://{bucket}"
     if scheme in WEB:
         from danqing.engine.core.web import WebFiles
 
-        return Store(address, fs.PyFileSystem(WebFiles()), address)
+        return Bucket(address, fs.PyFileSystem(WebFiles()), address)
     if scheme == "s3":
-        return Store(address, attempt(address, lambda: _open_s3(bucket, endpoint)), bucket)
+        return Bucket(address, attempt(address, lambda: _open_s3(bucket, endpoint)), bucket)
     if scheme in ("gs", "gcs"):
         limit = timedelta(seconds=GIVE_UP_SECONDS)
-        return Store(address, attempt(address, lambda: fs.GcsFileSystem(retry_time_limit=limit)), bucket)
+        return Bucket(address, attempt(address, lambda: fs.GcsFileSystem(retry_time_limit=limit)), bucket)
     files, root = attempt(address, lambda: fs.FileSystem.from_uri(f"{address}/"))
-    return Store(address, files, root.rstrip("/"))
+    return Bucket(address, files, root.rstrip("/"))
 
 
 def _open_s3(bucket: str, endpoint: str) -> Any:
@@ -249,11 +249,11 @@ def _open_s3(bucket: str, endpoint: str) -> Any:
 
 
 def attempt(address: str, request: Callable[[], T]) -> T:
-    """Makes a request, and makes it again after a pause if it fails in a way that may pass.
+    """Makes a request, and repeats it after a pause if it fails in a way that another attempt can change.
 
     Args:
         address: names the object in errors.
-        request: may be made any number of times.
+        request: can be made any number of times.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -276,7 +276,7 @@ def attempt(address: str, request: Callable[[], T]) -> T:
                     f"{address}: access is refused; check the credentials in the environment, and region and policy of "
                     f"the bucket ({text})"
                 ) from None
-            if isinstance(problem, pa.ArrowInvalid) or LASTING.search(text):
+            if isinstance(problem, pa.ArrowInvalid) or PERMANENT.search(text):
                 raise DanqingError(f"{address}: {text}") from None
             if time.monotonic() + pause > deadline:
                 raise DanqingError(
