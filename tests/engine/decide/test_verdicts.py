@@ -341,6 +341,19 @@ def test_a_merge_notices_runs_that_changed(
         check_current(run)
 
 
+def test_remote_features_are_not_read_before_they_are_compared(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", recipe, on_circle(0, 2), columns(2))
+    run.features_path(0).unlink()
+    with pytest.raises(DanqingError, match=r"features.*missing"):
+        read_scores(run, recipe)
+    monkeypatch.setattr("danqing.engine.decide.scores.RemotePath", Path)
+    scores = read_scores(run, recipe)
+    with pytest.raises(DanqingError, match=r"features.*missing"):
+        scores.columns.features(np.arange(2))
+
+
 def test_no_file_of_features_stays_open(recipe: Recipe, tmp_path: Path) -> None:
     rows, shards = 400, 40
     features = (np.arange(rows * 2) % 1000).astype(np.float16).reshape(rows, 2)
