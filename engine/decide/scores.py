@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,33 +15,20 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
-from danqing.engine.core.storage import fetch_all, path_of
+from danqing.engine.core.storage import RemotePath, fetch_all, path_of
 from danqing.engine.decide.columns import Columns, StoredColumns, TableColumns, read_columns
 from danqing.engine.decide.dedup import groups
 from danqing.engine.decide.dedup.captions import nearest_texts
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import AUTO, INDEXES, choose_index
 from danqing.engine.decide.feature_files import map_features
+from danqing.engine.decide.tasks import TaskSearches
 from danqing.engine.decide.values import encode, group_values, is_empty
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import SCORE_AGAIN, reading, verdicts_table
-
-
-class Searches(Protocol):
-    """Searches for near rows that were made beforehand (`engine.decide.tasks`)."""
-
-    def components(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> np.ndarray | None:
-        """The connected components of near rows, as `NearComponents.first`; None if they were not searched for.
-
-        Args:
-            criterion: the criterion.
-            rows: int64 (rows,), positions in the run.
-            device: unites the components of several searches.
-        """
-        ...
 
 
 @dataclass
@@ -56,7 +42,7 @@ class Scores:
         judged: name of a criterion → its `Judgement`, if it was made when the shards were read.
         later: the recipe's criteria after the one that judges now.
         neighbours: index of the searches for near rows, or `auto` (`choose_index`).
-        searches: searches for near rows that were made beforehand.
+        searches: searches for near rows that were made as tasks.
         compared: the exact searches of features so far.
     """
 
@@ -65,7 +51,7 @@ class Scores:
     judged: Mapping[str, Judgement] = field(default_factory=dict)
     later: Sequence[Criterion] = ()
     neighbours: str = AUTO
-    searches: Searches | None = None
+    searches: TaskSearches | None = None
     compared: list[Compared] = field(default_factory=list)
 
     def __getitem__(self, column: str) -> np.ndarray:
@@ -137,7 +123,7 @@ class Scores:
         if criterion.column != FEATURES:
             return outcome_of(rows, rows, self._group_values(criterion, rows, device, progress))
         near = self._may_be_near(criterion, rows)
-        components = self._connect(criterion, near, device, progress, searched=near is rows)
+        components = self._connect(criterion, near, device, progress, has_tasks=near is rows)
         found = self.represent(criterion, near, components, progress)
         if criterion.recall == 1:
             self.compared.append(Compared(criterion.within, near[_crowded(criterion, found, components.first)]))
@@ -153,11 +139,11 @@ class Scores:
         return rows
 
     def _connect(
-        self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None, searched: bool
+        self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None, has_tasks: bool
     ) -> NearComponents:
-        """Connects near rows, or reads how they were connected beforehand (`searched`)."""
+        """Connects near rows, or reads what tasks found (`has_tasks`: all rows that reached the criterion)."""
         features = Features(device, *self.columns.features(rows))
-        if searched and self.searches:
+        if has_tasks and self.searches:
             first = self.searches.components(criterion, rows, device)
             if first is not None:
                 return NearComponents(features, first, "tasks")
@@ -370,7 +356,9 @@ def read_scores(run: Run, recipe: Recipe) -> Scores:
     names = ["error", "gated_at", "feature_row", *recipe.columns]
     error, start = np.empty(sum(sizes), bool), 0
     for shard, size in zip(shards, sizes, strict=True):
-        map_features(run.features_path(shard.number))  # a damaged file is named before any search
+        features = run.features_path(shard.number)
+        if not isinstance(features, RemotePath):  # which is downloaded only if features are compared
+            map_features(features)  # a damaged file is named before any search
         table = read_columns(run, shard.number, names)
         error[start : start + size] = table["error"].is_valid().to_numpy()
         alone = Scores(error[start : start + size], TableColumns({name: table[name] for name in names}))

@@ -33,8 +33,8 @@ from danqing.engine.run.tables import SCORE_AGAIN, reading
 from danqing.engine.score.ledger import FEATURES_HASH
 from danqing.kernels.neighbours.components import find_components, join_edges
 
-FOLDER, LIST, ROWS = "neighbours", "tasks.json", "rows.npy"
-"""OUT/neighbours/CRITERION/tasks.json, and beside it the rows that are compared, int64, positions in the run."""
+FOLDER, LIST = "neighbours", "tasks.json"
+"""The list of a criterion is OUT/neighbours/CRITERION/tasks.json; its rows and the forests are beside it."""
 LATEST = "latest.json"
 """File in OUT/neighbours that names the criterion whose tasks were listed last."""
 
@@ -56,7 +56,7 @@ class TaskList:
         within: its cosine distance.
         recipe_hash: of the recipe that it was listed with.
         scores: hash of the run's scores and features.
-        rows_hash: of the rows that are compared, which `ROWS` holds.
+        rows_hash: of the rows that are compared.
         blocks: borders of the blocks, as positions among the rows: one more than there are blocks.
         sizes: number of rows of each shard.
         features: hash of each shard's features, as its scores name it.
@@ -100,6 +100,13 @@ class TaskList:
         """Of what is compared, in the names of forests, so that no list takes another's for its own."""
         return xxhash.xxh3_64_hexdigest(json.dumps(asdict(self) | {"recipe_hash": ""}).encode())
 
+    def rows_path(self, run: Run) -> Path:
+        """The file of the rows that are compared: int64, positions in the run.
+
+        Its name has their hash, so that a task that began with an earlier list does not read the rows of a later one.
+        """
+        return folder_of(run, self.criterion) / f"rows-{self.rows_hash}.npy"
+
     def path(self, run: Run, number: int) -> Path:
         """The file of a task's forest."""
         return folder_of(run, self.criterion) / f"{number:05d}-{self.digest}.npy"
@@ -111,7 +118,7 @@ class TaskList:
 
 @dataclass(frozen=True)
 class TaskSearches:
-    """Searches that were made as tasks (`engine.decide.scores.Searches`).
+    """Searches for near rows that were made as tasks.
 
     Attributes:
         run: the run.
@@ -126,7 +133,12 @@ class TaskSearches:
     wanted: int = 0
 
     def components(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> np.ndarray | None:
-        """See `Searches`.
+        """The connected components of near rows, as `NearComponents.first`; None if there is no list of tasks.
+
+        Args:
+            criterion: the criterion.
+            rows: int64 (rows,), ascending, positions in the run.
+            device: unites the forests.
 
         Raises:
             DanqingError: the list is that of other rows, or of another distance; or tasks are missing.
@@ -141,10 +153,9 @@ class TaskSearches:
                 f"give --set {criterion.name}.recall=1, or delete {folder_of(self.run, criterion.name)}"
             )
         problems = self._problems(found, criterion, rows) if found else []
-        if self.wanted:
-            listed = self._list(criterion, rows)
-            if found is None or problems or found.missing(self.run):
-                raise ListedError(self._write(listed, rows))
+        missing = found.missing(self.run) if found else []
+        if self.wanted and (found is None or problems or missing):
+            raise ListedError(self._write(self._list(criterion, rows), rows))
         assert found is not None
         if problems:
             raise DanqingError(
@@ -152,10 +163,10 @@ class TaskSearches:
                 f"{'; '.join(problems)}. List them again: {list_again(self.run)}; or delete that folder to search "
                 "without tasks"
             )
-        if missing := found.missing(self.run):
+        if missing:
             raise DanqingError(
                 f"{self.run.folder}: {len(missing)} of {len(found.pairs)} tasks of {criterion.name} are not done: "
-                f"{_numbers(missing)}; run `danqing decide {self.run.folder} --neighbour-task {missing[0]}`"
+                f"{_shown(missing)}; run `danqing decide {self.run.folder} --neighbour-task {missing[0]}`"
             )
         return unite(self.run, found, device)
 
@@ -174,6 +185,7 @@ class TaskSearches:
         return problems
 
     def _list(self, criterion: Redundancy, rows: np.ndarray) -> TaskList:
+        """Cuts the rows into blocks."""
         count = math.ceil((math.sqrt(8 * self.wanted + 1) - 1) / 2)  # n blocks make n (n + 1) / 2 pairs
         borders = np.linspace(0, len(rows), min(count, max(len(rows), 1)) + 1).astype(np.int64).tolist()
         shards = [_shard(self.run, shard.number) for shard in self.run.shards]
@@ -183,13 +195,13 @@ class TaskSearches:
         )
 
     def _write(self, tasks: TaskList, rows: np.ndarray) -> TaskList:
-        """Writes a list; removes the forests of others."""
+        """Writes a list; removes the rows and forests of others."""
         folder = folder_of(self.run, tasks.criterion)
-        with commit(folder / ROWS) as file:
+        with commit(tasks.rows_path(self.run)) as file:
             np.save(file, rows)
         write_json(folder / LIST, asdict(tasks))
         write_json(folder.parent / LATEST, {"criterion": tasks.criterion})
-        own = {tasks.path(self.run, number) for number in range(len(tasks.pairs))}
+        own = {tasks.rows_path(self.run), *(tasks.path(self.run, number) for number in range(len(tasks.pairs)))}
         for path in folder.glob("*-*.npy"):
             if path not in own:
                 path.unlink(missing_ok=True)
@@ -248,7 +260,7 @@ def run_task(
 
 def _features(run: Run, tasks: TaskList, positions: np.ndarray, device: Device) -> Features:
     """The features of rows at some positions of a list; only the shards that hold them are read."""
-    path = folder_of(run, tasks.criterion) / ROWS
+    path = tasks.rows_path(run)
     with reading(path, f"write the list again: {list_again(run)}"):
         rows = np.load(path, mmap_mode="r")[positions]
     for shard in np.unique(np.searchsorted(np.cumsum(tasks.sizes), rows, "right")).tolist():
@@ -297,6 +309,6 @@ def _digest(rows: np.ndarray) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(rows).data)
 
 
-def _numbers(tasks: Sequence[int]) -> str:
+def _shown(tasks: Sequence[int]) -> str:
     shown = ", ".join(map(str, tasks[:10]))
     return shown if len(tasks) <= 10 else f"{shown} and {len(tasks) - 10:,} more"

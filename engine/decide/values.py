@@ -40,13 +40,13 @@ def group_values(
         keys = columns.keys(name, rows)
         group = group_equal(keys)
         if keys.ndim == 2:
-            group = _alone(group, np.all(keys == 0, axis=1))
+            group = _ungroup(group, np.all(keys == 0, axis=1))
         return group, lambda members, others: np.zeros(len(members))
     column = columns.take(name, rows)
     if pa.types.is_string(column.type):
         encoded = encode(column)
         similar = SimilarTexts(device, encoded.indices.to_numpy(), encoded.dictionary, within, progress)
-        return _alone(similar.group, is_empty(column)), similar.distances
+        return _ungroup(similar.group, is_empty(column)), similar.distances
     hashes = column.to_numpy()
     group = group_hashes(device, hashes, int(within))
     return group, lambda members, others: np.bitwise_count(hashes[members] ^ hashes[others]).astype(float)
@@ -64,6 +64,6 @@ def is_empty(column: pa.ChunkedArray) -> np.ndarray:
     return empty
 
 
-def _alone(group: np.ndarray, alone: Any) -> np.ndarray:
-    """Takes rows, boolean (rows,), out of their groups, which hold no others."""
-    return np.where(alone, np.arange(len(group)), group)
+def _ungroup(group: np.ndarray, empty: Any) -> np.ndarray:
+    """Takes the rows with an empty text, boolean (rows,), out of their group, which has no other rows."""
+    return np.where(empty, np.arange(len(group)), group)

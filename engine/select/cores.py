@@ -22,8 +22,8 @@ def run_on_cores(batches: Iterator[Batch], plan: Plan, context: Context, ledger:
     """Runs all stages and gates of a plan on a stream of batches, as many at a time as the device has threads.
 
     Args:
-        batches: rows with the columns that the first stages need. They are not joined, and split if a stage takes less
-            at once.
+        batches: rows with the columns that the first stages need. A batch is not joined with others; it is split if a
+            stage takes fewer rows at once.
         plan: the stages and gates.
         context: what the stages need to open; its device is a CPU.
         ledger: receives every row when it leaves the stages, in any order.
@@ -35,7 +35,7 @@ def run_on_cores(batches: Iterator[Batch], plan: Plan, context: Context, ledger:
     workers = [([step.stage(context) for step in plan.steps], Spans()) for _ in range(device.threads)]
     shared = _Shared(batches)
     with ThreadPoolExecutor(len(workers), "danqing stages") as pool:
-        running = [pool.submit(_work, shared, plan, stages, ledger, own) for stages, own in workers]
+        running = [pool.submit(_run_batches, shared, plan, stages, ledger, own) for stages, own in workers]
         try:
             for future in running:
                 future.result()
@@ -45,7 +45,8 @@ def run_on_cores(batches: Iterator[Batch], plan: Plan, context: Context, ledger:
         spans.add(own)
 
 
-def _work(batches: _Shared, plan: Plan, stages: list[Stage], ledger: RowSink, spans: Spans) -> None:
+def _run_batches(batches: _Shared, plan: Plan, stages: list[Stage], ledger: RowSink, spans: Spans) -> None:
+    """Runs all stages on one batch after the other, until there is none left or another thread failed."""
     following = [*(stage.name for stage in stages[1:]), None]
     try:
         for batch in batches:

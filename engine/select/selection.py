@@ -155,7 +155,7 @@ def select(
         with open_device(settings.device, settings.threads) as device, progress("select", total, "rows") as listener:
             parts = PartFiles(output, plan.criteria, columns, device)
             with WriterThread(parts.write) as writer:
-                unfinished = _unfinished(files, columns, settings.limit, parts, listener, spans)
+                unfinished = _unfinished(files, settings.limit, parts, listener, spans)
                 plan.run(unfinished, writer, settings, device, listener, spans)
         for kind in ("urls", "verdicts"):
             unify(paths := sorted((output / kind).glob("*.parquet")))
@@ -167,16 +167,11 @@ def select(
 
 
 def _unfinished(
-    files: Iterable[Shard],
-    columns: Columns,
-    limit: int | None,
-    parts: PartFiles,
-    progress: Progress,
-    spans: Spans,
+    files: Iterable[Shard], limit: int | None, parts: PartFiles, progress: Progress, spans: Spans
 ) -> Iterator[tuple[int, Part]]:
     """Yields the parts of the tables that are not written, with their numbers, up to `limit` rows in all.
 
-    The first rows of a Parquet file, whose parts are written, are not read again.
+    The rows of a Parquet file's first parts are not read again if these parts are written.
     """
     number, left = 0, sys.maxsize if limit is None else limit
     for file in fetch_ahead(files, lambda file: file.path) if limit is None else files:
@@ -188,7 +183,7 @@ def _unfinished(
         progress.expect(skipped, file.bytes * skipped // max(there, 1))
         progress.advance(skipped)
         left -= skipped
-        rest = libcudf_tables.read(file, columns, rows, parts.device, skipped) if left else ()
+        rest = libcudf_tables.read(file, parts.columns, rows, parts.device, skipped) if left else ()
         for part in spans.timed("read", rest):
             head = part.head(min(len(part), left))
             progress.expect(len(head), head.bytes)

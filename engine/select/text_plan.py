@@ -67,10 +67,10 @@ class TextPlan:
         """Runs the stages on all rows of some parts.
 
         Args:
-            parts: with their numbers; read by a thread of its own.
+            parts: with their numbers; another thread reads them.
             finished: takes each part with its scores; called by the stages' threads.
             settings: block list and user dictionaries.
-            device: runs the stages; a CPU runs all of them on a batch at a time on each core.
+            device: runs the stages. On a CPU each core takes a batch and runs all stages on it.
             progress: receives the number of finished rows.
             spans: records every batch.
         """
@@ -85,7 +85,7 @@ class TextPlan:
 
 
 def _read_ahead(parts: Iterator[tuple[int, Part]], reader: ThreadPoolExecutor) -> Iterator[tuple[int, Part]]:
-    """Yields the parts; the next one is read meanwhile, and no other, since a part takes tens of megabytes."""
+    """Yields the parts; reads one part ahead, not more, since a part takes tens of megabytes."""
     following = reader.submit(next, parts, None)
     while part := following.result():
         following = reader.submit(next, parts, None)

@@ -13,7 +13,7 @@ from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from danqing.kernels.text.segmentation import ADJECTIVE, NOUN, STOP_WORD, VERB, Dictionary, SegmentScratch, segment
 from danqing.kernels.text.trie import EMPTY, GOLDEN
-from danqing.kernels.text.utf8 import decode
+from danqing.kernels.text.utf8 import decode, scratch_start
 
 # Character classes: bits of a table of all code points (`engine.stages.characters.character_classes`).
 LETTER, ALPHANUMERIC, HAN, KANA, HANGUL, LATIN, DIGIT, SPACE = (1 << bit for bit in range(8))
@@ -107,24 +107,9 @@ def _cut(
 
 
 @inlined
-def scratch_row(row, first, step):
-    """Returns the row whose scratch memory a kernel uses for `row`.
-
-    On a CPU a thread runs consecutive rows, in the memory of the first, which then stays in a cache: all of it together
-    is as long as the longest row, at least.
-    """
-    return first if step == 1 else row
-
-
-@inlined
-def decode_and_segment(text, row, place, words, hmm, work):
-    """Decodes and segments one row in the scratch memory of the row `place`.
-
-    Returns:
-        The start of that memory, and the number of characters.
-    """
+def decode_and_segment(text, row, at, words, hmm, work):
+    """Decodes and segments one row in the scratch memory from `at` on; returns the number of characters."""
     first, last = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
-    at = np.int64(text.offsets[place]) - np.int64(text.offsets[0]) + place
     end = at + (last - first) + 1
     chars = work.chars[at:end]
     count = decode(text.data, first, last, chars)
@@ -132,14 +117,15 @@ def decode_and_segment(text, row, place, words, hmm, work):
         chars, count, words, hmm,
         work.route[at:end], work.reach[at:end], work.back[at:end], work.cut[at:end], work.kind[at:end],
     )  # fmt: skip
-    return at, count
+    return count
 
 
 @kernel
 def segment_rows(first, last, step, text, words, hmm, work, counts):
     """Segments rows; the result is in `work`. Writes each row's number of characters to `counts`, int32 (rows,)."""
     for row in range(first, last, step):
-        _, counts[row] = decode_and_segment(text, row, row, words, hmm, work)
+        at = scratch_start(text, row, row, step)  # each row in its own memory, where the result stays
+        counts[row] = decode_and_segment(text, row, at, words, hmm, work)
 
 
 @kernel
@@ -152,7 +138,8 @@ def measure_rows(first, last, step, text, words, classes, work, table, out):
         out: float32 (rows, measures), output.
     """
     for row in range(first, last, step):
-        at, count = decode_and_segment(text, row, scratch_row(row, first, step), words, True, work)
+        at = scratch_start(text, row, first, step)
+        count = decode_and_segment(text, row, at, words, True, work)
         chars = work.chars[at : at + count]
         measure_words(
             chars, count, classes,

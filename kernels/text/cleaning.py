@@ -8,10 +8,10 @@ import numpy as np
 
 from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
-from danqing.kernels.text.captions import CHINESE, CONVERTED, DROP, FORM, HAN, JAPANESE, NARROW, SPACE, scratch_row
+from danqing.kernels.text.captions import CHINESE, CONVERTED, DROP, FORM, HAN, JAPANESE, NARROW, SPACE
 from danqing.kernels.text.markup import AMPERSAND, BLANK, LESS, remove_markup
 from danqing.kernels.text.trie import ROOT_NODE, VALUE, child, longest_word
-from danqing.kernels.text.utf8 import decode, decode_one, encode, encoded_size
+from danqing.kernels.text.utf8 import decode, decode_one, encode, encoded_size, scratch_start
 
 FULL_WIDTH_OFFSET = 0xFEE0  # a full-width form minus its ASCII character
 KEYCAP = 0x20E3
@@ -190,8 +190,7 @@ def clean_rows(first, last, step, text, tables, chars, data, lengths, changed, j
     """
     for row in range(first, last, step):
         begin, stop = text.offsets[row], text.offsets[row + 1]
-        place = scratch_row(row, first, step)
-        at = text.offsets[place] - text.offsets[0] + place
+        at = scratch_start(text, row, first, step)
         line = chars[at : at + stop - begin + 1]
         count = decode(text.data, begin, stop, line)
         if has_markup(line, count):

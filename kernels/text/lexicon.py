@@ -10,9 +10,8 @@ import numpy as np
 from danqing.engine.core.strings import Strings
 from danqing.kernels.portable import ArrayLauncher, inlined, kernel, resident, workspace
 from danqing.kernels.text.ascii import is_alphanumeric, is_digit, is_letter, lower
-from danqing.kernels.text.captions import scratch_row
 from danqing.kernels.text.trie import EMPTY, VALUE, Trie, build, child
-from danqing.kernels.text.utf8 import decode
+from danqing.kernels.text.utf8 import decode, scratch_start
 
 UNITS_PER_WEIGHT = 100
 """The value of a term in the trie is its weight times this, an integer."""
@@ -74,8 +73,7 @@ def weigh_rows(first, last, step, text, terms, marks, patterns, chars, found, ou
     """
     for row in range(first, last, step):
         begin, stop = np.int64(text.offsets[row]), np.int64(text.offsets[row + 1])
-        place = scratch_row(row, first, step)
-        at = np.int64(text.offsets[place]) - np.int64(text.offsets[0]) + place
+        at = scratch_start(text, row, first, step)
         line = chars[at : at + stop - begin + 1]
         count = decode(text.data, begin, stop, line)
         weight = sum_terms(line, count, terms, found[at : at + stop - begin + 1]) / UNITS_PER_WEIGHT

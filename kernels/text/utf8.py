@@ -101,9 +101,20 @@ def find_malformed(first, last, step, text, out):
         out[row] = found
 
 
+@inlined
+def scratch_start(text, row, first, step):
+    """Returns where the scratch memory of a row begins: one entry per byte and one more per row.
+
+    On a CPU a thread runs consecutive rows, first to last, all in the memory of the first one, which stays in a cache.
+    It does not overflow: up to the thread's last row, there is room for all of them.
+    """
+    place = first if step == 1 else row
+    return np.int64(text.offsets[place]) - np.int64(text.offsets[0]) + place
+
+
 @kernel
-def find_strangers(first, last, step, text, known, out):
-    """Writes whether each row has a character that is not in a set, or none but spaces.
+def find_unknown(first, last, step, text, known, out):
+    """Writes whether each row has a character that is not in a set, or consists of spaces.
 
     Args:
         text: `Strings`, with int64 offsets.

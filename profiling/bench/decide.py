@@ -1,12 +1,12 @@
-"""Measures DECIDE over made runs: time, bytes a row at the peak, open files.
+"""Measures DECIDE on generated runs: time, bytes a row at the peak, open files.
 
     python -m danqing.profiling.bench.decide --rows 1000000,10000000
     python -m danqing.profiling.bench.decide --rows 1000000 --methods features --dimension 16 --recall 0.9
 
-A run has shards of 10,000 rows, with the columns of the recipe `embedded`; a criterion drops 1 % of the rows, none
-lacks a score. 30 % of the rows are in planted groups, by caption hash and by features. Every decision is a process.
-`bytes` is its peak of resident memory less that of a run of one shard, and less the features, which are mapped, by row;
-`files` is the largest number of open files.
+A run has shards of 10,000 rows and the columns of the recipe `embedded`. Each criterion drops 1 % of the rows, and no
+row lacks a score. 30 % of the rows are in planted groups, by caption hash and by features. Each decision runs in a
+process of its own. `bytes`: peak of its resident memory, less that of a run of one shard and less the features, which
+are mapped, divided by the rows. `files`: largest number of open files.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def hex_digits(numbers: np.ndarray) -> pa.StringArray:
 
 
 def make_run(folder: Path, rows: int, dimension: int) -> Run:
-    """Writes a scored run of made rows."""
+    """Writes a scored run of generated rows."""
     recipe = recipes(1.0)["features"]
     sizes = [min(SHARD_ROWS, rows - start) for start in range(0, rows, SHARD_ROWS)]
     shards = [

@@ -69,7 +69,7 @@ def launches() -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     terms = build({"猫": 1})
     yield urls.find_plain, (long_rows, bits)
     yield utf8.find_malformed, (long_rows, bits)
-    yield utf8.find_strangers, (long_rows, bits, bits)
+    yield utf8.find_unknown, (long_rows, bits, bits)
     yield lexicon.weigh_rows, (rows, terms, lexicon.marks(), lexicon.Patterns(), integers, found, weights)
     places, lengths, domains = (
         np.zeros(rows.rows, np.int64),

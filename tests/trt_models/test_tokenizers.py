@@ -14,6 +14,7 @@ from danqing.engine.core.device import Device
 from danqing.engine.core.text_column import TextColumn
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.run.known_characters import known_characters
 from danqing.trt_models.run.tokenizer import SentencePiece, open_tokenizer
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_markup, random_texts
 
@@ -89,20 +90,8 @@ def test_unknown_tokens_are_counted_without_tokenizing_every_text(
 ) -> None:
     tokenizer = ModelSet({"text_embedding": "use-multilingual"}).tokenizer("text_embedding")
     assert isinstance(tokenizer, SentencePiece)
-    parts = [
-        *map(chr, range(0x1100, 0x1180)),
-        "\u0301",
-        "\u3099",
-        "か",
-        "e",
-        "각",
-        "\u09be",
-        "\u09c7",
-        "ﬁ",
-        "A",
-        "𠮷",
-        "\x00",
-    ]
+    others = "\u0301", "\u3099", "ﾟ", "ﾊ", "か", "e", "각", "\u09be", "\u09c7", "ﬁ", "A", "𠮷", "\x00"
+    parts = [*map(chr, range(0x1100, 0x1180)), *others]
     pairs = [left + right for left in parts for right in parts[100:]]
     texts = [*DIFFICULT_TEXTS, "   ", *random_texts(1500), *random_markup(1500), *pairs, "小猫" * 300 + "𠮷" * 9]
     column, tokenized = TextColumn.of([*texts, None]), list[int]()
@@ -112,8 +101,8 @@ def test_unknown_tokens_are_counted_without_tokenizing_every_text(
         SentencePiece, "encode", lambda self, some, device: tokenized.append(len(some)) or real(self, some, device)
     )
     assert tokenizer.count_unknown(column, device).tolist() == expected.tolist() and {*expected.tolist()} > {0, 1, 2}
-    plain = TextColumn.of(
-        ["公园的草地上有一只可爱的小猫", "iPhone 15 Pro，256GB！", "これは日本語のテキストです", "café"]
-    )
+    known = known_characters(tokenizer._processor)
+    assert known[[*map(ord, "猫か각eﾊ")]].all() and not known[[*map(ord, "𠮷\u0301\uff9eﾟㄱㅏ")]].any()
+    plain = TextColumn.of(["公园里有一只可爱的小猫", "iPhone 15 Pro，256GB！", "これは日本語のテキストです", "café"])
     assert tokenizer.count_unknown(plain, device).tolist() == [0] * 4
     assert tokenized[1] == 0 and 0 < tokenized[0] < len(texts)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-CODE_POINTS = 0x110000
+from danqing.kernels.text.captions import CODE_POINTS
+
 SPACE = "\u2581"
-"""What a space is in a piece."""
+"""Stands for a space in pieces."""
 NORMALIZERS = ("identity", "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf")
-"""SentencePiece's own rules. Those that replace several characters together have a combining one among them, or a part
-of a Hangul syllable."""
+"""SentencePiece's own rules. Where they replace several characters at once, one of these is, or is normalized to, a
+combining character or a part of a Hangul syllable."""
 NOT_HAN = ((0x20, 0x33FF), (0xF900, 0xFFFD))
 """First and last code points of blocks with punctuation, letters and compatibility characters."""
 HANGUL_PARTS = ((0x1100, 0x11FF), (0xA960, 0xA97F), (0xD7B0, 0xD7FF))
@@ -21,9 +22,9 @@ HANGUL_PARTS = ((0x1100, 0x11FF), (0xA960, 0xA97F), (0xD7B0, 0xD7FF))
 
 
 def known_characters(processor: sentencepiece.SentencePieceProcessor) -> np.ndarray:
-    """Finds the characters that normalization makes pieces of, whatever characters they stand beside.
+    """Finds the characters that normalize to pieces, whatever characters are beside them.
 
-    A model makes [UNK] only of normal characters that are no pieces. Models of whole words are the exception.
+    A model makes [UNK] only of normalized characters that are not pieces. Models of whole words are the exception.
 
     Returns:
         bool (CODE_POINTS,); no character if the model is of words or has rules of its own.
@@ -41,12 +42,12 @@ def known_characters(processor: sentencepiece.SentencePieceProcessor) -> np.ndar
     characters = sorted(pieces.union(chr(code) for first, last in NOT_HAN for code in range(first, last + 1)))
     for character, parts in zip(characters, processor.encode(characters, out_type=str), strict=True):
         normal = "".join(parts).strip(SPACE)
-        known[ord(character)] = normal and pieces.issuperset(normal) and not _is_combined(character)
+        known[ord(character)] = normal and pieces.issuperset(normal) and not any(map(_combines, character + normal))
     known[ord(" ")] = True
     return known
 
 
-def _is_combined(character: str) -> bool:
+def _combines(character: str) -> bool:
     """Whether a character and the one before it can be normalized to one."""
     is_part = any(first <= ord(character) <= last for first, last in HANGUL_PARTS)
     return is_part or unicodedata.category(character).startswith("M")

@@ -16,7 +16,7 @@ from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.strings import Strings
 from danqing.engine.core.text_column import TextColumn
 from danqing.kernels.portable import resident
-from danqing.kernels.text.utf8 import find_strangers
+from danqing.kernels.text.utf8 import find_unknown
 from danqing.kernels.text.wordpiece import build_tables, lower_case, token_ids
 from danqing.trt_models.card import TokenInput
 from danqing.trt_models.run.known_characters import known_characters
@@ -79,10 +79,10 @@ class SentencePiece:
         return TokenRows(ids, lengths, ((ids == self._unknown) & inside).sum(1, dtype=np.int32))
 
     def count_unknown(self, texts: TextColumn, device: Device) -> np.ndarray:
-        """Counts [UNK] as `encode` does: int32 (texts,), on the host. Tokenizes only texts that can have some."""
+        """Counts [UNK] as `encode` does: int32 (texts,), on the host. Tokenizes only the texts that can have [UNK]."""
         rows = texts.strings(device).of_one_type()
         found = device.xp.empty(rows.rows, np.bool_)
-        find_strangers.launch(device, rows.rows, rows, resident(device, self._known), found)
+        find_unknown.launch(device, rows.rows, rows, resident(device, self._known), found)
         doubtful = np.flatnonzero(device.down(found))
         counts = np.zeros(len(texts), np.int32)
         counts[doubtful] = self.encode(texts.take(doubtful), device).unknown

@@ -27,7 +27,7 @@ def group_equal(values: np.ndarray) -> np.ndarray:
     >>> group_equal(np.array([7, 3, 7])).tolist()
     [0, 1, 0]
     """
-    columns = values.reshape(len(values), -1).T
+    columns = np.atleast_2d(values.T)
     order = np.argsort(columns[0], kind="stable")
     begins = _changes(columns[0][order])
     for column in columns[1:]:

@@ -14,6 +14,7 @@ from danqing.engine.decide.dedup.fingerprints import group_equal, group_hashes
 from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.index import INDEXES
 from danqing.engine.decide.dedup.products import PRODUCTS
+from tests.engine.decide.runs import on_circle
 
 
 def crowd(seed: int, rows: int = 300, dimension: int = 24) -> np.ndarray:
@@ -30,11 +31,6 @@ def spread(found: groups.Groups, rows: int) -> tuple[np.ndarray, np.ndarray, np.
     group[found.members], representative[found.members] = found.group, found.representative
     distance[found.members] = found.distance
     return group, representative, distance
-
-
-def on_circle(*degrees: float) -> np.ndarray:
-    angles = np.deg2rad(degrees)
-    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float16)
 
 
 def gaps(vectors: np.ndarray) -> np.ndarray:

@@ -149,6 +149,8 @@ def test_a_list_of_another_decision_is_refused(run: Run, recipe: Recipe, device:
     decide(run, later, device)  # the same rows are compared
     again = list_tasks(run, recipe_of(tmp_path, RECIPE, "words.min=5"), 3, device)
     assert again is not None and again.rows < tasks.rows and not tasks.path(run, 0).exists()
+    with pytest.raises(DanqingError, match="write the list again"):  # a task that began before the list was replaced
+        run_task(run, tasks, 0, device)
     table = pq.read_table(run.scores_path(0)).replace_schema_metadata({b"danqing.features": b"another"})
     pq.write_table(table, run.scores_path(0))
     with pytest.raises(DanqingError, match="scored anew since the tasks were listed"):

@@ -341,6 +341,33 @@ def test_a_merge_notices_runs_that_changed(
         check_current(run)
 
 
+@pytest.mark.parametrize(
+    "compared",
+    [
+        "column: sha256, within: 0", "column: words, within: 0", "column: text_clean, within: 0.2",
+        "column: perceptual_hash, within: 3", "within: 0.1", "within: 0.1, recall: 0.9",
+    ],
+)  # fmt: skip
+def test_no_row_needs_to_reach_a_group_criterion(device: Device, tmp_path: Path, compared: str) -> None:
+    recipe = recipe_of(tmp_path, RECIPE.replace("within: 0.01", f'{compared}, "keep": "highest:words"'), "words.min=9")
+    given = columns(2, sha256=["a", "b"], text_clean=["a", "b"], perceptual_hash=np.arange(2, dtype=np.uint64))
+    run = make_run(tmp_path / "run", recipe, on_circle(0, 1), given)
+    assert decide(run, recipe, device).kept == 0
+
+
+def test_remote_features_are_not_read_before_they_are_compared(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", recipe, on_circle(0, 2), columns(2))
+    run.features_path(0).unlink()
+    with pytest.raises(DanqingError, match=r"features.*missing"):
+        read_scores(run, recipe)
+    monkeypatch.setattr("danqing.engine.decide.scores.RemotePath", Path)
+    scores = read_scores(run, recipe)
+    with pytest.raises(DanqingError, match=r"features.*missing"):
+        scores.columns.features(np.arange(2))
+
+
 def test_no_file_of_features_stays_open(recipe: Recipe, tmp_path: Path) -> None:
     rows, shards = 400, 40
     features = (np.arange(rows * 2) % 1000).astype(np.float16).reshape(rows, 2)
