@@ -24,10 +24,10 @@ def group_equal(values: np.ndarray) -> np.ndarray:
     Returns:
         int64 (rows,): the first row with the same value.
 
-    >>> group_equal(np.array([7, 3, 7])).tolist()
-    [0, 1, 0]
+    >>> group_equal(np.array([7, 3, 7])).tolist(), group_equal(np.array([])).tolist()
+    ([0, 1, 0], [])
     """
-    columns = values.reshape(len(values), -1).T
+    columns = values.T if values.ndim > 1 else values[None]
     order = np.argsort(columns[0], kind="stable")
     begins = _changes(columns[0][order])
     for column in columns[1:]:
