@@ -10,11 +10,10 @@ from typing import Any
 from markupsafe import Markup
 
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, Threshold
-from danqing.engine.report.characteristics import Figure
-from danqing.engine.report.figures import Mark, Plot, Series, border, histogram
-from danqing.engine.report.galleries import Tile
+from danqing.engine.report.figures import Figure, Mark, Plot, Series, border, histogram
 from danqing.engine.report.numbers import KINDS, Distribution, is_compared
 from danqing.engine.report.rows import units_of
+from danqing.engine.report.tiles import Tile
 from danqing.engine.report.view import View, slug
 
 COSINES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.4, -0.6)

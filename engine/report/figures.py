@@ -1,4 +1,4 @@
-"""Figures as SVG: axes, histograms, heat maps, horizontal bars, dots, and a cloud of words.
+"""Figures as SVG: axes, histograms, heat maps, horizontal bars and dots.
 
 Colours are CSS classes of the page (`templates/style.css`), so that a figure follows the page's light or dark theme;
 `standalone` adds them to a figure that is written to a file of its own.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -30,20 +31,31 @@ SKEW = 12.0
 """A range is drawn on a logarithmic axis if its 99.5th percentile is this many times its median."""
 LATIN_ADVANCE = 0.58
 """Width of a Latin letter in ems; a Han character has 1 em."""
-LINE_EM = 1.16
-"""Height of a line of text in ems."""
 CJK_START = 0x2E80
 """First code point of the characters that are one em wide."""
 VALUE_PIXELS = 102
 """Room for the text at the right of a bar."""
-CLOUD_WIDTH, CLOUD_HEIGHT = 960, 380
-CLOUD_MAX_PIXELS, CLOUD_MIN_PIXELS = 64, 13
-"""Font sizes of the most and the least frequent word of a cloud."""
-CLOUD_SHARE = 0.55
-"""Share of the cloud's area that words may take."""
-SPIRAL_STEPS, GOLDEN_RADIANS = 6000, 2.39996323
-CELL_PIXELS = 4
-"""Side of the squares that the boxes of a cloud's words are made of."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the report, for each of the runs side by side.
+
+    Attributes:
+        name: of its file.
+        title: its heading.
+        drawings: SVG of each run; None if the run has no such data.
+        notes: a line below each drawing.
+        numbers: what is drawn, for report.json.
+        wide: whether it takes the page's width.
+    """
+
+    name: str
+    title: str
+    drawings: Sequence[Markup | None]
+    notes: Sequence[str] = ()
+    numbers: Sequence[Any] = field(default_factory=list)
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,9 +201,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
 
 
-def svg(width: float, height: float, label: str, parts: Iterable[str]) -> Markup:
+def svg(width: float, height: float, label: str, parts: Iterable[str], left: float = 0, top: float = 0) -> Markup:
     """Wraps the parts of a drawing, which are markup, into an SVG element with an accessible name."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left:g} {top:g} {width:g} {height:g}" role="img" '
     return Markup(f'{head}aria-label="{escape(label)}">{"".join(parts)}</svg>')
 
 
@@ -435,52 +447,6 @@ def dots(label: str, points: np.ndarray, colours: Sequence[str], titles: Sequenc
         for (x, y), colour, title in zip(points.tolist(), colours, titles, strict=True)
     ]
     return svg(WIDTH, WIDTH, label, drawn)
-
-
-def word_cloud(label: str, words: Sequence[tuple[str, int]]) -> Markup:
-    """Draws words with a size that grows with the square root of their count.
-
-    Each word is put at the first place on a spiral from the centre, Vogel's, whose points are equally dense everywhere,
-    where its box meets no other box.
-
-    Args:
-        label: see `Plot`.
-        words: word and count, the most frequent first; those without room are left out.
-    """
-    most = words[0][1] if words else 1
-    area = sum(advance(word) * LINE_EM * count / most for word, count in words) or 1.0
-    largest = min(CLOUD_MAX_PIXELS, math.sqrt(CLOUD_SHARE * CLOUD_WIDTH * CLOUD_HEIGHT / area))
-    taken = np.zeros((CLOUD_HEIGHT // CELL_PIXELS, CLOUD_WIDTH // CELL_PIXELS), np.int32)
-    room = np.array(taken.shape[::-1])
-    steps = np.arange(SPIRAL_STEPS)
-    angles, radii = steps * GOLDEN_RADIANS, np.sqrt(steps / SPIRAL_STEPS)
-    spiral = np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None] * room * 0.62 + room / 2
-    parts = []
-    for rank, (word, count) in enumerate(words):
-        size = max(CLOUD_MIN_PIXELS, largest * math.sqrt(count / most))
-        cells = np.ceil(np.array([advance(word) * size + 6, LINE_EM * size]) / CELL_PIXELS).astype(int)
-        corners = np.floor(spiral - cells / 2).astype(int)
-        corners = corners[((corners >= 0) & (corners + cells <= room)).all(1)]
-        sums = np.pad(taken.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        (left, top), (right, bottom) = corners.T, (corners + cells).T
-        free = np.flatnonzero(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left] == 0)
-        if not len(free):
-            continue
-        (column, row), (columns, rows) = corners[free[0]].tolist(), cells.tolist()
-        taken[row : row + rows, column : column + columns] = 1
-        x, y = (column + columns / 2) * CELL_PIXELS, (row + rows / 2) * CELL_PIXELS
-        parts.append(
-            f'<text x="{x:.1f}" y="{y + 0.35 * size:.1f}" font-size="{size:.1f}" text-anchor="middle" '
-            f'class="word word{min(rank // 8, 3)}"><title>{escape(word)}: {count:,}</title>{escape(word)}</text>'
-        )
-    used = np.flatnonzero(taken.any(1)) * CELL_PIXELS
-    drawing = svg(CLOUD_WIDTH, CLOUD_HEIGHT, label, parts)
-    if not len(used):
-        return drawing
-    across = np.flatnonzero(taken.any(0)) * CELL_PIXELS
-    box = across[0], used[0], across[-1] - across[0] + CELL_PIXELS, used[-1] - used[0] + CELL_PIXELS
-    whole = f'viewBox="0 0 {CLOUD_WIDTH} {CLOUD_HEIGHT}"'
-    return Markup(str(drawing).replace(whole, f'viewBox="{" ".join(map(str, box))}"'))
 
 
 @cache

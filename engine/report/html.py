@@ -17,9 +17,9 @@ from danqing.engine.core.damage import read_damage
 from danqing.engine.core.files import commit
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.report.characteristics import Figure, characteristics, text_quality
+from danqing.engine.report.characteristics import characteristics, text_quality
 from danqing.engine.report.criterion import criterion_items
-from danqing.engine.report.figures import Bar, bars, standalone
+from danqing.engine.report.figures import Bar, Figure, bars, standalone
 from danqing.engine.report.numbers import KINDS, Distribution, is_compared
 from danqing.engine.report.page import json_in_html, template_text, write_page
 from danqing.engine.report.rows import SAMPLE_ROWS

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from danqing.engine.report.figures import dots
-from danqing.engine.report.galleries import Place, positions
+from danqing.engine.report.galleries import Place
+from danqing.engine.report.tiles import positions
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import reading

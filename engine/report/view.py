@@ -12,10 +12,10 @@ from typing import Any
 from danqing.engine.core.damage import read_damage
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
-from danqing.engine.report.galleries import Tile, Tiles
 from danqing.engine.report.numbers import Distribution, Numbers, collect
 from danqing.engine.report.paper import paper_shares
 from danqing.engine.report.rows import Sample, draw_sample
+from danqing.engine.report.tiles import Tile, Tiles
 from danqing.engine.report.topic_map import topic_map, topic_places, topic_rows
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run

@@ -25,13 +25,14 @@ from danqing.engine.decide.scores import read_scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.phases import curate, decide_run
 from danqing.engine.recipe.reading import load_recipe, recipe_from_dict
-from danqing.engine.report import characteristics, figures, galleries, html, numbers, rows, view
-from danqing.engine.report.figures import Scale, word_cloud
-from danqing.engine.report.galleries import thumbnail
+from danqing.engine.report import characteristics, figures, galleries, html, numbers, rows, tiles, view
+from danqing.engine.report.figures import Scale
 from danqing.engine.report.page import json_in_html, write_page
 from danqing.engine.report.paper import COLLECTED, LEFT, paper_shares
 from danqing.engine.report.rows import draw_sample
+from danqing.engine.report.tiles import thumbnail
 from danqing.engine.report.view import View
+from danqing.engine.report.word_cloud import CLOUD_HEIGHT, CLOUD_WIDTH, word_cloud
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.sources import find_shards, open_shard
@@ -263,7 +264,7 @@ def test_words_of_a_cloud_do_not_overlap() -> None:
         boxes.append((float(x) - half, float(x) + half, float(y) - 0.85 * pixels, float(y) + 0.15 * pixels))
     assert len(boxes) > 40
     for at, (left, right, top, bottom) in enumerate(boxes):
-        assert left >= 0 and right <= figures.CLOUD_WIDTH and top >= 0 and bottom <= figures.CLOUD_HEIGHT
+        assert left >= 0 and right <= CLOUD_WIDTH and top >= 0 and bottom <= CLOUD_HEIGHT
         assert not any(left < r and x < right and top < b and t < bottom for x, r, t, b in boxes[:at])
 
 
@@ -286,6 +287,6 @@ def test_the_papers_shares_belong_to_its_own_steps() -> None:
     assert paper_shares(Funnel("x", 1, ())) == {}
 
 
-@pytest.mark.parametrize("module", [characteristics, figures, galleries, html, numbers, rows, view])
+@pytest.mark.parametrize("module", [characteristics, figures, galleries, html, numbers, rows, tiles, view])
 def test_examples_run(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
