@@ -149,7 +149,9 @@ def _sizes(samples: Sequence[Sample]) -> Figure | None:
         )
         drawings.append(heat_map(plot, scale, scale, counts))
         numbers.append({"edges": edges.tolist(), "counts": counts.astype(int).tolist()})
-    return Figure("sizes", "Width and height", drawings, ["kept pictures; darker means more"] * len(found), numbers)
+    return Figure(
+        "sizes", "Width and height", drawings, ["kept pictures; a stronger colour means more"] * len(found), numbers
+    )
 
 
 def _ranked(

@@ -33,8 +33,10 @@ LATIN_ADVANCE = 0.58
 """Width of a Latin letter in ems; a Han character has 1 em."""
 CJK_START = 0x2E80
 """First code point of the characters that are one em wide."""
-VALUE_PIXELS = 102
-"""Room for the text at the right of a bar."""
+BAR_PIXELS, VALUE_PIXELS = 180, 102
+"""Widths of a horizontal bar of full length, and of the text at its right."""
+LABEL_EM = 12
+"""Pixels of an em of a bar's label; the page enlarges labels by a little on narrow screens."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ class _Frame:
         if self.plot.upper:
             parts += [line(LEFT, self.top, WIDTH - RIGHT, self.top, "axis")]
             parts += [text(WIDTH - RIGHT, TOP - 6, self.plot.upper_label, "label", "end")]
-        return [*parts, text(2, TOP - 9, self.plot.up, "label", "start")] if self.plot.up else parts
+        return [*parts, text(2, TOP - 11, self.plot.up, "label", "start")] if self.plot.up else parts
 
     def movable(self) -> list[str]:
         """The lines that the page's script moves, hidden until then."""
@@ -307,17 +309,17 @@ def histogram(
     for at, (left, right) in enumerate(pairwise(edges.tolist())):
         x, width = frame.x(left), frame.x(right) - frame.x(left)
         gap = min(1.0, width * 0.15)
-        base, told = 0.0, list[str]()
+        base, lines = 0.0, list[str]()
         for s in series:
             if count := s.counts[at]:
                 top, below = frame.y(base + count), frame.y(base)
                 parts.append(rect(x + gap / 2, top, width - gap, max(below - top, 0.6), s.kind))
                 base += count
-                told.append(f"{s.name}: {count:,.0f}")
-        if told:
+                lines.append(f"{s.name}: {count:,.0f}")
+        if lines:
             unit = right - left == 1 and float(left + 0.5).is_integer()
             place = f"{left + 0.5:g}" if unit else f"{number(left)} – {number(right)}"
-            parts.append(rect(x, frame.top, width, frame.bottom - frame.top, "hit", f"{place}\n" + "\n".join(told)))
+            parts.append(rect(x, frame.top, width, frame.bottom - frame.top, "hit", f"{place}\n" + "\n".join(lines)))
     for mark in marks:
         parts += frame.mark(mark)
     return svg(WIDTH, plot.height, plot.label, [*parts, *frame.movable()])
@@ -344,7 +346,7 @@ def border(edges: np.ndarray, key: str, bound: float) -> float:
 
 
 def heat_map(plot: Plot, across: Scale, up: Scale, counts: np.ndarray) -> Markup:
-    """Draws counts of a plane as cells, darker for more.
+    """Draws counts of a plane as cells, in a stronger colour for more.
 
     Args:
         plot: labels.
@@ -372,14 +374,14 @@ class Bar:
     Attributes:
         label: at its left.
         value: its length.
-        told: text at its right.
+        text: at its right.
         reference: where a tick is drawn to compare with; None for none.
         link: address that the label leads to.
     """
 
     label: str
     value: float
-    told: str
+    text: str
     reference: float | None = None
     link: str = ""
 
@@ -395,23 +397,22 @@ def bars(label: str, rows: Sequence[Bar], longest: float = 0, kind: str = "kept"
         label_pixels: width of the labels; longer ones are cut.
     """
     pitch, thick = 20, 12
-    full = WIDTH - label_pixels - VALUE_PIXELS
     longest = longest or max([row.value for row in rows], default=1) or 1
     parts = []
     for at, row in enumerate(rows):
         y = at * pitch + 4
-        width = row.value / longest * full
-        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / 10.5), "name", "end")
+        width = row.value / longest * BAR_PIXELS
+        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / LABEL_EM), "name", "end")
         parts.append(f'<a href="{escape(row.link)}">{name}</a>' if row.link else name)
-        parts.append(rect(label_pixels, y, full, thick, "track"))
+        parts.append(rect(label_pixels, y, BAR_PIXELS, thick, "track"))
         parts.append(
-            rect(label_pixels, y, max(width, 0.8 if row.value else 0), thick, kind, f"{row.label}: {row.told}")
+            rect(label_pixels, y, max(width, 0.8 if row.value else 0), thick, kind, f"{row.label}: {row.text}")
         )
         if row.reference is not None:
-            x = label_pixels + row.reference / longest * full
+            x = label_pixels + row.reference / longest * BAR_PIXELS
             parts.append(line(x, y - 3, x, y + thick + 3, "reference"))
-        parts.append(text(label_pixels + full + 8, y + 10, row.told, "value"))
-    return svg(WIDTH, len(rows) * pitch + 6, label, parts)
+        parts.append(text(label_pixels + BAR_PIXELS + 8, y + 10, row.text, "value"))
+    return svg(label_pixels + BAR_PIXELS + VALUE_PIXELS, len(rows) * pitch + 6, label, parts)
 
 
 def clipped(content: str, ems: float) -> str:
@@ -439,7 +440,7 @@ def dots(label: str, points: np.ndarray, colours: Sequence[str], titles: Sequenc
         label: see `Plot`.
         points: float64 (n, 2), in 0 … 1.
         colours: CSS colour or variable of each dot.
-        titles: what a dot tells when the pointer rests on it.
+        titles: shown when the pointer rests on a dot.
     """
     drawn = [
         f'<circle cx="{x * WIDTH:.0f}" cy="{y * WIDTH:.0f}" r="3" fill="{escape(colour)}">'

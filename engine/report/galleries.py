@@ -71,7 +71,7 @@ class Galleries:
         for at, criterion in enumerate(recipe.criteria):
             names: tuple[str, ...] = (NEAREST, FARTHEST, RANDOM)
             if isinstance(criterion, Threshold):
-                names = (OUTSIDE, RANDOM) if is_flag(criterion.column) else (INSIDE, OUTSIDE, FARTHEST, RANDOM)
+                names = (RANDOM,) if is_flag(criterion.column) else (INSIDE, OUTSIDE, FARTHEST, RANDOM)
             dropped[at] = {name: Best(SHOWN) for name in names}
         return cls(recipe, Best(KEPT_SHOWN), dropped)
 
@@ -82,18 +82,19 @@ class Galleries:
         for at, galleries in self.dropped.items():
             criterion, dropped = self.recipe.criteria[at], rows.dropped_by == at
             if isinstance(criterion, Threshold):
-                bounds = np.array(criterion.interval.bounds)
-                away = np.abs(scores[at][:, None] - bounds).min(1)
-                known = np.isfinite(away)
-                if INSIDE in galleries:
-                    galleries[INSIDE].add(rows, kept & known, away)
+                away = np.abs(scores[at][:, None] - np.array(criterion.interval.bounds)).min(1)
             else:
                 away = rows.numbers("distance")
-                known = np.isfinite(away)
-            galleries[OUTSIDE if OUTSIDE in galleries else NEAREST].add(rows, dropped & known, away)
-            if FARTHEST in galleries:
-                galleries[FARTHEST].add(rows, dropped & known, -away)
-            galleries[RANDOM].add(rows, dropped)
+            known = np.isfinite(away)
+            chosen = {
+                INSIDE: (kept & known, away),
+                OUTSIDE: (dropped & known, away),
+                NEAREST: (dropped & known, away),
+                FARTHEST: (dropped & known, -away),
+                RANDOM: (dropped, None),
+            }
+            for name, best in galleries.items():
+                best.add(rows, *chosen[name])
 
     def chosen(self, at: int) -> dict[str, list[Place]]:
         """The galleries of a criterion; those whose rows are all in an earlier one are left out."""

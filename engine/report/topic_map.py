@@ -76,4 +76,4 @@ def _read_map(run: Run) -> pa.Table:
 
 def colour_of(number: int) -> str:
     """The colour of a topic, as CSS; -1 is no topic."""
-    return f"hsl({number * GOLDEN_ANGLE % 360:.0f} 60% 50%)" if number >= 0 else "#9aa4b244"
+    return f"hsl({number * GOLDEN_ANGLE % 360:.0f} 60% 50%)" if number >= 0 else "#9aa4b288"

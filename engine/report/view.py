@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from danqing.engine.core.damage import read_damage
@@ -111,10 +111,10 @@ class View:
         sampled = "all rows" if self.sample.is_whole else f"{len(self.sample.table):,} rows, chosen by hash"
         device = manifest.get("machine", {}).get("device")
         rate = f" ({self.funnel.collected / seconds:,.1f} pairs/s)" if seconds else ""
-        facts = [
+        return [
             (
                 "Input",
-                f"{len(shards):,} shards, {size / 1e6:,.1f} MB, in {_shared_folder(folders)}" if shards else "none",
+                f"{len(shards):,} shards, {size / 1e6:,.1f} MB, in {shared_folder(folders)}" if shards else "none",
             ),
             ("Recipe", f"{self.recipe.name}, hash {decided.get('recipe_hash', '')}"),
             ("Scored", f"{times.get('started', 'unknown')}{f' on {device}' if device else ''}"),
@@ -122,9 +122,8 @@ class View:
             ("Engine version", str(manifest.get("engine", "unknown"))),
             ("Rows with an error", f"{failed:,} ({failed / max(self.funnel.collected, 1):.2%})"),
             ("Damaged input", f"{damage:,} places" if damage else "none"),
-            ("Characteristics are of", sampled),
+            ("Characteristics from", sampled),
         ]
-        return facts
 
     @property
     def notes(self) -> list[str]:
@@ -147,7 +146,7 @@ class View:
             {
                 "role": role.replace("_", " "),
                 "name": model["name"],
-                "file": str(model.get("onnx", model["card"]))[:16],
+                "hash": str(model.get("onnx", model["card"]))[:16],
                 "engines": ", ".join(
                     f"{digest[:16]} ({shards:,} shards)" for digest, shards in engines.get(role, {}).items()
                 ),
@@ -160,19 +159,28 @@ class View:
         topics = self.found_topics
         if topics is None:
             return None
-        told = (
-            f"{len(topics.topics):,} topics among {topics.sample:,} of {topics.kept:,} kept captions; {topics.loose:,} "
-            "captions are in none."
+        summary = (
+            f"{len(topics.topics):,} topics of {topics.sample:,} captions, out of {topics.kept:,} kept ones; "
+            f"{topics.loose:,} captions are in no topic."
         )
         galleries = [(heading, self.tiles.tiles(places)) for heading, places in self.topic_places.items()]
-        return {"told": told, "map": topic_map(self.run, topics), "rows": topic_rows(topics), "galleries": galleries}
+        return {
+            "summary": summary,
+            "map": topic_map(self.run, topics),
+            "rows": topic_rows(topics),
+            "galleries": galleries,
+        }
 
 
-def _shared_folder(folders: set[str]) -> str:
-    try:
-        return os.path.commonpath(folders)
-    except ValueError:  # addresses and local paths
-        return f"{len(folders):,} folders"
+def shared_folder(folders: Iterable[str]) -> str:
+    """The folder that holds all folders, which may be addresses, or their number if there is none.
+
+    >>> shared_folder(["s3://bucket/a/b", "s3://bucket/a/c"]), shared_folder(["s3://bucket/a", "/data"])
+    ('s3://bucket/a', '2 folders')
+    """
+    parts = [folder.split("/") for folder in folders]
+    shared = "/".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False)))
+    return shared if shared.strip("/") and not shared.endswith(":/") else f"{len(parts):,} folders"
 
 
 def _duration(seconds: float) -> str:

@@ -60,11 +60,11 @@ def word_cloud(label: str, words: Sequence[tuple[str, int]]) -> Markup:
         )
     if not parts:
         return svg(CLOUD_WIDTH, CLOUD_HEIGHT, label, parts)
-    (left, width), (top, height) = (_extent(taken.any(axis)) for axis in (0, 1))
+    (left, width), (top, height) = (_extent(taken.sum(axis)) for axis in (0, 1))
     return svg(width, height, label, parts, left, top)
 
 
 def _extent(used: np.ndarray) -> tuple[int, int]:
-    """First pixel and number of pixels of the cells that are used."""
+    """First pixel and number of pixels of the range of cells that are used."""
     at = np.flatnonzero(used)
     return int(at[0]) * CELL_PIXELS, int(at[-1] - at[0] + 1) * CELL_PIXELS
