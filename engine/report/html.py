@@ -86,11 +86,12 @@ def write_report(
     with commit(folder / f"{name}.json", "w") as file:
         file.write(json.dumps({"runs": content} if other else content[0], ensure_ascii=False) + "\n")
     if figures:
-        _write_figures(figures, drawn)
+        write_figures(figures, drawn)
     return page
 
 
-def _write_figures(folder: Path, figures: Iterable[Figure]) -> None:
+def write_figures(folder: Path, figures: Iterable[Figure]) -> None:
+    """Writes each drawing of figures as SVG; those of two runs have `-a` and `-b` in their names."""
     for figure in figures:
         several = len(figure.drawings) > 1
         for letter, drawing in zip("ab", figure.drawings, strict=False):
