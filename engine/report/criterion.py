@@ -14,7 +14,7 @@ from danqing.engine.report.figures import Figure, Mark, Plot, Series, border, hi
 from danqing.engine.report.numbers import KINDS, Distribution, is_compared
 from danqing.engine.report.rows import units_of
 from danqing.engine.report.tiles import Tile
-from danqing.engine.report.view import View, slug
+from danqing.engine.report.view import View, counted, slug
 
 COSINES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.4, -0.6)
 """Ticks of the second axis of the alignment."""
@@ -84,7 +84,7 @@ def _explanation(criterion: Criterion, view: View) -> str:
     where = "the run" if share == 1 else f"a sample of {share:.2%} of the groups"
     return (
         f"{distance} In a chain of near pairs it can exceed the threshold. Near-duplicates in {where}: "
-        f"{sizes.total():,} groups, the largest with {max(sizes):,} pairs. "
+        f"{counted(sizes.total(), 'group')}, the largest with {max(sizes):,} pairs. "
         f"To use another threshold: danqing decide --set {criterion.name}.within=…"
     )
 

@@ -115,7 +115,7 @@ def _funnel_figure(views: Sequence[View]) -> Figure:
             for line in view.funnel.lines
         ]
         rows.insert(0, Bar("collected", 1.0 if view.funnel.collected else 0.0, f"{view.funnel.collected:,}"))
-        drawings.append(bars("Pairs left after each criterion", rows, longest=1, label_pixels=205))
+        drawings.append(bars("Pairs left after each criterion", rows, longest=1, label_pixels=225))
     return Figure("funnel", "Funnel", drawings)
 
 

@@ -34,6 +34,15 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w]+", "-", name.lower()).strip("-") or "criterion"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "shard"), counted(2000, "shard")
+    ('1 shard', '2,000 shards')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class FunnelLine:
     """One line of the table of the funnel."""
@@ -114,14 +123,16 @@ class View:
         return [
             (
                 "Input",
-                f"{len(shards):,} shards, {size / 1e6:,.1f} MB, in {shared_folder(folders)}" if shards else "none",
+                f"{counted(len(shards), 'shard')}, {size / 1e6:,.1f} MB, in {shared_folder(folders)}"
+                if shards
+                else "none",
             ),
             ("Recipe", f"{self.recipe.name}, hash {decided.get('recipe_hash', '')}"),
             ("Scored", f"{times.get('started', 'unknown')}{f' on {device}' if device else ''}"),
             ("Time of scoring", f"{_duration(seconds)}{rate}" if seconds else "unknown"),
             ("Engine version", str(manifest.get("engine", "unknown"))),
             ("Rows with an error", f"{failed:,} ({failed / max(self.funnel.collected, 1):.2%})"),
-            ("Damaged input", f"{damage:,} places" if damage else "none"),
+            ("Damaged input", counted(damage, "place") if damage else "none"),
             ("Characteristics from", sampled),
         ]
 
@@ -148,7 +159,7 @@ class View:
                 "name": model["name"],
                 "hash": str(model.get("onnx", model["card"]))[:16],
                 "engines": ", ".join(
-                    f"{digest[:16]} ({shards:,} shards)" for digest, shards in engines.get(role, {}).items()
+                    f"{digest[:16]} ({counted(shards, 'shard')})" for digest, shards in engines.get(role, {}).items()
                 ),
             }
             for role, model in self.run.manifest.get("models", {}).items()
@@ -160,8 +171,8 @@ class View:
         if topics is None:
             return None
         summary = (
-            f"{len(topics.topics):,} topics of {topics.sample:,} captions, out of {topics.kept:,} kept ones; "
-            f"{topics.loose:,} captions are in no topic."
+            f"{counted(len(topics.topics), 'topic')} of {topics.sample:,} captions, out of {topics.kept:,} kept ones; "
+            f"{counted(topics.loose, 'caption')} in no topic."
         )
         galleries = [(heading, self.tiles.tiles(places)) for heading, places in self.topic_places.items()]
         return {

@@ -243,7 +243,7 @@ def test_a_sample_is_about_as_large_as_asked_for(run: Run) -> None:
 def test_counts_of_a_sample_of_groups_say_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numbers, "MAX_GROUPS", 0.9 * Funnel.of(run).collected)
     page = html.write_report(run).read_text(encoding="utf-8")
-    assert "90.00% of the groups, chosen by hash," in page and "in a sample of 90.00% of the groups: 1 groups" in page
+    assert "90.00% of the groups, chosen by hash," in page and "in a sample of 90.00% of the groups: 1 group," in page
 
 
 def test_texts_are_escaped(tmp_path: Path) -> None:
