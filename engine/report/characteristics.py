@@ -104,7 +104,7 @@ def _histogram(name: str, title: str, across: str, samples: Sequence[Sample], va
         up = "pairs" if all(sample.is_whole for sample in samples) else "pairs of the sample"
         drawings.append(histogram(Plot(f"{title}: histogram of {across}", across, up), scale, edges, series))
         notes.append(
-            "; ".join(f"{which} {_summary(part)}" for which, part in (("kept", kept), ("all", every)) if len(part))
+            "; ".join(f"{which}: {_summary(part)}" for which, part in (("kept", kept), ("all", every)) if len(part))
         )
         numbers.append(
             {"edges": edges.tolist(), "kept": counts[0].tolist(), "all": counts[1].tolist(), "summary": _moments(kept)}

@@ -115,18 +115,13 @@ class View:
         manifest, shards = self.run.manifest, self.run.shards
         times, decided = manifest.get("times", {}), manifest["decided"]
         seconds, size = times.get("score_seconds"), sum(shard.bytes for shard in shards)
-        folders = {str(shard.path.parent) for shard in shards}
+        folder = f", in {shared_folder({str(shard.path.parent) for shard in shards})}" if shards else ""
         failed, damage = self.numbers.errors.total(), len(read_damage(self.run.folder))
         sampled = "all rows" if self.sample.is_whole else f"{len(self.sample.table):,} rows, chosen by hash"
         device = manifest.get("machine", {}).get("device")
         rate = f" ({self.funnel.collected / seconds:,.1f} pairs/s)" if seconds else ""
         return [
-            (
-                "Input",
-                f"{counted(len(shards), 'shard')}, {size / 1e6:,.1f} MB, in {shared_folder(folders)}"
-                if shards
-                else "none",
-            ),
+            ("Input", f"{counted(len(shards), 'shard')}, {size / 1e6:,.1f} MB{folder}"),
             ("Recipe", f"{self.recipe.name}, hash {decided.get('recipe_hash', '')}"),
             ("Scored", f"{times.get('started', 'unknown')}{f' on {device}' if device else ''}"),
             ("Time of scoring", f"{_duration(seconds)}{rate}" if seconds else "unknown"),
