@@ -85,14 +85,14 @@ class Drawing:
 
     Attributes:
         title: its heading.
-        told: what it shows.
+        caption: what it shows.
         drawing: the SVG.
         key: names of its colours, with their numbers.
         wide: whether a narrow screen scrolls it.
     """
 
     title: str
-    told: str
+    caption: str
     drawing: Markup
     key: Sequence[tuple[str, int]] = ()
     wide: bool = False
@@ -121,8 +121,8 @@ def write_profile(path: Path, profile: Profile, events: Sequence[Event], reading
     ]
     if any(reading.gpu for reading in readings):
         gpu = [(reading.at - start, reading.gpu.busy) for reading in readings if reading.gpu]
-        told = "Share of the time in which kernels ran."
-        figures.append(Drawing("GPU", told, _curve("GPU busy (%)", profile, gpu)))
+        caption = "Share of the time in which kernels ran."
+        figures.append(Drawing("GPU", caption, _curve("GPU busy (%)", profile, gpu)))
     write_page(
         path,
         "profile.html",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -13,10 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from danqing.engine.core.device import open_device
-from danqing.engine.core.strings import Strings
 from danqing.engine.report.figures import (
     Bar,
+    Figure,
     Plot,
     Scale,
     Series,
@@ -25,41 +23,17 @@ from danqing.engine.report.figures import (
     heat_map,
     histogram,
     number,
-    word_cloud,
 )
 from danqing.engine.report.rows import Sample, are_integers
-from danqing.engine.stages.dictionary import open_dictionary
+from danqing.engine.report.word_cloud import word_cloud
+from danqing.engine.report.words import words_of
 from danqing.engine.stages.hosts import host_of
-from danqing.kernels.text.captions import content_words
 
 DOMAINS_SHOWN, WORDS_SHOWN, CLOUD_WORDS, CATEGORIES_SHOWN = 40, 20, 120, 12
 SEGMENTED_CAPTIONS = 20_000
 """Maximum number of kept captions of the sample whose words are counted."""
-SEGMENT_ROWS = 5_000
-"""Captions that are segmented in one call."""
 MAP_BINS = 36
 """Columns and rows of the map of widths and heights."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of the report, for each of the runs side by side.
-
-    Attributes:
-        name: of its file.
-        title: its heading.
-        drawings: SVG of each run; None if the run has no such data.
-        notes: a line below each drawing.
-        numbers: what is drawn, for report.json.
-        wide: whether it takes the page's width.
-    """
-
-    name: str
-    title: str
-    drawings: Sequence[Markup | None]
-    notes: Sequence[str] = ()
-    numbers: Sequence[Any] = field(default_factory=list)
-    wide: bool = False
 
 
 Values = Callable[[Sample, bool], np.ndarray]
@@ -130,7 +104,7 @@ def _histogram(name: str, title: str, across: str, samples: Sequence[Sample], va
         up = "pairs" if all(sample.is_whole for sample in samples) else "pairs of the sample"
         drawings.append(histogram(Plot(f"{title}: histogram of {across}", across, up), scale, edges, series))
         notes.append(
-            "; ".join(f"{which} {_summary(part)}" for which, part in (("kept", kept), ("all", every)) if len(part))
+            "; ".join(f"{which}: {_summary(part)}" for which, part in (("kept", kept), ("all", every)) if len(part))
         )
         numbers.append(
             {"edges": edges.tolist(), "kept": counts[0].tolist(), "all": counts[1].tolist(), "summary": _moments(kept)}
@@ -175,7 +149,9 @@ def _sizes(samples: Sequence[Sample]) -> Figure | None:
         )
         drawings.append(heat_map(plot, scale, scale, counts))
         numbers.append({"edges": edges.tolist(), "counts": counts.astype(int).tolist()})
-    return Figure("sizes", "Width and height", drawings, ["kept pictures; darker means more"] * len(found), numbers)
+    return Figure(
+        "sizes", "Width and height", drawings, ["kept pictures; a stronger colour means more"] * len(found), numbers
+    )
 
 
 def _ranked(
@@ -244,7 +220,7 @@ def _words(samples: Sequence[Sample]) -> list[Figure]:
     for sample in samples:
         captions = sample.texts("text_clean", True) or sample.texts("caption", True)
         chosen = np.linspace(0, len(captions) - 1, min(SEGMENTED_CAPTIONS, len(captions))).astype(int)
-        found = count_words([captions[at] for at in chosen.tolist()])
+        found = Counter(word for words in words_of([captions[at] for at in chosen.tolist()]) for word in words)
         ranked = sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))
         total = max(found.total(), 1)
         rows = [Bar(word, times, f"{times:,} {_percent(times / total)}") for word, times in ranked[:WORDS_SHOWN]]
@@ -259,15 +235,3 @@ def _words(samples: Sequence[Sample]) -> list[Figure]:
         Figure("frequent-words", "Most frequent words", drawn, notes, numbers),
         Figure("word-cloud", "Word cloud", clouds, wide=True),
     ]
-
-
-def count_words(captions: Sequence[str]) -> Counter[str]:
-    """Counts the nouns, verbs and adjectives of captions, without stop words."""
-    found: Counter[str] = Counter()
-    with open_device() as host:
-        for start in range(0, len(captions), SEGMENT_ROWS):
-            for words in content_words(
-                host, Strings.of(list(captions[start : start + SEGMENT_ROWS])), open_dictionary()
-            ):
-                found.update(words)
-    return found

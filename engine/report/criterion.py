@@ -10,12 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, Threshold
-from danqing.engine.report.characteristics import Figure
-from danqing.engine.report.figures import Mark, Plot, Series, border, histogram
-from danqing.engine.report.galleries import Tile
+from danqing.engine.report.figures import Figure, Mark, Plot, Series, border, histogram
 from danqing.engine.report.numbers import KINDS, Distribution, is_compared
 from danqing.engine.report.rows import units_of
-from danqing.engine.report.view import View, slug
+from danqing.engine.report.tiles import Tile
+from danqing.engine.report.view import View, counted, slug
 
 COSINES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.4, -0.6)
 """Ticks of the second axis of the alignment."""
@@ -30,7 +29,7 @@ class CriterionItem:
     anchor: str
     title: str
     rule: str
-    told: str
+    counts: str
     figure: Figure | None
     what_if: dict[str, Any] | None
     explanation: str
@@ -47,13 +46,12 @@ def _item(views: Sequence[View], criterion: Criterion) -> CriterionItem:
     name = criterion.name
     lines = [next((line for line in view.funnel.lines if line.criterion == name), None) for view in views]
     distributions = [view.distributions.get(name) for view in views]
-    told = []
+    counts = []
     for letter, line in zip("AB", lines, strict=False):
         if line:
             which = f"{letter}: " if len(views) > 1 else ""
-            told.append(
-                f"{which}{line.left + line.dropped:,} pairs reached it, {line.dropped:,} dropped ({line.share:.2%})"
-            )
+            reached = f"{which}{line.left + line.dropped:,} pairs reached this criterion"
+            counts.append(f"{reached}; it dropped {line.dropped:,} ({line.share:.2%})")
     rules = [line.measured_rule for line in lines if line]
     galleries = []
     for view in views:
@@ -67,7 +65,7 @@ def _item(views: Sequence[View], criterion: Criterion) -> CriterionItem:
         f"criterion-{slug(name)}",
         criterion.step or name,
         " · ".join(dict.fromkeys(rules)) or criterion.rule,
-        "; ".join(told),
+        ". ".join(counts),
         _criterion_figure(name, distributions) if any(distributions) else None,
         single.what_if() if single else None,
         _explanation(criterion, views[0]) if len(views) == 1 else "",
@@ -79,13 +77,15 @@ def _explanation(criterion: Criterion, view: View) -> str:
     if not is_compared(criterion):
         return ""
     sizes = view.numbers.group_sizes
+    distance = "The distance from each dropped pair to the pair that was kept in its place."
     if not sizes or not isinstance(criterion, Redundancy):
-        return "The distance of each dropped pair to the one that was kept in its place."
-    groups, largest = sizes.total(), max(sizes)
+        return distance
+    share = view.numbers.groups_share
+    where = "the run" if share == 1 else f"a sample of {share:.2%} of the groups"
     return (
-        "The distance of each dropped pair to the one that was kept in its place; in a chain of near pairs it can "
-        f"exceed the threshold. Near-duplicates of the whole run: {groups:,} groups, the largest of {largest:,} pairs. "
-        f"Another distance needs another search: danqing decide --set {criterion.name}.within=…"
+        f"{distance} In a chain of near pairs it can exceed the threshold. Near-duplicates in {where}: "
+        f"{counted(sizes.total(), 'group')}, the largest with {max(sizes):,} pairs. "
+        f"To use another threshold: danqing decide --set {criterion.name}.within=…"
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures as SVG: axes, histograms, heat maps, horizontal bars, dots, and a cloud of words.
+"""Figures as SVG: axes, histograms, heat maps, horizontal bars and dots.
 
 Colours are CSS classes of the page (`templates/style.css`), so that a figure follows the page's light or dark theme;
 `standalone` adds them to a figure that is written to a file of its own.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -30,20 +31,33 @@ SKEW = 12.0
 """A range is drawn on a logarithmic axis if its 99.5th percentile is this many times its median."""
 LATIN_ADVANCE = 0.58
 """Width of a Latin letter in ems; a Han character has 1 em."""
-LINE_EM = 1.16
-"""Height of a line of text in ems."""
 CJK_START = 0x2E80
 """First code point of the characters that are one em wide."""
-VALUE_PIXELS = 102
-"""Room for the text at the right of a bar."""
-CLOUD_WIDTH, CLOUD_HEIGHT = 960, 380
-CLOUD_MAX_PIXELS, CLOUD_MIN_PIXELS = 64, 13
-"""Font sizes of the most and the least frequent word of a cloud."""
-CLOUD_SHARE = 0.55
-"""Share of the cloud's area that words may take."""
-SPIRAL_STEPS, GOLDEN_RADIANS = 6000, 2.39996323
-CELL_PIXELS = 4
-"""Side of the squares that the boxes of a cloud's words are made of."""
+BAR_PIXELS, VALUE_PIXELS = 180, 102
+"""Widths of a horizontal bar of full length, and of the text at its right."""
+LABEL_EM = 12
+"""Pixels of an em of a bar's label; the page enlarges labels by a little on narrow screens."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the report, for each of the runs side by side.
+
+    Attributes:
+        name: of its file.
+        title: its heading.
+        drawings: SVG of each run; None if the run has no such data.
+        notes: a line below each drawing.
+        numbers: what is drawn, for report.json.
+        wide: whether it takes the page's width.
+    """
+
+    name: str
+    title: str
+    drawings: Sequence[Markup | None]
+    notes: Sequence[str] = ()
+    numbers: Sequence[Any] = field(default_factory=list)
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,9 +203,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
 
 
-def svg(width: float, height: float, label: str, parts: Iterable[str]) -> Markup:
+def svg(width: float, height: float, label: str, parts: Iterable[str], left: float = 0, top: float = 0) -> Markup:
     """Wraps the parts of a drawing, which are markup, into an SVG element with an accessible name."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left:g} {top:g} {width:g} {height:g}" role="img" '
     return Markup(f'{head}aria-label="{escape(label)}">{"".join(parts)}</svg>')
 
 
@@ -254,7 +268,7 @@ class _Frame:
         if self.plot.upper:
             parts += [line(LEFT, self.top, WIDTH - RIGHT, self.top, "axis")]
             parts += [text(WIDTH - RIGHT, TOP - 6, self.plot.upper_label, "label", "end")]
-        return [*parts, text(2, TOP - 9, self.plot.up, "label", "start")] if self.plot.up else parts
+        return [*parts, text(2, TOP - 11, self.plot.up, "label", "start")] if self.plot.up else parts
 
     def movable(self) -> list[str]:
         """The lines that the page's script moves, hidden until then."""
@@ -295,17 +309,17 @@ def histogram(
     for at, (left, right) in enumerate(pairwise(edges.tolist())):
         x, width = frame.x(left), frame.x(right) - frame.x(left)
         gap = min(1.0, width * 0.15)
-        base, told = 0.0, list[str]()
+        base, lines = 0.0, list[str]()
         for s in series:
             if count := s.counts[at]:
                 top, below = frame.y(base + count), frame.y(base)
                 parts.append(rect(x + gap / 2, top, width - gap, max(below - top, 0.6), s.kind))
                 base += count
-                told.append(f"{s.name}: {count:,.0f}")
-        if told:
+                lines.append(f"{s.name}: {count:,.0f}")
+        if lines:
             unit = right - left == 1 and float(left + 0.5).is_integer()
             place = f"{left + 0.5:g}" if unit else f"{number(left)} – {number(right)}"
-            parts.append(rect(x, frame.top, width, frame.bottom - frame.top, "hit", f"{place}\n" + "\n".join(told)))
+            parts.append(rect(x, frame.top, width, frame.bottom - frame.top, "hit", f"{place}\n" + "\n".join(lines)))
     for mark in marks:
         parts += frame.mark(mark)
     return svg(WIDTH, plot.height, plot.label, [*parts, *frame.movable()])
@@ -332,7 +346,7 @@ def border(edges: np.ndarray, key: str, bound: float) -> float:
 
 
 def heat_map(plot: Plot, across: Scale, up: Scale, counts: np.ndarray) -> Markup:
-    """Draws counts of a plane as cells, darker for more.
+    """Draws counts of a plane as cells, in a stronger colour for more.
 
     Args:
         plot: labels.
@@ -360,14 +374,14 @@ class Bar:
     Attributes:
         label: at its left.
         value: its length.
-        told: text at its right.
+        text: at its right.
         reference: where a tick is drawn to compare with; None for none.
         link: address that the label leads to.
     """
 
     label: str
     value: float
-    told: str
+    text: str
     reference: float | None = None
     link: str = ""
 
@@ -383,23 +397,22 @@ def bars(label: str, rows: Sequence[Bar], longest: float = 0, kind: str = "kept"
         label_pixels: width of the labels; longer ones are cut.
     """
     pitch, thick = 20, 12
-    full = WIDTH - label_pixels - VALUE_PIXELS
     longest = longest or max([row.value for row in rows], default=1) or 1
     parts = []
     for at, row in enumerate(rows):
         y = at * pitch + 4
-        width = row.value / longest * full
-        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / 10.5), "name", "end")
+        width = row.value / longest * BAR_PIXELS
+        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / LABEL_EM), "name", "end")
         parts.append(f'<a href="{escape(row.link)}">{name}</a>' if row.link else name)
-        parts.append(rect(label_pixels, y, full, thick, "track"))
+        parts.append(rect(label_pixels, y, BAR_PIXELS, thick, "track"))
         parts.append(
-            rect(label_pixels, y, max(width, 0.8 if row.value else 0), thick, kind, f"{row.label}: {row.told}")
+            rect(label_pixels, y, max(width, 0.8 if row.value else 0), thick, kind, f"{row.label}: {row.text}")
         )
         if row.reference is not None:
-            x = label_pixels + row.reference / longest * full
+            x = label_pixels + row.reference / longest * BAR_PIXELS
             parts.append(line(x, y - 3, x, y + thick + 3, "reference"))
-        parts.append(text(label_pixels + full + 8, y + 10, row.told, "value"))
-    return svg(WIDTH, len(rows) * pitch + 6, label, parts)
+        parts.append(text(label_pixels + BAR_PIXELS + 8, y + 10, row.text, "value"))
+    return svg(label_pixels + BAR_PIXELS + VALUE_PIXELS, len(rows) * pitch + 6, label, parts)
 
 
 def clipped(content: str, ems: float) -> str:
@@ -427,7 +440,7 @@ def dots(label: str, points: np.ndarray, colours: Sequence[str], titles: Sequenc
         label: see `Plot`.
         points: float64 (n, 2), in 0 … 1.
         colours: CSS colour or variable of each dot.
-        titles: what a dot tells when the pointer rests on it.
+        titles: shown when the pointer rests on a dot.
     """
     drawn = [
         f'<circle cx="{x * WIDTH:.0f}" cy="{y * WIDTH:.0f}" r="3" fill="{escape(colour)}">'
@@ -435,52 +448,6 @@ def dots(label: str, points: np.ndarray, colours: Sequence[str], titles: Sequenc
         for (x, y), colour, title in zip(points.tolist(), colours, titles, strict=True)
     ]
     return svg(WIDTH, WIDTH, label, drawn)
-
-
-def word_cloud(label: str, words: Sequence[tuple[str, int]]) -> Markup:
-    """Draws words with a size that grows with the square root of their count.
-
-    Each word is put at the first place on a spiral from the centre, Vogel's, whose points are equally dense everywhere,
-    where its box meets no other box.
-
-    Args:
-        label: see `Plot`.
-        words: word and count, the most frequent first; those without room are left out.
-    """
-    most = words[0][1] if words else 1
-    area = sum(advance(word) * LINE_EM * count / most for word, count in words) or 1.0
-    largest = min(CLOUD_MAX_PIXELS, math.sqrt(CLOUD_SHARE * CLOUD_WIDTH * CLOUD_HEIGHT / area))
-    taken = np.zeros((CLOUD_HEIGHT // CELL_PIXELS, CLOUD_WIDTH // CELL_PIXELS), np.int32)
-    room = np.array(taken.shape[::-1])
-    steps = np.arange(SPIRAL_STEPS)
-    angles, radii = steps * GOLDEN_RADIANS, np.sqrt(steps / SPIRAL_STEPS)
-    spiral = np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None] * room * 0.62 + room / 2
-    parts = []
-    for rank, (word, count) in enumerate(words):
-        size = max(CLOUD_MIN_PIXELS, largest * math.sqrt(count / most))
-        cells = np.ceil(np.array([advance(word) * size + 6, LINE_EM * size]) / CELL_PIXELS).astype(int)
-        corners = np.floor(spiral - cells / 2).astype(int)
-        corners = corners[((corners >= 0) & (corners + cells <= room)).all(1)]
-        sums = np.pad(taken.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        (left, top), (right, bottom) = corners.T, (corners + cells).T
-        free = np.flatnonzero(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left] == 0)
-        if not len(free):
-            continue
-        (column, row), (columns, rows) = corners[free[0]].tolist(), cells.tolist()
-        taken[row : row + rows, column : column + columns] = 1
-        x, y = (column + columns / 2) * CELL_PIXELS, (row + rows / 2) * CELL_PIXELS
-        parts.append(
-            f'<text x="{x:.1f}" y="{y + 0.35 * size:.1f}" font-size="{size:.1f}" text-anchor="middle" '
-            f'class="word word{min(rank // 8, 3)}"><title>{escape(word)}: {count:,}</title>{escape(word)}</text>'
-        )
-    used = np.flatnonzero(taken.any(1)) * CELL_PIXELS
-    drawing = svg(CLOUD_WIDTH, CLOUD_HEIGHT, label, parts)
-    if not len(used):
-        return drawing
-    across = np.flatnonzero(taken.any(0)) * CELL_PIXELS
-    box = across[0], used[0], across[-1] - across[0] + CELL_PIXELS, used[-1] - used[0] + CELL_PIXELS
-    whole = f'viewBox="0 0 {CLOUD_WIDTH} {CLOUD_HEIGHT}"'
-    return Markup(str(drawing).replace(whole, f'viewBox="{" ".join(map(str, box))}"'))
 
 
 @cache

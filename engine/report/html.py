@@ -14,12 +14,13 @@ from markupsafe import Markup
 
 from danqing import __version__
 from danqing.engine.core.damage import read_damage
+from danqing.engine.core.escape import escaped
 from danqing.engine.core.files import commit
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.report.characteristics import Figure, characteristics, text_quality
+from danqing.engine.report.characteristics import characteristics, text_quality
 from danqing.engine.report.criterion import criterion_items
-from danqing.engine.report.figures import Bar, bars, standalone
+from danqing.engine.report.figures import Bar, Figure, bars, standalone
 from danqing.engine.report.numbers import KINDS, Distribution, is_compared
 from danqing.engine.report.page import json_in_html, template_text, write_page
 from danqing.engine.report.rows import SAMPLE_ROWS
@@ -85,17 +86,18 @@ def write_report(
     with commit(folder / f"{name}.json", "w") as file:
         file.write(json.dumps({"runs": content} if other else content[0], ensure_ascii=False) + "\n")
     if figures:
-        _write_figures(figures, drawn)
+        write_figures(figures, drawn)
     return page
 
 
-def _write_figures(folder: Path, figures: Iterable[Figure]) -> None:
+def write_figures(folder: Path, figures: Iterable[Figure]) -> None:
+    """Writes each drawing of figures as SVG; those of two runs have `-a` and `-b` in their names."""
     for figure in figures:
         several = len(figure.drawings) > 1
         for letter, drawing in zip("ab", figure.drawings, strict=False):
             if drawing is not None:
                 with commit(folder / f"{figure.name}{f'-{letter}' if several else ''}.svg", "w") as file:
-                    file.write(standalone(drawing))
+                    file.write(escaped(standalone(drawing)))
 
 
 def _funnel_figure(views: Sequence[View]) -> Figure:
@@ -113,7 +115,7 @@ def _funnel_figure(views: Sequence[View]) -> Figure:
             for line in view.funnel.lines
         ]
         rows.insert(0, Bar("collected", 1.0 if view.funnel.collected else 0.0, f"{view.funnel.collected:,}"))
-        drawings.append(bars("Pairs left after each criterion", rows, longest=1, label_pixels=205))
+        drawings.append(bars("Pairs left after each criterion", rows, longest=1, label_pixels=225))
     return Figure("funnel", "Funnel", drawings)
 
 
@@ -130,19 +132,19 @@ class Section:
 def _sections(views: Sequence[View]) -> list[Section]:
     samples = [view.sample for view in views]
     whole = all(sample.is_whole for sample in samples)
-    basis = "" if whole else f" Of a sample of about {SAMPLE_ROWS:,} pairs, chosen by hash."
+    basis = "" if whole else f" From a sample of about {SAMPLE_ROWS:,} pairs, chosen by hash."
     duplicates = [_group_figure(views)] if any(view.numbers.group_sizes for view in views) else []
     sections = [
         Section(
             "characteristics",
             "Characteristics",
-            f"What the pairs are, whatever the criteria say of them: kept pairs, and dropped ones above them.{basis}",
+            f"Properties of the pairs. In histograms, dropped pairs are stacked on kept ones.{basis}",
             [*characteristics(samples), *duplicates],
         ),
         Section(
             "text",
             "Text quality",
-            f"Words of the captions as jieba segments them; nouns, verbs and adjectives without stop words.{basis}",
+            f"Content words are nouns, verbs and adjectives without stop words, as jieba finds them.{basis}",
             text_quality(samples),
         ),
     ]
@@ -150,9 +152,9 @@ def _sections(views: Sequence[View]) -> list[Section]:
 
 
 def _group_figure(views: Sequence[View]) -> Figure:
-    drawings, numbers = [], []
+    drawings, notes, numbers = [], [], []
     for view in views:
-        sizes = view.numbers.group_sizes
+        sizes, share = view.numbers.group_sizes, view.numbers.groups_share
         rows = []
         for low, high in zip(GROUP_SIZES, (*GROUP_SIZES[1:], math.inf), strict=True):
             groups = sum(count for size, count in sizes.items() if low <= size < high)
@@ -162,10 +164,10 @@ def _group_figure(views: Sequence[View]) -> Figure:
             if low <= max(sizes, default=0):
                 rows.append(Bar(label, groups, f"{groups:,}"))
         drawings.append(bars("Groups of near-duplicates by number of pairs", rows, label_pixels=100) if sizes else None)
+        which = "groups" if share == 1 else f"{share:.2%} of the groups, chosen by hash,"
+        notes.append(f"{which} by their number of pairs")
         numbers.append({str(size): count for size, count in sorted(sizes.items())})
-    return Figure(
-        "group-sizes", "Groups of near-duplicates", drawings, ["groups by their number of pairs"] * len(views), numbers
-    )
+    return Figure("group-sizes", "Groups of near-duplicates", drawings, notes, numbers)
 
 
 def _contents(sections: Sequence[Section], views: Sequence[View]) -> list[tuple[str, str]]:

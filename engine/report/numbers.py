@@ -26,8 +26,8 @@ CANDIDATES = 100
 """Approximate number of values that a threshold can be moved to."""
 MAX_INTEGER_CANDIDATES = 160
 """Integers are all candidates if there are at most this many."""
-GROUPS_SAMPLED = 1_000_000
-"""Groups of near-duplicates are counted up to this number; of more, a sample by hash."""
+MAX_GROUPS = 1_000_000
+"""Approximate maximum number of groups that are counted; if a run has more rows, a sample of its groups, by hash."""
 MAX_ERROR_KINDS = 1000
 KINDS = ("kept", "dropped", "other")
 """Rows of a histogram: kept, dropped by this criterion, dropped by another one."""
@@ -113,6 +113,7 @@ class Numbers:
         distributions: of the criteria that have scores or distances, in the recipe's order.
         errors: kind of error → rows; numbers in errors are replaced by N.
         group_sizes: size → groups of near-duplicates.
+        groups_share: share of the groups that is counted.
         galleries: the rows to show.
     """
 
@@ -120,6 +121,7 @@ class Numbers:
     galleries: Galleries
     errors: Counter[str] = field(default_factory=Counter)
     group_sizes: Counter[int] = field(default_factory=Counter)
+    groups_share: float = 1.0
 
 
 def is_compared(criterion: Criterion) -> bool:
@@ -206,7 +208,7 @@ def collect(run: Run, recipe: Recipe, own: Sample, samples: Sequence[Sample], re
     first_compared = compared[0] if compared else len(criteria)
     planned = [plan_distribution(c, samples, recipes, at < first_compared) for at, c in enumerate(criteria)]
     numbers = Numbers([found for found in planned if found], Galleries.of(recipe))
-    share = min(1.0, GROUPS_SAMPLED / max(own.rows, 1))
+    numbers.groups_share = min(1.0, MAX_GROUPS / max(own.rows, 1))
     sizes: Counter[int] = Counter()
     for rows in read_rows(run, recipe, ["error", "gated_at", *recipe.columns]):
         judged = _Judged(rows, criteria, first_compared)
@@ -215,7 +217,7 @@ def collect(run: Run, recipe: Recipe, own: Sample, samples: Sequence[Sample], re
                 judged.count(at, found)
         numbers.galleries.add(rows, judged.scores)
         _count_errors(rows, numbers.errors)
-        _count_members(rows, share, sizes)
+        _count_members(rows, numbers.groups_share, sizes)
     numbers.group_sizes.update(Counter(size for size in sizes.values() if size > 1))
     return numbers
 

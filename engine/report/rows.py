@@ -22,7 +22,7 @@ DESCRIBED = (
     "aspect_ratio", "decode_format", "jpeg_quality",
 )  # fmt: skip
 """Columns whose distribution is shown whatever the criteria are."""
-VERDICT_COLUMNS = ("dropped_by", "group", "kept_instead", "distance")
+VERDICT_COLUMNS = ("dropped_by", "group", "distance")
 MIXERS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 """Factors of the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
 
@@ -63,6 +63,11 @@ def hash_uids(uids: pa.ChunkedArray) -> np.ndarray:
     for shift, factor in ((30, MIXERS[1]), (27, MIXERS[2])):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * factor
     return mixed ^ (mixed >> np.uint64(31))
+
+
+def hash_bound(size: int, rows: int) -> np.uint64:
+    """The bound that the hashes of about `size` of `rows` rows do not exceed."""
+    return np.uint64(min(size * 2**64 // max(rows, 1), 2**64 - 1))
 
 
 def read_rows(run: Run, recipe: Recipe, columns: Iterable[str]) -> Iterator[Rows]:
@@ -128,12 +133,12 @@ def draw_sample(run: Run, recipe: Recipe, rows: int, size: int = SAMPLE_ROWS) ->
         rows: number of rows of the run.
         size: approximate number of rows.
     """
-    bound = np.uint64(min(size * 2**64 // max(rows, 1), 2**64 - 1))
+    bound = hash_bound(size, rows)
     columns = [*DESCRIBED, *recipe.columns]
     tables = []
     for part in read_rows(run, recipe, columns):
         chosen = part.table.filter(pa.array(part.hash <= bound)) if rows > size else part.table
-        tables.append(chosen.select([name for name in chosen.column_names if name not in ("group", "kept_instead")]))
+        tables.append(chosen.drop_columns("group"))
     table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({"dropped_by": pa.nulls(0)})
     return Sample(rows, table, table["dropped_by"].is_null().to_numpy(zero_copy_only=False))
 

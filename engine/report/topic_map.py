@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from danqing.engine.report.figures import dots
-from danqing.engine.report.galleries import Place, positions
+from danqing.engine.report.galleries import Place
+from danqing.engine.report.tiles import positions
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import reading
@@ -75,4 +76,4 @@ def _read_map(run: Run) -> pa.Table:
 
 def colour_of(number: int) -> str:
     """The colour of a topic, as CSS; -1 is no topic."""
-    return f"hsl({number * GOLDEN_ANGLE % 360:.0f} 60% 50%)" if number >= 0 else "#9aa4b244"
+    return f"hsl({number * GOLDEN_ANGLE % 360:.0f} 60% 50%)" if number >= 0 else "#9aa4b288"

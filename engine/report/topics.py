@@ -17,31 +17,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.batch import Batch
-from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.progress import Progress
-from danqing.engine.core.strings import Strings
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.decide.funnel import Funnel
+from danqing.engine.report.rows import hash_bound, hash_uids
+from danqing.engine.report.words import words_of
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table
 from danqing.engine.stages import Context
-from danqing.engine.stages.dictionary import open_dictionary
 from danqing.engine.stages.embed import TextEmbedding, Tokens
 from danqing.engine.write.output import InputVerdicts, read_verdicts, verdicts_digest
 from danqing.engine.write.products import current_topics
-from danqing.kernels.text.captions import content_words
 
 MIN_CAPTIONS = 50
 SEED = 20260122
 UMAP_NEIGHBOURS, UMAP_DIMENSIONS = 15, 5
 """UMAP's n_neighbors and n_components."""
 WORDS_PER_TOPIC, EXAMPLES_PER_TOPIC = 10, 8
-SEGMENT_ROWS = 10_000
-"""Captions that are segmented in one call."""
-UID_COUNT = 1 << 128
-"""Number of possible uids."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ def open_libraries(device: Device) -> tuple[Any, Any]:
 def draw_sample(run: Run, sample: int) -> tuple[int, pa.Table]:
     """Draws a sample of the kept pairs, the same in every call.
 
-    uids are hashes, so the pairs with uids below a bound are a random sample, and no shard depends on the others.
+    The pairs whose uid has a hash below a bound are a random sample, and no shard depends on the others.
 
     Args:
         run: a decided run.
@@ -161,18 +156,16 @@ def draw_sample(run: Run, sample: int) -> tuple[int, pa.Table]:
         The number of kept pairs, and the columns `uid` and `caption` (cleaned, if the run has that) of about `sample`
         of them.
     """
-    import pyarrow.compute as pc  # here, to save the other commands its memory
-
     kept = Funnel.of(run).kept
-    below = f"{min(sample * UID_COUNT // max(kept, 1), UID_COUNT - 1):032x}"
+    bound = hash_bound(sample, kept)
     tables = []
     for shard in run.shards:
         names = scores_schema(run, shard.number).names
         caption = "text_clean" if "text_clean" in names else "caption"
         table = scores_table(run, shard.number, ["uid", caption])
         table = table.rename_columns(["uid", "caption"])
-        keep = verdicts_table(run, shard.number, ["keep"])["keep"]
-        tables.append(table.filter(pc.and_(keep, pc.less_equal(table["uid"], below))))
+        keep = verdicts_table(run, shard.number, ["keep"])["keep"].to_numpy()
+        tables.append(table.filter(pa.array(keep & (hash_uids(table["uid"]) <= bound))))
     return kept, pa.concat_tables(tables)
 
 
@@ -241,10 +234,7 @@ def topic_words(texts: list[str], labels: np.ndarray) -> list[tuple[str, ...]]:
     Returns:
         The words of each topic, in descending order of weight.
     """
-    words: list[list[str]] = []
-    with open_device() as host:
-        for start in range(0, len(texts), SEGMENT_ROWS):
-            words += content_words(host, Strings.of(texts[start : start + SEGMENT_ROWS]), open_dictionary())
+    words = list(words_of(texts))
     topic = np.repeat(labels, [len(found) for found in words])
     numbers: dict[str, int] = {}
     word = np.array([numbers.setdefault(w, len(numbers)) for found in words for w in found], np.int64)

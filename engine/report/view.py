@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from danqing.engine.core.damage import read_damage
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
-from danqing.engine.report.galleries import Tile, Tiles
 from danqing.engine.report.numbers import Distribution, Numbers, collect
 from danqing.engine.report.paper import paper_shares
 from danqing.engine.report.rows import Sample, draw_sample
+from danqing.engine.report.tiles import Tile, Tiles
 from danqing.engine.report.topic_map import topic_map, topic_places, topic_rows
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
@@ -32,6 +32,15 @@ def slug(name: str) -> str:
     'alt-text-2'
     """
     return re.sub(r"[^\w]+", "-", name.lower()).strip("-") or "criterion"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "shard"), counted(2000, "shard")
+    ('1 shard', '2,000 shards')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -106,25 +115,21 @@ class View:
         manifest, shards = self.run.manifest, self.run.shards
         times, decided = manifest.get("times", {}), manifest["decided"]
         seconds, size = times.get("score_seconds"), sum(shard.bytes for shard in shards)
-        folders = {str(shard.path.parent) for shard in shards}
+        folder = f", in {shared_folder({str(shard.path.parent) for shard in shards})}" if shards else ""
         failed, damage = self.numbers.errors.total(), len(read_damage(self.run.folder))
         sampled = "all rows" if self.sample.is_whole else f"{len(self.sample.table):,} rows, chosen by hash"
         device = manifest.get("machine", {}).get("device")
         rate = f" ({self.funnel.collected / seconds:,.1f} pairs/s)" if seconds else ""
-        facts = [
-            (
-                "Input",
-                f"{len(shards):,} shards, {size / 1e6:,.1f} MB, in {_shared_folder(folders)}" if shards else "none",
-            ),
+        return [
+            ("Input", f"{counted(len(shards), 'shard')}, {size / 1e6:,.1f} MB{folder}"),
             ("Recipe", f"{self.recipe.name}, hash {decided.get('recipe_hash', '')}"),
             ("Scored", f"{times.get('started', 'unknown')}{f' on {device}' if device else ''}"),
             ("Time of scoring", f"{_duration(seconds)}{rate}" if seconds else "unknown"),
             ("Engine version", str(manifest.get("engine", "unknown"))),
             ("Rows with an error", f"{failed:,} ({failed / max(self.funnel.collected, 1):.2%})"),
-            ("Damaged input", f"{damage:,} places" if damage else "none"),
-            ("Characteristics are of", sampled),
+            ("Damaged input", counted(damage, "place") if damage else "none"),
+            ("Characteristics from", sampled),
         ]
-        return facts
 
     @property
     def notes(self) -> list[str]:
@@ -147,9 +152,9 @@ class View:
             {
                 "role": role.replace("_", " "),
                 "name": model["name"],
-                "file": str(model.get("onnx", model["card"]))[:16],
+                "hash": str(model.get("onnx", model["card"]))[:16],
                 "engines": ", ".join(
-                    f"{digest[:16]} ({shards:,} shards)" for digest, shards in engines.get(role, {}).items()
+                    f"{digest[:16]} ({counted(shards, 'shard')})" for digest, shards in engines.get(role, {}).items()
                 ),
             }
             for role, model in self.run.manifest.get("models", {}).items()
@@ -160,19 +165,28 @@ class View:
         topics = self.found_topics
         if topics is None:
             return None
-        told = (
-            f"{len(topics.topics):,} topics among {topics.sample:,} of {topics.kept:,} kept captions; {topics.loose:,} "
-            "captions are in none."
+        summary = (
+            f"{counted(len(topics.topics), 'topic')} of {topics.sample:,} captions, out of {topics.kept:,} kept ones; "
+            f"{counted(topics.loose, 'caption')} in no topic."
         )
         galleries = [(heading, self.tiles.tiles(places)) for heading, places in self.topic_places.items()]
-        return {"told": told, "map": topic_map(self.run, topics), "rows": topic_rows(topics), "galleries": galleries}
+        return {
+            "summary": summary,
+            "map": topic_map(self.run, topics),
+            "rows": topic_rows(topics),
+            "galleries": galleries,
+        }
 
 
-def _shared_folder(folders: set[str]) -> str:
-    try:
-        return os.path.commonpath(folders)
-    except ValueError:  # addresses and local paths
-        return f"{len(folders):,} folders"
+def shared_folder(folders: Iterable[str]) -> str:
+    """The folder that holds all folders, which may be addresses, or their number if there is none.
+
+    >>> shared_folder(["s3://bucket/a/b", "s3://bucket/a/c"]), shared_folder(["s3://bucket/a", "/data"])
+    ('s3://bucket/a', '2 folders')
+    """
+    parts = [folder.split("/") for folder in folders]
+    shared = "/".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False)))
+    return shared if shared.strip("/") and not shared.endswith(":/") else f"{len(parts):,} folders"
 
 
 def _duration(seconds: float) -> str:

@@ -24,8 +24,8 @@ def group_equal(values: np.ndarray) -> np.ndarray:
     Returns:
         int64 (rows,): the first row with the same value.
 
-    >>> group_equal(np.array([7, 3, 7])).tolist()
-    [0, 1, 0]
+    >>> group_equal(np.array([7, 3, 7])).tolist(), group_equal(np.array([])).tolist()
+    ([0, 1, 0], [])
     """
     columns = np.atleast_2d(values.T)
     order = np.argsort(columns[0], kind="stable")

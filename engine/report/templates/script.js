@@ -46,16 +46,16 @@
     if (found.exact) {
       const left = rows(found.exact, bounds);
       result.append(part("b", grouped(left)), ` pairs${change(left, rows(found.exact, found.bounds))} `);
-      result.append(data.compares ? "reach the first comparison of pairs (exact)." : "are kept (exact).");
+      result.append(data.compares ? "reach the first criterion that compares pairs (exact)." : "are kept (exact).");
     }
     if (!found.exact || data.compares) {
       result.append(found.exact ? " About " : "About ", part("b", grouped(kept)), ` are kept${change(kept, keptBefore)}, `);
-      result.append("if near-duplicates stay as they are: only decide searches them again.");
+      result.append("if the groups of near-duplicates stay the same; danqing decide searches for them again.");
     }
     const unknown = rows(found.unknown, bounds);
     if (unknown) {
-      result.append(` ${grouped(unknown)} more pairs have no later scores, since this criterion had dropped them while `);
-      result.append("scoring; decide asks to score with --score-everything first.");
+      result.append(` ${grouped(unknown)} more pairs lack later scores, because this criterion dropped them during scoring. `);
+      result.append("To judge them, score again with --score-everything.");
     }
     const article = panel.closest(".criterion");
     for (const [key, index] of Object.entries(bounds)) {
@@ -93,8 +93,8 @@
     bar.querySelector(".command").textContent = `danqing decide ${folder()}${data.given}${settings.join("")}`;
     bar.querySelector(".note").textContent =
       moved.size > 1
-        ? "Each count moves one criterion, the others as in the recipe; decide counts the changes together."
-        : "Decide with this threshold:";
+        ? "Each count above changes one criterion only. This command makes all changes:"
+        : "Command for this threshold:";
   }
 
   async function copy(button) {

@@ -25,13 +25,14 @@ from danqing.engine.decide.scores import read_scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.phases import curate, decide_run
 from danqing.engine.recipe.reading import load_recipe, recipe_from_dict
-from danqing.engine.report import characteristics, figures, galleries, html, numbers, rows, view
-from danqing.engine.report.figures import Scale, word_cloud
-from danqing.engine.report.galleries import thumbnail
+from danqing.engine.report import characteristics, figures, galleries, html, numbers, rows, tiles, view
+from danqing.engine.report.figures import Figure, Scale
 from danqing.engine.report.page import json_in_html, write_page
 from danqing.engine.report.paper import COLLECTED, LEFT, paper_shares
 from danqing.engine.report.rows import draw_sample
+from danqing.engine.report.tiles import thumbnail
 from danqing.engine.report.view import View
+from danqing.engine.report.word_cloud import CLOUD_HEIGHT, CLOUD_WIDTH, word_cloud
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.sources import find_shards, open_shard
@@ -239,6 +240,12 @@ def test_a_sample_is_about_as_large_as_asked_for(run: Run) -> None:
     assert sizes[0] < sizes[1] < sizes[2] == all_rows
 
 
+def test_counts_of_a_sample_of_groups_say_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "MAX_GROUPS", 0.9 * Funnel.of(run).collected)
+    page = html.write_report(run).read_text(encoding="utf-8")
+    assert "90.00% of the groups, chosen by hash," in page and "in a sample of 90.00% of the groups: 1 group," in page
+
+
 def test_texts_are_escaped(tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", "profile.html", "<b>", summary=["<i>\x1b\u202e", "一只猫"], columns=[], rows=[],
                legend="", figures=[], version="1")  # fmt: skip
@@ -246,6 +253,9 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     assert "<title>&lt;b&gt;</title>" in page and "&lt;i&gt;\\x1b\\u202e" in page and not UNSAFE.search(page)
     assert json.loads(text := json_in_html({"a": "</script>\u2028\x7f"})) == {"a": "</script>\u2028\x7f"}
     assert "<" not in text and not UNSAFE.search(text)
+    html.write_figures(tmp_path, [Figure("figure", "", [figures.svg(1, 1, "a\x0b\u202e<", [])])])
+    drawing = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert "a\\x0b\\u202e&lt;" in drawing and not UNSAFE.search(drawing)
 
 
 def test_pictures_with_too_many_pixels_have_no_thumbnail() -> None:
@@ -263,7 +273,7 @@ def test_words_of_a_cloud_do_not_overlap() -> None:
         boxes.append((float(x) - half, float(x) + half, float(y) - 0.85 * pixels, float(y) + 0.15 * pixels))
     assert len(boxes) > 40
     for at, (left, right, top, bottom) in enumerate(boxes):
-        assert left >= 0 and right <= figures.CLOUD_WIDTH and top >= 0 and bottom <= figures.CLOUD_HEIGHT
+        assert left >= 0 and right <= CLOUD_WIDTH and top >= 0 and bottom <= CLOUD_HEIGHT
         assert not any(left < r and x < right and top < b and t < bottom for x, r, t, b in boxes[:at])
 
 
@@ -286,6 +296,6 @@ def test_the_papers_shares_belong_to_its_own_steps() -> None:
     assert paper_shares(Funnel("x", 1, ())) == {}
 
 
-@pytest.mark.parametrize("module", [characteristics, figures, galleries, html, numbers, rows, view])
+@pytest.mark.parametrize("module", [characteristics, figures, galleries, html, numbers, rows, tiles, view])
 def test_examples_run(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from danqing.engine.core.device import Device
-from danqing.engine.report.galleries import thumbnail
+from danqing.engine.report.tiles import thumbnail
 from danqing.engine.sources import Sample
 from danqing.engine.stages.avif import frame_sizes
 from danqing.engine.stages.decode import decode_with_pillow
