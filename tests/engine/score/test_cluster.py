@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+import danqing.engine.run.cluster
 import danqing.engine.score.cluster
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
@@ -250,6 +251,35 @@ def test_workers_that_do_not_start_end_the_run() -> None:
     with pytest.raises(DanqingError, match="3 workers in a row died while they started: no room"):
         spec = WorkerSpec(Worker, (False,), {"CPU": 1})
         run_on_cluster(StubRay(NODES), spec, queue, Tally(), lambda *_: None, Silent())
+
+
+class EmptyRay(StubRay):
+    """A cluster whose nodes are dead until the driver has waited twice."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = NODES[1:]
+        super().__init__(self.found)
+        self.nodes, self.waits = lambda: self.found, 0
+
+    def wait(self, results: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.waits += 1
+        if self.waits == 3:
+            self.found = NODES
+        return ([], results) if self.waits < 3 else super().wait(results, timeout)
+
+
+def test_a_driver_waits_for_nodes_that_can_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(danqing.engine.run.cluster, "PATIENCE_SECONDS", -1)
+    monkeypatch.setattr(danqing.engine.run.cluster, "WAIT_NOTICE_SECONDS", -1)
+    spec, said, done = WorkerSpec(Worker, (), {"CPU": 1}), list[str](), list[str]()
+    listener = types.SimpleNamespace(say=said.append)
+    given = spec, WorkQueue(["a"]), Tally(), lambda name, item, made: done.append(made), listener
+    run_on_cluster(EmptyRay(), *given, "head:6379")
+    assert done == ["A"] and said == [
+        "--ray head:6379: waits for a node, no node of the cluster is alive; see `ray status`"
+    ]
+    with pytest.raises(DanqingError, match="--ray local: the cluster on this machine has ended"):
+        run_on_cluster(EmptyRay(), *given[:1], WorkQueue(["a"]), *given[2:], "local")
 
 
 def test_a_worker_gets_a_gpu_and_its_share_of_the_cores() -> None:
