@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ WAIT_NOTICE_SECONDS = 30.0
 """Time without a worker after which a line says what the cluster lacks."""
 PATIENCE_SECONDS = 10.0
 """Time without a live node after which a cluster of this machine has ended; no other node can join it."""
+CONNECT_SECONDS = 5.0
+"""Time limit of the connection that tells whether a cluster listens; Ray itself tries for more than 20 s."""
 LOCAL = "local"
 """The address of a cluster that `connected` starts on this machine."""
 MAX_REASON_CHARACTERS = 300
@@ -91,6 +94,7 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _check_listening(address)
     in_main_thread = threading.current_thread() is threading.main_thread()
     terminated = signal.getsignal(signal.SIGTERM)
     try:
@@ -105,6 +109,21 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Raises DanqingError if nothing listens at HOST:PORT."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise DanqingError(
+            f"--ray {address}: no cluster: nothing answers at this address ({reason}); check it with `ray status "
+            f"--address {address}`, start a cluster with `ray start --head`, or use --ray local"
+        ) from None
 
 
 @dataclass

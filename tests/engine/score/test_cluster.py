@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 import types
@@ -24,7 +25,7 @@ from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Silent, silent
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.run.cluster import WorkerSpec, run_on_cluster
+from danqing.engine.run.cluster import WorkerSpec, connected, run_on_cluster
 from danqing.engine.run.settings import Settings, settings_from
 from danqing.engine.run.work import Tally, WorkQueue
 from danqing.engine.score.cluster import ShardScorer, resources_of
@@ -166,6 +167,18 @@ def test_without_ray_nothing_is_started(
         assert main([command, shard, "-o", str(tmp_path / "out"), "--ray", "auto"]) == 2
         assert "--ray needs Ray on every node: pip install 'danqing-engine[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_address_at_which_nothing_listens_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False))
+    with socket.socket() as bound:  # a port that nobody else can take, and that does not listen
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            with pytest.raises(DanqingError, match=f"--ray {given}: no cluster: .*Connection refused.*ray start"):
+                connected(given).__enter__()
+    with pytest.raises(DanqingError, match="99999: no cluster"):
+        connected("127.0.0.1:99999").__enter__()
 
 
 class StubRay(types.SimpleNamespace):
