@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import file_error
 from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.run.work import MAX_DEATHS, Tally, WorkQueue
@@ -178,7 +179,10 @@ class _Driver(Generic[T]):
         try:
             made = self.ray.get(result)
         except self.ray.exceptions.RayTaskError as problem:
-            if isinstance(cause := problem.cause, DanqingError):
+            cause = problem.cause
+            if isinstance(cause, OSError) and cause.filename is not None:
+                cause = DanqingError(file_error(cause))
+            if isinstance(cause, DanqingError):
                 raise DanqingError(f"worker {self.names.get(worker, 'at its start')}: {cause}") from None
             raise
         except self.ray.exceptions.RayError as problem:

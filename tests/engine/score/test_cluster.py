@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -211,7 +212,7 @@ class StubRay(types.SimpleNamespace):
         method, given = result
         try:
             return method(*given)
-        except DanqingError as problem:
+        except (DanqingError, OSError) as problem:
             raise self.RayTaskError(problem) from None
 
 
@@ -235,6 +236,8 @@ class Worker:
             raise StubRay.RayError("ended\n\x1b[31mkilled at once\n")
         if item == "wrong":
             raise DanqingError("b.tar: no such file")
+        if item == "full":
+            raise OSError(errno.ENOSPC, "No space left on device", "out/scores/00000.parquet")
         return item.upper()
 
 
@@ -254,9 +257,10 @@ def test_a_shard_that_ends_its_workers_is_given_up() -> None:
 
 
 def test_an_error_of_a_worker_ends_the_run() -> None:
-    with pytest.raises(DanqingError, match=r"worker 0 on here: b[.]tar: no such file"):
-        spec = WorkerSpec(Worker, (), {"CPU": 5})
-        run_on_cluster(StubRay(NODES), spec, WorkQueue(["wrong"]), Tally(), print, Silent())
+    spec = WorkerSpec(Worker, (), {"CPU": 5})
+    for item, words in (("wrong", "b[.]tar: no such file"), ("full", "00000.parquet: No space.*; free space there")):
+        with pytest.raises(DanqingError, match=f"worker 0 on here: .*{words}"):
+            run_on_cluster(StubRay(NODES), spec, WorkQueue([item]), Tally(), print, Silent())
 
 
 def test_workers_that_do_not_start_end_the_run() -> None:
