@@ -122,6 +122,18 @@ def _manifest_after(run: Run, options: WriteOptions, part: TaskPart) -> dict[str
     return Run.open(run.folder).manifest
 
 
+def test_shards_are_divided_by_parts_or_by_ray(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    score = ["score", *crawl, "-o", str(out), "--recipe", str(tmp_path / "plain.yaml")]
+    curate(crawl, tmp_path / "one", plain_recipe, Settings())
+    for command in (score, ["write", str(tmp_path / "one")]):
+        assert main([*command, "--part", "0/2", "--ray", "local"]) == 2
+        assert "--part 0/2 and --ray local: both divide the shards" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_decide_finishes_what_the_last_task_could_not(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run, _, _ = curate(crawl, out, plain_recipe, Settings())
