@@ -309,6 +309,8 @@ def write_run(
     Raises:
         DanqingError: no verdicts, or an input, scores or merged runs that changed since.
     """
+    if part:
+        part.check_ray(ray)
     check_current(run)
     with connected(ray), run.logged(part), progress("write", sum(shard.bytes for shard in run.shards)) as listener:
         verdicts = read_verdicts(run)

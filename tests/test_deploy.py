@@ -71,6 +71,28 @@ def test_a_job_has_a_ray_cluster_of_its_nodes(run: Any) -> None:
     assert parsed(command[command.index("--") + 1 :])["several"].ray == "auto"
 
 
+def commands_of(run: Any, words: list[str]) -> list[list[str]]:
+    """The commands of the engine that a command line starts, itself or by scripts that it runs or submits."""
+    if "danqing" in words:
+        return [words[words.index("danqing") :]]
+    script = next((place for place, word in enumerate(words) if word.endswith((".sh", ".sbatch"))), None)
+    if script is None:
+        return []
+    variables = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "15", "SLURM_JOB_NODELIST": "n[1-2]"}
+    calls = run(Path(words[script]).name, *words[script + 1 :], SLURM_JOB_NUM_NODES="2", **variables)
+    return [command for call in calls for command in commands_of(run, call)]
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "slurm").iterdir()), ids=lambda path: path.name)
+def test_the_examples_of_a_script_are_commands_of_the_engine(run: Any, path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    examples = [line[4:] for line in lines if line.startswith("#   ") and "…" not in line]
+    commands = [command for line in examples for command in commands_of(run, shlex.split(line, comments=True))]
+    assert commands
+    for command in commands:
+        parsed(command)
+
+
 def containers(node: Any) -> list[dict[str, Any]]:
     """The pods of a manifest, at any depth."""
     if isinstance(node, list):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import escaped
-from danqing.engine.core.files import FULL
+from danqing.engine.core.files import FULL, file_error
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_stdout()
         if problem.filename is None and problem.errno not in FULL:
             raise
-        _say(f"{problem.filename or 'standard output'}: {problem.strerror}")
+        _say(file_error(problem) if problem.filename else f"standard output: {problem.strerror}")
         return 2
 
 

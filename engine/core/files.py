@@ -23,6 +23,7 @@ from danqing.engine.core.storage import RemotePath, folder_for_temporary_files, 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error codes of a full disk, a used up quota and a file size limit."""
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 NOT_WRITABLE = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 """Error codes of a folder that cannot be written: permissions, a full disk, a file where the folder should be."""
 LOCK = ".lock"
@@ -30,6 +31,17 @@ LOCK = ".lock"
 MAKING = ".making-"
 """Start of the names of folders that are renamed when they are complete."""
 _PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+
+
+@contextmanager
+def naming_full_disk(place: Path) -> Iterator[None]:
+    """Adds the name of a file or folder to the `OSError` of a full disk, which has none when a write fails."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.filename is None and problem.errno in FULL:
+            raise OSError(problem.errno, os.strerror(problem.errno), str(place)) from None
+        raise
 
 
 @contextmanager
@@ -62,16 +74,25 @@ def commit(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             upload(temporary, path)
             return
         temporary.replace(path)
-    except BaseException as problem:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(problem, OSError) and problem.filename is None and problem.errno in FULL:
-            raise OSError(problem.errno, os.strerror(problem.errno), str(path)) from None
-        raise
+        with naming_full_disk(path):
+            raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def file_error(problem: OSError) -> str:
+    """Returns the message for a file that cannot be read or written: its name, the reason, and what to do if known.
+
+    >>> file_error(OSError(errno.ENOSPC, "No space left on device", "out/scores/00000.parquet"))
+    'out/scores/00000.parquet: No space left on device; free space there, then run the same command again'
+    """
+    advice = "; free space there, then run the same command again" if problem.errno in NO_SPACE else ""
+    return f"{problem.filename}: {problem.strerror}{advice}"
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from danqing.engine.core.files import naming_full_disk
 from danqing.engine.core.storage import fetch_all, folder_for_temporary_files
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 
@@ -58,7 +59,8 @@ def map_run(paths: Sequence[Path], folder: Path) -> list[np.ndarray]:
         return blocks
     shapes = []
     folder = folder_for_temporary_files(folder)
-    with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as copy:
+    place = folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+    with naming_full_disk(place), tempfile.TemporaryFile(dir=place) as copy:
         for path in paths[MAX_MAPPED_FILES:]:
             block = map_features(path)
             copy.write(block.data)

@@ -61,9 +61,10 @@ def merge(
         The merged run, and its funnel.
 
     Raises:
-        DanqingError: runs without verdicts, or with different recipes, models or layouts; says which.
+        DanqingError: a run is given twice, has no verdicts, or another recipe, models or layout; says which.
     """
     runs = [Run.open(folder) for folder in folders]
+    _check_distinct(runs, output)
     recipe = common_recipe(runs)
     merged = [merged_state(run) for run in runs]
     run, before = _open(output, runs, recipe, merged)
@@ -103,6 +104,20 @@ def merge(
     found = outcome_of(rows, rows, scores.represent(criterion, rows, components, progress))
     verdicts.enter(last, alive, replace(found, recall=components.recall, index=components.index))
     return run, record(run, recipe, scores, verdicts, decision_of(run, recipe))
+
+
+def _check_distinct(runs: Sequence[Run], output: Path) -> None:
+    """Raises DanqingError if the rows of a run would be counted twice, or if a run would be replaced by the merge."""
+    seen: set[Path] = set()
+    for run in runs:
+        if run.folder.resolve() == output.resolve():
+            raise DanqingError(f"{output}: one of the runs to merge; choose another --output")
+        own = [run.folder.resolve(), *(path_of(part["folder"]).resolve() for part in run.parts)]
+        for folder in own:
+            if folder in seen:
+                where = "" if folder == own[0] else f", once as part of the merged run {run.folder}"
+                raise DanqingError(f"{folder}: given twice{where}; give each run once")
+        seen.update(own)
 
 
 def common_recipe(runs: Sequence[Run]) -> Recipe:

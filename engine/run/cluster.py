@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import file_error
 from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.run.work import MAX_DEATHS, Tally, WorkQueue
@@ -28,6 +30,12 @@ POLL_SECONDS = 1.0
 """Maximum time between two checks for nodes that joined the cluster."""
 WAIT_NOTICE_SECONDS = 30.0
 """Time without a worker after which a line says what the cluster lacks."""
+PATIENCE_SECONDS = 10.0
+"""Time without a live node after which a cluster of this machine has ended; no other node can join it."""
+CONNECT_SECONDS = 5.0
+"""Time limit of the connection that tells whether a cluster listens; Ray itself tries for more than 20 s."""
+LOCAL = "local"
+"""The address of a cluster that `connected` starts on this machine."""
 MAX_REASON_CHARACTERS = 300
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NOT_INSTALLED = "--ray needs Ray on every node: pip install 'danqing-engine[ray]'"
@@ -87,10 +95,11 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _check_listening(address)
     in_main_thread = threading.current_thread() is threading.main_thread()
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        dashboard = False if address == "local" else None
+        dashboard = False if address == LOCAL else None
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
     except (ConnectionError, ValueError, RuntimeError) as problem:
         reason = str(problem).partition("\n")[0]
@@ -101,6 +110,21 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Raises DanqingError if nothing listens at HOST:PORT."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise DanqingError(
+            f"--ray {address}: no cluster: nothing answers at this address ({reason}); check it with `ray status "
+            f"--address {address}`, start a cluster with `ray start --head`, or use --ray local"
+        ) from None
 
 
 @dataclass
@@ -125,13 +149,13 @@ class _Driver(Generic[T]):
     opened: int = 0
     failed_starts: int = 0
 
-    def start_workers(self) -> None:
-        """Starts as many workers as fit on the nodes, at most one a shard.
+    def start_workers(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """Starts as many workers as fit on the nodes, as listed by `ray.nodes`, at most one a shard.
 
         Starts one even if none fits: a pending worker makes an autoscaler add a node.
         """
         existing = len(self.idle) + len(self.running)
-        wanted = min(max(self.spec.fitting(self.ray.nodes()), 1), self.queue.unfinished)
+        wanted = min(max(self.spec.fitting(nodes), 1), self.queue.unfinished)
         needs = {f"num_{name.lower()}s": need for name, need in self.spec.resources.items()}
         for _ in range(wanted - existing):
             kind = self.ray.remote(self.spec.kind).options(max_restarts=0, max_task_retries=0, **needs)
@@ -155,7 +179,10 @@ class _Driver(Generic[T]):
         try:
             made = self.ray.get(result)
         except self.ray.exceptions.RayTaskError as problem:
-            if isinstance(cause := problem.cause, DanqingError):
+            cause = problem.cause
+            if isinstance(cause, OSError) and cause.filename is not None:
+                cause = DanqingError(file_error(cause))
+            if isinstance(cause, DanqingError):
                 raise DanqingError(f"worker {self.names.get(worker, 'at its start')}: {cause}") from None
             raise
         except self.ray.exceptions.RayError as problem:
@@ -193,6 +220,47 @@ class _Driver(Generic[T]):
         self.progress.say(line)
 
 
+@dataclass
+class _Watch:
+    """How long the cluster has had no live node, and the driver no open worker.
+
+    Attributes:
+        address: see `connected`.
+        needs: resources of a worker, for the line that says what the cluster lacks.
+        node_seen, worker_seen: the last time that there was one, as `time.monotonic`.
+        told: the line was shown since there was a worker.
+    """
+
+    address: str
+    needs: str
+    progress: Progress
+    node_seen: float = field(default_factory=time.monotonic)
+    worker_seen: float = field(default_factory=time.monotonic)
+    told: bool = False
+
+    def check(self, nodes: Sequence[Mapping[str, Any]], has_worker: bool) -> None:
+        """Shows a line after `WAIT_NOTICE_SECONDS` without a worker.
+
+        Raises:
+            DanqingError: a cluster of this machine has had no live node for `PATIENCE_SECONDS`.
+        """
+        now = time.monotonic()
+        alive = any(node["Alive"] for node in nodes)
+        if alive:
+            self.node_seen = now
+        elif self.address == LOCAL and now - self.node_seen > PATIENCE_SECONDS:
+            raise DanqingError(
+                f"--ray {LOCAL}: the cluster on this machine has ended: one of its processes was killed, for example "
+                "because memory was short; run the same command again"
+            )
+        if has_worker:
+            self.worker_seen, self.told = now, False
+        elif not self.told and now - self.worker_seen > WAIT_NOTICE_SECONDS:
+            lack = f"a node with {self.needs} for a worker" if alive else "a node, no node of the cluster is alive"
+            self.progress.say(f"--ray {self.address}: waits for {lack}; see `ray status`")
+            self.told = True
+
+
 def _reason(problem: Exception) -> str:
     """Returns the last line of Ray's message, which has the cause of a worker's end."""
     lines = [line.strip() for line in _COLOUR.sub("", str(problem)).splitlines() if line.strip()]
@@ -206,6 +274,7 @@ def run_on_cluster(
     tally: Tally,
     finished: Callable[[str, T, Any], None],
     progress: Progress,
+    address: str = "auto",
 ) -> None:
     """Processes all shards of a queue on the workers of a cluster, except those at which `MAX_DEATHS` workers die.
 
@@ -216,25 +285,22 @@ def run_on_cluster(
         tally: receives the names and the number of losses of the workers.
         finished: called with the worker's name, the shard and the result of `Worker.work`.
         progress: shows the losses.
+        address: of the cluster, see `connected`.
 
     Raises:
-        DanqingError: a worker raised it, or workers die at their start.
+        DanqingError: a worker raised it, workers die at their start, or a cluster of this machine has ended.
     """
     driver = _Driver(ray, spec, queue, tally, finished, progress)
-    waiting_since: float | None = time.monotonic()
+    watch = _Watch(address, ", ".join(f"{need:g} {name}" for name, need in spec.resources.items()), progress)
     try:
         while queue.unfinished:
-            driver.start_workers()
+            nodes = ray.nodes()
+            watch.check(nodes, bool(driver.names))
+            driver.start_workers(nodes)
             driver.hand_out()
             ready, _ = ray.wait(list(driver.running), timeout=POLL_SECONDS)
             for result in ready:
                 driver.receive(result)
-            if driver.names:
-                waiting_since = None
-            elif waiting_since is not None and time.monotonic() - waiting_since > WAIT_NOTICE_SECONDS:
-                needs = ", ".join(f"{need:g} {name}" for name, need in spec.resources.items())
-                progress.say(f"--ray: waits for a node with {needs} for a worker; see `ray status`")
-                waiting_since = None
     finally:
         for worker in {*driver.names, *(worker for worker, _ in driver.running.values())}:
             ray.kill(worker)

@@ -36,6 +36,14 @@ class TaskPart:
             raise DanqingError(f"--part {text}: write I/N with I from 0 to N - 1, for example 0/16")
         return cls(int(found[1]), int(found[2]))
 
+    def check_ray(self, ray: str) -> None:
+        """Raises DanqingError if the shards are also to be divided among the workers of a Ray cluster."""
+        if ray:
+            raise DanqingError(
+                f"--part {self} and --ray {ray}: both divide the shards among machines; give one of them. A task of a "
+                "job array uses several GPUs of its machine with --devices"
+            )
+
     def holds(self, number: int) -> bool:
         """Whether an input shard belongs to the part: every `count`-th does, so that all parts take equally long."""
         return number % self.count == self.number

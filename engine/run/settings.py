@@ -128,10 +128,12 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         raise DanqingError("--ray: every GPU of the cluster gets a worker; leave --devices out")
     workers = 1 if given.get("ray") else given.pop("workers_per_gpu", 1)
     devices = (*map(resolve_device, names or [device]),) * workers
-    part = given.pop("part", "")
+    part = TaskPart.parse(text) if (text := given.pop("part", "")) else None
+    if part:
+        part.check_ray(given.get("ray", ""))
     return Settings(
         layout=layout,
-        part=TaskPart.parse(part) if part else None,
+        part=part,
         device=devices[0],
         devices=devices if len(devices) > 1 else (),
         user_dictionaries=tuple(given.pop("user_dict", ())),

@@ -124,7 +124,7 @@ def score_on_cluster(run: Run, settings: Settings, progress: Progress, shards: I
         arguments = (run.folder.resolve(), own, Path.cwd(), current_versions())
         spec = WorkerSpec(ShardScorer, arguments, resources)
         with serve_metrics(total, settings.metrics_port, settings.metrics_address, tally=tally):
-            run_on_cluster(ray, spec, queue, tally, finished, progress)
+            run_on_cluster(ray, spec, queue, tally, finished, progress, settings.ray)
     tally.write_log()
     if queue.given_up:
         names = ", ".join(f"{shard.name} ({shard.path})" for shard in queue.given_up)

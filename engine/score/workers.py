@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.device import available_threads, open_device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import file_error
 from danqing.engine.core.logs import log_worker_record, records_to
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Spans
@@ -300,5 +301,9 @@ def _run_worker(folder: Path, settings: Settings, connection: Connection) -> Non
         parent.send("done", spans.sums(), run.manifest.get("refused_engines"))
     except DanqingError as problem:
         parent.send("failed", f"{settings.device}: {problem}")
+    except OSError as problem:
+        if problem.filename is None:
+            raise
+        parent.send("failed", f"{settings.device}: {file_error(problem)}")
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -70,7 +70,7 @@ def copy_on_cluster(address: str, run: Run, shards: list[OutputShard], output_fo
 
     with connected(address) as ray:
         spec = WorkerSpec(ShardCopier, (run.folder.resolve(), output_format), {"CPU": 1})
-        run_on_cluster(ray, spec, queue, tally, finished, progress)
+        run_on_cluster(ray, spec, queue, tally, finished, progress, address)
     tally.write_log()
     if queue.given_up:
         numbers = ", ".join(f"{shard.number:05d}" for shard in queue.given_up)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import naming_full_disk
 from danqing.engine.core.similarity import similarity_of
 from danqing.engine.core.storage import RemotePath, folder_for_temporary_files, look_up
 from danqing.engine.run.folder import Run
@@ -181,7 +182,8 @@ class Shuffled:
         self._places = np.random.RandomState(seed).permutation(pairs)
         self._columns = source.schema.names
         schema = source.schema.append(pa.field(IMAGE, pa.large_binary())).append(pa.field(EXTENSION, pa.string()))
-        with tempfile.TemporaryFile(dir=folder_for_temporary_files(folder)) as file:
+        place = folder_for_temporary_files(folder)
+        with naming_full_disk(place), tempfile.TemporaryFile(dir=place) as file:
             with pa.ipc.new_file(file, schema) as out:
                 for first in range(0, pairs, GROUP_ROWS):
                     last = min(first + GROUP_ROWS, pairs)

@@ -28,6 +28,7 @@ from danqing.engine.core.storage import remove_tree
 from danqing.engine.run.folder import Run
 from danqing.engine.run.part import TaskPart
 from danqing.engine.sources import Sample
+from danqing.engine.write.agreement import agree, forget_agreement
 from danqing.engine.write.card import write_cards
 from danqing.engine.write.formats import Pairs, Writer, member_names, write_table
 from danqing.engine.write.order import GROUP_ROWS, InputOrder, Order, Shuffled
@@ -93,8 +94,8 @@ def write(
         Whether all shards are written; False if those of other parts are missing.
 
     Raises:
-        DanqingError: no such writer, an input is missing or was changed since it was scored, or a file that was read
-            back differs from what was written.
+        DanqingError: no such writer, an input is missing or was changed since it was scored, a file that was read back
+            differs from what was written, or parts of this writing have other options.
     """
     writer, in_one_process = WRITERS.named(options.output_format), part is None and copy is None
     if options.shuffle is not None and not in_one_process:
@@ -115,10 +116,14 @@ def write(
         missing = [shard for shard in own if not is_written(run.table_path(shard.number), shard)]
         surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
         copied = [shard for shard in missing if not is_aside(run, shard)]
+        if part and missing:
+            agree(run, part, options, note["verdicts"])
         if copied:
             source = InputOrder(run, verdicts)
             whole = options.shuffle is not None  # a shuffle reads every input
             source.check([(0, kept)] if whole else [(shard.first, shard.last) for shard in copied])
+        if not part:
+            forget_agreement(run)
         replaces = run.manifest.get("written") != note
         if missing or surplus:
             forget_written(run)
@@ -143,6 +148,7 @@ def write(
             path.unlink(missing_ok=True)
         _write_summaries(run, verdicts, shards, options)
         remove_tree(run.folder / STALE)
+        forget_agreement(run)
         if run.manifest.get("written") != note:
             run.manifest["written"] = note
             run.save()

@@ -103,6 +103,7 @@ def test_a_full_disk_is_one_line(
     said = capsys.readouterr().err
     (message,) = [line for line in said.splitlines() if "No space left on device" in line]
     assert message.startswith(f"danqing: {tmp_path / 'out'}/") and "Traceback" not in said
+    assert message.endswith("; free space there, then run the same command again")
 
 
 def test_addresses_that_cannot_be_used_are_refused_before_anything_is_done(

@@ -171,6 +171,8 @@ def test_selections_and_merges_on_a_bucket_are_those_of_local_folders(
         found.append((chosen, tree(out / "both"), tree(out / "run1")))
     assert found[0] == found[1]
     assert danqing.merge([bucket / "run0", tmp_path / "run1"], tmp_path / "mixed").kept().count_rows() == 5
+    with pytest.raises(DanqingError, match="run0: given twice"):
+        danqing.merge([bucket / "run0", f"{bucket}//run0/"], tmp_path / "twice")
     against = with_references(recipe, [bucket / "run0"])
     assert decide_run(Run.open(tmp_path / "run1"), against).kept == 2
 

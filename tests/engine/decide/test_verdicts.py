@@ -314,6 +314,21 @@ def test_groups_of_merged_runs_stay_apart(batches: list[Path], device: Device, t
     assert [row[2] for row in shown(run)] == [None, 0, None, 2, None, 4, None, 6]
 
 
+def test_a_merge_takes_each_run_once(
+    batches: list[Path], device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(batches[0])
+    for other in (batches[0], batches[0] / ".." / "batch0", tmp_path / "link"):
+        assert main(["merge", str(batches[0]), str(other), "-o", str(tmp_path / "twice"), "--device", "cpu"]) == 2
+        assert f"{batches[0]}: given twice; give each run once" in capsys.readouterr().err.replace("\n", "")
+    whole, _ = merge(batches, tmp_path / "all", device)
+    with pytest.raises(DanqingError, match=f"{batches[1]}: given twice, once as part of the merged run {whole.folder}"):
+        merge([batches[1], whole.folder], tmp_path / "twice", device)
+    with pytest.raises(DanqingError, match=f"{whole.folder}: one of the runs to merge"):
+        merge([whole.folder], whole.folder, device)
+    assert not (tmp_path / "twice").exists()
+
+
 def test_a_merge_notices_runs_that_changed(
     batches: list[Path], recipe: Recipe, device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,9 +87,51 @@ def test_parts_make_what_one_process_makes(
     assert products(tmp_path / "one") == products(tmp_path / "out")
 
 
+def test_the_parts_of_one_writing_have_the_same_options(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    curate(crawl, out, plain_recipe, Settings(), WriteOptions(shard_size=3))
+    whole = tree(out)
+    shutil.rmtree(out / "shards")
+    write = ["write", str(out), "--part"]
+    assert main([*write, "0/2", "--shard-size", "3"]) == 0
+    before, found = tree(out), []
+    for other in (["--shard-size", "4"], ["--shard-size", "3", "--licence", "mit", "--output-format", "parquet"]):
+        assert main([*write, "1/2", *other]) == 2
+        found.append(capsys.readouterr().err.replace("\n", " "))
+    assert "parts are being written with --shard-size 3, and part 1/2 has --shard-size 4; give all" in found[0]
+    assert "with --output-format webdataset --licence other, and part 1/2 has --output-format parquet" in found[1]
+    assert tree(out) == before
+    for part in ("1/3", "2/3"):  # another number of parts is no other writing
+        assert main([*write, part, "--shard-size", "3"]) == 0
+    assert tree(out) == whole and not (out / "shards" / "writing.json").exists()
+    assert main([*write, "0/2", "--shard-size", "4"]) == 0  # the earlier writing is finished
+    assert (out / "shards" / "writing.json").exists()
+    assert main(["write", str(out), "--shard-size", "3"]) == 0  # one process needs no agreement
+    assert tree(out) == whole and not (out / "shards" / "writing.json").exists()
+    assert main([*write, "0/2", "--shard-size", "4"]) == 0
+    assert main(["decide", str(out), "--set", "words.max=9"]) == 0
+    assert main([*write, "0/2", "--shard-size", "2"]) == 0  # the verdicts are others
+    shutil.rmtree(out / "shards")
+    assert main([*write, "0/2", "--shard-size", "5"]) == 0
+
+
 def _manifest_after(run: Run, options: WriteOptions, part: TaskPart) -> dict[str, Any]:
     write_run(run, options, part=part)
     return Run.open(run.folder).manifest
+
+
+def test_shards_are_divided_by_parts_or_by_ray(
+    crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    score = ["score", *crawl, "-o", str(out), "--recipe", str(tmp_path / "plain.yaml")]
+    curate(crawl, tmp_path / "one", plain_recipe, Settings())
+    for command in (score, ["write", str(tmp_path / "one")]):
+        assert main([*command, "--part", "0/2", "--ray", "local"]) == 2
+        assert "--part 0/2 and --ray local: both divide the shards" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_decide_finishes_what_the_last_task_could_not(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 import types
@@ -16,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+import danqing.engine.run.cluster
 import danqing.engine.score.cluster
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
@@ -23,7 +26,7 @@ from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Silent, silent
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.run.cluster import WorkerSpec, run_on_cluster
+from danqing.engine.run.cluster import WorkerSpec, connected, run_on_cluster
 from danqing.engine.run.settings import Settings, settings_from
 from danqing.engine.run.work import Tally, WorkQueue
 from danqing.engine.score.cluster import ShardScorer, resources_of
@@ -167,6 +170,18 @@ def test_without_ray_nothing_is_started(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_address_at_which_nothing_listens_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False))
+    with socket.socket() as bound:  # a port that nobody else can take, and that does not listen
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            with pytest.raises(DanqingError, match=f"--ray {given}: no cluster: .*Connection refused.*ray start"):
+                connected(given).__enter__()
+    with pytest.raises(DanqingError, match="99999: no cluster"):
+        connected("127.0.0.1:99999").__enter__()
+
+
 class StubRay(types.SimpleNamespace):
     """A cluster in this process: results are there at once, and workers die when they raise `DeathError`."""
 
@@ -197,7 +212,7 @@ class StubRay(types.SimpleNamespace):
         method, given = result
         try:
             return method(*given)
-        except DanqingError as problem:
+        except (DanqingError, OSError) as problem:
             raise self.RayTaskError(problem) from None
 
 
@@ -221,6 +236,8 @@ class Worker:
             raise StubRay.RayError("ended\n\x1b[31mkilled at once\n")
         if item == "wrong":
             raise DanqingError("b.tar: no such file")
+        if item == "full":
+            raise OSError(errno.ENOSPC, "No space left on device", "out/scores/00000.parquet")
         return item.upper()
 
 
@@ -240,9 +257,10 @@ def test_a_shard_that_ends_its_workers_is_given_up() -> None:
 
 
 def test_an_error_of_a_worker_ends_the_run() -> None:
-    with pytest.raises(DanqingError, match=r"worker 0 on here: b[.]tar: no such file"):
-        spec = WorkerSpec(Worker, (), {"CPU": 5})
-        run_on_cluster(StubRay(NODES), spec, WorkQueue(["wrong"]), Tally(), print, Silent())
+    spec = WorkerSpec(Worker, (), {"CPU": 5})
+    for item, words in (("wrong", "b[.]tar: no such file"), ("full", "00000.parquet: No space.*; free space there")):
+        with pytest.raises(DanqingError, match=f"worker 0 on here: .*{words}"):
+            run_on_cluster(StubRay(NODES), spec, WorkQueue([item]), Tally(), print, Silent())
 
 
 def test_workers_that_do_not_start_end_the_run() -> None:
@@ -250,6 +268,35 @@ def test_workers_that_do_not_start_end_the_run() -> None:
     with pytest.raises(DanqingError, match="3 workers in a row died while they started: no room"):
         spec = WorkerSpec(Worker, (False,), {"CPU": 1})
         run_on_cluster(StubRay(NODES), spec, queue, Tally(), lambda *_: None, Silent())
+
+
+class EmptyRay(StubRay):
+    """A cluster whose nodes are dead until the driver has waited twice."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = NODES[1:]
+        super().__init__(self.found)
+        self.nodes, self.waits = lambda: self.found, 0
+
+    def wait(self, results: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.waits += 1
+        if self.waits == 3:
+            self.found = NODES
+        return ([], results) if self.waits < 3 else super().wait(results, timeout)
+
+
+def test_a_driver_waits_for_nodes_that_can_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(danqing.engine.run.cluster, "PATIENCE_SECONDS", -1)
+    monkeypatch.setattr(danqing.engine.run.cluster, "WAIT_NOTICE_SECONDS", -1)
+    spec, said, done = WorkerSpec(Worker, (), {"CPU": 1}), list[str](), list[str]()
+    listener = types.SimpleNamespace(say=said.append)
+    given = spec, WorkQueue(["a"]), Tally(), lambda name, item, made: done.append(made), listener
+    run_on_cluster(EmptyRay(), *given, "head:6379")
+    assert done == ["A"] and said == [
+        "--ray head:6379: waits for a node, no node of the cluster is alive; see `ray status`"
+    ]
+    with pytest.raises(DanqingError, match="--ray local: the cluster on this machine has ended"):
+        run_on_cluster(EmptyRay(), *given[:1], WorkQueue(["a"]), *given[2:], "local")
 
 
 def test_a_worker_gets_a_gpu_and_its_share_of_the_cores() -> None:
