@@ -30,6 +30,8 @@ from danqing.engine.cli.options import (
     ShardOptions,
     StageOptions,
     TextOptions,
+    to_local_folder,
+    to_paths,
 )
 from danqing.engine.cli.reference import general_help, reference_page
 from danqing.engine.core.escape import UNSAFE
@@ -119,6 +121,22 @@ def test_options_that_take_several_values() -> None:
         Path("y"),
     )
     assert bound.arguments["scoring"].machine.device == "cuda"  # the last one
+
+
+def test_every_path_is_converted() -> None:
+    """A path without a converter would make `s3://b/out` a folder `s3:` of the current one."""
+    checked = 0
+    for words in commands():
+        command = app
+        for name in words:
+            command = command[name]
+        if command.default_command is None:
+            continue
+        for argument in command.assemble_argument_collection():
+            if "Path" in str(argument.hint):
+                assert argument.parameter.converter in (to_paths, to_local_folder), (words, argument.name)
+                checked += 1
+    assert checked > 40
 
 
 def test_auto_is_the_default_and_says_what_it_chose(monkeypatch: pytest.MonkeyPatch) -> None:

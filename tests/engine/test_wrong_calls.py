@@ -63,6 +63,11 @@ WRONG_CALLS = {
     "score a.tar -o y --devices ,": "',' names no GPU",
     # paths
     "curate a.tar -o ftp://bucket/out": "ftp://bucket/out: this kind of address is unknown",
+    "demo -o s3://b/demo": "-o must be a local folder, not s3://b/demo",
+    "decide y --cache s3://b/copies": "--cache must be a local folder, not s3://b/copies",
+    "models export open-nsfw --from s3://b/model": "--from must be a local folder, not s3://b/model",
+    "report y -o ftp://b/compared": "ftp://b/compared: this kind of address is unknown",
+    "report y --figures file": "'file' is a file; name a folder",
     "curate s3:// -o y": "s3://: names no bucket",
     "curate a.tar pipe:cat -o y": "pipe:cat: this kind of address is unknown",
     "select hf://datasets/x -o y": "hf://datasets/x: this kind of address is unknown",
