@@ -237,6 +237,12 @@ class StorageOptions:
         given = {ENDPOINT: self.endpoint, COPIES: self.cache}
         os.environ.update({name: str(value) for name, value in given.items() if value})
 
+    @property
+    def arguments(self) -> list[str]:
+        """The options as they were given, for the command line of the next step."""
+        given = {"--endpoint": self.endpoint, "--cache": self.cache}
+        return [word for name, value in given.items() if value for word in (name, str(value))]
+
 
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True)
