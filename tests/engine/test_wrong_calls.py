@@ -87,6 +87,9 @@ WRONG_CALLS = {
     "curate a.tar -o y --against none": "none: no run here",
     "curate a.tar -o y --exclude-similar-to none": "none: no such file",
     "decide none": "none: no run here",
+    "explain chosen 0": "chosen: a selection and no run",
+    "report chosen": "chosen: a selection and no run",
+    "diff chosen chosen": "chosen: a selection and no run",
     "decide empty": "empty: no run here",
     "write none": "none: no run here",
     "explain none 0": "none: no run here",
@@ -140,6 +143,8 @@ def folder(make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "broken.yaml").write_text("a: {\n")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\0a")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / "select.json").write_text("{}")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "note").write_text("")
     monkeypatch.chdir(tmp_path)
