@@ -176,6 +176,7 @@ Part = Annotated[
         group=SEVERAL,
         metavar="I/N",
         validator=_part,
+        allow_leading_hyphen=True,
         help="Run as task I of N (0/16 to 15/16), which work on one OUT at the same time. A task scores every N-th "
         "shard, or writes an N-th of the output shards. For job arrays of Slurm and indexed jobs of Kubernetes.",
     ),
