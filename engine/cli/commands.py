@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnknownOptionError
 
 from danqing.engine.cli import inspect, phases  # noqa: F401
 from danqing.engine.cli.app import GENERAL, app, command
 from danqing.engine.core.errors import DanqingError
+
+SOME_COMMANDS = 3
+"""Number of commands up to which the message about an unknown option names those that have it."""
 
 
 @command("danqing --install-completion", group=GENERAL, name="--install-completion")
@@ -28,4 +31,19 @@ def run(arguments: Sequence[str]) -> int:
         return app(list(arguments)) or 0
     except CycloptsError as problem:
         command = " ".join(["danqing", *(problem.command_chain or ())])
-        raise DanqingError(f"{' '.join(str(problem).split())} See {command} --help") from None
+        text = " ".join(str(problem).split())
+        if isinstance(problem, UnknownOptionError):
+            text += _other_commands((problem.token.keyword or problem.token.value or "").partition("=")[0])
+        raise DanqingError(f"{text} See {command} --help") from None
+
+
+def _other_commands(option: str) -> str:
+    """A sentence that names the few commands with an option; empty if there are none or many."""
+    having = [
+        name
+        for name in app
+        if name not in (*app.help_flags, *app.version_flags)
+        and app[name].default_command
+        and any(option in argument.names for argument in app[name].assemble_argument_collection())
+    ]
+    return f" It is an option of {', '.join(having)}." if 0 < len(having) <= SOME_COMMANDS else ""

@@ -20,6 +20,7 @@ from danqing.engine.cli.options import (
     RunFolder,
     StageOptions,
     StorageOptions,
+    is_folder,
     number_from,
     to_paths,
     whole_from,
@@ -147,9 +148,25 @@ def report(
     *,
     output: Annotated[
         Path | None,
-        Parameter(name=["--output", "-o"], metavar="DIR", help="Where to write (default: RUN)."),
+        Parameter(
+            name=["--output", "-o"],
+            converter=to_paths,
+            n_tokens=1,
+            validator=is_folder,
+            metavar="DIR",
+            help="Where to write (default: RUN).",
+        ),
     ] = None,
-    figures: Annotated[Path | None, Parameter(metavar="DIR", help="Also write each figure here, as SVG.")] = None,
+    figures: Annotated[
+        Path | None,
+        Parameter(
+            converter=to_paths,
+            n_tokens=1,
+            validator=is_folder,
+            metavar="DIR",
+            help="Also write each figure here, as SVG.",
+        ),
+    ] = None,
     storage: StorageOptions = StorageOptions(),
     out: QuietOptions = QuietOptions(),
 ) -> None:

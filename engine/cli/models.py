@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from danqing.engine.cli.app import MODELS, MODELS_HELP, PARAMETERS, command, examples_text
 from danqing.engine.cli.judging import recipe_with
-from danqing.engine.cli.options import PositiveInt, RecipeOptions, Threads, number_from
+from danqing.engine.cli.options import PositiveInt, RecipeOptions, Threads, number_from, to_local_folder
 from danqing.engine.cli.output import Json, print_json
 from danqing.engine.core.errors import DanqingError
 
@@ -108,7 +108,13 @@ def export(
     /,
     *,
     source: Annotated[
-        Path, Parameter(name="--from", metavar="FOLDER", help="config.json, weights and vocabulary, as published.")
+        Path,
+        Parameter(
+            name="--from",
+            converter=to_local_folder,
+            metavar="FOLDER",
+            help="config.json, weights and vocabulary, as published.",
+        ),
     ],
 ) -> None:
     """Export a published checkpoint to ONNX, so that recipes can name it."""
@@ -203,6 +209,8 @@ def verify(
         Path | None,
         Parameter(
             name="--from",
+            converter=to_local_folder,
+            n_tokens=1,
             metavar="FOLDER",
             help="The checkpoint it was exported from, to compare the speed of torch.compile.",
         ),

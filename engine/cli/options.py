@@ -76,16 +76,17 @@ def to_paths(kind: Any, tokens: Sequence[Any]) -> Any:
     return paths if kind == list[Path] else tuple(paths) if get_origin(kind) is tuple else paths[0]
 
 
-def local_path(kind: Any, tokens: Sequence[Any]) -> Path:
-    """Converts the name of a local folder."""
+def to_local_folder(kind: Any, tokens: Sequence[Any]) -> Path:
+    """Converts the name of a local folder; refuses addresses."""
     path = path_of(tokens[0].value)
     if isinstance(path, RemotePath):
-        raise DanqingError(f"{path}: this command writes many small files; name a local folder")
+        raise DanqingError(f"{tokens[0].keyword} must be a local folder, not {path}")
     return path
 
 
-def _folder(kind: Any, value: Path) -> None:
-    if not isinstance(value, RemotePath) and value.is_file():
+def is_folder(kind: Any, value: Path | None) -> None:
+    """Validates that the name of a folder is not that of a local file."""
+    if value is not None and not isinstance(value, RemotePath) and value.is_file():
         raise ValueError(f"{str(value)!r} is a file; name a folder.")
 
 
@@ -140,13 +141,17 @@ Inputs = Annotated[
 OutputFolder = Annotated[
     Path,
     Parameter(
-        name=["--output", "-o"], metavar="OUT", converter=to_paths, validator=_folder, help="Folder to write to."
+        name=["--output", "-o"], metavar="OUT", converter=to_paths, validator=is_folder, help="Folder to write to."
     ),
 ]
 LocalFolder = Annotated[
     Path,
     Parameter(
-        name=["--output", "-o"], metavar="OUT", converter=local_path, validator=_folder, help="Folder to write to."
+        name=["--output", "-o"],
+        metavar="OUT",
+        converter=to_local_folder,
+        validator=is_folder,
+        help="Folder to write to.",
     ),
 ]
 RunFolder = Annotated[Path, Parameter(converter=to_paths, help="Folder of the run.")]
@@ -171,6 +176,7 @@ Part = Annotated[
         group=SEVERAL,
         metavar="I/N",
         validator=_part,
+        allow_leading_hyphen=True,
         help="Run as task I of N (0/16 to 15/16), which work on one OUT at the same time. A task scores every N-th "
         "shard, or writes an N-th of the output shards. For job arrays of Slurm and indexed jobs of Kubernetes.",
     ),
@@ -218,13 +224,25 @@ class StorageOptions:
         str, Parameter(metavar="URL", help=f"Address of an S3-compatible store, as MinIO (default: ${ENDPOINT}).")
     ] = ""
     cache: Annotated[
-        str,
-        Parameter(metavar="DIR", help="Local folder for copies of remote files (default: remote in the cache)."),
-    ] = ""
+        Path | None,
+        Parameter(
+            converter=to_local_folder,
+            n_tokens=1,
+            validator=is_folder,
+            metavar="DIR",
+            help="Local folder for copies of remote files (default: remote in the cache).",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         given = {ENDPOINT: self.endpoint, COPIES: self.cache}
-        os.environ.update({name: value for name, value in given.items() if value})
+        os.environ.update({name: str(value) for name, value in given.items() if value})
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as they were given, for the command line of the next step."""
+        given = {"--endpoint": self.endpoint, "--cache": self.cache}
+        return [word for name, value in given.items() if value for word in (name, str(value))]
 
 
 @Parameter(name="*", group=OUTPUT)

@@ -44,9 +44,9 @@ class QuietOptions:
             yield
 
     def _log(self) -> AbstractContextManager[None]:
-        from danqing.engine.core.logs import json_lines_to
+        from danqing.engine.core.logs import json_lines_on_stderr
 
-        return json_lines_to(sys.stderr, __version__) if self.log_format == "json" else nullcontext()
+        return json_lines_on_stderr(__version__) if self.log_format == "json" else nullcontext()
 
 
 @Parameter(name="*", group=OUTPUT)

@@ -183,7 +183,16 @@ def select(
     status = 3 if strict and damage else 0
     other = {} if columns.encoding else encodings(file.path for file in find_tables(tables, columns.follow_links))
     images = str(chosen.folder / "images")
-    curate_command = ["danqing", "curate", images, "-o", "curated", *recipe.arguments, *text.arguments]
+    curate_command = [
+        "danqing",
+        "curate",
+        images,
+        "-o",
+        "curated",
+        *recipe.arguments,
+        *text.arguments,
+        *storage.arguments,
+    ]
     next_commands = [chosen.download_command(), shlex.join(curate_command)]
     result = {
         "folder": chosen.folder,
@@ -309,7 +318,7 @@ def score(
     if not out.finish(_scored(run, spans), notes):
         _print_scored(run, spans)
         done = "scored" if spans else "scored already; nothing to do"
-        print(f"{run.folder}: {done}. Next: {shlex.join(['danqing', 'decide', str(run.folder)])}")
+        print(f"{run.folder}: {done}. Next: {shlex.join(['danqing', 'decide', str(run.folder), *storage.arguments])}")
         out.print_notes(notes)
     return _status(run, strict)
 
@@ -419,7 +428,7 @@ def decide(
             wanted = list_neighbour_tasks(opened, chosen, tasks.neighbour_tasks, force=force, **where)
         count = len(wanted.pairs) if wanted else 0
         if not out.finish({"folder": run, "criterion": wanted.criterion if wanted else None, "tasks": count}):
-            print(_tasks_line(run, wanted, recipe.arguments))
+            print(_tasks_line(run, wanted, recipe.arguments, storage.arguments))
         return
     with out.progress(machine.note):
         funnel = decide_run(opened, chosen, force=force, **where)
@@ -431,18 +440,18 @@ def decide(
     if out.finish({"folder": run, "kept": funnel.kept, "funnel": funnel.to_dict()}, notes):
         return
     print_funnel(funnel)
-    print(f"Next: {shlex.join(['danqing', 'write', str(run)])}")
+    print(f"Next: {shlex.join(['danqing', 'write', str(run), *storage.arguments])}")
     out.print_notes(notes)
 
 
-def _tasks_line(run: Path, tasks: TaskList | None, recipe: list[str]) -> str:
-    decide = shlex.join(["danqing", "decide", str(run), *recipe])
+def _tasks_line(run: Path, tasks: TaskList | None, recipe: list[str], storage: list[str]) -> str:
+    decide = shlex.join(["danqing", "decide", str(run), *recipe, *storage])
     if not tasks:
         return f"no search is left to do; next: {decide}"
     last = len(tasks.pairs) - 1
     return (
         f"{last + 1} tasks of {tasks.criterion} over {tasks.rows:,} rows, 0 to {last}; do each of them anywhere:\n"
-        f"  {shlex.join(['danqing', 'decide', str(run)])} --neighbour-task 0\nthen: {decide}"
+        f"  {shlex.join(['danqing', 'decide', str(run), *storage])} --neighbour-task 0\nthen: {decide}"
     )
 
 

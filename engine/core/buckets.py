@@ -17,7 +17,6 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from urllib.parse import urlsplit
 
 from danqing.engine.core.errors import DanqingError
 
@@ -32,6 +31,7 @@ RENAMES = ("hdfs", "viewfs")
 """Schemes with a rename; the others copy and delete."""
 ENDPOINT = "AWS_ENDPOINT_URL"
 """Variable of the environment with the address of an S3-compatible store; `--endpoint` sets it."""
+ENDPOINT_ADDRESS = re.compile(r"(https?)://((?:[^/?#@:\[\]\s]+|\[[0-9a-f:.]+\])(?::\d{1,5})?)/?", re.IGNORECASE)
 PART_BYTES = 16 << 20
 """Bytes of one request. S3 gives 50–100 MB/s a connection, so a part takes a fraction of a second."""
 CONNECTIONS = 8
@@ -238,10 +238,11 @@ def _open_s3(bucket: str, endpoint: str) -> Any:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     options: dict[str, Any] = {"region": region or ("us-east-1" if endpoint else resolve_s3_region(bucket))}
     if endpoint:
-        url = urlsplit(endpoint)
-        if url.scheme not in WEB or not url.netloc or "@" in url.netloc:
-            raise DanqingError(f"--endpoint {url.hostname or endpoint}: write http://HOST:PORT or https://HOST")
-        options |= {"endpoint_override": url.netloc, "scheme": url.scheme}
+        found = ENDPOINT_ADDRESS.fullmatch(endpoint)
+        if found is None:
+            shown = endpoint.rpartition("@")[2]  # without a user's name and password
+            raise DanqingError(f"--endpoint {shown}: write http://HOST:PORT or https://HOST, without a path")
+        options |= {"scheme": found[1].lower(), "endpoint_override": found[2]}
     # Small objects are then written by one request, not by the three of an upload in parts.
     return S3FileSystem(
         **options, connect_timeout=CONNECT_SECONDS, request_timeout=STALL_SECONDS, allow_delayed_open=True

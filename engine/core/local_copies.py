@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from danqing.engine.core.buckets import Entry
-from danqing.engine.core.cache import cache_path
+from danqing.engine.core.cache import cache_path, folder_from
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.lock import locked
 
@@ -30,7 +30,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 def copies_folder() -> Path:
     """The folder of the copies of remote files; it exists."""
-    folder = Path(os.environ.get(COPIES) or cache_path() / "remote")
+    folder = folder_from(COPIES) or cache_path() / "remote"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -57,10 +58,22 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(content | ({"attributes": attributes} if attributes else {}), ensure_ascii=True)
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to the `sys.stderr` of the moment: `native_stderr_to` replaces it while descriptor 2 is a file."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        """Does nothing; the constructor of the base class assigns the stream."""
+
+
 @contextmanager
-def json_lines_to(stream: TextIO, version: str) -> Iterator[None]:
-    """Writes every record as a line of JSON to a stream, during a `with` block; also the error that ends the block."""
-    handler = logging.StreamHandler(stream)
+def json_lines_on_stderr(version: str) -> Iterator[None]:
+    """Writes every record as a line of JSON to stderr, during a `with` block; also the error that ends the block."""
+    handler = _Stderr()
     handler.setFormatter(JsonFormatter(version))
     with handled_by(handler):
         try:

@@ -43,6 +43,8 @@ def path_of(text: str | os.PathLike[str]) -> Path:
 
     >>> str(path_of("s3://bucket/shards") / "00000.tar")
     's3://bucket/shards/00000.tar'
+    >>> str(path_of("S3:/bucket/shards"))
+    's3://bucket/shards'
 
     Raises:
         DanqingError: an address of another scheme, without a bucket, or with credentials in it.
@@ -54,8 +56,11 @@ def path_of(text: str | os.PathLike[str]) -> Path:
     if found is None:
         return Path(text)
     scheme, bucket = (found[1] or "pipe").lower(), found[2] or ""
+    user, _, host = bucket.rpartition("@")
     if scheme == "file":
         return Path("/", text[found.end(1) + 1 :].lstrip("/"))
+    if scheme in ("s3a", "s3n"):
+        raise DanqingError(f"{scheme}://{host}: write s3://{host}")
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise DanqingError(f"{text}: this kind of address is unknown; known are {known}")
@@ -63,13 +68,12 @@ def path_of(text: str | os.PathLike[str]) -> Path:
         return RemotePath(f"{scheme}://default/{text[found.end() :]}")
     if not bucket:
         raise DanqingError(f"{text}: names no bucket")
-    user, _, host = bucket.rpartition("@")
     if ":" in user or (scheme in WEB and (user or "?" in text)):
         raise DanqingError(
             f"{scheme}://{host}: an address with credentials in it, which would be stored with the run; leave them out "
             "and set them in the environment"
         )
-    return RemotePath(text)
+    return RemotePath(scheme + text[found.end(1) :])
 
 
 class RemotePath(PosixPath):
@@ -242,8 +246,14 @@ def has_magic(text: str) -> bool:
 
 
 def glob(pattern: str) -> list[Path]:
-    """Lists the matches of an address with a glob, sorted."""
+    """Lists the matches of an address with a glob, sorted.
+
+    Raises:
+        DanqingError: the glob is in the bucket's name.
+    """
     scheme, bucket, *names = path_of(pattern).parts
+    if has_magic(bucket) and scheme.rstrip(":") not in WEB:  # the host of a web server may be [::1]
+        raise DanqingError(f"{pattern}: globs apply to keys, not to buckets; write {{a,b}} for several buckets")
     fixed = next((place for place, name in enumerate(names) if has_magic(name)), len(names))
     root = RemotePath(scheme, bucket, *names[:fixed])
     return sorted(root.glob("/".join(names[fixed:])))

@@ -29,7 +29,8 @@ def find_pairs(run: Run, key: str) -> list[dict[str, Any]]:
     """
     found = [record for shard in run.shards for record in _find(run, shard.number, key)]
     if not found:
-        raise DanqingError(f"{run.folder}: no pair with key or uid {key!r}")
+        where = f" in the scored shards; {missing}" if (missing := run.unscored_shards()) else ""
+        raise DanqingError(f"{run.folder}: no pair with key or uid {key!r}{where}")
     return found
 
 

@@ -120,6 +120,11 @@ class Run:
         forget()
         path = folder / "run.json"
         if not path.exists():
+            if (folder / "select.json").exists():
+                raise DanqingError(
+                    f"{folder}: a selection and no run; `danqing curate` makes a run of the pictures of its URLs, when "
+                    "they are downloaded"
+                )
             raise DanqingError(f"{folder}: no run here (run.json is missing); `danqing score` starts one")
         remedy = "damaged, or of another version of danqing; restore it, or score again into another folder"
         run = cls(folder, read_json(path, remedy))
@@ -230,17 +235,20 @@ class Run:
 
     def check_scored(self) -> None:
         """Raises DanqingError if shards have no scores; names them, and the parts that they belong to."""
+        if problem := self.unscored_shards():
+            raise DanqingError(f"{self.folder}: {problem}")
+
+    def unscored_shards(self) -> str:
+        """Names the shards without scores, the parts that they belong to, and what to do; empty if there are none."""
         missing = self.unscored()
         if not missing:
-            return
+            return ""
         finish = "finish `danqing score`"
         if tasks := self.manifest.get(TASKS):
             parts = sorted({shard.number % tasks for shard in missing})
             finish = f"finish `danqing score --part` of {_first_names([f'{number}/{tasks}' for number in parts])}"
-        raise DanqingError(
-            f"{self.folder}: {len(missing)} shards have no scores yet, of {len(self.shards)}: "
-            f"{_first_names([shard.name for shard in missing])}; {finish}"
-        )
+        names = _first_names([shard.name for shard in missing])
+        return f"{len(missing)} shards have no scores yet, of {len(self.shards)}: {names}; {finish}"
 
     @property
     def decide_command(self) -> str:

@@ -104,6 +104,8 @@ def find_files(
         if not matches:
             raise DanqingError(f"{text}: matches no file")
         for path in matches:
+            if text.endswith("/") and path.is_file():
+                raise DanqingError(f"{printable(text)}: a file, not a folder; leave out the slash at the end")
             paths.extend(in_folder(path) if path.is_dir() else [path])
     for path in paths:
         if path.is_dir():

@@ -30,8 +30,11 @@ from danqing.engine.cli.options import (
     ShardOptions,
     StageOptions,
     TextOptions,
+    to_local_folder,
+    to_paths,
 )
 from danqing.engine.cli.reference import general_help, reference_page
+from danqing.engine.core.buckets import ENDPOINT
 from danqing.engine.core.escape import UNSAFE
 from danqing.engine.phases import score_inputs
 from danqing.engine.recipe.reading import Recipe, builtin_names
@@ -119,6 +122,22 @@ def test_options_that_take_several_values() -> None:
         Path("y"),
     )
     assert bound.arguments["scoring"].machine.device == "cuda"  # the last one
+
+
+def test_every_path_is_converted() -> None:
+    """A path without a converter would make `s3://b/out` a folder `s3:` of the current one."""
+    checked = 0
+    for words in commands():
+        command = app
+        for name in words:
+            command = command[name]
+        if command.default_command is None:
+            continue
+        for argument in command.assemble_argument_collection():
+            if "Path" in str(argument.hint):
+                assert argument.parameter.converter in (to_paths, to_local_folder), (words, argument.name)
+                checked += 1
+    assert checked > 40
 
 
 def test_auto_is_the_default_and_says_what_it_chose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +297,9 @@ def test_a_limit_takes_the_first_rows(make_shard: Make, tmp_path: Path, capsys: 
     assert "limit: 5 there, 4 here" in capsys.readouterr().err
 
 
-def test_a_limit_takes_the_first_rows_of_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_takes_the_first_rows_of_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, out = tmp_path / "plain.yaml", tmp_path / "out"
     recipe.write_text(RECIPE_WITHOUT_NETWORKS)
     for name, first, rows in (("a", 0, 3), ("b", 3, 3)):
@@ -286,8 +307,11 @@ def test_a_limit_takes_the_first_rows_of_tables(tmp_path: Path, capsys: pytest.C
         (tmp_path / f"{name}.csv").write_text("\n".join(["url,caption", *lines]))
     (tmp_path / "c.csv").write_text("no,such,columns\n")
     command = ["select", str(tmp_path / "?.csv"), "-o", str(out), "--recipe", str(recipe), "--json"]
-    assert main([*command, "--limit", "4"]) == 0
-    assert json.loads(capsys.readouterr().out)["funnel"]["collected"] == 4
+    monkeypatch.setenv(ENDPOINT, "")
+    assert main([*command, "--limit", "4", "--endpoint", "http://minio:9000"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["funnel"]["collected"] == 4
+    assert result["next"][1].endswith(f"-o curated --recipe {recipe} --endpoint http://minio:9000")
     rows = [pq.read_table(path)["row"].to_pylist() for path in sorted((out / "verdicts").glob("*.parquet"))]
     assert rows == [[0, 1, 2], [0]]
     assert main(command) == 2

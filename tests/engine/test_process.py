@@ -19,6 +19,7 @@ import pytest
 import danqing.engine.cli.main
 from danqing.engine.cli.main import StoppedError, main
 from danqing.engine.cli.output import print_json
+from danqing.engine.core.buckets import ENDPOINT
 from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
@@ -107,8 +108,9 @@ def test_a_full_disk_is_one_line(
 
 
 def test_addresses_that_cannot_be_used_are_refused_before_anything_is_done(
-    make_shard: Callable[..., Path], tmp_path: Path, capsys: Any
+    make_shard: Callable[..., Path], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(ENDPOINT, "")  # --endpoint sets it
     shard = str(make_shard(samples(0, 1)))
     for command, words in (
         (["select", "hf://datasets/x.parquet", "-o", str(tmp_path / "out")], "this kind of address is unknown"),
@@ -118,8 +120,12 @@ def test_addresses_that_cannot_be_used_are_refused_before_anything_is_done(
         (["curate", shard, "-o", str(tmp_path / "out"), "--against", "s3://user:word@bucket/out"], "set them in the"),
         (["curate", "https://host/0.tar?X-Amz-Signature=word", "-o", str(tmp_path / "out")], "with credentials in it"),
         (["merge", str(tmp_path), "-o", "https://host/out"], "only read"),
-        (["demo", "-o", "s3://bucket/demo"], "name a local folder"),
+        (["demo", "-o", "s3://bucket/demo"], "-o must be a local folder"),
         (["curate", shard, "-o", "s3://bucket/out", "--endpoint", "minio:9000"], "write http://HOST:PORT"),
+        (["curate", shard, "-o", "s3://b/out", "--endpoint", "ftp://h:1/"], "--endpoint ftp://h:1/: write http"),
+        (["curate", shard, "-o", "s3://b/out", "--endpoint", "http://h:1/p"], "h:1/p: write http://HOST:PORT or https"),
+        (["curate", shard, "-o", "s3://b/out", "--endpoint", "http://h:port"], "h:port: write http://HOST:PORT"),
+        (["curate", shard, "-o", "s3://b/out", "--endpoint", "http://user:word@h"], "--endpoint h: write http"),
     ):
         assert main(command) == 2
         message = capsys.readouterr().err

@@ -133,6 +133,9 @@ def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
     assert not (out / ".lock").exists()
     key = danqing.open_run(str(out)).kept().to_table(columns=["key"])["key"][0].as_py()
     assert main(["explain", str(out), key]) == 0 and key in capsys.readouterr().out
+    assert main(["report", str(out), str(local), "-o", f"{bucket}/compared", "--figures", f"{bucket}/figures"]) == 0
+    assert {"comparison.html", "comparison.json"} == {path.name for path in (bucket / "compared").iterdir()}
+    assert (bucket / "figures" / "funnel-a.svg").read_text().endswith("</svg>\n")
     assert len(list((out / "logs").iterdir())) >= 6  # score, decide and write twice or more
     stored = [path.read_bytes() for path in out.glob("**/*") if path.is_file() and path.suffix in (".json", ".log")]
     assert len(stored) > 3 and not any(SECRET.encode() in content for content in stored)

@@ -63,6 +63,17 @@ WRONG_CALLS = {
     "score a.tar -o y --devices ,": "',' names no GPU",
     # paths
     "curate a.tar -o ftp://bucket/out": "ftp://bucket/out: this kind of address is unknown",
+    "demo -o s3://b/demo": "-o must be a local folder, not s3://b/demo",
+    "decide y --cache s3://b/copies": "--cache must be a local folder, not s3://b/copies",
+    "models export open-nsfw --from s3://b/model": "--from must be a local folder, not s3://b/model",
+    "report y -o ftp://b/compared": "ftp://b/compared: this kind of address is unknown",
+    "report y --figures file": "'file' is a file; name a folder",
+    "curate a.tar/ -o y": "a.tar/: a file, not a folder",
+    "curate s3a://b/a.tar -o y": "s3a://b: write s3://b",
+    "curate S3A:/b/a.tar -o y": "s3a://b: write s3://b",
+    "curate 's3://b*/a.tar' -o y": "s3://b*/a.tar: globs apply to keys, not to buckets",
+    "score a.tar -o y --part -1/3": "--part -1/3: write I/N with I from 0 to N - 1",
+    "score a.tar -o y --part --strict": "--part",
     "curate s3:// -o y": "s3://: names no bucket",
     "curate a.tar pipe:cat -o y": "pipe:cat: this kind of address is unknown",
     "select hf://datasets/x -o y": "hf://datasets/x: this kind of address is unknown",
@@ -82,6 +93,9 @@ WRONG_CALLS = {
     "curate a.tar -o y --against none": "none: no run here",
     "curate a.tar -o y --exclude-similar-to none": "none: no such file",
     "decide none": "none: no run here",
+    "explain chosen 0": "chosen: a selection and no run",
+    "report chosen": "chosen: a selection and no run",
+    "diff chosen chosen": "chosen: a selection and no run",
     "decide empty": "empty: no run here",
     "write none": "none: no run here",
     "explain none 0": "none: no run here",
@@ -116,6 +130,7 @@ WRONG_CALLS = {
     "curat": 'Did you mean "curate"?',
     "models verfy": 'Did you mean "verify"?',
     "curate a.tar -o y --divice cpu": "Did you mean --device? See danqing curate --help",
+    "curate a.tar -o y --part 0/2": "It is an option of score, write. See danqing curate --help",
     "curate a.tar": "--output",
     "curate -o y": "INPUTS",
     "explain y": "KEY",
@@ -135,6 +150,8 @@ def folder(make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "broken.yaml").write_text("a: {\n")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\0a")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / "select.json").write_text("{}")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "note").write_text("")
     monkeypatch.chdir(tmp_path)

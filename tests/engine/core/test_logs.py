@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,28 @@ def test_a_shard_is_a_line(
     assert sum(line["danqing.pairs"] for line in events["danqing.shard.written"]) == 12
     log = (tmp_path / "out" / "run.log").read_text()
     assert "scored 00001: 9 pairs, 2 errors" in log and "{" not in log
+
+
+LOG_DURING_A_RUN = """
+import os
+from pathlib import Path
+from danqing.engine.core.logs import json_lines_on_stderr, log
+from danqing.engine.run.log import logging_to
+with json_lines_on_stderr("1"):
+    log.info("before")
+    with logging_to(Path("run.log")):
+        log.info("during")
+        os.write(2, b"codec\\n")
+    log.info("after")
+"""
+
+
+def test_lines_go_to_stderr_while_that_of_codecs_goes_to_the_log(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", LOG_DURING_A_RUN], cwd=tmp_path, env={"PYTHONPATH": str(Path.cwd())},
+                         capture_output=True, text=True, check=True, timeout=240)  # fmt: skip
+    assert [json.loads(line)["body"] for line in run.stderr.splitlines()] == ["before", "during", "after"]
+    log = (tmp_path / "run.log").read_text()
+    assert "INFO during" in log and "codec" in log and "{" not in log
 
 
 def test_the_error_that_ends_a_command_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

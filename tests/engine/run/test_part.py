@@ -59,6 +59,11 @@ def test_parts_make_what_one_process_makes(
     assert capsys.readouterr().err.endswith(
         "2 shards have no scores yet, of 4: 00001, 00002; finish `danqing score --part` of 1/3, 2/3\n"
     )
+    assert main(["explain", out, "none"]) == 2
+    assert (
+        "key or uid 'none' in the scored shards; 2 shards have no scores yet, of 4: 00001, 000"
+        in capsys.readouterr().err
+    )
     assert main([*score, "1/3"]) == 0 and main([*score, "1/3", "--json"]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed[printed.index("{") :])["unscored"] == 1
