@@ -51,6 +51,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("DANQING_CACHE", str(folder / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores Pillow's limit of pixels, which `engine.stages.opening` sets."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+
+
 @contextmanager
 def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """Starts a process, and kills it at the end of the block if it is still running."""
