@@ -213,6 +213,8 @@ def test_runs_that_differ_are_not_merged(batches: list[Path], recipe: Recipe, tm
     with pytest.raises(DanqingError, match=r"redundancy.within: 0.05 there, 0.2 here"):
         merge_runs(batches, tmp_path / "all")
     with pytest.raises(DanqingError, match="a run that is not a merge"):
+        merge_runs(batches[:1], batches[2])
+    with pytest.raises(DanqingError, match="one of the runs to merge; choose another --output"):
         merge_runs(batches[:1], batches[0])
     run = Run.open(batches[2])
     del run.manifest["decided"]
