@@ -133,6 +133,10 @@ def topics(
         print(f"A map and pictures: {run / 'report.html'}")
 
 
+TO_FOLDER = Parameter(converter=to_paths, n_tokens=1, validator=is_folder, metavar="DIR")
+"""How the name of a folder to write to is read."""
+
+
 @command(
     "danqing report out",
     "danqing report out --figures figures",
@@ -147,26 +151,9 @@ def report(
     /,
     *,
     output: Annotated[
-        Path | None,
-        Parameter(
-            name=["--output", "-o"],
-            converter=to_paths,
-            n_tokens=1,
-            validator=is_folder,
-            metavar="DIR",
-            help="Where to write (default: RUN).",
-        ),
+        Path | None, Parameter(name=["--output", "-o"], help="Where to write (default: RUN)."), TO_FOLDER
     ] = None,
-    figures: Annotated[
-        Path | None,
-        Parameter(
-            converter=to_paths,
-            n_tokens=1,
-            validator=is_folder,
-            metavar="DIR",
-            help="Also write each figure here, as SVG.",
-        ),
-    ] = None,
+    figures: Annotated[Path | None, Parameter(help="Also write each figure here, as SVG."), TO_FOLDER] = None,
     storage: StorageOptions = StorageOptions(),
     out: QuietOptions = QuietOptions(),
 ) -> None:
