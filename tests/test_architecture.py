@@ -11,8 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     "engine.core", "kernels", "trt_models", "engine.recipe", "engine.sources", "engine.stages", "engine.run",
-    "engine.score", "engine.decide", "engine.write", "engine.select", "engine.report", "engine.phases", "profiling",
-    "engine.demo", "api", "engine.cli", "profiling.bench",
+    "engine.score", "engine.decide", "engine.write", "engine.select", "engine.evaluate", "engine.train",
+    "engine.recaption", "engine.report", "engine.phases", "profiling", "engine.demo", "api", "engine.cli",
+    "profiling.bench",
 )  # fmt: skip
 """Packages and modules under `danqing`, lowest first. The benchmarks, which are in no wheel, may import everything."""
 
