@@ -126,9 +126,9 @@ def evaluate(
         found = evaluate_models(
             models, suite, towers.settings(), str(templates) if templates else None, limit, ProgressBar
         )
-    compared = compare(found, reference)
     if output:
         write_evaluations(output, found)
+    compared = compare(found, reference)
     drop, metric = compared.largest_drop
     failed = max_drop is not None and drop > max_drop
     broken = sum(len(row.broken) for row in found[0].rows)
