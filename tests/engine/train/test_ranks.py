@@ -3,59 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import multiprocessing
 import socket
-import subprocess
-import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from danqing.engine.train.loop import TrainOptions, train
 from danqing.engine.train.recipe import load_train_recipe
-from tests.conftest import started
+from tests.engine.train import worker
 from tests.engine.train.material import journal, planted_pairs, write_checkpoint, write_run
 
 SETTINGS = ["batch=32", "learning_rate=1e-3", "warm_up_steps=2", "steps=16", "checkpoint_steps=5", "log_steps=1"]
 TIMEOUT_SECONDS = 240
-TWO_RANKS = """
-import sys, torch, torch.distributed as dist
-from torch.nn.functional import normalize
-from danqing.engine.train.loss import siglip_loss
-torch.set_num_threads(1)
-class Towers(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.image, self.text = torch.nn.Linear(10, 8), torch.nn.Linear(12, 8)
-        self.scale, self.bias = torch.nn.Parameter(torch.tensor(2.3)), torch.nn.Parameter(torch.tensor(-10.0))
-    def forward(self, x, y):
-        return normalize(self.image(x), dim=1), normalize(self.text(y), dim=1), self.scale.exp(), self.bias
-torch.manual_seed(1)
-x, y = torch.randn(16, 10), torch.randn(16, 12)
-alone = Towers()
-whole = siglip_loss(*alone(x, y))
-whole.backward()
-dist.init_process_group("gloo")
-part = slice(8 * dist.get_rank(), 8 * dist.get_rank() + 8)
-net = torch.nn.parallel.DistributedDataParallel(Towers())
-loss = siglip_loss(*net(x[part], y[part]), block=int(sys.argv[1]))
-loss.backward()
-total = loss.detach().clone()
-dist.all_reduce(total)
-error = max((a.grad - b.grad).abs().max().item() for a, b in zip(net.parameters(), alone.parameters()))
-print(abs(total.item() / 2 - whole.item()), error, whole.item())
-dist.destroy_process_group()
-"""
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.engine.train.worker"])
 
 
 def environment(rank: int, count: int, port: int) -> dict[str, str]:
     given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    return os.environ | {name: str(value) for name, value in given.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    return {name: str(value) for name, value in given.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
 def free_port() -> int:
@@ -64,19 +36,26 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
+@contextmanager
+def running(target: Callable[..., None], ranks: int, *arguments: object) -> Iterator[list[Any]]:
+    """Starts a function in several processes, and kills those that are running at the end of the block."""
+    port = free_port()
+    processes = [PROCESSES.Process(target=target, args=(*arguments, environment(n, ranks, port))) for n in range(ranks)]
+    for process in processes:
+        process.start()
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
 def test_two_ranks_have_the_loss_and_the_gradients_of_one() -> None:
-    for block in ("8", "3"):
-        port = free_port()
-        command = [sys.executable, "-c", TWO_RANKS, block]
-        with ExitStack() as stack:
-            processes = [
-                stack.enter_context(started(command, env=environment(rank, 2, port), stdout=subprocess.PIPE, text=True))
-                for rank in range(2)
-            ]
-            for process in processes:
-                printed, _ = process.communicate(timeout=TIMEOUT_SECONDS)
-                difference, error, loss = map(float, printed.split())
-                assert difference <= 1e-6 * loss and error <= 1e-6
+    with running(worker.compare_with_one, 2) as processes:
+        for process in processes:
+            process.join(TIMEOUT_SECONDS)
+            assert process.exitcode == 0
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +78,13 @@ def finish(folder: Path, name: str) -> None:
 def train_and_kill(folder: Path, name: str, ranks: int) -> None:
     """Trains by the command in several processes, and kills them after the eighth step."""
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    command = [sys.executable, "-m", "danqing.engine.cli.main", "train", str(folder / "run"), "--from",
-               str(folder / "checkpoint"), "-o", str(folder / name), "--device", "cpu", "--threads", "1",
-               *settings]  # fmt: skip
-    port, lines = free_port(), folder / name / "train.jsonl"
-    with ExitStack() as stack:
-        processes = [stack.enter_context(started(command, env=environment(rank, ranks, port))) for rank in range(ranks)]
-        deadline = time.monotonic() + TIMEOUT_SECONDS
+    arguments = ["train", str(folder / "run"), "--from", str(folder / "checkpoint"), "-o", str(folder / name),
+                 "--device", "cpu", "--threads", "1", *settings]  # fmt: skip
+    lines, deadline = folder / name / "train.jsonl", time.monotonic() + TIMEOUT_SECONDS
+    with running(worker.command, ranks, arguments) as processes:
         while not (lines.exists() and lines.read_text(encoding="utf-8").count("\n") >= 8):
-            assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+            assert time.monotonic() < deadline and all(process.is_alive() for process in processes)
             time.sleep(0.005)
-        for process in processes:
-            os.kill(process.pid, signal.SIGKILL)
     assert not (folder / name / "model").exists()
 
 
