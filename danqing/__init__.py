@@ -24,6 +24,7 @@ __all__ = [
     "open_run",
     "score",
     "select",
+    "train",
     "write",
 ]
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         open_run,
         score,
         select,
+        train,
         write,
     )
 else:  # hidden from type checkers: with a module's __getattr__, they would accept any name

@@ -92,23 +92,19 @@ def train(
     A second start goes on from the last checkpoint. Started by torchrun, it uses a GPU a process; the batches are the
     same for any number of processes.
     """
-    from danqing.engine.core.errors import DanqingError
     from danqing.engine.report.terminal import ProgressBar, console
+    from danqing.engine.train import import_training
     from danqing.engine.train.recipe import load_train_recipe
 
     share = [] if recaption_share is None else [f"recaption_share={recaption_share}"]
     chosen = load_train_recipe(recipe, [*settings, *share])
-    try:
-        from danqing.engine.train.loop import TrainOptions
-        from danqing.engine.train.loop import train as run_training
-    except ModuleNotFoundError as problem:
-        raise DanqingError(f"{problem}; pip install 'danqing-engine[train]'") from None
-    options = TrainOptions(
+    loop = import_training()
+    options = loop.TrainOptions(
         machine.chosen, machine.threads, decode, None, journal.log_to, journal.metrics_port, journal.metrics_address,
         journal.evaluate, journal.every,
     )  # fmt: skip
     with out.progress(machine.note):
-        found = run_training(runs, checkpoint, output, chosen, options, ProgressBar)
+        found = loop.train(runs, checkpoint, output, chosen, options, ProgressBar)
     if found.is_first and not out.finish({"folder": output, "model": found.model, "steps": found.steps, **found.last}):
         console.print(f"{found.model}: {found.steps:,} steps, loss {found.last.get('loss', float('nan')):.4f}")
         console.print(f"Next: danqing models export {quote(str(found.model))}", soft_wrap=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.utils._pytree import tree_map
 
 KEPT = 2
@@ -47,7 +48,7 @@ class Checkpoints:
         if not found:
             return 0
         state = _state(model, optimizer)
-        dcp.load(state, checkpoint_id=self.folder / f"{found[-1]:06d}")
+        load(state, checkpoint_id=self.folder / f"{found[-1]:06d}")
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         return found[-1]
 
@@ -61,7 +62,7 @@ class Checkpoints:
             state = tree_map(lambda value: value.clone() if isinstance(value, torch.Tensor) else value, state)
         path = self.folder / f"{step:06d}.part"
         shutil.rmtree(path, ignore_errors=True)
-        saving: Any = dcp.async_save(state, checkpoint_id=path, process_group=self._alone)
+        saving: Any = async_save(state, checkpoint_id=path, process_group=self._alone)
         self._pending = step, saving
 
     def commit_written(self) -> None:

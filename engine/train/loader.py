@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from danqing.engine.core.batch import Batch, pack
 from danqing.engine.core.device import Device, open_device
@@ -190,10 +191,10 @@ class Loader:
                 f"{table}: neither a pair's picture nor those of {MAX_REPLACED - 1} others in its place can be "
                 "decoded; run `danqing write` again"
             )
-        rows = [self.order.row(place) for place in places]
-        uids = [opened[shard].uids[row] for shard, row in rows]
+        pairs = [self.order.row(place) for place in places]
+        uids = [opened[shard].uids[row] for shard, row in pairs]
         recaptioned = self._recaptioned(uids, places)
-        texts = [opened[s].text(row, other) for (s, row), other in zip(rows, recaptioned, strict=True)]
+        texts = [opened[s].text(row, other) for (s, row), other in zip(pairs, recaptioned, strict=True)]
         ids = self.tokenizer.encode(TextColumn.of(texts), device).ids
         return TrainBatch(*self._to_torch(device, pixels, device.down(ids)), uids, replaced)
 
@@ -210,9 +211,10 @@ class Loader:
     def _to_torch(self, device: Device, pixels: Any, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Hands a batch to PyTorch; on a GPU in memory of its own, since CuPy frees its in the order of its stream."""
         tokens = torch.from_numpy(ids.astype(np.int64))
-        stream = torch.cuda.ExternalStream(device.stream) if device.kind == "cuda" else None
+        external: Any = torch.cuda.ExternalStream
+        stream = external(device.stream) if device.kind == "cuda" else None
         with torch.cuda.stream(stream) if stream else nullcontext():
-            found = torch.from_dlpack(pixels)
+            found = from_dlpack(pixels)
             found = found.clone() if device.kind == "cuda" else found.to(self.device)
             tokens = tokens.to(self.device)
         device.wait()

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, read_json, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
+from danqing.engine.evaluate.evaluation import write_evaluations
+from danqing.engine.evaluate.suites import Suite, open_suite
 from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.log import logging_to
 from danqing.engine.run.versions import ENGINE, current_versions
 from danqing.engine.train.checkpoints import Checkpoints
-from danqing.engine.train.journal import open_journal
+from danqing.engine.train.evaluating import evaluate_model, flat_metrics
+from danqing.engine.train.journal import Journal, open_journal
 from danqing.engine.train.loader import Loader, TrainBatch
 from danqing.engine.train.loss import siglip_loss
 from danqing.engine.train.model import Source, Towers, training_flops, write_model
@@ -135,6 +138,7 @@ class _Training:
         self.part = ranks.part(recipe.batch)
         self.steps = recipe.steps or recipe.epochs * self.order.steps_per_epoch
         self.source = Source.open(checkpoint)
+        self.suite = open_suite(options.suite) if options.suite and ranks.is_first else None
 
     def run(self, progress: OpenProgress) -> Trained:
         """Trains, or finds that all is done."""
@@ -148,7 +152,7 @@ class _Training:
                 self._train(shown)
             self.ranks.wait()
         lines = journal.read_text(encoding="utf-8").splitlines()
-        last = next((line for line in map(json.loads, reversed(lines)) if "loss" in line), {})
+        last: dict[str, Any] = next((line for line in map(json.loads, reversed(lines)) if "loss" in line), {})
         return Trained(model_folder, self.steps, last, self.ranks.is_first)
 
     def _note(self) -> None:
@@ -224,9 +228,21 @@ class _Training:
                 if saves and done < self.steps:
                     checkpoints.save(done, model, optimizer)
                 checkpoints.commit_written()
+                due = done == self.steps or (options.every and done % options.every == 0)
+                if journal and self.suite and due:
+                    with meter.paused():
+                        self._evaluate(journal, done, model, self.suite)
                 shown.advance(1)
         if ranks.is_first:
             write_model(model, self.source, self.output / MODEL, self.output.resolve().name)
+
+    def _evaluate(self, journal: Journal, step: int, model: Any, suite: Suite) -> None:
+        """Evaluates the model: a line of the journal, and evaluation.json. Other ranks wait at their next step."""
+        name = f"{self.output.resolve().name}@{step}"
+        found = evaluate_model(name, model.eval(), self.source, suite, self.ranks.decoder)
+        model.train()
+        write_evaluations(self.output / "evaluation.json", [found])
+        journal.write({"step": step} | flat_metrics(found))
 
 
 def _optimizer(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> torch.optim.AdamW:
@@ -300,6 +316,13 @@ class Meter:
         batch = next(batches)
         self._waited += time.perf_counter() - start
         return batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time of a `with` block."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def add(self, loss: torch.Tensor, norm: torch.Tensor, replaced: int) -> None:
         """Adds a step, without waiting for the device."""

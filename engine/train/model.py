@@ -134,7 +134,7 @@ def training_flops(config: Any) -> float:
     with torch.device("meta"), torch.no_grad():
         towers = Towers(siglip_model()(config))
         pixels, tokens = torch.zeros((1, size, size, 3), dtype=torch.uint8), torch.zeros((1, length), dtype=torch.long)
-        with FlopCounterMode(display=False) as counter:  # type: ignore[no-untyped-call]
+        with FlopCounterMode(display=False) as counter:
             towers(pixels, tokens)
     return BACKWARD * float(counter.get_total_flops())
 

@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from danqing.engine.cli.main import main
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.text_column import TextColumn
+from danqing.engine.evaluate.evaluation import evaluate, read_evaluation
+from danqing.engine.evaluate.suites import open_suite
+from danqing.engine.evaluate.towers import open_towers
+from danqing.engine.train.evaluating import trained_towers
 from danqing.engine.train.loader import Loader, PictureReader, TrainBatch
 from danqing.engine.train.loop import TrainOptions, train
 from danqing.engine.train.loss import siglip_loss
@@ -144,9 +149,7 @@ def test_another_training_is_not_gone_on_with(trained: Path, run: Path, checkpoi
         train([run], checkpoint, tmp_path / "other", RECIPE, dataclasses.replace(CPU, log_to=("tensorboard",)))
 
 
-def test_a_loss_that_is_no_number_ends_the_training(
-    run: Path, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_no_number_ends_the_training(run: Path, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(DanqingError, match="the loss is nan; lower learning_rate"):
         train([run], checkpoint, tmp_path / "out", dataclasses.replace(RECIPE, learning_rate=1e30, steps=9), CPU)
 
@@ -165,3 +168,36 @@ def test_ranks_read_parts_of_the_same_batches(run: Path, checkpoint: Path, tmp_p
                 parts.append([batch.uids for batch in batches])
         uids[ranks] = [[uid for part in step for uid in part] for step in zip(*parts, strict=True)]
     assert uids[1] == uids[2] == uids[4] and len(set(uids[1][0])) == 32
+
+
+def test_train_export_evaluate(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "cache"))
+    model = trained / "model"
+    assert main(["models", "export", str(model)]) == 0
+    suite = open_suite(str(write_suite(tmp_path / "planted")))
+    source = Source.open(model)
+    pictures, texts = [image for image, _ in planted_pairs(24, seed=5)], [f"{colour}的画" for colour in COLOURS]
+    with open_towers(str(model)) as exported, trained_towers("torch", source.load().eval(), source, "cpu") as towers:
+        assert np.abs(exported.images(pictures) - towers.images(pictures)).max() <= 1e-5
+        assert np.abs(exported.texts(texts) - towers.texts(texts)).max() <= 1e-5
+        assert not towers.images([b"no picture"]).any()
+        found = [evaluate(each, suite, templates=["{c}的画"]).rows[0].metrics for each in (exported, towers)]
+    assert found[0] == found[1] and found[0]["acc1"] >= 0.9
+
+
+def write_suite(folder: Path) -> Path:
+    """Writes planted classes as Chinese-CLIP packs ELEVATER's sets."""
+    for number, (image, _) in enumerate(planted_pairs(64, seed=7)):
+        place = folder / "test" / f"{number % len(COLOURS):03d}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(image)
+    (folder / "label_cn.txt").write_text("\n".join(COLOURS) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_the_model_is_evaluated_while_it_is_trained(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    options = dataclasses.replace(CPU, suite=str(write_suite(tmp_path / "planted")), every=2, metrics_port=0)
+    train([run], checkpoint, tmp_path / "out", dataclasses.replace(RECIPE, steps=5), options)
+    lines = [line for line in journal(tmp_path / "out") if "planted/acc1" in line]
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert read_evaluation(tmp_path / "out" / "evaluation.json").rows[0].metrics["acc1"] == lines[-1]["planted/acc1"]
