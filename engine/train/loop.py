@@ -184,7 +184,7 @@ class _Training:
         ranks, recipe = self.ranks, self.recipe
         torch.manual_seed(recipe.seed)
         model = self.source.load().to(ranks.device).train()
-        towers, optimizer = Towers(model), _optimizer(model, recipe, ranks.device)
+        towers, optimizer = Towers(model), adamw(model, recipe, ranks.device)
         checkpoints = Checkpoints(self.output / CHECKPOINTS, recipe.keep_every_steps)
         first = checkpoints.load(model, optimizer)
         ranks.wait()
@@ -245,12 +245,18 @@ class _Training:
         journal.write({"step": step} | flat_metrics(found))
 
 
-def _optimizer(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> torch.optim.AdamW:
+def adamw(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> torch.optim.AdamW:
     """AdamW without decay of biases, norms and the parameters of the logits."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, recipe.learning_rate, recipe.betas, fused=device.type == "cuda")
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Returns the peak of a GPU (`PEAK_FLOPS`); None for one that is not listed, and for a CPU."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 def take_step(
@@ -301,8 +307,7 @@ class Meter:
     def __init__(self, ranks: Ranks, model: Any, batch: int) -> None:
         self._ranks, self._model, self._batch = ranks, model, batch
         self._flops = training_flops(model.config) if ranks.device.type == "cuda" else 0.0
-        name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ""
-        self._peak = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+        self._peak = peak_flops(ranks.device)
         self._replaced = 0.0
         self._clear()
 
