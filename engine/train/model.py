@@ -67,8 +67,17 @@ class Source:
         return open_tokenizer(self.token_input, self.folder / self.token_input.file)
 
     def load(self) -> Any:
-        """Loads the model, float32: a `transformers.SiglipModel`."""
-        return siglip_model().from_pretrained(self.folder, dtype=torch.float32, local_files_only=True)
+        """Loads the model, float32: a `transformers.SiglipModel`.
+
+        Raises:
+            DanqingError: weights are missing, which would begin at random values.
+        """
+        model, found = siglip_model().from_pretrained(
+            self.folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        if missing := sorted(found["missing_keys"]):
+            raise DanqingError(f"{self.folder}: the weights have no {missing[0]!r}, and lack {len(missing)} in all")
+        return model
 
 
 def siglip_model() -> Any:
@@ -89,10 +98,11 @@ def siglip_model() -> Any:
             sys.modules["torchvision"] = None  # type: ignore[assignment]  # how the import system marks a missing one
     try:
         from transformers import SiglipModel
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils.logging import disable_progress_bar, set_verbosity_error
     except ImportError as problem:
         raise DanqingError(f"transformers: {problem}; pip install 'danqing-engine[train]'") from None
     disable_progress_bar()  # of single files
+    set_verbosity_error()  # its warnings are about default values, and missing weights, which `Source.load` refuses
     return SiglipModel
 
 

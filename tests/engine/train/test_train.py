@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import socket
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from danqing.engine.cli.main import main
 from danqing.engine.core.device import open_device
@@ -18,10 +22,11 @@ from danqing.engine.evaluate.evaluation import evaluate, read_evaluation
 from danqing.engine.evaluate.suites import open_suite
 from danqing.engine.evaluate.towers import open_towers
 from danqing.engine.train.evaluating import trained_towers
+from danqing.engine.train.journal import open_journal
 from danqing.engine.train.loader import Loader, PictureReader, TrainBatch
 from danqing.engine.train.loop import TrainOptions, train
 from danqing.engine.train.loss import siglip_loss
-from danqing.engine.train.model import Source, Towers
+from danqing.engine.train.model import Source, Towers, siglip_model, training_flops
 from danqing.engine.train.order import Order
 from danqing.engine.train.recipe import load_train_recipe
 from danqing.engine.train.shards import find_shards
@@ -201,3 +206,48 @@ def test_the_model_is_evaluated_while_it_is_trained(run: Path, checkpoint: Path,
     lines = [line for line in journal(tmp_path / "out") if "planted/acc1" in line]
     assert [line["step"] for line in lines] == [2, 4, 5]
     assert read_evaluation(tmp_path / "out" / "evaluation.json").rows[0].metrics["acc1"] == lines[-1]["planted/acc1"]
+
+
+def test_the_arithmetic_of_the_published_sizes() -> None:
+    kind = siglip_model().config_class
+    for width, layers, patch, gflop in ((768, 12, 32, 67), (1024, 24, 16, 602)):
+        tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+                 "num_attention_heads": width // 64}  # fmt: skip
+        text = tower | {"vocab_size": 1000, "max_position_embeddings": 64, "projection_size": width}
+        config = kind(text_config=text, vision_config=tower | {"image_size": 256, "patch_size": patch})
+        assert training_flops(config) / 1e9 == pytest.approx(gflop, rel=0.02)
+
+
+def test_the_journal_is_served_to_prometheus(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with open_journal(tmp_path, 3, {}, (), port, "127.0.0.1") as lines:
+        lines.write({"step": 4, "loss": 1.5, "digits/acc1": 0.5})
+        served = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    assert "danqing_train_loss 1.5" in served and "danqing_train_step 4.0" in served
+    (tmp_path / "train.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"ste')
+    with open_journal(tmp_path, 3, {}, (), None, ""):
+        assert journal(tmp_path) == [{"step": 3}]
+
+
+def test_wrong_calls_of_the_command(run: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", str(run), "--from", str(checkpoint), "-o", str(run / "out")]
+    for options, problem in (
+        (["--set", "warmup=5"], "--set warmup=5: unknown key 'warmup'; did you mean 'warm_up_steps'?"),
+        (["--recipe", "danqin"], "no training recipe 'danqin': did you mean 'danqing'?"),
+        (["--evaluate", "digit", "--set", "batch=8"], "--suite digit: no such file or folder"),
+        (["--recaption-share", "2"], "It must be a number from 0 to 1."),
+    ):
+        assert main([*command, *options]) == 2
+        assert problem in capsys.readouterr().err
+    assert not (run / "out").exists()
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "part")
+    weights = load_file(tmp_path / "part" / "model.safetensors")
+    del weights["vision_model.head.probe"]
+    save_file(weights, tmp_path / "part" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DanqingError, match=r"part: the weights have no 'vision_model\.head\.probe', and lack 1"):
+        train([run], tmp_path / "part", tmp_path / "out", RECIPE, CPU)
