@@ -26,6 +26,7 @@ __all__ = [
     "open_run",
     "score",
     "select",
+    "train",
     "write",
 ]
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         open_run,
         score,
         select,
+        train,
         write,
     )
 else:  # hidden from type checkers: with a module's __getattr__, they would accept any name

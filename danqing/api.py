@@ -55,6 +55,8 @@ from danqing.engine.select.selection import select as select_tables
 from danqing.engine.sources.tables import Columns
 from danqing.engine.stages import model_roles
 from danqing.engine.stages.columns import known_columns
+from danqing.engine.train import import_training
+from danqing.engine.train.recipe import load_train_recipe
 from danqing.engine.write.formats import with_pairs
 from danqing.engine.write.order import kept_schema
 from danqing.engine.write.output import PARQUET, SHARD_SIZE, WEBDATASET, WriteOptions
@@ -77,6 +79,7 @@ __all__ = [
     "open_run",
     "score",
     "select",
+    "train",
     "write",
 ]
 
@@ -553,6 +556,59 @@ def select(
         settings,
         _progress(progress),
     )
+
+
+def train(
+    runs: StrPaths,
+    checkpoint: StrPath,
+    output: StrPath,
+    recipe: StrPath = "danqing",
+    *,
+    set: Overrides = (),
+    recaption_share: float | None = None,
+    decode: Literal["auto", "cpu"] = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    evaluate: str = "",
+    every: int = 0,
+    log_to: str | Iterable[str] = (),
+    progress: bool | None = None,
+) -> Path:
+    """Trains a SigLIP model on the pairs that runs have kept; goes on from the last checkpoint in `output`.
+
+    Needs the extra `train`.
+
+    Args:
+        runs: folders of written runs.
+        checkpoint: folder of the model to start from (`--from`), as published, or `model` of another training.
+        output: folder for checkpoints, train.jsonl and the final model.
+        recipe: name of a training recipe, or path of a YAML file.
+        set: values to override: `"batch=1536"`, a list, or `{"batch": 1536}`.
+        recaption_share: share of the pairs whose text is their recaption, 0 to 1; default: the recipe's.
+        decode: `cpu`: decode pictures on the host; `auto`: on the device.
+        device, threads, progress: see `decide`.
+        evaluate: a suite that the model is evaluated on.
+        every: steps between two evaluations; 0: only the final model is evaluated.
+        log_to: `tensorboard`, `wandb`, `trackio`, or several of them.
+
+    Returns:
+        The final model's folder, which `danqing models export` takes.
+
+    Raises:
+        DanqingError: a run is not written, the checkpoint is not that of a SigLIP, a package is missing, or `output`
+            holds another training.
+    """
+    loop = import_training()
+    settings = [f"{name}={json.dumps(value)}" for name, value in set.items()] if isinstance(set, Mapping) else set
+    share = [] if recaption_share is None else [f"recaption_share={recaption_share}"]
+    chosen = load_train_recipe(str(recipe), [*_listed(settings), *share])
+    options = loop.TrainOptions(
+        device, _positive("threads", threads), _one_of("decode", decode, ("auto", "cpu")),
+        log_to=tuple(_listed(log_to)), suite=evaluate, every=every,
+    )  # fmt: skip
+    folders = [path_of(run) for run in _paths(runs)]
+    found: Path = loop.train(folders, Path(checkpoint), path_of(output), chosen, options, _progress(progress)).model
+    return found
 
 
 def judge_frame(

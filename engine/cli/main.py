@@ -24,7 +24,7 @@ HELP = Path(__file__).with_name("help.txt")
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 """Signals of schedulers and of a closed terminal; handled like Ctrl-C. As process 1 without a handler, a process would
 never receive them."""
-RESUMABLE = {"curate": "shards", "demo": "shards", "score": "shards", "select": "parts"}
+RESUMABLE = {"curate": "shards", "demo": "shards", "score": "shards", "select": "parts", "train": "checkpoints"}
 """Commands that go on where they were stopped, and what they finish one by one."""
 
 

@@ -100,28 +100,42 @@ def _listed_engines(card: Card) -> list[ListedEngine]:
 @command(
     "danqing models export chinese-clip-vit-l-14 --from FOLDER      both towers",
     "danqing models export my-card.yaml --from checkpoint/",
+    "danqing models export trained/model             what `danqing train` has written",
     group=MODELS,
     parent=models,
 )
 def export(
-    name: Annotated[str, Parameter(help="A card, or the common beginning of the names of both towers' cards.")],
+    name: Annotated[
+        str,
+        Parameter(
+            help="A card, the common beginning of the names of both towers' cards, or a checkpoint's folder with cards."
+        ),
+    ],
     /,
     *,
     source: Annotated[
-        Path,
+        Path | None,
         Parameter(
             name="--from",
             converter=to_local_folder,
+            n_tokens=1,
             metavar="FOLDER",
-            help="config.json, weights and vocabulary, as published.",
+            help="config.json, weights and vocabulary, as published; if a folder is named, that one.",
         ),
-    ],
+    ] = None,
 ) -> None:
     """Export a published checkpoint to ONNX, so that recipes can name it."""
     from danqing.trt_models.card import card_names, load_card
     from danqing.trt_models.export.from_checkpoint import export_all
 
     towers = [tower for end in ("image", "text") if (tower := f"{name}-{end}") in card_names()]
+    if not towers and Path(name).is_dir():
+        source = source or Path(name)
+        towers = sorted(str(path) for path in Path(name).glob("*.yaml"))
+        if not towers:
+            raise DanqingError(f"{name}: no model cards (.yaml) here; name a card, and the checkpoint with --from")
+    if source is None:
+        raise DanqingError("--from FOLDER is missing: the checkpoint as published")
     cards = [load_card(tower) for tower in towers or [name]]
     for card, folder in zip(cards, export_all(cards, source), strict=True):
         print(f"{card.name}: {folder}")

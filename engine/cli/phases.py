@@ -550,11 +550,16 @@ def merge(
 @command(
     "danqing demo",
     "danqing demo -o /tmp/demo --device cpu",
+    "danqing demo --train",
     group=GENERAL,
 )
 def demo(
     *,
     output: LocalFolder = Path("demo"),
+    train: Annotated[
+        bool,
+        Parameter(help="Also train a small model on the kept pairs and on as many raw ones, and compare the two."),
+    ] = False,
     scoring: StageOptions = StageOptions(),
 ) -> None:
     """Curate a small crawl with known defects, and count what was caught.
@@ -566,3 +571,7 @@ def demo(
 
     with display(note=scoring.machine.note):
         run_demo(output, scoring.settings())
+        if train:
+            from danqing.engine.demo.training import compare_trainings, print_comparison
+
+            print_comparison(compare_trainings(output, scoring.settings()))

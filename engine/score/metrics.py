@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -113,17 +113,26 @@ def serve_metrics(
     Raises:
         DanqingError: the port cannot be opened, or the file for Prometheus cannot be written.
     """
+    collectors: list[Collector] = [StageMetrics(spans)]
+    if models:
+        collectors.append(RefusedEngines(models))
+    if tally:
+        collectors.append(WorkerMetrics(tally))
+    with serve_collectors(collectors, port, address, device):
+        yield
+
+
+@contextmanager
+def serve_collectors(
+    collectors: Iterable[Collector], port: int | None, address: str, device: Device | None = None
+) -> Iterator[None]:
+    """Serves the metrics of collectors; for the other arguments see `serve_metrics`."""
     if port is None:
         yield
         return
     registry = CollectorRegistry()
-    registry.register(StageMetrics(spans))
-    if models:
-        registry.register(RefusedEngines(models))
-    if tally:
-        registry.register(WorkerMetrics(tally))
-    for gauges in gpu_gauges(device) if device else []:
-        registry.register(gauges)
+    for collector in [*collectors, *(gpu_gauges(device) if device else [])]:
+        registry.register(collector)
     ProcessCollector(registry=registry)
     try:
         server, thread = start_http_server(port, address, registry)

@@ -53,7 +53,7 @@ def test_few_of_many_rows_are_compared(job: Job, monkeypatch: pytest.MonkeyPatch
     assert float(found["groups found"]) > 1_500 and "rows in another group than by tiles, faiss" in found
 
 
-@pytest.mark.parametrize("step", ["pictures", "tables"])
+@pytest.mark.parametrize("step", ["pictures", "tables", "train"])
 def test_a_step_gives_rates(step: str, job: Job) -> None:
     assert min(rates(measured(step, job))) > 0
 

@@ -6,8 +6,9 @@
 
 Steps: kernels (parity with the CPU, captions a second), neighbours (near-duplicates by every index), pictures (decode,
 resize), networks (an image tower of random weights in every runtime that is installed), end-to-end (shards to scores),
-tables (SELECT, captions of a cuDF column). Each is a process; if one fails or runs out of time, the others still run,
-and the exit status is 1. The tower is exported in the background while the first steps run.
+tables (SELECT, captions of a cuDF column), train (SigLIP 2 on tensors and from shards). Each is a process; if one fails
+or runs out of time, the others still run, and the exit status is 1. The tower is exported in the background while the
+first steps run.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ STEPS = {
     "networks": ("tower:measure_networks", 180),
     "end-to-end": ("tower:measure_end_to_end", 180),
     "tables": ("columns:measure_tables", 60),
+    "train": ("train:measure", 420),
 }
 """Name → the function of this package that yields its figures, and its time limit on a GPU in seconds."""
 

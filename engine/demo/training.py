@@ -1,0 +1,144 @@
+"""`danqing demo --train`: trains a small model on the kept pairs and on as many of all pairs, and compares the two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from rich import box
+from rich.table import Table
+
+from danqing.engine.decide.funnel import Funnel
+from danqing.engine.demo.crawl import photographs
+from danqing.engine.evaluate.evaluation import read_evaluation
+from danqing.engine.phases import curate, write_run
+from danqing.engine.recipe.criteria import Criterion
+from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.report.terminal import ProgressBar, console
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
+from danqing.engine.stages.columns import known_columns
+from danqing.engine.train import import_training
+from danqing.engine.train.recipe import TrainRecipe
+from danqing.engine.write.output import WriteOptions
+
+SEEDS = 3
+SIDE, LENGTH, WIDTH = 64, 32, 64
+"""Pixels, tokens and width of the model: 0.3 million parameters."""
+RECIPE = TrainRecipe(
+    recipe="demo", batch=32, steps=120, learning_rate=2e-3, warm_up_steps=10, checkpoint_steps=1000, log_steps=20
+)
+KEPT, RAW = "kept", "raw"
+READABLE = ("words", "decodable")
+"""Criteria that raw pairs meet: without text or picture there is nothing to train on."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the models of both kinds of pairs do, over all seeds.
+
+    Attributes:
+        pairs: number of pairs that each model was trained on.
+        metrics: metric → kept or raw → value for each seed.
+    """
+
+    pairs: int
+    metrics: dict[str, dict[str, list[float]]]
+
+    def differences(self, metric: str) -> np.ndarray:
+        """Returns kept minus raw of each seed: float64 (seeds,)."""
+        found: np.ndarray = np.subtract(self.metrics[metric][KEPT], self.metrics[metric][RAW])
+        return found
+
+
+def compare_trainings(folder: Path, settings: Settings, recipe: TrainRecipe = RECIPE, seeds: int = SEEDS) -> Comparison:
+    """Trains on the kept pairs of FOLDER/run, and on as many that are drawn from all readable pairs of the crawl.
+
+    A seed draws the raw pairs, the first weights of both models and the order of their pairs. All models are evaluated
+    by retrieval on the demo's photographs and both captions of each. Two thirds of the photographs are in the crawl
+    with their first caption; their second captions are in no training.
+
+    Args:
+        folder: of the demo.
+        settings: the device and the threads.
+        recipe: the training's settings.
+        seeds: number of trainings on each kind of pairs.
+    """
+    loop = import_training()
+    run = Run.open(folder / "run")
+    with_everything = load_recipe("embedded", columns=known_columns())
+    criteria: Iterator[Criterion] = (c for c in with_everything.criteria if c.name in READABLE)
+    raw_recipe = replace(with_everything, name=RAW, criteria=tuple(criteria))
+    shards = [str(path) for path in sorted((folder / "crawl").glob("*.tar"))]
+    raw, _, _ = curate(shards, folder / RAW, raw_recipe, settings)
+    pairs = Funnel.of(run).kept
+    metrics: dict[str, dict[str, list[float]]] = {}
+    options = loop.TrainOptions(settings.device, settings.threads, suite="demo")
+    for seed in range(seeds):
+        write_run(raw, WriteOptions(shuffle=seed))
+        start = write_small_model(folder / "models" / str(seed), seed)
+        for kind, source in ((KEPT, run.folder), (RAW, raw.folder)):
+            output = folder / "trained" / f"{kind}-{seed}"
+            chosen = replace(recipe, seed=seed, pairs=pairs, batch=min(recipe.batch, pairs))
+            loop.train([source], start, output, chosen, options, ProgressBar)
+            for name, value in read_evaluation(output / "evaluation.json").rows[0].metrics.items():
+                metrics.setdefault(name, {}).setdefault(kind, []).append(value)
+    return Comparison(pairs, metrics)
+
+
+def write_small_model(folder: Path, seed: int) -> Path:
+    """Writes a small SigLIP of random weights, whose tokens are the characters of the demo's captions."""
+    import torch
+
+    from danqing.engine.train.model import siglip_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = [caption for record in photographs() for caption in record["captions"]]
+    with (folder / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(captions), model_writer=file, model_type="char", character_coverage=1.0,
+            vocab_size=8000, hard_vocab_limit=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3, minloglevel=2,
+        )  # fmt: skip
+    words = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).vocab_size()
+    tower: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2,
+                             "num_attention_heads": 4}  # fmt: skip
+    text = {"vocab_size": words, "max_position_embeddings": LENGTH, "projection_size": WIDTH,
+            "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
+    kind = siglip_model()
+    torch.manual_seed(seed)
+    vision = tower | {"image_size": SIDE, "patch_size": 16}
+    model = kind(kind.config_class(text_config=tower | text, vision_config=vision))
+    with torch.no_grad():  # the paper's first values; transformers begins at 0
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-10)
+    model.save_pretrained(folder)
+    return folder
+
+
+def print_comparison(found: Comparison) -> None:
+    """Prints the metrics of both kinds of models, and whether the difference is clear."""
+    title = f"trained on {found.pairs} kept pairs, and on {found.pairs} of all readable pairs"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("metric")
+    for heading in (KEPT, RAW, "difference", "of each seed"):
+        table.add_column(heading, justify="right")
+    for metric, values in found.metrics.items():
+        differences = found.differences(metric)
+        table.add_row(metric, *(f"{np.mean(values[kind]):.3f}" for kind in (KEPT, RAW)), f"{differences.mean():+.3f}",
+                      ", ".join(f"{value:+.3f}" for value in differences))  # fmt: skip
+    console.print(table)
+    console.print(verdict([found.differences(metric) for metric in found.metrics]))
+
+
+def verdict(differences: Sequence[np.ndarray]) -> str:
+    """Says whether curation helped: only if every seed agrees on the mean of the metrics."""
+    means = np.mean(differences, axis=0)
+    spread = f"mean of the metrics: {means.mean():+.3f}, from {means.min():+.3f} to {means.max():+.3f}"
+    if means.min() > 0 or means.max() < 0:
+        return f"curation {'helped' if means.min() > 0 else 'harmed'} for every seed ({spread})"
+    return f"the seeds do not agree that curation helped ({spread})"

@@ -1,0 +1,249 @@
+"""Batches of training pairs: read and decoded ahead of the training, by the engine's own decoder and resizer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from danqing.engine.core.batch import Batch, pack
+from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
+from danqing.engine.core.text_column import TextColumn
+from danqing.engine.stages import Context
+from danqing.engine.stages.decode import Decode
+from danqing.engine.stages.header import Header
+from danqing.engine.stages.resize import open_resizer
+from danqing.engine.train.order import CAPTIONS, Order, Place, hashed
+from danqing.engine.train.shards import OpenShard, TrainShard
+from danqing.trt_models.card import ImageInput
+from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.run.tokenizer import AnyTokenizer
+
+AHEAD = 3
+"""Batches that are ready before the training asks for them."""
+WAIT_SECONDS = 0.2
+"""Time after which a waiting thread looks whether the other side has ended."""
+MAX_REPLACED = 100
+"""Broken pictures in a row after which the training stops: the shards are damaged, not single pictures."""
+
+
+class PictureReader:
+    """Decodes pictures and resizes them for a model, by the engine's stages.
+
+    Args:
+        wanted: the model's input.
+        device: decodes and resizes.
+        max_pixels: larger pictures count as broken.
+    """
+
+    def __init__(self, wanted: ImageInput, device: Device, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        memory = Memory.of(device.kind, None, max_pixels)
+        context = Context(device, ModelSet({}), frozenset(), max_pixels=max_pixels, memory=memory)
+        self._header, self._decode = Header(context), Decode(context)
+        self._resize = open_resizer([wanted], device)
+        self._device, self._size = device, wanted.size
+
+    def __call__(self, files: Sequence[bytes]) -> tuple[Any, np.ndarray]:
+        """Reads pictures.
+
+        Args:
+            files: encoded pictures.
+
+        Returns:
+            Pixels of those that can be decoded, uint8 (rows, size, size, 3), on the device; and their positions in
+            `files`, int64 (rows,).
+        """
+        batch = Batch({"row": np.arange(len(files)), "image": list(files), "error": [None] * len(files)})
+        self._header(batch)
+        batch = batch.take(np.array([error is None for error in batch["error"]], bool))
+        rows, pixels = [np.empty(0, np.int64)], [self._device.xp.empty((0, self._size, self._size, 3), np.uint8)]
+        for part in pack([batch], self._decode.capacity, self._decode.weights):
+            self._decode(part)
+            part = part.take(part["decodable"] == 1)
+            if len(part):
+                rows.append(part["row"])
+                pixels += self._resize(part["pixels"])
+        return self._device.xp.concatenate(pixels), np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """A rank's part of a global batch.
+
+    Attributes:
+        pixels: uint8 (pairs, size, size, 3), on the training's device.
+        tokens: int64 (pairs, length), there, too.
+        uids: of the pairs.
+        replaced: pairs whose picture was broken, so that another pair has their place.
+    """
+
+    pixels: torch.Tensor
+    tokens: torch.Tensor
+    uids: list[str]
+    replaced: int
+
+
+@dataclass
+class Loader:
+    """Makes the batches of a rank.
+
+    Attributes:
+        shards: those that `order` numbers.
+        index: folder of their indexes.
+        order: of the pairs.
+        image_input: of the model.
+        tokenizer: of the model.
+        part: first and last (exclusive) row of the rank in every global batch.
+        recaption_share: see `TrainRecipe`.
+        decoder: name of the device that decodes, `cpu` or `cuda:N`.
+        device: of the training.
+        threads: host threads; None: all cores.
+    """
+
+    shards: Sequence[TrainShard]
+    index: Path
+    order: Order
+    image_input: ImageInput
+    tokenizer: AnyTokenizer
+    part: tuple[int, int]
+    recaption_share: float
+    decoder: str
+    device: torch.device
+    threads: int | None = None
+
+    @contextmanager
+    def batches(self, steps: range) -> Iterator[Iterator[TrainBatch]]:
+        """Makes the batches of some steps in a thread, `AHEAD` of them ahead, during a `with` block."""
+        queue: Queue[TrainBatch | BaseException | None] = Queue(AHEAD)
+        stopped = threading.Event()
+        thread = threading.Thread(target=self._fill, args=(queue, steps, stopped), name="danqing-train", daemon=True)
+        thread.start()
+        try:
+            yield _drawn(queue, thread)
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _fill(self, queue: Queue[TrainBatch | BaseException | None], steps: range, stopped: threading.Event) -> None:
+        ending: BaseException | None = None
+        try:
+            with open_device(self.decoder, self.threads) as device:
+                for batch in self._made(device, steps):
+                    if not _put(queue, batch, stopped):
+                        return
+        except BaseException as problem:  # raised again by the thread that draws
+            ending = problem
+        _put(queue, ending, stopped)
+
+    def _made(self, device: Device, steps: range) -> Iterator[TrainBatch]:
+        read = PictureReader(self.image_input, device)
+        opened: dict[int, OpenShard] = {}
+        try:
+            for step in steps:
+                places = self.order.places(step, *self.part)
+                wanted = {shard for window in {(p.epoch, p.window): p for p in places}.values()
+                          for shard in self.order.window_of(window)}  # fmt: skip
+                for number in opened.keys() - wanted:
+                    opened.pop(number).close()
+                missing = sorted(wanted - opened.keys())
+                opened |= zip(missing, device.map(self._open, missing), strict=True)
+                yield self._batch(device, read, opened, places)
+        finally:
+            for shard in opened.values():
+                shard.close()
+
+    def _open(self, number: int) -> OpenShard:
+        return OpenShard(self.shards[number], self.index)
+
+    def _batch(
+        self, device: Device, read: PictureReader, opened: dict[int, OpenShard], places: list[Place]
+    ) -> TrainBatch:
+        size = self.image_input.size
+        pixels = device.xp.empty((len(places), size, size, 3), np.uint8)
+        left, replaced = np.arange(len(places)), 0
+
+        def image(position: int) -> bytes:
+            shard, row = self.order.row(places[position])
+            return opened[shard].image(row)
+
+        for _ in range(MAX_REPLACED):
+            made, rows = read(device.map(image, left.tolist()))
+            pixels[device.up(left[rows])] = made
+            left = np.delete(left, rows)
+            if not len(left):
+                break
+            replaced += len(left)
+            for position in left.tolist():
+                places[position] = self.order.replacement(places[position])
+        else:
+            table = self.shards[self.order.row(places[int(left[0])])[0]].table
+            raise DanqingError(
+                f"{table}: neither a pair's picture nor those of {MAX_REPLACED - 1} others in its place can be "
+                "decoded; run `danqing write` again"
+            )
+        pairs = [self.order.row(place) for place in places]
+        uids = [opened[shard].uids[row] for shard, row in pairs]
+        recaptioned = self._recaptioned(uids, places)
+        texts = [opened[s].text(row, other) for (s, row), other in zip(pairs, recaptioned, strict=True)]
+        ids = self.tokenizer.encode(TextColumn.of(texts), device).ids
+        return TrainBatch(*self._to_torch(device, pixels, device.down(ids)), uids, replaced)
+
+    def _recaptioned(self, uids: list[str], places: list[Place]) -> list[bool]:
+        """Draws which pairs have their recaption as text, by uid and epoch."""
+        numbers = np.array([int(uid[:16], 16) for uid in uids], np.uint64)
+        epochs = np.array([place.epoch for place in places])
+        drawn = np.empty(len(uids), np.uint64)
+        for epoch in np.unique(epochs).tolist():
+            drawn[epochs == epoch] = hashed(numbers[epochs == epoch], CAPTIONS, self.order.seed, epoch)
+        chosen: list[bool] = (drawn / 2.0**64 < self.recaption_share).tolist()
+        return chosen
+
+    def _to_torch(self, device: Device, pixels: Any, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hands a batch to PyTorch; on a GPU in memory of its own, since CuPy frees its in the order of its stream."""
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        external: Any = torch.cuda.ExternalStream
+        stream = external(device.stream) if device.kind == "cuda" else None
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            found = from_dlpack(pixels)
+            found = found.clone() if device.kind == "cuda" else found.to(self.device)
+            tokens = tokens.to(self.device)
+        device.wait()
+        return found, tokens
+
+
+def _put(queue: Queue[Any], item: object, stopped: threading.Event) -> bool:
+    """Puts an item into a queue; returns False if the other side has ended."""
+    while not stopped.is_set():
+        with suppress(Full):
+            queue.put(item, timeout=WAIT_SECONDS)
+            return True
+    return False
+
+
+def _drawn(queue: Queue[TrainBatch | BaseException | None], thread: threading.Thread) -> Iterator[TrainBatch]:
+    while True:
+        try:
+            item = queue.get(timeout=WAIT_SECONDS)
+        except Empty:
+            if not thread.is_alive() and queue.empty():
+                return
+            continue
+        if item is None:
+            return
+        if isinstance(item, BaseException):
+            raise item
+        if item.pixels.is_cuda:  # made on another stream; its memory is not used again before this one has read it
+            stream = torch.cuda.current_stream()
+            item.pixels.record_stream(stream)
+            item.tokens.record_stream(stream)
+        yield item

@@ -1,0 +1,365 @@
+"""The training: steps, checkpoints, and the final model."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import is_unused, read_json, write_json
+from danqing.engine.core.progress import OpenProgress, Progress, silent
+from danqing.engine.evaluate.evaluation import write_evaluations
+from danqing.engine.evaluate.suites import Suite, open_suite
+from danqing.engine.run.lock import lock_folder
+from danqing.engine.run.log import logging_to
+from danqing.engine.run.versions import ENGINE, current_versions
+from danqing.engine.train.checkpoints import Checkpoints
+from danqing.engine.train.evaluating import evaluate_model, flat_metrics
+from danqing.engine.train.journal import Journal, open_journal
+from danqing.engine.train.loader import Loader, TrainBatch
+from danqing.engine.train.loss import siglip_loss
+from danqing.engine.train.model import Source, Towers, training_flops, write_model
+from danqing.engine.train.order import Order
+from danqing.engine.train.ranks import Ranks, joined_ranks
+from danqing.engine.train.recipe import TrainRecipe
+from danqing.engine.train.shards import data_digest, find_shards, write_index
+
+MANIFEST, MODEL, CHECKPOINTS, INDEX = "train.json", "model", "checkpoints", "index"
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bf16 operations a second of a GPU, by a part of its name (NVIDIA's data sheets, SXM)."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train, beside the recipe.
+
+    Attributes:
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+        threads: host threads of a process; None: all cores.
+        decode: `cpu`: decode pictures on the host; `auto`: on the device.
+        compile: compile the towers with torch.compile; None: on a GPU.
+        log_to: `tensorboard`, `wandb`, `trackio`.
+        metrics_port, metrics_address: where Prometheus metrics are served; None for nowhere.
+        suite: evaluation suite; empty for none.
+        every: steps between two evaluations; 0: only the final model is evaluated.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    decode: str = "auto"
+    compile: bool | None = None
+    log_to: tuple[str, ...] = ()
+    metrics_port: int | None = None
+    metrics_address: str = "127.0.0.1"
+    suite: str = ""
+    every: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Result of a training.
+
+    Attributes:
+        model: folder of the final model.
+        steps: number of steps.
+        last: the last line of train.jsonl that has a loss.
+        is_first: whether this process is the first of several, which prints the result.
+    """
+
+    model: Path
+    steps: int
+    last: dict[str, Any]
+    is_first: bool = True
+
+
+def train(
+    runs: Sequence[Path],
+    checkpoint: Path,
+    output: Path,
+    recipe: TrainRecipe,
+    options: TrainOptions | None = None,
+    progress: OpenProgress = silent,
+) -> Trained:
+    """Trains a SigLIP model on the pairs that runs have written; goes on from the last checkpoint in `output`.
+
+    Started by torchrun, every process calls it with the same arguments.
+
+    Args:
+        runs: folders of written runs.
+        checkpoint: folder of the model to start from, in the published layout.
+        output: receives train.json, train.jsonl, checkpoints/ and, at the end, model/.
+        recipe: the settings.
+        options: the device and what is logged.
+        progress: shows the steps.
+
+    Returns:
+        Where the final model is.
+
+    Raises:
+        DanqingError: a run is not written, the checkpoint is not that of a SigLIP, or `output` holds another training.
+    """
+    options = options or TrainOptions()
+    with joined_ranks(options.device, options.decode) as ranks, ExitStack() as stack:
+        if ranks.is_first:
+            stack.enter_context(lock_folder(output))
+        ranks.wait()
+        return _Training(runs, checkpoint, output, recipe, options, ranks).run(progress)
+
+
+class _Training:
+    """One process of a training."""
+
+    def __init__(
+        self,
+        runs: Sequence[Path],
+        checkpoint: Path,
+        output: Path,
+        recipe: TrainRecipe,
+        options: TrainOptions,
+        ranks: Ranks,
+    ) -> None:
+        self.output, self.recipe, self.options, self.ranks = output, recipe, options, ranks
+        self.shards = find_shards(runs, recipe.pairs)
+        try:
+            rows = tuple(shard.rows for shard in self.shards)
+            self.order = Order(rows, recipe.batch, recipe.seed, recipe.window_shards)
+        except ValueError as problem:
+            raise DanqingError(f"{runs[0]}: {problem}; --set batch=N") from None
+        self.part = ranks.part(recipe.batch)
+        self.steps = recipe.steps or recipe.epochs * self.order.steps_per_epoch
+        self.source = Source.open(checkpoint)
+        self.suite = open_suite(options.suite) if options.suite and ranks.is_first else None
+
+    def run(self, progress: OpenProgress) -> Trained:
+        """Trains, or finds that all is done."""
+        if self.ranks.is_first:
+            self._note()
+        self.ranks.wait()
+        model_folder, journal = self.output / MODEL, self.output / "train.jsonl"
+        if not model_folder.exists():
+            log = self.output / ("train.log" if self.ranks.is_first else f"train-{self.ranks.rank}.log")
+            with progress("train", 0, "steps") if self.ranks.is_first else silent("", 0) as shown, logging_to(log):
+                self._train(shown)
+            self.ranks.wait()
+        lines = journal.read_text(encoding="utf-8").splitlines()
+        last: dict[str, Any] = next((line for line in map(json.loads, reversed(lines)) if "loss" in line), {})
+        return Trained(model_folder, self.steps, last, self.ranks.is_first)
+
+    def _note(self) -> None:
+        """Writes train.json, or compares it with that of a training which this one is to go on with."""
+        path = self.output / MANIFEST
+        identity = {
+            "checkpoint": self.source.files,
+            "data": data_digest(self.shards),
+            "pairs": sum(shard.rows for shard in self.shards),
+            "steps": self.steps,
+        }
+        if not path.exists():
+            if not is_unused(self.output):
+                raise DanqingError(f"{self.output}: holds other files and no training; choose another --output")
+            recipe = {"recipe": self.recipe.to_dict()}
+            write_json(path, recipe | identity | {"versions": {ENGINE: current_versions()[ENGINE]}})
+            return
+        found = read_json(path, "choose another --output")
+        differences = self.recipe.differences(found.get("recipe", {})) + [
+            f"{name}: {found.get(name)} there, {value} here"
+            for name, value in identity.items()
+            if found.get(name) != value
+        ]
+        if differences:
+            listed = "\n  ".join(differences)
+            raise DanqingError(f"{self.output} holds another training:\n  {listed}\nChoose another --output.")
+
+    def _train(self, shown: Progress) -> None:
+        ranks, recipe = self.ranks, self.recipe
+        torch.manual_seed(recipe.seed)
+        model = self.source.load().to(ranks.device).train()
+        towers, optimizer = Towers(model), adamw(model, recipe, ranks.device)
+        checkpoints = Checkpoints(self.output / CHECKPOINTS, recipe.keep_every_steps)
+        first = checkpoints.load(model, optimizer)
+        ranks.wait()
+        if ranks.is_first:
+            for left in (self.output / CHECKPOINTS).glob("*.part"):
+                shutil.rmtree(left)
+        if self.options.compile if self.options.compile is not None else ranks.device.type == "cuda":
+            towers.compile()
+        net = (
+            DistributedDataParallel(towers, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if ranks.count > 1
+            else towers
+        )
+        for shard in self.shards[ranks.rank :: ranks.count]:
+            write_index(shard, self.output / INDEX)
+        ranks.wait()
+        loader = Loader(self.shards, self.output / INDEX, self.order, self.source.image_input, self.source.tokenizer(),
+                        self.part, recipe.recaption_share, ranks.decoder, ranks.device,
+                        self.options.threads)  # fmt: skip
+        shown.expect(self.steps - first, 0)
+        options = self.options
+        with ExitStack() as stack:
+            journal = None
+            if ranks.is_first:
+                port, address = options.metrics_port, options.metrics_address
+                opened = open_journal(self.output, first, recipe.to_dict(), options.log_to, port, address)
+                journal = stack.enter_context(opened)
+            stack.callback(checkpoints.finish)
+            batches = stack.enter_context(loader.batches(range(first, self.steps)))
+            meter = Meter(ranks, model, recipe.batch)
+            for step in range(first, self.steps):
+                batch = meter.timed(batches)
+                loss, norm = take_step(net, model, optimizer, batch, recipe, recipe.learning_rate_at(step, self.steps))
+                meter.add(loss, norm, batch.replaced)
+                done = step + 1
+                saves = done % recipe.checkpoint_steps == 0
+                if done % recipe.log_steps == 0 or saves or done == self.steps:
+                    line = meter.line(done, recipe.learning_rate_at(step, self.steps))
+                    if journal:
+                        journal.write(line)
+                if saves and done < self.steps:
+                    checkpoints.save(done, model, optimizer)
+                checkpoints.commit_written()
+                due = done == self.steps or (options.every and done % options.every == 0)
+                if journal and self.suite and due:
+                    with meter.paused():
+                        self._evaluate(journal, done, model, self.suite)
+                shown.advance(1)
+        if ranks.is_first:
+            write_model(model, self.source, self.output / MODEL, self.output.resolve().name)
+
+    def _evaluate(self, journal: Journal, step: int, model: Any, suite: Suite) -> None:
+        """Evaluates the model: a line of the journal, and evaluation.json. Other ranks wait at their next step."""
+        name = f"{self.output.resolve().name}@{step}"
+        found = evaluate_model(name, model.eval(), self.source, suite, self.ranks.decoder)
+        model.train()
+        write_evaluations(self.output / "evaluation.json", [found])
+        journal.write({"step": step} | flat_metrics(found))
+
+
+def adamw(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> torch.optim.AdamW:
+    """AdamW without decay of biases, norms and the parameters of the logits."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, recipe.learning_rate, recipe.betas, fused=device.type == "cuda")
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Returns the peak of a GPU (`PEAK_FLOPS`); None for one that is not listed, and for a CPU."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def take_step(
+    net: torch.nn.Module,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batch: TrainBatch,
+    recipe: TrainRecipe,
+    learning_rate: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes one optimizer step.
+
+    Args:
+        net: `Towers`, or DDP around them.
+        model: the model inside.
+        optimizer: of the model.
+        batch: the rank's pairs.
+        recipe: the bounds of gradient and scale.
+        learning_rate: of this step.
+
+    Returns:
+        The rank's loss, and the norm of the gradient before it is clipped: float32, on the device.
+    """
+    kind = batch.pixels.device.type
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    with torch.autocast(kind, torch.bfloat16) if kind == "cuda" else nullcontext():
+        features = net(batch.pixels, batch.tokens)
+    loss = siglip_loss(*features)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        model.logit_scale.clamp_(max=math.log(recipe.max_logit_scale))
+    return loss.detach(), norm.detach()
+
+
+class Meter:
+    """Sums up what the steps since the last line of the journal were like.
+
+    Args:
+        ranks: over which means are taken.
+        model: the model that is trained.
+        batch: pairs of a global batch.
+    """
+
+    def __init__(self, ranks: Ranks, model: Any, batch: int) -> None:
+        self._ranks, self._model, self._batch = ranks, model, batch
+        self._flops = training_flops(model.config) if ranks.device.type == "cuda" else 0.0
+        self._peak = peak_flops(ranks.device)
+        self._replaced = 0.0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums = torch.zeros(3, device=self._ranks.device)
+        self._steps, self._waited, self._start = 0, 0.0, time.perf_counter()
+
+    def timed(self, batches: Iterator[TrainBatch]) -> TrainBatch:
+        """Draws a batch, and counts the time that it takes."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - start
+        return batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time of a `with` block."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    def add(self, loss: torch.Tensor, norm: torch.Tensor, replaced: int) -> None:
+        """Adds a step, without waiting for the device."""
+        self._sums += torch.stack([loss, norm, loss.new_tensor(float(replaced))])
+        self._steps += 1
+
+    def line(self, step: int, learning_rate: float) -> dict[str, float]:
+        """Returns the line of the journal for the steps since the last one.
+
+        Raises:
+            DanqingError: the loss is not finite.
+        """
+        loss, norm, replaced = (self._ranks.mean(self._sums) / self._steps).tolist()
+        if not math.isfinite(loss):
+            raise DanqingError(
+                f"step {step}: the loss is {loss}; lower learning_rate, or raise warm_up_steps, in another --output"
+            )
+        seconds = time.perf_counter() - self._start
+        rate = self._steps * self._batch / seconds
+        self._replaced += replaced * self._steps * self._ranks.count
+        line = {
+            "step": step,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "logit_scale": math.exp(self._model.logit_scale.item()),
+            "logit_bias": self._model.logit_bias.item(),
+            "gradient_norm": norm,
+            "pairs_per_second": round(rate, 2),
+            "data_wait": round(self._waited / seconds, 4),
+            "replaced": round(self._replaced),
+        }
+        if self._peak:
+            line["mfu"] = round(rate * self._flops / self._ranks.count / self._peak, 4)
+        self._clear()
+        return line

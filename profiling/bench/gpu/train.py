@@ -1,0 +1,135 @@
+"""Measures training: models of published size with random weights, on tensors that are there and from shards."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import cycle, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sentencepiece
+import torch
+
+from danqing.engine.core.device import resolve_device
+from danqing.engine.sources import Sample
+from danqing.engine.train.loader import Loader, TrainBatch
+from danqing.engine.train.loop import adamw, peak_flops, take_step
+from danqing.engine.train.model import GEMMA, Towers, training_flops
+from danqing.engine.train.order import Order
+from danqing.engine.train.recipe import load_train_recipe
+from danqing.engine.train.shards import TrainShard
+from danqing.profiling.bench import published
+from danqing.profiling.bench.crawl import write_shards
+from danqing.profiling.bench.gpu.material import DISTINCT_JPEGS, Figure, Job, captions, jpegs
+from danqing.profiling.bench.harness import SEED
+from danqing.trt_models.card import ImageInput
+from danqing.trt_models.run.tokenizer import SentencePiece
+
+MODELS = ("siglip2-b-32-256", "siglip2-b-16-256", "siglip2-l-16-256")
+STEPS, WARM_UP_STEPS, BATCH = {"cpu": 3, "cuda": 60}, {"cpu": 1, "cuda": 10}, {"cpu": 4, "cuda": 768}
+SHARD_PAIRS = 1000
+GOAL = "≥ 0.95 for B/16 and L/16; B/32 is bound by decoding"
+
+
+def measure(job: Job) -> Iterator[Figure]:
+    published.mend_torchvision()
+    device = torch.device(resolve_device(job.device))
+    batch = BATCH[device.type]
+    shards = _shards(job, max(job.pairs, batch))
+    tokenizer = _tokenizer(job)
+    for name in MODELS if device.type == "cuda" else ("small",):
+        yield from _measure_model(name, job, device, shards, tokenizer)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _measure_model(
+    name: str, job: Job, device: torch.device, shards: list[TrainShard], tokenizer: SentencePiece
+) -> Iterator[Figure]:
+    torch.manual_seed(SEED)
+    recipe = replace(load_train_recipe(), batch=BATCH[device.type])
+    with device:
+        small = published.vision(32, 2, 2, 32, 8)
+        model: Any = published.TOWERS[name]() if name in MODELS else published.build_siglip(small)
+    size = model.config.vision_config.image_size
+    net, optimizer = Towers(model), adamw(model, recipe, device)
+    if device.type == "cuda":
+        net.compile()
+        torch.cuda.reset_peak_memory_stats()
+    flops = training_flops(model.config)
+    yield Figure(f"{name}, arithmetic of a pair", flops / 1e9, "GFLOP")
+    order = Order(tuple(shard.rows for shard in shards), recipe.batch)
+    pixels = torch.randint(0, 256, (recipe.batch, size, size, 3), dtype=torch.uint8, device=device)
+    tokens = torch.randint(4, 1000, (recipe.batch, tokenizer.card.max_length), device=device)
+    steps = STEPS[device.type]
+
+    def loader(decoder: str) -> AbstractContextManager[Iterator[TrainBatch]]:
+        made = Loader(shards, job.scratch / "index", order, ImageInput(size, size, "stretch", "linear"), tokenizer,
+                      (0, recipe.batch), 0.0, decoder, device)  # fmt: skip
+        return made.batches(range(steps))
+
+    sources: dict[str, AbstractContextManager[Iterator[TrainBatch]]] = {
+        "tensors": nullcontext(repeat(TrainBatch(pixels, tokens, [], 0)))
+    }
+    if device.type == "cuda":
+        sources["shards, decoded on the GPU"] = loader(resolve_device(job.device))
+    sources["shards, decoded on the CPU"] = loader("cpu")
+    rates: dict[str, float] = {}
+    for source, opened in sources.items():
+        with opened as batches:
+            started = time.perf_counter()
+            for step, batch in enumerate(islice(batches, steps)):
+                take_step(net, model, optimizer, batch, recipe, 1e-5)
+                if step + 1 == WARM_UP_STEPS[device.type]:
+                    _wait(device)
+                    if not rates:
+                        seconds = time.perf_counter() - started
+                        yield Figure(f"{name}, first {step + 1} steps, with compilation", seconds, "s")
+                    started = time.perf_counter()
+            _wait(device)
+        measured = steps - WARM_UP_STEPS[device.type]
+        rates[source] = measured * recipe.batch / (time.perf_counter() - started)
+        yield Figure(f"{name}, from {source}", rates[source], "pairs/s")
+        if source == "tensors" and (peak := peak_flops(device)):
+            yield Figure(f"{name}, MFU", rates[source] * flops / peak)
+        elif source != "tensors":
+            yield Figure(f"{name}, {source} ÷ tensors", rates[source] / rates["tensors"], "", GOAL)
+    if device.type == "cuda":
+        yield Figure(f"{name}, peak memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _shards(job: Job, pairs: int) -> list[TrainShard]:
+    """Writes tars of JPEG pictures of 512 × 512 with Chinese captions, and their tables."""
+    lines, files = captions(job.captions, pairs), cycle(jpegs(min(DISTINCT_JPEGS, pairs)))
+    samples = [Sample("", image, "jpg", line) for image, line in zip(files, lines, strict=False)]
+    tars = write_shards(samples, job.scratch / "pairs", max(pairs // SHARD_PAIRS, 1))
+    size, shards = -(-pairs // len(tars)), []
+    for number, tar in enumerate(tars):
+        part = range(number * size, min((number + 1) * size, pairs))
+        table = pa.table({"uid": [f"{row:032x}" for row in part], "caption": [lines[row] for row in part]})
+        pq.write_table(table, tar.with_suffix(".parquet"))
+        shards.append(TrainShard(Path(tar.with_suffix(".parquet")), len(part), "benchmark"))
+    return shards
+
+
+def _tokenizer(job: Job) -> SentencePiece:
+    """A tokenizer of SigLIP 2's kind, whose pieces are the characters of the captions."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions(job.captions, 500)), model_writer=model, model_type="char", vocab_size=8000,
+        hard_vocab_limit=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3, minloglevel=2,
+    )  # fmt: skip
+    path = job.scratch / "tokenizer.model"
+    path.write_bytes(model.getvalue())
+    return SentencePiece(replace(GEMMA, max_length=64), path)

@@ -1,0 +1,253 @@
+"""A training on one process: it learns, it stops and goes on, it reads both formats, it refuses what it must."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import socket
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from danqing.engine.cli.main import main
+from danqing.engine.core.device import open_device
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.text_column import TextColumn
+from danqing.engine.evaluate.evaluation import evaluate, read_evaluation
+from danqing.engine.evaluate.suites import open_suite
+from danqing.engine.evaluate.towers import open_towers
+from danqing.engine.train.evaluating import trained_towers
+from danqing.engine.train.journal import open_journal
+from danqing.engine.train.loader import Loader, PictureReader, TrainBatch
+from danqing.engine.train.loop import TrainOptions, train
+from danqing.engine.train.loss import siglip_loss
+from danqing.engine.train.model import Source, Towers, siglip_model, training_flops
+from danqing.engine.train.order import Order
+from danqing.engine.train.recipe import load_train_recipe
+from danqing.engine.train.shards import find_shards
+from tests.engine.train.material import COLOURS, journal, planted_pairs, write_checkpoint, write_run
+
+RECIPE = load_train_recipe("danqing", ["batch=64", "learning_rate=3e-3", "warm_up_steps=5", "steps=100", "log_steps=1"])
+CPU = TrainOptions(device="cpu", threads=2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run") / "run", planted_pairs(320))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), [text for _, text in planted_pairs(320)])
+
+
+@pytest.fixture(scope="module")
+def trained(run: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("trained") / "out"
+    train([run], checkpoint, output, RECIPE, CPU)
+    return output
+
+
+def accuracy(folder: Path) -> float:
+    """Share of unseen pictures whose own class's text is nearest."""
+    source, pairs = Source.open(folder), planted_pairs(256, seed=9)
+    towers = Towers(source.load().eval())
+    with open_device("cpu", 2) as device, torch.no_grad():
+        pixels, _ = PictureReader(source.image_input, device)([image for image, _ in pairs])
+        ids = source.tokenizer().encode(TextColumn.of([f"{c}的画" for c in COLOURS]), device).ids
+        texts = towers.text_features(torch.from_numpy(ids.astype(np.int64)))
+        found = (towers.image_features(torch.from_numpy(pixels)) @ texts.T).argmax(1).numpy()
+    return float((found == np.arange(256) % len(COLOURS)).mean())
+
+
+def test_planted_classes_are_learnt_in_100_steps(trained: Path, checkpoint: Path) -> None:
+    assert accuracy(checkpoint) < 0.5
+    assert accuracy(trained / "model") >= 0.9
+    lines = journal(trained)
+    assert [line["step"] for line in lines] == list(range(1, 101))
+    assert lines[-1]["loss"] < lines[0]["loss"] / 2 and lines[4]["learning_rate"] == 3e-3
+    assert json.loads((trained / "train.json").read_text())["steps"] == 100
+
+
+def test_a_broken_picture_costs_its_row(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    pairs = planted_pairs(40)
+    for number in (3, 17, 20):
+        pairs[number] = pairs[number][0][: 60 * (number > 3)], pairs[number][1]
+    broken = write_run(tmp_path / "run", pairs)
+    trained = train([broken], checkpoint, tmp_path / "out", dataclasses.replace(RECIPE, batch=10, steps=4), CPU)
+    assert trained.last["replaced"] == 3  # each is drawn once in an epoch, which has four batches
+    uids, clean = ([uid for batch in made(folder, checkpoint, tmp_path, 10) for uid in batch.uids]
+                   for folder in (broken, write_run(tmp_path / "clean", planted_pairs(40))))  # fmt: skip
+    assert sum(a != b for a, b in zip(uids, clean, strict=True)) == 3
+
+
+def test_damaged_shards_end_the_training(checkpoint: Path, tmp_path: Path) -> None:
+    damaged = write_run(tmp_path / "run", [(b"no picture", "红的画")] * 20)
+    with pytest.raises(DanqingError, match=r"00000\.parquet: neither a pair's picture nor those of 99 others"):
+        train([damaged], checkpoint, tmp_path / "out", dataclasses.replace(RECIPE, batch=10, steps=2), CPU)
+
+
+def made(run: Path, checkpoint: Path, folder: Path, batch: int, share: float = 0.0, steps: int = 4) -> list[TrainBatch]:
+    """The batches of one epoch."""
+    shards, source = find_shards([run]), Source.open(checkpoint)
+    order = Order(tuple(shard.rows for shard in shards), batch)
+    loader = Loader(shards, folder / "index", order, source.image_input, source.tokenizer(), (0, batch), share, "cpu",
+                    torch.device("cpu"), 2)  # fmt: skip
+    with loader.batches(range(steps)) as batches:
+        return list(batches)
+
+
+def test_both_formats_give_the_same_batches(checkpoint: Path, tmp_path: Path) -> None:
+    pairs = planted_pairs(80)
+    runs = [write_run(tmp_path / form, pairs, form) for form in ("webdataset", "parquet")]
+    for tar, table in zip(*(made(run, checkpoint, tmp_path, 20) for run in runs), strict=True):
+        assert tar.uids == table.uids
+        assert torch.equal(tar.pixels, table.pixels) and torch.equal(tar.tokens, table.tokens)
+
+
+def test_recaptions_are_drawn_by_share(checkpoint: Path, tmp_path: Path) -> None:
+    pairs = [(image, "红的画") for image, _ in planted_pairs(80)]
+    run = write_run(tmp_path / "run", pairs, recaptions=["蓝的画"] * 79 + [""])
+    texts = {share: [row for batch in made(run, checkpoint, tmp_path, 20, share) for row in batch.tokens.tolist()]
+             for share in (0.0, 0.5, 1.0)}  # fmt: skip
+    (red,), blue = set(map(tuple, texts[0.0])), max(texts[1.0], key=texts[1.0].count)
+    assert texts[1.0].count(list(red)) == 1  # the pair without a recaption
+    assert 25 <= texts[0.5].count(blue) <= 55 and texts[0.5].count(blue) + texts[0.5].count(list(red)) == 80
+
+
+def test_logits_in_blocks_give_the_whole_loss() -> None:
+    torch.manual_seed(0)
+    images, texts = (torch.nn.functional.normalize(torch.randn(12, 6), dim=1).requires_grad_() for _ in range(2))
+    scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+    inputs = images, texts, scale, bias
+    whole = siglip_loss(*inputs)
+    signs = 2 * torch.eye(12) - 1
+    expected = -torch.nn.functional.logsigmoid(signs * (10 * images @ texts.T - 10)).sum() / 12
+    assert torch.allclose(whole, expected, atol=1e-6)
+    gradients = torch.autograd.grad(whole, inputs)
+    for block in (4, 5, 12):
+        found = siglip_loss(*inputs, block=block)
+        assert torch.allclose(found, whole, atol=1e-6)
+        for a, b in zip(torch.autograd.grad(found, inputs), gradients, strict=True):
+            assert (a - b).abs().max() <= 1e-6
+
+
+def test_another_training_is_not_gone_on_with(trained: Path, run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    before = (trained / "train.jsonl").read_bytes()
+    again = train([run], checkpoint, trained, RECIPE, CPU)
+    assert again.last["step"] == 100 and (trained / "train.jsonl").read_bytes() == before
+    with pytest.raises(DanqingError, match="holds another training:\n  seed: 0 there, 1 here"):
+        train([run], checkpoint, trained, dataclasses.replace(RECIPE, seed=1), CPU)
+    with pytest.raises(DanqingError, match="320 pairs are fewer than one batch of 12,288; --set batch=N"):
+        train([run], checkpoint, tmp_path / "out", load_train_recipe(), CPU)
+    with pytest.raises(DanqingError, match="no run here"):
+        train([tmp_path], checkpoint, tmp_path / "out", RECIPE, CPU)
+    with pytest.raises(DanqingError, match=r"config\.json: missing"):
+        train([run], run, tmp_path / "out", RECIPE, CPU)
+    with pytest.raises(DanqingError, match=r"--log-to tensorboard: .*pip install tensorboard"):
+        train([run], checkpoint, tmp_path / "other", RECIPE, dataclasses.replace(CPU, log_to=("tensorboard",)))
+
+
+def test_a_loss_that_is_no_number_ends_the_training(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(DanqingError, match="the loss is nan; lower learning_rate"):
+        train([run], checkpoint, tmp_path / "out", dataclasses.replace(RECIPE, learning_rate=1e30, steps=9), CPU)
+
+
+def test_ranks_read_parts_of_the_same_batches(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    shards, source = find_shards([run]), Source.open(checkpoint)
+    order = Order(tuple(shard.rows for shard in shards), 32)
+    uids: dict[int, list[list[str]]] = {}
+    for ranks in (1, 2, 4):
+        parts = []
+        for rank in range(ranks):
+            part = rank * 32 // ranks, (rank + 1) * 32 // ranks
+            loader = Loader(shards, tmp_path, order, source.image_input, source.tokenizer(), part, 0.0, "cpu",
+                            torch.device("cpu"), 2)  # fmt: skip
+            with loader.batches(range(5, 8)) as batches:
+                parts.append([batch.uids for batch in batches])
+        uids[ranks] = [[uid for part in step for uid in part] for step in zip(*parts, strict=True)]
+    assert uids[1] == uids[2] == uids[4] and len(set(uids[1][0])) == 32
+
+
+def test_train_export_evaluate(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "cache"))
+    model = trained / "model"
+    assert main(["models", "export", str(model)]) == 0
+    suite = open_suite(str(write_suite(tmp_path / "planted")))
+    source = Source.open(model)
+    pictures, texts = [image for image, _ in planted_pairs(24, seed=5)], [f"{colour}的画" for colour in COLOURS]
+    with open_towers(str(model)) as exported, trained_towers("torch", source.load().eval(), source, "cpu") as towers:
+        assert np.abs(exported.images(pictures) - towers.images(pictures)).max() <= 1e-5
+        assert np.abs(exported.texts(texts) - towers.texts(texts)).max() <= 1e-5
+        assert not towers.images([b"no picture"]).any()
+        found = [evaluate(each, suite, templates=["{c}的画"]).rows[0].metrics for each in (exported, towers)]
+    assert found[0] == found[1] and found[0]["acc1"] >= 0.9
+
+
+def write_suite(folder: Path) -> Path:
+    """Writes planted classes as Chinese-CLIP packs ELEVATER's sets."""
+    for number, (image, _) in enumerate(planted_pairs(64, seed=7)):
+        place = folder / "test" / f"{number % len(COLOURS):03d}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(image)
+    (folder / "label_cn.txt").write_text("\n".join(COLOURS) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_the_model_is_evaluated_while_it_is_trained(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    options = dataclasses.replace(CPU, suite=str(write_suite(tmp_path / "planted")), every=2, metrics_port=0)
+    train([run], checkpoint, tmp_path / "out", dataclasses.replace(RECIPE, steps=5), options)
+    lines = [line for line in journal(tmp_path / "out") if "planted/acc1" in line]
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert read_evaluation(tmp_path / "out" / "evaluation.json").rows[0].metrics["acc1"] == lines[-1]["planted/acc1"]
+
+
+def test_the_arithmetic_of_the_published_sizes() -> None:
+    kind = siglip_model().config_class
+    for width, layers, patch, gflop in ((768, 12, 32, 67), (1024, 24, 16, 602)):
+        tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+                 "num_attention_heads": width // 64}  # fmt: skip
+        text = tower | {"vocab_size": 1000, "max_position_embeddings": 64, "projection_size": width}
+        config = kind(text_config=text, vision_config=tower | {"image_size": 256, "patch_size": patch})
+        assert training_flops(config) / 1e9 == pytest.approx(gflop, rel=0.02)
+
+
+def test_the_journal_is_served_to_prometheus(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with open_journal(tmp_path, 3, {}, (), port, "127.0.0.1") as lines:
+        lines.write({"step": 4, "loss": 1.5, "digits/acc1": 0.5})
+        served = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    assert "danqing_train_loss 1.5" in served and "danqing_train_step 4.0" in served
+    (tmp_path / "train.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"ste')
+    with open_journal(tmp_path, 3, {}, (), None, ""):
+        assert journal(tmp_path) == [{"step": 3}]
+
+
+def test_wrong_calls_of_the_command(run: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", str(run), "--from", str(checkpoint), "-o", str(run / "out")]
+    for options, problem in (
+        (["--set", "warmup=5"], "--set warmup=5: unknown key 'warmup'; did you mean 'warm_up_steps'?"),
+        (["--recipe", "danqin"], "no training recipe 'danqin': did you mean 'danqing'?"),
+        (["--evaluate", "digit", "--set", "batch=8"], "--suite digit: no such file or folder"),
+        (["--recaption-share", "2"], "It must be a number from 0 to 1."),
+    ):
+        assert main([*command, *options]) == 2
+        assert problem in capsys.readouterr().err
+    assert not (run / "out").exists()
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "part")
+    weights = load_file(tmp_path / "part" / "model.safetensors")
+    del weights["vision_model.head.probe"]
+    save_file(weights, tmp_path / "part" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DanqingError, match=r"part: the weights have no 'vision_model\.head\.probe', and lack 1"):
+        train([run], tmp_path / "part", tmp_path / "out", RECIPE, CPU)
