@@ -105,6 +105,9 @@ class ScoringOptions(TypedDict, total=False):
         part: `"I/N"`: only every N-th shard, as one of N tasks that run at once on one folder (`score` only).
         ray: score on a Ray cluster, with a worker on every GPU: `auto`, `local` or HOST:PORT.
         threads: host threads; default: all cores.
+        vlm_endpoint: OpenAI-compatible endpoints, for criteria with `vlm`: `"http://HOST:8000/v1"` or a list.
+        vlm_model: id of their model; default `auto`: the only one that they serve.
+        vlm_concurrency: requests at once; default 128.
         limit: use only the first rows of the input.
         force: resume an interrupted run although a version changed that can change scores.
     """
@@ -126,6 +129,9 @@ class ScoringOptions(TypedDict, total=False):
     part: str
     ray: str
     threads: int | None
+    vlm_endpoint: str | Iterable[str]
+    vlm_model: str
+    vlm_concurrency: int
     limit: int | None
     force: bool
 
@@ -629,7 +635,7 @@ def _settings(options: ScoringOptions) -> Settings:
             raise TypeError(f"unknown option {name!r}; {did_you_mean(name, ScoringOptions.__annotations__)}")
     if options.get("resizer") is not None:
         _one_of("resizer", options["resizer"], ("auto", "dali", "kernel"))
-    for name in ("max_pixels", "threads", "workers_per_gpu", "limit"):
+    for name in ("max_pixels", "threads", "workers_per_gpu", "limit", "vlm_concurrency"):
         _positive(name, options.get(name))  # type: ignore[arg-type]
     blocklist = options.get("blocklist")
     return settings_from(

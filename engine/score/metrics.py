@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -99,6 +99,7 @@ def serve_metrics(
     device: Device | None = None,
     models: ModelSet | None = None,
     tally: Tally | None = None,
+    collectors: Iterable[Collector] = (),
 ) -> Iterator[None]:
     """Serves metrics at http://ADDRESS:PORT/metrics during a `with` block, and announces them to Prometheus.
 
@@ -109,6 +110,7 @@ def serve_metrics(
         device: the device that scores. The utilisation, memory and power of a GPU are also served.
         models: the models that score, for the gauge of refused engines.
         tally: what the workers of a cluster have done.
+        collectors: further metrics.
 
     Raises:
         DanqingError: the port cannot be opened, or the file for Prometheus cannot be written.
@@ -122,7 +124,7 @@ def serve_metrics(
         registry.register(RefusedEngines(models))
     if tally:
         registry.register(WorkerMetrics(tally))
-    for gauges in gpu_gauges(device) if device else []:
+    for gauges in (*collectors, *(gpu_gauges(device) if device else ())):
         registry.register(gauges)
     ProcessCollector(registry=registry)
     try:

@@ -13,6 +13,7 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import Column
 from danqing.engine.core.device import Device
 from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
+from danqing.engine.stages.vlm.client import Server
 from danqing.kernels.text.hosts import Domains
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
@@ -31,6 +32,7 @@ class Context:
         user_dictionaries: files of words for jieba.
         memory: bounds of a batch.
         resizer: see `engine.stages.resize.open_resizer`.
+        vlm: the vision-language model that criteria ask; None without one.
     """
 
     device: Device
@@ -41,6 +43,7 @@ class Context:
     user_dictionaries: tuple[Path, ...] = ()
     memory: Memory = field(default_factory=Memory)
     resizer: str = "auto"
+    vlm: Server | None = None
 
 
 class Stage:
