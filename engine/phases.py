@@ -30,7 +30,7 @@ from danqing.engine.decide.tasks import TaskList, latest_list, list_again, run_t
 from danqing.engine.decide.verdicts import decide, list_tasks
 from danqing.engine.recaption.metrics import WatchedClient
 from danqing.engine.recaption.prompts import Prompt
-from danqing.engine.recaption.recaptioning import recaption
+from danqing.engine.recaption.recaptioning import Asking, recaption
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
@@ -381,7 +381,7 @@ def recaption_run(
         context = Settings(max_pixels=question.max_pixels).context(opened, models, ())
         watching = WatchedClient(client)
         with serve_metrics(spans, *metrics, opened, models, collectors=[watching]):
-            complete = recaption(run, question, client, context, listener, spans, again, part, watching.watch)
+            complete = recaption(Asking(run, question, client, context, again, part), listener, spans, watching.watch)
     if complete:
         write_report(run)
     return spans

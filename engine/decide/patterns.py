@@ -13,9 +13,9 @@ def check_patterns(run: Run, recipe: Recipe) -> None:
     Raises:
         DanqingError: a pattern, the text that it is counted in, or a question is another one; names both.
     """
-    scored = {criterion.name: criterion for criterion in (*run.recipe.patterns, *run.recipe.judgments)}
+    scored = {criterion.name: criterion for criterion in run.recipe.with_own_columns}
     differences = []
-    for criterion in (*recipe.patterns, *recipe.judgments):
+    for criterion in recipe.with_own_columns:
         own = scored.get(criterion.name)
         if own is None or own.counted != criterion.counted:
             counted = f"the run has the {own.matches}" if own else "the run has no such column"

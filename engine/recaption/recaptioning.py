@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from danqing.engine.core.batch import Batch
-from danqing.engine.core.columns import ENCODED, MEASURED
+from danqing.engine.core.columns import ENCODED, FEATURES, MEASURED
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Spans
@@ -39,6 +40,7 @@ from danqing.engine.stages.vlm.chat import Answer, Question, field_of, read_answ
 from danqing.engine.stages.vlm.client import Client
 from danqing.engine.write.order import open_scored
 from danqing.engine.write.output import read_verdicts, verdicts_digest
+from danqing.trt_models.card import load_card
 
 BATCH_ROWS = 256
 """Maximum number of answered rows that the stages get at once."""
@@ -58,28 +60,40 @@ class KeptRow:
     image: bytes
 
 
+@dataclass(frozen=True)
+class Asking:
+    """What is asked about which run, and with what the answers are measured.
+
+    Attributes:
+        run: a decided run.
+        question: what is asked.
+        client: asks it.
+        context: opens the run's models.
+        again: ask anew with another question or model; with the same, ask again where the outcome is an error.
+        part: the input shards to do; None for all.
+    """
+
+    run: Run
+    question: Question
+    client: Client
+    context: Context
+    again: bool = False
+    part: TaskPart | None = None
+
+    def missing(self, number: int) -> tuple[pa.Table, np.ndarray]:
+        """The recaptions of a shard that stay, and its rows to ask about: see `missing_rows`."""
+        return missing_rows(self.run, number, self.question.identity, self.again)
+
+
 def recaption(
-    run: Run,
-    question: Question,
-    client: Client,
-    context: Context,
-    progress: Progress,
-    spans: Spans,
-    again: bool = False,
-    part: TaskPart | None = None,
-    watch: Callable[[RecaptionLedger], None] = lambda ledger: None,
+    asking: Asking, progress: Progress, spans: Spans, watch: Callable[[RecaptionLedger], None] = lambda ledger: None
 ) -> bool:
     """Writes recaptions/NNNNN.parquet of a decided run; recaptions that are there stay.
 
     Args:
-        run: the run.
-        question: what is asked.
-        client: asks it.
-        context: opens the run's models.
+        asking: the run and the question.
         progress: receives the rows.
         spans: records the batches; the stage `read` is the model.
-        again: ask anew with another question or model; with the same, ask again where the outcome is an error.
-        part: the input shards to do; None for all.
         watch: gets the ledger before the first question.
 
     Returns:
@@ -89,27 +103,38 @@ def recaption(
         DanqingError: an input changed since it was scored, the run has recaptions of another question or model, or the
             endpoints are dead.
     """
-    identity = question.identity
+    run, part = asking.run, asking.part
     with run.locked_manifest(part):
-        _note_question(run, question, again)
-    verdicts = read_verdicts(run)
+        _note_question(run, asking.question, asking.again)
     own = [shard for shard in run.shards if part is None or part.holds(shard.number)]
-    waiting = [shard for shard in own if len(_missing(run, shard.number, identity, again)[1])]
-    if waiting:
-        recipe = run.recipe
-        plan, given = _plan(run, recipe)
-        measured = {name: kind for name, kind in plan.scores.items() if name in (*MEASURED, ALIGNMENT)}
-        decided = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
-        criteria = tuple(c for c in decided.criteria if isinstance(c, RowCriterion) and measured.keys() >= {*c.columns})
-        ledger = RecaptionLedger(run, identity, measured, criteria, progress)
-        watch(ledger)
-        rows = (verdict.rows for verdict in verdicts)
-        kept = _kept_rows(run, waiting, dict(enumerate(rows)), identity, again, ledger)
-        batches = spans.timed("read", _answered(run, kept, question, client, context, ledger, given))
-        context = replace(context, wanted=frozenset(plan.wanted))
-        run_stages(batches, plan, context, ledger, spans, gated=False)
+    waiting = [shard for shard in own if len(asking.missing(shard.number)[1])]
+    spent = _ask(asking, waiting, progress, spans, watch) if waiting else {}
     with run.locked_manifest(part):
-        return _note_result(run, identity)
+        noted = run.manifest[NOTE]
+        if spent:
+            run.note(NOTE, **{name: round(noted.get(name, 0) + value, 3) for name, value in spent.items()})
+        return _note_result(run, asking.question.identity)
+
+
+def _ask(
+    asking: Asking, shards: list[Shard], progress: Progress, spans: Spans, watch: Callable[[RecaptionLedger], None]
+) -> dict[str, float]:
+    """Asks about the rows of shards, and measures the answers; returns pictures, tokens and seconds, to be noted."""
+    run, started = asking.run, time.monotonic()
+    plan, is_given = _plan(run, run.recipe)
+    measured = {name: kind for name, kind in plan.scores.items() if name in (*MEASURED, ALIGNMENT)}
+    decided = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
+    criteria = tuple(c for c in decided.criteria if isinstance(c, RowCriterion) and measured.keys() >= {*c.columns})
+    ledger = RecaptionLedger(run, asking.question.identity, measured, criteria, progress)
+    watch(ledger)
+    batches = spans.timed("read", _answered(asking, _kept_rows(asking, shards, ledger), ledger, is_given))
+    context = replace(asking.context, wanted=frozenset(plan.wanted))
+    run_stages(batches, plan, context, ledger, spans, gated=False)
+    return {
+        "asked": ledger.outcomes.total(),
+        "asked_tokens": ledger.tokens["completion"],
+        "seconds": time.monotonic() - started,
+    }
 
 
 def _note_question(run: Run, question: Question, again: bool) -> None:
@@ -132,8 +157,16 @@ def _note_question(run: Run, question: Question, again: bool) -> None:
         run.save()
 
 
-def _missing(run: Run, number: int, identity: Mapping[str, Any], again: bool = False) -> tuple[pa.Table, np.ndarray]:
+def missing_rows(
+    run: Run, number: int, identity: Mapping[str, Any], again: bool = False
+) -> tuple[pa.Table, np.ndarray]:
     """Compares a shard's recaptions with its verdicts.
+
+    Args:
+        run: a decided run.
+        number: of the shard.
+        identity: what recaptions must have been made by to stay (`Question.identity`).
+        again: those whose outcome is an error do not stay.
 
     Returns:
         The recaptions that stay, and the kept rows without one: int64 (rows,).
@@ -141,7 +174,7 @@ def _missing(run: Run, number: int, identity: Mapping[str, Any], again: bool = F
     kept = np.flatnonzero(verdicts_table(run, number, ["keep"])["keep"].to_numpy())
     table = recaptions_table(run, number) if identity_of(run, number) == identity else EMPTY
     if again:
-        table = table.filter(pa.array([outcome != "error" for outcome in table["outcome"].to_pylist()], pa.bool_()))
+        table = table.filter(pc.not_equal(table["outcome"], "error"))
     return table, np.setdiff1d(kept, table["row"].to_numpy())
 
 
@@ -153,97 +186,77 @@ def _plan(run: Run, recipe: Recipe) -> tuple[Plan, bool]:
         their own beside its embedding.
     """
     wanted = [name for name in (*MEASURED, ALIGNMENT) if name in scores_schema(run, 0).names]
-    given = ALIGNMENT in wanted and "features" not in _image_outputs(recipe)
-    columns = (*GIVEN, "image_embedding") if given else GIVEN
-    return make_plan(replace(recipe, criteria=(), also=tuple(wanted)), CATALOGUE, columns), given
+    is_given = ALIGNMENT in wanted and FEATURES not in load_card(recipe.models["image_embedding"]).outputs
+    columns = (*GIVEN, "image_embedding") if is_given else GIVEN
+    return make_plan(replace(recipe, criteria=(), also=tuple(wanted)), CATALOGUE, columns), is_given
 
 
-def _image_outputs(recipe: Recipe) -> Mapping[str, str]:
-    from danqing.trt_models.card import load_card
-
-    return load_card(recipe.models["image_embedding"]).outputs
-
-
-def _kept_rows(
-    run: Run,
-    shards: list[Shard],
-    rows_of: Mapping[int, int],
-    identity: Mapping[str, Any],
-    again: bool,
-    ledger: RecaptionLedger,
-) -> Iterator[KeptRow]:
+def _kept_rows(asking: Asking, shards: list[Shard], ledger: RecaptionLedger) -> Iterator[KeptRow]:
     """Reads the rows to ask about; announces each shard to the ledger.
 
     Raises:
         DanqingError: an input was changed since it was scored.
     """
+    run = asking.run
     layout = run.layout
     for shard in fetch_ahead(shards, lambda shard: shard.path):
-        known, missing = _missing(run, shard.number, identity, again)
+        known, missing = asking.missing(shard.number)
         names = [name for name in ("uid", "image_hash") if name in scores_schema(run, shard.number).names]
-        scores = scores_table(run, shard.number, names).take(pa.array(missing))
-        source = open_scored(shard, layout, rows_of[shard.number])
+        scores = scores_table(run, shard.number, names)
+        source = open_scored(shard, layout, len(scores))
         ledger.expect(shard.number, known, len(missing), shard.bytes)
         found = source.samples_at(missing.tolist())
-        for (row, sample), record in zip(found, scores.to_pylist(), strict=True):
+        for (row, sample), record in zip(found, scores.take(pa.array(missing)).to_pylist(), strict=True):
             if sample.uid != record["uid"] or sample.image_hash != record.get("image_hash", sample.image_hash):
                 raise DanqingError(f"{shard.path}: row {row} ({sample.key}) was changed since it was scored")
             yield KeptRow(shard.number, row, sample.uid, sample.image)
 
 
-def _answered(
-    run: Run,
-    rows: Iterator[KeptRow],
-    question: Question,
-    client: Client,
-    context: Context,
-    ledger: RecaptionLedger,
-    given: bool,
-) -> Iterator[Batch]:
+def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, is_given: bool) -> Iterator[Batch]:
     """Asks about rows, and yields those with a recaption in batches; enters the others in the ledger."""
-    make, features = question.body(), _Features(run)
-    waiting: list[tuple[KeptRow, str, Answer]] = []
+    client, device, limit = asking.client, asking.context.device, asking.context.memory.encoded
+    make, features = asking.question.body(), _Features(asking.run)
+    waiting: list[_AnsweredRow] = []
     size, news = 0, time.monotonic()
-
-    def batch() -> Batch:
-        columns: dict[str, Any] = _columns(waiting)
-        if given:
-            columns["image_embedding"] = context.device.up(features.of([row for row, _, _ in waiting]))
-        return Batch(columns)
-
     for row, reply in client.ask(rows, lambda row: make(row.image)):
         answer = read_answer(reply)
         text = field_of(answer.text, FIELD) if answer.text else None
         if answer.text and text is None and answer.outcome == "success":
             answer = answer._replace(outcome="error", error=f"the answer is JSON without the field {FIELD!r}")
         if text is None:
-            ledger.enter(Batch(_columns([(row, None, answer)])))
+            ledger.enter(_batch([(row, None, answer)]))
         else:
             waiting.append((row, text, answer))
             size += len(row.image)
-        if len(waiting) == BATCH_ROWS or size > context.memory.encoded or (waiting and not client.counts.waiting):
-            yield batch()
+        if waiting and (len(waiting) == BATCH_ROWS or size > limit or not client.counts.waiting):
+            batch = _batch(waiting)
+            if is_given:
+                batch["image_embedding"] = device.up(features.of([row for row, _, _ in waiting]))
+            yield batch
             waiting, size = [], 0
         if time.monotonic() - news > NEWS_SECONDS:
             news = time.monotonic()
             ledger.progress.say(_news(client, ledger))
-    if waiting:
-        yield batch()
 
 
-def _columns(rows: list[tuple[KeptRow, Any, Answer]]) -> dict[str, Any]:
+_AnsweredRow = tuple[KeptRow, str | None, Answer]
+
+
+def _batch(rows: Sequence[_AnsweredRow]) -> Batch:
     texts = [text for _, text, _ in rows]
-    return {
-        "shard": np.array([row.shard for row, _, _ in rows], np.int64),
-        "row": np.array([row.row for row, _, _ in rows], np.int64),
-        "uid": [row.uid for row, _, _ in rows],
-        "caption": TextColumn.of(texts),
-        ENCODED: [row.image for row, _, _ in rows],
-        "image_bytes": np.array([len(row.image) for row, _, _ in rows], np.int64),
-        "text_bytes": np.array([len(text or "") * 4 for text in texts], np.int64),
-        "error": [None] * len(rows),
-        ANSWER: [(text, answer) for _, text, answer in rows],
-    }
+    return Batch(
+        {
+            "shard": np.array([row.shard for row, _, _ in rows], np.int64),
+            "row": np.array([row.row for row, _, _ in rows], np.int64),
+            "uid": [row.uid for row, _, _ in rows],
+            "caption": TextColumn.of(texts),
+            ENCODED: [row.image for row, _, _ in rows],
+            "image_bytes": np.array([len(row.image) for row, _, _ in rows], np.int64),
+            "text_bytes": np.array([4 * len(text or "") for text in texts], np.int64),
+            "error": [None] * len(rows),
+            ANSWER: [(text, answer) for _, text, answer in rows],
+        }
+    )
 
 
 class _Features:
@@ -280,7 +293,7 @@ def _note_result(run: Run, identity: Mapping[str, Any]) -> bool:
     """Notes outcomes and tokens, if all kept rows have a recaption; returns whether they do."""
     outcomes, tokens = Counter[str](), Counter[str]()
     for shard in run.shards:
-        table, missing = _missing(run, shard.number, identity)
+        table, missing = missing_rows(run, shard.number, identity)
         if len(missing):
             return False
         keep = verdicts_table(run, shard.number, ["keep"])["keep"].to_numpy(zero_copy_only=False)

@@ -72,6 +72,11 @@ class Recipe:
         """The criteria that ask a vision-language model."""
         return tuple(criterion for criterion in self.criteria if isinstance(criterion, Judgment))
 
+    @property
+    def with_own_columns(self) -> tuple[Pattern | Judgment, ...]:
+        """The criteria that SCORE computes a column for, which has their name: patterns and questions."""
+        return (*self.patterns, *self.judgments)
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe in the layout of its YAML file, with the thresholds in force."""
         return {

@@ -28,6 +28,8 @@ read by all."""
 RESIZED_QUALITY = 95
 """JPEG quality of a picture that was made smaller."""
 SEED = 0
+MAX_SHOWN = 200
+"""Characters of an answer that an error shows."""
 _PLACE = "\x00"
 _THOUGHT = re.compile(r"^.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"^```\w*\s*|\s*```$")
@@ -160,26 +162,29 @@ def read_answer(reply: Reply) -> Answer:
         blocked = "content_filter" in reply.error or "content management policy" in reply.error
         return Answer(None, "blocked" if blocked else "error", None, None, None, reply.seconds, reply.error)
     usage = reply.content.get("usage")
-    tokens = [
-        _whole(usage.get(f"{kind}_tokens")) if isinstance(usage, dict) else None for kind in ("prompt", "completion")
-    ]
+    counted = usage if isinstance(usage, dict) else {}
+    answer = Answer(
+        None,
+        "error",
+        None,
+        _whole(counted.get("prompt_tokens")),
+        _whole(counted.get("completion_tokens")),
+        reply.seconds,
+        None,
+    )
     try:
         choice = reply.content["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
         text, refusal = _text(message.get("content")), message.get("refusal")
     except (KeyError, IndexError, TypeError, AttributeError):
-        problem = f"no answer in the JSON: {valid_text(json.dumps(reply.content, ensure_ascii=False))[:200]}"
-        return Answer(None, "error", None, *tokens, reply.seconds, problem)
-    reason = reason if isinstance(reason, str) else None
-    outcome: Outcome = "success"
-    error = None
+        shown = valid_text(json.dumps(reply.content, ensure_ascii=False))[:MAX_SHOWN]
+        return answer._replace(error=f"no answer in the JSON: {shown}")
+    answer = answer._replace(text=text or None, finish_reason=reason if isinstance(reason, str) else None)
     if reason == "content_filter" or refusal:
-        outcome, error = "blocked", str(refusal)[:200] if refusal else None
-    elif reason == "length":
-        outcome = "truncated"
-    elif not text:
-        outcome, error = "error", "the answer is empty"
-    return Answer(text or None, outcome, reason, *tokens, reply.seconds, error)
+        return answer._replace(outcome="blocked", error=valid_text(str(refusal))[:MAX_SHOWN] if refusal else None)
+    if reason == "length":
+        return answer._replace(outcome="truncated")
+    return answer._replace(outcome="success") if text else answer._replace(error="the answer is empty")
 
 
 def _text(content: Any) -> str:

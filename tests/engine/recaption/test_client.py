@@ -171,7 +171,8 @@ def test_other_formats_and_larger_pictures_are_encoded_again() -> None:
     [
         ('{"caption": "猫"}', "猫"), ('好的：\n```json\n{"caption": " 猫 "}\n```', "猫"), ("一只猫", "一只猫"),
         ('{"caption": "一只\\u732b，\\n在', "一只猫，\n在"), ('{"caption": "一只\\u73', "一只"), ('{"title": 1}', None),
-        ('{"caption": 3}', None), ('{"cap', None), ('{"caption": "\\ud800猫"}', "\ufffd猫"), ("花括号 {猫}", "花括号 {猫}"),
+        ('{"caption": 3}', None), ('{"cap', None), ('{"caption": "\\ud800猫"}', "\ufffd猫"),
+        ("花括号 {猫}", "花括号 {猫}"),
     ],
 )  # fmt: skip
 def test_captions_are_read_from_what_models_write(text: str, caption: str | None) -> None:
