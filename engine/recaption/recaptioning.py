@@ -218,7 +218,7 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
     make, features = asking.question.body(), _Features(asking.run)
     waiting: list[_AnsweredRow] = []
     size, news = 0, time.monotonic()
-    for row, reply in client.ask(rows, lambda row: make(row.image)):
+    for row, reply in client.ask(rows, lambda row: make(row.image), asking.context.stopped):
         answer = read_answer(reply)
         text = field_of(answer.text, FIELD) if answer.text else None
         if answer.text and text is None and answer.outcome == "success":

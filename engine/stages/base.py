@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import ClassVar
 
 import numpy as np
@@ -33,6 +34,7 @@ class Context:
         memory: bounds of a batch.
         resizer: see `engine.stages.resize.open_resizer`.
         vlm: the vision-language model that criteria ask; None without one.
+        stopped: set when the run ends with an error or is interrupted, so that no stage waits for a server any longer.
     """
 
     device: Device
@@ -44,6 +46,7 @@ class Context:
     memory: Memory = field(default_factory=Memory)
     resizer: str = "auto"
     vlm: Server | None = None
+    stopped: Event = field(default_factory=Event)
 
 
 class Stage:

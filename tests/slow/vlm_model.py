@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 IMAGE = "<image>"
+ENDING = 4
+"""Every fourth token ends an answer, so that answers of random weights are short and some are complete."""
 TEXTS = ["描述这张图片", "一只猫坐在桌子上", "user: assistant: describe the picture"]
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {% for part in m.content %}"
@@ -52,7 +54,9 @@ def build(folder: Path) -> None:
         vision_feature_layer=-1,
     )  # fmt: skip
     torch.manual_seed(0)
-    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    model = transformers.LlavaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [*range(0, len(tokens), ENDING)]
+    model.save_pretrained(folder)
     pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     transformers.LlavaProcessor(
         image_processor=pictures, tokenizer=tokens, patch_size=8, vision_feature_select_strategy="default",

@@ -14,9 +14,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from danqing.engine.core.errors import DanqingError
@@ -28,6 +29,8 @@ T = TypeVar("T")
 AUTO = "auto"
 CONCURRENCY = 128
 """Requests at once; vLLM runs up to 256 sequences of a 9 B model on one GPU of 80 GB."""
+POLL_SECONDS = 0.2
+"""Interval at which whoever waits for a reply checks whether it must stop."""
 MAX_FAILURES = 3
 MAX_GIVEN_UP = 50
 """Rows given up one after the other, with no answer between, that show that the endpoint is at fault."""
@@ -183,7 +186,9 @@ class Client:
         except (ValueError, KeyError, TypeError):
             return []
 
-    def ask(self, questions: Iterable[T], body: Callable[[T], bytes]) -> Iterator[tuple[T, Reply]]:
+    def ask(
+        self, questions: Iterable[T], body: Callable[[T], bytes], stopped: threading.Event | None = None
+    ) -> Iterator[tuple[T, Reply]]:
         """Asks questions, and yields each with its reply, in the order in which the replies arrive.
 
         Twice as many questions as `concurrency` are taken ahead of the replies.
@@ -191,17 +196,18 @@ class Client:
         Args:
             questions: what the threads make requests of.
             body: makes the JSON of a request, in one of the threads; a `ValueError` gives the row up.
+            stopped: ends the iteration when it is set; None: only the caller does.
 
         Raises:
             DanqingError: the endpoints are dead, or refuse every question.
         """
-        self._stopped = stopped = threading.Event()
+        self._stopped = ended = threading.Event()
         todo: SimpleQueue[T | None] = SimpleQueue()
         done: SimpleQueue[tuple[T, Reply] | BaseException] = SimpleQueue()
         threads: list[threading.Thread] = []
 
         def work() -> None:
-            while (question := todo.get()) is not None and not stopped.is_set():
+            while (question := todo.get()) is not None and not ended.is_set():
                 try:
                     done.put((question, self._reply(question, body)))
                 except BaseException as problem:
@@ -209,7 +215,12 @@ class Client:
                     return
 
         def finished() -> tuple[T, Reply]:
-            found = done.get()
+            while True:
+                with suppress(Empty):
+                    found = done.get(timeout=POLL_SECONDS)
+                    break
+                if stopped is not None and stopped.is_set():
+                    raise _StoppedError
             if isinstance(found, BaseException):
                 raise found
             self.counts.waiting -= 1
@@ -227,7 +238,7 @@ class Client:
             while self.counts.waiting:
                 yield finished()
         finally:
-            stopped.set()
+            ended.set()
             for _ in threads:
                 todo.put(None)
             if self.counts.waiting:  # an error, or the caller stops

@@ -79,7 +79,7 @@ class Judge(Stage):
             if np.isnan(values[row]):
                 new.append(row)
         try:
-            for row, reply in self.client.ask(new, lambda row: self.body(batch[ENCODED][row])):
+            for row, reply in self.client.ask(new, lambda row: self.body(batch[ENCODED][row]), self.context.stopped):
                 values[row], batch["error"][row] = self._read(reply)
         finally:
             for shard, rows in groupby(filter(lambda row: not np.isnan(values[row]), new), lambda row: shards[row]):

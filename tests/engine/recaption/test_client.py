@@ -6,6 +6,7 @@ import base64
 import doctest
 import io
 import json
+import threading
 import time
 from collections.abc import Callable
 from itertools import count
@@ -106,6 +107,14 @@ def test_an_endpoint_that_goes_away_ends_with_words_and_another_takes_its_rows()
                 pass
     with pytest.raises(DanqingError, match=r"cannot be reached \(Connection refused\); is the server running\?"):
         Client([lasting.address])
+
+
+def test_another_thread_can_stop_a_caller_that_waits() -> None:
+    with serving(Play(always="stall")) as play:
+        client, stopped = Client([play.address], concurrency=2, timing=Timing()), threading.Event()
+        threading.Timer(0.1, stopped.set).start()
+        with pytest.raises(Exception, match="^$"):
+            next(client.ask(range(3), lambda row: b"{}", stopped))
 
 
 def test_the_caller_can_stop_at_any_time() -> None:
