@@ -108,7 +108,7 @@ class Counts:
     retries: int = 0
 
 
-class _StoppedError(Exception):
+class StoppedError(Exception):
     """The client ends, since the caller does or another row has found the endpoints dead."""
 
 
@@ -220,7 +220,7 @@ class Client:
                     found = done.get(timeout=POLL_SECONDS)
                     break
                 if stopped is not None and stopped.is_set():
-                    raise _StoppedError
+                    raise StoppedError
             if isinstance(found, BaseException):
                 raise found
             self.counts.waiting -= 1
@@ -364,7 +364,7 @@ class Client:
 
     def _sleep(self, seconds: float) -> None:
         if self._stopped.wait(seconds):
-            raise _StoppedError
+            raise StoppedError
 
 
 def _described(endpoint: Endpoint, response: Response) -> str:
