@@ -42,6 +42,7 @@ from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.evaluate.models import evaluate_models
 from danqing.engine.evaluate.results import Evaluation, write_evaluations
+from danqing.engine.recaption.prompts import SHORT, open_prompt
 from danqing.engine.recipe import reading
 from danqing.engine.recipe.reading import DEFAULT_RECIPE, Recipe
 from danqing.engine.report.explain import find_pairs, print_pair
@@ -55,6 +56,8 @@ from danqing.engine.select.selection import select as select_tables
 from danqing.engine.sources.tables import Columns
 from danqing.engine.stages import model_roles
 from danqing.engine.stages.columns import known_columns
+from danqing.engine.stages.vlm.client import AUTO as AUTO_MODEL
+from danqing.engine.stages.vlm.client import CONCURRENCY, Server
 from danqing.engine.train import import_training
 from danqing.engine.train.recipe import load_train_recipe
 from danqing.engine.write.formats import with_pairs
@@ -77,6 +80,7 @@ __all__ = [
     "measure_captions",
     "merge",
     "open_run",
+    "recaption",
     "score",
     "select",
     "train",
@@ -112,6 +116,9 @@ class ScoringOptions(TypedDict, total=False):
         part: `"I/N"`: only every N-th shard, as one of N tasks that run at once on one folder (`score` only).
         ray: score on a Ray cluster, with a worker on every GPU: `auto`, `local` or HOST:PORT.
         threads: host threads; default: all cores.
+        vlm_endpoint: OpenAI-compatible endpoints, for criteria with `vlm`: `"http://HOST:8000/v1"` or a list.
+        vlm_model: id of their model; default `auto`: the only one that they serve.
+        vlm_concurrency: requests at once; default 128.
         limit: use only the first rows of the input.
         force: resume an interrupted run although a version changed that can change scores.
     """
@@ -133,6 +140,9 @@ class ScoringOptions(TypedDict, total=False):
     part: str
     ray: str
     threads: int | None
+    vlm_endpoint: str | Iterable[str]
+    vlm_model: str
+    vlm_concurrency: int
     limit: int | None
     force: bool
 
@@ -196,6 +206,14 @@ class Run(EngineRun):
             return ds.dataset((with_pairs(schema) if written["output_format"] == PARQUET else schema).empty_table())
         files = [self.table_path(number) for number in shard_files(self)] if written else []
         return self._dataset("written shards", "write", files)
+
+    def recaptions(self) -> ds.Dataset:
+        """The recaptions of kept rows: `row`, `uid`, `recaption`, `outcome`, tokens, and measures of the recaption.
+
+        Raises:
+            DanqingError: there are none yet.
+        """
+        return self._dataset("recaptions", "recaption", map(self.recaptions_path, self._numbers()))
 
     @property
     def funnel(self) -> Funnel:
@@ -456,6 +474,61 @@ def write(
     opened = _opened(run)
     options = WriteOptions(output_format, shard_size, shuffle, licence)
     phases.write_run(opened, options, _progress(progress), TaskPart.parse(part) if part else None, ray)
+    return opened
+
+
+def recaption(
+    run: StrPath | EngineRun,
+    endpoint: str | Iterable[str],
+    *,
+    model: str = AUTO_MODEL,
+    prompt: str = SHORT,
+    max_tokens: int | None = None,
+    longest_edge: int | None = None,
+    concurrency: int = CONCURRENCY,
+    again: bool = False,
+    part: str = "",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """Asks a vision-language model for captions of the kept pictures; `write` then adds them. Can be resumed.
+
+    Args:
+        run: a decided run or its folder.
+        endpoint: OpenAI-compatible addresses, `"http://HOST:8000/v1"` or a list. A key is read from $DANQING_VLM_KEY.
+        model: the model's id; `auto`: the only one that the endpoints serve.
+        prompt: `short` or `dense` (Chinese captions), or a text file.
+        max_tokens: of an answer; default: 128, with the prompt `dense` 512.
+        longest_edge: pixels; larger pictures are sent in this size; default: the original bytes.
+        concurrency: requests at once, over all endpoints.
+        again: ask anew with another prompt or model; with the same ones, ask again where the outcome is an error.
+        part: `"I/N"`: only a part of the input shards, as one of N tasks that run at once on one folder.
+        device, threads: measure the recaptions; see `decide`.
+        progress: show a progress bar; default: only on a terminal.
+
+    Returns:
+        The run; `recaptions()` is the dataset.
+
+    Raises:
+        DanqingError: the run is not decided, the endpoints do not answer, or another prompt or model without `again`.
+    """
+    opened = _opened(run)
+    for name, value in (("max_tokens", max_tokens), ("longest_edge", longest_edge), ("concurrency", concurrency)):
+        _positive(name, value)
+    addresses = tuple(_listed(endpoint))
+    if not addresses:
+        raise DanqingError("endpoint: name at least one address, as http://HOST:8000/v1")
+    phases.recaption_run(
+        opened,
+        Server(addresses, model, concurrency),
+        open_prompt(prompt, max_tokens, longest_edge),
+        again,
+        device,
+        _positive("threads", threads),
+        _progress(progress),
+        TaskPart.parse(part) if part else None,
+    )
     return opened
 
 
@@ -733,7 +806,7 @@ def _settings(options: ScoringOptions) -> Settings:
             raise TypeError(f"unknown option {name!r}; {did_you_mean(name, ScoringOptions.__annotations__)}")
     if options.get("resizer") is not None:
         _one_of("resizer", options["resizer"], ("auto", "dali", "kernel"))
-    for name in ("max_pixels", "threads", "workers_per_gpu", "limit"):
+    for name in ("max_pixels", "threads", "workers_per_gpu", "limit", "vlm_concurrency"):
         _positive(name, options.get(name))  # type: ignore[arg-type]
     blocklist = options.get("blocklist")
     return settings_from(

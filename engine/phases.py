@@ -20,6 +20,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress, Progress
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Spans
+from danqing.engine.core.storage import remove_tree
 from danqing.engine.decide.contents import check_current
 from danqing.engine.decide.dedup.index import AUTO, choose_index
 from danqing.engine.decide.funnel import Funnel
@@ -27,6 +28,9 @@ from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
 from danqing.engine.decide.tasks import TaskList, latest_list, list_again, run_task
 from danqing.engine.decide.verdicts import decide, list_tasks
+from danqing.engine.recaption.metrics import WatchedClient
+from danqing.engine.recaption.prompts import Prompt
+from danqing.engine.recaption.recaptioning import Asking, recaption
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
@@ -40,11 +44,16 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 from danqing.engine.score.cluster import score_on_cluster
 from danqing.engine.score.ledger import read_report
+from danqing.engine.score.metrics import serve_metrics
 from danqing.engine.score.settling import settle
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
 from danqing.engine.sources import Shard, check_parts, find_shards, first_rows
+from danqing.engine.stages.vlm.chat import Question
+from danqing.engine.stages.vlm.client import Server
+from danqing.engine.stages.vlm.judgment import FOLDER as ANSWERS
+from danqing.engine.stages.vlm.judgment import no_endpoint
 from danqing.engine.write.cluster import copy_on_cluster
-from danqing.engine.write.output import WriteOptions, decision_digest, read_verdicts
+from danqing.engine.write.output import WriteOptions, decision_digest, max_pixels, read_verdicts
 from danqing.engine.write.products import STALE, is_stamped, move_stale
 from danqing.engine.write.writing import WRITERS, write
 from danqing.trt_models.model_set import ModelSet
@@ -79,6 +88,7 @@ def score_inputs(
         raise DanqingError("--profile looks at one device at a time; leave --devices and --ray out")
     part = settings.part
     damage: list[Damage] = []
+    settings = _with_model(settings, recipe, output)
     shards = first_rows(find_shards(inputs, settings.layout, damage), settings.limit, settings.layout)
     check_parts(shards, settings.layout, captions=recipe.models.keys() != {"image_embedding"})
     with connected(settings.ray):
@@ -101,6 +111,15 @@ def score_inputs(
     return run, spans
 
 
+def _with_model(settings: Settings, recipe: Recipe, output: Path) -> Settings:
+    """The settings with the id of the model that the recipe's criteria ask, and the folder of its answers."""
+    if not recipe.judgments:
+        return replace(settings, vlm=None)
+    if settings.vlm is None:
+        raise DanqingError(no_endpoint(recipe.judgments[0]))
+    return replace(settings, vlm=replace(settings.vlm, model=settings.vlm.open().model, answers=output / ANSWERS))
+
+
 def _start(output: Path, shards: list[Shard], recipe: Recipe, settings: Settings) -> Run:
     """Starts a run, or opens the one in `output` to resume it."""
     identity = {
@@ -111,6 +130,8 @@ def _start(output: Path, shards: list[Shard], recipe: Recipe, settings: Settings
         "resizers": settings.resizers,
         "limit": settings.limit,
     }
+    if settings.vlm:
+        identity["vlm"] = settings.vlm.model
     with lock_manifest(output) if settings.part else nullcontext():
         run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force, settings.part)
         if run.manifest["counts"] and run.unscored():  # scores were removed, so the run is not settled any more
@@ -131,6 +152,7 @@ def _finish_scoring(run: Run, damage: Sequence[Damage]) -> None:
     """Settles a run whose shards all have scores, unless it is settled, and collects what SCORE found in the inputs."""
     if not run.manifest["counts"]:
         settle(run)
+        remove_tree(run.folder / ANSWERS)  # they are in the scores
         run.note("counts", scored_shards=len(run.shards))
     _collect_damage(run, damage)
 
@@ -320,6 +342,49 @@ def write_run(
         if written and not (is_stamped(report, digest) and report.with_suffix(".json").exists()):
             write_report(run, verdicts)
     return sum(shard.kept for shard in verdicts)
+
+
+@lock_output
+def recaption_run(
+    run: Run,
+    server: Server,
+    prompt: Prompt,
+    again: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: OpenProgress = ProgressBar,
+    part: TaskPart | None = None,
+    metrics: tuple[int | None, str] = (None, "127.0.0.1"),
+) -> Spans:
+    """RECAPTION: opens the device and the client, asks for captions of the kept pictures, and writes the report.
+
+    Args:
+        run: a decided run.
+        server: the vision-language model.
+        prompt: what is asked.
+        again: see `recaption`.
+        device, threads, progress: see `decide_run`; the device measures the recaptions.
+        part: only these input shards.
+        metrics: port (None: not served) and address of Prometheus metrics.
+
+    Returns:
+        Counts and times of the stages; `read` is the model.
+
+    Raises:
+        DanqingError: no verdicts, an endpoint that does not answer, or recaptions of another question.
+    """
+    check_current(run)
+    client = server.open()
+    question = Question(prompt.text, client.model, prompt.max_tokens, prompt.longest_edge, max_pixels(run))
+    with run.logged(part), open_device(device, threads) as opened, progress("recaption", 0, "pictures") as listener:
+        models, spans = ModelSet(run.recipe.models), Spans()
+        context = Settings(max_pixels=question.max_pixels).context(opened, models, ())
+        watching = WatchedClient(client)
+        with serve_metrics(spans, *metrics, opened, models, collectors=[watching]):
+            complete = recaption(Asking(run, question, client, context, again, part), listener, spans, watching.watch)
+    if complete:
+        write_report(run)
+    return spans
 
 
 @lock_output

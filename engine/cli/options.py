@@ -38,6 +38,7 @@ MONITORING = Group("Monitoring", sort_key=7)
 OTHER_DATA = Group("Other data", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
 STORAGE = Group("Object storage", sort_key=10)
+VLM = Group("Vision-language model", sort_key=11)
 
 
 def whole_from(minimum: int, maximum: int | None = None) -> Callable[[Any, int | None], None]:
@@ -212,6 +213,19 @@ ForceModels = Annotated[
 ]
 
 
+CacheFolder = Annotated[
+    Path | None,
+    Parameter(
+        group=STORAGE,
+        converter=to_local_folder,
+        n_tokens=1,
+        validator=is_folder,
+        metavar="DIR",
+        help="Local folder for copies of remote files (default: remote in the cache).",
+    ),
+]
+
+
 @Parameter(name="*", group=STORAGE)
 @dataclass(frozen=True)
 class StorageOptions:
@@ -223,16 +237,7 @@ class StorageOptions:
     endpoint: Annotated[
         str, Parameter(metavar="URL", help=f"Address of an S3-compatible store, as MinIO (default: ${ENDPOINT}).")
     ] = ""
-    cache: Annotated[
-        Path | None,
-        Parameter(
-            converter=to_local_folder,
-            n_tokens=1,
-            validator=is_folder,
-            metavar="DIR",
-            help="Local folder for copies of remote files (default: remote in the cache).",
-        ),
-    ] = None
+    cache: CacheFolder = None
 
     def __post_init__(self) -> None:
         given = {ENDPOINT: self.endpoint, COPIES: self.cache}
@@ -385,6 +390,32 @@ class PictureOptions:
     ] = None
 
 
+VlmModel = Annotated[
+    str,
+    Parameter(group=VLM, metavar="ID", help="Id of the endpoint's model; auto: the only one that it serves."),
+]
+Concurrency = Annotated[
+    PositiveInt, Parameter(group=VLM, metavar="N", help="Requests at once, of each process; over all endpoints.")
+]
+
+
+@Parameter(name="*", group=VLM)
+@dataclass(frozen=True)
+class VlmOptions:
+    """The vision-language model that criteria with `vlm` ask."""
+
+    vlm_endpoint: Annotated[
+        str,
+        Parameter(
+            metavar="URL,…",
+            help="OpenAI-compatible endpoint, as http://HOST:8000/v1, for criteria with vlm; several share the "
+            "requests. A key is read from $DANQING_VLM_KEY.",
+        ),
+    ] = ""
+    vlm_model: VlmModel = "auto"
+    vlm_concurrency: Concurrency = 128
+
+
 @Parameter(name="*", group=MACHINE)
 @dataclass(frozen=True)
 class MachineOptions:
@@ -474,6 +505,7 @@ class StageOptions:
     pictures: PictureOptions = PictureOptions()
     machine: MachineOptions = MachineOptions()
     force: ForceResume = False
+    vlm: VlmOptions = VlmOptions()
 
     def settings(
         self,
@@ -485,6 +517,8 @@ class StageOptions:
         """Builds the settings of a run; `limit` is the number of rows to score, `part` the value of `--part`."""
         from danqing.engine.run.settings import settings_from
 
-        given = (layout or LayoutOptions(), several or SeveralOptions(), self.text, self.pictures, self.machine)
+        given = (
+            layout or LayoutOptions(), several or SeveralOptions(), self.text, self.pictures, self.machine, self.vlm
+        )  # fmt: skip
         options = {name: value for group in given for name, value in asdict(group).items() if name != "profile"}
         return settings_from(options | {"limit": limit, "force": self.force, "part": part})

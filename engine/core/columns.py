@@ -45,7 +45,7 @@ class Column:
     unit: str = ""
     array: str = ""
     device: bool = False
-    file: Literal["scores", "features", "verdicts", "shards"] = "scores"
+    file: Literal["scores", "features", "verdicts", "shards", "recaptions"] = "scores"
     distance: Literal["", "cosine", "bits", "Jaccard"] = ""
 
     @property
@@ -213,8 +213,49 @@ WRITTEN = (
         "similarity", pa.float32(), "cosine of the embeddings of picture and caption: 1 - alignment_distance² / 2",
         (-1, 1), file="shards",
     ),
+    Column(
+        "recaption", pa.string(), "the recaption, cleaned like a caption, if its outcome is success; after RECAPTION",
+        file="shards",
+    ),
+    Column(
+        "recaption_alignment", pa.float32(), "cosine of the embeddings of picture and recaption; after RECAPTION",
+        (-1, 1), file="shards",
+    ),
 )  # fmt: skip
 """Columns that WRITE adds to the scores of the kept pairs (`engine.core.similarity`)."""
+
+RECAPTIONED = (
+    Column("row", pa.int32(), "row of the shard; only kept rows are here", COUNT, file="recaptions"),
+    Column("uid", pa.string(), "uid of the row", file="recaptions"),
+    Column("recaption", pa.string(), "the model's caption as it came; null if there is none", file="recaptions"),
+    Column(
+        "outcome", pa.string(), "success, truncated (by max_tokens), blocked (by a filter), error", file="recaptions"
+    ),
+    Column("finish_reason", pa.string(), "why the model stopped, as the server names it", file="recaptions"),
+    Column("prompt_tokens", pa.int32(), "tokens of prompt and picture", COUNT, "tokens", file="recaptions"),
+    Column("completion_tokens", pa.int32(), "tokens of the answer", COUNT, "tokens", file="recaptions"),
+    Column("seconds", pa.float32(), "from the first request to the answer", COUNT, "seconds", file="recaptions"),
+    Column("error", pa.string(), "why the outcome is error or blocked", file="recaptions"),
+)
+"""Columns of recaptions/NNNNN.parquet that RECAPTION takes from the answers."""
+MEASURED = (
+    "unsafe_text", "words", "text_clean", "language", "chinese_confidence", "stop_word_share", "nouns",
+    "content_word_share", "text_entropy", "han_share", "kana_share", "latin_share", "digit_share", "symbol_share",
+    "longest_repetition", "unsafe_caption", "unknown_tokens",
+)  # fmt: skip
+"""Columns of a run's scores that RECAPTION computes of the recaptions, too; in its files with `recaption_` before."""
+JUDGED = (
+    Column(
+        "recaption_alignment", pa.float32(), "cosine of the embeddings of picture and recaption", (-1, 1),
+        file="recaptions",
+    ),
+    Column(
+        "recaption_fails", pa.string(),
+        "first of the recipe's criteria of text and alignment that the recaption fails; null if none",
+        file="recaptions",
+    ),
+)  # fmt: skip
+"""Columns that RECAPTION adds to those of `MEASURED`."""
 
 COLUMNS = {column.name: column for column in (*READ, *COMPUTED, *SCORED, *VERDICTS, *WRITTEN)}
 

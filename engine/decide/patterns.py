@@ -1,4 +1,4 @@
-"""Whether the patterns that a recipe counts are those that a run was scored with."""
+"""Whether the patterns that a recipe counts, and the questions that it asks, are those that a run was scored with."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from danqing.engine.run.folder import Run
 
 
 def check_patterns(run: Run, recipe: Recipe) -> None:
-    """Checks that SCORE counted a recipe's patterns.
+    """Checks that SCORE counted a recipe's patterns and asked its questions.
 
     Raises:
-        DanqingError: a pattern, or the text that it is counted in, is another one; names both.
+        DanqingError: a pattern, the text that it is counted in, or a question is another one; names both.
     """
-    scored = {criterion.name: criterion for criterion in run.recipe.patterns}
+    scored = {criterion.name: criterion for criterion in run.recipe.with_own_columns}
     differences = []
-    for criterion in recipe.patterns:
+    for criterion in recipe.with_own_columns:
         own = scored.get(criterion.name)
         if own is None or own.counted != criterion.counted:
             counted = f"the run has the {own.matches}" if own else "the run has no such column"
@@ -23,7 +23,7 @@ def check_patterns(run: Run, recipe: Recipe) -> None:
     if differences:
         listed = "\n  ".join(differences)
         raise DanqingError(
-            f"{run.folder} was scored without patterns of recipe {recipe.name}:\n  {listed}\n"
-            "Patterns are counted by `danqing score`: score with this recipe into another folder; `danqing decide` "
-            "changes bounds only"
+            f"{run.folder} was scored without patterns or questions of recipe {recipe.name}:\n  {listed}\n"
+            "Patterns are counted and questions asked by `danqing score`: score with this recipe into another folder; "
+            "`danqing decide` changes bounds only"
         )

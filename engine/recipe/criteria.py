@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from danqing.engine.core.carried import RESERVED
-from danqing.engine.core.columns import COLUMNS, FEATURES, Column, Range
+from danqing.engine.core.columns import COLUMNS, FEATURES, FLAG, Column, Range
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import did_you_mean
 from danqing.engine.core.progress import Progress
@@ -46,6 +46,9 @@ MAX_PATTERN = 40
 
 EMPTY_MATCH_TEXTS = ("", "a b中1", " a", "\n1\n", "-_.")
 """Texts in which a pattern must not match between characters, as `\\b` does."""
+
+ANSWERS = ("number", "yes-no")
+"""What a vision-language model can be asked for."""
 
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
 """Key of a recipe → attribute of `Interval`."""
@@ -187,8 +190,8 @@ class Criterion(ABC):
         step: what reports call it; empty for the name.
         marker: the key that makes a line this kind; empty for the kind that needs none.
         kind: the kind in messages.
-        keys: the kind's keys in a recipe, besides the labels → type of the value: str, float, or tuple for a text or a
-            list of texts.
+        keys: the kind's keys in a recipe, besides the labels → type of the value: str, float, tuple for a text or a
+            list of texts, or dict for texts by key.
         run_folders: folders of other runs that `judge` reads.
         judges_rows_alone: whether a row's outcome is the same whatever other rows of the run are judged.
     """
@@ -401,6 +404,71 @@ def _pattern_problem(pattern: str) -> str:
 
 
 @dataclass(frozen=True)
+class Judgment(Threshold):
+    """A threshold of what a vision-language model answers to a question about the picture.
+
+    The column has the criterion's name: the number, or 1 for yes and 0 for no. SCORE asks (`engine.stages.vlm`), so
+    that DECIDE can change the bounds, and only them.
+
+    Attributes:
+        prompt: the question.
+        answer: `number` or `yes-no`.
+
+    >>> Judgment("watermark", "watermark", Interval(maximum=0), "Is there a watermark?", "yes-no").rule
+    "watermark ≤ 0: answer (yes-no) to 'Is there a watermark?'"
+    """
+
+    prompt: str
+    answer: str
+
+    marker = "vlm"
+    kind = "a question to a vision-language model"
+    keys = {"vlm": dict, **dict.fromkeys(BOUNDS, float)}
+
+    @classmethod
+    def read(cls, name: str, values: Mapping[str, Any], section: str = "", step: str = "") -> Judgment:
+        asked = values["vlm"]
+        if set(asked) != {"prompt", "answer"} or asked["answer"] not in ANSWERS or not asked["prompt"].strip():
+            raise FieldError("vlm", f"'vlm' has the keys 'prompt', a text, and 'answer', {' or '.join(ANSWERS)}")
+        return cls(name, name, Interval.read(values), **asked, section=section, step=step)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"vlm": {"prompt": self.prompt, "answer": self.answer}} | self.interval.to_dict()
+
+    @property
+    def rule(self) -> str:
+        return f"{super().rule}: {self.matches}"
+
+    @property
+    def matches(self) -> str:
+        """The column in words."""
+        shown = self.prompt if len(self.prompt) <= MAX_PATTERN else f"{self.prompt[: MAX_PATTERN - 1]}…"
+        return f"answer ({self.answer}) to {shown!r}"
+
+    @property
+    def output(self) -> Column:
+        """The column of the answers."""
+        return judged_column(self.name)
+
+    @property
+    def counted(self) -> tuple[str, str]:
+        """The question. Criteria for which it is equal have equal scores."""
+        return self.prompt, self.answer
+
+    def check(self, columns: Mapping[str, Column]) -> None:
+        if self.name in RESERVED | SELECT_COLUMNS or columns.get(self.name, self.output) != self.output:
+            raise ValueError(f"{self.name!r} is a column of another kind; give the criterion another name")
+        super().check({self.name: replace(self.output, range=FLAG) if self.answer == ANSWERS[1] else self.output})
+
+
+def judged_column(name: str) -> Column:
+    """The column of a criterion that asks a vision-language model."""
+    return Column(
+        name, pa.float32(), "answer of a vision-language model to the recipe's prompt: a number, or 1 for yes"
+    )
+
+
+@dataclass(frozen=True)
 class Redundancy(Criterion):
     """Of each group of near-duplicates, at most `keep_at_most` rows pass.
 
@@ -569,7 +637,7 @@ class Exclusion(Criterion):
         return scores.compare_with_run(self, np.flatnonzero(alive), device, progress)
 
 
-KINDS: tuple[type[Criterion], ...] = (Exclusion, Redundancy, Pattern, Threshold)
+KINDS: tuple[type[Criterion], ...] = (Exclusion, Redundancy, Pattern, Judgment, Threshold)
 """Every kind of criterion; a line of a recipe is of the first kind whose marker it has."""
 
 

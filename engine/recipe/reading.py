@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,16 @@ from danqing.engine.core.columns import FEATURES, RECIPE_COLUMNS, Column
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.storage import path_of
 from danqing.engine.core.user_yaml import LimitedLoader, describe_yaml_error, read_user_file
-from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Pattern, Redundancy, matches_column
+from danqing.engine.recipe.criteria import (
+    KINDS,
+    Criterion,
+    FieldError,
+    Judgment,
+    Pattern,
+    Redundancy,
+    judged_column,
+    matches_column,
+)
 
 DEFAULT_RECIPE = "embedded"
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
@@ -57,6 +66,16 @@ class Recipe:
     def patterns(self) -> tuple[Pattern, ...]:
         """The criteria that count matches of regular expressions."""
         return tuple(criterion for criterion in self.criteria if isinstance(criterion, Pattern))
+
+    @property
+    def judgments(self) -> tuple[Judgment, ...]:
+        """The criteria that ask a vision-language model."""
+        return tuple(criterion for criterion in self.criteria if isinstance(criterion, Judgment))
+
+    @property
+    def with_own_columns(self) -> tuple[Pattern | Judgment, ...]:
+        """The criteria that SCORE computes a column for, which has their name: patterns and questions."""
+        return (*self.patterns, *self.judgments)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in the layout of its YAML file, with the thresholds in force."""
@@ -264,6 +283,11 @@ def _texts(node: yaml.Node, where: str, name: str, kind: type) -> tuple[str, ...
     return tuple(_scalar(item, where, f"a value of {name}", str) for item in node.value)
 
 
+def _texts_by_key(node: yaml.Node, where: str, name: str, kind: type) -> dict[str, str]:
+    """Reads a mapping of texts."""
+    return {key: _scalar(value, where, f"{name}.{key}", str) for key, (_, value) in _mapping(node, where, name).items()}
+
+
 def _refuse_unknown(keys: Mapping[str, tuple[yaml.Node, yaml.Node]], known: Iterable[str], where: str, of: str) -> None:
     known = list(known)
     for name, (key, _) in keys.items():
@@ -286,9 +310,14 @@ def _read(tree: yaml.Node, where: str, columns: Mapping[str, Column] | None, kno
     listed = _mapping(top["criteria"][1], where, "'criteria'")
     if not listed:
         raise DanqingError(f"{_place(top['criteria'][1], where)}: a recipe needs at least one criterion")
-    if columns is not None:  # other criteria can name the columns of patterns
-        counted = [name for name, (_, node) in listed.items() if Pattern.marker in _fields(name, node, where)]
-        columns = {name: matches_column(name) for name in counted} | dict(columns)
+    if columns is not None:  # other criteria can name the columns of patterns and of answers
+        made = {
+            name: column(name)
+            for kind, column in ((Pattern, matches_column), (Judgment, judged_column))
+            for name, (_, node) in listed.items()
+            if kind.marker in _fields(name, node, where)
+        }
+        columns = made | dict(columns)
     also = _read_also(top["also"][1], where, columns) if "also" in top else ()
     return Recipe(
         name=_scalar(top["recipe"][1], where, "recipe", str),
@@ -317,6 +346,9 @@ def _fields(name: str, node: yaml.Node, where: str) -> dict[str, tuple[yaml.Node
     return _mapping(node, where, f"criterion {name!r}")
 
 
+_READERS: dict[type, Callable[[yaml.Node, str, str, type], Any]] = {tuple: _texts, dict: _texts_by_key}
+
+
 def _read_criterion(
     name: str, key: yaml.Node, node: yaml.Node, where: str, columns: Mapping[str, Column] | None
 ) -> Criterion:
@@ -329,10 +361,10 @@ def _read_criterion(
     types = labels | kind.keys
     for word, (at, _) in fields.items():
         if word not in types:
-            cause = f"{kind.marker!r} makes it" if kind.marker else "without 'within' or 'pattern' it is"
+            cause = f"{kind.marker!r} makes it" if kind.marker else "without 'within', 'pattern' or 'vlm' it is"
             raise DanqingError(f"{_place(at, where)}: {name}: {cause} {kind.kind}, which takes no {word!r}")
     values: dict[str, Any] = {
-        word: (_texts if types[word] is tuple else _scalar)(value, where, f"{name}.{word}", types[word])
+        word: _READERS.get(types[word], _scalar)(value, where, f"{name}.{word}", types[word])
         for word, (_, value) in fields.items()
     }
     section, step = (values.pop(label, "") for label in labels)

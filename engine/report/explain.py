@@ -18,6 +18,7 @@ from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.terminal import console
 from danqing.engine.run.folder import Run
+from danqing.engine.run.recaptions import recaptions_table
 from danqing.engine.run.tables import decide_again, reading, scores_table, verdicts_table
 
 
@@ -47,6 +48,15 @@ def _find(run: Run, number: int, key: str) -> list[dict[str, Any]]:
     if decided:
         verdicts = verdicts_table(run, number).take(rows).to_pylist()
         records = [record | verdict for record, verdict in zip(records, verdicts, strict=True)]
+        recaptions = recaptions_table(run, number)
+        of_row = {record["row"]: record for record in recaptions.filter(pc.is_in(recaptions["row"], rows)).to_pylist()}
+        for record in records:
+            found = of_row.get(record["row"], {})
+            record |= {
+                name if name.startswith("recaption") else f"recaption_{name}": value
+                for name, value in found.items()
+                if name not in ("row", "uid")
+            }
     return records
 
 
@@ -56,7 +66,7 @@ def print_pair(run: Run, record: dict[str, Any]) -> None:
     recipe = recipe_from_dict(decided["recipe"], "run.json") if decided else run.recipe
     place = f"row {record['row']}  key {record['key']}  uid {record['uid']}"
     console.print(f"\n[bold]{escape(record['shard'])}[/] {escape(place)}")
-    for name in ("caption", "text_clean", "url", "error"):
+    for name in ("caption", "text_clean", "recaption", "recaption_outcome", "recaption_error", "url", "error"):
         if record.get(name):
             console.print(f"  {name}: ", record[name], markup=False, sep="")
     console.print(_criteria_table(recipe, record))

@@ -172,6 +172,7 @@ def _group_figure(views: Sequence[View]) -> Figure:
 
 def _contents(sections: Sequence[Section], views: Sequence[View]) -> list[tuple[str, str]]:
     topics = [("topics", "Topics")] if views[0].found_topics else []
+    topics += [("recaptions", "Recaptions")] if views[0].recaptions else []
     return [
         ("funnel", "Funnel"),
         ("criteria", "Criteria" if len(views) > 1 else "Criteria and what-if"),

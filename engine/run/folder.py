@@ -216,6 +216,10 @@ class Run:
         """The rows of an output shard with their scores; with the images, if the output format is Parquet."""
         return self._file("shards", number, ".parquet")
 
+    def recaptions_path(self, number: int) -> Path:
+        """The recaptions of a shard's kept rows."""
+        return self._file("recaptions", number, ".parquet")
+
     def check_decided(self) -> None:
         """Raises DanqingError if the run has no verdicts."""
         if "decided" not in self.manifest:

@@ -22,6 +22,7 @@ from danqing.engine.stages import Context
 from danqing.engine.stages.dictionary import file_hash
 from danqing.engine.stages.resize import chosen_resizer
 from danqing.engine.stages.source import read_blocklist
+from danqing.engine.stages.vlm.client import Server
 from danqing.kernels.text.hosts import build_domains
 from danqing.trt_models.model_set import ModelSet
 
@@ -48,6 +49,7 @@ class Settings:
         part: only the shards of this part are scored; None for all.
         ray: address of the Ray cluster that scores (`engine.run.cluster.connected`); empty for this machine.
         workers_per_gpu: workers that share a GPU of the Ray cluster.
+        vlm: the vision-language model that criteria ask; None without one.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -68,6 +70,7 @@ class Settings:
     part: TaskPart | None = None
     ray: str = ""
     workers_per_gpu: int = 1
+    vlm: Server | None = None
 
     @cached_property
     def blocked_domains(self) -> pa.LargeStringArray:
@@ -100,7 +103,15 @@ class Settings:
         memory = Memory.of(device.kind, self.memory_limit, self.max_pixels)
         domains = build_domains(self.blocked_domains) if len(self.blocked_domains) else None
         return Context(
-            device, models, frozenset(wanted), domains, self.max_pixels, self.user_dictionaries, memory, self.resizer
+            device,
+            models,
+            frozenset(wanted),
+            domains,
+            self.max_pixels,
+            self.user_dictionaries,
+            memory,
+            self.resizer,
+            self.vlm,
         )
 
 
@@ -109,8 +120,8 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
 
     Args:
         options: the names are those of `Settings` and `image_key`, `caption_key`, `encoding`, `follow_links`, `devices`
-            (`"a,b"`, `"a;b"` or a list), `user_dict` (paths), `part` (`"I/N"`). An option that is missing or None has
-            its default, `device` the default `auto`.
+            (`"a,b"`, `"a;b"` or a list), `user_dict` (paths), `part` (`"I/N"`), and those of `Server` with the prefix
+            `vlm_`. An option that is missing or None has its default, `device` the default `auto`.
 
     Returns:
         The settings; `auto` is resolved to a device of this machine.
@@ -133,12 +144,20 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         part.check_ray(given.get("ray", ""))
     return Settings(
         layout=layout,
+        vlm=server_from(given),
         part=part,
         device=devices[0],
         devices=devices if len(devices) > 1 else (),
         user_dictionaries=tuple(given.pop("user_dict", ())),
         **given,
     )
+
+
+def server_from(given: dict[str, Any]) -> Server | None:
+    """Takes `vlm_endpoint` (addresses as `devices` are written), `vlm_model` and `vlm_concurrency` out of options."""
+    addresses = tuple(_items(given.pop("vlm_endpoint", ())))
+    rest = {name: given.pop(f"vlm_{name}") for name in ("model", "concurrency") if f"vlm_{name}" in given}
+    return Server(addresses, **rest) if addresses else None
 
 
 def _items(value: str | Iterable[str | int]) -> list[str]:

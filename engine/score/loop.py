@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol
@@ -122,7 +123,7 @@ def run_stages(
         context.models.warm_up()
         context.memory.settle()
     spans.open(["read", *(stage.name for stage in stages)])
-    with Overlap(spans, room, context.device.entered) as overlap:
+    with Overlap(spans, room, context.device.entered) as overlap, _stopping(context):
         thread = "read"
         for position, (step, stage) in enumerate(zip(plan.steps, stages, strict=True)):
             if stage.capacity is not None or thread == "read":
@@ -131,6 +132,16 @@ def run_stages(
             batches = run_stage(batches, stage, step, ledger, spans, following if gated else None)
         for batch in overlap.prefetch(batches, thread):
             ledger.enter(batch)
+
+
+@contextmanager
+def _stopping(context: Context) -> Iterator[None]:
+    """Ends the waits of stages for servers if the `with` block raises, since their threads are then joined."""
+    try:
+        yield
+    except BaseException:
+        context.stopped.set()
+        raise
 
 
 def read(shards: Iterable[Shard], layout: Layout, ledger: Ledger, memory: Memory) -> Iterator[Batch]:

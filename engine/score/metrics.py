@@ -99,6 +99,7 @@ def serve_metrics(
     device: Device | None = None,
     models: ModelSet | None = None,
     tally: Tally | None = None,
+    collectors: Iterable[Collector] = (),
 ) -> Iterator[None]:
     """Serves metrics at http://ADDRESS:PORT/metrics during a `with` block, and announces them to Prometheus.
 
@@ -109,16 +110,17 @@ def serve_metrics(
         device: the device that scores. The utilisation, memory and power of a GPU are also served.
         models: the models that score, for the gauge of refused engines.
         tally: what the workers of a cluster have done.
+        collectors: further metrics.
 
     Raises:
         DanqingError: the port cannot be opened, or the file for Prometheus cannot be written.
     """
-    collectors: list[Collector] = [StageMetrics(spans)]
+    served: list[Collector] = [StageMetrics(spans), *collectors]
     if models:
-        collectors.append(RefusedEngines(models))
+        served.append(RefusedEngines(models))
     if tally:
-        collectors.append(WorkerMetrics(tally))
-    with serve_collectors(collectors, port, address, device):
+        served.append(WorkerMetrics(tally))
+    with serve_collectors(served, port, address, device):
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import Column
 from danqing.engine.core.device import Device
 from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
+from danqing.engine.stages.vlm.client import Server
 from danqing.kernels.text.hosts import Domains
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.model_set import ModelSet
@@ -31,6 +33,8 @@ class Context:
         user_dictionaries: files of words for jieba.
         memory: bounds of a batch.
         resizer: see `engine.stages.resize.open_resizer`.
+        vlm: the vision-language model that criteria ask; None without one.
+        stopped: set when the run ends with an error or is interrupted, so that no stage waits for a server any longer.
     """
 
     device: Device
@@ -41,6 +45,8 @@ class Context:
     user_dictionaries: tuple[Path, ...] = ()
     memory: Memory = field(default_factory=Memory)
     resizer: str = "auto"
+    vlm: Server | None = None
+    stopped: Event = field(default_factory=Event)
 
 
 class Stage:

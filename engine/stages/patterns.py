@@ -24,6 +24,7 @@ from danqing.engine.recipe.reading import Recipe
 from danqing.engine.stages import CATALOGUE
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.regexes import DiffersError, for_libcudf
+from danqing.engine.stages.vlm.judgment import stage_of
 
 MIN_ROWS_PER_TASK = 256
 _LOOKS_BACK = re.compile(r"\^|\\[AbB]")
@@ -32,8 +33,8 @@ where the last one ended."""
 
 
 def stages_for(recipe: Recipe) -> list[type[Stage]]:
-    """Lists the registered stages, and those that count the recipe's patterns."""
-    return [*CATALOGUE, *map(_stage, recipe.patterns)]
+    """Lists the registered stages, and those that count the recipe's patterns and ask its questions."""
+    return [*CATALOGUE, *map(_stage, recipe.patterns), *map(stage_of, recipe.judgments)]
 
 
 def _stage(criterion: Pattern) -> type[Stage]:

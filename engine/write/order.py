@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from danqing.engine.core.errors import DanqingError
@@ -25,10 +26,13 @@ from danqing.engine.core.files import naming_full_disk
 from danqing.engine.core.similarity import similarity_of
 from danqing.engine.core.storage import RemotePath, folder_for_temporary_files, look_up
 from danqing.engine.run.folder import Run
+from danqing.engine.run.recaptions import EMPTY, recaptions_table
 from danqing.engine.sources import Layout, Sample, Shard, Source, open_shard
 from danqing.engine.write.formats import image_extension
 from danqing.engine.write.output import InputVerdicts, Part, cut, max_pixels, starts_of
 
+RECAPTION, ALIGNMENT = "recaption", "recaption_alignment"
+"""Columns that WRITE adds if there are recaptions (`engine.core.columns.WRITTEN`)."""
 GROUP_ROWS = 256
 """Pairs that are copied, gathered or written together."""
 IMAGE, EXTENSION = "danqing.image", "danqing.image_extension"
@@ -54,7 +58,7 @@ class InputOrder:
 
     def __init__(self, run: Run, verdicts: list[InputVerdicts]) -> None:
         self.run, self.verdicts, self.starts = run, verdicts, starts_of(verdicts)
-        self.schema = kept_schema(run)
+        self.schema = kept_schema(run, any(part.recaptions for part in verdicts))
         self._max_pixels = max_pixels(run)
         self._table: tuple[int, pa.Table] | None = None
         self._reading: Iterator[Sample] = iter(())
@@ -89,7 +93,8 @@ class InputOrder:
         """The scores of an input shard's kept rows."""
         verdicts = pq.read_table(self.run.verdicts_path(number), columns=["keep", "group"])
         scores = pq.read_table(self.run.scores_path(number)).filter(verdicts["keep"])
-        return _extended(scores, verdicts["group"].filter(verdicts["keep"]))
+        kept = _extended(scores, verdicts["group"].filter(verdicts["keep"]))
+        return _recaptioned(kept, recaptions_table(self.run, number)) if RECAPTION in self.schema.names else kept
 
     def samples(self, first: int, last: int) -> Iterator[Sample]:
         for part in cut(self.starts, first, last):
@@ -123,10 +128,11 @@ class InputOrder:
             raise DanqingError(f"{shard.path}: ends before row {record['row']}; the file was changed since")
 
 
-def kept_schema(run: Run) -> pa.Schema:
+def kept_schema(run: Run, recaptions: bool = False) -> pa.Schema:
     """The schema of the scores of kept pairs, with the columns that WRITE adds, for all shards of a scored run."""
     scores = pq.read_schema(run.scores_path(0)).empty_table()  # all shards have this schema (`settling`)
-    return _extended(scores, pa.array([], pa.int64())).schema
+    table = _extended(scores, pa.array([], pa.int64()))
+    return (_recaptioned(table, EMPTY) if recaptions else table).schema
 
 
 def open_scored(shard: Shard, layout: Layout, rows: int) -> Source:
@@ -164,6 +170,19 @@ def _extended(scores: pa.Table, group: pa.Array | pa.ChunkedArray) -> pa.Table:
         position = scores.column_names.index("alignment_distance") + 1
         scores = scores.add_column(position, "similarity", similarity_of(scores["alignment_distance"]))
     return scores.append_column("group", group).replace_schema_metadata(None)
+
+
+def _recaptioned(kept: pa.Table, recaptions: pa.Table) -> pa.Table:
+    """Adds the recaptions whose outcome is success to the scores of kept pairs, null for the others."""
+    names = recaptions.column_names
+    text = "recaption_text_clean" if "recaption_text_clean" in names else RECAPTION
+    found = recaptions.filter(pc.equal(recaptions["outcome"], "success"))
+    at = pc.index_in(kept["row"], value_set=found["row"])
+    kept = kept.append_column(RECAPTION, found[text].take(at).cast(pa.string()))
+    if "alignment_distance" not in kept.column_names:
+        return kept
+    cosine = found[ALIGNMENT].take(at) if ALIGNMENT in names else pa.nulls(len(kept), pa.float32())
+    return kept.append_column(ALIGNMENT, cosine)
 
 
 class Shuffled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -16,6 +16,7 @@ from danqing.engine.core.memory import DEFAULT_MAX_PIXELS
 from danqing.engine.core.storage import fetch_all
 from danqing.engine.decide.contents import hash_file, joined_hash
 from danqing.engine.run.folder import Run
+from danqing.engine.run.recaptions import are_current, recaption_again
 from danqing.engine.run.tables import decide_again, verdicts_table
 
 WEBDATASET, PARQUET = "webdataset", "parquet"
@@ -58,11 +59,13 @@ class InputVerdicts:
         rows: number of rows.
         kept: number of kept rows.
         digest: `hash_file` of the file.
+        recaptions: `hash_file` of the shard's recaptions, if the run has them for all its kept rows; else empty.
     """
 
     rows: int
     kept: int
     digest: str
+    recaptions: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,23 @@ def read_verdicts(run: Run) -> list[InputVerdicts]:
             raise DanqingError(f"{path}: no verdicts; run `danqing decide {run.folder}` again")
         keep = verdicts_table(run, shard.number, ["keep"])["keep"]
         found.append(InputVerdicts(len(keep), int(np.count_nonzero(keep)), hash_file(path, decide_again(run))))
-    return found
+    return _with_recaptions(run, found) if are_current(run, verdicts_digest(found)) else found
+
+
+def _with_recaptions(run: Run, verdicts: list[InputVerdicts]) -> list[InputVerdicts]:
+    paths = [run.recaptions_path(shard.number) for shard in run.shards]
+    if not all(path.exists() for path, part in zip(paths, verdicts, strict=True) if part.kept):
+        return verdicts
+    return [
+        replace(part, recaptions=hash_file(path, recaption_again(run))) if part.kept else part
+        for path, part in zip(paths, verdicts, strict=True)
+    ]
+
+
+def recaptions_digest(verdicts: list[InputVerdicts]) -> str:
+    """Hash of the recaptions of some input shards; empty without recaptions."""
+    digests = [part.recaptions for part in verdicts]
+    return joined_hash(digests) if any(digests) else ""
 
 
 def verdicts_digest(verdicts: list[InputVerdicts]) -> str:
@@ -134,10 +153,13 @@ def output_shards(verdicts: list[InputVerdicts], options: WriteOptions) -> list[
         }
         if options.shuffle is None:  # verdicts of other input shards change nothing here
             parts = list(cut(starts, first, last))
-            digest = verdicts_digest([verdicts[part.shard] for part in parts])
-            content |= {"first": parts[0].first, "verdicts": digest}
+            read = [verdicts[part.shard] for part in parts]
+            content |= {"first": parts[0].first, "verdicts": verdicts_digest(read)}
         else:
+            read = verdicts
             content |= {"first": first, "verdicts": whole}
+        if recaptions := recaptions_digest(read):
+            content["recaptions"] = recaptions
         shards.append(OutputShard(number, first, last, json.dumps(content)))
     return shards
 

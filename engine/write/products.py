@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +190,14 @@ def forget_written(run: Run) -> None:
 
 def _stale_shards(run: Run, verdicts: list[InputVerdicts]) -> list[Path]:
     stale = []
-    expected: dict[WriteOptions, list[OutputShard]] = {}
+    expected: dict[WriteOptions, list[list[OutputShard]]] = {}
+    without_recaptions = [replace(part, recaptions="") for part in verdicts]
     for number, files in shard_files(run).items():
         options = _options_of(run.table_path(number))
         if options and options not in expected:
-            expected[options] = output_shards(verdicts, options)
-        shards = expected[options] if options else []
-        if number >= len(shards) or not is_written(run.table_path(number), shards[number]):
+            expected[options] = [output_shards(those, options) for those in (verdicts, without_recaptions)]
+        possible = [shards[number] for shards in expected.get(options, []) if number < len(shards)] if options else []
+        if not any(is_written(run.table_path(number), shard) for shard in possible):
             stale += files
     counts = run.table_path(0).parent / COUNTS
     return [*stale, *([counts] if stale and counts.exists() else [])]

@@ -27,6 +27,7 @@ from danqing.engine.core.registry import Registry
 from danqing.engine.core.storage import remove_tree
 from danqing.engine.run.folder import Run
 from danqing.engine.run.part import TaskPart
+from danqing.engine.run.recaptions import NOTE
 from danqing.engine.sources import Sample
 from danqing.engine.write.agreement import agree, forget_agreement
 from danqing.engine.write.card import write_cards
@@ -40,6 +41,7 @@ from danqing.engine.write.output import (
     WriteOptions,
     decision_digest,
     output_shards,
+    recaptions_digest,
     verdicts_digest,
 )
 from danqing.engine.write.products import (
@@ -111,6 +113,13 @@ def write(
         "shards": len(shards),
         "kept": kept,
     }
+    if recaptions := recaptions_digest(verdicts):
+        note["recaptions"] = recaptions
+    elif kept and NOTE in run.manifest:
+        progress.say(
+            f"{run.folder} has recaptions, but not for all of its kept pairs, so none are written; `danqing recaption "
+            f"{run.folder}` asks for the missing ones"
+        )
     own = part.block(shards) if part else shards
     with run.locked_manifest(part):
         missing = [shard for shard in own if not is_written(run.table_path(shard.number), shard)]

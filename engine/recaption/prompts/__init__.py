@@ -1,0 +1,65 @@
+"""Prompts: those that come with the engine, and the user's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+from danqing.engine.core.errors import DanqingError, did_you_mean
+from danqing.engine.core.storage import path_of
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked about every picture.
+
+    Attributes:
+        text: the prompt.
+        max_tokens: of an answer.
+        longest_edge: larger pictures are sent smaller; None: as they are.
+    """
+
+    text: str
+    max_tokens: int
+    longest_edge: int | None = None
+
+
+SHORT, DENSE = "short", "dense"
+NAMES = (DENSE, SHORT)
+MAX_TOKENS = {SHORT: 128, DENSE: 512}
+"""Tokens of an answer, by prompt: about one for each of its Chinese characters, and a margin."""
+MAX_BYTES = 64 << 10
+FIELD = "caption"
+"""The field of a JSON answer that holds the caption."""
+
+
+def open_prompt(name_or_path: str, max_tokens: int | None = None, longest_edge: int | None = None) -> Prompt:
+    """Reads a prompt (`read_prompt`); without `max_tokens`, an answer may have as many as the prompt needs."""
+    return Prompt(
+        read_prompt(name_or_path), max_tokens or MAX_TOKENS.get(name_or_path, MAX_TOKENS[SHORT]), longest_edge
+    )
+
+
+def read_prompt(name_or_path: str) -> str:
+    """Reads a prompt of the engine by name, or a text file by path; without white space at its ends.
+
+    Raises:
+        DanqingError: there is no such prompt or file, or it is empty or no text.
+
+    >>> read_prompt("short").splitlines()[-1]
+    '只输出一个 JSON 对象，不输出别的内容：{"caption": "描述"}'
+    """
+    if name_or_path in NAMES:
+        return (resources.files("danqing.engine.recaption.prompts") / f"{name_or_path}.txt").read_text("utf-8").strip()
+    path = path_of(name_or_path)
+    if not path.is_file():
+        raise DanqingError(f"--prompt {name_or_path}: no such file; {did_you_mean(name_or_path, NAMES)}")
+    if path.stat().st_size > MAX_BYTES:
+        raise DanqingError(f"--prompt {path}: larger than {MAX_BYTES >> 10} KiB, so it is probably no prompt")
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as problem:
+        raise DanqingError(f"--prompt {path}: is no UTF-8 ({problem.reason} at byte {problem.start})") from None
+    if not text:
+        raise DanqingError(f"--prompt {path}: is empty")
+    return text

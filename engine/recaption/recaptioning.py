@@ -1,0 +1,307 @@
+"""RECAPTION: asks for a caption of every kept picture, and measures the answers like captions.
+
+kept rows → vision-language model → the run's text stages and towers → recaptions/NNNNN.parquet
+
+A shard whose file is there is not asked again, unless verdicts keep rows that the file lacks; then these are asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from danqing.engine.core.batch import Batch
+from danqing.engine.core.columns import ENCODED, FEATURES, MEASURED
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.progress import Progress
+from danqing.engine.core.spans import Spans
+from danqing.engine.core.storage import fetch_ahead
+from danqing.engine.core.text_column import TextColumn
+from danqing.engine.recaption.ledger import ALIGNMENT, ANSWER, RecaptionLedger
+from danqing.engine.recaption.prompts import FIELD
+from danqing.engine.recipe.criteria import RowCriterion
+from danqing.engine.recipe.plan import Plan, make_plan
+from danqing.engine.recipe.reading import Recipe, recipe_from_dict
+from danqing.engine.run.folder import Run
+from danqing.engine.run.part import TaskPart
+from danqing.engine.run.recaptions import EMPTY, NOTE, identity_of, recaptions_table
+from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table
+from danqing.engine.score.loop import run_stages
+from danqing.engine.sources import Shard
+from danqing.engine.stages import CATALOGUE, Context
+from danqing.engine.stages.vlm.chat import Answer, Question, field_of, read_answer
+from danqing.engine.stages.vlm.client import Client
+from danqing.engine.write.order import open_scored
+from danqing.engine.write.output import read_verdicts, verdicts_digest
+from danqing.trt_models.card import load_card
+
+BATCH_ROWS = 256
+"""Maximum number of answered rows that the stages get at once."""
+NEWS_SECONDS = 30.0
+"""Interval between lines about queue, tokens and errors."""
+GIVEN = ("shard", "row", "uid", "caption", ENCODED, "image_bytes", "text_bytes", "error", ANSWER)
+"""Columns of a batch of answered rows."""
+
+
+@dataclass(frozen=True)
+class KeptRow:
+    """A row to ask about."""
+
+    shard: int
+    row: int
+    uid: str
+    image: bytes
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is asked about which run, and with what the answers are measured.
+
+    Attributes:
+        run: a decided run.
+        question: what is asked.
+        client: asks it.
+        context: opens the run's models.
+        again: ask anew with another question or model; with the same, ask again where the outcome is an error.
+        part: the input shards to do; None for all.
+    """
+
+    run: Run
+    question: Question
+    client: Client
+    context: Context
+    again: bool = False
+    part: TaskPart | None = None
+
+    def missing(self, number: int) -> tuple[pa.Table, np.ndarray]:
+        """The recaptions of a shard that stay, and its rows to ask about: see `missing_rows`."""
+        return missing_rows(self.run, number, self.question.identity, self.again)
+
+
+def recaption(
+    asking: Asking, progress: Progress, spans: Spans, watch: Callable[[RecaptionLedger], None] = lambda ledger: None
+) -> bool:
+    """Writes recaptions/NNNNN.parquet of a decided run; recaptions that are there stay.
+
+    Args:
+        asking: the run and the question.
+        progress: receives the rows.
+        spans: records the batches; the stage `read` is the model.
+        watch: gets the ledger before the first question.
+
+    Returns:
+        Whether there are recaptions for all kept rows; False if those of other parts are missing.
+
+    Raises:
+        DanqingError: an input changed since it was scored, the run has recaptions of another question or model, or the
+            endpoints are dead.
+    """
+    run, part = asking.run, asking.part
+    with run.locked_manifest(part):
+        _note_question(run, asking.question, asking.again)
+    own = [shard for shard in run.shards if part is None or part.holds(shard.number)]
+    waiting = [shard for shard in own if len(asking.missing(shard.number)[1])]
+    spent = _ask(asking, waiting, progress, spans, watch) if waiting else {}
+    with run.locked_manifest(part):
+        noted = run.manifest[NOTE]
+        if spent:
+            run.note(NOTE, **{name: round(noted.get(name, 0) + value, 3) for name, value in spent.items()})
+        return _note_result(run, asking.question.identity)
+
+
+def _ask(
+    asking: Asking, shards: list[Shard], progress: Progress, spans: Spans, watch: Callable[[RecaptionLedger], None]
+) -> dict[str, float]:
+    """Asks about the rows of shards, and measures the answers; returns pictures, tokens and seconds, to be noted."""
+    run, started = asking.run, time.monotonic()
+    plan, is_given = _plan(run, run.recipe)
+    measured = {name: kind for name, kind in plan.scores.items() if name in (*MEASURED, ALIGNMENT)}
+    decided = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
+    criteria = tuple(c for c in decided.criteria if isinstance(c, RowCriterion) and measured.keys() >= {*c.columns})
+    ledger = RecaptionLedger(run, asking.question.identity, measured, criteria, progress)
+    watch(ledger)
+    batches = spans.timed("read", _answered(asking, _kept_rows(asking, shards, ledger), ledger, is_given))
+    context = replace(asking.context, wanted=frozenset(plan.wanted))
+    run_stages(batches, plan, context, ledger, spans, gated=False)
+    return {
+        "asked": ledger.outcomes.total(),
+        "asked_tokens": ledger.tokens["completion"],
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _note_question(run: Run, question: Question, again: bool) -> None:
+    """Notes what is asked; refuses another question than that of the recaptions that are there."""
+    noted: dict[str, Any] = run.manifest.get(NOTE, {})
+    identity = question.identity
+    differences = [
+        f"{name}: {noted.get(name)} there, {value} here"
+        for name, value in identity.items()
+        if noted and noted.get(name) != value
+    ]
+    if differences and not again:
+        raise DanqingError(
+            f"{run.folder} has recaptions that were asked for differently:\n  "
+            + "\n  ".join(differences)
+            + "\n--again asks for all of them anew"
+        )
+    if differences or not noted:
+        run.manifest[NOTE] = {**identity, "prompt": question.prompt}
+        run.save()
+
+
+def missing_rows(
+    run: Run, number: int, identity: Mapping[str, Any], again: bool = False
+) -> tuple[pa.Table, np.ndarray]:
+    """Compares a shard's recaptions with its verdicts.
+
+    Args:
+        run: a decided run.
+        number: of the shard.
+        identity: what recaptions must have been made by to stay (`Question.identity`).
+        again: those whose outcome is an error do not stay.
+
+    Returns:
+        The recaptions that stay, and the kept rows without one: int64 (rows,).
+    """
+    kept = np.flatnonzero(verdicts_table(run, number, ["keep"])["keep"].to_numpy())
+    table = recaptions_table(run, number) if identity_of(run, number) == identity else EMPTY
+    if again:
+        table = table.filter(pc.not_equal(table["outcome"], "error"))
+    return table, np.setdiff1d(kept, table["row"].to_numpy())
+
+
+def _plan(run: Run, recipe: Recipe) -> tuple[Plan, bool]:
+    """The stages that measure recaptions as the run's captions were measured.
+
+    Returns:
+        The plan, and whether the image embedding is given: the run's features are it, unless the model has features of
+        their own beside its embedding.
+    """
+    wanted = [name for name in (*MEASURED, ALIGNMENT) if name in scores_schema(run, 0).names]
+    is_given = ALIGNMENT in wanted and FEATURES not in load_card(recipe.models["image_embedding"]).outputs
+    columns = (*GIVEN, "image_embedding") if is_given else GIVEN
+    return make_plan(replace(recipe, criteria=(), also=tuple(wanted)), CATALOGUE, columns), is_given
+
+
+def _kept_rows(asking: Asking, shards: list[Shard], ledger: RecaptionLedger) -> Iterator[KeptRow]:
+    """Reads the rows to ask about; announces each shard to the ledger.
+
+    Raises:
+        DanqingError: an input was changed since it was scored.
+    """
+    run = asking.run
+    layout = run.layout
+    for shard in fetch_ahead(shards, lambda shard: shard.path):
+        known, missing = asking.missing(shard.number)
+        names = [name for name in ("uid", "image_hash") if name in scores_schema(run, shard.number).names]
+        scores = scores_table(run, shard.number, names)
+        source = open_scored(shard, layout, len(scores))
+        ledger.expect(shard.number, known, len(missing), shard.bytes)
+        found = source.samples_at(missing.tolist())
+        for (row, sample), record in zip(found, scores.take(pa.array(missing)).to_pylist(), strict=True):
+            if sample.uid != record["uid"] or sample.image_hash != record.get("image_hash", sample.image_hash):
+                raise DanqingError(f"{shard.path}: row {row} ({sample.key}) was changed since it was scored")
+            yield KeptRow(shard.number, row, sample.uid, sample.image)
+
+
+def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, is_given: bool) -> Iterator[Batch]:
+    """Asks about rows, and yields those with a recaption in batches; enters the others in the ledger."""
+    client, device, limit = asking.client, asking.context.device, asking.context.memory.encoded
+    make, features = asking.question.body(), _Features(asking.run)
+    waiting: list[_AnsweredRow] = []
+    size, news = 0, time.monotonic()
+    for row, reply in client.ask(rows, lambda row: make(row.image), asking.context.stopped):
+        answer = read_answer(reply)
+        text = field_of(answer.text, FIELD) if answer.text else None
+        if answer.text and text is None and answer.outcome == "success":
+            answer = answer._replace(outcome="error", error=f"the answer is JSON without the field {FIELD!r}")
+        if text is None:
+            ledger.enter(_batch([(row, None, answer)]))
+        else:
+            waiting.append((row, text, answer))
+            size += len(row.image)
+        if waiting and (len(waiting) == BATCH_ROWS or size > limit or not client.counts.waiting):
+            batch = _batch(waiting)
+            if is_given:
+                batch["image_embedding"] = device.up(features.of([row for row, _, _ in waiting]))
+            yield batch
+            waiting, size = [], 0
+        if time.monotonic() - news > NEWS_SECONDS:
+            news = time.monotonic()
+            ledger.progress.say(_news(client, ledger))
+
+
+_AnsweredRow = tuple[KeptRow, str | None, Answer]
+
+
+def _batch(rows: Sequence[_AnsweredRow]) -> Batch:
+    texts = [text for _, text, _ in rows]
+    return Batch(
+        {
+            "shard": np.array([row.shard for row, _, _ in rows], np.int64),
+            "row": np.array([row.row for row, _, _ in rows], np.int64),
+            "uid": [row.uid for row, _, _ in rows],
+            "caption": TextColumn.of(texts),
+            ENCODED: [row.image for row, _, _ in rows],
+            "image_bytes": np.array([len(row.image) for row, _, _ in rows], np.int64),
+            "text_bytes": np.array([4 * len(text or "") for text in texts], np.int64),
+            "error": [None] * len(rows),
+            ANSWER: [(text, answer) for _, text, answer in rows],
+        }
+    )
+
+
+class _Features:
+    """The image embeddings of rows, from the run's features."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._of = run, dict[int, tuple[np.ndarray, np.ndarray]]()
+
+    def of(self, rows: list[KeptRow]) -> np.ndarray:
+        """float32 (rows, dimension), unit vectors."""
+        return np.stack([self._vector(row.shard, row.row) for row in rows])
+
+    def _vector(self, shard: int, row: int) -> np.ndarray:
+        if shard not in self._of:
+            while len(self._of) > 2:  # answers come from few shards at a time
+                del self._of[next(iter(self._of))]
+            feature_row = scores_table(self._run, shard, ["feature_row"])["feature_row"].to_numpy()
+            self._of[shard] = feature_row, np.load(self._run.features_path(shard))
+        feature_row, features = self._of[shard]
+        vector = features[feature_row[row]].astype(np.float32)
+        unit: np.ndarray = vector / np.linalg.norm(vector)
+        return unit
+
+
+def _news(client: Client, ledger: RecaptionLedger) -> str:
+    counts = client.counts
+    return (
+        f"{counts.waiting} pictures with the model, {counts.retries} retries, {ledger.outcomes['error']} errors, "
+        f"{ledger.tokens['completion']:,} tokens"
+    )
+
+
+def _note_result(run: Run, identity: Mapping[str, Any]) -> bool:
+    """Notes outcomes and tokens, if all kept rows have a recaption; returns whether they do."""
+    outcomes, tokens = Counter[str](), Counter[str]()
+    for shard in run.shards:
+        table, missing = missing_rows(run, shard.number, identity)
+        if len(missing):
+            return False
+        keep = verdicts_table(run, shard.number, ["keep"])["keep"].to_numpy(zero_copy_only=False)
+        table = table.filter(pa.array(keep[table["row"].to_numpy()], pa.bool_()))
+        outcomes.update(table["outcome"].to_pylist())
+        for kind in ("prompt_tokens", "completion_tokens"):
+            tokens[kind] += sum(table[kind].drop_null().to_pylist())
+    noted = {"verdicts": verdicts_digest(read_verdicts(run)), "outcomes": dict(sorted(outcomes.items())), **tokens}
+    if run.manifest[NOTE] | noted != run.manifest[NOTE]:
+        run.note(NOTE, **noted)
+    return True

@@ -1,0 +1,132 @@
+"""Criteria that ask a vision-language model: recipe, scores, gates, resumption, thresholds."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from danqing.engine.cli.main import main
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.progress import silent
+from danqing.engine.phases import decide_run, score_inputs
+from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run.folder import Run
+from danqing.engine.run.settings import Settings
+from danqing.engine.stages.columns import known_columns
+from danqing.engine.stages.vlm.client import Server, Timing
+from tests.conftest import picture
+from tests.fault_server import Play, serving
+
+ROWS = 12
+CRITERIA = """
+recipe: asking
+criteria:
+  downloaded: {column: image_bytes, min: 1}
+  watermark: {vlm: {prompt: 图片上有水印吗？, answer: yes-no}, max: 0}
+  beauty: {vlm: {prompt: 'How beautiful, 1 to 10?', answer: number}, min: 3}
+"""
+
+
+@pytest.fixture
+def play() -> Iterator[Play]:
+    with serving(Play(always="no, 7")) as playing:
+        yield playing
+
+
+def recipe_of(folder: Path, text: str = CRITERIA) -> Recipe:
+    path = folder / "asking.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_recipe(path, columns=known_columns())
+
+
+def shard(folder: Path) -> str:
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for row in range(ROWS):
+            for name, content in ((f"{row:03}.jpg", picture(row, (32, 32)) if row else b""), (f"{row:03}.txt", b"cat")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return str(folder / "0.tar")
+
+
+def score(folder: Path, play: Play, text: str = CRITERIA) -> Run:
+    timing = Timing(silence=0.3, first=0.001, longest=0.01, dead=0.4)
+    settings = Settings(vlm=Server((play.address,), concurrency=1, timing=timing))
+    recipe = recipe_of(folder, text)
+    return score_inputs([shard(folder)], folder / "out", recipe, settings, progress=silent)[0]
+
+
+def test_answers_are_scores_that_decide_thresholds(tmp_path: Path, play: Play) -> None:
+    play.script = ["Yes.", "没有", "?"]
+    run = score(tmp_path, play)
+    table = pq.read_table(run.scores_path(0), columns=["watermark", "beauty", "error"]).to_pydict()
+    assert table["watermark"] == [None, 1, 0, None, *[0] * 8]  # the row without a picture was not asked about
+    assert table["beauty"] == [None] * 2 + [7] + [None] + [7] * 8  # nor was a row that a question has dropped
+    assert table["error"][3] == "watermark: the answer is no yes or no: '?'"
+    assert len(play.posts) == 11 + 9 and run.manifest["vlm"] == "tiny"
+    assert not (run.folder / "answers").exists()
+    assert decide_run(run, run.recipe, progress=silent).kept == 9
+    assert decide_run(run, load_recipe(tmp_path / "asking.yaml", ["beauty.min=8"]), progress=silent).kept == 0
+    other = load_recipe(tmp_path / "asking.yaml", ["beauty.vlm.prompt=别的"])
+    with pytest.raises(DanqingError, match=r"beauty: the recipe asks for the answer \(number\) to '别的', the run has"):
+        decide_run(run, other, progress=silent)
+
+
+def test_an_interrupted_shard_asks_only_what_it_has_not_asked(tmp_path: Path, play: Play) -> None:
+    play.script = ["no"] * 5 + ["busy"] * 1000
+    with pytest.raises(DanqingError, match="no endpoint has answered"):
+        score(tmp_path, play)
+    play.script = []
+    play.posts.clear()
+    run = score(tmp_path, play)
+    assert len(play.posts) == 6 + 11
+    assert pq.read_table(run.scores_path(0))["watermark"].to_pylist() == [None, *[0] * 11]
+
+
+def test_a_run_keeps_its_model(tmp_path: Path, play: Play) -> None:
+    run = score(tmp_path, play)
+    run.scores_path(0).with_name("00001.parquet").write_bytes(run.scores_path(0).read_bytes())
+    play.models = '{"data": [{"id": "other"}]}'
+    with pytest.raises(DanqingError, match='vlm: "tiny" there, "other" here'):
+        score(tmp_path, play)
+
+
+def test_a_recipe_is_read_back(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    assert [criterion.prompt for criterion in recipe.judgments] == ["图片上有水印吗？", "How beautiful, 1 to 10?"]
+    assert recipe.to_dict()["criteria"]["watermark"]["vlm"] == {"prompt": "图片上有水印吗？", "answer": "yes-no"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("w: {vlm: {prompt: a}, max: 0}", "yaml:4: w: 'vlm' has the keys 'prompt', a text, and 'answer', number"),
+        ("w: {vlm: {prompt: a, answer: maybe}, max: 0}", "'answer', number or yes-no"),
+        ("w: {vlm: {prompt: a, answer: yes-no}, min: 2}", "w ≥ 2.* drops every pair"),
+        ("w: {vlm: a, max: 0}", "asking.yaml:4: w.vlm must be a mapping"),
+        ("w: {vlm: {prompt: a, answer: number}}", "give at least one of 'min'"),
+        ("words: {vlm: {prompt: a, answer: number}, min: 1}", "'words' is a column of another kind"),
+        ("w: {vlm: {prompt: a, answer: number}, within: 1}", "takes no"),
+    ],
+)  # fmt: skip
+def test_wrong_questions_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(DanqingError, match=message):
+        recipe_of(tmp_path, f"recipe: asking\n# a question\ncriteria:\n  {line}\n")
+
+
+def test_score_needs_an_endpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe_of(tmp_path)
+    command = ["score", shard(tmp_path), "-o", str(tmp_path / "out"), "--recipe", str(tmp_path / "asking.yaml")]
+    assert main(command) == 2
+    assert (
+        "criterion 'watermark' asks a vision-language model: name its endpoint, --vlm-endpoint"
+        in capsys.readouterr().err
+    )
+    assert main([*command, "--vlm-endpoint", "http://127.0.0.1:9/v1"]) == 2
+    assert "cannot be reached (Connection refused)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
