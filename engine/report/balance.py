@@ -22,9 +22,9 @@ ROWS_PER_CLUSTER = 10
 MIN_CLUSTERS = 4
 ITERATIONS, SEED = 10, 20260122
 LEAD = (
-    "The features are clustered by k-means (FAISS); equal clusters mean that no kind of picture dominates. The effective "
-    "number of clusters is exp(H), H the entropy of the clusters' shares (Hill 1973): as many clusters of equal size "
-    "are as diverse."
+    "The features are clustered by k-means (FAISS); equal clusters mean that no kind of picture dominates. The "
+    "effective number of clusters is exp(H), H the entropy of the clusters' shares (Hill 1973): as many clusters of "
+    "equal size are as diverse."
 )
 MISSING = (
     "k-means of the features needs FAISS: pip install 'danqing-engine[faiss]', or faiss-gpu, and make the report again."
