@@ -1,4 +1,4 @@
-"""How predictable a caption is to a masked language model. The paper compares data sets by it; it drops nothing by it."""
+"""How predictable a caption is to a masked language model. The paper describes its data by it and drops nothing."""
 
 from __future__ import annotations
 

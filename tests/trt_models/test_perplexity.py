@@ -40,7 +40,8 @@ def network() -> torch.nn.Module:
 
 def expected(network: torch.nn.Module, caption: str) -> float:
     """exp(-1/n Σ log P(w_t | all others)), as Salazar et al. define it."""
-    tokens = [IDS["[CLS]"], *(IDS.get(c, IDS["[UNK]"]) for c in caption)][: MAX_LENGTH - 1] + [IDS["[SEP]"]]
+    pieces = [IDS.get(character, IDS["[UNK]"]) for character in caption]
+    tokens = [IDS["[CLS]"], *pieces[: MAX_LENGTH - 2], IDS["[SEP]"]]
     total = 0.0
     for place in range(1, len(tokens) - 1):
         masked = torch.tensor([[*tokens[:place], IDS["[MASK]"], *tokens[place + 1 :]]])

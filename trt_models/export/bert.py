@@ -1,4 +1,4 @@
-"""BERT (Devlin et al., arXiv 1810.04805): the encoder, a classifier on its [CLS] state, and the masked language model."""
+"""BERT (Devlin et al., arXiv 1810.04805): encoder, classifier on its [CLS] state, masked language model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def masked_language_model(weights: Checkpoint) -> ExportedNetwork:
     x = writer.activate(writer.linear(x, f"{head}.transform.dense", writer.width))
     x = writer.norm(x, f"{head}.transform.LayerNorm")
     words, decoder = "bert.embeddings.word_embeddings.weight", f"{head}.decoder.weight"
-    bias = weights(f"{head}.bias", -1)
+    bias = weights(own if (own := f"{head}.decoder.bias") in weights else f"{head}.bias", -1)
     if decoder in weights and not np.array_equal(table := weights(decoder, len(bias), writer.width), weights(words)):
         scores = graph.add("MatMul", x, graph.weight(np.ascontiguousarray(table.T), decoder))
     else:  # the weights are those of the embedding

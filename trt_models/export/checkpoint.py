@@ -32,7 +32,7 @@ WEIGHTS_FILES = (
 UNUSED_WEIGHTS = (
     "position_ids", "token_type_ids", "text_model.pooler.dense.weight", "text_model.pooler.dense.bias",
     "bert.pooler.dense.weight", "bert.pooler.dense.bias", "cls.seq_relationship.weight", "cls.seq_relationship.bias",
-    "cls.predictions.decoder.bias",
+    "cls.predictions.bias",
 )  # fmt: skip
 """Suffixes of tensors that a network may leave out: position numbers, a pooler that Chinese-CLIP does not run, and the
 parts of BERT that a masked language model does not run, or that are there twice."""
