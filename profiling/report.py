@@ -13,7 +13,7 @@ from rich.table import Table
 
 from danqing import __version__
 from danqing.engine.core.spans import Event
-from danqing.engine.report.figures import Plot, Scale, curve, rect, svg, text
+from danqing.engine.report.figures import Line, Plot, Scale, curves, rect, svg, text
 from danqing.engine.report.page import write_page
 from danqing.engine.report.terminal import console
 from danqing.profiling.profile import Profile
@@ -180,4 +180,4 @@ def _curve(name: str, profile: Profile, shares: Sequence[tuple[float, float]]) -
     """Draws (seconds, share from 0 to 1) with axes."""
     plot = Plot(f"{name} over time", "seconds", name)
     points = [(moment, 100 * min(share, 1.0)) for moment, share in shares]
-    return curve(plot, points, Scale(0, profile.seconds or 1.0), Scale(0, 100))
+    return curves(plot, [Line(points)], Scale(0, profile.seconds or 1.0), Scale(0, 100))

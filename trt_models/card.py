@@ -19,7 +19,7 @@ from danqing.engine.core.storage import path_of
 from danqing.engine.core.user_yaml import LimitedLoader, describe_yaml_error, read_user_file
 from danqing.kernels.text.lexicon import Patterns
 
-TASKS = ("image_embedding", "text_embedding", "image_classifier", "text_classifier")
+TASKS = ("image_embedding", "text_embedding", "image_classifier", "text_classifier", "language_model")
 CARDS = resources.files("danqing.trt_models") / "cards"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A card's name, which becomes a part of the names of folders in the cache."""

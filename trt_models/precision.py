@@ -19,8 +19,8 @@ from danqing.trt_models.nodes import attributes_of
 HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 EXACT_OPS = frozenset(
     (
-        "LayerNormalization", "Softmax", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "LpNormalization",
-        "Sqrt", "Exp", "Log", "Pow",
+        "LayerNormalization", "LogSoftmax", "Softmax", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare",
+        "LpNormalization", "Sqrt", "Exp", "Log", "Pow",
     )
 )  # fmt: skip
 """Operators that compute in float32, between casts from and to 16 bits."""
@@ -36,7 +36,7 @@ convolution nor padding in bf16."""
 FOLLOWING_OPS = frozenset(
     (
         "Add", "Sub", "Mul", "Div", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Clip", "Max", "Min",
-        "Cast", "Gather",
+        "Cast", "Gather", "GatherElements",
     )
 )  # fmt: skip
 """Operators that compute in float32 if an operand is float32: on pixels before the first layer, on lengths and

@@ -53,7 +53,9 @@ def _recipe_for(name: str, options: RecipeOptions) -> Recipe:
 
     card = load_card(name)
     base = "danqing" if card.export else DEFAULT_RECIPE
-    role = next(role for role, other in options.load(base).models.items() if load_card(other).task == card.task)
+    role = next((role for role, other in options.load(base).models.items() if load_card(other).task == card.task), None)
+    if role is None:
+        raise DanqingError(f"no built-in recipe has a {card.task}; give one with --recipe that judges {name}")
     settings = [*options.settings, f"models.{role}={name}"]
     missing = ""
     if role in OTHER_TOWERS and not any(s.startswith(f"models.{OTHER_TOWERS[role][0]}=") for s in options.settings):

@@ -140,6 +140,10 @@ COMPUTED = (
         array="int32 (rows, max_length)", device=True,
     ),
     Column("token_lengths", None, "tokens of the clean caption before the padding", array="int32 (rows,)"),
+    Column(
+        "text_perplexity", pa.float32(), "pseudo-perplexity of the clean caption under a masked language model",
+        (1, None),
+    ),
     Column("unknown_tokens", pa.int32(), "[UNK] among the tokens of the clean caption", COUNT, "tokens"),
     Column("sha256", pa.string(), "SHA-256 of the encoded picture, 64 hex digits"),
     Column("readable", pa.int8(), "1 if the picture's header can be read", FLAG),

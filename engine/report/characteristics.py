@@ -58,9 +58,10 @@ def characteristics(samples: Sequence[Sample]) -> list[Figure]:
 
 def text_quality(samples: Sequence[Sample]) -> list[Figure]:
     """The figures of the words of the kept captions."""
-    share = _column("content_word_share")
+    share, perplexity = _column("content_word_share"), _column("text_perplexity")
     found = [
         _histogram("content-words", "Content words", "share of nouns, verbs and adjectives", samples, share),
+        _histogram("perplexity", "Perplexity", "pseudo-perplexity of the clean caption", samples, perplexity),
         *_words(samples),
     ]
     return [figure for figure in found if figure]

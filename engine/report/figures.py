@@ -325,11 +325,33 @@ def histogram(
     return svg(WIDTH, plot.height, plot.label, [*parts, *frame.movable()])
 
 
-def curve(plot: Plot, points: Sequence[tuple[float, float]], across: Scale, up: Scale) -> Markup:
-    """Draws a line through points (x, y)."""
+@dataclass(frozen=True)
+class Line:
+    """A line of a plot.
+
+    Attributes:
+        points: (x, y) of each.
+        kind: CSS class.
+        name: shown in the plot's corner; empty for none.
+    """
+
+    points: Sequence[tuple[float, float]]
+    kind: str = "curve"
+    name: str = ""
+
+
+def curves(plot: Plot, lines: Sequence[Line], across: Scale, up: Scale) -> Markup:
+    """Draws lines; the first one is on top and has the uppermost name."""
     frame = _Frame(plot, across, up)
-    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
-    return svg(WIDTH, plot.height, plot.label, [*frame.axes(), f'<polyline points="{path}" class="curve"/>'])
+    parts = frame.axes()
+    for at, drawn in reversed(list(enumerate(lines))):
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in drawn.points)
+        parts.append(f'<polyline points="{path}" class="{drawn.kind}"/>')
+        if drawn.name:
+            y = frame.top + 12 + 18 * at
+            parts.append(line(WIDTH - RIGHT - 22, y - 4, WIDTH - RIGHT, y - 4, drawn.kind))
+            parts.append(text(WIDTH - RIGHT - 28, y, drawn.name, "label", "end"))
+    return svg(WIDTH, plot.height, plot.label, parts)
 
 
 def border(edges: np.ndarray, key: str, bound: float) -> float:
@@ -394,15 +416,19 @@ def bars(label: str, rows: Sequence[Bar], longest: float = 0, kind: str = "kept"
         rows: the bars.
         longest: value of a bar of full length; 0 for the largest of the values.
         kind: CSS class of the bars.
-        label_pixels: width of the labels; longer ones are cut.
+        label_pixels: width of the labels, which are cut to it; 0 puts each above its bar, for narrow screens.
     """
-    pitch, thick = 20, 12
+    above = 0 if label_pixels else 15
+    pitch, thick = 20 + above, 12
     longest = longest or max([row.value for row in rows], default=1) or 1
     parts = []
     for at, row in enumerate(rows):
-        y = at * pitch + 4
+        y = at * pitch + 4 + above
         width = row.value / longest * BAR_PIXELS
-        name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / LABEL_EM), "name", "end")
+        if above:
+            name = text(0, y - 4, row.label, "name")
+        else:
+            name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / LABEL_EM), "name", "end")
         parts.append(f'<a href="{escape(row.link)}">{name}</a>' if row.link else name)
         parts.append(rect(label_pixels, y, BAR_PIXELS, thick, "track"))
         parts.append(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from danqing.engine.core.escape import escaped
 from danqing.engine.core.files import commit
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe
+from danqing.engine.report.balance import balance
 from danqing.engine.report.characteristics import characteristics, text_quality
 from danqing.engine.report.criterion import criterion_items
 from danqing.engine.report.figures import Bar, Figure, bars, standalone
 from danqing.engine.report.numbers import KINDS, Distribution, is_compared
 from danqing.engine.report.page import json_in_html, template_text, write_page
 from danqing.engine.report.rows import SAMPLE_ROWS
+from danqing.engine.report.section import Section
 from danqing.engine.report.view import View, slug
 from danqing.engine.run.folder import Run
 from danqing.engine.write.output import InputVerdicts, read_verdicts
@@ -61,7 +63,7 @@ def write_report(
     folder, name = output or run.folder, COMPARISON if other else REPORT
     criteria = criterion_items(views)
     sections = _sections(views)
-    funnel = _funnel_figure(views)
+    funnel, narrow_funnel = _funnel_figure(views), _funnel_figure(views, 0)
     page = folder / f"{name}.html"
     what_if = None if other else _what_if(views[0])
     write_page(
@@ -72,7 +74,7 @@ def write_report(
         runs=views,
         contents=_contents(sections, views),
         has_paper=any(view.paper for view in views),
-        funnel_figure=funnel,
+        funnel_figures=[("", funnel), ("narrow", narrow_funnel)],
         criteria=criteria,
         sections=sections,
         what_if=json_in_html(what_if) if what_if else None,
@@ -100,7 +102,7 @@ def write_figures(folder: Path, figures: Iterable[Figure]) -> None:
                     file.write(escaped(standalone(drawing)))
 
 
-def _funnel_figure(views: Sequence[View]) -> Figure:
+def _funnel_figure(views: Sequence[View], label_pixels: int = 225) -> Figure:
     drawings = []
     for view in views:
         collected = max(view.funnel.collected, 1)
@@ -115,40 +117,60 @@ def _funnel_figure(views: Sequence[View]) -> Figure:
             for line in view.funnel.lines
         ]
         rows.insert(0, Bar("collected", 1.0 if view.funnel.collected else 0.0, f"{view.funnel.collected:,}"))
-        drawings.append(bars("Pairs left after each criterion", rows, longest=1, label_pixels=225))
+        drawings.append(bars("Pairs left after each criterion", rows, longest=1, label_pixels=label_pixels))
     return Figure("funnel", "Funnel", drawings)
 
 
-@dataclass(frozen=True)
-class Section:
-    """A section of figures."""
+def _characteristics(views: Sequence[View]) -> Section:
+    duplicates = [_group_figure(views)] if any(view.numbers.group_sizes for view in views) else []
+    lead = f"Properties of the pairs. In histograms, dropped pairs are stacked on kept ones.{_basis(views)}"
+    figures = [*characteristics([view.sample for view in views]), *duplicates]
+    return Section("characteristics", "Characteristics", lead, figures)
 
-    anchor: str
-    title: str
-    lead: str
-    figures: Sequence[Figure]
+
+def _text(views: Sequence[View]) -> Section:
+    lead = f"Content words are nouns, verbs and adjectives without stop words, as jieba finds them.{_basis(views)}"
+    return Section("text", "Text quality", lead, text_quality([view.sample for view in views]))
+
+
+def _topics(views: Sequence[View]) -> Section | None:
+    maps = [view.topics["map"] if view.topics else None for view in views]
+    note = "Each dot is a caption; similar captions are near each other. Grey dots are in no topic."
+    figure = Figure("topics", "Map", maps, [note] * len(views))
+    return Section("topics", "Topics", figures=[figure], template="topics.html") if any(maps) else None
+
+
+def _recaptions(views: Sequence[View]) -> Section | None:
+    found = [view.recaptions for view in views]
+    if not any(found):
+        return None
+    lead = (
+        "Captions that a vision-language model wrote of the kept pictures. Alignment is the cosine of the embeddings "
+        "of picture and text under the run's towers."
+    )
+    gains, notes = [one and one.gain for one in found], [one.gain_note if one else "" for one in found]
+    figures = [Figure("recaption-gain", "Gain in alignment", gains, notes)] if any(gains) else []
+    return Section("recaptions", "Recaptions", lead, figures, template="recaptions.html")
+
+
+SECTIONS: tuple[Callable[[Sequence[View]], Section | None], ...] = (
+    _characteristics,
+    _text,
+    balance,
+    _topics,
+    _recaptions,
+)
+"""Make the sections between the criteria and the kept pairs, in the order of the page; None: nothing to show."""
 
 
 def _sections(views: Sequence[View]) -> list[Section]:
-    samples = [view.sample for view in views]
-    whole = all(sample.is_whole for sample in samples)
-    basis = "" if whole else f" From a sample of about {SAMPLE_ROWS:,} pairs, chosen by hash."
-    duplicates = [_group_figure(views)] if any(view.numbers.group_sizes for view in views) else []
-    sections = [
-        Section(
-            "characteristics",
-            "Characteristics",
-            f"Properties of the pairs. In histograms, dropped pairs are stacked on kept ones.{basis}",
-            [*characteristics(samples), *duplicates],
-        ),
-        Section(
-            "text",
-            "Text quality",
-            f"Content words are nouns, verbs and adjectives without stop words, as jieba finds them.{basis}",
-            text_quality(samples),
-        ),
-    ]
-    return [section for section in sections if section.figures]
+    made = (make(views) for make in SECTIONS)
+    return [section for section in made if section and (section.figures or section.content or section.lead)]
+
+
+def _basis(views: Sequence[View]) -> str:
+    whole = all(view.sample.is_whole for view in views)
+    return "" if whole else f" From a sample of about {SAMPLE_ROWS:,} pairs, chosen by hash."
 
 
 def _group_figure(views: Sequence[View]) -> Figure:
@@ -171,13 +193,10 @@ def _group_figure(views: Sequence[View]) -> Figure:
 
 
 def _contents(sections: Sequence[Section], views: Sequence[View]) -> list[tuple[str, str]]:
-    topics = [("topics", "Topics")] if views[0].found_topics else []
-    topics += [("recaptions", "Recaptions")] if views[0].recaptions else []
     return [
         ("funnel", "Funnel"),
         ("criteria", "Criteria" if len(views) > 1 else "Criteria and what-if"),
         *((section.anchor, section.title) for section in sections),
-        *topics,
         ("kept", "Kept pairs"),
         ("errors", "Errors, damage and models"),
     ]

@@ -19,9 +19,9 @@ SAMPLE_ROWS = 100_000
 """Approximate number of rows of the sample; a run with fewer is used whole."""
 DESCRIBED = (
     "url", "caption", "text_clean", "words", "content_word_share", "language", "width", "height", "shortest_edge",
-    "aspect_ratio", "decode_format", "jpeg_quality",
+    "aspect_ratio", "decode_format", "jpeg_quality", "text_perplexity", "feature_row",
 )  # fmt: skip
-"""Columns whose distribution is shown whatever the criteria are."""
+"""Columns that are shown, or lead to what is shown, whatever the criteria are."""
 VERDICT_COLUMNS = ("dropped_by", "group", "distance")
 MIXERS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 """Factors of the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
@@ -96,7 +96,7 @@ class Sample:
 
     Attributes:
         rows: number of rows of the run.
-        table: the sample's scores and verdicts.
+        table: the sample's scores and verdicts, and `shard_number`, the number of each row's shard.
         kept: boolean (sample rows,).
     """
 
@@ -138,7 +138,8 @@ def draw_sample(run: Run, recipe: Recipe, rows: int, size: int = SAMPLE_ROWS) ->
     tables = []
     for part in read_rows(run, recipe, columns):
         chosen = part.table.filter(pa.array(part.hash <= bound)) if rows > size else part.table
-        tables.append(chosen.drop_columns("group"))
+        shard = pa.array(np.full(len(chosen), part.shard, np.int32))
+        tables.append(chosen.drop_columns("group").append_column("shard_number", shard))
     table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({"dropped_by": pa.nulls(0)})
     return Sample(rows, table, table["dropped_by"].is_null().to_numpy(zero_copy_only=False))
 

@@ -17,6 +17,7 @@ STAGES: Registry[type[Stage]] = Registry(
         "refine": "danqing.engine.stages.text:Refine",
         "caption-hash": "danqing.engine.stages.caption_hash:CaptionHash",
         "tokens": "danqing.engine.stages.embed:Tokens",
+        "perplexity": "danqing.engine.stages.perplexity:Perplexity",
         "digest": "danqing.engine.stages.fingerprint:Digest",
         "header": "danqing.engine.stages.header:Header",
         "decode": "danqing.engine.stages.decode:Decode",

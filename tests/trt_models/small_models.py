@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     ChineseCLIPConfig,
     ChineseCLIPModel,
@@ -65,6 +66,19 @@ def bert(text: Settings = TEXT, labels: dict[int, str] = LABELS, seed: int = 2, 
     ids = {name: number for number, name in labels.items()}
     config = BertConfig(**{"max_position_embeddings": 32} | text, id2label=labels, label2id=ids)
     return randomised(BertForSequenceClassification(config), seed, spread)
+
+
+def masked_bert(text: Settings = TEXT, seed: int = 6, spread: float = 0.2) -> Any:
+    return randomised(BertForMaskedLM(BertConfig(**{"max_position_embeddings": 32} | text)), seed, spread)
+
+
+def masked_tokens() -> dict[str, np.ndarray]:
+    """Inputs of a masked language model, (4, 9) each: the second token of each text, or its only one, is masked."""
+    tokens, rows, places = ragged_tokens(), np.arange(4), np.array([1, 1, 1, 0])
+    targets = np.full_like(tokens, -1)
+    targets[rows, places] = tokens[rows, places]
+    tokens[rows, places] = 3
+    return {"tokens": tokens, "targets": targets}
 
 
 def eva(

@@ -110,6 +110,27 @@ def test_bert_classifier(tmp_path: Path, labels: dict[int, str]) -> None:
     assert_close(found, 1 - shares[:, safe])
 
 
+@pytest.mark.parametrize("form", ["safetensors", "untied bin"])
+def test_masked_language_model(tmp_path: Path, form: str) -> None:
+    """As the first BERTs were published, too: old names, a pooler, and a second copy of tied weights."""
+    model = small_models.masked_bert(small_models.TEXT | {"tie_word_embeddings": form == "safetensors"})
+    save(model, tmp_path, form.removeprefix("untied "))
+    if form != "safetensors":
+        tensors = {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+            for name, tensor in model.state_dict().items()
+        }
+        others = {"bert.pooler.dense.weight": torch.zeros(48, 48), "cls.seq_relationship.bias": torch.zeros(2)}
+        torch.save(tensors | others, tmp_path / "pytorch_model.bin")
+    weights, inputs = Checkpoint(tmp_path), small_models.masked_tokens()
+    found = run(bert.masked_language_model(weights).model(), **inputs)
+    weights.expect_all_read()
+    ids = torch.tensor(inputs["tokens"], dtype=torch.long)
+    shares = model(input_ids=ids, attention_mask=(ids != 0).long()).logits.log_softmax(-1).detach().numpy()
+    rows, places = np.nonzero(inputs["targets"] >= 0)
+    assert_close(found, shares[rows, places, inputs["targets"][rows, places]])
+
+
 def test_a_classifier_without_a_harmless_class_is_refused(tmp_path: Path) -> None:
     folder = save(small_models.bert(labels={0: "A", 1: "B"}), tmp_path)
     with pytest.raises(DanqingError, match=r"config\.json: id2label does not say which class is harmless"):

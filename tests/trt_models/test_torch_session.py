@@ -71,6 +71,9 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
             {"pixels": chance.integers(0, 256, (3, 70, 70, 3), dtype=np.uint8)},
         ),
         "bert": (bert.classifier(checkpoint(small_models.bert())).model(), tokens),
+        "language model": (
+            bert.masked_language_model(checkpoint(small_models.masked_bert())).model(), small_models.masked_tokens(),
+        ),
         "aesthetic": (aesthetic.predictor(rated).model(), pixels),
     }  # fmt: skip
     for name in DEFAULTS:

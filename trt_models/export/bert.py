@@ -1,4 +1,4 @@
-"""BERT (Devlin et al., arXiv 1810.04805): the encoder, and a classifier on its [CLS] state."""
+"""BERT (Devlin et al., arXiv 1810.04805): encoder, classifier on its [CLS] state, masked language model."""
 
 from __future__ import annotations
 
@@ -34,6 +34,38 @@ def classifier(weights: Checkpoint) -> ExportedNetwork:
     safe = graph.add("Gather", shares, np.int64(_safe_class(weights, classes)), axis=1)
     graph.add("Sub", np.float32(1), safe, output="probability")
     return ExportedNetwork(graph, "classifier", {"tokens": (TensorProto.INT32, ["N", "T"])}, {"probability": ["N"]})
+
+
+def masked_language_model(weights: Checkpoint) -> ExportedNetwork:
+    """Writes the masked language model: tokens, targets int32 (N, T) → log_likelihood float32 (N,).
+
+    A row of `targets` has the true token at the one place that is masked in `tokens`, and -1 at the others; the output
+    is the log-probability of that token there.
+
+    Raises:
+        DanqingError: another architecture.
+    """
+    weights.expect("bert")
+    graph = Graph()
+    writer, x = encoder(graph, weights, weights.config, "bert")
+    axis = np.array([1])
+    masked = graph.add("Cast", graph.add("GreaterOrEqual", "targets", np.int32(0)), to=TensorProto.FLOAT)
+    # One state is projected to the vocabulary, not all: x (N, T, width) → (N, width).
+    x = graph.add("ReduceSum", graph.add("Mul", x, graph.add("Unsqueeze", masked, np.array([2]))), axis, keepdims=0)
+    head = "cls.predictions"
+    x = writer.activate(writer.linear(x, f"{head}.transform.dense", writer.width))
+    x = writer.norm(x, f"{head}.transform.LayerNorm")
+    words, decoder = "bert.embeddings.word_embeddings.weight", f"{head}.decoder.weight"
+    bias = weights(own if (own := f"{head}.decoder.bias") in weights else f"{head}.bias", -1)
+    if decoder in weights and not np.array_equal(table := weights(decoder, len(bias), writer.width), weights(words)):
+        scores = graph.add("MatMul", x, graph.weight(np.ascontiguousarray(table.T), decoder))
+    else:  # the weights are those of the embedding
+        scores = graph.add("MatMul", x, graph.add("Transpose", words, perm=[1, 0]))
+    shares = graph.add("LogSoftmax", graph.add("Add", scores, bias), axis=1)
+    target = graph.add("ReduceMax", graph.add("Cast", "targets", to=TensorProto.INT64), axes=[1], keepdims=1)
+    graph.add("Squeeze", graph.add("GatherElements", shares, target, axis=1), axis, output="log_likelihood")
+    inputs = {name: (TensorProto.INT32, ["N", "T"]) for name in ("tokens", "targets")}
+    return ExportedNetwork(graph, "masked_language_model", inputs, {"log_likelihood": ["N"]})
 
 
 def _safe_class(weights: Checkpoint, classes: int) -> int:

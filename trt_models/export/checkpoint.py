@@ -29,8 +29,15 @@ WEIGHTS_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-UNUSED_WEIGHTS = ("position_ids", "token_type_ids", "text_model.pooler.dense.weight", "text_model.pooler.dense.bias")
-"""Suffixes of tensors that no network here uses: position numbers, and a pooler that Chinese-CLIP does not run."""
+UNUSED_WEIGHTS = (
+    "position_ids", "token_type_ids", "text_model.pooler.dense.weight", "text_model.pooler.dense.bias",
+    "bert.pooler.dense.weight", "bert.pooler.dense.bias", "cls.seq_relationship.weight", "cls.seq_relationship.bias",
+    "cls.predictions.bias",
+)  # fmt: skip
+"""Suffixes of tensors that a network may leave out: position numbers, a pooler that Chinese-CLIP does not run, and the
+parts of BERT that a masked language model does not run, or that are there twice."""
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Ends of names in the first published BERTs, which transformers renames, too."""
 
 
 class Checkpoint:
@@ -180,7 +187,12 @@ class Checkpoint:
             self.files.append(self.folder / shard)
             path = self.folder / shard
             lazy |= dict(_torch(path) if path.suffix == ".bin" else _safetensors(path))
-        return lazy
+        return {_renamed(name): read for name, read in lazy.items()}
+
+
+def _renamed(name: str) -> str:
+    old = next((old for old in OLD_NAMES if name.endswith(old)), None)
+    return name.removesuffix(old) + OLD_NAMES[old] if old else name
 
 
 def _torch(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:

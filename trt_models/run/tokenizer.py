@@ -121,6 +121,7 @@ class WordPiece:
         self.card = card
         begin, end = special(card.begin, "[CLS]"), special(card.end, "[SEP]")
         pad, unknown = special(card.pad, "[PAD]"), special(card.unknown, "[UNK]")
+        self.mask = ids.get("[MASK]")
         self.tables = build_tables(pieces, (begin, end, pad, unknown))
 
     def encode(self, texts: TextColumn, device: Device) -> TokenRows:

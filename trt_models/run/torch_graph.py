@@ -229,6 +229,18 @@ def _reduce_sum(x: Tensor, axes: np.ndarray, *, keepdims: int = 1) -> Tensor:
     return _reduce(torch.sum, x, axes=axes.tolist(), keepdims=keepdims)
 
 
+def _reduce_max(x: Tensor, *, axes: Sequence[int], keepdims: int = 1) -> Tensor:
+    return _reduce(torch.amax, x, axes=axes, keepdims=keepdims)
+
+
+def _log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return functional.log_softmax(x, axis)
+
+
+def _gather_elements(x: Tensor, places: Tensor, *, axis: int = 0) -> Tensor:
+    return torch.gather(x, axis, places.long())
+
+
 def _mean_over_pixels(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True)
 
@@ -284,8 +296,9 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """Operators without attributes: those that `trt_models.export` writes, and those of `fuse_nodes`."""
 FUNCTIONS_WITH_ATTRIBUTES: Mapping[str, Callable[..., Any]] = {
     "Cast": _cast, "Concat": _concat, "Conv": _conv, "Flatten": _flatten, "Gather": _gather, "Gelu": _gelu,
-    "Gemm": _gemm, "LayerNormalization": _layer_norm, "MaxPool": _max_pool, "ReduceL2": _reduce_l2,
-    "ReduceMean": _reduce_mean, "ReduceSum": _reduce_sum, "Softmax": _softmax, "Transpose": _transpose,
+    "GatherElements": _gather_elements, "Gemm": _gemm, "LayerNormalization": _layer_norm, "LogSoftmax": _log_softmax,
+    "MaxPool": _max_pool, "ReduceL2": _reduce_l2, "ReduceMax": _reduce_max, "ReduceMean": _reduce_mean,
+    "ReduceSum": _reduce_sum, "Softmax": _softmax, "Transpose": _transpose,
 }  # fmt: skip
 """Operators whose attributes are keyword arguments of their functions."""
 HOST_INPUTS: Mapping[str, tuple[int, ...]] = {

@@ -68,7 +68,8 @@ def test_all_own_parts_load() -> None:
 
 def test_roles_and_the_columns_that_depend_on_their_models() -> None:
     assert model_roles() == {
-        "image_embedding", "text_embedding", "image_safety", "aesthetics", "text_safety", "caption_safety"
+        "image_embedding", "text_embedding", "image_safety", "aesthetics", "text_safety", "caption_safety",
+        "language_model",
     }  # fmt: skip
     assert columns_of_role("image_embedding") == {"image_embedding", "features", "alignment_distance"}
     assert columns_of_role("text_embedding") == {"text_embedding", "alignment_distance"}

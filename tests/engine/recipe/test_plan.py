@@ -15,7 +15,7 @@ from danqing.engine.stages import CATALOGUE
 def test_the_paper_recipe_runs_every_stage_and_the_cheap_ones_first() -> None:
     plan = make_plan(load_recipe("danqing"), CATALOGUE, SHARD_COLUMNS)
     names = [step.stage.name for step in plan.steps]
-    optional = {"caption hash", "digest", "perceptual hash", "aesthetic"}
+    optional = {"caption hash", "digest", "perceptual hash", "aesthetic", "perplexity"}
     assert sorted(names) == sorted({stage.name for stage in CATALOGUE} - optional)
     gates = {gate.name: step.stage.name for step in plan.steps for gate in step.gates}
     assert gates["words"] == "source" or gates["words"] == "caption"
