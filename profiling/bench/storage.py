@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 import sys
 import tarfile
-import time
-import urllib.error
-import urllib.request
 from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,17 +23,10 @@ from pyarrow import fs
 from danqing.engine.core import buckets, local_copies, storage
 from danqing.engine.sources import Layout, find_shards, open_shard
 from danqing.profiling.bench import harness
+from danqing.profiling.bench.s3_server import s3_bucket
 
 SHARD_MIB, MEMBER_BYTES = 64, 24_000
 READ_BYTES = 1 << 20
-SERVER = """
-import logging, sys
-from moto.server import ThreadedMotoServer
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-moto = ThreadedMotoServer("127.0.0.1", int(sys.argv[1]), verbose=False)
-moto.start()
-sys.stdin.read()
-"""
 
 
 def write_shards(folder: Path, mib: int) -> list[Path]:
@@ -107,28 +96,15 @@ def compare(options: Namespace, folder: Path) -> None:
     """Prints the table."""
     shards = write_shards(folder, options.mib)
     gigabytes = sum(path.stat().st_size for path in shards) / 1e9
-    port = str(options.port)
-    os.environ |= {
-        buckets.ENDPOINT: f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "user",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with subprocess.Popen([sys.executable, "-c", SERVER, port], stdin=subprocess.PIPE) as server:
-        try:
-            _make_bucket(os.environ[buckets.ENDPOINT])
-            for path in shards:
-                remote = storage.path_of("s3://bench") / "shards" / path.name
-                assert isinstance(remote, storage.RemotePath)
-                remote.bucket.upload(path, remote.key)
-            cores = sorted(os.sched_getaffinity(0))
-            sides: dict[str, harness.Side] = {}
-            for number, (name, (_, remote_side)) in enumerate(SIDES.items()):
-                place = "s3://bench/shards" if remote_side else str(folder)
-                sides[name] = (_run(name, place, cores, folder.with_name(f"{folder.name}-{number}")), None)
-            runs = harness.take_turns(sides, options.rounds)
-        finally:
-            server.kill()
+    with s3_bucket() as bucket:
+        for path in shards:
+            bucket.bucket.upload(path, f"shards/{path.name}")
+        cores = sorted(os.sched_getaffinity(0))
+        sides: dict[str, harness.Side] = {}
+        for number, (name, (_, remote_side)) in enumerate(SIDES.items()):
+            place = f"{bucket}/shards" if remote_side else str(folder)
+            sides[name] = (_run(name, place, cores, folder.with_name(f"{folder.name}-{number}")), None)
+        runs = harness.take_turns(sides, options.rounds)
     for name, its in runs.items():
         cpu, wall = (float(np.median([getattr(run, what) for run in its])) / gigabytes for what in ("cpu", "wall"))
         harness.console.print(f"{name:32} {cpu:6.2f} CPU s/GB   {1 / wall:6.2f} GB/s")
@@ -147,21 +123,9 @@ def _run(name: str, place: str, cores: list[int], output: Path) -> Callable[[], 
     return run
 
 
-def _make_bucket(endpoint: str) -> None:
-    request = urllib.request.Request(f"{endpoint}/bench", method="PUT")
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(request).read()
-            return
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    raise TimeoutError(endpoint)
-
-
 def main() -> int:
     parser = harness.new_parser(__doc__, rounds=3)
     parser.add_argument("--mib", type=int, default=512, help="size of all shards (default: 512)")
-    parser.add_argument("--port", type=int, default=5555, help="of the S3 server (default: 5555)")
     options = parser.parse_args()
     if options.one:
         name, place = options.one
