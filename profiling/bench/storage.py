@@ -16,6 +16,7 @@ import tarfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def arrow_objects(folder: str) -> Iterator[tuple[int, Callable[[int], bytes]]]:
     files = fs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1")
     for info in files.get_file_info(fs.FileSelector(folder.removeprefix("s3://"))):
         with files.open_input_file(info.path) as file:
-            yield info.size, lambda at, file=file: file.read_at(buckets.PART_BYTES, at)
+            yield info.size, partial(file.read_at, buckets.PART_BYTES)
 
 
 def parts(size: int) -> range:
