@@ -60,13 +60,13 @@ def pairs() -> Iterator[Pair]:
             yield plant(replace(originals[position], kind=kind, expected=expected), records[position], rng)
 
 
-def build_crawl(folder: Path) -> list[str]:
+def build_crawl(folder: Path, shards: int = SHARDS) -> list[str]:
     """Writes the crawl as WebDataset shards in img2dataset's layout; returns their paths."""
     shuffled = list(pairs())
     random.Random(SEED).shuffle(shuffled)
     paths = []
-    size = -(-len(shuffled) // SHARDS)
-    for number in range(SHARDS):
+    size = -(-len(shuffled) // shards)
+    for number in range(shards):
         path = folder / f"{number:05d}.tar"
         with commit(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for position, pair in enumerate(shuffled[number * size : (number + 1) * size]):

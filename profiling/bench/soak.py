@@ -1,10 +1,11 @@
-"""Soak: scores generated shards on a Ray cluster of this machine while its workers are killed at random times.
+"""Soak: scores shards from and to an S3 server on a Ray cluster of this machine, and kills workers at random times.
 
     python -m danqing.profiling.bench.soak --minutes 30 --workers 2
 
 Prints how many workers died, whether every scored shard is whole, and how memory, open descriptors and threads of the
 driver and the workers grow per hour: the slope of a line through the samples, within each process. A process's first
-`WARMING_SECONDS` do not count, in which it loads models and compiled kernels.
+`WARMING_SECONDS` do not count, in which it loads models and compiled kernels and its allocators grow. The oldest worker
+is not killed, so that its growth is seen over the whole time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,11 +30,15 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from danqing.engine.core.local_copies import COPIES
+from danqing.engine.core.storage import RemotePath, forget, look_up
 from danqing.engine.demo.crawl import build_crawl
 from danqing.engine.run.folder import Run
+from danqing.profiling.bench.s3_server import s3_bucket
 
+SHARDS_OF_CRAWL, UPLOADS = 16, 4
 SAMPLE_SECONDS = 1.0
-WARMING_SECONDS = 60.0
+WARMING_SECONDS = 300.0
 STOP_SECONDS = 60.0
 RECIPE = """
 recipe: soak
@@ -50,17 +56,17 @@ class Sample(NamedTuple):
     threads: float
 
 
-def make_shards(folder: Path, count: int) -> list[Path]:
-    """Makes `count` shards: links to those of the demo's crawl, in turn."""
-    (folder / "crawl").mkdir()
-    made = [Path(path) for path in build_crawl(folder / "crawl")]
-    for number in range(count):
-        os.link(made[number % len(made)], folder / f"{number:06d}.tar")
-    return made
+def upload_shards(folder: Path, bucket: RemotePath, count: int) -> int:
+    """Uploads `count` shards, `SHARDS_OF_CRAWL` different ones in turn; returns the number of different ones."""
+    made = [Path(path) for path in build_crawl(folder, SHARDS_OF_CRAWL)]
+    with ThreadPoolExecutor(UPLOADS) as pool:
+        for number in range(count):
+            pool.submit(bucket.bucket.upload, made[number % len(made)], f"in/{number:06d}.tar")
+    return len(made)
 
 
 @contextmanager
-def driver(folder: Path, workers: int) -> Iterator[psutil.Popen]:
+def driver(folder: Path, bucket: RemotePath, workers: int) -> Iterator[psutil.Popen]:
     """Runs `danqing score --ray` during a `with` block, on a cluster of this machine with room for the workers."""
     (folder / "soak.yaml").write_text(RECIPE)
     code = (
@@ -68,8 +74,9 @@ def driver(folder: Path, workers: int) -> Iterator[psutil.Popen]:
         f"ray.init(num_cpus={workers}, num_gpus=0, log_to_driver=False, include_dashboard=False);"
         "sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "score", f"{folder}/*.tar", "-o", str(folder / "out"), "--ray", "local"]
+    command = [sys.executable, "-c", code, "score", f"{bucket}/in/*.tar", "-o", f"{bucket}/out", "--ray", "local"]
     command += ["--recipe", str(folder / "soak.yaml"), "--device", "cpu", "--threads", "1", "--quiet"]
+    command += ["--cache", str(folder / "copies")]
     with (folder / "driver.log").open("w") as log:
         process = psutil.Popen(command, stdout=log, stderr=log)
     try:
@@ -84,17 +91,17 @@ def driver(folder: Path, workers: int) -> Iterator[psutil.Popen]:
 
 
 def workers_of(process: psutil.Popen) -> list[psutil.Process]:
-    """The worker processes that score."""
+    """The worker processes that score, the oldest first."""
     found = []
     for child in process.children(recursive=True):
         with suppress(psutil.Error):
             if "ShardScorer" in " ".join(child.cmdline()):
                 found.append(child)
-    return found
+    return sorted(found, key=psutil.Process.create_time)
 
 
 def watch(process: psutil.Popen, seconds: float, mean_seconds: float) -> tuple[dict[int, list[Sample]], int]:
-    """Samples the driver and its workers, and kills one of these at random times.
+    """Samples the driver and its workers, and kills one of these, but not the oldest, at random times.
 
     Args:
         process: the driver.
@@ -115,9 +122,9 @@ def watch(process: psutil.Popen, seconds: float, mean_seconds: float) -> tuple[d
                 at, memory = time.monotonic() - started, float(seen.memory_info().rss)
                 figures = Sample(at, memory, float(seen.num_fds()), float(seen.num_threads()))
                 samples.setdefault(seen.pid, []).append(figures)
-        if time.monotonic() > following and workers:
+        if time.monotonic() > following and workers[1:]:
             with suppress(psutil.Error):
-                chance.choice(workers).kill()
+                chance.choice(workers[1:]).kill()
                 kills += 1
             following = time.monotonic() + chance.expovariate(1 / mean_seconds)
         time.sleep(SAMPLE_SECONDS)
@@ -135,10 +142,11 @@ def slopes(series: list[list[Sample]]) -> dict[str, float]:
     return {"mb": rates[0] / 1e6, "descriptors": rates[1], "threads": rates[2]}
 
 
-def broken_shards(out: Path, kinds: int) -> tuple[int, list[str]]:
-    """Counts the scored shards, and names those whose rows differ from those of the first link to the same file."""
+def broken_shards(out: RemotePath, kinds: int) -> tuple[int, list[str]]:
+    """Counts the scored shards, and names those whose rows differ from those of the first copy of the same file."""
     run, first = Run.open(out), dict[int, pa.Table]()
     scored, broken = 0, list[str]()
+    look_up(run.scores_path(shard.number) for shard in run.shards)
     for shard in run.shards:
         path = run.scores_path(shard.number)
         if path.exists():
@@ -153,24 +161,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--shards", type=int, default=20_000)
+    parser.add_argument("--shards", type=int, default=3_000)
     parser.add_argument("--kill-every", type=float, default=60, metavar="SECONDS", help="mean time between two kills")
+    parser.add_argument("--samples", type=Path, metavar="FILE", help="write the samples of all processes, as JSON")
     options = parser.parse_args()
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, s3_bucket() as bucket:
         folder = Path(scratch)
-        kinds = len(make_shards(folder, options.shards))
-        with driver(folder, options.workers) as process:
+        os.environ[COPIES] = str(folder / "copies")
+        kinds = upload_shards(folder, bucket, options.shards)
+        with driver(folder, bucket, options.workers) as process:
             own = process.pid
             samples, kills = watch(process, options.minutes * 60, options.kill_every)
-        scored, broken = broken_shards(folder / "out", kinds)
-        log = (folder / "out" / "run.log").read_text(encoding="utf-8")
+        if options.samples:
+            options.samples.write_text(json.dumps(samples))
+        forget()
+        scored, broken = broken_shards(bucket / "out", kinds)
+        logs = "".join(path.read_text() for path in (bucket / "out" / "logs").iterdir())
         found = {
             "seconds": samples[own][-1].at,
             "kills": kills,
-            "losses_noticed": log.count(" is lost, "),
+            "losses_noticed": logs.count(" is lost, "),
             "shards": scored,
             "broken": broken,
-            "left": len(list((folder / "out").rglob("*.part"))),
             "driver_per_hour": slopes([samples.pop(own)]),
             "workers_per_hour": slopes(list(samples.values())),
             "workers": len(samples),

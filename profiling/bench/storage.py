@@ -2,23 +2,21 @@
 
     python -m danqing.profiling.bench.storage --mib 512
 
-An S3 server of its own process (moto) serves shards of random members; its CPU time is not counted. Each side is a
-process with an empty cache.
+A server of its own process, whose CPU time is not counted, sends shards of random members from a folder. Each side is a
+process with an empty cache. The cost of the copies is compared with Arrow's that writes what it read to files: the
+kernel's share, which depends much on whether the machine has free memory.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import subprocess
 import sys
 import tarfile
-import time
-import urllib.error
-import urllib.request
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +25,10 @@ from pyarrow import fs
 from danqing.engine.core import buckets, local_copies, storage
 from danqing.engine.sources import Layout, find_shards, open_shard
 from danqing.profiling.bench import harness
+from danqing.profiling.bench.s3_server import served_folder
 
 SHARD_MIB, MEMBER_BYTES = 64, 24_000
 READ_BYTES = 1 << 20
-SERVER = """
-import logging, sys
-from moto.server import ThreadedMotoServer
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-moto = ThreadedMotoServer("127.0.0.1", int(sys.argv[1]), verbose=False)
-moto.start()
-sys.stdin.read()
-"""
 
 
 def write_shards(folder: Path, mib: int) -> list[Path]:
@@ -56,12 +47,28 @@ def write_shards(folder: Path, mib: int) -> list[Path]:
 
 def by_arrow(folder: str) -> None:
     """Reads the objects in parts, several at a time, and keeps nothing: what any reader costs."""
+    for size, read in arrow_objects(folder):
+        with ThreadPoolExecutor(buckets.CONNECTIONS) as pool:
+            for _ in pool.map(lambda at, read=read: len(read(at)), parts(size)):
+                pass
+
+
+def by_arrow_to_files(folder: str) -> None:
+    """Reads the objects in the same way, and writes each to a file: what any download costs."""
+    target = local_copies.copies_folder()
+    for number, (size, read) in enumerate(arrow_objects(folder)):
+        with (target / str(number)).open("wb") as file, ThreadPoolExecutor(buckets.CONNECTIONS) as pool:
+            os.posix_fallocate(file.fileno(), 0, size)
+            list(pool.map(lambda at, read=read, file=file: os.pwrite(file.fileno(), read(at), at), parts(size)))
+
+
+def arrow_objects(folder: str) -> Iterator[tuple[int, Callable[[int], bytes]]]:
+    """Yields the size of each object, and what reads the part at an offset."""
     endpoint = os.environ[buckets.ENDPOINT].removeprefix("http://")
     files = fs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1")
     for info in files.get_file_info(fs.FileSelector(folder.removeprefix("s3://"))):
-        with files.open_input_file(info.path) as file, ThreadPoolExecutor(buckets.CONNECTIONS) as pool:
-            for _ in pool.map(lambda at, file=file: len(file.read_at(buckets.PART_BYTES, at)), parts(info.size)):
-                pass
+        with files.open_input_file(info.path) as file:
+            yield info.size, partial(file.read_at, buckets.PART_BYTES)
 
 
 def parts(size: int) -> range:
@@ -69,9 +76,9 @@ def parts(size: int) -> range:
 
 
 def by_copies(folder: str) -> None:
-    """Downloads the objects to the cache, and reads the copies."""
+    """Downloads the objects to the cache."""
     for path in storage.path_of(folder).iterdir():
-        read_through(Path(os.fspath(path)))
+        os.fspath(path)
 
 
 def by_files(folder: str) -> None:
@@ -95,6 +102,7 @@ def by_source(folder: str) -> None:
 
 SIDES: dict[str, tuple[Callable[[str], None], bool]] = {
     "pyarrow.fs, read and dropped": (by_arrow, True),
+    "pyarrow.fs, read and written": (by_arrow_to_files, True),
     "ours: copies": (by_copies, True),
     "ours: samples": (by_source, True),
     "local files": (by_files, False),
@@ -107,31 +115,23 @@ def compare(options: Namespace, folder: Path) -> None:
     """Prints the table."""
     shards = write_shards(folder, options.mib)
     gigabytes = sum(path.stat().st_size for path in shards) / 1e9
-    port = str(options.port)
-    os.environ |= {
-        buckets.ENDPOINT: f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "user",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with subprocess.Popen([sys.executable, "-c", SERVER, port], stdin=subprocess.PIPE) as server:
-        try:
-            _make_bucket(os.environ[buckets.ENDPOINT])
-            for path in shards:
-                remote = storage.path_of("s3://bench") / "shards" / path.name
-                assert isinstance(remote, storage.RemotePath)
-                remote.bucket.upload(path, remote.key)
-            cores = sorted(os.sched_getaffinity(0))
-            sides: dict[str, harness.Side] = {}
-            for number, (name, (_, remote_side)) in enumerate(SIDES.items()):
-                place = "s3://bench/shards" if remote_side else str(folder)
-                sides[name] = (_run(name, place, cores, folder.with_name(f"{folder.name}-{number}")), None)
-            runs = harness.take_turns(sides, options.rounds)
-        finally:
-            server.kill()
+    with served_folder(folder) as remote:
+        cores = sorted(os.sched_getaffinity(0))
+        sides: dict[str, harness.Side] = {}
+        for number, (name, (_, remote_side)) in enumerate(SIDES.items()):
+            place = remote if remote_side else str(folder)
+            sides[name] = (_run(name, place, cores, folder.with_name(f"{folder.name}-{number}")), None)
+        runs = harness.take_turns(sides, options.rounds)
+    cost: dict[str, float] = {}
     for name, its in runs.items():
-        cpu, wall = (float(np.median([getattr(run, what) for run in its])) / gigabytes for what in ("cpu", "wall"))
-        harness.console.print(f"{name:32} {cpu:6.2f} CPU s/GB   {1 / wall:6.2f} GB/s")
+        cost[name], wall = (
+            float(np.median([getattr(run, what) for run in its])) / gigabytes for what in ("cpu", "wall")
+        )
+        harness.console.print(f"{name:32} {cost[name]:6.2f} CPU s/GB   {1 / wall:6.2f} GB/s")
+    copies, written = cost["ours: copies"], cost["pyarrow.fs, read and written"]
+    harness.console.print(f"copies / pyarrow that writes files: {copies / written:.2f}")
+    ours, local = cost["ours: samples"], cost["local files: samples"]
+    harness.console.print(f"samples, without the parsing of local files, / the same: {(ours - local) / written:.2f}")
 
 
 def _run(name: str, place: str, cores: list[int], output: Path) -> Callable[[], harness.Run]:
@@ -147,21 +147,9 @@ def _run(name: str, place: str, cores: list[int], output: Path) -> Callable[[], 
     return run
 
 
-def _make_bucket(endpoint: str) -> None:
-    request = urllib.request.Request(f"{endpoint}/bench", method="PUT")
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(request).read()
-            return
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    raise TimeoutError(endpoint)
-
-
 def main() -> int:
     parser = harness.new_parser(__doc__, rounds=3)
     parser.add_argument("--mib", type=int, default=512, help="size of all shards (default: 512)")
-    parser.add_argument("--port", type=int, default=5555, help="of the S3 server (default: 5555)")
     options = parser.parse_args()
     if options.one:
         name, place = options.one
