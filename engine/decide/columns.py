@@ -19,7 +19,7 @@ from danqing.engine.run.tables import SCORE_AGAIN, reading, scores_schema
 
 
 class Columns(Protocol):
-    """Values of rows. `rows` are int64 (n,), ascending positions in the run."""
+    """Values of rows. `rows` are (n,), ascending positions in the run (`position_type`)."""
 
     def take(self, name: str, rows: np.ndarray | None = None) -> pa.ChunkedArray:
         """The values of some rows in a column, as they are stored; of all rows for None."""
@@ -104,7 +104,7 @@ class StoredColumns:
         return out
 
     def features(self, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        shards = np.flatnonzero(np.diff(np.searchsorted(rows, self._begins)))
+        shards = np.flatnonzero(np.diff(self._cuts(rows)))
         blocks = map_run([self._run.features_path(self._numbers[shard]) for shard in shards], self._run.folder)
         out, begin = np.empty(len(rows), np.int64), 0
         for block, (place, part) in zip(blocks, self._parts("feature_row", rows), strict=True):
@@ -113,9 +113,13 @@ class StoredColumns:
             begin += len(block)
         return blocks, out
 
+    def _cuts(self, rows: np.ndarray) -> np.ndarray:
+        """Where the rows of each shard begin among some rows, and their number."""
+        return np.searchsorted(rows, self._begins.astype(rows.dtype))  # another type would copy the rows
+
     def _parts(self, name: str, rows: np.ndarray) -> Iterator[tuple[slice, pa.ChunkedArray]]:
         """Yields the values of the rows of each shard that has some, and their place among all."""
-        cuts = np.searchsorted(rows, self._begins)
+        cuts = self._cuts(rows)
         for shard in np.flatnonzero(np.diff(cuts)):
             place = slice(int(cuts[shard]), int(cuts[shard + 1]))
             column = read_columns(self._run, self._numbers[shard], [name])[name]

@@ -25,7 +25,7 @@ from danqing.engine.decide.feature_files import map_features
 from danqing.engine.decide.tasks import TaskSearches
 from danqing.engine.decide.values import encode, group_values, is_empty
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion
-from danqing.engine.recipe.outcome import Outcome, Recall
+from danqing.engine.recipe.outcome import Outcome, Recall, positions_of
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import SCORE_AGAIN, reading, verdicts_table
@@ -88,8 +88,9 @@ class Scores:
         judged = self.can_judge(criterion)
         self._refuse_unscored(alive & ~judged, criterion.name)
         if isinstance(criterion, RowCriterion) and criterion.name in self.judged:
-            return Outcome(np.flatnonzero(alive & self.judged[criterion.name].passed()))
-        return criterion.judge(self, alive & judged, device, progress)
+            return Outcome(positions_of(alive & self.judged[criterion.name].passed()))
+        judged &= alive
+        return criterion.judge(self, judged, device, progress)
 
     def _refuse_unscored(self, missing: np.ndarray, criterion: str) -> None:
         """Refuses rows that a gate of a stricter recipe dropped before the stage: they have neither score nor error."""
@@ -106,7 +107,7 @@ class Scores:
         log.warning("%d pairs reached the stage of %s and got no score; it drops them", len(missing), criterion)
 
     def survive(self, rows: np.ndarray, device: Device) -> np.ndarray:
-        """Boolean (n,): whether each of some rows, int64 (n,), passes the later criteria that judge rows alone."""
+        """Boolean (n,): whether each of some rows, (n,), passes the later criteria that judge rows alone."""
         alive = np.zeros(len(self.error), bool)
         alive[rows] = True
         for criterion in self.later:
@@ -125,10 +126,11 @@ class Scores:
         near = self._may_be_near(criterion, rows)
         components = self._connect(criterion, near, device, progress, has_tasks=near is rows)
         found = self.represent(criterion, near, components, progress)
+        first, recall, index = components.first, components.recall, components.index
+        del components  # 16 bytes a row
         if criterion.recall == 1:
-            self.compared.append(Compared(criterion.within, near[_crowded(criterion, found, components.first)]))
-        recall, index = components.recall, components.index
-        del components  # 24 bytes a row
+            self.compared.append(Compared(criterion.within, near[_crowded(criterion, found, first)]))
+        del first
         return replace(outcome_of(rows, near, found), recall=recall, index=index)
 
     def _may_be_near(self, criterion: Redundancy, rows: np.ndarray) -> np.ndarray:
@@ -155,10 +157,10 @@ class Scores:
         """Chooses the representatives of rows whose components are known.
 
         Args:
-            rows: int64 (rows,); the result has positions in them.
+            rows: (rows,); the result has positions in them.
         """
         features = components.features
-        choose = self._choice(criterion, rows, features.device, features)
+        choose = self._choice(criterion, rows, components.first, features.device, features)
         exact = choose_index(self.neighbours, features.device.kind)
         found = groups.near_groups(
             features, criterion.within, choose, criterion.max_diameter, progress, components.first, exact
@@ -169,21 +171,34 @@ class Scores:
         self, criterion: Redundancy, rows: np.ndarray, device: Device, progress: Progress | None = None
     ) -> Represented:
         group, distances = group_values(self.columns, criterion, rows, device, progress)
-        members, choose = groups.several(group), self._choice(criterion, rows, device)
+        members, choose = groups.several(group), self._choice(criterion, rows, group, device)
         group = group[members]
         kept = groups.representatives(group, members, choose)
         return _represented(criterion, groups.Groups(members, group, kept, distances(members, kept)), choose)
 
     def _choice(
-        self, criterion: Redundancy, rows: np.ndarray, device: Device, features: Features | None = None
+        self,
+        criterion: Redundancy,
+        rows: np.ndarray,
+        first: np.ndarray,
+        device: Device,
+        features: Features | None = None,
     ) -> groups.Choice:
-        """How the criterion chooses representatives among positions in `rows`."""
+        """How the criterion chooses representatives among positions in `rows`.
+
+        Args:
+            first: (rows,), the smallest position of each one's group.
+        """
         choose: groups.Choice = groups.first
         if criterion.highest:
             choose = groups.highest(_numbers(self.columns.take(criterion.highest, rows)))
         if features is not None and criterion.keep == "centroid":
             choose = groups.nearest_to_centroid(features)
-        return groups.Preferring(choose, lambda at: self.survive(rows[at], device)) if criterion.prefer else choose
+        if not criterion.prefer:
+            return choose
+        members, survives = groups.several(first), np.zeros(len(rows), bool)
+        survives[members] = self.survive(rows[members], device)
+        return groups.Preferring(choose, survives)
 
     def compare_with_run(
         self, criterion: Exclusion, rows: np.ndarray, device: Device, progress: Progress | None = None
@@ -245,7 +260,7 @@ class Compared:
 
     Attributes:
         within: its distance.
-        crowded: int64, ascending: the rows that passed though another row of their component did. All other rows that
+        crowded: ascending: the rows that passed though another row of their component did. All other rows that
             passed are at least `within` away from each other and from these.
     """
 
@@ -274,17 +289,15 @@ def _represented(criterion: Redundancy, found: groups.Groups, choose: groups.Cho
 
 
 def _crowded(criterion: Redundancy, represented: Represented, first: np.ndarray) -> np.ndarray:
-    """The positions, int64, of the rows that pass though another row of their component does."""
+    """The positions of the rows that pass though another row of their component does."""
     if criterion.keep_at_most == 1 and criterion.max_diameter is None:
-        return np.empty(0, np.int64)
-    found = represented.found
-    left = np.setdiff1d(groups.several(first), found.members[~represented.passes], assume_unique=True)
-    _, number, sizes = np.unique(first[left], return_inverse=True, return_counts=True)
-    return left[sizes[number] > 1]
+        return first[:0].copy()
+    left = np.setdiff1d(groups.several(first), represented.found.members[~represented.passes], assume_unique=True)
+    return left[groups.recurs(first[left], len(first))]
 
 
 def outcome_of(rows: np.ndarray, compared: np.ndarray, represented: Represented) -> Outcome:
-    """The outcome for rows, int64, ascending, of which some were compared, int64, ascending."""
+    """The outcome for rows, ascending, of which some were compared, ascending."""
     found, drops = represented.found, ~represented.passes
     duplicates = compared[found.members[drops]]
     passes = np.ones(len(rows), bool)
@@ -306,7 +319,7 @@ class NearComponents:
 
     Attributes:
         features: of the rows.
-        first: int64 (rows,), the smallest row of each one's component.
+        first: (rows,), the smallest row of each one's component, as `position_type`.
         index: name of the index that found them.
         recall: measured, if the search may miss pairs.
     """
@@ -330,7 +343,7 @@ def connect_near_rows(
         features: of the rows to compare.
         criterion: its distance and the recall it asks for.
         progress: counts comparisons.
-        earlier: int64, `first` of the first rows, which are not compared with each other again.
+        earlier: `first` of the first rows, which are not compared with each other again.
         index: see `choose_index`.
     """
     index, search = choose_index(index, features.device.kind, criterion.recall), (progress, earlier)
@@ -385,7 +398,7 @@ def read_reference(folder: Path, criterion: Exclusion) -> tuple[Columns, np.ndar
     """Opens a run that rows are compared with.
 
     Returns:
-        Its columns, and the rows that are compared, int64: those that the run kept, or all if it has no verdicts.
+        Its columns, and the rows that are compared: those that the run kept, or all if it has no verdicts.
     """
     run = Run.open(folder)
     scores = read_scores(run, replace(run.recipe, criteria=(criterion,)))
@@ -393,4 +406,4 @@ def read_reference(folder: Path, criterion: Exclusion) -> tuple[Columns, np.ndar
     if "decided" in run.manifest:
         kept = [verdicts_table(run, shard.number, ["keep"]) for shard in run.shards]
         wanted &= pa.concat_tables(kept)["keep"].to_numpy()
-    return scores.columns, np.flatnonzero(wanted)
+    return scores.columns, positions_of(wanted)

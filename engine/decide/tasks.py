@@ -26,15 +26,18 @@ from danqing.engine.core.files import commit, read_json, write_json
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.columns import StoredColumns
 from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.groups import first_rows
 from danqing.engine.decide.dedup.index import AUTO, INDEXES, choose_index
 from danqing.engine.recipe.criteria import Redundancy
 from danqing.engine.run.folder import Run
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 from danqing.engine.score.ledger import FEATURES_HASH
-from danqing.kernels.neighbours.components import find_components, join_edges
+from danqing.kernels.neighbours.components import join_edges
 
 FOLDER, LIST = "neighbours", "tasks.json"
 """The list of a criterion is OUT/neighbours/CRITERION/tasks.json; its rows and the forests are beside it."""
+HASHED_ROWS = 1 << 20
+"""Rows that are hashed at the same time."""
 LATEST = "latest.json"
 """File in OUT/neighbours that names the criterion whose tasks were listed last."""
 
@@ -137,7 +140,7 @@ class TaskSearches:
 
         Args:
             criterion: the criterion.
-            rows: int64 (rows,), ascending, positions in the run.
+            rows: (rows,), ascending, positions in the run.
             device: unites the forests.
 
         Raises:
@@ -198,7 +201,7 @@ class TaskSearches:
         """Writes a list; removes the rows and forests of others."""
         folder = folder_of(self.run, tasks.criterion)
         with commit(tasks.rows_path(self.run)) as file:
-            np.save(file, rows)
+            np.save(file, rows.astype(np.int64))
         write_json(folder / LIST, asdict(tasks))
         write_json(folder.parent / LATEST, {"criterion": tasks.criterion})
         own = {tasks.rows_path(self.run), *(tasks.path(self.run, number) for number in range(len(tasks.pairs)))}
@@ -252,7 +255,7 @@ def run_task(
         index.join(features, tasks.within, parent, 0, progress)
     else:
         index.join_across(features, tasks.within, parent, len(ranges[0]), progress)
-    first = device.down(find_components(device, parent))
+    first = first_rows(device, parent)
     joined = np.flatnonzero(first != np.arange(len(first)))
     with commit(path) as file:
         np.save(file, np.stack([rows[joined], rows[first[joined]]]))
@@ -275,7 +278,7 @@ def unite(run: Run, tasks: TaskList, device: Device) -> np.ndarray:
     """Unites the forests of all tasks.
 
     Returns:
-        int64 (rows,), on the host: the smallest row of each row's component.
+        (rows,), as `position_type`, on the host: the smallest row of each row's component.
     """
     parent = device.xp.arange(tasks.rows)
     for number in range(len(tasks.pairs)):
@@ -285,7 +288,7 @@ def unite(run: Run, tasks: TaskList, device: Device) -> np.ndarray:
             if edges.ndim != 2 or len(edges) != 2 or (edges.size and edges.max() >= tasks.rows):
                 raise ValueError("not a forest of this list's rows")
         join_edges.launch(device, edges.shape[1], device.up(edges[0]), device.up(edges[1]), parent)
-    return device.down(find_components(device, parent))
+    return first_rows(device, parent)
 
 
 def _shard(run: Run, number: int) -> tuple[int, str]:
@@ -306,7 +309,11 @@ def list_again(run: Run) -> str:
 
 
 def _digest(rows: np.ndarray) -> str:
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(rows).data)
+    """Hash of rows, of any type of integers."""
+    digest = xxhash.xxh3_128()
+    for start in range(0, len(rows), HASHED_ROWS):
+        digest.update(rows[start : start + HASHED_ROWS].astype(np.int64).data)
+    return digest.hexdigest()
 
 
 def _shown(tasks: Sequence[int]) -> str:

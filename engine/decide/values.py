@@ -33,7 +33,7 @@ def group_values(
         progress: counts comparisons.
 
     Returns:
-        int64 (rows,), the first row of each one's group; and the distances of rows. Rows are positions in `rows`.
+        (rows,), the first row of each one's group; and the distances of rows. Rows are positions in `rows`.
     """
     name, within = criterion.column, criterion.within
     if not within:

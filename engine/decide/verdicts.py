@@ -73,7 +73,7 @@ class Verdicts:
         self.dropped_by[alive & ~left] = position
         alive[:] = left
         if len(outcome.members) or len(outcome.duplicates):
-            self.found.append(replace(outcome, passed=outcome.passed[:0]))
+            self.found.append(replace(outcome, passed=outcome.passed[:0].copy()))  # a view would keep all of them
         if outcome.recall:
             self.recall[position] = outcome.recall
         if outcome.index:
@@ -253,7 +253,7 @@ def _write(run: Run, recipe: Recipe, columns: Columns, verdicts: Verdicts, numbe
     """Writes the verdicts of every shard."""
     names = np.array([criterion.name for criterion in recipe.criteria] + [None], object)
     instead = [out.kept_instead for out in verdicts.found if out.kept_instead.ndim == 1]
-    kept = np.unique(np.concatenate([np.empty(0, np.int64), *instead]))
+    kept = np.unique(np.concatenate([np.empty(0, np.int32), *instead]))
     uids, start = columns.uids(kept), 0
     for shard in run.shards:
         table = scores_table(run, shard.number, ["shard", "row", "key", "uid"])
@@ -284,7 +284,8 @@ def _write(run: Run, recipe: Recipe, columns: Columns, verdicts: Verdicts, numbe
 
 def _within(rows: np.ndarray, start: int, count: int) -> slice:
     """Where `count` rows from `start` on are among ascending rows."""
-    return slice(*np.searchsorted(rows, [start, start + count]).tolist())
+    borders = np.array([start, start + count], rows.dtype)  # of another type, `rows` would be copied
+    return slice(*np.searchsorted(rows, borders).tolist())
 
 
 def _texts(uids: np.ndarray, known: np.ndarray) -> list[str | None]:

@@ -22,7 +22,7 @@ from danqing.engine.core.columns import COLUMNS, FEATURES, FLAG, Column, Range
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import did_you_mean
 from danqing.engine.core.progress import Progress
-from danqing.engine.recipe.outcome import Outcome
+from danqing.engine.recipe.outcome import Outcome, positions_of
 
 MAX_BITS = 8
 """Perceptual hashes of different pictures differ in 10 bits and more (`tests/engine/score/test_study.py`)."""
@@ -576,7 +576,7 @@ class Redundancy(Criterion):
         return scores.known(self.column)
 
     def judge(self, scores: Scores, alive: np.ndarray, device: Device, progress: Progress | None = None) -> Outcome:
-        return scores.group_duplicates(self, np.flatnonzero(alive), device, progress)
+        return scores.group_duplicates(self, positions_of(alive), device, progress)
 
 
 @dataclass(frozen=True)
@@ -634,7 +634,7 @@ class Exclusion(Criterion):
         _check_within(_stored_column(self.column, columns, "column"), self.within, 0)
 
     def judge(self, scores: Scores, alive: np.ndarray, device: Device, progress: Progress | None = None) -> Outcome:
-        return scores.compare_with_run(self, np.flatnonzero(alive), device, progress)
+        return scores.compare_with_run(self, positions_of(alive), device, progress)
 
 
 KINDS: tuple[type[Criterion], ...] = (Exclusion, Redundancy, Pattern, Judgment, Threshold)

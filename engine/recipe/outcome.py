@@ -22,24 +22,38 @@ class Recall:
         return f"{self.share:.5f} of {self.pairs:,} pairs" if self.pairs else "no pairs to measure it by"
 
 
+def position_type(rows: int) -> type[np.signedinteger]:
+    """The type of positions among so many rows. DECIDE holds several of each row, and int32 takes half the memory."""
+    return np.int32 if rows <= np.iinfo(np.int32).max else np.int64
+
+
+def positions_of(chosen: np.ndarray) -> np.ndarray:
+    """The positions of the true values of a boolean array, ascending.
+
+    >>> positions_of(np.array([True, False, True]))
+    array([0, 2], dtype=int32)
+    """
+    return np.flatnonzero(chosen).astype(position_type(len(chosen)))
+
+
 def _none() -> np.ndarray:
-    return np.empty(0, np.int64)
+    return np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The decision of one criterion on the rows it judged. Rows are int64 positions in the run.
+    """The decision of one criterion on the rows it judged. Rows are positions in the run (`position_type`).
 
     Attributes:
         passed: rows that pass; every other judged row is dropped.
         members: rows that belong to a near-duplicate group of two or more.
         group: of each member, the first row of its group.
         duplicates: rows that are dropped in favour of another one.
-        kept_instead: of each duplicate, that row, int64 (n,); or, of a row of another run, the upper and the lower half
-            of its uid, uint64 (n, 2).
+        kept_instead: of each duplicate, that row, (n,); or, of a row of another run, the two halves of its uid, uint64
+            (n, 2).
         distance: of each duplicate, the distance to that row, float64.
-        saved: of each group that a surviving row represents instead of one that later criteria drop: both rows, int64
-            (n, 2); None if the criterion does not prefer survivors.
+        saved: of each group that a surviving row represents instead of one that later criteria drop: both rows, (n, 2);
+            None if the criterion does not prefer survivors.
         recall: of a near-duplicate search that may miss pairs.
         index: name of the index that searched the features, if one did.
     """

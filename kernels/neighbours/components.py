@@ -47,7 +47,10 @@ def join_edges(first, last, step, left, right, parent):
 
 @kernel
 def find_roots(first, last, step, parent, out):
-    """Writes the smallest row of each row's component to `out`, int64 (rows,), after all edges were added."""
+    """Writes the smallest row of each row's component to `out`, int64 (rows,), after all edges were added.
+
+    `out` may be `parent`: a thread then reads a row's parent or its root, which is an ancestor, too.
+    """
     for node in range(first, last, step):
         above = parent[node]
         while parent[above] != above:
@@ -60,11 +63,10 @@ def find_components(device: ArrayLauncher, parent: Any) -> Any:
 
     Args:
         device: holds the array.
-        parent: int64 (rows,), after all calls of `unite`.
+        parent: int64 (rows,), after all calls of `unite`; it gets the result.
 
     Returns:
-        int64 (rows,) on the device: the smallest row of each row's component.
+        `parent`: the smallest row of each row's component.
     """
-    out = device.xp.empty_like(parent)
-    find_roots.launch(device, len(parent), parent, out)
-    return out
+    find_roots.launch(device, len(parent), parent, parent)
+    return parent

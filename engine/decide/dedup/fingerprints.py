@@ -29,11 +29,11 @@ def group_equal(values: np.ndarray) -> np.ndarray:
     """
     columns = np.atleast_2d(values.T)
     order = np.argsort(columns[0], kind="stable")
-    begins = _changes(columns[0][order])
+    begins = find_changes(columns[0][order])
     for column in columns[1:]:
-        if (_changes(column[order]) & ~begins).any():  # equal in the first number only
+        if (find_changes(column[order]) & ~begins).any():  # equal in the first number only
             order = np.lexsort(columns[::-1])
-            begins = np.logical_or.reduce([_changes(column[order]) for column in columns])
+            begins = np.logical_or.reduce([find_changes(column[order]) for column in columns])
             break
     out, firsts, groups = np.empty_like(order), order[begins], 0
     for start in range(0, len(order), ROWS_PER_BATCH):  # a row takes 24 bytes, not 40
@@ -44,7 +44,7 @@ def group_equal(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _changes(ordered: np.ndarray) -> np.ndarray:
+def find_changes(ordered: np.ndarray) -> np.ndarray:
     """Boolean (rows,): whether each value differs from the one before; the first does."""
     changes = np.ones(len(ordered), bool)
     changes[1:] = ordered[1:] != ordered[:-1]

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from danqing.engine.core.device import Device
 from danqing.engine.core.progress import Progress
 from danqing.engine.decide.dedup.features import Features
+from danqing.engine.decide.dedup.fingerprints import find_changes
 from danqing.engine.decide.dedup.index import INDEXES
-from danqing.engine.recipe.outcome import Recall
+from danqing.engine.recipe.outcome import Recall, position_type
 from danqing.kernels.neighbours.components import find_components
 from danqing.kernels.neighbours.pairs import find_nearest_to_sum, measure_distances, sum_members
 
 GROUPS_PER_BATCH = 1024
 """Groups whose centroids are in memory at the same time: 6 MiB for 768 dimensions."""
 
-PAIRS_PER_BATCH = 1 << 20
-"""Pairs whose distances are computed at the same time."""
+ROWS_PER_BATCH = 1 << 16
+"""Rows whose representatives are chosen, or whose distances are computed, at the same time. More, if a group has."""
 
 Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Chooses representatives: members, int64 (members,), sorted by group; begins, int64 (groups,), where each group begins
-→ one row of every group, int64 (groups,)."""
+"""Chooses representatives: members, (members,), sorted by group; begins, int64 (groups,), where each group begins → one
+row of every group, (groups,)."""
 
 
 class Groups(NamedTuple):
-    """Groups of two or more rows. Arrays (members,) on the host, by ascending row.
+    """Groups of two or more rows. Arrays (members,) on the host, by ascending row; rows as `position_type`.
 
     Attributes:
-        members: int64, the rows that are in a group.
-        group: int64, the smallest row of each one's group.
-        representative: int64, the row that represents it.
+        members: the rows that are in a group.
+        group: the smallest row of each one's group.
+        representative: the row that represents it.
         distance: float64, to that row.
     """
 
@@ -77,31 +80,44 @@ def near_groups(
         representative[left] = representatives(group, rows, choose)
         distance[left] = _distances(features, rows, representative[left])
         left = left[distance[left] > max_diameter]
-    _, firsts, number, sizes = np.unique(representative, True, True, True)
-    together = sizes[number] > 1
-    return Groups(*(part[together] for part in (members, members[firsts[number]], representative, distance)))
+    firsts, together = np.empty(len(features), members.dtype), recurs(representative, len(features))
+    firsts[representative[::-1]] = members[::-1]  # the last assignment counts: the first member
+    return Groups(*(part[together] for part in (members, firsts[representative], representative, distance)))
 
 
 def several(group: np.ndarray) -> np.ndarray:
-    """The rows in groups of two or more, int64, ascending.
+    """The rows in groups of two or more, ascending, of the type of `group`.
 
     Args:
-        group: int64 (rows,), the smallest row of each one's group.
+        group: (rows,), the smallest row of each one's group.
 
     >>> several(np.array([0, 1, 0, 3])).tolist()
     [0, 2]
     """
-    together = group != np.arange(len(group))
+    together = group != np.arange(len(group), dtype=group.dtype)
     together[group[together]] = True
-    return np.flatnonzero(together)
+    return np.flatnonzero(together).astype(group.dtype)
+
+
+def recurs(labels: np.ndarray, count: int) -> np.ndarray:
+    """Boolean (n,): whether each label, (n,), from 0 to `count` - 1, occurs more than once.
+
+    >>> recurs(np.array([5, 2, 5]), 6).tolist()
+    [True, False, True]
+    """
+    places = np.arange(len(labels), dtype=labels.dtype)
+    last, found = np.empty(count, labels.dtype), np.zeros(count, bool)
+    last[labels] = places
+    found[labels[last[labels] != places]] = True
+    return found[labels]
 
 
 def _distances(features: Features, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The cosine distance of each row to another one, float64 (n,); 0 to itself."""
     device, out = features.device, np.empty(len(rows))
-    for start in range(0, len(rows), PAIRS_PER_BATCH):
-        part = slice(start, start + PAIRS_PER_BATCH)
-        pairs = device.up(rows[part]), device.up(others[part])
+    for start in range(0, len(rows), ROWS_PER_BATCH):
+        part = slice(start, start + ROWS_PER_BATCH)
+        pairs = device.up(rows[part].astype(np.int64)), device.up(others[part].astype(np.int64))
         gap = device.xp.empty(len(pairs[0]))
         measure_distances.launch(device, len(gap), *pairs, features.rows, gap)
         out[part] = np.where(rows[part] == others[part], 0, device.down(gap))
@@ -125,11 +141,11 @@ def near_components(
         index: name of a registered index that finds all near pairs.
 
     Returns:
-        int64 (rows,), on the host: the smallest row of each row's component.
+        (rows,), as `position_type`, on the host: the smallest row of each row's component.
     """
     parent, known = _parents(features, earlier)
     INDEXES.named(index)().join(features, within, parent, known, progress)
-    return features.device.down(find_components(features.device, parent))
+    return first_rows(features.device, parent)
 
 
 def likely_components(
@@ -151,11 +167,21 @@ def likely_components(
         index: name of a registered index.
 
     Returns:
-        int64 (rows,), on the host, as `near_components`; and the measured recall, None if all near pairs were found.
+        (rows,), as `near_components`; and the measured recall, None if all near pairs were found.
     """
     parent, known = _parents(features, earlier)
     measured = INDEXES.named(index)(recall).join(features, within, parent, known, progress)
-    return features.device.down(find_components(features.device, parent)), measured
+    return first_rows(features.device, parent), measured
+
+
+def first_rows(device: Device, parent: Any) -> np.ndarray:
+    """The smallest row of each row's component, (rows,), as `position_type`, on the host.
+
+    Args:
+        device: holds the forest.
+        parent: int64 (rows,), the forest of all edges; its content is lost.
+    """
+    return device.down(find_components(device, parent)).astype(position_type(len(parent)))
 
 
 def _parents(features: Features, earlier: np.ndarray | None) -> tuple[Any, int]:
@@ -167,20 +193,23 @@ def _parents(features: Features, earlier: np.ndarray | None) -> tuple[Any, int]:
 
 
 def representatives(group: np.ndarray, rows: np.ndarray, choose: Choice) -> np.ndarray:
-    """Returns the representative of every row's group: int64 (rows,).
+    """Returns the representative of every row's group, (rows,).
 
     Args:
-        group: int64 (rows,), the same number for all rows of a group.
-        rows: int64 (rows,), the row numbers that `choose` gets.
+        group: (rows,), the same number for all rows of a group.
+        rows: (rows,), the row numbers that `choose` gets.
         choose: chooses the representatives.
     """
     if not len(rows):
         return rows
-    order = np.argsort(group, kind="stable")
-    begins = np.flatnonzero(np.diff(group[order], prepend=-1))
-    chosen = choose(rows[order], begins)
-    out = np.empty_like(rows)
-    out[order] = np.repeat(chosen, np.diff(begins, append=len(order)))
+    order = np.argsort(group, kind="stable").astype(group.dtype)
+    borders = np.append(np.flatnonzero(find_changes(group[order])), len(order))
+    out, batches = np.empty_like(rows), np.searchsorted(borders, np.arange(0, len(order), ROWS_PER_BATCH))
+    for low, high in pairwise(np.unique([*batches, len(borders) - 1]).tolist()):
+        begins, end = borders[low:high], borders[high]
+        part = order[begins[0] : end]
+        chosen = choose(rows[part], begins - begins[0])
+        out[part] = np.repeat(chosen, np.diff(begins, append=end))
     return out
 
 
@@ -197,10 +226,9 @@ def passing(found: Groups, choose: Choice, count: int) -> np.ndarray:
     """
     passes: np.ndarray = found.representative == found.members
     for _ in range(count - 1):
-        rest = np.flatnonzero(~passes)
-        if not len(rest):
+        if passes.all():
             break
-        chosen = representatives(found.representative[rest], found.members[rest], choose)
+        chosen = representatives(found.representative[~passes], found.members[~passes], choose)
         passes[np.searchsorted(found.members, chosen)] = True
     return passes
 
@@ -210,22 +238,19 @@ class Preferring:
 
     Args:
         choose: chooses among them.
-        survive: rows, int64 (n,) → boolean (n,). It is asked about rows of groups of two or more.
+        survives: boolean (rows,), whether each row survives; of a group of one row it does not matter.
 
     Attributes:
-        saved: int64 (n, 2), of each group whose choice among all members would not survive: the row that was chosen
-            instead of it, and that row.
+        saved: (n, 2), of each group whose choice among all members would not survive: the row that was chosen instead
+            of it, and that row.
     """
 
-    def __init__(self, choose: Choice, survive: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.choose, self.survive = choose, survive
-        self.saved = np.empty((0, 2), np.int64)
+    def __init__(self, choose: Choice, survives: np.ndarray) -> None:
+        self.choose, self.survives = choose, survives
+        self.saved = np.empty((0, 2), np.int32)
 
     def __call__(self, members: np.ndarray, begins: np.ndarray) -> np.ndarray:
-        sizes = np.diff(begins, append=len(members))
-        survives = np.ones(len(members), bool)
-        together = np.repeat(sizes > 1, sizes)
-        survives[together] = self.survive(members[together])
+        sizes, survives = np.diff(begins, append=len(members)), self.survives[members]
         counts = np.add.reduceat(survives, begins, dtype=np.int64)
         mixed = (counts > 0) & (counts < sizes)
         candidate = survives | np.repeat(counts == 0, sizes)
@@ -272,7 +297,7 @@ def nearest_to_centroid(features: Features) -> Choice:
             batch = several[start : start + GROUPS_PER_BATCH]
             first, last = begins[batch[0]], ends[batch[-1]]
             spans = device.up(begins[batch] - first), device.up(ends[batch] - first)
-            arguments = (*spans, device.up(members[first:last]), features.rows, sums)
+            arguments = (*spans, device.up(members[first:last].astype(np.int64)), features.rows, sums)
             chosen = xp.empty(len(batch), np.int64)
             sum_members.launch(device, len(batch), *arguments)
             find_nearest_to_sum.launch(device, len(batch), *arguments, chosen)

@@ -19,7 +19,7 @@ from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.neighbours import Joining, join_neighbours, split_range
 from danqing.engine.decide.dedup.sample import HELD_OUT_ROWS, NeighbourSample
-from danqing.engine.recipe.outcome import Recall
+from danqing.engine.recipe.outcome import Recall, position_type
 from danqing.kernels.neighbours.lists import average_lists, rank_lists
 
 DEPTH = 8
@@ -27,6 +27,8 @@ DEPTH = 8
 MAX_LISTS = 1 << 16
 TRAINING_ROWS_PER_LIST = 32
 KMEANS_ROUNDS = 6
+SORTED_ROWS = 1 << 16
+"""Rows that are sorted by list at the same time."""
 
 
 def join_likely(
@@ -65,10 +67,10 @@ Pair = tuple[Piece, Piece]
 
 
 class SortedRows(NamedTuple):
-    """All rows, sorted by list. Arrays are int64, on the device.
+    """All rows, sorted by list. Arrays are int64 if nothing else is said, on the device.
 
     Attributes:
-        rows: (rows,), row numbers.
+        rows: (rows,), row numbers, as `position_type`.
         begins, ends: (lists,), where each list begins and ends in `rows`.
         news: (lists,), where the rows that have not been compared before begin in each list.
     """
@@ -106,7 +108,7 @@ class InvertedFile:
         for batch in _batches(pairs, self.products.block):
             pieces = list(dict.fromkeys(piece for pair in batch for piece in pair))
             parts = [(self.members if member else visitors).rows[start:stop] for member, start, stop in pieces]
-            rows = self.features.device.xp.concatenate(parts)
+            rows = self.features.device.xp.concatenate(parts).astype(np.int64)
             folded = self.fold(self.features.take(rows))
             ends = accumulate(map(_size, pieces))
             place = {piece: slice(end - _size(piece), end) for piece, end in zip(pieces, ends, strict=True)}
@@ -141,10 +143,23 @@ class InvertedFile:
         return ranks
 
     def _file(self, rank: int) -> SortedRows:
+        """Sorts the rows by their list number `rank`, a part of them at a time: a row takes 4 bytes, not 24."""
         xp, lists = self.features.device.xp, self.ranks[rank]
-        counts, known = (xp.bincount(part, minlength=self.count) for part in (lists, lists[: self.known]))
+
+        def count(rows: int) -> Any:
+            parts = split_range(0, rows, SORTED_ROWS)
+            return sum((xp.bincount(lists[start:stop], minlength=self.count) for start, stop in parts), xp.array(0))
+
+        counts = count(len(lists))
         begins = xp.cumsum(counts) - counts
-        return SortedRows(xp.argsort(lists, kind="stable"), begins, begins + known, begins + counts)
+        out, free = xp.empty(len(lists), position_type(len(lists))), begins.copy()
+        for start, stop in split_range(0, len(lists), SORTED_ROWS):
+            order = xp.argsort(lists[start:stop], kind="stable")
+            counted = xp.bincount(lists[start:stop], minlength=self.count)
+            shift = free - (xp.cumsum(counted) - counted)
+            out[shift[lists[start:stop][order]] + xp.arange(stop - start)] = start + order
+            free += counted
+        return SortedRows(out, begins, begins + count(self.known), begins + counts)
 
 
 def list_count(rows: int) -> int:
