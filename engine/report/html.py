@@ -148,7 +148,8 @@ def _recaptions(views: Sequence[View]) -> Section | None:
         "Captions that a vision-language model wrote of the kept pictures. Alignment is the cosine of the embeddings "
         "of picture and text under the run's towers."
     )
-    gains, notes = [one and one.gain for one in found], [one.gain_note if one else "" for one in found]
+    gains = [one.gain if one else None for one in found]
+    notes = [one.gain_note if one else "" for one in found]
     figures = [Figure("recaption-gain", "Gain in alignment", gains, notes)] if any(gains) else []
     return Section("recaptions", "Recaptions", lead, figures, template="recaptions.html")
 
