@@ -13,8 +13,10 @@ from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.evaluate import metrics, tables
 from danqing.engine.evaluate.datasets import HAN, RETRIEVAL, Dataset, Example, Suite
 from danqing.engine.evaluate.metrics import Outcomes
-from danqing.engine.evaluate.results import Evaluation, Row
+from danqing.engine.evaluate.results import Evaluation, Row, read_evaluation, write_evaluations
 from danqing.engine.evaluate.towers import Towers
+
+__all__ = ["Evaluation", "class_vectors", "evaluate", "read_evaluation", "write_evaluations"]
 
 PICTURES, PICTURE_BYTES = 256, 64 << 20
 """Most pictures, and most encoded bytes, that are held at a time."""
