@@ -42,7 +42,7 @@ def evaluate(
         suite: the data sets.
         templates: replace those of the data sets and the engine's, with `{c}` for the name of a class.
         limit: only the first pictures of each data set; None for all.
-        progress: shows the pictures that are embedded.
+        progress: shows the pictures that are embedded, and says which pictures and folders are left out.
 
     Returns:
         A row for each data set.
@@ -50,9 +50,11 @@ def evaluate(
     Raises:
         DanqingError: a data set has no picture that decodes, or a file of it is wrong; names file and line.
     """
-    rows = []
+    rows: list[Row] = []
     for dataset in suite.datasets:
         with progress(f"evaluate {dataset.name}", 0, "pictures") as shown:
+            if suite.skipped and not rows:
+                shown.say(f"{suite.name}: no data sets of a known layout: {', '.join(suite.skipped)}")
             pictures = _Pictures(towers, dataset, limit, shown)
             measure = _retrieve if dataset.task == RETRIEVAL else _classify
             rows.append(measure(towers, dataset, pictures, templates))
