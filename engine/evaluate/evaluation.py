@@ -62,7 +62,7 @@ def evaluate(
                 names = ", ".join(pictures.broken[:NAMED_BROKEN])
                 more = ", …" if len(pictures.broken) > NAMED_BROKEN else ""
                 shown.say(
-                    f"{dataset.name}: {len(pictures.broken)} pictures cannot be decoded and do not count: {names}{more}"
+                    f"{dataset.name}: left out, as they cannot be decoded: {len(pictures.broken)} ({names}{more})"
                 )
     return Evaluation(towers.name, tuple(rows))
 

@@ -68,7 +68,7 @@ def test_a_broken_picture_is_counted_and_left_out(tmp_path: Path) -> None:
     found = evaluate(ColourTowers(), open_suite(str(folder)), progress=lambda *label: Listening(lines))
     assert (found.rows[0].pictures, len(found.rows[0].broken)) == (6, 1)
     assert found.rows[0].metrics == of(ColourTowers(), elevater(tmp_path / "whole")).rows[0].metrics
-    assert len(lines) == 1 and "dtd: 1 pictures cannot be decoded" in lines[0] and "001/2.jpg" in lines[0]
+    assert len(lines) == 1 and "dtd: left out, as they cannot be decoded: 1 (" in lines[0] and "001/2.jpg" in lines[0]
     for file in folder.rglob("*.png"):
         file.unlink()
     with pytest.raises(DanqingError, match=r"dtd: no picture can be decoded; the first is .*001/2\.jpg"):
