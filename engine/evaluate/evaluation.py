@@ -13,8 +13,10 @@ from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.evaluate import metrics, tables
 from danqing.engine.evaluate.datasets import HAN, RETRIEVAL, Dataset, Example, Suite
 from danqing.engine.evaluate.metrics import Outcomes
-from danqing.engine.evaluate.results import Evaluation, Row
+from danqing.engine.evaluate.results import Evaluation, Row, read_evaluation, write_evaluations
 from danqing.engine.evaluate.towers import Towers
+
+__all__ = ["Evaluation", "class_vectors", "evaluate", "read_evaluation", "write_evaluations"]
 
 PICTURES, PICTURE_BYTES = 256, 64 << 20
 """Most pictures, and most encoded bytes, that are held at a time."""
@@ -40,7 +42,7 @@ def evaluate(
         suite: the data sets.
         templates: replace those of the data sets and the engine's, with `{c}` for the name of a class.
         limit: only the first pictures of each data set; None for all.
-        progress: shows the pictures that are embedded.
+        progress: shows the pictures that are embedded, and says which pictures and folders are left out.
 
     Returns:
         A row for each data set.
@@ -48,9 +50,11 @@ def evaluate(
     Raises:
         DanqingError: a data set has no picture that decodes, or a file of it is wrong; names file and line.
     """
-    rows = []
+    rows: list[Row] = []
     for dataset in suite.datasets:
         with progress(f"evaluate {dataset.name}", 0, "pictures") as shown:
+            if suite.skipped and not rows:
+                shown.say(f"{suite.name}: no data sets of a known layout: {', '.join(suite.skipped)}")
             pictures = _Pictures(towers, dataset, limit, shown)
             measure = _retrieve if dataset.task == RETRIEVAL else _classify
             rows.append(measure(towers, dataset, pictures, templates))
@@ -58,7 +62,7 @@ def evaluate(
                 names = ", ".join(pictures.broken[:NAMED_BROKEN])
                 more = ", …" if len(pictures.broken) > NAMED_BROKEN else ""
                 shown.say(
-                    f"{dataset.name}: {len(pictures.broken)} pictures cannot be decoded and do not count: {names}{more}"
+                    f"{dataset.name}: left out, as they cannot be decoded: {len(pictures.broken)} ({names}{more})"
                 )
     return Evaluation(towers.name, tuple(rows))
 

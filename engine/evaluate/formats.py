@@ -108,7 +108,7 @@ def elevater(path: Path) -> Dataset:
 def clip_benchmark(path: Path) -> Dataset:
     """clip-benchmark's WebDataset: test/0.tar with .cls, .npy or .txt beside each picture."""
     kind = path / "dataset_type.txt"
-    retrieval = kind.is_file() and "retrieval" in kind.read_text(encoding="utf-8")
+    retrieval = kind.is_file() and "retrieval" in kind.read_text(encoding="utf-8", errors="replace")
     (count, where), *_ = _lines(path / "test" / "nshards.txt") or [("", str(path / "test" / "nshards.txt"))]
     if not count.isdecimal():
         raise DanqingError(f"{where}: must be the number of shards, test/0.tar …")
@@ -178,12 +178,12 @@ def _labels(parts: dict[str, bytes], classes: int, where: str) -> tuple[int, ...
 
 def has_answers(texts: Path) -> bool:
     """Whether a split names the pictures of its texts; MUGE's test split does not."""
-    return any(text.pictures for text in _texts(texts, limit=1))
+    return any(text.pictures for text in _texts(texts))
 
 
-def _texts(path: Path, limit: int | None = None) -> list[Text]:
+def _texts(path: Path) -> list[Text]:
     found = []
-    for line, where in _lines(path)[:limit]:
+    for line, where in _lines(path):
         try:
             record = json.loads(line)
             text, ids = record["text"], record["image_ids"]

@@ -6,6 +6,7 @@ bootstrap distribution.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -223,8 +224,9 @@ def metrics_of(found: Outcomes) -> list[Metric]:
 
 
 def values_of(found: Outcomes) -> dict[str, float]:
-    """Returns every metric that applies: name → value from 0 to 1."""
-    return {metric.name: metric.of(found)(np.ones(len(found))) for metric in metrics_of(found)}
+    """Returns every metric that applies and is defined for these pictures: name → value from 0 to 1."""
+    values = {metric.name: metric.of(found)(np.ones(len(found))) for metric in metrics_of(found)}
+    return {name: value for name, value in values.items() if not np.isnan(value)}  # an area needs both classes
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,8 @@ def differences(found: Outcomes, reference: Outcomes) -> dict[str, Interval]:
     Returns:
         Metric → its interval.
     """
-    metrics = metrics_of(found)
+    defined = values_of(found)
+    metrics = [metric for metric in metrics_of(found) if metric.name in defined]
     prepared = [(metric.of(found), metric.of(reference)) for metric in metrics]
     n, generator = len(found), np.random.default_rng(SEED)
 
@@ -262,7 +265,9 @@ def differences(found: Outcomes, reference: Outcomes) -> dict[str, Interval]:
         return [model(weights) - other(weights) for model, other in prepared]
 
     drawn = (np.bincount(generator.integers(0, n, n), minlength=n).astype(float) for _ in range(BOOTSTRAP_SAMPLES))
-    resampled = np.array([measure(weights) for weights in drawn])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of resamples without a picture of any class
+        resampled = np.array([measure(weights) for weights in drawn])
     ends = np.nanquantile(resampled, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0).T
     values = measure(np.ones(n))
     return {

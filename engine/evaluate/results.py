@@ -187,6 +187,9 @@ def averages_of(found: Iterable[Evaluation]) -> Iterator[dict[str, Any]]:
 def read_evaluation(path: Path) -> Evaluation:
     """Reads the first model of an evaluation.json.
 
+    Returns:
+        The evaluation; the file's name follows that of the model, which can be evaluated again beside it.
+
     Raises:
         DanqingError: the file is missing or is no evaluation.json with outcomes.
     """
@@ -194,7 +197,8 @@ def read_evaluation(path: Path) -> Evaluation:
     content = read_json(path, again)
     try:
         rows = [_read_row(row) for row in content["rows"]]
-        return Evaluation(rows[0].model, tuple(row for row in rows if row.model == rows[0].model))
+        model = rows[0].model
+        return Evaluation(f"{model} in {path.name}", tuple(row for row in rows if row.model == model))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, zlib.error) as problem:
         raise DanqingError(f"{path}: is no evaluation with its outcomes ({problem!r}); {again}") from None
 

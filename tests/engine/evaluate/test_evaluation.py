@@ -28,8 +28,23 @@ class WrongTowers(ColourTowers):
         return super().texts(["绿"] * len(texts))
 
 
-def of(towers: ColourTowers, *folders: Path) -> Evaluation:
-    return evaluate(towers, open_suite(str(folders[0])))
+class Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def __enter__(self) -> Listening:
+        return self
+
+    def __exit__(self, *problem: object) -> None: ...
+
+
+def of(towers: ColourTowers, folder: Path) -> Evaluation:
+    return evaluate(towers, open_suite(str(folder)))
 
 
 @pytest.mark.parametrize("block", [1, 1 << 24])
@@ -50,24 +65,23 @@ def test_a_broken_picture_is_counted_and_left_out(tmp_path: Path) -> None:
     folder = elevater(tmp_path / "dtd")
     (folder / "test" / "001" / "2.jpg").write_bytes(b"no picture")
     lines: list[str] = []
-
-    class Listening(Silent):
-        def say(self, line: str) -> None:
-            lines.append(line)
-
-        def __enter__(self) -> Listening:
-            return self
-
-        def __exit__(self, *problem: object) -> None: ...
-
-    found = evaluate(ColourTowers(), open_suite(str(folder)), progress=lambda *label: Listening())
+    found = evaluate(ColourTowers(), open_suite(str(folder)), progress=lambda *label: Listening(lines))
     assert (found.rows[0].pictures, len(found.rows[0].broken)) == (6, 1)
     assert found.rows[0].metrics == of(ColourTowers(), elevater(tmp_path / "whole")).rows[0].metrics
-    assert len(lines) == 1 and "dtd: 1 pictures cannot be decoded" in lines[0] and "001/2.jpg" in lines[0]
+    assert len(lines) == 1 and "dtd: left out, as they cannot be decoded: 1 (" in lines[0] and "001/2.jpg" in lines[0]
     for file in folder.rglob("*.png"):
         file.unlink()
     with pytest.raises(DanqingError, match=r"dtd: no picture can be decoded; the first is .*001/2\.jpg"):
         of(ColourTowers(), folder)
+
+
+def test_folders_that_are_no_data_sets_are_named(tmp_path: Path) -> None:
+    elevater(tmp_path / "suite" / "dtd")
+    elevater(tmp_path / "suite" / "mnist")
+    (tmp_path / "suite" / "notes").mkdir()
+    lines: list[str] = []
+    evaluate(ColourTowers(), open_suite(str(tmp_path / "suite")), progress=lambda *label: Listening(lines))
+    assert lines == ["suite: no data sets of a known layout: notes"]
 
 
 def test_a_text_of_a_broken_picture_is_left_out(tmp_path: Path) -> None:

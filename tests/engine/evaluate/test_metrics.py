@@ -81,6 +81,12 @@ def test_metrics_apply_to_what_they_are_defined_for() -> None:
     assert all(metric.source for metric in METRICS)
 
 
+def test_a_metric_that_the_pictures_do_not_define_is_left_out() -> None:
+    one_class = Outcomes(2, {"labels": np.zeros(4, int), "ranks": np.zeros(4, int), "scores": SCORES[:4, :2]})
+    assert values_of(one_class) == {"acc1": 1, "mean_per_class_recall": 1}
+    assert set(differences(one_class, one_class)) == {"acc1", "mean_per_class_recall"}
+
+
 def test_an_interval_holds_the_difference() -> None:
     """1,000 pictures, .8 against .7: the standard error of a paired difference with independent hits is .019."""
     labels = np.zeros(1000, np.int64)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.evaluate import probe
 from danqing.engine.evaluate.towers import find_model, open_towers
-
-PHOTOS = Path(__file__).parents[3] / "engine" / "demo" / "photos"
+from tests.engine.evaluate.conftest import ColourTowers, coloured
 
 
 def test_the_demos_retrieval_with_the_default_towers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,17 +43,20 @@ def test_models_of_the_command_line(tmp_path: Path) -> None:
         pass
 
 
-def test_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = [str(PHOTOS / name) for name in ("acanthus-plant.jpg", "abandoned-wooden-house.jpg")]
+def test_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "open_towers", lambda name, settings: nullcontext(ColourTowers()))
+    pictures = [str(tmp_path / f"{name}.png") for name in "红绿"]
+    for path in pictures:
+        Path(path).write_bytes(coloured(Path(path).stem))
     page = tmp_path / "probe.html"
-    words = ["probe", "embedded", "--text", "房子", "<植物>", "--images", *pictures, "--device", "cpu"]
+    words = ["probe", "embedded", "--text", "红", "<绿>", "--images", *pictures, "--device", "cpu"]
     assert main([*words, "--json", "-o", str(page)]) == 0
     found = json.loads(capsys.readouterr().out)["cosines"]
     cosine = {(entry["text"], Path(entry["picture"]).name): entry["cosine"] for entry in found}
-    assert cosine["房子", "abandoned-wooden-house.jpg"] > cosine["房子", "acanthus-plant.jpg"]
+    assert cosine["红", "红.png"] > 0.98 and cosine["红", "绿.png"] < 0.2
     text = page.read_text(encoding="utf-8")
-    assert text.count("<svg") == 4 and "&lt;植物&gt;" in text and "<植物>" not in text
-    assert f"{cosine['房子', 'acanthus-plant.jpg']:.3f}" in text
+    assert text.count("<svg") == 4 and "&lt;绿&gt;" in text and "<绿>" not in text
+    assert f"{cosine['红', '绿.png']:.3f}" in text
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     for file, message in ((tmp_path / "broken.jpg", "cannot be decoded"), (tmp_path / "none.jpg", "no such file")):
         assert main(["probe", "embedded", "--text", "猫", "--images", str(file), "--device", "cpu"]) == 2
