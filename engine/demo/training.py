@@ -31,7 +31,7 @@ SEEDS = 3
 SIDE, LENGTH, WIDTH = 64, 32, 64
 """Pixels, tokens and width of the model: 0.3 million parameters."""
 RECIPE = TrainRecipe(
-    recipe="demo", batch=32, steps=120, learning_rate=2e-3, warm_up_steps=10, checkpoint_steps=1000, log_steps=20
+    recipe="demo", batch=32, steps=100, learning_rate=2e-3, warm_up_steps=10, checkpoint_steps=1000, log_steps=20
 )
 KEPT, RAW = "kept", "raw"
 READABLE = ("words", "decodable")
@@ -70,6 +70,9 @@ def compare_trainings(folder: Path, settings: Settings, recipe: TrainRecipe = RE
         seeds: number of trainings on each kind of pairs.
     """
     loop = import_training()
+    import torch
+
+    torch.set_num_threads(1)  # a model this small is no faster with several, which wait for each other
     run = Run.open(folder / "run")
     with_everything = load_recipe("embedded", columns=known_columns())
     criteria: Iterator[Criterion] = (c for c in with_everything.criteria if c.name in READABLE)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, read_json, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
+from danqing.engine.core.storage import RemotePath
 from danqing.engine.evaluate.evaluation import write_evaluations
 from danqing.engine.evaluate.suites import Suite, open_suite
 from danqing.engine.run.lock import lock_folder
@@ -109,6 +110,11 @@ def train(
         DanqingError: a run is not written, the checkpoint is not that of a SigLIP, or `output` holds another training.
     """
     options = options or TrainOptions()
+    if options.every and not options.suite:
+        raise DanqingError("--every N is how often to evaluate: name a suite with --evaluate")
+    for folder in (checkpoint, output):
+        if isinstance(folder, RemotePath):
+            raise DanqingError(f"{folder}: a training reads its checkpoint from a local folder, and writes to one")
     with joined_ranks(options.device, options.decode) as ranks, ExitStack() as stack:
         if ranks.is_first:
             stack.enter_context(lock_folder(output))

@@ -237,6 +237,7 @@ def test_wrong_calls_of_the_command(run: Path, checkpoint: Path, capsys: pytest.
         (["--set", "warmup=5"], "--set warmup=5: unknown key 'warmup'; did you mean 'warm_up_steps'?"),
         (["--recipe", "danqin"], "no training recipe 'danqin': did you mean 'danqing'?"),
         (["--evaluate", "digit", "--set", "batch=8"], "--suite digit: no such file or folder"),
+        (["--every", "5", "--set", "batch=8"], "--every N is how often to evaluate: name a suite with --evaluate"),
         (["--recaption-share", "2"], "It must be a number from 0 to 1."),
     ):
         assert main([*command, *options]) == 2
