@@ -46,7 +46,7 @@ class TrainOptions:
 
     Attributes:
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
-        threads: host threads of a process; None: all cores.
+        threads: host threads of a process, on a CPU also of PyTorch; None: all cores.
         decode: `cpu`: decode pictures on the host; `auto`: on the device.
         compile: compile the towers with torch.compile; None: on a GPU.
         log_to: `tensorboard`, `wandb`, `trackio`.
@@ -189,6 +189,8 @@ class _Training:
     def _train(self, shown: Progress) -> None:
         ranks, recipe = self.ranks, self.recipe
         torch.manual_seed(recipe.seed)
+        if ranks.device.type == "cpu" and self.options.threads:
+            torch.set_num_threads(self.options.threads)
         model = self.source.load().to(ranks.device).train()
         towers, optimizer = Towers(model), adamw(model, recipe, ranks.device)
         checkpoints = Checkpoints(self.output / CHECKPOINTS, recipe.keep_every_steps)

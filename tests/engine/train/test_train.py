@@ -33,7 +33,7 @@ from danqing.engine.train.shards import find_shards
 from tests.engine.train.material import COLOURS, journal, planted_pairs, write_checkpoint, write_run
 
 RECIPE = load_train_recipe("danqing", ["batch=64", "learning_rate=3e-3", "warm_up_steps=5", "steps=100", "log_steps=1"])
-CPU = TrainOptions(device="cpu", threads=2)
+CPU = TrainOptions(device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
