@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DanqingError",
+    "Evaluation",
     "Recipe",
     "Run",
     "ScoringOptions",
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "curate",
     "decide",
+    "evaluate",
     "judge_frame",
     "load_recipe",
     "measure_captions",
@@ -31,12 +33,14 @@ __all__ = [
 if TYPE_CHECKING:
     from danqing.api import (
         DanqingError,
+        Evaluation,
         Recipe,
         Run,
         ScoringOptions,
         Selection,
         curate,
         decide,
+        evaluate,
         judge_frame,
         load_recipe,
         measure_captions,

@@ -40,6 +40,8 @@ from danqing.engine.core.schemas import common_schema
 from danqing.engine.core.storage import path_of
 from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
+from danqing.engine.evaluate.models import evaluate_models
+from danqing.engine.evaluate.results import Evaluation, write_evaluations
 from danqing.engine.recipe import reading
 from danqing.engine.recipe.reading import DEFAULT_RECIPE, Recipe
 from danqing.engine.report.explain import find_pairs, print_pair
@@ -62,12 +64,14 @@ from danqing.engine.write.products import shard_files
 
 __all__ = [
     "DanqingError",
+    "Evaluation",
     "Recipe",
     "Run",
     "ScoringOptions",
     "Selection",
     "curate",
     "decide",
+    "evaluate",
     "judge_frame",
     "load_recipe",
     "measure_captions",
@@ -667,6 +671,50 @@ def measure_captions(
     settings = _settings({"user_dict": user_dict, "device": _device_of(captions, device), "threads": threads})
     with open_device(settings.device, settings.threads) as opened:
         return frames.measure_captions(captions, opened, settings.user_dictionaries)
+
+
+def evaluate(
+    models: str | Iterable[str],
+    suite: StrPaths,
+    *,
+    templates: StrPath | None = None,
+    limit: int | None = None,
+    output: StrPath | None = None,
+    resizer: Literal["auto", "dali", "kernel"] = "auto",
+    strict_engines: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> list[Evaluation]:
+    """Measures zero-shot classification and retrieval of models with two towers.
+
+    Args:
+        models: folders with the cards of both towers, the common beginning of their names, `IMAGE_CARD,TEXT_CARD`, or
+            recipes; `@PART` behind one chooses the engines with PART in their name, `@model` none.
+        suite: `demo`, `digits`, or data sets in the layouts that docs/evaluation.md lists.
+        templates: file of templates with `{c}` for the name of a class.
+        limit: only the first pictures of each data set.
+        output: evaluation.json to write.
+        resizer, strict_engines, device, threads, progress: see `curate`.
+
+    Returns:
+        An evaluation for each model: `.rows` with `.metrics`, `.averages`, and `.against(another)` for the differences
+        with their intervals.
+
+    Raises:
+        DanqingError: a model, a data set or an option cannot be used.
+
+    >>> (found,) = evaluate("embedded", "demo", limit=3, device="cpu")
+    >>> found.rows[0].task, found.rows[0].pictures, found.rows[0].texts
+    ('zeroshot_retrieval', 3, 6)
+    """
+    settings = _settings({"resizer": resizer, "strict_engines": strict_engines, "device": device, "threads": threads})
+    chosen = None if templates is None else os.fspath(templates)
+    limit = _positive("limit", limit)
+    found = evaluate_models(_listed(models), _paths(suite), settings, chosen, limit, _progress(progress))
+    if output is not None:
+        write_evaluations(path_of(output), found)
+    return found
 
 
 def _device_of(frame: Any, device: str) -> str:

@@ -43,7 +43,7 @@ from danqing.trt_models.run.session import Session
 
 def verify(
     card: Card, engine: Engine, inputs: Iterable[str], recipe: Recipe, settings: Settings, pairs: int,
-    wanted: dict[str, float], checkpoint: Path | None = None,
+    wanted: dict[str, float], checkpoint: Path | None = None, drop: float | None = None,
 ) -> Engine:  # fmt: skip
     """Measures an engine's parity and stores it in the engine's JSON.
 
@@ -54,8 +54,9 @@ def verify(
         recipe: gives the verdicts; uses the model.
         settings: the device, threads and limits.
         pairs: the number of pairs to compare, from the start of the inputs.
-        wanted: the limits, `cosine_mean` and `flips`.
+        wanted: the limits, `cosine_mean` and `flips`, and `drop` if it is given.
         checkpoint: the folder that the model was exported from, to also time it in PyTorch; None: not timed.
+        drop: see `Parity`.
 
     Returns:
         The engine with its parity.
@@ -79,7 +80,7 @@ def verify(
     parity = Parity(
         sum(map(len, batches)), float(found.min()), float(found.mean()), flips, compiled.rate, model.rate,
         recipe.name, engine.target, str(runtime_version(engine.runtime)), wanted, torch,
-        DIFFERENCE if classifies else COSINE,
+        DIFFERENCE if classifies else COSINE, drop,
     )  # fmt: skip
     engine = replace(engine, parity=parity)
     Engines(card).note(engine)

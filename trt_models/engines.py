@@ -56,9 +56,10 @@ class Parity:
         rate, reference_rate: rows per second of the engine and of ONNX Runtime in float32.
         recipe: name of the recipe.
         target, runtime_version: the device's target and the runtime's version of the measurement.
-        wanted: the limits of `cosine_mean` (minimum) and `flips` (maximum).
+        wanted: the limits of `cosine_mean` (minimum), `flips` and, if it was evaluated, `drop` (maximum).
         torch_rate: rows per second of PyTorch's model under `torch.compile`; None if not timed.
         measure: `COSINE` of embeddings, `DIFFERENCE` of a classifier's probabilities.
+        drop: by how much the metric of an evaluation that fell most has fallen; None if it was not evaluated.
     """
 
     rows: int
@@ -73,16 +74,19 @@ class Parity:
     wanted: Mapping[str, float] = field(default_factory=lambda: {"cosine_mean": MIN_COSINE, "flips": MAX_FLIPS})
     torch_rate: float | None = None
     measure: str = COSINE
+    drop: float | None = None
 
     def __str__(self) -> str:
+        evaluated = "" if self.drop is None else f"; drop {self.drop:.2%}, allowed {self.wanted['drop']:.2%}"
         return (
             f"mean {self.measure} {self.cosine_mean:.5f}, wanted {self.wanted['cosine_mean']}; "
-            f"flips {self.flips:.2%}, allowed {self.wanted['flips']:.2%}"
+            f"flips {self.flips:.2%}, allowed {self.wanted['flips']:.2%}{evaluated}"
         )
 
     @property
     def passed(self) -> bool:
-        return self.cosine_mean >= self.wanted["cosine_mean"] and self.flips <= self.wanted["flips"]
+        kept = self.drop is None or self.drop <= self.wanted["drop"]
+        return self.cosine_mean >= self.wanted["cosine_mean"] and self.flips <= self.wanted["flips"] and kept
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from cyclopts import CycloptsError, UnknownOptionError
 
-from danqing.engine.cli import inspect, phases, train  # noqa: F401
+from danqing.engine.cli import evaluate, inspect, phases, train  # noqa: F401
 from danqing.engine.cli.app import GENERAL, app, command
 from danqing.engine.core.errors import DanqingError
 

@@ -198,6 +198,7 @@ def compile_model(
 @command(
     "danqing models verify chinese-clip-vit-l-14-image --data 'shards/*.tar'",
     "danqing models verify open-nsfw int8 --data shards/ --min-cosine 0.99",
+    "danqing models verify siglip2-b-16-256-image fp8 --data shards/ --suite ELEVATER --max-drop 0.005",
     group=MODELS,
     parent=models,
 )
@@ -229,22 +230,42 @@ def verify(
             help="The checkpoint it was exported from, to compare the speed of torch.compile.",
         ),
     ] = None,
+    suite: Annotated[
+        tuple[str, ...],
+        Parameter(
+            metavar="DIR|NAME",
+            n_tokens=1,
+            help="Also evaluate both towers with and without the engine, as `danqing evaluate`; repeatable.",
+        ),
+    ] = (),
+    max_drop: Annotated[
+        float, Parameter(metavar="X", validator=number_from(0, 1), help="Largest fall of a metric of --suite.")
+    ] = 0.01,
     threads: Threads = None,
     recipe: RecipeOptions = RecipeOptions(),
 ) -> int:
     """Measure on real pairs how closely an engine agrees with its model.
 
-    The exit status is 1 if parity fails.
+    The exit status is 1 if parity fails, or a metric of the suite falls by more than --max-drop.
     """
-    from danqing.engine.report.terminal import print_parity
+    from danqing.engine.evaluate.models import compare_engine
+    from danqing.engine.evaluate.results import compare
+    from danqing.engine.report.evaluations import print_evaluations
+    from danqing.engine.report.terminal import ProgressBar, print_parity
     from danqing.engine.run.settings import Settings
-    from danqing.profiling.parity import verify
+    from danqing.profiling.parity import role_and_recipe, verify
     from danqing.trt_models.engines import Engines
 
     card, found = _engine(name, engine)
     wanted = {"cosine_mean": min_cosine, "flips": max_flips}
-    settings = Settings(threads=threads)
-    found = verify(card, found, data, recipe_with(name, recipe), settings, pairs, wanted, checkpoint)
+    settings, chosen, drop = Settings(threads=threads), recipe_with(name, recipe), None
+    if suite:
+        role, _ = role_and_recipe(card, chosen)
+        evaluations = compare_engine(role, chosen, found, suite, settings, ProgressBar)
+        compared = compare(evaluations)
+        print_evaluations(evaluations, compared)
+        drop, wanted["drop"] = compared.largest_drop[0], max_drop
+    found = verify(card, found, data, chosen, settings, pairs, wanted, checkpoint, drop)
     print_parity(found)
     if found.parity is None or not found.parity.passed:
         if [entry.name for entry in Engines(card).active(found.target)[:1]] == [found.name]:

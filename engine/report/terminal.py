@@ -371,6 +371,8 @@ def print_parity(engine: Engine) -> None:
     table.add_row(f"mean {parity.measure}", f"{parity.cosine_mean:.6f}", f"≥ {parity.wanted['cosine_mean']}")
     table.add_row(f"least {parity.measure}", f"{parity.cosine_min:.6f}", "")
     table.add_row("verdicts that change", f"{parity.flips:.3%}", f"≤ {parity.wanted['flips']:.3%}")
+    if parity.drop is not None:
+        table.add_row("largest fall of a metric", f"{parity.drop:.3%}", f"≤ {parity.wanted['drop']:.3%}")
     ratio = parity.rate / parity.reference_rate if parity.reference_rate else 0
     table.add_row("rows a second", f"{parity.rate:,.1f}", f"(fp32: {parity.reference_rate:,.1f}, {ratio:.2f} ×)")
     if parity.torch_rate:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.evaluate.datasets import Dataset
 from danqing.engine.evaluate.evaluation import Evaluation, evaluate
-from danqing.engine.evaluate.suites import Dataset, open_suite, read_digits, read_templates
+from danqing.engine.evaluate.formats import read_templates
+from danqing.engine.evaluate.suites import open_suite, read_digits
 from tests.engine.evaluate.conftest import (
     ColourTowers,
     captions,
