@@ -15,7 +15,7 @@ from rich.table import Table
 
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.demo.crawl import photographs
-from danqing.engine.evaluate.evaluation import read_evaluation
+from danqing.engine.evaluate.results import read_evaluation
 from danqing.engine.phases import curate, write_run
 from danqing.engine.recipe.criteria import Criterion
 from danqing.engine.recipe.reading import load_recipe

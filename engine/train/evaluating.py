@@ -12,7 +12,8 @@ from torch.utils.dlpack import from_dlpack
 
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.text_column import TextColumn
-from danqing.engine.evaluate.evaluation import Evaluation, evaluate
+from danqing.engine.evaluate.evaluation import evaluate
+from danqing.engine.evaluate.results import Evaluation
 from danqing.engine.evaluate.suites import Suite
 from danqing.engine.train.loader import PictureReader
 from danqing.engine.train.model import Source, Towers

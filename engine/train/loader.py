@@ -213,7 +213,8 @@ class Loader:
         found, tokens = from_dlpack(pixels), torch.from_numpy(ids.astype(np.int64))
         if self.device.type == "cpu":
             return found, tokens
-        stream = torch.cuda.Stream(self.device)  # the training's own stream has a queue of kernels to wait for
+        open_stream: Any = torch.cuda.Stream
+        stream = open_stream(self.device)  # the training's own stream has a queue of kernels to wait for
         with torch.cuda.stream(stream):
             device.wait()
             found = found.clone() if found.is_cuda else found.pin_memory().to(self.device, non_blocking=True)

@@ -19,7 +19,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, read_json, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.storage import RemotePath
-from danqing.engine.evaluate.evaluation import write_evaluations
+from danqing.engine.evaluate.results import write_evaluations
 from danqing.engine.evaluate.suites import Suite, open_suite
 from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.log import logging_to

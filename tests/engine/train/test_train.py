@@ -18,7 +18,8 @@ from danqing.engine.cli.main import main
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.text_column import TextColumn
-from danqing.engine.evaluate.evaluation import evaluate, read_evaluation
+from danqing.engine.evaluate.evaluation import evaluate
+from danqing.engine.evaluate.results import read_evaluation
 from danqing.engine.evaluate.suites import open_suite
 from danqing.engine.evaluate.towers import open_towers
 from danqing.engine.train.evaluating import trained_towers
