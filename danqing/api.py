@@ -680,7 +680,7 @@ def train(
         log_to=tuple(_listed(log_to)), suite=evaluate, every=every,
     )  # fmt: skip
     folders = [path_of(run) for run in _paths(runs)]
-    found: Path = loop.train(folders, Path(checkpoint), path_of(output), chosen, options, _progress(progress)).model
+    found: Path = loop.train(folders, path_of(checkpoint), path_of(output), chosen, options, _progress(progress)).model
     return found
 
 

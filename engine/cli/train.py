@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from danqing.engine.cli.app import RUNS, command
+from danqing.engine.cli.app import MODELS, command
 from danqing.engine.cli.options import (
     MONITORING,
     LocalFolder,
@@ -49,7 +49,7 @@ class JournalOptions:
     "danqing train out --from siglip2-base-patch16-256 -o trained --set batch=768",
     "torchrun --nproc-per-node 8 -m danqing.engine.cli.main train out --from checkpoint -o trained --set batch=6144",
     "danqing models export trained/model",
-    group=RUNS,
+    group=MODELS,
 )
 def train(
     runs: Annotated[list[Path], Parameter(metavar="RUN", converter=to_paths, help="Folders of written runs.")],

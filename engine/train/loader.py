@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -151,8 +151,8 @@ class Loader:
         try:
             for step in steps:
                 places = self.order.places(step, *self.part)
-                wanted = {shard for window in {(p.epoch, p.window): p for p in places}.values()
-                          for shard in self.order.window_of(window)}  # fmt: skip
+                windows = {(place.epoch, place.window): place for place in places}.values()
+                wanted = {shard for place in windows for shard in self.order.window_of(place)}
                 for number in opened.keys() - wanted:
                     opened.pop(number).close()
                 missing = sorted(wanted - opened.keys())
@@ -210,14 +210,16 @@ class Loader:
 
     def _to_torch(self, device: Device, pixels: Any, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Hands a batch to PyTorch; on a GPU in memory of its own, since CuPy frees its in the order of its stream."""
-        tokens = torch.from_numpy(ids.astype(np.int64))
-        external: Any = torch.cuda.ExternalStream
-        stream = external(device.stream) if device.kind == "cuda" else None
-        with torch.cuda.stream(stream) if stream else nullcontext():
-            found = from_dlpack(pixels)
-            found = found.clone() if device.kind == "cuda" else found.to(self.device)
-            tokens = tokens.to(self.device)
-        device.wait()
+        found, tokens = from_dlpack(pixels), torch.from_numpy(ids.astype(np.int64))
+        if self.device.type == "cpu":
+            return found, tokens
+        open_stream: Any = torch.cuda.Stream
+        stream = open_stream(self.device)  # the training's own stream has a queue of kernels to wait for
+        with torch.cuda.stream(stream):
+            device.wait()
+            found = found.clone() if found.is_cuda else found.pin_memory().to(self.device, non_blocking=True)
+            tokens = tokens.pin_memory().to(self.device, non_blocking=True)
+        stream.synchronize()
         return found, tokens
 
 

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, read_json, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
+from danqing.engine.core.storage import RemotePath
 from danqing.engine.evaluate.datasets import Suite
 from danqing.engine.evaluate.results import write_evaluations
 from danqing.engine.evaluate.suites import open_suite
@@ -46,7 +47,7 @@ class TrainOptions:
 
     Attributes:
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
-        threads: host threads of a process; None: all cores.
+        threads: host threads of a process, on a CPU also of PyTorch; None: all cores.
         decode: `cpu`: decode pictures on the host; `auto`: on the device.
         compile: compile the towers with torch.compile; None: on a GPU.
         log_to: `tensorboard`, `wandb`, `trackio`.
@@ -110,6 +111,11 @@ def train(
         DanqingError: a run is not written, the checkpoint is not that of a SigLIP, or `output` holds another training.
     """
     options = options or TrainOptions()
+    if options.every and not options.suite:
+        raise DanqingError("--every N is how often to evaluate: name a suite with --evaluate")
+    for folder in (checkpoint, output):
+        if isinstance(folder, RemotePath):
+            raise DanqingError(f"{folder}: a training reads its checkpoint from a local folder, and writes to one")
     with joined_ranks(options.device, options.decode) as ranks, ExitStack() as stack:
         if ranks.is_first:
             stack.enter_context(lock_folder(output))
@@ -184,6 +190,8 @@ class _Training:
     def _train(self, shown: Progress) -> None:
         ranks, recipe = self.ranks, self.recipe
         torch.manual_seed(recipe.seed)
+        if ranks.device.type == "cpu" and self.options.threads:
+            torch.set_num_threads(self.options.threads)
         model = self.source.load().to(ranks.device).train()
         towers, optimizer = Towers(model), adamw(model, recipe, ranks.device)
         checkpoints = Checkpoints(self.output / CHECKPOINTS, recipe.keep_every_steps)

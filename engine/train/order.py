@@ -62,7 +62,7 @@ class Place:
     position: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # its hash, a key of the caches below, must not read all rows
 class Order:
     """The sequence of the pairs.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from danqing.engine.demo import run_demo
 from danqing.engine.demo.comparison import Judgement, judge, roc_area
 from danqing.engine.demo.crawl import CLEAN, FOLDER, MISMATCH, build_crawl, pairs, photographs
 from danqing.engine.demo.defects import DEFECTS
+from danqing.engine.demo.training import verdict
 from danqing.engine.phases import decide_run
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.folder import Run
@@ -114,3 +116,11 @@ def test_roc_area_of_known_orders() -> None:
     assert roc_area([3, 4], [1, 2]) == 0
     assert roc_area([1, 1], [1, 1]) == 0.5
     assert roc_area([1, 3], [2, 4]) == 0.75
+
+
+def test_curation_helped_only_if_every_seed_agrees() -> None:
+    assert verdict(np.array([0.1, 0.2, 0.3])).startswith(
+        "curation helped for every seed: mean recall +0.200, from +0.1"
+    )
+    assert verdict(np.array([-0.1, -0.2])).startswith("curation harmed for every seed")
+    assert verdict(np.array([-0.1, 0.3])).startswith("the seeds do not agree")

@@ -46,7 +46,7 @@ def test_unseen_digits_are_named(tmp_path: Path) -> None:
     (suite / "label_cn.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     start = write_checkpoint(tmp_path / "checkpoint", captions, width=64)
     recipe = load_train_recipe("danqing", SETTINGS)
-    trained = train([run], start, tmp_path / "out", recipe, TrainOptions("cpu", 2))
+    trained = train([run], start, tmp_path / "out", recipe, TrainOptions("cpu", 1))
     before, after = accuracy(start, suite), accuracy(trained.model, suite)
     print(f"\nzero-shot accuracy on {len(labels) - TRAINED} unseen digits: {before:.3f}, after 500 steps {after:.3f}")
     assert before < 0.3 and after >= 0.8

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import cycle, islice, repeat
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +39,14 @@ from danqing.trt_models.run.tokenizer import SentencePiece
 MODELS = ("siglip2-b-32-256", "siglip2-b-16-256", "siglip2-l-16-256")
 STEPS, WARM_UP_STEPS, BATCH = {"cpu": 3, "cuda": 60}, {"cpu": 1, "cuda": 10}, {"cpu": 4, "cuda": 768}
 SHARD_PAIRS = 1000
+OPEN_CLIP = """
+from danqing.profiling.bench.published import mend_torchvision
+mend_torchvision()
+import sys
+from open_clip_train.main import main
+main(sys.argv[1:])
+"""
+OPEN_CLIP_RATE = re.compile(r", ([\d.]+)/s, ")
 GOAL = "≥ 0.95 for B/16 and L/16; B/32 is bound by decoding"
 
 
@@ -43,6 +56,7 @@ def measure(job: Job) -> Iterator[Figure]:
     batch = BATCH[device.type]
     shards = _shards(job, max(job.pairs, batch))
     tokenizer = _tokenizer(job)
+    yield _open_clip(job, shards, batch, device)
     for name in MODELS if device.type == "cuda" else ("small",):
         yield from _measure_model(name, job, device, shards, tokenizer)
         if device.type == "cuda":
@@ -102,6 +116,25 @@ def _measure_model(
             yield Figure(f"{name}, {source} ÷ tensors", rates[source] / rates["tensors"], "", GOAL)
     if device.type == "cuda":
         yield Figure(f"{name}, peak memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
+
+
+def _open_clip(job: Job, shards: list[TrainShard], batch: int, device: torch.device) -> Figure:
+    """Measures open_clip on the same tars: B/16 at 256 pixels with CLIP's text tower, whose tokenizer it ships."""
+    name = "open_clip, ViT-B-16 at 256 with CLIP's text tower, from shards, 16 workers"
+    if not (find_spec("open_clip_train") and find_spec("webdataset")):
+        return Figure(name, "not installed: pip install open_clip_torch 'webdataset<=0.2.86'")
+    tars = "::".join(str(shard.table.with_suffix(".tar")) for shard in shards)
+    pairs = STEPS[device.type] * batch
+    options = {"train-data": tars, "dataset-type": "webdataset", "train-num-samples": pairs, "batch-size": batch,
+               "epochs": 1, "workers": min(16, len(shards)), "model": "ViT-B-16", "force-image-size": 256,
+               "precision": "fp32" if device.type == "cpu" else "amp_bf16", "device": device.type,
+               "log-every-n-steps": 1, "logs": job.scratch / "open_clip", "save-frequency": 0}  # fmt: skip
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_CLIP, *words, "--siglip", "--dataset-resampled"], capture_output=True, text=True
+    )
+    rates = [float(rate) for rate in OPEN_CLIP_RATE.findall(done.stderr + done.stdout)][WARM_UP_STEPS[device.type] :]
+    return Figure(name, median(rates) if rates else f"ended with {done.returncode}: {done.stderr[-300:]}", "pairs/s")
 
 
 def _wait(device: torch.device) -> None:

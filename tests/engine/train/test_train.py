@@ -18,7 +18,8 @@ from danqing.engine.cli.main import main
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.text_column import TextColumn
-from danqing.engine.evaluate.evaluation import evaluate, read_evaluation
+from danqing.engine.evaluate.evaluation import evaluate
+from danqing.engine.evaluate.results import read_evaluation
 from danqing.engine.evaluate.suites import open_suite
 from danqing.engine.evaluate.towers import open_towers
 from danqing.engine.train.evaluating import trained_towers
@@ -33,7 +34,7 @@ from danqing.engine.train.shards import find_shards
 from tests.engine.train.material import COLOURS, journal, planted_pairs, write_checkpoint, write_run
 
 RECIPE = load_train_recipe("danqing", ["batch=64", "learning_rate=3e-3", "warm_up_steps=5", "steps=100", "log_steps=1"])
-CPU = TrainOptions(device="cpu", threads=2)
+CPU = TrainOptions(device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +238,7 @@ def test_wrong_calls_of_the_command(run: Path, checkpoint: Path, capsys: pytest.
         (["--set", "warmup=5"], "--set warmup=5: unknown key 'warmup'; did you mean 'warm_up_steps'?"),
         (["--recipe", "danqin"], "no training recipe 'danqin': did you mean 'danqing'?"),
         (["--evaluate", "digit", "--set", "batch=8"], "--suite digit: no such file or folder"),
+        (["--every", "5", "--set", "batch=8"], "--every N is how often to evaluate: name a suite with --evaluate"),
         (["--recaption-share", "2"], "It must be a number from 0 to 1."),
     ):
         assert main([*command, *options]) == 2
