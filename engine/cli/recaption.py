@@ -111,11 +111,11 @@ def recaption(
             part=task, metrics=(metrics_port, metrics_address),
         )  # fmt: skip
     noted = opened.manifest[NOTE]
-    outcomes = noted.get("outcomes")
-    result = {"folder": run, **{name: noted.get(name) for name in ("model", "prompt_hash")}, "complete": bool(outcomes)}
+    outcomes, complete = noted.get("outcomes"), "verdicts" in noted
+    result = {"folder": run, **{name: noted.get(name) for name in ("model", "prompt_hash")}, "complete": complete}
     if out.finish({**result, "outcomes": outcomes}):
         return
-    if outcomes is None:
+    if not complete:
         print(f"{run}: part {part} is recaptioned; recaptions of other parts are missing")
         return
     listed = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())

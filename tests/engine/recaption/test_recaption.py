@@ -9,8 +9,11 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,8 +21,10 @@ from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import silent
 from danqing.engine.phases import curate, decide_run, recaption_run, write_run
+from danqing.engine.recaption import recaptioning
 from danqing.engine.recaption.ledger import RecaptionLedger
 from danqing.engine.recaption.prompts import Prompt
+from danqing.engine.recaption.recaptioning import KeptRow
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.part import TaskPart
@@ -180,6 +185,25 @@ def test_other_verdicts_ask_for_new_pairs_only(run: Run, play: Play, capsys: pyt
     assert run.table_path(0).exists()
     write_run(run, progress=silent)
     assert pq.read_table(run.table_path(0))["recaption"].null_count == 0
+
+
+def test_features_that_are_the_embedding_spare_the_image_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = pa.schema([("alignment_distance", pa.float32()), ("words", pa.int32())])
+    monkeypatch.setattr(recaptioning, "scores_schema", lambda run, number: schema)
+    recipe = load_recipe("embedded")
+    stages = [step.stage.name for step in recaptioning._plan(run, recipe)[0].steps]
+    assert {"decode", "image embedding", "alignment"} <= {*stages}  # the model has features beside its embedding
+    monkeypatch.setattr(recaptioning, "load_card", lambda name: SimpleNamespace(outputs={"embedding": ""}))
+    plan, is_given = recaptioning._plan(run, recipe)
+    assert is_given and {step.stage.name for step in plan.steps} == {
+        "caption", "refine", "tokens", "text embedding", "alignment",
+    }  # fmt: skip
+    scores = pq.read_table(run.scores_path(0))
+    rows = pa.array([-1, *range(len(scores) - 1)], pa.int32())
+    pq.write_table(scores.set_column(scores.column_names.index("feature_row"), "feature_row", rows), run.scores_path(0))
+    np.save(run.features_path(0), np.eye(len(scores) - 1, dtype=np.float16) * 2)
+    found = recaptioning._Features(run).of([KeptRow(0, 3, "", b""), KeptRow(0, 1, "", b"")])
+    assert found.dtype == np.float32 and np.argwhere(found == 1).tolist() == [[0, 2], [1, 0]]
 
 
 def test_parts_share_the_work(run: Run, play: Play) -> None:
