@@ -29,9 +29,9 @@ from danqing.engine.recaption.prompts import FIELD
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.plan import Plan, make_plan
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
-from danqing.engine.run.folder import Run
+from danqing.engine.run.folder import RECAPTIONED, Run
 from danqing.engine.run.part import TaskPart
-from danqing.engine.run.recaptions import EMPTY, NOTE, identity_of, recaptions_table
+from danqing.engine.run.recaptions import EMPTY, identity_of, recaptions_table
 from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table
 from danqing.engine.score.loop import run_stages
 from danqing.engine.sources import Shard
@@ -112,9 +112,9 @@ def recaption(
     waiting = [shard for shard in own if len(asking.missing(shard.number)[1])]
     spent = _ask(asking, waiting, progress, spans, watch) if waiting else {}
     with run.locked_manifest(part):
-        noted = run.manifest[NOTE]
+        noted = run.manifest[RECAPTIONED]
         if spent:
-            run.note(NOTE, **{name: round(noted.get(name, 0) + value, 3) for name, value in spent.items()})
+            run.note(RECAPTIONED, **{name: round(noted.get(name, 0) + value, 3) for name, value in spent.items()})
         return _note_result(run, asking.question.identity)
 
 
@@ -141,7 +141,7 @@ def _ask(
 
 def _note_question(run: Run, question: Question, again: bool) -> None:
     """Notes what is asked; refuses another question than that of the recaptions that are there."""
-    noted: dict[str, Any] = run.manifest.get(NOTE, {})
+    noted: dict[str, Any] = run.manifest.get(RECAPTIONED, {})
     identity = question.identity
     differences = [
         f"{name}: {noted.get(name)} there, {value} here"
@@ -155,7 +155,7 @@ def _note_question(run: Run, question: Question, again: bool) -> None:
             + "\n--again asks for all of them anew"
         )
     if differences or not noted:
-        run.manifest[NOTE] = {**identity, "prompt": question.prompt}
+        run.manifest[RECAPTIONED] = {**identity, "prompt": question.prompt}
         run.save()
 
 
@@ -305,6 +305,6 @@ def _note_result(run: Run, identity: Mapping[str, Any]) -> bool:
         for kind in ("prompt_tokens", "completion_tokens"):
             tokens[kind] += sum(table[kind].drop_null().to_pylist())
     noted = {"verdicts": verdicts_digest(read_verdicts(run)), "outcomes": dict(sorted(outcomes.items())), **tokens}
-    if run.manifest[NOTE] | noted != run.manifest[NOTE]:
-        run.note(NOTE, **noted)
+    if run.manifest[RECAPTIONED] | noted != run.manifest[RECAPTIONED]:
+        run.note(RECAPTIONED, **noted)
     return True
