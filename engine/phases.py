@@ -152,7 +152,8 @@ def _finish_scoring(run: Run, damage: Sequence[Damage]) -> None:
     """Settles a run whose shards all have scores, unless it is settled, and collects what SCORE found in the inputs."""
     if not run.manifest["counts"]:
         settle(run)
-        remove_tree(run.folder / ANSWERS)  # they are in the scores
+        if "vlm" in run.manifest:
+            remove_tree(run.folder / ANSWERS)  # they are in the scores
         run.note("counts", scored_shards=len(run.shards))
     _collect_damage(run, damage)
 

@@ -33,7 +33,9 @@ def recipe_with(name: str, options: RecipeOptions) -> Recipe:
     from danqing.engine.recipe.reading import builtin_names
 
     if options.recipe:
-        return options.load()
+        recipe = options.load()
+        asking = recipe.judgments  # of another model, behind an endpoint
+        return replace(recipe, criteria=tuple(c for c in recipe.criteria if c not in asking))
     for builtin in reversed(builtin_names()):
         recipe = options.load(builtin)
         if name in recipe.models.values():

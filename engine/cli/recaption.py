@@ -91,9 +91,8 @@ def recaption(
     """
     from danqing.engine.phases import recaption_run
     from danqing.engine.recaption.prompts import open_prompt
-    from danqing.engine.run.folder import Run
+    from danqing.engine.run.folder import RECAPTIONED, Run
     from danqing.engine.run.part import TaskPart
-    from danqing.engine.run.recaptions import NOTE
     from danqing.engine.run.settings import server_from
 
     storage = StorageOptions(cache=cache)
@@ -110,12 +109,12 @@ def recaption(
             opened, server, prompt, asking.again, machine.chosen, machine.threads,
             part=task, metrics=(metrics_port, metrics_address),
         )  # fmt: skip
-    noted = opened.manifest[NOTE]
-    outcomes = noted.get("outcomes")
-    result = {"folder": run, **{name: noted.get(name) for name in ("model", "prompt_hash")}, "complete": bool(outcomes)}
+    noted = opened.manifest[RECAPTIONED]
+    outcomes, complete = noted.get("outcomes"), "verdicts" in noted
+    result = {"folder": run, **{name: noted.get(name) for name in ("model", "prompt_hash")}, "complete": complete}
     if out.finish({**result, "outcomes": outcomes}):
         return
-    if outcomes is None:
+    if not complete:
         print(f"{run}: part {part} is recaptioned; recaptions of other parts are missing")
         return
     listed = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())

@@ -228,7 +228,7 @@ WRITTEN = (
 )  # fmt: skip
 """Columns that WRITE adds to the scores of the kept pairs (`engine.core.similarity`)."""
 
-RECAPTIONED = (
+ANSWERED = (
     Column("row", pa.int32(), "row of the shard; only kept rows are here", COUNT, file="recaptions"),
     Column("uid", pa.string(), "uid of the row", file="recaptions"),
     Column("recaption", pa.string(), "the model's caption as it came; null if there is none", file="recaptions"),

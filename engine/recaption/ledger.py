@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danqing.engine.core.batch import Batch
-from danqing.engine.core.columns import RECAPTIONED
+from danqing.engine.core.columns import ANSWERED
 from danqing.engine.core.files import commit
 from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
@@ -97,7 +97,7 @@ class RecaptionLedger:
             {**answer._asdict(), "row": row, "uid": uid, "recaption": recaption}
             for row, uid, (recaption, answer) in zip(batch["row"].tolist(), batch["uid"], answers, strict=True)
         ]
-        schema = pa.schema([(column.name, column.type) for column in RECAPTIONED])
+        schema = pa.schema([(column.name, column.type) for column in ANSWERED])
         table = pa.Table.from_pylist(records, schema)
         measured = batch["error"].count(None) == len(batch) and all(name in batch for name in self.measured)
         for name, kind in self.measured.items():

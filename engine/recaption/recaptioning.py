@@ -29,9 +29,9 @@ from danqing.engine.recaption.prompts import FIELD
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.plan import Plan, make_plan
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
-from danqing.engine.run.folder import Run
+from danqing.engine.run.folder import RECAPTIONED, Run
 from danqing.engine.run.part import TaskPart
-from danqing.engine.run.recaptions import EMPTY, NOTE, identity_of, recaptions_table
+from danqing.engine.run.recaptions import EMPTY, identity_of, recaptions_table
 from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table
 from danqing.engine.score.loop import run_stages
 from danqing.engine.sources import Shard
@@ -44,6 +44,8 @@ from danqing.trt_models.card import load_card
 
 BATCH_ROWS = 256
 """Maximum number of answered rows that the stages get at once."""
+BATCH_SECONDS = 5.0
+"""Interval after which the stages get fewer rows, so that progress is seen with a slow model, too."""
 NEWS_SECONDS = 30.0
 """Interval between lines about queue, tokens and errors."""
 GIVEN = ("shard", "row", "uid", "caption", ENCODED, "image_bytes", "text_bytes", "error", ANSWER)
@@ -110,9 +112,9 @@ def recaption(
     waiting = [shard for shard in own if len(asking.missing(shard.number)[1])]
     spent = _ask(asking, waiting, progress, spans, watch) if waiting else {}
     with run.locked_manifest(part):
-        noted = run.manifest[NOTE]
+        noted = run.manifest[RECAPTIONED]
         if spent:
-            run.note(NOTE, **{name: round(noted.get(name, 0) + value, 3) for name, value in spent.items()})
+            run.note(RECAPTIONED, **{name: round(noted.get(name, 0) + value, 3) for name, value in spent.items()})
         return _note_result(run, asking.question.identity)
 
 
@@ -139,7 +141,7 @@ def _ask(
 
 def _note_question(run: Run, question: Question, again: bool) -> None:
     """Notes what is asked; refuses another question than that of the recaptions that are there."""
-    noted: dict[str, Any] = run.manifest.get(NOTE, {})
+    noted: dict[str, Any] = run.manifest.get(RECAPTIONED, {})
     identity = question.identity
     differences = [
         f"{name}: {noted.get(name)} there, {value} here"
@@ -153,7 +155,7 @@ def _note_question(run: Run, question: Question, again: bool) -> None:
             + "\n--again asks for all of them anew"
         )
     if differences or not noted:
-        run.manifest[NOTE] = {**identity, "prompt": question.prompt}
+        run.manifest[RECAPTIONED] = {**identity, "prompt": question.prompt}
         run.save()
 
 
@@ -217,7 +219,7 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
     client, device, limit = asking.client, asking.context.device, asking.context.memory.encoded
     make, features = asking.question.body(), _Features(asking.run)
     waiting: list[_AnsweredRow] = []
-    size, news = 0, time.monotonic()
+    size, news, yielded = 0, time.monotonic(), time.monotonic()
     for row, reply in client.ask(rows, lambda row: make(row.image), asking.context.stopped):
         answer = read_answer(reply)
         text = field_of(answer.text, FIELD) if answer.text else None
@@ -228,14 +230,15 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
         else:
             waiting.append((row, text, answer))
             size += len(row.image)
-        if waiting and (len(waiting) == BATCH_ROWS or size > limit or not client.counts.waiting):
+        now, is_last = time.monotonic(), not client.counts.waiting
+        if waiting and (len(waiting) == BATCH_ROWS or size > limit or now - yielded > BATCH_SECONDS or is_last):
             batch = _batch(waiting)
             if is_given:
                 batch["image_embedding"] = device.up(features.of([row for row, _, _ in waiting]))
             yield batch
-            waiting, size = [], 0
-        if time.monotonic() - news > NEWS_SECONDS:
-            news = time.monotonic()
+            waiting, size, yielded = [], 0, now
+        if now - news > NEWS_SECONDS:
+            news = now
             ledger.progress.say(_news(client, ledger))
 
 
@@ -302,6 +305,6 @@ def _note_result(run: Run, identity: Mapping[str, Any]) -> bool:
         for kind in ("prompt_tokens", "completion_tokens"):
             tokens[kind] += sum(table[kind].drop_null().to_pylist())
     noted = {"verdicts": verdicts_digest(read_verdicts(run)), "outcomes": dict(sorted(outcomes.items())), **tokens}
-    if run.manifest[NOTE] | noted != run.manifest[NOTE]:
-        run.note(NOTE, **noted)
+    if run.manifest[RECAPTIONED] | noted != run.manifest[RECAPTIONED]:
+        run.note(RECAPTIONED, **noted)
     return True

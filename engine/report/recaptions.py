@@ -14,8 +14,8 @@ from danqing.engine.core.similarity import similarity_of
 from danqing.engine.report.figures import Plot, Series, choose_scale, histogram, number
 from danqing.engine.report.galleries import Place
 from danqing.engine.report.tiles import MAX_CAPTION, Tile, Tiles
-from danqing.engine.run.folder import Run
-from danqing.engine.run.recaptions import NOTE, recaptions_table
+from danqing.engine.run.folder import RECAPTIONED, Run
+from danqing.engine.run.recaptions import recaptions_table
 from danqing.engine.run.tables import scores_schema, scores_table
 
 ALIGNMENTS = ("recaption_alignment", "alignment_distance")
@@ -66,7 +66,7 @@ def recaption_view(run: Run, tiles: Tiles, places: Sequence[Place]) -> Recaption
         tiles: those of the rows to show.
         places: these rows.
     """
-    noted = run.manifest[NOTE]
+    noted = run.manifest[RECAPTIONED]
     total = max(sum(noted["outcomes"].values()), 1)
     outcomes = ", ".join(f"{count:,} {name} ({count / total:.1%})" for name, count in noted["outcomes"].items())
     facts = [

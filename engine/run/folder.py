@@ -27,6 +27,8 @@ MERGED = "merged"
 """Key of the manifest of a run that was made by merging others; lists them."""
 TASKS = "tasks"
 """Key of the manifest of a run that tasks of a job array score: their number (N of `--part I/N`)."""
+RECAPTIONED = "recaptioned"
+"""Key of the manifest of a run with recaptions; has `verdicts`, their digest, if all that they keep is recaptioned."""
 REQUIRED = {"recipe": dict, "recipe_hash": str, "layout": dict, "shards": list, "models": dict, "versions": dict}
 """Keys that every run.json has, and their types."""
 
@@ -329,6 +331,9 @@ def finished_work(folder: Path) -> str:
         if (folder / "run.json").exists():
             run = Run.open(folder)
             if "decided" in run.manifest and not run.unscored():
+                if "verdicts" not in run.manifest.get(RECAPTIONED, {"verdicts": ""}):
+                    done = sum(1 for _ in (folder / "recaptions").glob("[!.]*.parquet"))
+                    return f"{done} of {len(run.shards)} shards of {folder} are recaptioned"
                 written = "written" in run.manifest
                 return f"{folder} is scored{', decided and written' if written else ' and decided, not yet written'}"
             return f"{len(run.shards) - len(run.unscored())} of {len(run.shards)} shards of {folder} are scored"

@@ -9,15 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danqing.engine.core.columns import RECAPTIONED
-from danqing.engine.run.folder import Run
+from danqing.engine.core.columns import ANSWERED
+from danqing.engine.run.folder import RECAPTIONED, Run
 from danqing.engine.run.tables import reading
 
-NOTE = "recaptioned"
-"""Key of the manifest. Its `verdicts` is the digest of those that all recaptions are there for."""
 IDENTITY = b"danqing.recaption"
 """Metadata of a file: JSON of what its answers depend on (`engine.stages.vlm.chat.Question.identity`)."""
-EMPTY = pa.schema([(column.name, column.type) for column in RECAPTIONED]).empty_table()
+EMPTY = pa.schema([(column.name, column.type) for column in ANSWERED]).empty_table()
 
 
 def recaption_again(run: Run) -> str:
@@ -27,7 +25,7 @@ def recaption_again(run: Run) -> str:
 
 def are_current(run: Run, verdicts: str) -> bool:
     """Whether there are recaptions for all pairs that the verdicts with a digest keep."""
-    return bool(run.manifest.get(NOTE, {}).get("verdicts") == verdicts)
+    return bool(run.manifest.get(RECAPTIONED, {}).get("verdicts") == verdicts)
 
 
 def recaptions_table(run: Run, number: int, columns: Sequence[str] | None = None) -> pa.Table:

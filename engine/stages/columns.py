@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 from danqing.engine.core.carried import RESERVED
 from danqing.engine.core.columns import (
+    ANSWERED,
     COLUMNS,
     JUDGED,
     MEASURED,
     READ,
-    RECAPTIONED,
     RECIPE_COLUMNS,
     SCORED,
     VERDICTS,
@@ -70,7 +70,7 @@ def page() -> str:
             parts += [f"### {stage.name}", f"Needs {', '.join(f'`{need}`' for need in stage.needs)}.", _table(columns)]
     parts += ["## Added to scores/NNNNN.parquet", _table(SCORED)]
     parts += ["## Added to verdicts/NNNNN.parquet", "Beside `shard`, `row`, `key` and `uid`.", _table(VERDICTS)]
-    parts += ["## recaptions/NNNNN.parquet", _table(RECAPTIONED), _recaptions(), _table(JUDGED)]
+    parts += ["## recaptions/NNNNN.parquet", _table(ANSWERED), _recaptions(), _table(JUDGED)]
     parts += ["## Added to shards/NNNNN.parquet", "Beside the scores; also in each .json of a tar.", _table(WRITTEN)]
     return "\n\n".join(parts) + "\n"
 

@@ -25,9 +25,8 @@ from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
 from danqing.engine.core.storage import remove_tree
-from danqing.engine.run.folder import Run
+from danqing.engine.run.folder import RECAPTIONED, Run
 from danqing.engine.run.part import TaskPart
-from danqing.engine.run.recaptions import NOTE
 from danqing.engine.sources import Sample
 from danqing.engine.write.agreement import agree, forget_agreement
 from danqing.engine.write.card import write_cards
@@ -115,7 +114,7 @@ def write(
     }
     if recaptions := recaptions_digest(verdicts):
         note["recaptions"] = recaptions
-    elif kept and NOTE in run.manifest:
+    elif kept and RECAPTIONED in run.manifest:
         progress.say(
             f"{run.folder} has recaptions, but not for all of its kept pairs, so none are written; `danqing recaption "
             f"{run.folder}` asks for the missing ones"

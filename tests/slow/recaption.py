@@ -1,6 +1,8 @@
 """The demo's kept pictures, captioned by `transformers serve` with a tiny random model: killed, resumed, written, read.
 
-pytest -s tests/slow/recaption.py   (needs transformers[serving] and datasets; DEMO names a finished demo to copy)
+pytest -s -o faulthandler_timeout=0 tests/slow/recaption.py
+
+Needs transformers[serving] and datasets. DEMO names a finished demo to copy.
 """
 
 from __future__ import annotations

@@ -180,7 +180,9 @@ class Client:
         except (UnreachableError, BrokenError) as problem:
             raise DanqingError(f"{endpoint.address}: cannot be reached ({problem}); is the server running?") from None
         if response.status in (401, 403):
-            raise DanqingError(f"{endpoint.address}: {_described(endpoint, response)}: {REFUSED[response.status]}")
+            raise DanqingError(f"{_described(endpoint, response)}: {REFUSED[response.status]}")
+        if response.status >= 500:
+            raise DanqingError(f"{_described(endpoint, response)}; the server may still be loading its model")
         try:
             return [str(model["id"]) for model in json.loads(response.body)["data"]]
         except (ValueError, KeyError, TypeError):
@@ -281,7 +283,7 @@ class Client:
         wait = 0.0
         if response is not None:
             row.problem = _described(endpoint, response)
-            wait = response.retry_after
+            wait = min(response.retry_after, self.timing.dead)
             if response.status == 200:
                 try:
                     content = json.loads(response.body)
@@ -354,9 +356,9 @@ class Client:
         with self._lock:
             self.counts.retries += 1
             if endpoint.rests_until > now:  # another thread has seen the same
-                endpoint.rests_until = max(endpoint.rests_until, now + min(seconds, self.timing.dead))
+                endpoint.rests_until = max(endpoint.rests_until, now + seconds)
                 return
-            endpoint.rests_until = now + (min(seconds, self.timing.dead) or self._pause(endpoint.refusals))
+            endpoint.rests_until = now + (seconds or self._pause(endpoint.refusals))
             endpoint.refusals += 1
 
     def _pause(self, tries: int) -> float:

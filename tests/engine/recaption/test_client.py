@@ -79,7 +79,9 @@ def test_a_row_that_fails_does_not_stop_the_others() -> None:
         (Play(always="broken"), f"{MAX_GIVEN_UP} pictures one after the other were given up, the last one since http"),
         (Play(always="busy"), "no endpoint has answered for 1 s: http.*HTTP 429: played busy"),
         (Play(always="key"), "HTTP 401: played key: .*: the key is missing or wrong"),
-        (Play(models=""), "serves none|--vlm-model names one of its models: none"),
+        (Play(models=""), r"HTTP 500: \{\}; the server may still be loading its model"),
+        (Play(models='{"data": []}'), "--vlm-model names one of its models: none"),
+        (Play(models="<html>"), "--vlm-model names one of its models: none"),
         (Play(models='{"data": [{"id": "a"}, {"id": "b"}]}'), "--vlm-model names one of its models: a, b"),
     ],
 )

@@ -11,13 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from danqing.engine.cli.main import main
+from danqing.engine.core.columns import TABLE_COLUMNS
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import silent
 from danqing.engine.phases import decide_run, score_inputs
+from danqing.engine.recipe.plan import decidable
 from danqing.engine.recipe.reading import Recipe, load_recipe
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.stages.columns import known_columns
+from danqing.engine.stages.patterns import stages_for
 from danqing.engine.stages.vlm.client import Server, Timing
 from tests.conftest import picture
 from tests.fault_server import Play, serving
@@ -100,6 +103,11 @@ def test_a_recipe_is_read_back(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
     assert [criterion.prompt for criterion in recipe.judgments] == ["图片上有水印吗？", "How beautiful, 1 to 10?"]
     assert recipe.to_dict()["criteria"]["watermark"]["vlm"] == {"prompt": "图片上有水印吗？", "answer": "yes-no"}
+
+
+def test_tables_of_urls_leave_questions_for_later(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, CRITERIA + "  words: {min: 1}\n")
+    assert [c.name for c in decidable(recipe, stages_for(recipe), TABLE_COLUMNS).criteria] == ["words"]
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,26 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.progress import silent
+from danqing.engine.core.progress import Silent, silent
 from danqing.engine.phases import curate, decide_run, recaption_run, write_run
+from danqing.engine.recaption import recaptioning
 from danqing.engine.recaption.ledger import RecaptionLedger
+from danqing.engine.recaption.metrics import WatchedClient
 from danqing.engine.recaption.prompts import Prompt
+from danqing.engine.recaption.recaptioning import KeptRow
 from danqing.engine.recipe.reading import load_recipe
-from danqing.engine.run.folder import Run
+from danqing.engine.run.folder import Run, finished_work
 from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.stages.vlm.client import Server, Timing
@@ -125,6 +132,7 @@ def test_an_interrupted_run_goes_on_with_the_next_shard(run: Run, play: Play, mo
         ask(run, play)
     assert run.recaptions_path(0).exists() and not run.recaptions_path(1).exists()
     assert "verdicts" not in run.manifest["recaptioned"]
+    assert finished_work(run.folder) == f"1 of 2 shards of {run.folder} are recaptioned"
     play.posts.clear()
     ask(Run.open(run.folder), play)
     assert len(play.posts) == 6 and len(records(run)) == 18
@@ -148,9 +156,12 @@ def test_another_question_needs_again(run: Run, play: Play) -> None:
     assert len(play.posts) == 36 and run.manifest["recaptioned"]["prompt"] == "别的"
 
 
-def test_errors_are_asked_for_again(run: Run, play: Play) -> None:
-    play.script = ["bad", "bad"]
+def test_errors_are_asked_for_again(run: Run, play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANQING_VLM_KEY", "sk-secret")
+    play.script = ["bad", "bad"]  # the server's message repeats the key
     ask(run, play)
+    assert all(b"sk-secret" in post for post in play.posts) and "HTTP 400" in str(records(run))
+    assert not any(b"sk-secret" in path.read_bytes() for path in run.folder.rglob("*") if path.is_file())
     assert run.manifest["recaptioned"]["outcomes"] == {"error": 2, "success": 16}
     ask(run, play, again=True)
     assert len(play.posts) == 20 and run.manifest["recaptioned"]["outcomes"] == {"success": 18}
@@ -180,6 +191,40 @@ def test_other_verdicts_ask_for_new_pairs_only(run: Run, play: Play, capsys: pyt
     assert run.table_path(0).exists()
     write_run(run, progress=silent)
     assert pq.read_table(run.table_path(0))["recaption"].null_count == 0
+
+
+def test_features_that_are_the_embedding_spare_the_image_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = pa.schema([("alignment_distance", pa.float32()), ("words", pa.int32())])
+    monkeypatch.setattr(recaptioning, "scores_schema", lambda run, number: schema)
+    recipe = load_recipe("embedded")
+    stages = [step.stage.name for step in recaptioning._plan(run, recipe)[0].steps]
+    assert {"decode", "image embedding", "alignment"} <= {*stages}  # the model has features beside its embedding
+    monkeypatch.setattr(recaptioning, "load_card", lambda name: SimpleNamespace(outputs={"embedding": ""}))
+    plan, is_given = recaptioning._plan(run, recipe)
+    assert is_given and {step.stage.name for step in plan.steps} == {
+        "caption", "refine", "tokens", "text embedding", "alignment",
+    }  # fmt: skip
+    scores = pq.read_table(run.scores_path(0))
+    rows = pa.array([-1, *range(len(scores) - 1)], pa.int32())
+    pq.write_table(scores.set_column(scores.column_names.index("feature_row"), "feature_row", rows), run.scores_path(0))
+    np.save(run.features_path(0), np.eye(len(scores) - 1, dtype=np.float16) * 2)
+    found = recaptioning._Features(run).of([KeptRow(0, 3, "", b""), KeptRow(0, 1, "", b"")])
+    assert found.dtype == np.float32 and np.argwhere(found == 1).tolist() == [[0, 2], [1, 0]]
+
+
+def test_metrics_name_outcomes_tokens_and_endpoints(run: Run, play: Play) -> None:
+    client = Server((play.address,)).open()
+    watching, registry = WatchedClient(client), CollectorRegistry()
+    registry.register(watching)
+    ledger = RecaptionLedger(run, {}, {}, (), Silent())
+    ledger.outcomes["success"], ledger.tokens["completion"] = 3, 40
+    watching.watch(ledger)
+    text = generate_latest(registry).decode()
+    for line in (
+        "danqing_vlm_waiting 0.0", 'danqing_vlm_outcomes_total{outcome="success"} 3.0', "danqing_vlm_retries_total 0.0",
+        'danqing_vlm_tokens_total{kind="completion"} 40.0', f'danqing_vlm_outstanding{{endpoint="{play.address}"}} 0.0',
+    ):  # fmt: skip
+        assert line in text
 
 
 def test_parts_share_the_work(run: Run, play: Play) -> None:
