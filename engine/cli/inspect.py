@@ -120,7 +120,7 @@ def topics(
     """Find the topics of the kept captions.
 
     Embeddings of the captions under the run's text model, UMAP and HDBSCAN, and the words that distinguish each topic.
-    Writes topics.json and topics.parquet, and report.html with a map and pictures.
+    Writes topics.json, topics.parquet and atlas.parquet (for embedding-atlas), and report.html with a map and pictures.
     """
     from danqing.engine.phases import topics_of
     from danqing.engine.report.terminal import print_topics

@@ -304,7 +304,8 @@ def histogram(
         marks: thresholds.
     """
     totals = np.sum([s.counts for s in series], axis=0)
-    frame = _Frame(plot, scale, Scale(0, max(float(totals.max()), 1)))
+    room = 1.2 if plot.upper and marks else 1.0  # for the labels of the marks, which are inside then
+    frame = _Frame(plot, scale, Scale(0, room * max(float(totals.max()), 1)))
     parts = [*(part for mark in marks for part in frame.shade(mark)), *frame.axes()]
     for at, (left, right) in enumerate(pairwise(edges.tolist())):
         x, width = frame.x(left), frame.x(right) - frame.x(left)
@@ -418,7 +419,7 @@ def bars(label: str, rows: Sequence[Bar], longest: float = 0, kind: str = "kept"
         kind: CSS class of the bars.
         label_pixels: width of the labels, which are cut to it; 0 puts each above its bar, for narrow screens.
     """
-    above = 0 if label_pixels else 15
+    above = 0 if label_pixels else 18
     pitch, thick = 20 + above, 12
     longest = longest or max([row.value for row in rows], default=1) or 1
     parts = []
@@ -426,7 +427,7 @@ def bars(label: str, rows: Sequence[Bar], longest: float = 0, kind: str = "kept"
         y = at * pitch + 4 + above
         width = row.value / longest * BAR_PIXELS
         if above:
-            name = text(0, y - 4, row.label, "name")
+            name = text(0, y - 7, row.label, "name")
         else:
             name = text(label_pixels - 8, y + 10, clipped(row.label, label_pixels / LABEL_EM), "name", "end")
         parts.append(f'<a href="{escape(row.link)}">{name}</a>' if row.link else name)

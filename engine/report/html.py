@@ -102,7 +102,7 @@ def write_figures(folder: Path, figures: Iterable[Figure]) -> None:
                     file.write(escaped(standalone(drawing)))
 
 
-def _funnel_figure(views: Sequence[View], label_pixels: int = 225) -> Figure:
+def _funnel_figure(views: Sequence[View], label_pixels: int = 262) -> Figure:
     drawings = []
     for view in views:
         collected = max(view.funnel.collected, 1)

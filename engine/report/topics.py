@@ -84,7 +84,7 @@ class Topics:
 
 
 def find_topics(run: Run, context: Context, progress: Progress, sample: int, smallest: int | None = None) -> Topics:
-    """Writes topics.parquet (uid, topic, x, y) and topics.json for a decided run.
+    """Writes topics.parquet (uid, topic, x, y), atlas.parquet and topics.json for a decided run.
 
     Args:
         run: the run.
@@ -115,10 +115,32 @@ def find_topics(run: Run, context: Context, progress: Progress, sample: int, sma
     found = Topics(kept, len(texts), tuple(topics))
     x, y = principal_axes(reduced).T
     table = pa.table({"uid": captions["uid"], "topic": pa.array(labels, pa.int32()), "x": x, "y": y})
-    with commit(run.folder / "topics.parquet") as file:
-        pq.write_table(table, file)
+    for name, content in (("topics", table), ("atlas", atlas_of(table, captions, found))):
+        with commit(run.folder / f"{name}.parquet") as file:
+            pq.write_table(content, file)
     write_json(run.folder / "topics.json", {**asdict(found), "verdicts": verdicts_digest(read_verdicts(run))})
     return found
+
+
+def atlas_of(table: pa.Table, captions: pa.Table, topics: Topics) -> pa.Table:
+    """The captions with their places and topics, for embedding-atlas (https://apple.github.io/embedding-atlas).
+
+    Args:
+        table: the content of topics.parquet.
+        captions: `uid` and `caption` of the same rows.
+        topics: gives the names.
+
+    Returns:
+        `uid`, `caption`, `x`, `y`, and `topic`: its number and first words, or `none`.
+    """
+    names = [f"{number}: {' '.join(topic.words[:4])}" for number, topic in enumerate(topics.topics)]
+    named = pa.array([*names, "none"], pa.string()).take(pa.array(np.asarray(table["topic"]) % (len(names) + 1)))
+    return (
+        captions.select(["uid", "caption"])
+        .append_column("x", table["x"])
+        .append_column("y", table["y"])
+        .append_column("topic", named)
+    )
 
 
 def open_libraries(device: Device) -> tuple[Any, Any]:

@@ -103,5 +103,9 @@ def test_nothing_is_wider_than_the_screen(page: Page, run: Run, width: int) -> N
     page.open(run.folder / "report.html", width, dark=True)
     page.run("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.run("document.documentElement.scrollWidth") == width and page.complaints == []
+    shown = "[...document.querySelectorAll('.funnel')].filter(f => f.offsetHeight).map(f => f.className)"
+    assert page.run(shown) == ["funnel narrow" if width == 390 else "funnel broad"]
+    size = "document.querySelector('.funnel.narrow .name').getBoundingClientRect().height"
+    assert width > 390 or page.run(size) >= 12  # legible
     colour = page.run("getComputedStyle(document.body).backgroundColor")
     assert sum(map(int, re.findall(r"\d+", colour))) < 150

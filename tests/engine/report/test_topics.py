@@ -90,6 +90,14 @@ def test_known_themes_are_found_and_shown(run: Run) -> None:
     theme_of = {record["uid"]: record["theme"] for record in scores}
     assert (found.kept, found.sample) == (90, 90) and len(table) == 90
     assert found == Topics.of(run, read_verdicts(run))
+    atlas = pq.read_table(run.folder / "atlas.parquet")
+    assert atlas.column_names == ["uid", "caption", "x", "y", "topic"]
+    assert atlas.select(["uid", "x", "y"]) == table.select(["uid", "x", "y"])
+    captions_of = {row["uid"]: row["caption"] for row in pq.read_table(run.scores_path(0)).to_pylist()}
+    for row, number in zip(atlas.to_pylist(), table["topic"].to_pylist(), strict=True):
+        assert row["caption"] == captions_of[row["uid"]]
+        name = f"{number}: {' '.join(found.topics[number].words[:4])}" if number >= 0 else "none"
+        assert row["topic"] == name
     seen = set()
     for number, topic in enumerate(found.topics):
         members = table.filter(np.asarray(table["topic"]) == number)["uid"].to_pylist()
