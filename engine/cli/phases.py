@@ -194,7 +194,7 @@ def select(
         *text.arguments,
         *storage.arguments,
     ]
-    next_commands = [chosen.download_command(), shlex.join(curate_command)]
+    next_commands = [storage.environment + chosen.download_command(), shlex.join(curate_command)]
     result = {
         "folder": chosen.folder,
         "urls": chosen.urls,
