@@ -169,13 +169,13 @@ def test_a_killed_worker_and_a_killed_node_change_nothing(
     recipe, searched = searched_run
     plain = Run.open(shutil.copytree(searched.folder, tmp_path / "plain"))
     decide_run(plain, recipe, progress=silent)
-    try:
-        settings = Settings(ray=cluster.address, metrics_port=port)
-        with connected(cluster.address):
+    with connected(cluster.address):
+        try:
+            settings = Settings(ray=cluster.address, metrics_port=port)
             run, _, spans = curate(shards, tmp_path / "two", plain_recipe, settings, options, progress=silent)
-            decide_run(searched, recipe, progress=silent, ray=RaySearch(cluster.address, tasks=3))
-    finally:
-        log.removeHandler(handler)
+        finally:
+            log.removeHandler(handler)
+        decide_run(searched, recipe, progress=silent, ray=RaySearch(cluster.address, tasks=3))
     verdicts = [[path.read_bytes() for path in sorted((r.folder / "verdicts").iterdir())] for r in (plain, searched)]
     assert verdicts[0] == verdicts[1] and searched.manifest["neighbours"] == {"redundancy": "tasks"}
     for what, at, seen in zip(("worker", "node"), killed, noticed, strict=True):
