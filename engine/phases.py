@@ -21,6 +21,7 @@ from danqing.engine.core.progress import OpenProgress, Progress
 from danqing.engine.core.quiet import native_stderr_to
 from danqing.engine.core.spans import Spans
 from danqing.engine.core.storage import remove_tree
+from danqing.engine.decide.cluster import NeighbourCluster, RaySearch
 from danqing.engine.decide.contents import check_current
 from danqing.engine.decide.dedup.index import AUTO, choose_index
 from danqing.engine.decide.funnel import Funnel
@@ -187,6 +188,7 @@ def decide_run(
     progress: OpenProgress = ProgressBar,
     force: bool = False,
     neighbours: str = AUTO,
+    ray: RaySearch | None = None,
 ) -> Funnel:
     """DECIDE: opens the device, writes the verdicts and the funnel, and moves products of other verdicts aside.
 
@@ -198,6 +200,7 @@ def decide_run(
         progress: opens the listener to the phase.
         force: decide although the recipe names other models than those that scored.
         neighbours: index of the searches for near rows, or `auto` (`choose_index`).
+        ray: the Ray cluster that searches for near rows; None: `device` does.
 
     Returns:
         What each criterion dropped.
@@ -206,10 +209,16 @@ def decide_run(
         DanqingError: shards or columns without scores, or other models.
     """
     choose_index(neighbours, kind_of(device))
-    with run.logged(), open_device(device, threads) as opened, progress("decide", 0, "comparisons") as listener:
+    with (
+        connected(ray.address if ray else "") as module,
+        run.logged(),
+        open_device(device, threads) as opened,
+        progress("decide", 0, "comparisons") as listener,
+    ):
         if MERGED not in run.manifest and not run.manifest["counts"] and not run.unscored():
             _finish_scoring(run, read_damage(run.folder))  # the task or process that should do it was killed
-        funnel = decide(run, recipe, opened, listener, force, neighbours)
+        cluster = NeighbourCluster(module, ray, neighbours, listener) if ray else None
+        funnel = decide(run, recipe, opened, listener, force, neighbours, cluster)
         _move_stale(run, listener)
     return funnel
 
@@ -484,6 +493,9 @@ def curate(
             score_inputs(
                 [str(folder)], place, features_recipe(recipe), replace(settings, limit=None), progress=progress
             )
-        funnel = decide_run(run, recipe, here, settings.threads, progress, neighbours=neighbours)
+        search = None
+        if settings.ray:
+            search = RaySearch(settings.ray, settings.device, settings.threads, settings.workers_per_gpu)
+        funnel = decide_run(run, recipe, here, settings.threads, progress, neighbours=neighbours, ray=search)
         write_run(run, options, progress, ray=settings.ray)
     return run, funnel, spans

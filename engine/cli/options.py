@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -248,6 +249,11 @@ class StorageOptions:
         """The options as they were given, for the command line of the next step."""
         given = {"--endpoint": self.endpoint, "--cache": self.cache}
         return [word for name, value in given.items() if value for word in (name, str(value))]
+
+    @property
+    def environment(self) -> str:
+        """The endpoint as the start of another program's command line, which has no option for it."""
+        return f"{ENDPOINT}={shlex.quote(self.endpoint)} " if self.endpoint else ""
 
 
 @Parameter(name="*", group=OUTPUT)

@@ -96,7 +96,8 @@ class TaskOptions:
         Parameter(
             metavar="N",
             help="Decide nothing: list at least N tasks for the first search that is not done. Any machine can do any "
-            "of them, twice and in any order; `decide` unites what they found.",
+            "of them, twice and in any order; `decide` unites what they found. With --ray: decide, with at least N "
+            "tasks a search.",
         ),
     ] = None
     neighbour_task: Annotated[
@@ -193,7 +194,7 @@ def select(
         *text.arguments,
         *storage.arguments,
     ]
-    next_commands = [chosen.download_command(), shlex.join(curate_command)]
+    next_commands = [storage.environment + chosen.download_command(), shlex.join(curate_command)]
     result = {
         "folder": chosen.folder,
         "urls": chosen.urls,
@@ -380,6 +381,7 @@ def _status(run: Run, strict: bool) -> int:
     "danqing decide out --neighbour-tasks 500     on many machines: list tasks,",
     "danqing decide out --neighbour-task 17       do each one anywhere,",
     "danqing decide out                           and unite what they found",
+    "danqing decide out --ray auto --device cuda  all of this on a Ray cluster",
     group=PHASES,
 )
 def decide(
@@ -390,6 +392,7 @@ def decide(
     machine: MachineOptions = MachineOptions(),
     neighbours: Neighbours = "auto",
     tasks: TaskOptions = TaskOptions(),
+    ray: Ray = "",
     force: ForceModels = False,
     storage: StorageOptions = StorageOptions(),
     report: Annotated[bool, Parameter(help="Also make report.html and report.json.")] = False,
@@ -400,6 +403,8 @@ def decide(
     Takes seconds and rewrites verdicts and funnel. If verdicts change, shards, report and card of the earlier ones are
     moved to OUT/stale. Without --recipe: the recipe the run was scored with.
     """
+    from danqing.engine.core.errors import DanqingError
+    from danqing.engine.decide.cluster import TASKS, RaySearch
     from danqing.engine.phases import decide_run, list_neighbour_tasks, run_neighbour_task
     from danqing.engine.recipe.reading import recipe_from_dict
     from danqing.engine.report.notes import run_notes
@@ -416,6 +421,8 @@ def decide(
         chosen = recipe_from_dict(own, "run.json", recipe.settings, known_columns(), model_roles())
     where: dict[str, Any] = {"device": machine.chosen, "threads": machine.threads, "neighbours": neighbours}
     if tasks.neighbour_task is not None:
+        if ray:
+            raise DanqingError("--neighbour-task does one task here, --ray all tasks on a cluster; give one of them")
         with out.progress(machine.note):
             given = chosen if recipe.arguments else None
             listed = run_neighbour_task(opened, tasks.neighbour_task, given, **where)
@@ -423,15 +430,19 @@ def decide(
         if not out.finish(result):
             print(f"task {tasks.neighbour_task} of {len(listed.pairs)} of {listed.criterion} is done")
         return
-    if tasks.neighbour_tasks is not None:
+    if tasks.neighbour_tasks is not None and not ray:
         with out.progress(machine.note):
             wanted = list_neighbour_tasks(opened, chosen, tasks.neighbour_tasks, force=force, **where)
         count = len(wanted.pairs) if wanted else 0
         if not out.finish({"folder": run, "criterion": wanted.criterion if wanted else None, "tasks": count}):
             print(_tasks_line(run, wanted, recipe.arguments, storage.arguments))
         return
-    with out.progress(machine.note):
-        funnel = decide_run(opened, chosen, force=force, **where)
+    search = None
+    if ray:
+        search = RaySearch(ray, machine.chosen, machine.threads, tasks=tasks.neighbour_tasks or TASKS)
+        where["device"] = "auto"  # the driver can have no GPU
+    with out.progress("" if ray else machine.note):
+        funnel = decide_run(opened, chosen, force=force, ray=search, **where)
     if report:
         from danqing.engine.report.html import write_report
 

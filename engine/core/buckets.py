@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -187,7 +188,8 @@ class Bucket:
 
     def delete_folder(self, key: str) -> None:
         """Deletes all objects of a folder."""
-        self._attempt(key, lambda: self._files.delete_dir(self._path(key)))
+        with suppress(FileNotFoundError):  # on Google Cloud: the empty object that stands for a folder
+            self._attempt(key, lambda: self._files.delete_dir(self._path(key)))
 
 
 def _entry(info: Any) -> Entry:

@@ -22,7 +22,7 @@ from typing import Any
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.local_copies import scratch_file
 from danqing.engine.core.lock import Holder, LockHeldError
-from danqing.engine.core.storage import RemotePath, forget
+from danqing.engine.core.storage import RemotePath, forget, upload_checks
 
 LEASE_SECONDS = 120.0
 """Age at which a lock no longer counts: its holder was killed."""
@@ -47,32 +47,76 @@ def locked_object(
         LockHeldError: another process or thread holds the lock, and `wait` is None; or it holds one of the others.
         DanqingError: the storage refuses or does not answer.
     """
-    content = asdict(Holder()) | {"token": uuid.uuid4().hex}
+    lease = _Lease(path)
     _check_all_free(others, path)
     while True:
         _check_free(path, wait)
-        _write(path, content)
+        lease.write()
         time.sleep(SETTLE_SECONDS)
-        if _read(path).get("token") == content["token"]:
+        if lease.is_own():
             break
     ended = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(path, content, ended), daemon=True)
+    renewal = threading.Thread(target=_renew, args=(lease, ended), daemon=True)
     renewal.start()
+    upload_checks.append(lease.check)
     try:
         _check_all_free(others, path)  # of two commands that start at once, at least one finds the other's lock
         yield
     finally:
+        upload_checks.remove(lease.check)
         ended.set()
         renewal.join()
         with suppress(DanqingError):  # what the block raises says more, and the lock ends after `LEASE_SECONDS`
-            if _read(path).get("token") == content["token"]:
+            if lease.is_own():
                 path.unlink(missing_ok=True)
 
 
-def _renew(path: RemotePath, content: dict[str, Any], ended: threading.Event) -> None:
+class _Lease:
+    """A lock that this process holds.
+
+    Args:
+        path: the lock.
+    """
+
+    def __init__(self, path: RemotePath) -> None:
+        self._path, self._written = path, 0.0
+        self._content = asdict(Holder()) | {"token": uuid.uuid4().hex}
+
+    def write(self) -> None:
+        """Writes the lock, again if it is there."""
+        before = time.time()
+        _write(self._path, self._content)
+        self._written = before
+
+    def is_own(self) -> bool:
+        """Whether the lock is still this one."""
+        return bool(_read(self._path).get("token") == self._content["token"])
+
+    def renew(self) -> None:
+        """Writes the lock again.
+
+        Raises:
+            DanqingError: another process has taken it.
+        """
+        if not self.is_own():
+            raise DanqingError(
+                f"{self._path.parent}: this process was suspended or had no network for {LEASE_SECONDS:.0f} s, and "
+                "another command has taken the folder; wait until it ends, then run this one again: it goes on where "
+                "it stopped"
+            )
+        self.write()
+
+    def check(self, path: RemotePath) -> None:
+        """Renews the lock before an object of its folder is written, if it is so old that another process may soon
+        take it: the thread that renews it may have been suspended with this one."""
+        if time.time() - self._written > LEASE_SECONDS / 2 and path.is_relative_to(self._path.parent):
+            self.renew()
+
+
+def _renew(lease: _Lease, ended: threading.Event) -> None:
     while not ended.wait(RENEW_SECONDS):
-        with suppress(DanqingError):  # the next renewal may succeed
-            _write(path, content)
+        with suppress(DanqingError):  # the next renewal may succeed; `check` reports a lost lock
+            lease.renew()
 
 
 def _write(path: RemotePath, content: dict[str, Any]) -> None:
@@ -103,7 +147,7 @@ def _check_free(path: Path, wait: Callable[[str], None] | None = None) -> None:
         if not found or not path.exists():
             return
         found.pop("token", None)
-        holder, age = Holder(**found), time.time() - path.stat().st_mtime
+        holder, age = Holder(**found), _storage_time(path) - path.stat().st_mtime
         if age >= LEASE_SECONDS or (holder.host == socket.gethostname() and not _runs(holder.pid)):
             return
         if wait is None:
@@ -113,6 +157,17 @@ def _check_free(path: Path, wait: Callable[[str], None] | None = None) -> None:
             )
         wait(str(holder))
         time.sleep(SETTLE_SECONDS)
+
+
+def _storage_time(lock: Path) -> float:
+    """Returns the time of the storage's clock, from an object that is written for it. Hosts' clocks can differ."""
+    probe = lock.with_name(f".{uuid.uuid4().hex}.part")
+    assert isinstance(probe, RemotePath)
+    _write(probe, {})
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _runs(pid: int) -> bool:

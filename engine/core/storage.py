@@ -36,6 +36,8 @@ _writes: dict[str, int] = {}
 """Address → number of times that this process has written the object."""
 _buckets: set[str] = set()
 """Addresses of buckets that exist."""
+upload_checks: list[Callable[[RemotePath], None]] = []
+"""Called with the object before each upload; what one raises prevents it (`engine.core.remote_lock`)."""
 
 
 def path_of(text: str | os.PathLike[str]) -> Path:
@@ -345,8 +347,10 @@ def upload(file: Path, path: RemotePath) -> None:
     """Moves a local file to object storage, in one step; the cache keeps it as the object's copy.
 
     Raises:
-        DanqingError: the storage refuses or does not answer.
+        DanqingError: the storage refuses or does not answer, or this process has lost its lock.
     """
+    for check in tuple(upload_checks):
+        check(path)
     size = file.stat().st_size
     path.bucket.upload(file, path.key)
     _known.pop(str(path), None)

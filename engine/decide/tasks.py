@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +93,12 @@ class TaskList:
         count = len(self.blocks) - 1
         return [(one, other) for one in range(count) for other in range(one, count)]
 
+    def comparisons(self, number: int) -> int:
+        """Number of pairs of rows that a task compares."""
+        one, other = self.pairs[number]
+        sizes = [self.blocks[block + 1] - self.blocks[block] for block in (one, other)]
+        return sizes[0] * (sizes[0] - 1) // 2 if one == other else sizes[0] * sizes[1]
+
     @property
     def rows(self) -> int:
         """Number of rows that are compared."""
@@ -128,12 +134,14 @@ class TaskSearches:
         recipe_hash: of the recipe to decide with.
         scores: hash of the run's scores and features.
         wanted: number of tasks to list for the first criterion whose tasks are not done; 0: all must be done.
+        elsewhere: does the tasks that were listed, on other machines; None: the walk ends with `ListedError`.
     """
 
     run: Run
     recipe_hash: str
     scores: str
     wanted: int = 0
+    elsewhere: Callable[[TaskList], None] | None = None
 
     def components(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> np.ndarray | None:
         """The connected components of near rows, as `NearComponents.first`; None if there is no list of tasks.
@@ -150,6 +158,8 @@ class TaskSearches:
         found = TaskList.read(self.run, criterion.name)
         if found is None and not self.wanted:
             return None
+        if criterion.recall < 1 and self.elsewhere:
+            return None
         if criterion.recall < 1:
             raise DanqingError(
                 f"{criterion.name}: tasks compare all pairs, but it asks for a recall of {criterion.recall:g}; "
@@ -157,6 +167,10 @@ class TaskSearches:
             )
         problems = self._problems(found, criterion, rows) if found else []
         missing = found.missing(self.run) if found else []
+        if self.elsewhere:
+            tasks = found if found and not problems else self._write(self._list(criterion, rows), rows)
+            self.elsewhere(tasks)
+            return unite(self.run, tasks, device)
         if self.wanted and (found is None or problems or missing):
             raise ListedError(self._write(self._list(criterion, rows), rows))
         assert found is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Progress
+from danqing.engine.core.storage import remove_tree
+from danqing.engine.decide.cluster import NeighbourCluster
 from danqing.engine.decide.columns import Columns
 from danqing.engine.decide.contents import is_complete, scores_hash
 from danqing.engine.decide.dedup.index import AUTO
@@ -27,7 +30,7 @@ from danqing.engine.decide.models import check_models
 from danqing.engine.decide.patterns import check_patterns
 from danqing.engine.decide.reference import check_references
 from danqing.engine.decide.scores import Scores, read_scores
-from danqing.engine.decide.tasks import ListedError, TaskList, TaskSearches
+from danqing.engine.decide.tasks import FOLDER, ListedError, TaskList, TaskSearches
 from danqing.engine.decide.uids import texts_of
 from danqing.engine.recipe.outcome import Outcome, Recall
 from danqing.engine.recipe.reading import Recipe
@@ -89,6 +92,7 @@ def decide(
     progress: Progress | None = None,
     force: bool = False,
     neighbours: str = AUTO,
+    cluster: NeighbourCluster | None = None,
 ) -> Funnel:
     """Writes verdicts/NNNNN.parquet for every shard, then funnel.json; does nothing if they are up to date.
 
@@ -99,6 +103,7 @@ def decide(
         progress: counts comparisons.
         force: decide though the recipe names other models than those that scored.
         neighbours: index of the searches for near rows, or `auto` (`choose_index`).
+        cluster: searches for near rows; None: `device` does.
 
     Returns:
         The funnel.
@@ -114,10 +119,13 @@ def decide(
         log.info("%s", line)
         if progress:
             progress.say(line)
-    searches = TaskSearches(run, recipe.hash, decision["scores"])
+    wanted, elsewhere = (cluster.how.tasks, partial(cluster.search, run)) if cluster else (0, None)
+    searches = TaskSearches(run, recipe.hash, decision["scores"], wanted, elsewhere)
     scores = replace(read_scores(run, recipe), neighbours=neighbours, searches=searches)
     verdicts = walk(scores, recipe, device, progress)
     funnel = record(run, recipe, scores, verdicts, decision)
+    if cluster:
+        remove_tree(run.folder / FOLDER)  # a list would be in the way of the next decision
     log.info("decided with recipe %s (%s): %d of %d kept", recipe.name, recipe.hash, funnel.kept, funnel.collected)
     return funnel
 

@@ -1,30 +1,39 @@
-"""Runs shards on the workers of a Ray cluster. The driver, which the user started, holds the queue of shards.
+"""Runs a job, the shards or tasks of a phase, on the workers of a Ray cluster.
 
-Only names and counts pass through Ray: each worker reads its shards from storage and writes its files to storage. A
-worker has one shard at a time, and Ray does not restart it. If a worker or its node dies, the driver puts the shard
-back into the queue and starts another worker if a node has room for it. Nodes that join later also get workers.
+The driver, which the user started, holds the queue of shards. Only names and counts pass through Ray: each worker reads
+its shards from storage and writes its files to storage. A worker has one shard at a time, and Ray does not restart it.
+If a worker or its node dies, the driver puts the shard back into the queue and starts another worker if a node has room
+for it. Nodes that join later also get workers.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
+from danqing.engine.core.device import kind_of
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import file_error
-from danqing.engine.core.logs import event, log
+from danqing.engine.core.logs import event, log, log_worker_record, records_to
 from danqing.engine.core.progress import Progress
+from danqing.engine.core.storage import forget
+from danqing.engine.run.versions import SCORING_VERSIONS, current_versions, version_changes
 from danqing.engine.run.work import MAX_DEATHS, Tally, WorkQueue
 
 T = TypeVar("T")
+Records = list[tuple[int, str, Mapping[str, Any]]]
+"""Log records (`records_to`)."""
 
 POLL_SECONDS = 1.0
 """Maximum time between two checks for nodes that joined the cluster."""
@@ -41,14 +50,42 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NOT_INSTALLED = "--ray needs Ray on every node: pip install 'danqing-engine[ray]'"
 
 
-class Worker(Protocol):
-    """A Ray actor on a node of the cluster."""
+class Worker(ABC):
+    """A Ray actor on a node of the cluster. Ray calls `start` and `do`; a phase implements `open` and `work`."""
 
+    @abstractmethod
     def open(self) -> str:
         """Loads what all shards need; returns the host and the device."""
 
+    @abstractmethod
     def work(self, item: Any) -> Any:
         """Processes a shard; returns names and counts."""
+
+    def start(self, working_folder: Path, versions: Mapping[str, str]) -> str:
+        """Opens the worker.
+
+        Args:
+            working_folder: the driver's, to which paths in settings and recipe can be relative.
+            versions: the driver's.
+
+        Raises:
+            DanqingError: this node has other versions that can change results.
+        """
+        check_versions(versions)
+        with suppress(OSError):  # this node does not have the folder
+            os.chdir(working_folder)
+        self._records: Records = []
+        self._logging = ExitStack()  # until the actor ends
+        self._logging.enter_context(records_to(lambda *record: self._records.append(record)))
+        return self.open()
+
+    def do(self, item: Any) -> tuple[Any, Records]:
+        """Processes a shard; returns the result of `work` and the log records since the last shard."""
+        result = self.work(item)
+        forget()  # what is known of the shard's objects, 2 KB a shard
+        records = self._records.copy()
+        self._records.clear()
+        return result, records
 
 
 @dataclass(frozen=True)
@@ -69,6 +106,25 @@ class WorkerSpec:
         """Returns how many workers the nodes have room for, as listed by `ray.nodes`."""
         alive = [node["Resources"] for node in nodes if node["Alive"]]
         return sum(min(int(node.get(name, 0) / need + 1e-6) for name, need in self.resources.items()) for node in alive)
+
+
+@dataclass(frozen=True)
+class Job(Generic[T]):
+    """What a phase does on a cluster.
+
+    Attributes:
+        address: of the cluster, see `connected`.
+        spec: class, arguments and resources of the workers.
+        items: the shards, hashable.
+        finished: called with a shard and the result of `Worker.work`; returns the number of its pairs.
+        given_up: what is missing if shards are given up: returns the end of the error from these shards.
+    """
+
+    address: str
+    spec: WorkerSpec
+    items: Iterable[T]
+    finished: Callable[[T, Any], int]
+    given_up: Callable[[list[T]], str]
 
 
 @contextmanager
@@ -138,10 +194,9 @@ class _Driver(Generic[T]):
     """
 
     ray: Any
-    spec: WorkerSpec
+    job: Job[T]
     queue: WorkQueue[T]
     tally: Tally
-    finished: Callable[[str, T, Any], None]
     progress: Progress
     running: dict[Any, tuple[Any, T | None]] = field(default_factory=dict)
     names: dict[Any, str] = field(default_factory=dict)
@@ -155,19 +210,20 @@ class _Driver(Generic[T]):
         Starts one even if none fits: a pending worker makes an autoscaler add a node.
         """
         existing = len(self.idle) + len(self.running)
-        wanted = min(max(self.spec.fitting(nodes), 1), self.queue.unfinished)
-        needs = {f"num_{name.lower()}s": need for name, need in self.spec.resources.items()}
+        spec = self.job.spec
+        wanted = min(max(spec.fitting(nodes), 1), self.queue.unfinished)
+        needs = {f"num_{name.lower()}s": need for name, need in spec.resources.items()}
         for _ in range(wanted - existing):
-            kind = self.ray.remote(self.spec.kind).options(max_restarts=0, max_task_retries=0, **needs)
-            worker = kind.remote(*self.spec.arguments)
-            self.running[worker.open.remote()] = worker, None
+            kind = self.ray.remote(spec.kind).options(max_restarts=0, max_task_retries=0, **needs)
+            worker = kind.remote(*spec.arguments)
+            self.running[worker.start.remote(Path.cwd(), current_versions())] = worker, None
 
     def hand_out(self) -> None:
         """Gives waiting shards to idle workers."""
         while self.idle and self.queue.waiting:
             worker = self.idle.pop()
             item = self.queue.take(self.names[worker])
-            self.running[worker.work.remote(item)] = worker, item
+            self.running[worker.do.remote(item)] = worker, item
 
     def receive(self, result: Any) -> None:
         """Handles a result: a worker is open, has finished a shard, or is lost.
@@ -195,8 +251,12 @@ class _Driver(Generic[T]):
             log.info("worker %s is ready", self.names[worker], extra=event("worker.ready", worker=self.names[worker]))
         else:
             assert item is not None
-            self.queue.finish(self.names[worker])
-            self.finished(self.names[worker], item, made)
+            result, records = made
+            name = self.names[worker]
+            self.queue.finish(name)
+            for record in records:
+                log_worker_record(name, *record)
+            self.tally.add(name, shards=1, pairs=self.job.finished(item, result))
         self.idle.append(worker)
 
     def lose(self, worker: Any, reason: str) -> None:
@@ -267,31 +327,22 @@ def _reason(problem: Exception) -> str:
     return lines[-1][:MAX_REASON_CHARACTERS] if lines else type(problem).__name__
 
 
-def run_on_cluster(
-    ray: Any,
-    spec: WorkerSpec,
-    queue: WorkQueue[T],
-    tally: Tally,
-    finished: Callable[[str, T, Any], None],
-    progress: Progress,
-    address: str = "auto",
-) -> None:
-    """Processes all shards of a queue on the workers of a cluster, except those at which `MAX_DEATHS` workers die.
+def run_on_cluster(ray: Any, job: Job[T], progress: Progress, tally: Tally | None = None) -> None:
+    """Runs a job on the workers of a cluster, and logs what each worker did.
 
     Args:
         ray: the module, from `connected`.
-        spec: class, arguments and resources of the workers.
-        queue: the shards; on return, `given_up` has those that are not done.
-        tally: receives the names and the number of losses of the workers.
-        finished: called with the worker's name, the shard and the result of `Worker.work`.
+        job: what to do.
         progress: shows the losses.
-        address: of the cluster, see `connected`.
+        tally: receives the names, the counts and the number of losses of the workers.
 
     Raises:
-        DanqingError: a worker raised it, workers die at their start, or a cluster of this machine has ended.
+        DanqingError: a worker raised it, workers die at their start, a cluster of this machine has ended, or shards
+            were given up, at which `MAX_DEATHS` workers died; all others are done then.
     """
-    driver = _Driver(ray, spec, queue, tally, finished, progress)
-    watch = _Watch(address, ", ".join(f"{need:g} {name}" for name, need in spec.resources.items()), progress)
+    queue, tally = WorkQueue(job.items), tally or Tally()
+    driver = _Driver(ray, job, queue, tally, progress)
+    watch = _Watch(job.address, ", ".join(f"{need:g} {name}" for name, need in job.spec.resources.items()), progress)
     try:
         while queue.unfinished:
             nodes = ray.nodes()
@@ -304,3 +355,42 @@ def run_on_cluster(
     finally:
         for worker in {*driver.names, *(worker for worker, _ in driver.running.values())}:
             ray.kill(worker)
+    tally.write_log()
+    if queue.given_up:
+        raise DanqingError(f"{MAX_DEATHS} workers died at each of these {job.given_up(queue.given_up)}")
+
+
+def resources_of(
+    device: str, threads: int | None, workers_per_gpu: int, nodes: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Returns the resources of a worker: a GPU or a share of one, and cores.
+
+    Args:
+        device: of the workers.
+        threads: the number of cores. Without it, the workers of a node with GPUs share its cores equally, and a worker
+            without a GPU has one.
+        workers_per_gpu: number of workers that share a GPU.
+        nodes: as listed by `ray.nodes`.
+    """
+    if kind_of(device) == "cpu":
+        return {"CPU": threads or 1}
+    found = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("GPU")]
+    share = min((node.get("CPU", 0) // (node["GPU"] * workers_per_gpu) for node in found), default=1)
+    return {"GPU": 1 / workers_per_gpu, "CPU": threads or max(int(share), 1)}
+
+
+def device_name(device: str) -> str:
+    """Names the host and the device of a worker."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpu = visible if kind_of(device) == "cuda" else None
+    return f"{socket.gethostname()}, {f'cuda:{gpu}' if gpu else device}"
+
+
+def check_versions(wanted: Mapping[str, str]) -> None:
+    """Raises DanqingError if this node has other versions than the driver that can change scores."""
+    changed = version_changes(wanted, current_versions())
+    decisive = [
+        f"{name} {new or 'none'}, not {old}" for name, (old, new) in changed.items() if name in SCORING_VERSIONS
+    ]
+    if decisive:
+        raise DanqingError(f"{socket.gethostname()} has other versions than the driver: {'; '.join(decisive)}")

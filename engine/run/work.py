@@ -111,7 +111,8 @@ class Tally:
         totals = self.workers.setdefault(worker, WorkerTotals())
         totals.shards += shards
         totals.pairs += pairs
-        totals.seconds = time.monotonic() - self._started.setdefault(worker, time.monotonic())
+        now = time.monotonic()
+        totals.seconds = now - self._started.setdefault(worker, now)
 
     def write_log(self) -> None:
         """Logs a line per worker."""

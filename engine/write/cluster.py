@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.logs import log_worker_record, records_to
 from danqing.engine.core.progress import Progress, Silent
-from danqing.engine.run.cluster import WorkerSpec, connected, run_on_cluster
+from danqing.engine.run.cluster import Job, Worker, WorkerSpec, connected, run_on_cluster
 from danqing.engine.run.folder import Run
-from danqing.engine.run.work import MAX_DEATHS, Tally, WorkQueue
 from danqing.engine.write.order import InputOrder
 from danqing.engine.write.output import OutputShard, read_verdicts
 from danqing.engine.write.writing import WRITERS, copy_shard
 
-Records = list[tuple[int, str, Mapping[str, Any]]]
-"""Log records (`records_to`)."""
 
-
-class ShardCopier:
-    """A worker (`engine.run.cluster.Worker`) that writes output shards of a run.
+class ShardCopier(Worker):
+    """A worker that writes output shards of a run.
 
     Args:
         folder: the run's folder.
@@ -39,12 +31,9 @@ class ShardCopier:
         self._writer = WRITERS.named(self._format)
         return socket.gethostname()
 
-    def work(self, shard: OutputShard) -> Records:
-        """Writes a shard; returns the log records."""
-        records: Records = []
-        with records_to(lambda *record: records.append(record)):
-            copy_shard(self._run, shard, self._order, self._writer, Silent())
-        return records
+    def work(self, shard: OutputShard) -> None:
+        """Writes a shard."""
+        copy_shard(self._run, shard, self._order, self._writer, Silent())
 
 
 def copy_on_cluster(address: str, run: Run, shards: list[OutputShard], output_format: str, progress: Progress) -> None:
@@ -60,21 +49,19 @@ def copy_on_cluster(address: str, run: Run, shards: list[OutputShard], output_fo
     Raises:
         DanqingError: a worker raised it, or shards were given up; names them.
     """
-    queue, tally = WorkQueue(shards), Tally()
 
-    def finished(worker: str, shard: OutputShard, records: Records) -> None:
-        tally.add(worker, shards=1, pairs=shard.last - shard.first)
-        for record in records:
-            log_worker_record(worker, *record)
-        progress.advance(shard.last - shard.first)
+    def finished(shard: OutputShard, _: None) -> int:
+        pairs = shard.last - shard.first
+        progress.advance(pairs)
+        return pairs
 
-    with connected(address) as ray:
-        spec = WorkerSpec(ShardCopier, (run.folder.resolve(), output_format), {"CPU": 1})
-        run_on_cluster(ray, spec, queue, tally, finished, progress, address)
-    tally.write_log()
-    if queue.given_up:
-        numbers = ", ".join(f"{shard.number:05d}" for shard in queue.given_up)
-        raise DanqingError(
-            f"{run.folder}: {MAX_DEATHS} workers died at each of these output shards, which are not written: {numbers}"
-            "; all others are. Find the cause, then run `danqing write` again"
+    def given_up(lost: list[OutputShard]) -> str:
+        numbers = ", ".join(f"{shard.number:05d}" for shard in lost)
+        return (
+            f"output shards of {run.folder}, which are not written: {numbers}; all others are. Find the cause, then "
+            "run `danqing write` again"
         )
+
+    spec = WorkerSpec(ShardCopier, (run.folder.resolve(), output_format), {"CPU": 1})
+    with connected(address) as ray:
+        run_on_cluster(ray, Job(address, spec, shards, finished, given_up), progress)

@@ -416,7 +416,12 @@ def test_a_bucket_has_one_writer_at_a_time(
     monkeypatch.setattr(remote_lock, "LEASE_SECONDS", -1.0)  # it was not renewed
     with lock_folder(out):
         assert json.loads(lock.read_bytes())["pid"] == os.getpid()
+        write_json(out / "before.json", {})  # the lock is renewed before
         write_json(lock, other)  # another process took it over
+        with pytest.raises(DanqingError, match=r"was suspended .* another command has taken the folder"):
+            write_json(out / "after.json", {})
+        write_json(bucket / "elsewhere.json", {})
+    assert not (out / "after.json").exists() and not storage.upload_checks
     assert json.loads(lock.read_bytes())["token"] == "other"
 
 

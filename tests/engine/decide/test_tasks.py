@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import danqing.engine.decide.cluster
+import danqing.engine.run.cluster
 from danqing.engine.cli.main import main
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.progress import Silent
+from danqing.engine.decide.cluster import NeighbourCluster, RaySearch
 from danqing.engine.decide.dedup import faiss_index
 from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import with_references
@@ -23,6 +28,7 @@ from danqing.engine.run.folder import Run
 from tests.engine.decide.runs import make_run, on_circle
 from tests.engine.decide.test_dedup import crowd
 from tests.engine.decide.test_verdicts import columns, recipe_of
+from tests.engine.score.test_cluster import StubRay
 
 ROWS = 240
 RECIPE = """
@@ -93,6 +99,32 @@ def test_verdicts_are_those_without_tasks(
     assert done[0].rows > done[1].rows > 0  # `again` needs no search of its own: its distance is not larger
     decide(run, recipe, device)
     assert written(run) == expected and run.manifest["neighbours"]["redundancy"] == "tasks"
+
+
+def test_a_cluster_that_was_stopped_does_the_other_tasks(
+    run: Run, recipe: Recipe, device: Device, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, stops = list[int](), [4]
+
+    def run_task_or_stop(run: Run, tasks: TaskList, number: int, device: Device, **named: str) -> None:
+        if number in stops:
+            stops.remove(number)
+            raise DanqingError("stopped")
+        done.append(number)
+        run_task(run, tasks, number, device, **named)
+
+    monkeypatch.setattr(danqing.engine.decide.cluster, "run_task", run_task_or_stop)
+    monkeypatch.setattr(danqing.engine.run.cluster, "records_to", lambda send: nullcontext())  # the worker is here
+    how = RaySearch("auto", tasks=5)
+    cluster = NeighbourCluster(StubRay([{"Alive": True, "Resources": {"CPU": 1.0}}]), how, "auto", Silent())
+    with pytest.raises(DanqingError, match=r"worker 0 on .*: stopped"):
+        decide(run, recipe, device, cluster=cluster)
+    assert len(latest_list(run).missing(run)) == 2
+    decide(run, recipe, device, cluster=cluster)
+    assert done == [*range(6), *range(6)] and written(run) == expected  # `wider` has six more
+    assert not (run.folder / "neighbours").exists()
+    decide(run, recipe_of(Path(run.folder).parent, RECIPE, "redundancy.recall=0.9"), device, cluster=cluster)
+    assert run.manifest["neighbours"]["redundancy"] != "tasks" and run.manifest["neighbours"]["wider"] == "tasks"
 
 
 def test_tasks_can_be_done_twice_and_in_any_order(

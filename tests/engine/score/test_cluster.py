@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -24,14 +25,19 @@ from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.logs import log
 from danqing.engine.core.progress import Silent, silent
-from danqing.engine.phases import curate
+from danqing.engine.decide.cluster import RaySearch
+from danqing.engine.phases import curate, decide_run
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.run.cluster import WorkerSpec, connected, run_on_cluster
+from danqing.engine.run.cluster import Job, Worker, WorkerSpec, connected, resources_of, run_on_cluster
+from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings, settings_from
-from danqing.engine.run.work import Tally, WorkQueue
-from danqing.engine.score.cluster import ShardScorer, resources_of
+from danqing.engine.run.versions import current_versions
+from danqing.engine.run.work import Tally
+from danqing.engine.score.cluster import ShardScorer
 from danqing.engine.sources import Shard
 from danqing.engine.write.output import WriteOptions
+from tests.engine.decide.runs import make_run, on_circle
+from tests.engine.decide.test_verdicts import columns, recipe_of
 from tests.engine.score.test_metrics import port
 from tests.engine.score.test_run import samples, tree
 
@@ -99,6 +105,16 @@ def cluster(limit: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     cluster.shutdown()
 
 
+@pytest.fixture
+def searched_run(tmp_path: Path) -> tuple[Recipe, Run]:
+    """A run with near rows, and a recipe that searches for them."""
+    criteria = "{redundancy: {within: 0.02, keep: first}}"
+    recipe = recipe_of(
+        tmp_path, f"recipe: r\nmodels: {{image_embedding: efficientnet-lite0-conse}}\ncriteria: {criteria}"
+    )
+    return recipe, make_run(tmp_path / "searched", recipe, on_circle(*range(0, 90, 5)), columns(18), [10, 8])
+
+
 def node_of(cluster: Any, pid: int) -> Any:
     parents = {parent.pid for parent in psutil.Process(pid).parents()}
     (node,) = [node for node in cluster.list_all_nodes() if node.all_processes["raylet"][0].process.pid in parents]
@@ -106,7 +122,13 @@ def node_of(cluster: Any, pid: int) -> Any:
 
 
 def test_a_killed_worker_and_a_killed_node_change_nothing(
-    cluster: Any, make_shard: Any, plain_recipe: Recipe, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+    cluster: Any,
+    make_shard: Any,
+    plain_recipe: Recipe,
+    searched_run: tuple[Recipe, Run],
+    tmp_path: Path,
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shards = [str(make_shard(samples(10 * number, 3), f"{number:05d}.tar")) for number in range(8)]
     options = WriteOptions(shard_size=5)
@@ -144,11 +166,18 @@ def test_a_killed_worker_and_a_killed_node_change_nothing(
     monkeypatch.setattr(danqing.engine.score.cluster, "resources_of", lambda *_: {"GPU": 1, "CPU": 1})
     handler = Events(listen)
     log.addHandler(handler)
-    try:
-        settings = Settings(ray=cluster.address, metrics_port=port)
-        run, _, spans = curate(shards, tmp_path / "two", plain_recipe, settings, options, progress=silent)
-    finally:
-        log.removeHandler(handler)
+    recipe, searched = searched_run
+    plain = Run.open(shutil.copytree(searched.folder, tmp_path / "plain"))
+    decide_run(plain, recipe, progress=silent)
+    with connected(cluster.address):
+        try:
+            settings = Settings(ray=cluster.address, metrics_port=port)
+            run, _, spans = curate(shards, tmp_path / "two", plain_recipe, settings, options, progress=silent)
+        finally:
+            log.removeHandler(handler)
+        decide_run(searched, recipe, progress=silent, ray=RaySearch(cluster.address, tasks=3))
+    verdicts = [[path.read_bytes() for path in sorted((r.folder / "verdicts").iterdir())] for r in (plain, searched)]
+    assert verdicts[0] == verdicts[1] and searched.manifest["neighbours"] == {"redundancy": "tasks"}
     for what, at, seen in zip(("worker", "node"), killed, noticed, strict=True):
         print(f"loss of a {what} noticed after {seen - at:.2f} s")
     assert tree(tmp_path / "one") == tree(tmp_path / "two") and len(pids) == 3
@@ -197,11 +226,11 @@ class StubRay(types.SimpleNamespace):
 
     def remote(self, kind: type) -> Any:
         def call(method: Callable[..., Any]) -> Any:
-            return types.SimpleNamespace(remote=lambda *given: (method, given))
+            return types.SimpleNamespace(remote=lambda *given: StubHandle(method=method, given=given))
 
         def start(*given: Any) -> Any:
             made = kind(*given)
-            return StubHandle(open=call(made.open), work=call(made.work))
+            return StubHandle(start=call(made.start), do=call(made.do))
 
         return types.SimpleNamespace(options=lambda **_: types.SimpleNamespace(remote=start))
 
@@ -209,9 +238,8 @@ class StubRay(types.SimpleNamespace):
         return results[:1], results[1:]
 
     def get(self, result: Any) -> Any:
-        method, given = result
         try:
-            return method(*given)
+            return result.method(*result.given)
         except (DanqingError, OSError) as problem:
             raise self.RayTaskError(problem) from None
 
@@ -220,7 +248,7 @@ class StubHandle(types.SimpleNamespace):
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
-class Worker:
+class StubWorker(Worker):
     """Dies at the item "poison", and at its start if told so."""
 
     def __init__(self, starts: bool = True) -> None:
@@ -244,30 +272,48 @@ class Worker:
 NODES = [{"Alive": True, "Resources": {"CPU": 5.0, "GPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 9.0}}]
 
 
+def job(
+    items: list[str], needs: dict[str, float], address: str = "auto", starts: bool = True
+) -> tuple[Job[str], list[str]]:
+    """A job of a stub, and the list that receives its results."""
+    done: list[str] = []
+
+    def finished(item: str, made: str) -> int:
+        done.append(made)
+        return 10
+
+    spec = WorkerSpec(StubWorker, (starts,), needs)
+    return Job(address, spec, items, finished, lambda lost: f"shards: {', '.join(lost)}"), done
+
+
 def test_a_shard_that_ends_its_workers_is_given_up() -> None:
-    queue, tally, done = WorkQueue(["a", "poison", "b", "c"]), Tally(), list[str]()
-    spec = WorkerSpec(Worker, (), {"CPU": 2, "GPU": 0.5})
-    assert spec.fitting(NODES) == 2
-    said: list[str] = []
-    listener = types.SimpleNamespace(say=said.append)
-    run_on_cluster(StubRay(NODES), spec, queue, tally, lambda name, item, made: done.append(made), listener)
+    work, done = job(["a", "poison", "b", "c"], {"CPU": 2, "GPU": 0.5})
+    assert work.spec.fitting(NODES) == 2
+    said, tally = list[str](), Tally()
+    with pytest.raises(DanqingError, match=r"^3 workers died at each of these shards: poison$"):
+        run_on_cluster(StubRay(NODES), work, types.SimpleNamespace(say=said.append), tally)
     assert said[0].endswith(" on here is lost, its shard waits again: killed at once")
     assert said[2].endswith(" is lost, its shard is given up, at which 3 workers died: killed at once")
-    assert sorted(done) == ["A", "B", "C"] and queue.given_up == ["poison"] and tally.lost == 3
+    assert sorted(done) == ["A", "B", "C"] and tally.lost == 3
+    assert sum(worker.pairs for worker in tally.workers.values()) == 30
 
 
 def test_an_error_of_a_worker_ends_the_run() -> None:
-    spec = WorkerSpec(Worker, (), {"CPU": 5})
     for item, words in (("wrong", "b[.]tar: no such file"), ("full", "00000.parquet: No space.*; free space there")):
         with pytest.raises(DanqingError, match=f"worker 0 on here: .*{words}"):
-            run_on_cluster(StubRay(NODES), spec, WorkQueue([item]), Tally(), print, Silent())
+            run_on_cluster(StubRay(NODES), job([item], {"CPU": 5})[0], Silent())
+
+
+def test_a_worker_with_other_versions_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {**current_versions(), "jieba": "0.1"}
+    monkeypatch.setattr(danqing.engine.run.cluster, "current_versions", iter([versions, current_versions()]).__next__)
+    with pytest.raises(DanqingError, match=r"at its start: .* has other versions than the driver: jieba .*, not 0[.]1"):
+        run_on_cluster(StubRay(NODES), job(["a"], {"CPU": 5})[0], Silent())
 
 
 def test_workers_that_do_not_start_end_the_run() -> None:
-    queue = WorkQueue(["a"])
     with pytest.raises(DanqingError, match="3 workers in a row died while they started: no room"):
-        spec = WorkerSpec(Worker, (False,), {"CPU": 1})
-        run_on_cluster(StubRay(NODES), spec, queue, Tally(), lambda *_: None, Silent())
+        run_on_cluster(StubRay(NODES), job(["a"], {"CPU": 1}, starts=False)[0], Silent())
 
 
 class EmptyRay(StubRay):
@@ -288,21 +334,21 @@ class EmptyRay(StubRay):
 def test_a_driver_waits_for_nodes_that_can_join(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(danqing.engine.run.cluster, "PATIENCE_SECONDS", -1)
     monkeypatch.setattr(danqing.engine.run.cluster, "WAIT_NOTICE_SECONDS", -1)
-    spec, said, done = WorkerSpec(Worker, (), {"CPU": 1}), list[str](), list[str]()
+    said = list[str]()
+    work, done = job(["a"], {"CPU": 1}, "head:6379")
     listener = types.SimpleNamespace(say=said.append)
-    given = spec, WorkQueue(["a"]), Tally(), lambda name, item, made: done.append(made), listener
-    run_on_cluster(EmptyRay(), *given, "head:6379")
+    run_on_cluster(EmptyRay(), work, listener)
     assert done == ["A"] and said == [
         "--ray head:6379: waits for a node, no node of the cluster is alive; see `ray status`"
     ]
     with pytest.raises(DanqingError, match="--ray local: the cluster on this machine has ended"):
-        run_on_cluster(EmptyRay(), *given[:1], WorkQueue(["a"]), *given[2:], "local")
+        run_on_cluster(EmptyRay(), job(["a"], {"CPU": 1}, "local")[0], listener)
 
 
 def test_a_worker_gets_a_gpu_and_its_share_of_the_cores() -> None:
-    assert resources_of(settings_from({"ray": "auto", "device": "cuda"}), NODES) == {"GPU": 1, "CPU": 2}
-    two = settings_from({"ray": "auto", "device": "cuda", "workers_per_gpu": 2})
-    assert resources_of(two, NODES) == {"GPU": 0.5, "CPU": 1} and two.devices == ()
-    assert resources_of(settings_from({"ray": "auto", "device": "cpu", "threads": 3}), NODES) == {"CPU": 3}
+    assert resources_of("cuda", None, 1, NODES) == {"GPU": 1, "CPU": 2}
+    assert resources_of("cuda", None, 2, NODES) == {"GPU": 0.5, "CPU": 1}
+    assert resources_of("cpu", 3, 1, NODES) == {"CPU": 3}
+    assert settings_from({"ray": "auto", "device": "cuda", "workers_per_gpu": 2}).devices == ()
     with pytest.raises(DanqingError, match="leave --devices out"):
         settings_from({"ray": "auto", "devices": "0,1"})
