@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.utils._pytree import tree_map
 
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # PyTorch's remark on one process
 KEPT = 2
 """Newest checkpoints that are kept."""
 NAME = re.compile(r"\d{6,}")
