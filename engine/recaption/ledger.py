@@ -46,7 +46,7 @@ class RecaptionLedger:
         identity: what the answers depend on, for the files' metadata.
         measured: columns that the stages compute of recaptions → their types.
         criteria: those of the recipe that read nothing else than these columns.
-        progress: receives every row.
+        progress: receives every answer.
 
     Attributes:
         outcomes: outcome → rows.
@@ -72,6 +72,13 @@ class RecaptionLedger:
         self._open[number] = _OpenShard(missing, [known.replace_schema_metadata(None)])
         self.progress.expect(missing, size)
 
+    def count(self, answer: Answer) -> None:
+        """Counts an answer when it arrives; its row is entered when it is measured, in a full batch."""
+        self.outcomes[answer.outcome] += 1
+        self.tokens["prompt"] += answer.prompt_tokens or 0
+        self.tokens["completion"] += answer.completion_tokens or 0
+        self.progress.advance(1)
+
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows that the stages have measured, or that have no recaption to measure."""
         numbers = np.unique(batch["shard"]).tolist()
@@ -82,14 +89,9 @@ class RecaptionLedger:
                 shard = self._open[number]
                 shard.tables.append(table)
                 shard.missing -= len(part)
-                for _, answer in part[ANSWER]:
-                    self.outcomes[answer.outcome] += 1
-                    self.tokens["prompt"] += answer.prompt_tokens or 0
-                    self.tokens["completion"] += answer.completion_tokens or 0
                 complete = shard.missing == 0
             if complete:
                 self._commit(number, self._open.pop(number))
-        self.progress.advance(len(batch))
 
     def _table(self, batch: Batch) -> pa.Table:
         answers: list[tuple[str | None, Answer]] = batch[ANSWER]

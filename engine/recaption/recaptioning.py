@@ -44,8 +44,6 @@ from danqing.trt_models.card import load_card
 
 BATCH_ROWS = 256
 """Maximum number of answered rows that the stages get at once."""
-BATCH_SECONDS = 5.0
-"""Interval after which the stages get fewer rows, so that progress is seen with a slow model, too."""
 NEWS_SECONDS = 30.0
 """Interval between lines about queue, tokens and errors."""
 GIVEN = ("shard", "row", "uid", "caption", ENCODED, "image_bytes", "text_bytes", "error", ANSWER)
@@ -219,26 +217,26 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
     client, device, limit = asking.client, asking.context.device, asking.context.memory.encoded
     make, features = asking.question.body(), _Features(asking.run)
     waiting: list[_AnsweredRow] = []
-    size, news, yielded = 0, time.monotonic(), time.monotonic()
+    size, news = 0, time.monotonic()
     for row, reply in client.ask(rows, lambda row: make(row.image), asking.context.stopped):
         answer = read_answer(reply)
         text = field_of(answer.text, FIELD) if answer.text else None
         if answer.text and text is None and answer.outcome == "success":
             answer = answer._replace(outcome="error", error=f"the answer is JSON without the field {FIELD!r}")
+        ledger.count(answer)
         if text is None:
             ledger.enter(_batch([(row, None, answer)]))
         else:
             waiting.append((row, text, answer))
             size += len(row.image)
-        now, is_last = time.monotonic(), not client.counts.waiting
-        if waiting and (len(waiting) == BATCH_ROWS or size > limit or now - yielded > BATCH_SECONDS or is_last):
+        if waiting and (len(waiting) == BATCH_ROWS or size > limit or not client.counts.waiting):
             batch = _batch(waiting)
             if is_given:
                 batch["image_embedding"] = device.up(features.of([row for row, _, _ in waiting]))
             yield batch
-            waiting, size, yielded = [], 0, now
-        if now - news > NEWS_SECONDS:
-            news = now
+            waiting, size = [], 0
+        if time.monotonic() - news > NEWS_SECONDS:
+            news = time.monotonic()
             ledger.progress.say(_news(client, ledger))
 
 

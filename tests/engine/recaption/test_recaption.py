@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from danqing.engine import phases
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import Silent, silent
@@ -28,6 +29,7 @@ from danqing.engine.recaption.metrics import WatchedClient
 from danqing.engine.recaption.prompts import Prompt
 from danqing.engine.recaption.recaptioning import KeptRow
 from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.report.html import write_report
 from danqing.engine.run.folder import Run, finished_work
 from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
@@ -62,8 +64,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def run(original: Run, tmp_path: Path) -> Run:
-    """A copy of the run."""
+def run(original: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A copy of the run; no report is written, which would take most of the time."""
+    monkeypatch.setattr(phases, "write_report", lambda *arguments: None)
     shutil.copytree(original.folder, tmp_path / "out")
     return Run.open(tmp_path / "out")
 
@@ -83,7 +86,10 @@ def records(run: Run) -> list[dict[str, Any]]:
     return [record for shard in run.shards for record in pq.read_table(run.recaptions_path(shard.number)).to_pylist()]
 
 
-def test_recaptions_are_stored_measured_written_and_shown(run: Run, play: Play) -> None:
+def test_recaptions_are_stored_measured_written_and_shown(
+    run: Run, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases, "write_report", write_report)
     play.script = ["broken"] * 3 + ["length", "filter", HOSTILE, "公園裡的小貓🐱"]
     ask(run, play)
     found = records(run)
