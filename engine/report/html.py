@@ -215,8 +215,10 @@ def _what_if(view: View) -> dict[str, Any]:
     same = manifest["recipe"] == manifest["decided"]["recipe"]
     changed = [] if same else changed_bounds(view.run.recipe, view.recipe)
     given = "".join(f" --set {shlex.quote(setting)}" for setting in changed)
+    joint = view.numbers.joint
     return {
         "criteria": criteria,
+        "joint": joint.to_dict(view.recipe.criteria) if joint else None,
         "compares": any(map(is_compared, view.recipe.criteria)),
         "folder": shlex.quote(view.name),
         "name": view.name,

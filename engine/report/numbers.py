@@ -7,8 +7,9 @@ the sample (`engine.report.rows`).
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,8 @@ MAX_INTEGER_CANDIDATES = 160
 MAX_GROUPS = 1_000_000
 """Approximate maximum number of groups that are counted; if a run has more rows, a sample of its groups, by hash."""
 MAX_ERROR_KINDS = 1000
+MAX_JOINT_SCORES = 150_000
+"""Maximum number of scores in the table that counts several moved thresholds: 400 kB of the page."""
 KINDS = ("kept", "dropped", "other")
 """Rows of a histogram: kept, dropped by this criterion, dropped by another one."""
 
@@ -106,6 +109,27 @@ class Distribution:
 
 
 @dataclass
+class Joint:
+    """The scores by which the page counts several moved thresholds together.
+
+    Attributes:
+        movable: positions in the recipe of the criteria before the first comparison of rows whose threshold can move.
+        codes: of each shard, uint16 (criteria, rows): how many candidates are below the score, plus how many are not
+            above it. Rows without all scores, and those that fail a criterion that cannot move, are left out.
+        gated: whether some rows lack scores since a gate dropped them: lower demands could let them pass.
+    """
+
+    movable: list[int]
+    codes: list[np.ndarray] = field(default_factory=list)
+    gated: bool = False
+
+    def to_dict(self, criteria: Sequence[Criterion]) -> dict[str, Any]:
+        codes = np.concatenate(self.codes, axis=1) if self.codes else np.empty((len(self.movable), 0))
+        encoded = b64encode(codes.astype("<u2").tobytes()).decode()
+        return {"criteria": [criteria[at].name for at in self.movable], "codes": encoded, "gated": self.gated}
+
+
+@dataclass
 class Numbers:
     """Everything that is counted over all rows.
 
@@ -114,6 +138,7 @@ class Numbers:
         errors: kind of error → rows; numbers in errors are replaced by N.
         group_sizes: size → groups of near-duplicates.
         groups_share: share of the groups that is counted.
+        joint: None if the run is large or fewer than two thresholds can move.
         galleries: the rows to show.
     """
 
@@ -122,6 +147,7 @@ class Numbers:
     errors: Counter[str] = field(default_factory=Counter)
     group_sizes: Counter[int] = field(default_factory=Counter)
     groups_share: float = 1.0
+    joint: Joint | None = None
 
 
 def is_compared(criterion: Criterion) -> bool:
@@ -208,6 +234,10 @@ def collect(run: Run, recipe: Recipe, own: Sample, samples: Sequence[Sample], re
     first_compared = compared[0] if compared else len(criteria)
     planned = [plan_distribution(c, samples, recipes, at < first_compared) for at, c in enumerate(criteria)]
     numbers = Numbers([found for found in planned if found], Galleries.of(recipe))
+    exact = ((at, found) for at, found in enumerate(planned) if found and found.exact)
+    movable = {at: found.candidates for at, found in exact if len(found.candidates)}
+    if len(movable) > 1 and own.rows * len(movable) <= MAX_JOINT_SCORES:
+        numbers.joint = Joint(list(movable))
     numbers.groups_share = min(1.0, MAX_GROUPS / max(own.rows, 1))
     sizes: Counter[int] = Counter()
     for rows in read_rows(run, recipe, ["error", "gated_at", *recipe.columns]):
@@ -215,6 +245,9 @@ def collect(run: Run, recipe: Recipe, own: Sample, samples: Sequence[Sample], re
         for at, found in enumerate(planned):
             if found:
                 judged.count(at, found)
+        if numbers.joint:
+            numbers.joint.codes.append(judged.codes(movable))
+            numbers.joint.gated |= bool((judged.waits & (judged.missing[0] > 0)).any())
         numbers.galleries.add(rows, judged.scores)
         _count_errors(rows, numbers.errors)
         _count_members(rows, numbers.groups_share, sizes)
@@ -243,6 +276,18 @@ class _Judged:
         gated = rows.table["gated_at"].is_valid() if "gated_at" in rows.table.column_names else None
         error = rows.table["error"].is_valid()
         self.waits = np.zeros(count, bool) if gated is None else np.asarray(pc.and_not(gated, error))
+
+    def codes(self, candidates: Mapping[int, np.ndarray]) -> np.ndarray:
+        """See `Joint.codes`; `candidates` are those of each criterion that can move."""
+        fixed = self.failed[0] - sum(self.fails[at] for at in candidates)
+        chosen = (fixed == 0) & (self.missing[0] == 0)
+        return np.stack(
+            [
+                np.searchsorted(values, self.scores[at][chosen])
+                + np.searchsorted(values, self.scores[at][chosen], "right")
+                for at, values in candidates.items()
+            ]
+        )
 
     def count(self, at: int, found: Distribution) -> None:
         """Counts the rows in a criterion's distribution."""

@@ -250,6 +250,8 @@ def test_a_model_that_no_recipe_names_gets_one(tmp_path: Path, store: Path) -> N
     assert recipe_with(image, RecipeOptions()).models["text_embedding"] == text
     assert criteria(own_card("freepik-nsfw", tmp_path)) == ["unsafe_image"]
     assert criteria("freepik-nsfw") == ["unsafe_image"]
+    with pytest.raises(DanqingError, match="no built-in recipe has a language_model; give one with --recipe"):
+        recipe_with("bert-chinese", RecipeOptions())
     lone = "siglip2-b-16-256-text"
     with pytest.raises(DanqingError, match=r"without the other tower: .* --set models\.image_embedding=NAME"):
         recipe_with(lone, RecipeOptions())

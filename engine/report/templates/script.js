@@ -80,6 +80,39 @@
     return /^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\"'\"'")}'`;
   }
 
+  const joint = data?.joint && {
+    criteria: data.joint.criteria,
+    codes: new Uint16Array(Uint8Array.from(atob(data.joint.codes), (c) => c.charCodeAt(0)).buffer),
+  };
+
+  // Rows that pass all criteria before the first that compares pairs, with all changes; null if they are not in the page.
+  // A code is the number of values below the score plus the number up to it.
+  function together() {
+    if (!joint || ![...moved.keys()].every((name) => joint.criteria.includes(name))) return null;
+    const count = joint.codes.length / joint.criteria.length;
+    const passes = new Uint8Array(count).fill(1);
+    joint.criteria.forEach((name, at) => {
+      for (const [key, index] of Object.entries({ ...data.criteria[name].bounds, ...moved.get(name) })) {
+        for (let row = 0; row < count; row++) {
+          const code = joint.codes[at * count + row];
+          const values = key === "min" || key === "below" ? (code + 1) >> 1 : code >> 1;
+          if (SIDES[key] ? values > index : values <= index) passes[row] = 0;
+        }
+      }
+    });
+    return passes.reduce((sum, pass) => sum + pass, 0);
+  }
+
+  function allChanges() {
+    const count = together();
+    if (count === null) return "Each count above changes one criterion only. This command makes all changes:";
+    const looser = ([name, bounds]) =>
+      Object.entries(bounds).some(([key, index]) => (index > data.criteria[name].bounds[key]) === Boolean(SIDES[key]));
+    const gated = data.joint.gated && [...moved].some(looser);
+    const end = data.compares ? "reach the first criterion that compares pairs" : "are kept";
+    return `With all changes, ${grouped(count)} pairs ${end} (exact${gated ? ", without pairs that lack later scores" : ""}):`;
+  }
+
   function showChanges() {
     const bar = document.querySelector(".changes");
     bar.classList.toggle("shown", moved.size > 0);
@@ -92,9 +125,7 @@
     }
     bar.querySelector(".command").textContent = `danqing decide ${folder()}${data.given}${settings.join("")}`;
     bar.querySelector(".note").textContent =
-      moved.size > 1
-        ? "Each count above changes one criterion only. This command makes all changes:"
-        : "Command for this threshold:";
+      moved.size > 1 ? allChanges() : "Command for this threshold:";
   }
 
   async function copy(button) {

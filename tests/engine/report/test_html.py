@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import doctest
 import io
 import json
@@ -146,6 +147,38 @@ def test_what_if_counts_as_decide_does(original: Run, device: Device) -> None:
                     assert content["exact"] is None
                 assert abs(rows_between(content["about"], bounds) - funnel.kept) <= 1, setting
     assert tried > 15 and refused > 0
+
+
+def test_several_thresholds_are_counted_together_as_decide_does(original: Run, device: Device) -> None:
+    text = (original.folder / "report.html").read_text(encoding="utf-8")
+    page = json.loads(re.findall(r'id="what-if">(.*?)</script>', text)[0])
+    names, recipe = page["joint"]["criteria"], original.manifest["recipe"]
+    assert {"words", "aspect_ratio", "laplacian_variance"} <= set(names) and "image_entropy" not in names
+    codes = np.frombuffer(base64.b64decode(page["joint"]["codes"]), "<u2").reshape(len(names), -1).astype(int)
+    found = []
+    for shares in ((0.9, 0.5), (0.4, 0.9), (0.2, 0.1)):  # of the candidates
+        changed = {}
+        for (name, key), share in zip((("words", "max"), ("laplacian_variance", "min")), shares, strict=True):
+            content = page["criteria"][name]
+            changed[name] = (key, int(share * (len(content["values"]) - 1)), content["values"])
+        passes = np.ones(codes.shape[1], bool)
+        for name, row in zip(names, codes, strict=True):  # what templates/script.js computes
+            bounds = dict(page["criteria"][name]["bounds"])
+            if name in changed:
+                bounds[changed[name][0]] = changed[name][1]
+            for key, index in bounds.items():
+                values = (row + (key in ("min", "below"))) // 2
+                passes &= values <= index if key in ("max", "below") else values > index
+        settings = [f"{name}.{key}={values[index]!r}" for name, (key, index, values) in changed.items()]
+        moved = recipe_from_dict(recipe, "run.json", settings, known_columns(), [*original.recipe.models])
+        try:
+            funnel = Funnel.count(moved, walk(read_scores(original, moved), moved, device).dropped_by)
+        except DanqingError:  # a gate dropped rows that pass now
+            continue
+        before = next(line for line in funnel.lines if line.criterion == "same_bytes")
+        assert passes.sum() == before.left + before.dropped, settings
+        found.append(int(passes.sum()))
+    assert len(set(found)) > 1
 
 
 def test_equal_runs_have_equal_pages_and_no_hidden_characters(run: Run, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 
+import pyarrow.parquet as pq
 import pytest
 
 from danqing.engine.phases import curate
@@ -84,6 +85,19 @@ def test_a_slider_changes_the_numbers_and_the_command(page: Page, run: Run) -> N
     assert command == f"danqing decide '{run.folder.resolve()}' --set words.max={value}"
     line = page.run("getComputedStyle(document.querySelector('#criterion-words line[data-moved=max]')).visibility")
     assert line == "visible" and page.run("getComputedStyle(document.querySelector('.changes')).display") == "block"
+    note = "document.querySelector('.changes .note').textContent"
+    other = "document.querySelector('[data-criterion=aspect_ratio] [data-bound=max]')"
+    page.run(f"{other}.value = 1, {other}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+    words, ratio = (
+        command.split("words.max=")[1],
+        page.run(f"{other}.parentElement.querySelector('output').textContent"),
+    )
+    scores = pq.read_table(run.scores_path(0)).to_pylist()
+    kept_uids = {v["uid"] for v in pq.read_table(run.verdicts_path(0)).to_pylist() if v["keep"]}
+    both = [
+        s for s in scores if s["uid"] in kept_uids and s["words"] <= float(words) and s["aspect_ratio"] <= float(ratio)
+    ]
+    assert page.run(note).startswith(f"With all changes, {len(both)} pairs are kept (exact")
     page.run("document.querySelector('[data-do=reset]').click()")
     assert page.run(shown) == kept
 
