@@ -38,6 +38,7 @@ from danqing.engine.core.memory import read_size
 from danqing.engine.core.progress import OpenProgress, silent
 from danqing.engine.core.schemas import common_schema
 from danqing.engine.core.storage import path_of
+from danqing.engine.decide.cluster import RaySearch
 from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.evaluate.models import evaluate_models
@@ -409,6 +410,7 @@ def decide(
     threads: int | None = None,
     force: bool = False,
     neighbours: str = AUTO,
+    ray: str = "",
     progress: bool | None = None,
 ) -> Run:
     """Applies a recipe's criteria to a scored run; takes seconds and rewrites verdicts and funnel.
@@ -423,6 +425,7 @@ def decide(
         neighbours: how near-duplicates are searched: `tiles`, `faiss`, `lists` (for a recall below 1), the index of an
             installed package, or `auto` (default): `tiles`; for a recall below 1 `faiss` on a GPU if it is installed,
             else `lists`. Exact ones give equal verdicts.
+        ray: search for near-duplicates on a Ray cluster, with workers on `device`: `auto`, `local` or HOST:PORT.
         progress: show a progress bar; default: only on a terminal.
 
     Returns:
@@ -437,8 +440,10 @@ def decide(
     """
     opened = _opened(run)
     chosen = load_recipe(opened.recipe if recipe is None else recipe, set)
-    bar = _progress(progress)
-    phases.decide_run(opened, chosen, device, _positive("threads", threads), bar, force, neighbours)
+    bar, cores = _progress(progress), _positive("threads", threads)
+    search = RaySearch(ray, device, cores) if ray else None
+    here = "auto" if ray else device  # the driver can have no GPU
+    phases.decide_run(opened, chosen, here, cores, bar, force, neighbours, search)
     return opened
 
 
