@@ -17,7 +17,7 @@ from danqing.engine.cli.main import main
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.decide.contents import check_current
-from danqing.engine.decide.dedup import groups, lists
+from danqing.engine.decide.dedup import groups
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import Tiles
 from danqing.engine.decide.funnel import Funnel
@@ -404,7 +404,7 @@ def test_no_file_of_features_stays_open(recipe: Recipe, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("compared", "limit"),
-    [("", 16), ("column: sha256, within: 0", 64), ("within: 0.01", 64), ("within: 0.01, recall: 0.9", 64)],
+    [("", 16), ("column: sha256, within: 0", 64), ("within: 0.01", 64)],
 )
 def test_rows_take_little_memory(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: str, limit: int
@@ -418,8 +418,7 @@ def test_rows_take_little_memory(
         parent -= parent % 3
 
     monkeypatch.setattr(Tiles, "join", join)
-    for module, name in ((groups, "ROWS_PER_BATCH"), (lists, "SORTED_ROWS"), (lists, "TRAINING_ROWS_PER_LIST")):
-        monkeypatch.setattr(module, name, 1 if name == "TRAINING_ROWS_PER_LIST" else 1 << 12)
+    monkeypatch.setattr(groups, "ROWS_PER_BATCH", 1 << 12)
     text = RECIPE.replace("within: 0.01", compared or "within: 0.01")
     recipe, peaks = recipe_of(tmp_path, text, *([] if compared else ["redundancy=null"])), []
     for rows in (10_000, 10_000, 100_000):  # the first run compiles the kernels
