@@ -426,16 +426,12 @@ def decide(
         with out.progress(machine.note):
             given = chosen if recipe.arguments else None
             listed = run_neighbour_task(opened, tasks.neighbour_task, given, **where)
-        result = {"folder": run, "task": tasks.neighbour_task, "tasks": len(listed.pairs)}
-        if not out.finish(result):
-            print(f"task {tasks.neighbour_task} of {len(listed.pairs)} of {listed.criterion} is done")
+        _print_task(run, tasks.neighbour_task, listed, out)
         return
     if tasks.neighbour_tasks is not None and not ray:
         with out.progress(machine.note):
             wanted = list_neighbour_tasks(opened, chosen, tasks.neighbour_tasks, force=force, **where)
-        count = len(wanted.pairs) if wanted else 0
-        if not out.finish({"folder": run, "criterion": wanted.criterion if wanted else None, "tasks": count}):
-            print(_tasks_line(run, wanted, recipe.arguments, storage.arguments))
+        _print_tasks(run, wanted, recipe.arguments, storage.arguments, out)
         return
     search = None
     if ray:
@@ -455,15 +451,21 @@ def decide(
     out.print_notes(notes)
 
 
-def _tasks_line(run: Path, tasks: TaskList | None, recipe: list[str], storage: list[str]) -> str:
+def _print_task(run: Path, number: int, tasks: TaskList, out: OutputOptions) -> None:
+    if not out.finish({"folder": run, "task": number, "tasks": len(tasks.pairs)}):
+        print(f"task {number} of {len(tasks.pairs)} of {tasks.criterion} is done")
+
+
+def _print_tasks(run: Path, tasks: TaskList | None, recipe: list[str], storage: list[str], out: OutputOptions) -> None:
+    count = len(tasks.pairs) if tasks else 0
+    if out.finish({"folder": run, "criterion": tasks.criterion if tasks else None, "tasks": count}):
+        return
     decide = shlex.join(["danqing", "decide", str(run), *recipe, *storage])
     if not tasks:
-        return f"no search is left to do; next: {decide}"
-    last = len(tasks.pairs) - 1
-    return (
-        f"{last + 1} tasks of {tasks.criterion} over {tasks.rows:,} rows, 0 to {last}; do each of them anywhere:\n"
-        f"  {shlex.join(['danqing', 'decide', str(run), *storage])} --neighbour-task 0\nthen: {decide}"
-    )
+        print(f"no search is left to do; next: {decide}")
+        return
+    print(f"{count} tasks of {tasks.criterion} over {tasks.rows:,} rows, 0 to {count - 1}; do each of them anywhere:")
+    print(f"  {shlex.join(['danqing', 'decide', str(run), *storage])} --neighbour-task 0\nthen: {decide}")
 
 
 @command(

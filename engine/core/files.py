@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -161,9 +162,13 @@ def writing_cache() -> Iterator[None]:
         ) from None
 
 
+_builders: dict[Path, threading.Lock] = {}
+"""Locks of the folders that threads of this process build, so that no thread says that it waits for its own process."""
+
+
 @contextmanager
 def building(folder: Path, what: str) -> Iterator[bool]:
-    """Holds the lock of what one process builds in the cache while others wait, during a `with` block.
+    """Holds the lock of what one thread of one process builds in the cache while others wait, during a `with` block.
 
     The block must first check whether another process has built the folder. Files that killed processes left beside it
     are removed.
@@ -187,7 +192,7 @@ def building(folder: Path, what: str) -> Iterator[bool]:
 
     with writing_cache():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.parent / f".{folder.name}{LOCK}", wait):
+        with _builders.setdefault(folder, threading.Lock()), locked(folder.parent / f".{folder.name}{LOCK}", wait):
             remove_abandoned(folder.parent)
             yield waited
 

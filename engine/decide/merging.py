@@ -11,7 +11,7 @@ each other again.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from danqing.engine.decide.contents import is_complete, merged_state
 from danqing.engine.decide.dedup.features import Features
 from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
-from danqing.engine.decide.scores import connect_near_rows, outcome_of, read_scores
+from danqing.engine.decide.scores import NearComponents, Scores, connect_near_rows, outcome_of, read_scores
 from danqing.engine.decide.uids import numbers_of
 from danqing.engine.decide.verdicts import Verdicts, decision_of, record
 from danqing.engine.recipe.criteria import Redundancy
-from danqing.engine.recipe.outcome import Outcome
+from danqing.engine.recipe.outcome import Outcome, position_type, positions_of
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import MERGED, Run, is_run
 from danqing.engine.run.tables import verdicts_table
@@ -71,10 +71,8 @@ def merge(
     write_damage(output, list(dict.fromkeys(entry for part in runs for entry in read_damage(part.folder))))
     if run.manifest.get("decided") and before == merged and is_complete(run):
         return run, Funnel.of(run)
-    there = {part["folder"]: part for part in before}
-    for part in merged:
-        if there.get(part["folder"], part) != part and progress:
-            progress.say(f"{part['folder']} was scored or decided anew since it was merged; comparing all rows again")
+    if progress:
+        _say_changes(before, merged, progress)
     criterion = recipe.criteria[-1]
     assert isinstance(criterion, Redundancy)
     captions = {
@@ -84,26 +82,46 @@ def merge(
     }
     scores = read_scores(run, replace(recipe, criteria=(*captions.values(), criterion)))
     scores.neighbours = neighbours
-    last = len(recipe.criteria) - 1
-    verdicts = _verdicts_of(runs, recipe, len(scores.error), last)
-    alive = ((verdicts.dropped_by < 0) | (verdicts.dropped_by == last)) & scores.can_judge(criterion)
-    verdicts.dropped_by[alive] = -1
+    verdicts, alive = _reach_last(runs, recipe, scores)
     for position, sought in captions.items():
         verdicts.enter(position, alive, scores.judge(sought, alive, device, progress))
-    rows = np.flatnonzero(alive)
+    rows = positions_of(alive)
     earlier = _chains(output, rows) if before and before == merged[: len(before)] else None
     features = Features(device, *scores.columns.features(rows))
     components = connect_near_rows(features, criterion, progress, earlier, neighbours)
-    with commit(output / "chains.npy") as file:
-        np.save(file, np.stack([rows, components.first]))
-    own = output / "run.json"
+    _store(run, rows, components, merged)
+    found = outcome_of(rows, rows, scores.represent(criterion, rows, components, progress))
+    outcome = replace(found, recall=components.recall, index=components.index)
+    verdicts.enter(len(recipe.criteria) - 1, alive, outcome)
+    return run, record(run, recipe, scores, verdicts, decision_of(run, recipe))
+
+
+def _say_changes(before: Sequence[Mapping[str, str]], merged: Sequence[Mapping[str, str]], progress: Progress) -> None:
+    """Names the runs that changed since they were merged."""
+    there = {part["folder"]: part for part in before}
+    for part in merged:
+        if there.get(part["folder"], part) != part:
+            progress.say(f"{part['folder']} was scored or decided anew since it was merged; comparing all rows again")
+
+
+def _reach_last(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> tuple[Verdicts, np.ndarray]:
+    """The verdicts of the runs before the last criterion; and boolean (rows,), the rows that reach it."""
+    last = len(recipe.criteria) - 1
+    verdicts = _verdicts_of(runs, recipe, len(scores.error), last)
+    alive = ((verdicts.dropped_by < 0) | (verdicts.dropped_by == last)) & scores.can_judge(recipe.criteria[last])
+    verdicts.dropped_by[alive] = -1
+    return verdicts, alive
+
+
+def _store(run: Run, rows: np.ndarray, components: NearComponents, merged: Sequence[Mapping[str, str]]) -> None:
+    """Writes the components of the rows that reached the last criterion, then the states of the runs they are of."""
+    with commit(run.folder / "chains.npy") as file:
+        np.save(file, np.stack([rows, components.first], dtype=np.int64))
+    own = run.folder / "run.json"
     run.manifest[MERGED] = [
-        part | {"folder": str(_link_target(own, path_of(part["folder"]), output))} for part in merged
+        {**part, "folder": str(_link_target(own, path_of(part["folder"]), run.folder))} for part in merged
     ]
     run.save()
-    found = outcome_of(rows, rows, scores.represent(criterion, rows, components, progress))
-    verdicts.enter(last, alive, replace(found, recall=components.recall, index=components.index))
-    return run, record(run, recipe, scores, verdicts, decision_of(run, recipe))
 
 
 def _check_distinct(runs: Sequence[Run], output: Path) -> None:
@@ -216,7 +234,7 @@ def _verdicts_of(runs: Sequence[Run], recipe: Recipe, rows: int, last: int) -> V
         rows: of all runs.
         last: position of the criterion that is applied anew; what it found is left out.
     """
-    verdicts, start, parts = Verdicts.none(rows), 0, []
+    verdicts, kind, start, parts = Verdicts.none(rows), position_type(rows), 0, []
     positions = {criterion.name: position for position, criterion in enumerate(recipe.criteria)} | {None: -1}
     for run in runs:
         begin = start
@@ -229,9 +247,8 @@ def _verdicts_of(runs: Sequence[Run], recipe: Recipe, rows: int, last: int) -> V
             duplicates = np.flatnonzero(~np.isnan(distance) & (dropped_by != last))
             kept_instead = numbers_of(table["kept_instead"].take(pa.array(duplicates)))
             # Numbers of groups are below the number of rows, so those of different runs differ.
-            parts.append(
-                (members + start, group[members] + begin, duplicates + start, kept_instead, distance[duplicates])
-            )
+            places = [part.astype(kind) for part in (members + start, group[members] + begin, duplicates + start)]
+            parts.append((*places, kept_instead, distance[duplicates]))
             start += len(table)
     if parts:
         members, group, duplicates, kept_instead, distance = map(np.concatenate, zip(*parts, strict=True))

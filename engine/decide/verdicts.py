@@ -259,35 +259,47 @@ class GroupNumbers:
 
 def _write(run: Run, recipe: Recipe, columns: Columns, verdicts: Verdicts, numbers: GroupNumbers) -> None:
     """Writes the verdicts of every shard."""
-    names = np.array([criterion.name for criterion in recipe.criteria] + [None], object)
-    instead = [out.kept_instead for out in verdicts.found if out.kept_instead.ndim == 1]
-    kept = np.unique(np.concatenate([np.empty(0, np.int32), *instead]))
-    uids, start = columns.uids(kept), 0
+    rows = Decided(recipe, columns, verdicts, numbers)
+    start = 0
     for shard in run.shards:
         table = scores_table(run, shard.number, ["shard", "row", "key", "uid"])
-        rows = len(table)
-        dropped_by = verdicts.dropped_by[start : start + rows]
-        group, distance, kept_instead = np.full(rows, -1), np.full(rows, np.nan), np.zeros((rows, 2), np.uint64)
-        for place, out in enumerate(verdicts.found):
-            part = _within(out.members, start, rows)
-            group[out.members[part] - start] = numbers.of(place, out.group[part])
-            part = _within(out.duplicates, start, rows)
-            duplicates, other = out.duplicates[part] - start, out.kept_instead[part]
-            distance[duplicates] = out.distance[part]
-            kept_instead[duplicates] = other if other.ndim == 2 else uids[np.searchsorted(kept, other)]
-        values = {
-            "keep": dropped_by < 0,
-            "dropped_by": names[dropped_by],
-            "group": group,
-            "kept_instead": _texts(kept_instead, ~np.isnan(distance)),
-            "distance": distance,
-        }
+        values = rows.values(start, len(table))
         for column in VERDICTS:
             # NaN becomes null
             table = table.append_column(column.name, pa.array(values[column.name], column.type, from_pandas=True))
         with commit(run.verdicts_path(shard.number)) as file:
             pq.write_table(table, file)
-        start += rows
+        start += len(table)
+
+
+class Decided:
+    """The columns of verdicts, a shard at a time."""
+
+    def __init__(self, recipe: Recipe, columns: Columns, verdicts: Verdicts, numbers: GroupNumbers) -> None:
+        self._verdicts, self._numbers = verdicts, numbers
+        self._names = np.array([criterion.name for criterion in recipe.criteria] + [None], object)
+        instead = [out.kept_instead for out in verdicts.found if out.kept_instead.ndim == 1]
+        self._kept = np.unique(np.concatenate([np.empty(0, np.int32), *instead]))
+        self._uids = columns.uids(self._kept)
+
+    def values(self, start: int, rows: int) -> dict[str, Any]:
+        """Column → its values in `rows` rows from `start` on."""
+        dropped_by = self._verdicts.dropped_by[start : start + rows]
+        group, distance, kept_instead = np.full(rows, -1), np.full(rows, np.nan), np.zeros((rows, 2), np.uint64)
+        for place, out in enumerate(self._verdicts.found):
+            part = _within(out.members, start, rows)
+            group[out.members[part] - start] = self._numbers.of(place, out.group[part])
+            part = _within(out.duplicates, start, rows)
+            duplicates, other = out.duplicates[part] - start, out.kept_instead[part]
+            distance[duplicates] = out.distance[part]
+            kept_instead[duplicates] = other if other.ndim == 2 else self._uids[np.searchsorted(self._kept, other)]
+        return {
+            "keep": dropped_by < 0,
+            "dropped_by": self._names[dropped_by],
+            "group": group,
+            "kept_instead": _texts(kept_instead, ~np.isnan(distance)),
+            "distance": distance,
+        }
 
 
 def _within(rows: np.ndarray, start: int, count: int) -> slice:

@@ -129,10 +129,15 @@ def select(
             defaults.
 
     Raises:
-        DanqingError: a table cannot be read, every criterion needs a picture, or `output` holds something else or a
-            selection with other settings.
+        DanqingError: the settings limit the memory, a table cannot be read, every criterion needs a picture, or
+            `output` holds something else or a selection with other settings.
     """
     settings = settings or Settings()
+    if settings.memory_limit:
+        raise DanqingError(
+            f"memory_limit: select has no limit of memory; it holds the parts of {PART_ROWS:,} rows that its threads "
+            "work on, so give it fewer threads"
+        )
     damage: list[Damage] = []
     files = find_tables(inputs, settings.layout.follow_links, damage)
     columns = choose_columns(files, columns or Columns("", ""))

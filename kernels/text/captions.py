@@ -61,7 +61,7 @@ def measure(device: ArrayLauncher, text: Strings, words: Dictionary, classes: np
     out = device.xp.empty((text.rows, len(MEASURES)), np.float32)
     table = workspace(device, "table", 2 * (text.size + text.rows), np.int32)
     tables = resident(device, words), resident(device, classes)
-    measure_rows.launch(device, text.rows, text, *tables, allocate_scratch(device, text), table, out)
+    measure_rows.launch(device, text.rows, text.of_one_type(), *tables, allocate_scratch(device, text), table, out)
     return out
 
 

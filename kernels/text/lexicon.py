@@ -57,7 +57,8 @@ def weigh(device: ArrayLauncher, text: Strings, terms: Trie, patterns: Patterns)
     out = device.xp.empty(text.rows, np.float32)
     chars, found = workspace(device, "chars", size, np.int32), workspace(device, "found", size, np.int64)
     tables = resident(device, terms), resident(device, marks())
-    weigh_rows.launch(device, text.rows, text, *tables, patterns, chars, found, out)
+    weights = Patterns(*map(float, patterns))  # with integers, the kernel would be compiled again
+    weigh_rows.launch(device, text.rows, text.of_one_type(), *tables, weights, chars, found, out)
     return out
 
 

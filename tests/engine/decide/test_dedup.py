@@ -122,7 +122,10 @@ def test_many_copies_form_one_group(device: Device, index: str) -> None:
     assert (group[500:4_500] == 500).all() and (group == 500).sum() == 4_000
 
 
-def test_a_long_chain_is_one_group(device: Device, index: str) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_a_long_chain_is_one_group(device: Device, index: str, half: bool, request: pytest.FixtureRequest) -> None:
+    if half:
+        request.getfixturevalue("half_precision")
     vectors = on_circle(*np.linspace(0, 180, 600))[np.random.default_rng(1).permutation(600)]
     assert set(joined(device, vectors, 1 - np.cos(np.deg2rad(0.4)), index)) == {0}
     within = 1 - np.cos(np.deg2rad(0.302))
@@ -161,6 +164,19 @@ def test_half_precision_loses_no_pair(
     assert joined(device, pair, within, index) == [0, 0]
     monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(slack=0.0))
     assert joined(device, pair, within, index) == [0, 1]
+
+
+def test_the_slack_covers_the_largest_rounding(
+    device: Device, index: str, half_precision: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of a vector whose equal numbers lose nearly 2^-11 of their value; their product loses 2^-10."""
+    dimensions = np.arange(2, 1 << 14)
+    numbers = 1 / np.sqrt(dimensions)
+    worst = int(dimensions[np.argmax(1 - numbers.astype(np.float16) / numbers)])
+    copies = np.ones((2, worst), np.float16)
+    assert joined(device, copies, 1e-9, index) == [0, 0]
+    monkeypatch.setitem(PRODUCTS, "cpu", PRODUCTS["cpu"]._replace(slack=9e-4))
+    assert joined(device, copies, 1e-9, index) == [0, 1]
 
 
 def test_features_are_read_from_memory_mapped_files(device: Device, tmp_path: Path) -> None:

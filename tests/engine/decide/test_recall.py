@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -164,3 +167,21 @@ def test_the_funnel_has_the_measured_recall(device: Device, vectors: np.ndarray,
     assert funnel.lines[0].measured_rule == f"one of each group, cosine distance < 0.1, recall ≥ 0.99 {measurement}"
     write_json(tmp_path / "funnel.json", funnel.to_dict())
     assert Funnel.read(tmp_path / "funnel.json") == funnel
+
+
+def test_rows_are_sorted_by_list_in_little_memory(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "SORTED_ROWS", 1 << 12)
+    rows, known = 100_000, 30_001
+    ranks = np.random.default_rng(1).integers(0, 7, (1, rows), np.uint16)
+    file: Any = object.__new__(lists.InvertedFile)
+    file.features, file.count, file.known, file.ranks = SimpleNamespace(device=device), 7, known, ranks
+    tracemalloc.start()
+    try:
+        found = file._file(0)
+        assert tracemalloc.get_traced_memory()[1] / rows < 8
+    finally:
+        tracemalloc.stop()
+    assert (found.rows == np.argsort(ranks[0], kind="stable")).all()
+    for number, (begin, new, end) in enumerate(found.lists()):
+        part = found.rows[begin:end]
+        assert (ranks[0, part] == number).all() and (part < known).sum() == new - begin

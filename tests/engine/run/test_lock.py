@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, building
 from danqing.engine.core.local_copies import ABANDONED_SECONDS
+from danqing.engine.core.lock import locked
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.lock import lock_folder
@@ -147,25 +149,33 @@ def test_a_file_system_without_locks_is_named_once(
     assert capsys.readouterr().err.count("no locks here; run one command at a time") == 1
 
 
-def test_one_process_builds_and_the_other_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entered, waits, built, said = threading.Event(), threading.Event(), [], io.StringIO()
-
-    def build(name: str) -> None:
-        with building(tmp_path / "folder", "the model"):
-            entered.set()
-            if not built:
-                assert waits.wait(60)
-                built.append(name)
-
+def test_a_process_waits_for_another_one_that_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, said = threading.Event(), io.StringIO()
     monkeypatch.setattr(said, "flush", waits.set)
     monkeypatch.setattr(sys, "stderr", said)
-    first = threading.Thread(target=build, args=("first",))
-    first.start()
-    assert entered.wait(60)
-    build("second")
-    first.join()
-    assert built == ["first"] and not list(tmp_path.iterdir())
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / f".folder{LOCK}"):  # as another process holds it
+            second = pool.submit(build, tmp_path / "folder")
+            assert waits.wait(60)
+        assert second.result(60) and not list(tmp_path.iterdir())
     assert "waits for the model, which process" in said.getvalue()
+
+
+def test_threads_of_a_process_build_one_after_the_other_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with building(tmp_path / "folder", "the model"):
+            second = pool.submit(build, tmp_path / "folder")
+            with pytest.raises(TimeoutError):
+                second.result(0.1)
+        assert not second.result(60)
+    assert not capsys.readouterr().err
+
+
+def build(folder: Path) -> bool:
+    with building(folder, "the model") as waited:
+        return waited
 
 
 @pytest.mark.parametrize(

@@ -517,3 +517,8 @@ def test_a_kept_row_can_lack_the_clean_caption_if_an_earlier_stage_failed() -> N
     assert judged.text_of(CLEAN, np.arange(3)).to_pylist() == [None, "b", "c"]
     assert judged.text_of(CLEAN, np.array([2])).to_pylist() == ["c"]
     assert len(judged.text_of(CLEAN, np.arange(0))) == 0
+
+
+def test_a_limit_of_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DanqingError, match="memory_limit: select has no limit of memory"):
+        select(["a.parquet"], tmp_path / "out", load_recipe("danqing"), settings=Settings(memory_limit=1 << 30))

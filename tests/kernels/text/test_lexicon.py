@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.strings import Strings
-from danqing.kernels.text.lexicon import Patterns, weigh
+from danqing.engine.stages.characters import character_classes
+from danqing.engine.stages.dictionary import open_dictionary
+from danqing.kernels.text.captions import measure, measure_rows
+from danqing.kernels.text.lexicon import Patterns, weigh, weigh_rows
 from danqing.kernels.text.trie import build
 from tests.kernels.text.texts import DIFFICULT_TEXTS, random_texts
 
@@ -60,3 +64,18 @@ def test_latin_terms_match_in_any_case_and_not_within_words(device: Device) -> N
 )
 def test_patterns_of_advertisements(device: Device, text: str, expected: float) -> None:
     assert weights(device, [text], PATTERNS) == [expected]
+
+
+def test_kernels_are_compiled_once_for_all_kinds_of_rows(device: Device) -> None:
+    """Rows as Arrow stores them, with 32-bit offsets and read-only; as kernels write them; and weights as integers."""
+    stored, written = (
+        Strings.of(["一只橘猫"]),
+        Strings(np.array([0, 3]), np.frombuffer("猫".encode(), np.uint8).copy(), 3),
+    )
+    terms, kernels = build({"猫": 100}), (weigh_rows, measure_rows)
+    counts = []
+    for rows, patterns in ((stored, Patterns()), (written, Patterns(1, 1, 1, 1))):
+        weigh(device, rows, terms, patterns)
+        measure(device, rows, open_dictionary(), character_classes())
+        counts.append([len(kernel._on_cpu.signatures) for kernel in kernels])
+    assert counts[0] == counts[1]
