@@ -442,8 +442,7 @@ def decide(
     chosen = load_recipe(opened.recipe if recipe is None else recipe, set)
     bar, cores = _progress(progress), _positive("threads", threads)
     search = RaySearch(ray, device, cores) if ray else None
-    here = "auto" if ray else device  # the driver can have no GPU
-    phases.decide_run(opened, chosen, here, cores, bar, force, neighbours, search)
+    phases.decide_run(opened, chosen, device, cores, bar, force, neighbours, search)
     return opened
 
 

@@ -179,6 +179,11 @@ def _collect_damage(run: Run, damage: Sequence[Damage]) -> None:
         run.save()
 
 
+def _driver_device(device: str, ray: RaySearch | str | None) -> str:
+    """The device of this process: the driver of a Ray cluster can have no GPU."""
+    return "auto" if ray else device
+
+
 @lock_output
 def decide_run(
     run: Run,
@@ -200,7 +205,7 @@ def decide_run(
         progress: opens the listener to the phase.
         force: decide although the recipe names other models than those that scored.
         neighbours: index of the searches for near rows, or `auto` (`choose_index`).
-        ray: the Ray cluster that searches for near rows; None: `device` does.
+        ray: the Ray cluster that searches for near rows, on its own `device`; None: this process searches.
 
     Returns:
         What each criterion dropped.
@@ -208,6 +213,7 @@ def decide_run(
     Raises:
         DanqingError: shards or columns without scores, or other models.
     """
+    device = _driver_device(device, ray)
     choose_index(neighbours, kind_of(device))
     with (
         connected(ray.address if ray else "") as module,
@@ -478,8 +484,7 @@ def curate(
     if settings.part:
         raise DanqingError("part: `curate` does a whole run; pass `part` to `score` and to `write`")
     WRITERS.named((options or WriteOptions()).output_format)  # an unknown format is an error now, not after scoring
-    here = "auto" if settings.ray else settings.device  # the driver of a cluster can have no GPU
-    choose_index(neighbours, kind_of(here))
+    choose_index(neighbours, kind_of(_driver_device(settings.device, settings.ray)))
     for folder in against:
         Run.open(folder)
     references = {folder: reference_run_folder(folder, output) for folder in excluded}
@@ -496,6 +501,7 @@ def curate(
         search = None
         if settings.ray:
             search = RaySearch(settings.ray, settings.device, settings.threads, settings.workers_per_gpu)
-        funnel = decide_run(run, recipe, here, settings.threads, progress, neighbours=neighbours, ray=search)
+        device, threads = settings.device, settings.threads
+        funnel = decide_run(run, recipe, device, threads, progress, neighbours=neighbours, ray=search)
         write_run(run, options, progress, ray=settings.ray)
     return run, funnel, spans

@@ -436,7 +436,6 @@ def decide(
     search = None
     if ray:
         search = RaySearch(ray, machine.chosen, machine.threads, tasks=tasks.neighbour_tasks or TASKS)
-        where["device"] = "auto"  # the driver can have no GPU
     with out.progress("" if ray else machine.note):
         funnel = decide_run(opened, chosen, force=force, ray=search, **where)
     if report:

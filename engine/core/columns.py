@@ -231,7 +231,7 @@ WRITTEN = (
 ANSWERED = (
     Column("row", pa.int32(), "row of the shard; only kept rows are here", COUNT, file="recaptions"),
     Column("uid", pa.string(), "uid of the row", file="recaptions"),
-    Column("recaption", pa.string(), "the model's caption as it came; null if there is none", file="recaptions"),
+    Column("recaption", pa.string(), "the model's caption, unchanged; null if there is none", file="recaptions"),
     Column(
         "outcome", pa.string(), "success, truncated (by max_tokens), blocked (by a filter), error", file="recaptions"
     ),
@@ -247,7 +247,7 @@ MEASURED = (
     "content_word_share", "text_entropy", "han_share", "kana_share", "latin_share", "digit_share", "symbol_share",
     "longest_repetition", "unsafe_caption", "unknown_tokens",
 )  # fmt: skip
-"""Columns of a run's scores that RECAPTION computes of the recaptions, too; in its files with `recaption_` before."""
+"""Columns of a run's scores that RECAPTION also computes of the recaptions, as `recaption_NAME`."""
 JUDGED = (
     Column(
         "recaption_alignment", pa.float32(), "cosine of the embeddings of picture and recaption", (-1, 1),

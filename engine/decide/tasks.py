@@ -144,7 +144,7 @@ class TaskSearches:
     elsewhere: Callable[[TaskList], None] | None = None
 
     def components(self, criterion: Redundancy, rows: np.ndarray, device: Device) -> np.ndarray | None:
-        """The connected components of near rows, as `NearComponents.first`; None if there is no list of tasks.
+        """The connected components of near rows, as `NearComponents.first`; None if no tasks search for them.
 
         Args:
             criterion: the criterion.
@@ -158,19 +158,19 @@ class TaskSearches:
         found = TaskList.read(self.run, criterion.name)
         if found is None and not self.wanted:
             return None
-        if criterion.recall < 1 and self.elsewhere:
-            return None
         if criterion.recall < 1:
+            if self.elsewhere:
+                return None
             raise DanqingError(
                 f"{criterion.name}: tasks compare all pairs, but it asks for a recall of {criterion.recall:g}; "
                 f"give --set {criterion.name}.recall=1, or delete {folder_of(self.run, criterion.name)}"
             )
         problems = self._problems(found, criterion, rows) if found else []
-        missing = found.missing(self.run) if found else []
         if self.elsewhere:
             tasks = found if found and not problems else self._write(self._list(criterion, rows), rows)
             self.elsewhere(tasks)
             return unite(self.run, tasks, device)
+        missing = found.missing(self.run) if found else []
         if self.wanted and (found is None or problems or missing):
             raise ListedError(self._write(self._list(criterion, rows), rows))
         assert found is not None

@@ -49,7 +49,7 @@ def join_edges(first, last, step, left, right, parent):
 def find_roots(first, last, step, parent, out):
     """Writes the smallest row of each row's component to `out`, int64 (rows,), after all edges were added.
 
-    `out` may be `parent`: a thread then reads a row's parent or its root, which is an ancestor, too.
+    `out` may be `parent`: another thread then reads a row's parent or its root, and both are ancestors.
     """
     for node in range(first, last, step):
         above = parent[node]

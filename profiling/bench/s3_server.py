@@ -65,10 +65,10 @@ def _server(command: list[str]) -> Iterator[str]:
 
 
 def serve(folder: Path) -> None:
-    """Answers what a reader asks: HEAD and ranges of `/bench/shards/NAME`, and the list of `/bench`."""
+    """Answers a reader's requests: HEAD and ranges of `/bench/shards/NAME`, and the list of `/bench`."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-    stamp = "2026-01-01T00:00:00.000Z", "Thu, 01 Jan 2026 00:00:00 GMT"
+    modified, modified_header = "2026-01-01T00:00:00.000Z", "Thu, 01 Jan 2026 00:00:00 GMT"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -93,7 +93,7 @@ def serve(folder: Path) -> None:
             self.send_response(200 if end is None else 206)
             self.send_header("Content-Length", str(last - first))
             self.send_header("Content-Range", f"bytes {first}-{last - 1}/{size}")
-            self.send_header("Last-Modified", stamp[1])
+            self.send_header("Last-Modified", modified_header)
             self.end_headers()
             with path.open("rb") as file:
                 while end is not None and first < last:
@@ -102,7 +102,7 @@ def serve(folder: Path) -> None:
         def list(self) -> None:
             paths = sorted(folder.iterdir())
             found = "".join(
-                f"<Contents><Key>shards/{escape(path.name)}</Key><LastModified>{stamp[0]}</LastModified>"
+                f"<Contents><Key>shards/{escape(path.name)}</Key><LastModified>{modified}</LastModified>"
                 f"<Size>{path.stat().st_size}</Size></Contents>"
                 for path in paths
             )

@@ -60,8 +60,12 @@ def upload_shards(folder: Path, bucket: RemotePath, count: int) -> int:
     """Uploads `count` shards, `SHARDS_OF_CRAWL` different ones in turn; returns the number of different ones."""
     made = [Path(path) for path in build_crawl(folder, SHARDS_OF_CRAWL)]
     with ThreadPoolExecutor(UPLOADS) as pool:
-        for number in range(count):
+        sent = [
             pool.submit(bucket.bucket.upload, made[number % len(made)], f"in/{number:06d}.tar")
+            for number in range(count)
+        ]
+    for upload in sent:
+        upload.result()  # raises what it raised
     return len(made)
 
 
@@ -146,7 +150,7 @@ def broken_shards(out: RemotePath, kinds: int) -> tuple[int, list[str]]:
     """Counts the scored shards, and names those whose rows differ from those of the first copy of the same file."""
     run, first = Run.open(out), dict[int, pa.Table]()
     scored, broken = 0, list[str]()
-    there = {path.name for path in (out / "scores").iterdir()}  # a question for each shard takes a second
+    there = {path.name for path in (out / "scores").iterdir()}  # one listing, not a request a shard
     for shard in run.shards:
         path = run.scores_path(shard.number)
         if path.name in there:
