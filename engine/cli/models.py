@@ -108,7 +108,8 @@ def export(
     name: Annotated[
         str,
         Parameter(
-            help="A card, the common beginning of the names of both towers' cards, or a checkpoint's folder with cards."
+            help="A card, the common beginning of the names of both towers' cards, or the folder of a checkpoint and "
+            "its cards."
         ),
     ],
     /,
@@ -120,7 +121,7 @@ def export(
             converter=to_local_folder,
             n_tokens=1,
             metavar="FOLDER",
-            help="config.json, weights and vocabulary, as published; if a folder is named, that one.",
+            help="config.json, weights and vocabulary, as published (default: the folder that is named).",
         ),
     ] = None,
 ) -> None:
@@ -129,13 +130,13 @@ def export(
     from danqing.trt_models.export.from_checkpoint import export_all
 
     towers = [tower for end in ("image", "text") if (tower := f"{name}-{end}") in card_names()]
-    if not towers and Path(name).is_dir():
+    if not towers and name not in card_names() and Path(name).is_dir():
         source = source or Path(name)
         towers = sorted(str(path) for path in Path(name).glob("*.yaml"))
         if not towers:
             raise DanqingError(f"{name}: no model cards (.yaml) here; name a card, and the checkpoint with --from")
     if source is None:
-        raise DanqingError("--from FOLDER is missing: the checkpoint as published")
+        raise DanqingError("--from is missing: give the folder of the checkpoint, as published")
     cards = [load_card(tower) for tower in towers or [name]]
     for card, folder in zip(cards, export_all(cards, source), strict=True):
         print(f"{card.name}: {folder}")

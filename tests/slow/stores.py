@@ -95,6 +95,8 @@ def test_a_run_from_and_to_a_store_has_the_bytes_of_a_local_one(
     command, connect = STORES[address]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
+    if command[1:2] == ["-m"]:
+        pytest.importorskip(command[2])
     monkeypatch.setenv(local_copies.COPIES, str(tmp_path / "copies"))
     monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.1)
     with emulator(command) as port:

@@ -279,3 +279,17 @@ def test_every_published_card_has_an_exporter() -> None:
     assert len(cards) >= 18
     for card in cards:
         assert card.export and exporter(card.export) and card.published and (card.image_input or card.token_input)
+
+
+def test_a_card_is_meant_though_a_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bert-chinese").mkdir()
+    (tmp_path / "own").mkdir()
+    assert main(["models", "export", "bert-chinese", "--from", "bert-chinese"]) == 2
+    assert "no model cards" not in capsys.readouterr().err
+    assert main(["models", "export", "own"]) == 2
+    assert "own: no model cards (.yaml) here" in capsys.readouterr().err
+    assert main(["models", "export", "bert-chinese"]) == 2
+    assert "--from is missing" in capsys.readouterr().err
