@@ -1,4 +1,4 @@
-"""The recaptions in a run's folder: what they were made by, and which of them belong to the present verdicts."""
+"""The recaptions in a run's folder: their table, what made them, and whether they are those of the verdicts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recaption_again(run: Run) -> str:
 
 
 def are_current(run: Run, verdicts: str) -> bool:
-    """Whether there are recaptions for all pairs that the verdicts with a digest keep."""
+    """Whether all pairs that the verdicts keep have recaptions; `verdicts` is their digest."""
     return bool(run.manifest.get(RECAPTIONED, {}).get("verdicts") == verdicts)
 
 
@@ -39,7 +39,7 @@ def recaptions_table(run: Run, number: int, columns: Sequence[str] | None = None
 
 
 def identity_of(run: Run, number: int) -> Mapping[str, Any] | None:
-    """What the recaptions of a shard were made by; None without a file."""
+    """The model, prompt and limits that a shard's recaptions depend on; None without a file."""
     path = run.recaptions_path(number)
     if not path.exists():
         return None
