@@ -137,6 +137,14 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch: p
     assert "Bearer …" in str(answer.error) and "sk-secret" not in repr(answer)
 
 
+@pytest.mark.parametrize("key", ["sk-secret\nX-Other: 1", "sk-secret-密钥"])
+def test_an_unusable_key_is_refused_without_being_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANQING_VLM_KEY", key)
+    with pytest.raises(DanqingError, match=r"^\$DANQING_VLM_KEY: a key has only printable ASCII") as refused:
+        Client(["http://127.0.0.1:9/v1"])
+    assert "secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "address", ["localhost:8000", "ftp://a/v1", "http://me:secret@a/v1", "http://a:x/v1", "http:///v1"]
 )
