@@ -45,8 +45,8 @@ from danqing.trt_models.card import load_card
 
 BATCH_ROWS = 256
 """Maximum number of answered rows that the stages get at once."""
-NEWS_SECONDS = 30.0
-"""Interval between lines about queue, tokens and errors."""
+STATUS_SECONDS = 30.0
+"""Interval between status lines: queue, retries, errors, tokens."""
 GIVEN = ("shard", "row", "uid", "caption", ENCODED, "image_bytes", "text_bytes", "error", ANSWER)
 """Columns of a batch of answered rows."""
 
@@ -218,7 +218,7 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
     client, device, limit = asking.client, asking.context.device, asking.context.memory.encoded
     make, features = asking.question.body(), _Features(asking.run)
     waiting: list[_AnsweredRow] = []
-    size, news = 0, time.monotonic()
+    size, reported = 0, time.monotonic()
     for row, reply in client.ask(rows, lambda row: make(row.image), asking.context.stopped):
         answer = read_answer(reply)
         text = field_of(answer.text, FIELD) if answer.text else None
@@ -236,9 +236,9 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
                 batch["image_embedding"] = device.up(features.of([row for row, _, _ in waiting]))
             yield batch
             waiting, size = [], 0
-        if time.monotonic() - news > NEWS_SECONDS:
-            news = time.monotonic()
-            ledger.progress.say(_news(client, ledger))
+        if time.monotonic() - reported > STATUS_SECONDS:
+            reported = time.monotonic()
+            ledger.progress.say(_status(client, ledger))
 
 
 _AnsweredRow = tuple[KeptRow, str | None, Answer]
@@ -283,7 +283,7 @@ class _Features:
         return unit
 
 
-def _news(client: Client, ledger: RecaptionLedger) -> str:
+def _status(client: Client, ledger: RecaptionLedger) -> str:
     counts = client.counts
     return (
         f"{counts.waiting} pictures with the model, {counts.retries} retries, {ledger.outcomes['error']} errors, "

@@ -74,7 +74,7 @@ class Server:
     answers: Path | None = None
 
     def open(self) -> Client:
-        """Makes the client; see there."""
+        """Opens a `Client`, which raises if an endpoint cannot be used."""
         return Client(self.addresses, self.model, self.concurrency, self.timing)
 
 
