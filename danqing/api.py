@@ -43,7 +43,7 @@ from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
 from danqing.engine.evaluate.models import evaluate_models
 from danqing.engine.evaluate.results import Evaluation, write_evaluations
-from danqing.engine.recaption.prompts import SHORT, open_prompt
+from danqing.engine.recaption.prompts import open_prompt
 from danqing.engine.recipe import reading
 from danqing.engine.recipe.reading import DEFAULT_RECIPE, Recipe
 from danqing.engine.report.explain import find_pairs, print_pair
@@ -486,7 +486,7 @@ def recaption(
     endpoint: str | Iterable[str],
     *,
     model: str = AUTO_MODEL,
-    prompt: str = SHORT,
+    prompt: str = "short",
     max_tokens: int | None = None,
     longest_edge: int | None = None,
     concurrency: int = CONCURRENCY,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,13 @@ def verify(
         if not model.outputs:
             raise DanqingError(f"no pair of these inputs reached {card.name}; give other inputs, or more --pairs")
         flips = float((model.dropped_by(device) != compiled.dropped_by(device)).mean())
-    classifies = card.task.endswith("_classifier")
-    compare = agreement if classifies else similarity
+    compare, measure = comparison(card.task)
     found = np.concatenate([compare(model.outputs[name], compiled.outputs[name]) for name in model.outputs])
     torch = torch_rate(card, checkpoint, model.inputs, device.threads) if checkpoint else None
     parity = Parity(
         sum(map(len, batches)), float(found.min()), float(found.mean()), flips, compiled.rate, model.rate,
         recipe.name, engine.target, str(runtime_version(engine.runtime)), wanted, torch,
-        DIFFERENCE if classifies else COSINE, drop,
+        measure, drop,
     )  # fmt: skip
     engine = replace(engine, parity=parity)
     Engines(card).note(engine)
@@ -130,6 +129,13 @@ def first_pairs(inputs: Iterable[str], settings: Settings, pairs: int) -> list[B
             if not missing:
                 return batches
     return batches
+
+
+def comparison(task: str) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], str]:
+    """Returns the function that compares the outputs of models for a task row by row, and the name of its measure."""
+    if task.endswith("_classifier"):
+        return agreement, DIFFERENCE
+    return similarity, COSINE if task.endswith("_embedding") else DIFFERENCE
 
 
 def similarity(expected: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 MIN_COSINE, MAX_FLIPS = 0.999, 0.001
 """Default limits of parity: minimum mean cosine of the outputs, maximum share of pairs whose verdict changes."""
 COSINE, DIFFERENCE = "cosine", "1 - |difference|"
-"""Measures of parity, for embeddings and for classifiers. The cosine of a few probabilities is nearly always 1."""
+"""Measures of parity: of embeddings, and of probabilities and log-likelihoods, whose cosine is nearly always 1."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Parity:
         target, runtime_version: the device's target and the runtime's version of the measurement.
         wanted: the limits of `cosine_mean` (minimum), `flips` and, if it was evaluated, `drop` (maximum).
         torch_rate: rows per second of PyTorch's model under `torch.compile`; None if not timed.
-        measure: `COSINE` of embeddings, `DIFFERENCE` of a classifier's probabilities.
+        measure: `COSINE` of embeddings, `DIFFERENCE` of a classifier's probabilities or a language model's
+            log-likelihoods.
         drop: by how much the metric of an evaluation that fell most has fallen; None if it was not evaluated.
     """
 

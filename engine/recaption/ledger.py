@@ -22,10 +22,9 @@ from danqing.engine.core.similarity import similarity_of
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.run.folder import Run
-from danqing.engine.run.recaptions import IDENTITY
+from danqing.engine.run.recaptions import ALIGNMENT_DISTANCE, IDENTITY, RECAPTION_ALIGNMENT
 from danqing.engine.stages.vlm.chat import Answer
 
-ALIGNMENT = "alignment_distance"
 ANSWER = "answer"
 """Column of a batch: list of (recaption, `Answer`)."""
 
@@ -104,8 +103,8 @@ class RecaptionLedger:
         measured = batch["error"].count(None) == len(batch) and all(name in batch for name in self.measured)
         for name, kind in self.measured.items():
             values = _arrow(batch[name], kind) if measured else pa.nulls(len(batch), kind)
-            if name == ALIGNMENT:
-                table = table.append_column("recaption_alignment", similarity_of(values))
+            if name == ALIGNMENT_DISTANCE:
+                table = table.append_column(RECAPTION_ALIGNMENT, similarity_of(values))
             else:
                 table = table.append_column(f"recaption_{name}", values)
         fails = np.full(len(batch), None, object)

@@ -24,14 +24,15 @@ from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Spans
 from danqing.engine.core.storage import fetch_ahead
 from danqing.engine.core.text_column import TextColumn
-from danqing.engine.recaption.ledger import ALIGNMENT, ANSWER, RecaptionLedger
+from danqing.engine.decide.feature_files import map_features
+from danqing.engine.recaption.ledger import ANSWER, RecaptionLedger
 from danqing.engine.recaption.prompts import FIELD
 from danqing.engine.recipe.criteria import RowCriterion
 from danqing.engine.recipe.plan import Plan, make_plan
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.folder import RECAPTIONED, Run
 from danqing.engine.run.part import TaskPart
-from danqing.engine.run.recaptions import EMPTY, identity_of, recaptions_table
+from danqing.engine.run.recaptions import ALIGNMENT_DISTANCE, EMPTY, identity_of, recaptions_table
 from danqing.engine.run.tables import scores_schema, scores_table, verdicts_table
 from danqing.engine.score.loop import run_stages
 from danqing.engine.sources import Shard
@@ -44,8 +45,8 @@ from danqing.trt_models.card import load_card
 
 BATCH_ROWS = 256
 """Maximum number of answered rows that the stages get at once."""
-NEWS_SECONDS = 30.0
-"""Interval between lines about queue, tokens and errors."""
+STATUS_SECONDS = 30.0
+"""Interval between status lines: queue, retries, errors, tokens."""
 GIVEN = ("shard", "row", "uid", "caption", ENCODED, "image_bytes", "text_bytes", "error", ANSWER)
 """Columns of a batch of answered rows."""
 
@@ -122,7 +123,7 @@ def _ask(
     """Asks about the rows of shards, and measures the answers; returns pictures, tokens and seconds, to be noted."""
     run, started = asking.run, time.monotonic()
     plan, is_given = _plan(run, run.recipe)
-    measured = {name: kind for name, kind in plan.scores.items() if name in (*MEASURED, ALIGNMENT)}
+    measured = {name: kind for name, kind in plan.scores.items() if name in (*MEASURED, ALIGNMENT_DISTANCE)}
     decided = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
     criteria = tuple(c for c in decided.criteria if isinstance(c, RowCriterion) and measured.keys() >= {*c.columns})
     ledger = RecaptionLedger(run, asking.question.identity, measured, criteria, progress)
@@ -185,8 +186,8 @@ def _plan(run: Run, recipe: Recipe) -> tuple[Plan, bool]:
         The plan, and whether the image embedding is given: the run's features are it, unless the model has features of
         their own beside its embedding.
     """
-    wanted = [name for name in (*MEASURED, ALIGNMENT) if name in scores_schema(run, 0).names]
-    is_given = ALIGNMENT in wanted and FEATURES not in load_card(recipe.models["image_embedding"]).outputs
+    wanted = [name for name in (*MEASURED, ALIGNMENT_DISTANCE) if name in scores_schema(run, 0).names]
+    is_given = ALIGNMENT_DISTANCE in wanted and FEATURES not in load_card(recipe.models["image_embedding"]).outputs
     columns = (*GIVEN, "image_embedding") if is_given else GIVEN
     return make_plan(replace(recipe, criteria=(), also=tuple(wanted)), CATALOGUE, columns), is_given
 
@@ -217,7 +218,7 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
     client, device, limit = asking.client, asking.context.device, asking.context.memory.encoded
     make, features = asking.question.body(), _Features(asking.run)
     waiting: list[_AnsweredRow] = []
-    size, news = 0, time.monotonic()
+    size, reported = 0, time.monotonic()
     for row, reply in client.ask(rows, lambda row: make(row.image), asking.context.stopped):
         answer = read_answer(reply)
         text = field_of(answer.text, FIELD) if answer.text else None
@@ -235,9 +236,9 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
                 batch["image_embedding"] = device.up(features.of([row for row, _, _ in waiting]))
             yield batch
             waiting, size = [], 0
-        if time.monotonic() - news > NEWS_SECONDS:
-            news = time.monotonic()
-            ledger.progress.say(_news(client, ledger))
+        if time.monotonic() - reported > STATUS_SECONDS:
+            reported = time.monotonic()
+            ledger.progress.say(_status(client, ledger))
 
 
 _AnsweredRow = tuple[KeptRow, str | None, Answer]
@@ -275,14 +276,14 @@ class _Features:
             while len(self._of) > 2:  # answers come from few shards at a time
                 del self._of[next(iter(self._of))]
             feature_row = scores_table(self._run, shard, ["feature_row"])["feature_row"].to_numpy()
-            self._of[shard] = feature_row, np.load(self._run.features_path(shard))
+            self._of[shard] = feature_row, map_features(self._run.features_path(shard))
         feature_row, features = self._of[shard]
         vector = features[feature_row[row]].astype(np.float32)
         unit: np.ndarray = vector / np.linalg.norm(vector)
         return unit
 
 
-def _news(client: Client, ledger: RecaptionLedger) -> str:
+def _status(client: Client, ledger: RecaptionLedger) -> str:
     counts = client.counts
     return (
         f"{counts.waiting} pictures with the model, {counts.retries} retries, {ledger.outcomes['error']} errors, "

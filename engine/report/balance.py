@@ -31,7 +31,7 @@ MISSING = (
 )
 
 
-def balance(views: Sequence[View]) -> Section | None:
+def balance_section(views: Sequence[View]) -> Section | None:
     """The section; None if a run has too few kept pairs with features.
 
     Runs side by side are clustered together if the same model computed their features.

@@ -18,12 +18,13 @@ from danqing.engine.core.escape import escaped
 from danqing.engine.core.files import commit
 from danqing.engine.recipe.criteria import Redundancy, Threshold
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.report.balance import balance
+from danqing.engine.report.balance import balance_section
 from danqing.engine.report.characteristics import characteristics, text_quality
 from danqing.engine.report.criterion import criterion_items
 from danqing.engine.report.figures import Bar, Figure, bars, standalone
 from danqing.engine.report.numbers import KINDS, Distribution, is_compared
 from danqing.engine.report.page import json_in_html, template_text, write_page
+from danqing.engine.report.recaptions import recaptions_section
 from danqing.engine.report.rows import SAMPLE_ROWS
 from danqing.engine.report.section import Section
 from danqing.engine.report.view import View, slug
@@ -33,6 +34,7 @@ from danqing.engine.write.products import stamp
 
 REPORT, COMPARISON = "report", "comparison"
 """Names of the files of a report on one run, and of one on two."""
+FUNNEL_LABEL_PIXELS = 262
 GROUP_SIZES = (2, 3, 4, 8, 16, 64)
 """Smallest sizes of the bars of group sizes."""
 
@@ -62,8 +64,8 @@ def write_report(
         view.count(views)
     folder, name = output or run.folder, COMPARISON if other else REPORT
     criteria = criterion_items(views)
-    sections = _sections(views)
-    funnel, narrow_funnel = _funnel_figure(views), _funnel_figure(views, 0)
+    sections = [section for make in SECTIONS if (section := make(views))]
+    funnel, narrow_funnel = _funnel_figure(views, FUNNEL_LABEL_PIXELS), _funnel_figure(views, 0)
     page = folder / f"{name}.html"
     what_if = None if other else _what_if(views[0])
     write_page(
@@ -74,7 +76,7 @@ def write_report(
         runs=views,
         contents=_contents(sections, views),
         has_paper=any(view.paper for view in views),
-        funnel_figures=[("", funnel), ("narrow", narrow_funnel)],
+        funnel_figures={"broad": funnel, "narrow": narrow_funnel},
         criteria=criteria,
         sections=sections,
         what_if=json_in_html(what_if) if what_if else None,
@@ -102,7 +104,7 @@ def write_figures(folder: Path, figures: Iterable[Figure]) -> None:
                     file.write(escaped(standalone(drawing)))
 
 
-def _funnel_figure(views: Sequence[View], label_pixels: int = 262) -> Figure:
+def _funnel_figure(views: Sequence[View], label_pixels: int) -> Figure:
     drawings = []
     for view in views:
         collected = max(view.funnel.collected, 1)
@@ -121,52 +123,34 @@ def _funnel_figure(views: Sequence[View], label_pixels: int = 262) -> Figure:
     return Figure("funnel", "Funnel", drawings)
 
 
-def _characteristics(views: Sequence[View]) -> Section:
+def _characteristics_section(views: Sequence[View]) -> Section | None:
     duplicates = [_group_figure(views)] if any(view.numbers.group_sizes for view in views) else []
     lead = f"Properties of the pairs. In histograms, dropped pairs are stacked on kept ones.{_basis(views)}"
     figures = [*characteristics([view.sample for view in views]), *duplicates]
-    return Section("characteristics", "Characteristics", lead, figures)
+    return Section("characteristics", "Characteristics", lead, figures) if figures else None
 
 
-def _text(views: Sequence[View]) -> Section:
+def _text_section(views: Sequence[View]) -> Section | None:
     lead = f"Content words are nouns, verbs and adjectives without stop words, as jieba finds them.{_basis(views)}"
-    return Section("text", "Text quality", lead, text_quality([view.sample for view in views]))
+    figures = text_quality([view.sample for view in views])
+    return Section("text", "Text quality", lead, figures) if figures else None
 
 
-def _topics(views: Sequence[View]) -> Section | None:
+def _topics_section(views: Sequence[View]) -> Section | None:
     maps = [view.topics["map"] if view.topics else None for view in views]
     note = "Each dot is a caption; similar captions are near each other. Grey dots are in no topic."
     figure = Figure("topics", "Map", maps, [note] * len(views))
     return Section("topics", "Topics", figures=[figure], template="topics.html") if any(maps) else None
 
 
-def _recaptions(views: Sequence[View]) -> Section | None:
-    found = [view.recaptions for view in views]
-    if not any(found):
-        return None
-    lead = (
-        "Captions that a vision-language model wrote of the kept pictures. Alignment is the cosine of the embeddings "
-        "of picture and text under the run's towers."
-    )
-    gains = [one.gain if one else None for one in found]
-    notes = [one.gain_note if one else "" for one in found]
-    figures = [Figure("recaption-gain", "Gain in alignment", gains, notes)] if any(gains) else []
-    return Section("recaptions", "Recaptions", lead, figures, template="recaptions.html")
-
-
 SECTIONS: tuple[Callable[[Sequence[View]], Section | None], ...] = (
-    _characteristics,
-    _text,
-    balance,
-    _topics,
-    _recaptions,
+    _characteristics_section,
+    _text_section,
+    balance_section,
+    _topics_section,
+    recaptions_section,
 )
 """Make the sections between the criteria and the kept pairs, in the order of the page; None: nothing to show."""
-
-
-def _sections(views: Sequence[View]) -> list[Section]:
-    made = (make(views) for make in SECTIONS)
-    return [section for section in made if section and (section.figures or section.content or section.lead)]
 
 
 def _basis(views: Sequence[View]) -> str:

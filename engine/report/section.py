@@ -18,8 +18,8 @@ class Section:
         title: its heading.
         lead: the text below the heading.
         figures: shown on the page, in report.json and by `--figures`.
-        template: file of `templates/` that shows it; it sees the section as `section`, and `runs` and `names`.
-        content: what another template than the default shows.
+        template: file of `templates/` that shows it; sees the section as `section`, and `runs` and `names`.
+        content: what a template of its own shows beside the figures.
     """
 
     anchor: str

@@ -14,15 +14,13 @@ from danqing.engine.decide.funnel import Funnel
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.report.numbers import Distribution, Numbers, collect
 from danqing.engine.report.paper import paper_shares
-from danqing.engine.report.recaptions import RecaptionView, recaption_view
 from danqing.engine.report.rows import Sample, draw_sample
 from danqing.engine.report.tiles import Tile, Tiles
 from danqing.engine.report.topic_map import topic_map, topic_places, topic_rows
 from danqing.engine.report.topics import Topics
 from danqing.engine.run.folder import Run
-from danqing.engine.run.recaptions import are_current
 from danqing.engine.score.settling import describe_engines
-from danqing.engine.write.output import InputVerdicts, decision_digest, verdicts_digest
+from danqing.engine.write.output import InputVerdicts, decision_digest
 
 ERRORS_SHOWN, DAMAGE_SHOWN = 15, 20
 
@@ -161,12 +159,6 @@ class View:
             }
             for role, model in self.run.manifest.get("models", {}).items()
         ]
-
-    @cached_property
-    def recaptions(self) -> RecaptionView | None:
-        if not are_current(self.run, verdicts_digest(self.verdicts)):
-            return None
-        return recaption_view(self.run, self.tiles, self.numbers.galleries.kept.places)
 
     @cached_property
     def topics(self) -> dict[str, Any] | None:

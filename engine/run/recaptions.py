@@ -13,6 +13,8 @@ from danqing.engine.core.columns import ANSWERED
 from danqing.engine.run.folder import RECAPTIONED, Run
 from danqing.engine.run.tables import reading
 
+ALIGNMENT_DISTANCE, RECAPTION_ALIGNMENT = "alignment_distance", "recaption_alignment"
+"""Columns of the alignment: L2 distance of picture and caption in the scores, cosine in recaptions and output."""
 IDENTITY = b"danqing.recaption"
 """Metadata of a file: JSON of what its answers depend on (`engine.stages.vlm.chat.Question.identity`)."""
 EMPTY = pa.schema([(column.name, column.type) for column in ANSWERED]).empty_table()

@@ -26,13 +26,12 @@ from danqing.engine.core.files import naming_full_disk
 from danqing.engine.core.similarity import similarity_of
 from danqing.engine.core.storage import RemotePath, folder_for_temporary_files, look_up
 from danqing.engine.run.folder import Run
-from danqing.engine.run.recaptions import EMPTY, recaptions_table
+from danqing.engine.run.recaptions import ALIGNMENT_DISTANCE, EMPTY, RECAPTION_ALIGNMENT, recaptions_table
 from danqing.engine.sources import Layout, Sample, Shard, Source, open_shard
 from danqing.engine.write.formats import image_extension
 from danqing.engine.write.output import InputVerdicts, Part, cut, max_pixels, starts_of
 
-RECAPTION, ALIGNMENT = "recaption", "recaption_alignment"
-"""Columns that WRITE adds if there are recaptions (`engine.core.columns.WRITTEN`)."""
+RECAPTION = "recaption"
 GROUP_ROWS = 256
 """Pairs that are copied, gathered or written together."""
 IMAGE, EXTENSION = "danqing.image", "danqing.image_extension"
@@ -166,9 +165,9 @@ def check_size(shard: Shard) -> None:
 
 def _extended(scores: pa.Table, group: pa.Array | pa.ChunkedArray) -> pa.Table:
     """Adds the columns that WRITE adds to the scores."""
-    if "alignment_distance" in scores.column_names:
-        position = scores.column_names.index("alignment_distance") + 1
-        scores = scores.add_column(position, "similarity", similarity_of(scores["alignment_distance"]))
+    if ALIGNMENT_DISTANCE in scores.column_names:
+        position = scores.column_names.index(ALIGNMENT_DISTANCE) + 1
+        scores = scores.add_column(position, "similarity", similarity_of(scores[ALIGNMENT_DISTANCE]))
     return scores.append_column("group", group).replace_schema_metadata(None)
 
 
@@ -179,10 +178,10 @@ def _recaptioned(kept: pa.Table, recaptions: pa.Table) -> pa.Table:
     found = recaptions.filter(pc.equal(recaptions["outcome"], "success"))
     at = pc.index_in(kept["row"], value_set=found["row"])
     kept = kept.append_column(RECAPTION, found[text].take(at).cast(pa.string()))
-    if "alignment_distance" not in kept.column_names:
+    if ALIGNMENT_DISTANCE not in kept.column_names:
         return kept
-    cosine = found[ALIGNMENT].take(at) if ALIGNMENT in names else pa.nulls(len(kept), pa.float32())
-    return kept.append_column(ALIGNMENT, cosine)
+    cosine = found[RECAPTION_ALIGNMENT].take(at) if RECAPTION_ALIGNMENT in names else pa.nulls(len(kept), pa.float32())
+    return kept.append_column(RECAPTION_ALIGNMENT, cosine)
 
 
 class Shuffled:

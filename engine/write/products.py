@@ -223,8 +223,5 @@ def _stale_text(path: Path, digest: str) -> list[Path]:
 def _stale_topics(run: Run, verdicts: list[InputVerdicts]) -> list[Path]:
     path = run.folder / "topics.json"
     stale = path.exists() and current_topics(run, verdicts) is None
-    return (
-        [file for file in (path, path.with_suffix(".parquet"), run.folder / "atlas.parquet") if file.exists()]
-        if stale
-        else []
-    )
+    files = (path, path.with_suffix(".parquet"), run.folder / "atlas.parquet")
+    return [file for file in files if file.exists()] if stale else []

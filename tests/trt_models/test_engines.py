@@ -33,11 +33,11 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.score.ledger import ENGINES, Ledger
 from danqing.engine.score.metrics import RefusedEngines
 from danqing.engine.sources import Shard
-from danqing.profiling.parity import agreement, read_samples, similarity, verify
+from danqing.profiling.parity import agreement, comparison, read_samples, similarity, verify
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.compile.compilers import compile_engine
 from danqing.trt_models.compile.quantise import quantise_statically
-from danqing.trt_models.engines import Engine, Engines, Parity, open_active, runtime_version
+from danqing.trt_models.engines import DIFFERENCE, Engine, Engines, Parity, open_active, runtime_version
 from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.store import onnx_path
 from tests.engine.score.test_run import samples as pairs
@@ -464,8 +464,15 @@ def test_parity_of_classifiers_compares_probabilities() -> None:
     np.testing.assert_allclose(agreement(logits, moved), [expected, 1])
     np.testing.assert_allclose(agreement(shares, shares[:, ::-1]), 1 - abs(shares[:, 1] - shares[:, 0]))
     np.testing.assert_allclose(agreement(np.array([[0.2], [0.5]]), np.array([0.3, 0.5])), [0.9, 1])
+    assert comparison("text_classifier") == (agreement, DIFFERENCE)
     # The cosine of these probabilities is near 1, although they lead to opposite verdicts.
     assert similarity(np.array([[0.9, 1.0]]), np.array([[1.0, 0.9]]))[0] > 0.99
+
+
+def test_parity_of_language_models_compares_log_likelihoods() -> None:
+    compare, measure = comparison("language_model")
+    assert measure == DIFFERENCE
+    np.testing.assert_allclose(compare(np.array([-9.0, -0.1]), np.array([-9.01, -0.3])), [0.99, 0.8])
 
 
 def test_the_readmes_commands_compile_verify_and_activate(tmp_path: Path) -> None:

@@ -24,20 +24,28 @@ class Prompt:
     longest_edge: int | None = None
 
 
-SHORT, DENSE = "short", "dense"
-NAMES = (DENSE, SHORT)
-MAX_TOKENS = {SHORT: 128, DENSE: 512}
-"""Tokens of an answer, by prompt: about one for each of its Chinese characters, and a margin."""
+MAX_TOKENS = {"dense": 512, "short": 128}
+"""The engine's prompts, and the tokens of their answers: about one for each Chinese character, and a margin."""
+DEFAULT_MAX_TOKENS = 128
+"""Tokens of an answer to a user's prompt."""
 MAX_BYTES = 64 << 10
 FIELD = "caption"
 """The field of a JSON answer that holds the caption."""
 
 
 def open_prompt(name_or_path: str, max_tokens: int | None = None, longest_edge: int | None = None) -> Prompt:
-    """Reads a prompt (`read_prompt`); without `max_tokens`, an answer may have as many as the prompt needs."""
-    return Prompt(
-        read_prompt(name_or_path), max_tokens or MAX_TOKENS.get(name_or_path, MAX_TOKENS[SHORT]), longest_edge
-    )
+    """Reads a prompt.
+
+    Args:
+        name_or_path: see `read_prompt`.
+        max_tokens: of an answer; None: those of the engine's prompt, or `DEFAULT_MAX_TOKENS`.
+        longest_edge: see `Prompt`.
+
+    Raises:
+        DanqingError: see `read_prompt`.
+    """
+    tokens = max_tokens or MAX_TOKENS.get(name_or_path, DEFAULT_MAX_TOKENS)
+    return Prompt(read_prompt(name_or_path), tokens, longest_edge)
 
 
 def read_prompt(name_or_path: str) -> str:
@@ -49,17 +57,17 @@ def read_prompt(name_or_path: str) -> str:
     >>> read_prompt("short").splitlines()[-1]
     '只输出一个 JSON 对象，不输出别的内容：{"caption": "描述"}'
     """
-    if name_or_path in NAMES:
+    if name_or_path in MAX_TOKENS:
         return (resources.files("danqing.engine.recaption.prompts") / f"{name_or_path}.txt").read_text("utf-8").strip()
     path = path_of(name_or_path)
     if not path.is_file():
-        raise DanqingError(f"--prompt {name_or_path}: no such file; {did_you_mean(name_or_path, NAMES)}")
+        raise DanqingError(f"--prompt {name_or_path}: no such file; {did_you_mean(name_or_path, MAX_TOKENS)}")
     if path.stat().st_size > MAX_BYTES:
-        raise DanqingError(f"--prompt {path}: larger than {MAX_BYTES >> 10} KiB, so it is probably no prompt")
+        raise DanqingError(f"--prompt {path}: larger than {MAX_BYTES >> 10} KiB, so it is not read as a prompt")
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as problem:
-        raise DanqingError(f"--prompt {path}: is no UTF-8 ({problem.reason} at byte {problem.start})") from None
+        raise DanqingError(f"--prompt {path}: is not UTF-8 ({problem.reason} at byte {problem.start})") from None
     if not text:
         raise DanqingError(f"--prompt {path}: is empty")
     return text

@@ -1,10 +1,10 @@
-"""Asks endpoints many questions at once, and says which rows, and when the endpoints, are given up.
+"""Asks endpoints many questions concurrently, and retries failures.
 
-A failure is the row's or the endpoint's. A row is given up after `MAX_FAILURES` answers of failure (5xx, 408, 409, an
-answer that breaks off or is no JSON), if the endpoint still lists its models; other 4xx give it up at once. An
-endpoint that cannot be reached, answers 429, or does not list its models rests for a while and the row waits. If
-nothing has succeeded for `Timing.dead` seconds, or row after row is given up, the client ends with an error: what is
-wrong with the endpoint must not become an error of every row.
+A failure is attributed to the row or to the endpoint. After `MAX_FAILURES` failures (5xx, 408, 409, an answer that
+breaks off or is no JSON) the row fails, if the endpoint still lists its models; other 4xx fail it at once. An endpoint
+that cannot be reached, answers 429, or does not list its models gets no requests for a while, and the row waits. If
+nothing succeeds for `Timing.dead` seconds, or `MAX_GIVEN_UP` rows fail one after the other, the client raises: a fault
+of the endpoint must not be stored as an error of every row.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ AUTO = "auto"
 CONCURRENCY = 128
 """Requests at once; vLLM runs up to 256 sequences of a 9 B model on one GPU of 80 GB."""
 POLL_SECONDS = 0.2
-"""Interval at which whoever waits for a reply checks whether it must stop."""
+"""Interval at which `Client.ask`, while it waits for a reply, checks whether it must stop."""
 MAX_FAILURES = 3
 MAX_GIVEN_UP = 50
-"""Rows given up one after the other, with no answer between, that show that the endpoint is at fault."""
+"""Consecutive rows given up, without a success between them, after which the endpoint is considered faulty."""
 REFUSED = {401: "the key is missing or wrong", 403: "the key may not use the model", 404: "no such model or path"}
-"""Statuses that no other picture would change."""
+"""Statuses that do not depend on the picture: they end the client."""
 RETRIED = frozenset({408, 409})
 MAX_WORDS = 300
 """Characters of a server's message that are shown."""
@@ -74,7 +74,7 @@ class Server:
     answers: Path | None = None
 
     def open(self) -> Client:
-        """Makes the client; see there."""
+        """Opens a `Client`, which raises if an endpoint cannot be used."""
         return Client(self.addresses, self.model, self.concurrency, self.timing)
 
 
@@ -109,7 +109,7 @@ class Counts:
 
 
 class StoppedError(Exception):
-    """The client ends, since the caller does or another row has found the endpoints dead."""
+    """The client ends, because the caller stops or another row found the endpoints dead."""
 
 
 @dataclass
@@ -243,7 +243,7 @@ class Client:
             ended.set()
             for _ in threads:
                 todo.put(None)
-            if self.counts.waiting:  # an error, or the caller stops
+            if self.counts.waiting:  # an error, or the caller stopped
                 self.counts.waiting = 0
                 for endpoint in self.endpoints:
                     endpoint.close()
@@ -348,14 +348,14 @@ class Client:
                     endpoint.outstanding += 1
                     return endpoint
                 rest = min(endpoint.rests_until for endpoint in self.endpoints) - now
-            self._sleep(rest * (1 + random.random() / 4))  # not all threads at the same moment
+            self._sleep(rest * (1 + random.random() / 4))  # spreads the threads
 
     def _rest(self, endpoint: Endpoint, seconds: float) -> None:
         """Lets an endpoint rest: as long as it has asked, or longer after each refusal in a row."""
         now = time.monotonic()
         with self._lock:
             self.counts.retries += 1
-            if endpoint.rests_until > now:  # another thread has seen the same
+            if endpoint.rests_until > now:  # another thread saw the same failure
                 endpoint.rests_until = max(endpoint.rests_until, now + seconds)
                 return
             endpoint.rests_until = now + (seconds or self._pause(endpoint.refusals))

@@ -34,8 +34,16 @@ class Response(NamedTuple):
 
 
 def key() -> str:
-    """The key of the endpoints; empty if none is set. It is sent to them and goes nowhere else."""
-    return next((os.environ[name].strip() for name in KEYS if os.environ.get(name)), "")
+    """The key of the endpoints; empty if none is set. It is sent to them and goes nowhere else.
+
+    Raises:
+        DanqingError: it has characters that an HTTP header cannot hold.
+    """
+    name = next((name for name in KEYS if os.environ.get(name)), None)
+    found = os.environ[name].strip() if name else ""
+    if not (found.isascii() and (found.isprintable() or not found)):
+        raise DanqingError(f"${name}: a key has only printable ASCII characters; set it again")
+    return found
 
 
 class Endpoint:
@@ -43,7 +51,7 @@ class Endpoint:
 
     Args:
         address: `http://HOST:PORT/v1`; `/v1` is added to an address without a path.
-        timeout: seconds without a byte after which a connection is given up.
+        timeout: seconds without a byte after which a connection is closed.
 
     Attributes:
         outstanding: requests that wait for an answer.
@@ -51,7 +59,7 @@ class Endpoint:
         refusals: answers that asked for a rest, and connections that failed, since the last success.
 
     Raises:
-        DanqingError: no address of a server.
+        DanqingError: no address of a server, or a key that cannot be sent.
 
     >>> Endpoint("http://127.0.0.1:8000", 60).address
     'http://127.0.0.1:8000/v1'
@@ -96,7 +104,7 @@ class Endpoint:
                 content = answer.read()
             except (OSError, HTTPException) as problem:
                 self._close(connection)
-                if is_used and isinstance(problem, ConnectionError):  # the server has closed it while it was idle
+                if is_used and isinstance(problem, ConnectionError):  # the server closed it while it was idle
                     continue
                 raise BrokenError(_words(problem, self._timeout)) from None
             if answer.will_close:
@@ -124,7 +132,7 @@ class Endpoint:
         return text.replace(self._key, "…") if self._key else text
 
     def close(self) -> None:
-        """Closes all connections, so that no thread waits for an answer any longer."""
+        """Closes all connections, which ends the waits of other threads for answers."""
         for connection in list(self._all):
             with suppress(OSError, AttributeError):  # it has ended, or has no socket yet
                 connection.sock.shutdown(SHUT_RDWR)

@@ -1,7 +1,7 @@
 """The stage that asks a vision-language model a recipe's question about every picture.
 
-Answers are stored in OUT/answers, a file for each batch, so that an interrupted shard asks only what it has not asked:
-a question costs more than all other stages together.
+Answers are stored in OUT/answers, a file for each batch and shard, so that an interrupted shard repeats no question: a
+question costs more than all other stages together.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ INSTRUCTIONS = {
 """Sent after the recipe's prompt, in a line of its own."""
 MAX_TOKENS = 64
 BATCHES_OF_THREADS = 4
-"""Rows of a batch, in units of the requests at once: a batch ends when its slowest row does."""
+"""Rows of a batch per concurrent request: a batch ends with its slowest answer, so larger ones wait less often."""
 MAX_SHOWN = 60
 """Characters of an answer that an error shows."""
-_NO = re.compile(r"\W*(?:(?:no|not|none|false)\b|[否不没無无非])", re.IGNORECASE)
-_YES = re.compile(r"\W*(?:(?:yes|true)\b|是(?!否)|[有对對])", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?")
+_NO = re.compile(r"\W*(?:(?:no|not|none|false)\b|[否没無无]|不(?!错|錯)|非(?!常))", re.IGNORECASE)
+_YES = re.compile(r"\W*(?:(?:yes|true)\b|是(?!否)|有|[对對](?!不起))", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])[-+]?\d+(?:\.\d+)?")
 
 
 def stage_of(criterion: Judgment) -> type[Stage]:
@@ -112,8 +112,10 @@ def value_of(text: str, kind: str) -> float | None:
 
     >>> value_of('{"answer": "yes"}', "yes-no"), value_of("No, there is none.", "yes-no"), value_of("没有", "yes-no")
     (1.0, 0.0, 0.0)
-    >>> value_of('```json\\n{"answer": 7.5}\\n```', "number"), value_of("about 8/10", "number"), value_of("?", "number")
+    >>> value_of('```json\\n{"answer": 7.5}\\n```', "number"), value_of("我给8分", "number"), value_of("?", "number")
     (7.5, 8.0, None)
+    >>> value_of("对不起，看不清", "yes-no"), value_of("非常清晰", "yes-no")  # neither yes nor no
+    (None, None)
     """
     found = json_of(text)
     if isinstance(found, dict) and found:
@@ -151,7 +153,7 @@ class Answers:
         self._known: dict[int, dict[str, float]] = {}
 
     def of(self, shard: int) -> dict[str, float]:
-        """The answers of a shard that an earlier process has got: uid → value."""
+        """The answers of a shard that an earlier process stored: uid → value."""
         if shard not in self._known:
             paths = sorted(self._folder.glob(f"{shard:05d}-*.parquet")) if self._folder else []
             tables = [pq.read_table(path) for path in paths]

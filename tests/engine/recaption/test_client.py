@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.recaption import prompts
 from danqing.engine.stages.vlm import chat, endpoint, judgment
 from danqing.engine.stages.vlm.chat import Answer, Question, field_of, read_answer, sendable
 from danqing.engine.stages.vlm.client import MAX_GIVEN_UP, Client, StoppedError, Timing
@@ -137,6 +139,14 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch: p
     assert "Bearer …" in str(answer.error) and "sk-secret" not in repr(answer)
 
 
+@pytest.mark.parametrize("key", ["sk-secret\nX-Other: 1", "sk-secret-密钥"])
+def test_an_unusable_key_is_refused_without_being_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANQING_VLM_KEY", key)
+    with pytest.raises(DanqingError, match=r"^\$DANQING_VLM_KEY: a key has only printable ASCII") as refused:
+        Client(["http://127.0.0.1:9/v1"])
+    assert "secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "address", ["localhost:8000", "ftp://a/v1", "http://me:secret@a/v1", "http://a:x/v1", "http:///v1"]
 )
@@ -190,6 +200,19 @@ def test_captions_are_read_from_what_models_write(text: str, caption: str | None
     assert field_of(text, "caption") == caption
 
 
-@pytest.mark.parametrize("module", [chat, endpoint, judgment])
+@pytest.mark.parametrize("module", [chat, endpoint, judgment, prompts])
 def test_examples(module: Callable[..., object]) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b" \n", "is empty"), (b"\xff", "is not UTF-8"), (b"a" * (prompts.MAX_BYTES + 1), "larger than 64 KiB")],
+)
+def test_files_that_are_no_prompt_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(content)
+    with pytest.raises(DanqingError, match=f"--prompt .*prompt.txt: {message}"):
+        prompts.open_prompt(str(path))
+    with pytest.raises(DanqingError, match=r"--prompt shorts: no such file; did you mean 'short'\?"):
+        prompts.open_prompt("shorts")

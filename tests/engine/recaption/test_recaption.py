@@ -116,6 +116,22 @@ def test_recaptions_are_stored_measured_written_and_shown(
     assert pq.read_table(run.table_path(0))["recaption"].to_pylist() == expected
 
 
+def test_the_report_shows_the_gain_in_alignment(run: Run, play: Play) -> None:
+    play.script = ["length"]
+    ask(run, play)
+    for shard in run.shards:
+        path = run.recaptions_path(shard.number)
+        recaptions, scores = pq.read_table(path), pq.read_table(run.scores_path(shard.number))
+        cosine = pa.array([0.75] * len(recaptions), pa.float32())
+        pq.write_table(recaptions.append_column("recaption_alignment", cosine), path)
+        distance = pa.array([1.0] * (len(scores) - 1) + [None], pa.float32())  # a cosine of 0.5
+        pq.write_table(scores.append_column("alignment_distance", distance), run.scores_path(shard.number))
+    page = write_report(run, figures=run.folder / "figures").read_text(encoding="utf-8")
+    gain = "17 pairs; mean 0.25, from 0.5 to 0.75; the recaption is nearer to the picture in 100.0%"
+    assert gain in page and page.count("0.500 → 0.750") == 18
+    assert (run.folder / "figures" / "recaption-gain.svg").exists()
+
+
 def test_a_finished_run_is_not_asked_again(run: Run, play: Play) -> None:
     ask(run, play)
     before = {path: path.read_bytes() for path in (run.folder / "recaptions").iterdir()}

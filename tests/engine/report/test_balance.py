@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from danqing.engine.report import balance as module
-from danqing.engine.report.balance import balance, effective_number
+from danqing.engine.report import balance
+from danqing.engine.report.balance import balance_section, effective_number
 from danqing.engine.report.rows import Sample
 
 SIZES, KEPT = (60, 30, 20, 10), 10
@@ -46,40 +46,40 @@ def view_of(folder: Path, model: str = "one", kinds: int = 4, sizes: tuple[int, 
 
 def test_sizes_of_clusters_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view = view_of(tmp_path / "a")
-    section = balance([view])
+    section = balance_section([view])
     assert section
     (numbers,) = section.figures[0].numbers
     assert numbers["clusters"] == 4 and numbers["all"]["sizes"] == sorted(SIZES, reverse=True)
     assert numbers["kept"] == {"pairs": 40, "effective": 4.0, "sizes": [10] * 4}
     shares = np.array(SIZES) / sum(SIZES)
     assert math.isclose(numbers["all"]["effective"], math.exp(-(shares * np.log(shares)).sum()), abs_tol=1e-6)
-    again = balance([view])
+    again = balance_section([view])
     assert again and again.figures[0].drawings == section.figures[0].drawings
     assert (
         "effective number: 3.3 of all 120 pairs with features, 4.0 of the 40 kept ones" in section.figures[0].notes[0]
     )
 
-    monkeypatch.setattr(module, "MAX_ROWS", 90)
-    fewer = balance([view_of(tmp_path / "fewer", sizes=(60, 60, 60, 60))])
+    monkeypatch.setattr(balance, "MAX_ROWS", 90)
+    fewer = balance_section([view_of(tmp_path / "fewer", sizes=(60, 60, 60, 60))])
     assert fewer is None  # 15 of the 90 are kept
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "faiss", None)
-    without = balance([view])
+    without = balance_section([view])
     assert without and not without.figures and "pip install 'danqing-engine[faiss]'" in without.lead
 
 
 def test_runs_of_one_model_share_their_clusters(tmp_path: Path) -> None:
     whole, half = view_of(tmp_path / "whole"), view_of(tmp_path / "half", kinds=2)
-    section = balance([whole, half])
+    section = balance_section([whole, half])
     assert section
     assert [numbers["all"]["sizes"] for numbers in section.figures[0].numbers] == [[60, 30, 20, 10], [80, 40, 0, 0]]
-    other = balance([whole, view_of(tmp_path / "other", "another", kinds=2)])
+    other = balance_section([whole, view_of(tmp_path / "other", "another", kinds=2)])
     assert other and 0 not in other.figures[0].numbers[1]["all"]["sizes"]  # it has four clusters of its own
     assert len(section.figures[0].drawings) == 2
 
 
 def test_few_kept_pairs_have_no_balance(tmp_path: Path) -> None:
-    assert balance([view_of(tmp_path / "few", sizes=(9, 9, 9, 9))]) is None
+    assert balance_section([view_of(tmp_path / "few", sizes=(9, 9, 9, 9))]) is None
 
 
 def test_the_effective_number_counts_equal_clusters() -> None:

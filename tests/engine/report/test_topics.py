@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,12 +62,19 @@ def captions() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def umap() -> None:
-    """Imports UMAP without compiling PyNNDescent, which takes half a minute. UMAP searches so few rows exactly."""
+def umap() -> Iterator[None]:
+    """Runs PyNNDescent and the slowest compiled functions of UMAP in Python: compilation takes a minute, they a second.
+
+    UMAP searches so few rows exactly, without PyNNDescent.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numba.config, "DISABLE_JIT", 1)
         importlib.import_module("pynndescent")
-    importlib.import_module("umap")
+    module = importlib.import_module("umap.umap_")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fast_knn_indices", "smooth_knn_dist", "compute_membership_strengths"):
+            patch.setattr(module, name, getattr(module, name).py_func)
+        yield
 
 
 @pytest.fixture(scope="module")
