@@ -786,7 +786,7 @@ def evaluate(
     ('zeroshot_retrieval', 3, 6)
     """
     settings = _settings({"resizer": resizer, "strict_engines": strict_engines, "device": device, "threads": threads})
-    chosen = None if templates is None else os.fspath(templates)
+    chosen = None if templates is None else path_of(templates)
     limit = _positive("limit", limit)
     found = evaluate_models(_listed(models), _paths(suite), settings, chosen, limit, _progress(progress))
     if output is not None:

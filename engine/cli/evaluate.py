@@ -123,9 +123,7 @@ def evaluate(
     if max_drop is not None and reference is None and len(models) < 2:
         raise DanqingError("--max-drop: give something to compare with, --against FILE or a second MODEL")
     with out.progress(towers.machine.note):
-        found = evaluate_models(
-            models, suite, towers.settings(), str(templates) if templates else None, limit, ProgressBar
-        )
+        found = evaluate_models(models, suite, towers.settings(), templates, limit, ProgressBar)
     if output:
         write_evaluations(output, found)
     compared = compare(found, reference)

@@ -100,7 +100,7 @@ def train(
     chosen = load_train_recipe(recipe, [*settings, *share])
     loop = import_training()
     options = loop.TrainOptions(
-        machine.chosen, machine.threads, decode, None, journal.log_to, journal.metrics_port, journal.metrics_address,
+        machine.chosen, machine.threads, decode, journal.log_to, journal.metrics_port, journal.metrics_address,
         journal.evaluate, journal.every,
     )  # fmt: skip
     with out.progress(machine.note):

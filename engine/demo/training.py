@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import sentencepiece
 from rich import box
 from rich.table import Table
 
@@ -17,7 +13,6 @@ from danqing.engine.decide.funnel import Funnel
 from danqing.engine.demo.crawl import photographs
 from danqing.engine.evaluate.results import read_evaluation
 from danqing.engine.phases import curate, write_run
-from danqing.engine.recipe.criteria import Criterion
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.report.terminal import ProgressBar, console
 from danqing.engine.run.folder import Run
@@ -28,8 +23,6 @@ from danqing.engine.train.recipe import TrainRecipe
 from danqing.engine.write.output import WriteOptions
 
 SEEDS = 3
-SIDE, LENGTH, WIDTH = 64, 32, 64
-"""Pixels, tokens and width of the model: 0.3 million parameters."""
 RECIPE = TrainRecipe(
     recipe="demo", batch=32, steps=100, learning_rate=2e-3, warm_up_steps=10, checkpoint_steps=1000, log_steps=20
 )
@@ -74,19 +67,23 @@ def compare_trainings(folder: Path, settings: Settings, recipe: TrainRecipe = RE
     loop = import_training()
     import torch
 
+    from danqing.engine.train.random_model import Size, write_random_model
+
     torch.set_num_threads(1)  # a model this small is no faster with several, which wait for each other
     run = Run.open(folder / "run")
     with_everything = load_recipe("embedded", columns=known_columns())
-    criteria: Iterator[Criterion] = (c for c in with_everything.criteria if c.name in READABLE)
-    raw_recipe = replace(with_everything, name=RAW, criteria=tuple(criteria))
+    criteria = tuple(criterion for criterion in with_everything.criteria if criterion.name in READABLE)
+    raw_recipe = replace(with_everything, name=RAW, criteria=criteria)
     shards = [str(path) for path in sorted((folder / "crawl").glob("*.tar"))]
     raw, _, _ = curate(shards, folder / RAW, raw_recipe, settings)
     pairs = Funnel.of(run).kept
+    captions = [caption for record in photographs() for caption in record["captions"]]
+    size = Size(width=64, heads=4, side=64, patch=16, length=32)  # 0.3 million parameters
     metrics: dict[str, dict[str, list[float]]] = {}
     options = loop.TrainOptions(settings.device, settings.threads, suite="demo")
     for seed in range(seeds):
         write_run(raw, WriteOptions(shuffle=seed))
-        start = write_small_model(folder / "models" / str(seed), seed)
+        start = write_random_model(folder / "models" / str(seed), captions, size, seed)
         for kind, source in ((KEPT, run.folder), (RAW, raw.folder)):
             output = folder / "trained" / f"{kind}-{seed}"
             chosen = replace(recipe, seed=seed, pairs=pairs, batch=min(recipe.batch, pairs))
@@ -94,35 +91,6 @@ def compare_trainings(folder: Path, settings: Settings, recipe: TrainRecipe = RE
             for name, value in read_evaluation(output / "evaluation.json").rows[0].metrics.items():
                 metrics.setdefault(name, {}).setdefault(kind, []).append(value)
     return Comparison(pairs, metrics)
-
-
-def write_small_model(folder: Path, seed: int) -> Path:
-    """Writes a small SigLIP of random weights, whose tokens are the characters of the demo's captions."""
-    import torch
-
-    from danqing.engine.train.model import siglip_model
-
-    folder.mkdir(parents=True, exist_ok=True)
-    captions = [caption for record in photographs() for caption in record["captions"]]
-    with (folder / "tokenizer.model").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(captions), model_writer=file, model_type="char", character_coverage=1.0,
-            vocab_size=8000, hard_vocab_limit=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3, minloglevel=2,
-        )  # fmt: skip
-    words = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).vocab_size()
-    tower: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2,
-                             "num_attention_heads": 4}  # fmt: skip
-    text = {"vocab_size": words, "max_position_embeddings": LENGTH, "projection_size": WIDTH,
-            "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
-    kind = siglip_model()
-    torch.manual_seed(seed)
-    vision = tower | {"image_size": SIDE, "patch_size": 16}
-    model = kind(kind.config_class(text_config=tower | text, vision_config=vision))
-    with torch.no_grad():  # the paper's first values; transformers begins at 0
-        model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-10)
-    model.save_pretrained(folder)
-    return folder
 
 
 def print_comparison(found: Comparison) -> None:

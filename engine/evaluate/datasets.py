@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Task = Literal["zeroshot_classification", "zeroshot_retrieval"]
@@ -82,4 +82,4 @@ class Suite:
 
     name: str
     datasets: tuple[Dataset, ...]
-    skipped: tuple[str, ...] = field(default=())
+    skipped: tuple[str, ...] = ()

@@ -13,17 +13,15 @@ from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.evaluate import metrics, tables
 from danqing.engine.evaluate.datasets import HAN, RETRIEVAL, Dataset, Example, Suite
 from danqing.engine.evaluate.metrics import Outcomes
-from danqing.engine.evaluate.results import Evaluation, Row, read_evaluation, write_evaluations
+from danqing.engine.evaluate.results import Evaluation, Row
 from danqing.engine.evaluate.towers import Towers
 
-__all__ = ["Evaluation", "class_vectors", "evaluate", "read_evaluation", "write_evaluations"]
-
-PICTURES, PICTURE_BYTES = 256, 64 << 20
-"""Most pictures, and most encoded bytes, that are held at a time."""
-BLOCK = 1 << 24
-"""Most similarities that are held at a time."""
-NAMED_BROKEN = 5
-"""Undecodable pictures that are named."""
+BATCH_PICTURES, BATCH_BYTES = 256, 64 << 20
+"""Largest number of pictures, and of their encoded bytes, that are held at a time."""
+BLOCK_SIMILARITIES = 1 << 24
+"""Largest number of similarities that are held at a time."""
+MAX_NAMED = 5
+"""Largest number of undecodable pictures that are named."""
 
 
 def evaluate(
@@ -59,8 +57,8 @@ def evaluate(
             measure = _retrieve if dataset.task == RETRIEVAL else _classify
             rows.append(measure(towers, dataset, pictures, templates))
             if pictures.broken:
-                names = ", ".join(pictures.broken[:NAMED_BROKEN])
-                more = ", …" if len(pictures.broken) > NAMED_BROKEN else ""
+                names = ", ".join(pictures.broken[:MAX_NAMED])
+                more = ", …" if len(pictures.broken) > MAX_NAMED else ""
                 shown.say(
                     f"{dataset.name}: left out, as they cannot be decoded: {len(pictures.broken)} ({names}{more})"
                 )
@@ -110,7 +108,7 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
     batch: list[Example] = []
     size = 0
     for example in examples:
-        if batch and (len(batch) == PICTURES or size + len(example.picture) > PICTURE_BYTES):
+        if batch and (len(batch) == BATCH_PICTURES or size + len(example.picture) > BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(example)
@@ -205,7 +203,7 @@ def _kept_apart(
 
 
 def best_ranks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Counts what comes before the best right item of each query, in blocks of `BLOCK` similarities.
+    """Counts what comes before the best right item of each query, in blocks of `BLOCK_SIMILARITIES` similarities.
 
     Args:
         queries: float32 (queries, d), unit rows.
@@ -217,7 +215,7 @@ def best_ranks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> n
     """
     result = np.full(len(queries), -1, np.int64)
     right = right[np.lexsort((right[:, 1], right[:, 0]))]
-    rows = max(1, BLOCK // len(gallery))
+    rows = max(1, BLOCK_SIMILARITIES // len(gallery))
     for start in range(0, len(queries), rows):
         low, high = np.searchsorted(right[:, 0], [start, start + rows])
         if low == high:

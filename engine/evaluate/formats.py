@@ -7,10 +7,12 @@ import binascii
 import gzip
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -18,6 +20,8 @@ from PIL import Image
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.evaluate.datasets import CLASSIFICATION, RETRIEVAL, Dataset, Example, Text
 from danqing.engine.sources import Layout, find_shards, open_shard
+from danqing.engine.sources.tar import read_members
+from danqing.engine.sources.webdataset import samples_of
 
 DIGIT_NAMES = tuple("零一二三四五六七八九")
 FASHION_NAMES = ("T恤", "裤子", "套头毛衣", "连衣裙", "外套", "凉鞋", "衬衫", "运动鞋", "手提包", "短靴")
@@ -27,6 +31,8 @@ CAPTION_LINE = re.compile(rb"[^\s#]+(#\S+ |(#\S+)?\t)\S")
 MAX_LINE_BYTES = 4096
 IMAGENET_CLASSES = 1000
 """Of a folder without names that has so many classes, they are ImageNet's, which the engine names."""
+WITH_ANSWERS = Layout(caption_keys=("txt", "cls", "npy"))
+"""The members of clip-benchmark's tars."""
 PICTURE_FOLDERS = (".", "images", "imgs", "pictures")
 """Where the pictures of a table of captions can be, relative to the table."""
 
@@ -75,8 +81,8 @@ def read_templates(path: Path) -> tuple[str, ...]:
     return tuple(line for line, _ in lines)
 
 
-def _is_picture(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in Layout().image_extensions
+def _is_picture(path: Path) -> bool:
+    return path.suffix[1:].lower() in WITH_ANSWERS.image_extensions
 
 
 def elevater(path: Path) -> Dataset:
@@ -95,7 +101,10 @@ def elevater(path: Path) -> Dataset:
         raise DanqingError(f"{names}: is missing; it names the {len(folders)} classes of test/, one a line")
 
     def examples() -> Iterator[Example]:
-        of_class = [sorted(file for file in folder.iterdir() if _is_picture(file.name)) for folder in folders]
+        of_class = [
+            sorted(file for file in folder.iterdir() if file.suffix[1:].lower() in WITH_ANSWERS.image_extensions)
+            for folder in folders
+        ]
         for place in range(max(map(len, of_class), default=0)):
             for label, files in enumerate(of_class):
                 if place < len(files):
@@ -121,40 +130,30 @@ def clip_benchmark(path: Path) -> Dataset:
     classes = _names_in(path / "classnames.txt", None, "")
     own = path / "zeroshot_classification_templates.txt"
     templates = read_templates(own) if own.is_file() else ()
-    several = any("npy" in parts for _, _, parts in _tar_samples(shards[:1], 1))
+    several = any("npy" in parts for _, parts in islice(_tar_samples(shards), 1))
     return Dataset(
         folder_name(path), CLASSIFICATION, lambda: _tar_examples(shards, len(classes)), classes, several, templates
     )
 
 
-def _tar_samples(shards: Iterable[Path], limit: int | None = None) -> Iterator[tuple[Path, str, dict[str, bytes]]]:
-    """Yields shard, key and parts of each sample: extension → bytes."""
+def _tar_samples(shards: Iterable[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yields `SHARD KEY` and the parts of each sample: extension → content."""
     for shard in shards:
-        key, parts = "", dict[str, bytes]()
         try:
-            with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-                for member in tar:
-                    content = tar.extractfile(member) if member.isfile() else None
-                    if content is None:
-                        continue
-                    name = PurePosixPath(member.name)
-                    stem, _, extension = name.name.partition(".")
-                    if parts and str(name.with_name(stem)) != key:
-                        yield shard, key, parts
-                        if limit == 1:
-                            return
-                        parts = {}
-                    key, parts[extension.lower()] = str(name.with_name(stem)), content.read()
+            index = read_members(shard)
         except tarfile.TarError as problem:
-            raise DanqingError(f"{shard}: is damaged after {key or 'its start'}: {problem}; get it again") from None
-        if parts:
-            yield shard, key, parts
+            raise DanqingError(f"{shard}: is damaged: {problem}; get it again") from None
+        if index.damage:
+            raise DanqingError(f"{shard}: is damaged: {': '.join(index.damage[0])}; get it again")
+        with shard.open("rb") as file:
+            for key, places in samples_of(index.members, WITH_ANSWERS):
+                parts = {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in places.items()}
+                yield f"{shard} {key}", parts
 
 
 def _tar_examples(shards: list[Path], classes: int) -> Iterator[Example]:
-    for shard, key, parts in _tar_samples(shards):
-        where = f"{shard} {key}"
-        picture = next((data for end, data in parts.items() if _is_picture(f".{end}")), b"")
+    for where, parts in _tar_samples(shards):
+        picture = next((parts[name] for name in WITH_ANSWERS.image_extensions if name in parts), b"")
         if not classes:
             captions = parts.get("txt", b"").decode("utf-8", "replace").split("\n")
             yield Example(where, picture, where, captions=tuple(text.strip() for text in captions if text.strip()))

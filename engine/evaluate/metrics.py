@@ -52,13 +52,11 @@ class Metric:
 
     Attributes:
         name: its key in evaluation.json, which is clip-benchmark's where that has one.
-        source: who defines it so.
         applies: whether it is defined for outcomes.
         of: prepares it for outcomes.
     """
 
     name: str
-    source: str
     applies: Callable[[Outcomes], bool]
     of: Callable[[Outcomes], Weighed]
 
@@ -197,25 +195,22 @@ _I2T = tuple(_share("picture_ranks", k) for k in CUTOFFS)
 AVERAGE_PRECISION, ELEVEN_POINTS, AREA = "mean_average_precision", "mean_average_precision_11_point", "roc_auc"
 
 METRICS = (
-    Metric("acc1", "clip-benchmark; Chinese-CLIP for every set", _single, _share("ranks", 1)),
-    Metric("acc5", "clip-benchmark, from 5 classes on", lambda found: _single(found) and found.classes >= 5,
-           _share("ranks", 5)),
-    Metric("mean_per_class_recall", "clip-benchmark; mean-per-class of ELEVATER", _single, _per_class),
-    Metric(AREA, "ELEVATER for Hateful Memes", lambda found: found.has("labels", "scores") and found.classes == 2,
-           _of_two),
-    Metric(AVERAGE_PRECISION, "clip-benchmark, of several labels", lambda found: found.has("targets", "scores"),
-           partial(_over_classes, _average_precision)),
-    Metric(ELEVEN_POINTS, "ELEVATER for VOC 2007", lambda found: found.has("scores") and found.classes != 2,
+    Metric("acc1", _single, _share("ranks", 1)),
+    Metric("acc5", lambda found: _single(found) and found.classes >= 5, _share("ranks", 5)),
+    Metric("mean_per_class_recall", _single, _per_class),
+    Metric(AREA, lambda found: found.has("labels", "scores") and found.classes == 2, _of_two),
+    Metric(AVERAGE_PRECISION, lambda found: found.has("targets", "scores"), partial(_over_classes, _average_precision)),
+    Metric(ELEVEN_POINTS, lambda found: found.has("scores") and found.classes != 2,
            partial(_over_classes, _interpolated_precision)),
-    *(Metric(f"image_retrieval_recall@{k}", "clip-benchmark; T2I", _retrieval, of)
-      for k, of in zip(CUTOFFS, _T2I, strict=True)),
-    *(Metric(f"text_retrieval_recall@{k}", "clip-benchmark; I2T", _retrieval, of)
-      for k, of in zip(CUTOFFS, _I2T, strict=True)),
-    Metric("image_retrieval_mean_recall", "mean of the three of T2I", _retrieval, _mean(_T2I)),
-    Metric("text_retrieval_mean_recall", "mean of the three of I2T", _retrieval, _mean(_I2T)),
-    Metric("mean_recall", "the paper's average; mean of the six", _retrieval, _mean(_T2I + _I2T)),
+    *(Metric(f"image_retrieval_recall@{k}", _retrieval, of) for k, of in zip(CUTOFFS, _T2I, strict=True)),
+    *(Metric(f"text_retrieval_recall@{k}", _retrieval, of) for k, of in zip(CUTOFFS, _I2T, strict=True)),
+    Metric("image_retrieval_mean_recall", _retrieval, _mean(_T2I)),
+    Metric("text_retrieval_mean_recall", _retrieval, _mean(_I2T)),
+    Metric("mean_recall", _retrieval, _mean(_T2I + _I2T)),
 )  # fmt: skip
-"""Every metric, in the order of the tables. Images are retrieved by texts (T2I), texts by images (I2T)."""
+"""Every metric, in the order of the tables; docs/evaluation.md says who defines it so.
+
+Images are retrieved by texts (T2I), texts by images (I2T)."""
 
 
 def metrics_of(found: Outcomes) -> list[Metric]:

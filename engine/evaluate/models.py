@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from danqing.engine.core.device import open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress, silent
-from danqing.engine.core.storage import path_of
 from danqing.engine.evaluate.evaluation import evaluate
 from danqing.engine.evaluate.formats import read_templates
 from danqing.engine.evaluate.results import Evaluation
-from danqing.engine.evaluate.suites import Suite, open_suite
+from danqing.engine.evaluate.suites import open_suite
 from danqing.engine.evaluate.towers import IMAGE, TEXT, compared_towers, find_model, open_towers
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.trt_models.engines import Engine
 
 
-def open_suites(names: Sequence[str]) -> Suite:
-    """Opens suites as one.
-
-    Raises:
-        DanqingError: as `open_suite`; or two data sets have one name.
-    """
-    suites = [open_suite(name) for name in names]
-    datasets = [dataset for suite in suites for dataset in suite.datasets]
-    seen = [dataset.name for dataset in datasets]
-    if twice := sorted({name for name in seen if seen.count(name) > 1}):
-        raise DanqingError(f"--suite: two data sets are called {', '.join(twice)}; rename the folder of one")
-    skipped = tuple(name for suite in suites for name in suite.skipped)
-    return Suite(" ".join(suite.name for suite in suites), tuple(datasets), skipped)
-
-
 def evaluate_models(
     models: Sequence[str],
     suites: Sequence[str],
     settings: Settings,
-    templates: str | None = None,
+    templates: Path | None = None,
     limit: int | None = None,
     progress: OpenProgress = silent,
 ) -> list[Evaluation]:
@@ -61,8 +46,8 @@ def evaluate_models(
         raise DanqingError("a model is given twice; name another, or another engine of it: MODEL@ENGINE")
     for model in models:
         find_model(model)  # a wrong name is an error now, not after the first model's hours
-    chosen = read_templates(path_of(templates)) if templates else ()
-    suite, found = open_suites(suites), []
+    chosen = read_templates(templates) if templates else ()
+    suite, found = open_suite(*suites), []
     for model in models:
         with open_towers(model, settings) as towers:
             found.append(evaluate(towers, suite, chosen, limit, progress))
@@ -95,7 +80,7 @@ def compare_engine(
         raise DanqingError(f"--suite measures embeddings, and {engine.card} is for {role}; leave --suite out")
     if missing := [tower for tower in (IMAGE, TEXT) if tower not in recipe.models]:
         raise DanqingError(f"--suite needs both towers; name the other with --set models.{missing[0]}=NAME")
-    suite = open_suites(suites)
+    suite = open_suite(*suites)
     with open_device(settings.device, settings.threads) as device:
         model, compiled = (
             evaluate(towers, suite, progress=progress)

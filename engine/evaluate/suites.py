@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -15,8 +16,6 @@ from danqing.engine.core.storage import path_of
 from danqing.engine.evaluate import formats
 from danqing.engine.evaluate.datasets import RETRIEVAL, Dataset, Example, Suite
 
-__all__ = ["BUILTIN", "Suite", "open_suite", "read_digits"]
-
 DEMO = resources.files("danqing.engine") / "demo"
 DIGITS_FOR_TRAINING = 1400
 """Of scikit-learn's 1,797 digits, in the order of a permutation; the suite `digits` has the others."""
@@ -26,15 +25,25 @@ LAYOUTS = (
 )
 
 
-def open_suite(text: str) -> Suite:
-    """Opens a suite; no picture is read yet.
+def open_suite(*names: str) -> Suite:
+    """Opens suites as one; no picture is read yet.
 
     Args:
-        text: `demo`, `digits`, or a path: see `LAYOUTS`. A file chooses among several in a folder: `valid_texts.jsonl`.
+        names: `demo`, `digits`, or paths: see `LAYOUTS`. A file chooses among several in a folder: `valid_texts.jsonl`.
 
     Raises:
-        DanqingError: there is nothing, nothing of a known layout, or a file of it is wrong; names file and line.
+        DanqingError: there is nothing, nothing of a known layout, a file of it is wrong (names file and line), or two
+            data sets have one name.
     """
+    suites = [_open(name) for name in names]
+    datasets = tuple(dataset for suite in suites for dataset in suite.datasets)
+    counts = Counter(dataset.name for dataset in datasets)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise DanqingError(f"--suite: two data sets are called {', '.join(twice)}; rename the folder of one")
+    return Suite(" ".join(suite.name for suite in suites), datasets, sum((suite.skipped for suite in suites), ()))
+
+
+def _open(text: str) -> Suite:
     if text in BUILTIN:
         return Suite(text, (BUILTIN[text](),))
     path = path_of(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,16 +24,16 @@ class Known:
 
     Attributes:
         name: the paper's.
-        table: key of the table.
         metric: of the paper's figures.
         elevater: ELEVATER's metric.
+        topic: of its templates.
         figures: model → the paper's figure, in percent; empty where it is only in an average.
     """
 
     name: str
-    table: str
     metric: str
     elevater: str
+    topic: str
     figures: Mapping[str, float]
 
 
@@ -56,18 +57,8 @@ class Average:
 
 
 @cache
-def _content() -> Any:
-    return yaml.safe_load((FOLDER / "tables.yaml").read_text(encoding="utf-8"))
-
-
-@cache
-def _templates() -> dict[str, list[str]]:
-    content: dict[str, list[str]] = yaml.safe_load((FOLDER / "templates.yaml").read_text(encoding="utf-8"))
-    return content
-
-
-def _tables() -> dict[str, Any]:
-    return {key: value for key, value in _content().items() if isinstance(value, dict) and "sets" in value}
+def _read(name: str) -> Any:
+    return yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
 
 
 def _plain(name: str) -> str:
@@ -81,11 +72,13 @@ def known(name: str) -> Known | None:
     >>> known("oxford-flower-102").name, known("vtab_flowers").elevater
     ('Flowers102', 'mean_per_class_recall')
     """
-    for key, table in _tables().items():
+    content = _read("tables.yaml")
+    for table in content["tables"].values():
         for title, entry in table["sets"].items():
             if _plain(name) in entry["aliases"]:
-                figures = dict(zip(_content()["models"], entry.get("figures", ()), strict=False))
-                return Known(title, key, table["metric"], entry.get("elevater", table["metric"]), figures)
+                figures = dict(zip(content["models"], entry.get("figures", ()), strict=False))
+                elevater, topic = entry.get("elevater", table["metric"]), entry.get("topic", GENERAL)
+                return Known(title, table["metric"], elevater, topic, figures)
     return None
 
 
@@ -96,11 +89,9 @@ def templates_for(name: str, chinese: bool) -> tuple[str, ...]:
         name: of its folder.
         chinese: whether its classes have Chinese names.
     """
-    topics = {_plain(alias): topic for alias, topic in _content()["others"].items()}
-    for table in _tables().values():
-        for entry in table["sets"].values():
-            topics |= dict.fromkeys(entry["aliases"], entry.get("topic", GENERAL))
-    return tuple(_templates()[topics.get(_plain(name), GENERAL) if chinese else ENGLISH])
+    found = known(name)
+    topic = found.topic if found else _read("tables.yaml")["others"].get(_plain(name), GENERAL)
+    return tuple(_read("templates.yaml")[topic if chinese else ENGLISH])
 
 
 def averages(values: Iterable[tuple[str, Mapping[str, float]]]) -> list[Average]:
@@ -114,20 +105,16 @@ def averages(values: Iterable[tuple[str, Mapping[str, float]]]) -> list[Average]
     """
     rows = {found.name: (found, metrics) for name, metrics in values if (found := known(name))}
     result = []
-    for table in _tables().values():
-        names = tuple(table["sets"])
-        there = tuple(name for name in names if name in rows)
-        if not there:
-            continue
-        missing = tuple(name for name in names if name not in rows)
-        ways = {table["title"]: [table["metric"]] * len(there)}
-        own = [rows[name][0].elevater for name in there]
-        if set(own) != {table["metric"]}:
-            ways["the same, each set by ELEVATER's metric"] = own
-        for title, metrics in ways.items():
-            pairs = zip(there, metrics, strict=True)
-            numbers = [number for name, metric in pairs if (number := rows[name][1].get(metric)) is not None]
-            complete = not missing and len(numbers) == len(names)
-            figures = table["average"] if metrics == [table["metric"]] * len(there) else {}
-            result.append(Average(title, there, missing, sum(numbers) / len(names) if complete else None, figures))
+    for table in _read("tables.yaml")["tables"].values():
+        there = [name for name in table["sets"] if name in rows]
+        paper, elevater = [table["metric"]] * len(there), [rows[name][0].elevater for name in there]
+        ways = [(table["title"], paper, table["average"])]
+        if elevater != paper:
+            ways.append(("the same, each set by ELEVATER's metric", elevater, {}))
+        for title, metrics, figures in ways if there else ():
+            numbers = [rows[name][1].get(metric, math.nan) for name, metric in zip(there, metrics, strict=True)]
+            missing = tuple(name for name in table["sets"] if name not in rows)
+            complete = not missing and not any(map(math.isnan, numbers))
+            value = sum(numbers) / len(numbers) if complete else None
+            result.append(Average(title, tuple(there), missing, value, figures))
     return result

@@ -12,11 +12,8 @@ from torch.utils.dlpack import from_dlpack
 
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.text_column import TextColumn
-from danqing.engine.evaluate.datasets import Suite
-from danqing.engine.evaluate.evaluation import evaluate
-from danqing.engine.evaluate.results import Evaluation
 from danqing.engine.train.loader import PictureReader
-from danqing.engine.train.model import Source, Towers
+from danqing.engine.train.model import SiglipTowers, Source
 
 ROWS = 256
 """Pictures or texts that are embedded at a time."""
@@ -33,7 +30,7 @@ class TrainedTowers:
     """
 
     def __init__(self, name: str, model: Any, source: Source, device: Device) -> None:
-        self.name, self._towers, self._device = name, Towers(model), device
+        self.name, self._towers, self._device = name, SiglipTowers(model), device
         self._read, self._tokenizer = PictureReader(source.image_input, device), source.tokenizer()
         self._place = next(model.parameters()).device
 
@@ -64,14 +61,3 @@ def trained_towers(name: str, model: Any, source: Source, decoder: str) -> Itera
     """Opens the towers of a model in training during a `with` block; `decoder` names the device that decodes."""
     with open_device(decoder) as device:
         yield TrainedTowers(name, model, source, device)
-
-
-def evaluate_model(name: str, model: Any, source: Source, suite: Suite, decoder: str) -> Evaluation:
-    """Measures a model in training on a suite."""
-    with trained_towers(name, model, source, decoder) as towers:
-        return evaluate(towers, suite)
-
-
-def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Returns the metrics of an evaluation as `DATASET/METRIC` → value."""
-    return {f"{row.dataset}/{name}": value for row in evaluation.rows for name, value in row.metrics.items()}

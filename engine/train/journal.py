@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -31,67 +31,54 @@ HELP = {
 """Field of a line of train.jsonl → what its gauge, danqing_train_FIELD, means."""
 
 
-class Tracker(Protocol):
-    """A service that draws curves."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Sends the values of a step."""
-        ...
-
-    def close(self) -> None:
-        """Ends the connection."""
-        ...
+Log = Callable[[int, Mapping[str, float]], None]
+"""Sends the values of a step to a service that draws curves."""
 
 
-class _TensorBoard:
-    """TensorBoard's files, in OUT/tensorboard."""
+@contextmanager
+def _tensorboard(module: Any, folder: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
+    """Writes TensorBoard's files to OUT/tensorboard."""
+    writer = module.SummaryWriter(str(folder / "tensorboard"))
 
-    def __init__(self, module: Any, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._writer = module.SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Run:
-    """A run of wandb, or of trackio, which has the same calls."""
-
-    def __init__(self, module: Any, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._module = module
-        module.init(project="danqing", name=folder.name, config=dict(settings))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._module.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._module.finish()
+    with closing(writer):
+        yield log
 
 
-TRACKERS: dict[str, tuple[str, str, type[_TensorBoard] | type[_Run]]] = {
-    "tensorboard": ("torch.utils.tensorboard", "tensorboard", _TensorBoard),
-    "wandb": ("wandb", "wandb", _Run),
-    "trackio": ("trackio", "trackio", _Run),
+@contextmanager
+def _service(module: Any, folder: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
+    """Opens a run of wandb, or of trackio, which has the same calls."""
+    module.init(project="danqing", name=folder.name, config=dict(settings))
+    try:
+        yield lambda step, values: module.log(dict(values), step=step)
+    finally:
+        module.finish()
+
+
+TRACKERS = {
+    "tensorboard": ("torch.utils.tensorboard", _tensorboard),
+    "wandb": ("wandb", _service),
+    "trackio": ("trackio", _service),
 }
-"""Name for `--log-to` → the module, its package, and how it is called."""
+"""Name for `--log-to`, which is that of the package → the module, and how it is called."""
 
 
-def open_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Tracker:
-    """Opens a tracker.
+def open_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> AbstractContextManager[Log]:
+    """Opens a tracker for a `with` block.
 
     Raises:
         DanqingError: there is none of that name, or its package is not installed.
     """
     if name not in TRACKERS:
         raise DanqingError(f"--log-to {name}: {did_you_mean(name, TRACKERS)}")
-    module, package, kind = TRACKERS[name]
+    module, opened = TRACKERS[name]
     try:
-        return kind(import_module(module), folder, settings)
+        return opened(import_module(module), folder, settings)
     except ImportError as problem:
-        raise DanqingError(f"--log-to {name}: {problem}; pip install {package}") from None
+        raise DanqingError(f"--log-to {name}: {problem}; pip install {name}") from None
 
 
 class _Gauges(Collector):
@@ -112,7 +99,7 @@ class Journal:
         path: train.jsonl.
     """
 
-    def __init__(self, path: Path, trackers: list[Tracker], gauges: _Gauges) -> None:
+    def __init__(self, path: Path, trackers: list[Log], gauges: _Gauges) -> None:
         self.path = path
         self._trackers, self._gauges = trackers, gauges
 
@@ -123,8 +110,8 @@ class Journal:
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
         self._gauges.values = self._gauges.values | {name: numbers[name] for name in HELP if name in numbers}
         step = int(numbers.pop("step"))
-        for tracker in self._trackers:
-            tracker.log(step, numbers)
+        for log in self._trackers:
+            log(step, numbers)
 
 
 @contextmanager
@@ -146,11 +133,7 @@ def open_journal(
         with commit(path, "w") as file:
             file.writelines(f"{line}\n" for line in lines)
     with ExitStack() as stack:
-        trackers = []
-        for name in log_to:
-            tracker = open_tracker(name, folder, settings)
-            stack.callback(tracker.close)
-            trackers.append(tracker)
+        trackers = [stack.enter_context(open_tracker(name, folder, settings)) for name in log_to]
         stack.enter_context(serve_collectors([gauges], port, address))
         yield Journal(path, trackers, gauges)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,9 @@ from danqing.engine.core.batch import Batch, pack
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
+from danqing.engine.core.spans import Spans
 from danqing.engine.core.text_column import TextColumn
+from danqing.engine.score.overlap import Overlap
 from danqing.engine.stages import Context
 from danqing.engine.stages.decode import Decode
 from danqing.engine.stages.header import Header
@@ -31,8 +31,6 @@ from danqing.trt_models.run.tokenizer import AnyTokenizer
 
 AHEAD = 3
 """Batches that are ready before the training asks for them."""
-WAIT_SECONDS = 0.2
-"""Time after which a waiting thread looks whether the other side has ended."""
 MAX_REPLACED = 100
 """Broken pictures in a row after which the training stops: the shards are damaged, not single pictures."""
 
@@ -124,46 +122,30 @@ class Loader:
     @contextmanager
     def batches(self, steps: range) -> Iterator[Iterator[TrainBatch]]:
         """Makes the batches of some steps in a thread, `AHEAD` of them ahead, during a `with` block."""
-        queue: Queue[TrainBatch | BaseException | None] = Queue(AHEAD)
-        stopped = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(queue, steps, stopped), name="danqing-train", daemon=True)
-        thread.start()
-        try:
-            yield _drawn(queue, thread)
-        finally:
-            stopped.set()
-            thread.join()
+        with Overlap(Spans(), AHEAD) as overlap:
+            yield map(_owned_by_this_stream, overlap.prefetch(self._made(steps), "train"))
 
-    def _fill(self, queue: Queue[TrainBatch | BaseException | None], steps: range, stopped: threading.Event) -> None:
-        ending: BaseException | None = None
-        try:
-            with open_device(self.decoder, self.threads) as device:
-                for batch in self._made(device, steps):
-                    if not _put(queue, batch, stopped):
-                        return
-        except BaseException as problem:  # raised again by the thread that draws
-            ending = problem
-        _put(queue, ending, stopped)
-
-    def _made(self, device: Device, steps: range) -> Iterator[TrainBatch]:
-        read = PictureReader(self.image_input, device)
+    def _made(self, steps: range) -> Iterator[TrainBatch]:
         opened: dict[int, OpenShard] = {}
         try:
-            for step in steps:
-                places = self.order.places(step, *self.part)
-                windows = {(place.epoch, place.window): place for place in places}.values()
-                wanted = {shard for place in windows for shard in self.order.window_of(place)}
-                for number in opened.keys() - wanted:
-                    opened.pop(number).close()
-                missing = sorted(wanted - opened.keys())
-                opened |= zip(missing, device.map(self._open, missing), strict=True)
-                yield self._batch(device, read, opened, places)
+            with open_device(self.decoder, self.threads) as device:
+                read = PictureReader(self.image_input, device)
+                for step in steps:
+                    places = self.order.places(step, *self.part)
+                    self._open_windows(device, opened, places)
+                    yield self._batch(device, read, opened, places)
         finally:
             for shard in opened.values():
                 shard.close()
 
-    def _open(self, number: int) -> OpenShard:
-        return OpenShard(self.shards[number], self.index)
+    def _open_windows(self, device: Device, opened: dict[int, OpenShard], places: list[Place]) -> None:
+        """Opens the shards of the places' windows, and closes others."""
+        windows = {(place.epoch, place.window): place for place in places}.values()
+        wanted = {shard for place in windows for shard in self.order.window_of(place)}
+        for number in opened.keys() - wanted:
+            opened.pop(number).close()
+        missing = sorted(wanted - opened.keys())
+        opened |= zip(missing, device.map(lambda n: OpenShard(self.shards[n], self.index), missing), strict=True)
 
     def _batch(
         self, device: Device, read: PictureReader, opened: dict[int, OpenShard], places: list[Place]
@@ -223,29 +205,10 @@ class Loader:
         return found, tokens
 
 
-def _put(queue: Queue[Any], item: object, stopped: threading.Event) -> bool:
-    """Puts an item into a queue; returns False if the other side has ended."""
-    while not stopped.is_set():
-        with suppress(Full):
-            queue.put(item, timeout=WAIT_SECONDS)
-            return True
-    return False
-
-
-def _drawn(queue: Queue[TrainBatch | BaseException | None], thread: threading.Thread) -> Iterator[TrainBatch]:
-    while True:
-        try:
-            item = queue.get(timeout=WAIT_SECONDS)
-        except Empty:
-            if not thread.is_alive() and queue.empty():
-                return
-            continue
-        if item is None:
-            return
-        if isinstance(item, BaseException):
-            raise item
-        if item.pixels.is_cuda:  # made on another stream; its memory is not used again before this one has read it
-            stream = torch.cuda.current_stream()
-            item.pixels.record_stream(stream)
-            item.tokens.record_stream(stream)
-        yield item
+def _owned_by_this_stream(batch: TrainBatch) -> TrainBatch:
+    """Keeps the memory of a batch, which another stream has made, until the current stream has read it."""
+    if batch.pixels.is_cuda:
+        stream = torch.cuda.current_stream()
+        batch.pixels.record_stream(stream)
+        batch.tokens.record_stream(stream)
+    return batch

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,25 @@ from danqing.engine.core.files import is_unused, read_json, write_json
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.storage import RemotePath
 from danqing.engine.evaluate.datasets import Suite
+from danqing.engine.evaluate.evaluation import evaluate
 from danqing.engine.evaluate.results import write_evaluations
 from danqing.engine.evaluate.suites import open_suite
 from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.log import logging_to
 from danqing.engine.run.versions import ENGINE, current_versions
 from danqing.engine.train.checkpoints import Checkpoints
-from danqing.engine.train.evaluating import evaluate_model, flat_metrics
+from danqing.engine.train.evaluating import trained_towers
 from danqing.engine.train.journal import Journal, open_journal
 from danqing.engine.train.loader import Loader, TrainBatch
 from danqing.engine.train.loss import siglip_loss
-from danqing.engine.train.model import Source, Towers, training_flops, write_model
+from danqing.engine.train.meter import Meter
+from danqing.engine.train.model import SiglipTowers, Source, write_model
 from danqing.engine.train.order import Order
 from danqing.engine.train.ranks import Ranks, joined_ranks
 from danqing.engine.train.recipe import TrainRecipe
 from danqing.engine.train.shards import data_digest, find_shards, write_index
 
 MANIFEST, MODEL, CHECKPOINTS, INDEX = "train.json", "model", "checkpoints", "index"
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 operations a second of a GPU, by a part of its name (NVIDIA's data sheets, SXM)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ class TrainOptions:
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: host threads of a process, on a CPU also of PyTorch; None: all cores.
         decode: `cpu`: decode pictures on the host; `auto`: on the device.
-        compile: compile the towers with torch.compile; None: on a GPU.
         log_to: `tensorboard`, `wandb`, `trackio`.
         metrics_port, metrics_address: where Prometheus metrics are served; None for nowhere.
         suite: evaluation suite; empty for none.
@@ -59,7 +57,6 @@ class TrainOptions:
     device: str = "auto"
     threads: int | None = None
     decode: str = "auto"
-    compile: bool | None = None
     log_to: tuple[str, ...] = ()
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
@@ -193,65 +190,75 @@ class _Training:
         if ranks.device.type == "cpu" and self.options.threads:
             torch.set_num_threads(self.options.threads)
         model = self.source.load().to(ranks.device).train()
-        towers, optimizer = Towers(model), adamw(model, recipe, ranks.device)
+        optimizer = adamw(model, recipe, ranks.device)
         checkpoints = Checkpoints(self.output / CHECKPOINTS, recipe.keep_every_steps)
         first = checkpoints.load(model, optimizer)
         ranks.wait()
         if ranks.is_first:
             for left in (self.output / CHECKPOINTS).glob("*.part"):
                 shutil.rmtree(left)
-        if self.options.compile if self.options.compile is not None else ranks.device.type == "cuda":
-            towers.compile()
-        net = (
-            DistributedDataParallel(towers, broadcast_buffers=False, gradient_as_bucket_view=True)
-            if ranks.count > 1
-            else towers
-        )
-        for shard in self.shards[ranks.rank :: ranks.count]:
-            write_index(shard, self.output / INDEX)
-        ranks.wait()
-        loader = Loader(self.shards, self.output / INDEX, self.order, self.source.image_input, self.source.tokenizer(),
-                        self.part, recipe.recaption_share, ranks.decoder, ranks.device,
-                        self.options.threads)  # fmt: skip
+        net, loader = self._net(model), self._loader()
         shown.expect(self.steps - first, 0)
-        options = self.options
         with ExitStack() as stack:
-            journal = None
-            if ranks.is_first:
-                port, address = options.metrics_port, options.metrics_address
-                opened = open_journal(self.output, first, recipe.to_dict(), options.log_to, port, address)
-                journal = stack.enter_context(opened)
+            journal = stack.enter_context(self._journal(first)) if ranks.is_first else None
             stack.callback(checkpoints.finish)
             batches = stack.enter_context(loader.batches(range(first, self.steps)))
             meter = Meter(ranks, model, recipe.batch)
             for step in range(first, self.steps):
-                batch = meter.timed(batches)
-                loss, norm = take_step(net, model, optimizer, batch, recipe, recipe.learning_rate_at(step, self.steps))
-                meter.add(loss, norm, batch.replaced)
+                batch, rate = meter.timed(batches), recipe.learning_rate_at(step, self.steps)
+                meter.add(*take_step(net, model, optimizer, batch, recipe, rate), batch.replaced)
                 done = step + 1
                 saves = done % recipe.checkpoint_steps == 0
                 if done % recipe.log_steps == 0 or saves or done == self.steps:
-                    line = meter.line(done, recipe.learning_rate_at(step, self.steps))
+                    line = meter.line(done, rate)
                     if journal:
                         journal.write(line)
                 if saves and done < self.steps:
                     checkpoints.save(done, model, optimizer)
                 checkpoints.commit_written()
-                due = done == self.steps or (options.every and done % options.every == 0)
-                if journal and self.suite and due:
+                every = self.options.every
+                if journal and self.suite and (done == self.steps or (every and done % every == 0)):
                     with meter.paused():
                         self._evaluate(journal, done, model, self.suite)
                 shown.advance(1)
         if ranks.is_first:
             write_model(model, self.source, self.output / MODEL, self.output.resolve().name)
 
+    def _net(self, model: Any) -> torch.nn.Module:
+        """Both towers, compiled on a GPU, and within DDP if there are several ranks."""
+        towers = SiglipTowers(model)
+        if self.ranks.device.type == "cuda":
+            towers.compile()
+        if self.ranks.count == 1:
+            return towers
+        return DistributedDataParallel(towers, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _loader(self) -> Loader:
+        """The rank's loader, after the ranks have indexed all shards."""
+        ranks = self.ranks
+        for shard in self.shards[ranks.rank :: ranks.count]:
+            write_index(shard, self.output / INDEX)
+        ranks.wait()
+        return Loader(
+            self.shards, self.output / INDEX, self.order, self.source.image_input, self.source.tokenizer(), self.part,
+            self.recipe.recaption_share, ranks.decoder, ranks.device, self.options.threads,
+        )  # fmt: skip
+
+    def _journal(self, first: int) -> AbstractContextManager[Journal]:
+        options = self.options
+        return open_journal(
+            self.output, first, self.recipe.to_dict(), options.log_to, options.metrics_port, options.metrics_address
+        )
+
     def _evaluate(self, journal: Journal, step: int, model: Any, suite: Suite) -> None:
         """Evaluates the model: a line of the journal, and evaluation.json. Other ranks wait at their next step."""
         name = f"{self.output.resolve().name}@{step}"
-        found = evaluate_model(name, model.eval(), self.source, suite, self.ranks.decoder)
+        with trained_towers(name, model.eval(), self.source, self.ranks.decoder) as towers:
+            found = evaluate(towers, suite)
         model.train()
         write_evaluations(self.output / "evaluation.json", [found])
-        journal.write({"step": step} | flat_metrics(found))
+        metrics = {f"{row.dataset}/{name}": value for row in found.rows for name, value in row.metrics.items()}
+        journal.write({"step": step} | metrics)
 
 
 def adamw(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> torch.optim.AdamW:
@@ -260,12 +267,6 @@ def adamw(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> 
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, recipe.learning_rate, recipe.betas, fused=device.type == "cuda")
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Returns the peak of a GPU (`PEAK_FLOPS`); None for one that is not listed, and for a CPU."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 def take_step(
@@ -279,7 +280,7 @@ def take_step(
     """Takes one optimizer step.
 
     Args:
-        net: `Towers`, or DDP around them.
+        net: `SiglipTowers`, or DDP around them.
         model: the model inside.
         optimizer: of the model.
         batch: the rank's pairs.
@@ -302,73 +303,3 @@ def take_step(
     with torch.no_grad():
         model.logit_scale.clamp_(max=math.log(recipe.max_logit_scale))
     return loss.detach(), norm.detach()
-
-
-class Meter:
-    """Sums up what the steps since the last line of the journal were like.
-
-    Args:
-        ranks: over which means are taken.
-        model: the model that is trained.
-        batch: pairs of a global batch.
-    """
-
-    def __init__(self, ranks: Ranks, model: Any, batch: int) -> None:
-        self._ranks, self._model, self._batch = ranks, model, batch
-        self._flops = training_flops(model.config) if ranks.device.type == "cuda" else 0.0
-        self._peak = peak_flops(ranks.device)
-        self._replaced = 0.0
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums = torch.zeros(3, device=self._ranks.device)
-        self._steps, self._waited, self._start = 0, 0.0, time.perf_counter()
-
-    def timed(self, batches: Iterator[TrainBatch]) -> TrainBatch:
-        """Draws a batch, and counts the time that it takes."""
-        start = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - start
-        return batch
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves out the time of a `with` block."""
-        start = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - start
-
-    def add(self, loss: torch.Tensor, norm: torch.Tensor, replaced: int) -> None:
-        """Adds a step, without waiting for the device."""
-        self._sums += torch.stack([loss, norm, loss.new_tensor(float(replaced))])
-        self._steps += 1
-
-    def line(self, step: int, learning_rate: float) -> dict[str, float]:
-        """Returns the line of the journal for the steps since the last one.
-
-        Raises:
-            DanqingError: the loss is not finite.
-        """
-        loss, norm, replaced = (self._ranks.mean(self._sums) / self._steps).tolist()
-        if not math.isfinite(loss):
-            raise DanqingError(
-                f"step {step}: the loss is {loss}; lower learning_rate, or raise warm_up_steps, in another --output"
-            )
-        seconds = time.perf_counter() - self._start
-        rate = self._steps * self._batch / seconds
-        self._replaced += replaced * self._steps * self._ranks.count
-        line = {
-            "step": step,
-            "loss": loss,
-            "learning_rate": learning_rate,
-            "logit_scale": math.exp(self._model.logit_scale.item()),
-            "logit_bias": self._model.logit_bias.item(),
-            "gradient_norm": norm,
-            "pairs_per_second": round(rate, 2),
-            "data_wait": round(self._waited / seconds, 4),
-            "replaced": round(self._replaced),
-        }
-        if self._peak:
-            line["mfu"] = round(rate * self._flops / self._ranks.count / self._peak, 4)
-        self._clear()
-        return line

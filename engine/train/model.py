@@ -106,7 +106,7 @@ def siglip_model() -> Any:
     return SiglipModel
 
 
-class Towers(nn.Module):
+class SiglipTowers(nn.Module):
     """Both towers, from pixels and tokens to unit vectors.
 
     Args:
@@ -142,7 +142,7 @@ def training_flops(config: Any) -> float:
 
     size, length = config.vision_config.image_size, config.text_config.max_position_embeddings
     with torch.device("meta"), torch.no_grad():
-        towers = Towers(siglip_model()(config))
+        towers = SiglipTowers(siglip_model()(config))
         pixels, tokens = torch.zeros((1, size, size, 3), dtype=torch.uint8), torch.zeros((1, length), dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
             towers(pixels, tokens)
@@ -163,11 +163,11 @@ def write_model(model: Any, source: Source, folder: Path, name: str) -> None:
     """
     made = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(made, ignore_errors=True)
-    model.save_pretrained(made)
+    model.save_pretrained(made, max_shard_size="100GB")  # one file, whatever the size
     tokens = source.token_input
     shutil.copyfile(source.folder / tokens.file, made / Path(tokens.file).name)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:80] or "model"
-    digest = sha256(made / "model.safetensors")[:8] if (made / "model.safetensors").exists() else ""
+    digest = sha256(made / "model.safetensors")[:8]
     width = model.config.vision_config.hidden_size
     common = {"licence": "other", "published": "the folder model/ that `danqing train` has written",
               "outputs": {"embedding": f"{width} numbers, unit length"}}  # fmt: skip

@@ -124,10 +124,6 @@ class Order:
         stride = next(stride for stride in count(self.batch) if gcd(stride, size) == 1)
         return Place(place.epoch, place.window, (place.position + stride) % size)
 
-    def window_size(self, place: Place) -> int:
-        """Returns the number of rows of a place's window."""
-        return len(_window_rows(self, place.epoch, place.window))
-
 
 @lru_cache(maxsize=4)
 def _shards(order: Order, epoch: int) -> np.ndarray:

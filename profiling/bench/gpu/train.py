@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import subprocess
 import sys
@@ -18,15 +17,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import sentencepiece
 import torch
 
 from danqing.engine.core.device import resolve_device
 from danqing.engine.sources import Sample
 from danqing.engine.train.loader import Loader, TrainBatch
-from danqing.engine.train.loop import adamw, peak_flops, take_step
-from danqing.engine.train.model import GEMMA, Towers, training_flops
+from danqing.engine.train.loop import adamw, take_step
+from danqing.engine.train.meter import peak_flops
+from danqing.engine.train.model import GEMMA, SiglipTowers, training_flops
 from danqing.engine.train.order import Order
+from danqing.engine.train.random_model import write_tokenizer
 from danqing.engine.train.recipe import load_train_recipe
 from danqing.engine.train.shards import TrainShard
 from danqing.profiling.bench import published
@@ -72,7 +72,7 @@ def _measure_model(
         small = published.vision(32, 2, 2, 32, 8)
         model: Any = published.TOWERS[name]() if name in MODELS else published.build_siglip(small)
     size = model.config.vision_config.image_size
-    net, optimizer = Towers(model), adamw(model, recipe, device)
+    net, optimizer = SiglipTowers(model), adamw(model, recipe, device)
     if device.type == "cuda":
         net.compile()
         torch.cuda.reset_peak_memory_stats()
@@ -158,11 +158,6 @@ def _shards(job: Job, pairs: int) -> list[TrainShard]:
 
 def _tokenizer(job: Job) -> SentencePiece:
     """A tokenizer of SigLIP 2's kind, whose pieces are the characters of the captions."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(captions(job.captions, 500)), model_writer=model, model_type="char", vocab_size=8000,
-        hard_vocab_limit=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3, minloglevel=2,
-    )  # fmt: skip
-    path = job.scratch / "tokenizer.model"
-    path.write_bytes(model.getvalue())
+    path = job.scratch / GEMMA.file
+    write_tokenizer(path, captions(job.captions, 500))
     return SentencePiece(replace(GEMMA, max_length=64), path)

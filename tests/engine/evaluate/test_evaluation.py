@@ -49,7 +49,7 @@ def of(towers: ColourTowers, folder: Path) -> Evaluation:
 
 @pytest.mark.parametrize("block", [1, 1 << 24])
 def test_ranks_in_blocks_are_those_of_a_stable_sort(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "BLOCK", block)
+    monkeypatch.setattr(evaluation, "BLOCK_SIMILARITIES", block)
     rng = np.random.default_rng(0)
     queries, gallery = rng.integers(-2, 3, (30, 2)).astype(np.float32), rng.integers(-2, 3, (40, 2)).astype(np.float32)
     right = np.unique(rng.integers(0, (29, 40), (60, 2)), axis=0)  # the last query has none

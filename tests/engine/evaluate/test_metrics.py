@@ -78,7 +78,6 @@ def test_metrics_apply_to_what_they_are_defined_for() -> None:
     assert [metric.name for metric in metrics_of(SINGLE)] == ["acc1", "acc5", "mean_per_class_recall"]
     few = Outcomes(3, {"labels": LABELS % 3, "ranks": LABELS})
     assert "acc5" not in values_of(few)
-    assert all(metric.source for metric in METRICS)
 
 
 def test_a_metric_that_the_pictures_do_not_define_is_left_out() -> None:

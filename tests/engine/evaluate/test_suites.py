@@ -10,8 +10,9 @@ import pytest
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.evaluate.datasets import Dataset
-from danqing.engine.evaluate.evaluation import Evaluation, evaluate
+from danqing.engine.evaluate.evaluation import evaluate
 from danqing.engine.evaluate.formats import read_templates
+from danqing.engine.evaluate.results import Evaluation
 from danqing.engine.evaluate.suites import open_suite, read_digits
 from tests.engine.evaluate.conftest import (
     ColourTowers,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import sentencepiece
 from PIL import Image
 
 from danqing.engine.core.files import write_json
+from danqing.engine.evaluate.evaluation import evaluate
+from danqing.engine.evaluate.suites import open_suite
 from danqing.engine.run.versions import current_versions
 
 COLOURS = "红橙黄绿青蓝紫灰"
 PAIRS_PER_SHARD = 32
-SIDE, LENGTH = 32, 16
+SIDE = 32
 Pair = tuple[bytes, str]
 
 
@@ -75,32 +75,21 @@ def _write_tar(path: Path, pairs: Sequence[Pair]) -> None:
                 tar.addfile(member, io.BytesIO(content))
 
 
-def write_checkpoint(folder: Path, texts: Sequence[str], width: int = 32, seed: int = 0, heads: int = 2) -> Path:
-    """Writes a small SigLIP of random weights, with a SentencePiece vocabulary of the characters of some texts."""
-    import torch
+def write_checkpoint(folder: Path, texts: Sequence[str], width: int = 32) -> Path:
+    """Writes a small SigLIP of random weights, whose tokens are the characters of some texts."""
+    from danqing.engine.train.random_model import Size, write_random_model
 
-    from danqing.engine.train.model import siglip_model
+    return write_random_model(folder, texts, Size(width, heads=2, side=SIDE, patch=8, length=16))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    characters = sorted(set("".join(texts)))
-    with (folder / "tokenizer.model").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=file, model_type="char", vocab_size=len(characters) + 5,
-            character_coverage=1.0, pad_id=0, eos_id=1, bos_id=2, unk_id=3, minloglevel=2, hard_vocab_limit=False,
-        )  # fmt: skip
-    words = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).vocab_size()
-    tower = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": heads}
-    special: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-    text = tower | special | {"vocab_size": words, "max_position_embeddings": LENGTH, "projection_size": width}
-    kind = siglip_model()
-    torch.manual_seed(seed)
-    config = kind.config_class(text_config=text, vision_config=tower | {"image_size": SIDE, "patch_size": 8})
-    model = kind(config)
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-10)
-    model.save_pretrained(folder)
-    return folder
+
+def accuracy(folder: Path, suite: str, templates: Sequence[str]) -> float:
+    """Zero-shot accuracy of a checkpoint on a suite."""
+    from danqing.engine.train.evaluating import trained_towers
+    from danqing.engine.train.model import Source
+
+    source = Source.open(folder)
+    with trained_towers("model", source.load().eval(), source, "cpu") as towers:
+        return evaluate(towers, open_suite(suite), templates).rows[0].metrics["acc1"]
 
 
 def journal(output: Path) -> list[dict[str, Any]]:

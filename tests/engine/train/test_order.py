@@ -14,11 +14,9 @@ from danqing.engine.train.recipe import load_train_recipe
 ORDER = Order((40, 0, 25, 60, 13, 31, 8), batch=24, seed=3, window_shards=3)
 
 
-def rows(order: Order, step: int, ranks: int = 1) -> list[tuple[int, int]]:
-    """The pairs of a global batch, as several ranks read them."""
-    size = order.batch // ranks
-    parts = [order.places(step, rank * size, (rank + 1) * size) for rank in range(ranks)]
-    return [order.row(place) for part in parts for place in part]
+def rows(order: Order, step: int) -> list[tuple[int, int]]:
+    """The pairs of a global batch."""
+    return [order.row(place) for place in order.places(step)]
 
 
 def test_an_epoch_has_every_pair_at_most_once() -> None:
@@ -26,11 +24,6 @@ def test_an_epoch_has_every_pair_at_most_once() -> None:
         steps = range(epoch * ORDER.steps_per_epoch, (epoch + 1) * ORDER.steps_per_epoch)
         seen = [row for step in steps for row in rows(ORDER, step)]
         assert len(seen) == 7 * 24 == len(set(seen)) and all(0 <= row < ORDER.rows[shard] for shard, row in seen)
-
-
-def test_batches_do_not_depend_on_the_ranks() -> None:
-    for step in range(10):
-        assert rows(ORDER, step) == rows(ORDER, step, 2) == rows(ORDER, step, 4)
 
 
 def test_epochs_and_seeds_have_other_orders() -> None:

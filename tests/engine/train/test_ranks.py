@@ -25,11 +25,6 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.engine.train.worker"])
 
 
-def environment(rank: int, count: int, port: int) -> dict[str, str]:
-    given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    return {name: str(value) for name, value in given.items()} | {"MASTER_ADDR": "127.0.0.1"}
-
-
 def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -38,9 +33,8 @@ def free_port() -> int:
 
 @contextmanager
 def running(target: Callable[..., None], ranks: int, *arguments: object) -> Iterator[list[Any]]:
-    """Starts a function in several processes, and kills those that are running at the end of the block."""
-    port = free_port()
-    processes = [PROCESSES.Process(target=target, args=(*arguments, environment(n, ranks, port))) for n in range(ranks)]
+    """Starts a function in several processes, its last argument the rank; kills them at the end of the block."""
+    processes = [PROCESSES.Process(target=target, args=(*arguments, rank)) for rank in range(ranks)]
     for process in processes:
         process.start()
     try:
@@ -51,8 +45,8 @@ def running(target: Callable[..., None], ranks: int, *arguments: object) -> Iter
             process.join()
 
 
-def test_two_ranks_have_the_loss_and_the_gradients_of_one() -> None:
-    with running(worker.compare_with_one, 2) as processes:
+def test_two_ranks_have_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
+    with running(worker.compare_with_one, 2, f"file://{tmp_path}/store") as processes:
         for process in processes:
             process.join(TIMEOUT_SECONDS)
             assert process.exitcode == 0
@@ -81,7 +75,7 @@ def train_and_kill(folder: Path, name: str, ranks: int) -> None:
     arguments = ["train", str(folder / "run"), "--from", str(folder / "checkpoint"), "-o", str(folder / name),
                  "--device", "cpu", "--threads", "1", *settings]  # fmt: skip
     lines, deadline = folder / name / "train.jsonl", time.monotonic() + TIMEOUT_SECONDS
-    with running(worker.command, ranks, arguments) as processes:
+    with running(worker.command, ranks, arguments, ranks, free_port()) as processes:
         while not (lines.exists() and lines.read_text(encoding="utf-8").count("\n") >= 8):
             assert time.monotonic() < deadline and all(process.is_alive() for process in processes)
             time.sleep(0.005)
