@@ -24,6 +24,7 @@ from rich.console import Console
 import danqing.trt_models.engines
 import danqing.trt_models.run.session
 from danqing.engine.cli.main import main
+from danqing.engine.core import files
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.demo.crawl import build_crawl
@@ -192,6 +193,11 @@ def test_rollback_activates_the_previous_engine(card: Card) -> None:
 def test_an_engine_that_two_commands_ask_for_is_compiled_once(
     card: Card, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    class OfSeveralProcesses(dict[Path, threading.Lock]):  # threads of one process wait without a message
+        def setdefault(self, folder: Path, lock: threading.Lock) -> threading.Lock:
+            return lock
+
+    monkeypatch.setattr(files, "_builders", OfSeveralProcesses())
     compiling, compiled, told = threading.Event(), [], ""
     add = Engines.add
 
