@@ -170,7 +170,7 @@ _builders: dict[Path, threading.Lock] = {}
 def building(folder: Path, what: str) -> Iterator[bool]:
     """Holds the lock of what one thread of one process builds in the cache while others wait, during a `with` block.
 
-    The block must first check whether another process has built the folder. Files that killed processes left beside it
+    The block must first check whether another one has built the folder. Files that killed processes left beside it
     are removed.
 
     Args:
@@ -178,23 +178,29 @@ def building(folder: Path, what: str) -> Iterator[bool]:
         what: names it, for the line that a waiting process prints.
 
     Yields:
-        Whether this process waited for another one.
+        Whether the block waited for another thread or process.
 
     Raises:
         DanqingError: the cache folder cannot be written.
     """
-    waited = False
+    builder = _builders.setdefault(folder, threading.Lock())
+    waited = not builder.acquire(blocking=False)
 
     def wait(holder: str) -> None:
         nonlocal waited
         waited = True
         print(f"danqing: waits for {what}, which {holder} is making", file=sys.stderr, flush=True)
 
-    with writing_cache():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _builders.setdefault(folder, threading.Lock()), locked(folder.parent / f".{folder.name}{LOCK}", wait):
-            remove_abandoned(folder.parent)
-            yield waited
+    if waited:
+        builder.acquire()
+    try:
+        with writing_cache():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with locked(folder.parent / f".{folder.name}{LOCK}", wait):
+                remove_abandoned(folder.parent)
+                yield waited
+    finally:
+        builder.release()
 
 
 def exchange(made: Path, folder: Path) -> None:

@@ -79,7 +79,7 @@ def compile_engine(
     with building(engines.folder / request, f"this engine of {card.name}") as waited:
         made = [engine for engine in engines.all() if engine.options.get(REQUEST) == request]
         if waited and made:
-            print(f"danqing: {made[0].name}: was compiled by another process meanwhile", file=sys.stderr)
+            print(f"danqing: {made[0].name}: was compiled meanwhile", file=sys.stderr)
             return made[0]
         compiled = RUNTIMES[runtime].compile(job)
         options = {**compiled.options, REQUEST: request}

@@ -240,7 +240,7 @@ def test_runs_that_differ_are_not_merged(batches: list[Path], recipe: Recipe, tm
         ),
         (
             {"max": 1, "column": "width", "keep": "first"},
-            "without 'within' or 'pattern' it is a threshold of one score, which takes no 'keep'",
+            "without 'within', 'pattern' or 'vlm' it is a threshold of one score, which takes no 'keep'",
         ),
         ({"within": 0.1, "recall": 1.5}, "'recall' is a share above 0, at most 1, not 1.5"),
         ({"within": 0, "column": "sha256", "recall": 0.9}, "'recall' is for features"),

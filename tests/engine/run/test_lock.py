@@ -169,7 +169,7 @@ def test_threads_of_a_process_build_one_after_the_other_without_a_word(
             second = pool.submit(build, tmp_path / "folder")
             with pytest.raises(TimeoutError):
                 second.result(0.1)
-        assert not second.result(60)
+        assert second.result(60)
     assert not capsys.readouterr().err
 
 
