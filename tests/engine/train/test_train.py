@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.evaluate.evaluation import evaluate
-from danqing.engine.evaluate.results import read_evaluation
+from danqing.engine.evaluate.results import Evaluation, read_evaluation
 from danqing.engine.evaluate.suites import open_suite
 from danqing.engine.evaluate.towers import open_towers
+from danqing.engine.train import loop
 from danqing.engine.train.evaluating import trained_towers
 from danqing.engine.train.journal import open_journal
 from danqing.engine.train.loader import Loader, TrainBatch
@@ -200,6 +201,52 @@ def test_the_model_is_evaluated_while_it_is_trained(run: Path, checkpoint: Path,
     lines = [line for line in journal(tmp_path / "out") if "planted/acc1" in line]
     assert [line["step"] for line in lines] == [2, 4, 5]
     assert read_evaluation(tmp_path / "out" / "evaluation.json").rows[0].metrics["acc1"] == lines[-1]["planted/acc1"]
+
+
+def test_a_suite_with_a_fault_is_found_before_the_training(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "broken")
+    for file in suite.rglob("*.png"):
+        file.write_bytes(b"no picture")
+    with pytest.raises(DanqingError, match="broken: no picture can be decoded"):
+        train([run], checkpoint, tmp_path / "out", RECIPE, dataclasses.replace(CPU, suite=str(suite)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_evaluation_leaves_the_model(
+    run: Path, checkpoint: Path, planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> Evaluation:
+        raise DanqingError("the disk is full")
+
+    recipe, options = dataclasses.replace(RECIPE, steps=2), dataclasses.replace(CPU, suite=planted)
+    with monkeypatch.context() as patched, pytest.raises(DanqingError, match="the disk is full"):
+        patched.setattr(loop, "evaluate", fail)
+        train([run], checkpoint, tmp_path / "out", recipe, options)
+    assert (tmp_path / "out" / "checkpoints" / "000002").is_dir()
+    weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    assert train([run], checkpoint, tmp_path / "out", recipe, options).last["step"] == 2
+    (line,) = [line for line in journal(tmp_path / "out") if "planted/acc1" in line]
+    assert read_evaluation(tmp_path / "out" / "evaluation.json").rows[0].metrics["acc1"] == line["planted/acc1"]
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_damaged_checkpoint_is_passed_over(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=4, checkpoint_steps=3)
+    folder = tmp_path / "out" / "checkpoints"
+    train([run], checkpoint, tmp_path / "out", recipe, CPU)
+    model = tmp_path / "out" / "model"
+    weights = (model / "model.safetensors").read_bytes()
+    for damaged, file in (("000004", "__0_0.distcp"), ("000004", ".metadata")):
+        shutil.rmtree(model)
+        (folder / damaged / file).write_bytes(b"")
+        train([run], checkpoint, tmp_path / "out", recipe, CPU)
+        assert (model / "model.safetensors").read_bytes() == weights
+        assert [line["step"] for line in journal(tmp_path / "out")] == [1, 2, 3, 4]
+    shutil.rmtree(model)
+    for file in folder.glob("*/__0_0.distcp"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DanqingError, match="checkpoints: no checkpoint can be read; remove this folder"):
+        train([run], checkpoint, tmp_path / "out", recipe, CPU)
 
 
 def test_the_arithmetic_of_the_published_b_32() -> None:
