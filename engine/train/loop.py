@@ -104,7 +104,8 @@ def train(
         Where the final model is.
 
     Raises:
-        DanqingError: a run is not written, the checkpoint is not that of a SigLIP, or `output` holds another training.
+        DanqingError: a run is not written, the checkpoint is not that of a SigLIP, or `output` holds another training
+            or is inside a run.
     """
     options = options or TrainOptions()
     if options.every and not options.suite:
@@ -112,11 +113,20 @@ def train(
     for folder in (checkpoint, output):
         if isinstance(folder, RemotePath):
             raise DanqingError(f"{folder}: a training reads its checkpoint from a local folder, and writes to one")
+    _refuse_inside_run(output, runs)
     with joined_ranks(options.device, options.decode) as ranks, ExitStack() as stack:
         if ranks.is_first:
             stack.enter_context(lock_folder(output))
         ranks.wait()
         return _Training(runs, checkpoint, output, recipe, options, ranks).run(progress)
+
+
+def _refuse_inside_run(output: Path, runs: Sequence[Path]) -> None:
+    """Raises an error if a training would write into the folder of a run."""
+    given = {folder.resolve() for folder in runs if not isinstance(folder, RemotePath)}
+    for place in (output.resolve(), *output.resolve().parents):
+        if (place / "run.json").is_file() and (place in given or (place / "scores").is_dir()):
+            raise DanqingError(f"{output}: is inside the run {place}; choose an --output outside of it")
 
 
 class _Training:
@@ -133,6 +143,11 @@ class _Training:
     ) -> None:
         self.output, self.recipe, self.options, self.ranks = output, recipe, options, ranks
         self.shards = find_shards(runs, recipe.pairs)
+        if recipe.recaption_share and not any(shard.recaptioned for shard in self.shards):
+            raise DanqingError(
+                f"recaption_share is {recipe.recaption_share:g}, and no shard has recaptions; run `danqing recaption "
+                f"{runs[0]}` and `danqing write {runs[0]}`, or leave it at 0"
+            )
         try:
             rows = tuple(shard.rows for shard in self.shards)
             self.order = Order(rows, recipe.batch, recipe.seed, recipe.window_shards)
@@ -145,19 +160,20 @@ class _Training:
 
     def run(self, progress: OpenProgress) -> Trained:
         """Trains, or finds that all is done."""
+        if self.suite and self._lacks_evaluation():
+            check_suite(self.suite, self.source, self.ranks.decoder)
+        model_folder, journal = self.output / MODEL, self.output / "train.jsonl"
+        model = None if model_folder.exists() else self.source.load()  # before the first file is written
         if self.ranks.is_first:
-            if self.suite and self._lacks_evaluation():
-                check_suite(self.suite, self.source, self.ranks.decoder)
             self._note()
         self.ranks.wait()
-        model_folder, journal = self.output / MODEL, self.output / "train.jsonl"
-        if model_folder.exists():
+        if model is None:
             if self._lacks_evaluation():
                 self._evaluate_written(model_folder)
         else:
             log = self.output / ("train.log" if self.ranks.is_first else f"train-{self.ranks.rank}.log")
             with progress("train", 0, "steps") if self.ranks.is_first else silent("", 0) as shown, logging_to(log):
-                self._train(shown)
+                self._train(model, shown)
             self.ranks.wait()
         last: dict[str, Any] = next((line for line in reversed(read_lines(journal)) if "loss" in line), {})
         return Trained(model_folder, self.steps, last, self.ranks.is_first)
@@ -187,12 +203,12 @@ class _Training:
             listed = "\n  ".join(differences)
             raise DanqingError(f"{self.output} holds another training:\n  {listed}\nChoose another --output.")
 
-    def _train(self, shown: Progress) -> None:
+    def _train(self, model: Any, shown: Progress) -> None:
         ranks, recipe = self.ranks, self.recipe
         torch.manual_seed(recipe.seed)
         if ranks.device.type == "cpu" and self.options.threads:
             torch.set_num_threads(self.options.threads)
-        model = self.source.load().to(ranks.device).train()
+        model = model.to(ranks.device).train()
         optimizer = adamw(model, recipe, ranks.device)
         checkpoints = Checkpoints(self.output / CHECKPOINTS, recipe.keep_every_steps)
         first = checkpoints.load(model, optimizer, shown.say)

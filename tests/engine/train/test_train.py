@@ -270,18 +270,65 @@ def test_the_journal_is_served_to_prometheus(tmp_path: Path) -> None:
         assert journal(tmp_path) == [{"step": 3}]
 
 
-def test_wrong_calls_of_the_command(run: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train", str(run), "--from", str(checkpoint), "-o", str(run / "out")]
+def test_wrong_calls_of_the_command(
+    run: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(run), "--from", str(checkpoint), "-o", str(tmp_path / "out")]
     for options, problem in (
         (["--set", "warmup=5"], "--set warmup=5: unknown key 'warmup'; did you mean 'warm_up_steps'?"),
         (["--recipe", "danqin"], "no training recipe 'danqin': did you mean 'danqing'?"),
         (["--evaluate", "digit", "--set", "batch=8"], "--suite digit: no such file or folder"),
         (["--every", "5", "--set", "batch=8"], "--every N is how often to evaluate: name a suite with --evaluate"),
         (["--recaption-share", "2"], "It must be a number from 0 to 1."),
+        (["--recaption-share", "0.5", "--set", "batch=8"], "recaption_share is 0.5, and no shard has recaptions"),
     ):
         assert main([*command, *options]) == 2
-        assert problem in capsys.readouterr().err
-    assert not (run / "out").exists()
+        assert problem in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_inside_a_run_and_a_run_given_twice_are_refused(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(DanqingError, match=r"is inside the run .*; choose an --output outside of it"):
+        train([run], checkpoint, run / "a" / "out", RECIPE, CPU)
+    (tmp_path / "other" / "scores").mkdir(parents=True)
+    (tmp_path / "other" / "run.json").write_text("{}")
+    with pytest.raises(DanqingError, match=r"is inside the run .*other; choose"):
+        train([run], checkpoint, tmp_path / "other" / "model", RECIPE, CPU)
+    with pytest.raises(DanqingError, match="run: is given twice"):
+        train([run, run.parent / "." / "run"], checkpoint, tmp_path / "out", RECIPE, CPU)
+    assert not (run / "a").exists()
+
+
+def test_missing_shards_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    run, recipe = write_run(tmp_path / "run", planted_pairs(40)), dataclasses.replace(RECIPE, batch=8)
+    (run / "shards" / "00001.tar").unlink()
+    with pytest.raises(DanqingError, match=r"00001\.tar: is missing, and .* run `danqing write .*run` again"):
+        train([run], checkpoint, tmp_path / "out", recipe, CPU)
+    (run / "shards" / "00001.parquet").unlink()
+    with pytest.raises(DanqingError, match="shards: holds 1 of the 2 shards that were written; run `danqing write"):
+        train([run], checkpoint, tmp_path / "out", recipe, CPU)
+    with pytest.raises(DanqingError, match="none: no pair was kept, so there is nothing to train on"):
+        train([write_run(tmp_path / "none", [])], checkpoint, tmp_path / "out", recipe, CPU)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_to_start_from_is_named(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    for file, change, problem in (
+        ("tokenizer.model", lambda content: content[:50], r"tokenizer\.model: is damaged, or no SentencePiece model"),
+        ("config.json", lambda content: content.replace(b'"intermediate_size": 64', b'"intermediate_size": 48'),
+         r"start: \S+ is \(64.*, and config\.json asks for \(48"),
+        ("config.json", lambda content: content.replace(b'"num_hidden_layers": 2', b'"num_hidden_layers": 1'),
+         r"start: config\.json has no place for \S+layers\.1\."),
+    ):  # fmt: skip
+        shutil.copytree(checkpoint, start)
+        content = (start / file).read_bytes()
+        (start / file).write_bytes(change(content))
+        assert (start / file).read_bytes() != content
+        with pytest.raises(DanqingError, match=problem):
+            train([run], start, tmp_path / "out", RECIPE, CPU)
+        shutil.rmtree(start)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(run: Path, checkpoint: Path, tmp_path: Path) -> None:
