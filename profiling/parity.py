@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import FEATURES, SHARD_COLUMNS
@@ -74,7 +75,8 @@ def verify(
             raise DanqingError(f"no pair of these inputs reached {card.name}; give other inputs, or more --pairs")
         flips = float((model.dropped_by(device) != compiled.dropped_by(device)).mean())
     compare, measure = comparison(card.task)
-    found = np.concatenate([compare(model.outputs[name], compiled.outputs[name]) for name in model.outputs])
+    expected, found_outputs = aligned(model, compiled)
+    found = np.concatenate([compare(expected[name], found_outputs[name]) for name in expected])
     torch = torch_rate(card, checkpoint, model.inputs, device.threads) if checkpoint else None
     parity = Parity(
         sum(map(len, batches)), float(found.min()), float(found.mean()), flips, compiled.rate, model.rate,
@@ -173,10 +175,39 @@ def _probabilities(answers: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+class Recorded(Protocol):
+    """What a model answered.
+
+    Attributes:
+        keys: uint64 (rows,), hash of each row's inputs, in the order of processing.
+        outputs: the model's outputs by name, rows in the same order.
+    """
+
+    keys: np.ndarray
+    outputs: dict[str, np.ndarray]
+
+
+def aligned(model: Recorded, compiled: Recorded) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns the outputs of two passes with the rows in the same order, that of the hashes of their inputs.
+
+    Stages group texts by width within a batch, so a session with another batch size processes them in another order.
+    """
+    orders = [np.argsort(each.keys, kind="stable") for each in (model, compiled)]
+    if not np.array_equal(model.keys[orders[0]], compiled.keys[orders[1]]):
+        # A GPU can decode a picture to other pixels in the second pass. Stages do not change the order of pictures.
+        return model.outputs, compiled.outputs
+    first, second = (
+        {name: array[order] for name, array in each.outputs.items()}
+        for each, order in zip((model, compiled), orders, strict=True)
+    )
+    return first, second
+
+
 class Pass:
     """Runs all stages on the pairs, and records one model.
 
     Attributes:
+        keys: uint64 (rows,), hash of each row's inputs, in the order of processing.
         inputs: the model's inputs, batch by batch.
         outputs: the model's outputs by name, rows in the order of processing.
         rate: rows per second of the model.
@@ -194,6 +225,7 @@ class Pass:
             copies = (Batch(dict(batch.columns)) for batch in batches)
             run_stages(copies, plan, context, self, Spans(), gated=False, room=0)
         self.inputs = models.inputs
+        self.keys = np.array(models.keys, np.uint64)
         self.outputs = {name: np.concatenate(parts) for name, parts in models.outputs.items()}
         self.rate = models.rows / models.seconds if models.seconds else 0.0
 
@@ -231,6 +263,7 @@ class _RecordingModels(ModelSet):
         self.role = role
         self.inputs: list[dict[str, np.ndarray]] = []
         self.outputs: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.keys: list[int] = []
         self.rows, self.seconds = 0, 0.0
 
     def session(self, role: str, device: Device) -> Session:
@@ -248,7 +281,10 @@ class _RecordingSession:
         answers = {name: self.device.down(array) for name, array in outputs.items()}
         self.models.seconds += time.perf_counter() - started
         self.models.rows += len(next(iter(answers.values())))
-        self.models.inputs.append({name: self.device.down(array) for name, array in inputs.items()})
+        asked = {name: self.device.down(array) for name, array in inputs.items()}
+        self.models.inputs.append(asked)
+        for row in zip(*(asked[name] for name in sorted(asked)), strict=True):
+            self.models.keys.append(xxhash.xxh3_64_intdigest(b"".join(part.tobytes() for part in row)))
         for name, array in answers.items():
             self.models.outputs[name].append(array)
         return outputs

@@ -63,6 +63,11 @@ def onnx_path(card: Card) -> Path:
     return folder / "model.onnx"
 
 
+def is_exported(card: Card) -> bool:
+    """Whether a model needs no export, or was exported to the cache."""
+    return bool(card.onnx) or not card.export or (model_folder(card) / "model.json").exists()
+
+
 def _noted_files(note: Path, card: Card) -> dict[str, str]:
     """Reads model.json: file name → SHA-256."""
     again = f"run `danqing models export {card.file or card.name} --from FOLDER`" if card.export else "run again"

@@ -15,6 +15,7 @@ from danqing.engine.cli.options import (
     MachineOptions,
     PositiveInt,
     StorageOptions,
+    is_file,
     number_from,
     to_paths,
 )
@@ -103,7 +104,14 @@ def evaluate(
     strict: Annotated[bool, Parameter(help="Exit with status 3 if a picture does not decode.")] = False,
     output: Annotated[
         Path | None,
-        Parameter(name=["--output", "-o"], converter=to_paths, n_tokens=1, metavar="FILE", help="evaluation.json."),
+        Parameter(
+            name=["--output", "-o"],
+            converter=to_paths,
+            validator=is_file,
+            n_tokens=1,
+            metavar="FILE",
+            help="evaluation.json.",
+        ),
     ] = None,
     towers: TowerOptions = TowerOptions(),
     storage: StorageOptions = StorageOptions(),
@@ -157,7 +165,12 @@ def probe(
     output: Annotated[
         Path | None,
         Parameter(
-            name=["--output", "-o"], converter=to_paths, n_tokens=1, metavar="FILE", help="Also write a page (.html)."
+            name=["--output", "-o"],
+            converter=to_paths,
+            validator=is_file,
+            n_tokens=1,
+            metavar="FILE",
+            help="Also write a page (.html).",
         ),
     ] = None,
     towers: TowerOptions = TowerOptions(),

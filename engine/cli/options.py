@@ -92,6 +92,16 @@ def is_folder(kind: Any, value: Path | None) -> None:
         raise ValueError(f"{str(value)!r} is a file; name a folder.")
 
 
+def is_file(kind: Any, value: Path | None) -> None:
+    """Validates that the name of a file to write is not that of a local folder, or of a file in a local file."""
+    if value is None or isinstance(value, RemotePath):
+        return
+    if value.is_dir():
+        raise ValueError(f"{str(value)!r} is a folder; name a file in it.")
+    if value.parent.is_file():
+        raise ValueError(f"{str(value.parent)!r} is a file; name a folder before the file.")
+
+
 def _devices(kind: Any, value: str) -> None:
     if value and not value.strip(" ,;"):
         raise ValueError(f"{value!r} names no GPU.")

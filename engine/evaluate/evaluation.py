@@ -11,7 +11,7 @@ import xxhash
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.evaluate import metrics, tables
-from danqing.engine.evaluate.datasets import HAN, RETRIEVAL, Dataset, Example, Suite
+from danqing.engine.evaluate.datasets import HAN, RETRIEVAL, Dataset, Example, Suite, Text
 from danqing.engine.evaluate.metrics import Outcomes
 from danqing.engine.evaluate.results import Evaluation, Row
 from danqing.engine.evaluate.towers import Towers
@@ -79,7 +79,7 @@ class _Pictures:
 
     def __iter__(self) -> Iterator[tuple[list[Example], np.ndarray]]:
         """Yields batches of pictures that decode, and their vectors; float32 (n, d)."""
-        for batch in _batches(islice(self.dataset.examples(), self.limit)):
+        for batch in batches_of(islice(self.dataset.examples(), self.limit)):
             vectors = self.towers.images([example.picture for example in batch])
             decoded: np.ndarray = np.any(vectors != 0, axis=1)
             self.broken += [example.where for example, there in zip(batch, decoded, strict=True) if not there]
@@ -104,7 +104,41 @@ def _id(example: Example) -> str:
     return xxhash.xxh128(example.picture).hexdigest()
 
 
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def check_examples(dataset: Dataset) -> Iterator[Example]:
+    """Yields the pictures of a data set; checks at the end that its texts have pictures.
+
+    Raises:
+        DanqingError: a text has no picture, or a file is wrong; names file and line.
+    """
+    places, captions = dict[str, int](), 0
+    for number, example in enumerate(dataset.examples()):
+        places.setdefault(example.id, number)
+        captions += len(example.captions)
+        yield example
+    for text in dataset.texts:
+        if not _places_of(text, places):
+            raise _no_picture(text)
+    if dataset.task == RETRIEVAL and not (captions or dataset.texts):
+        raise _no_captions(dataset)
+
+
+def _places_of(text: Text, places: dict[str, int]) -> list[int]:
+    return [places[picture] for picture in text.pictures if picture in places]
+
+
+def _no_picture(text: Text) -> DanqingError:
+    return DanqingError(
+        f"{text.where}: image_ids {', '.join(text.pictures) or 'is empty'}: no such picture beside it; "
+        "correct the line, or give the pictures of this split"
+    )
+
+
+def _no_captions(dataset: Dataset) -> DanqingError:
+    return DanqingError(f"{dataset.name}: no picture has a caption, so there is nothing to find")
+
+
+def batches_of(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """Yields the pictures in batches of at most `BATCH_PICTURES` pictures and `BATCH_BYTES` bytes."""
     batch: list[Example] = []
     size = 0
     for example in examples:
@@ -170,7 +204,7 @@ def _retrieve(towers: Towers, dataset: Dataset, pictures: _Pictures, templates: 
     if dataset.texts:
         texts, right = _kept_apart(dataset, pictures, places)
     if not texts:
-        raise DanqingError(f"{dataset.name}: no picture has a caption, so there is nothing to find")
+        raise _no_captions(dataset)
     gallery, queries = np.concatenate(parts), towers.texts(texts)
     pairs = np.array(right)
     _, first = np.unique(pairs[:, 0], return_index=True)
@@ -189,12 +223,9 @@ def _kept_apart(
     """The texts that have a picture, and their pairs; texts of broken pictures, and beyond the limit, are left out."""
     texts, right = list[str](), list[tuple[int, int]]()
     for text in dataset.texts:
-        there = [places[picture] for picture in text.pictures if picture in places]
+        there = _places_of(text, places)
         if not (there or pictures.broken or pictures.limit):
-            raise DanqingError(
-                f"{text.where}: image_ids {', '.join(text.pictures) or 'is empty'}: no such picture beside it; "
-                "correct the line, or give the pictures of this split"
-            )
+            raise _no_picture(text)
         if there:
             right += [(len(texts), place) for place in there]
             texts.append(text.text)

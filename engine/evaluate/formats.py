@@ -41,6 +41,19 @@ def folder_name(path: Path) -> str:
     return path.resolve().name
 
 
+def _decode(content: bytes, where: str) -> str:
+    """Decodes UTF-8 with or without a byte order mark.
+
+    Raises:
+        DanqingError: names `where` and the first line that is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = problem.object.count(b"\n", 0, problem.start) + 1
+        raise DanqingError(f"{where} line {line}: is not UTF-8; convert the file") from None
+
+
 def _lines(path: Path) -> list[tuple[str, str]]:
     """The lines of a text file that are not empty, each with `FILE line N`.
 
@@ -48,11 +61,9 @@ def _lines(path: Path) -> list[tuple[str, str]]:
         DanqingError: the file is missing or not UTF-8.
     """
     try:
-        content = path.read_bytes().decode("utf-8-sig")
+        content = _decode(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise DanqingError(f"{path}: is missing") from None
-    except UnicodeDecodeError as problem:
-        raise DanqingError(f"{path}: byte {problem.start} is not UTF-8; convert the file") from None
     return [(line.strip(), f"{path} line {n}") for n, line in enumerate(content.split("\n"), 1) if line.strip()]
 
 
@@ -85,11 +96,29 @@ def _is_picture(path: Path) -> bool:
     return path.suffix[1:].lower() in WITH_ANSWERS.image_extensions
 
 
+def _class_folders(path: Path) -> list[Path]:
+    """The folders of a split, one a class: by number if all names are whole numbers, else by name.
+
+    Raises:
+        DanqingError: there is none, or the numbers are not 0, 1, 2, … without gaps.
+    """
+    folders = sorted(entry for entry in path.glob("*") if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise DanqingError(f"{path}: no folder of pictures for each class, test/000/ …")
+    if not all(re.fullmatch("[0-9]+", folder.name) for folder in folders):
+        return folders
+    by_number = {int(folder.name): folder for folder in folders}
+    if missing := set(range(len(folders))) - by_number.keys():
+        raise DanqingError(
+            f"{path}: the number of a folder is its class, so {len(folders)} folders must be 0 to {len(folders) - 1}, "
+            f"each once; {min(missing)} is missing"
+        )
+    return [by_number[number] for number in range(len(folders))]
+
+
 def elevater(path: Path) -> Dataset:
     """ELEVATER as Chinese-CLIP packs it: label_cn.txt, test/000/*.jpg; ImageNet as test/n01440764/*.JPEG."""
-    folders = sorted(entry for entry in (path / "test").glob("*") if entry.is_dir())
-    if not folders:
-        raise DanqingError(f"{path / 'test'}: no folder of pictures for each class, test/000/ …")
+    folders = _class_folders(path / "test")
     names = path / "label_cn.txt"
     if names.is_file():
         classes = _names_in(names, len(folders), "class folders in test/")
@@ -117,7 +146,7 @@ def elevater(path: Path) -> Dataset:
 def clip_benchmark(path: Path) -> Dataset:
     """clip-benchmark's WebDataset: test/0.tar with .cls, .npy or .txt beside each picture."""
     kind = path / "dataset_type.txt"
-    retrieval = kind.is_file() and "retrieval" in kind.read_text(encoding="utf-8", errors="replace")
+    retrieval = kind.is_file() and "retrieval" in _decode(kind.read_bytes(), str(kind))
     (count, where), *_ = _lines(path / "test" / "nshards.txt") or [("", str(path / "test" / "nshards.txt"))]
     if not count.isdecimal():
         raise DanqingError(f"{where}: must be the number of shards, test/0.tar …")
@@ -155,7 +184,7 @@ def _tar_examples(shards: list[Path], classes: int) -> Iterator[Example]:
     for where, parts in _tar_samples(shards):
         picture = next((parts[name] for name in WITH_ANSWERS.image_extensions if name in parts), b"")
         if not classes:
-            captions = parts.get("txt", b"").decode("utf-8", "replace").split("\n")
+            captions = _decode(parts.get("txt", b""), f"{where}.txt").split("\n")
             yield Example(where, picture, where, captions=tuple(text.strip() for text in captions if text.strip()))
         else:
             yield Example(where, picture, where, _labels(parts, classes, where))
@@ -165,6 +194,9 @@ def _labels(parts: dict[str, bytes], classes: int, where: str) -> tuple[int, ...
     try:
         if "npy" in parts:
             hot = np.load(io.BytesIO(parts["npy"]), allow_pickle=False).reshape(-1)
+            wrong = hot[~((hot == 0) | (hot == 1))] if hot.dtype.kind in "biuf" else hot
+            if wrong.size:
+                raise DanqingError(f"{where}: its .npy must hold 0 or 1 for each class; it holds {wrong[0]}")
             labels = tuple(np.flatnonzero(hot).tolist()) if len(hot) == classes else (-1,)
         else:
             labels = (int(parts["cls"]),)
@@ -182,14 +214,30 @@ def has_answers(texts: Path) -> bool:
 
 def _texts(path: Path) -> list[Text]:
     found = []
+    seen: dict[str, str] = {}
     for line, where in _lines(path):
         try:
             record = json.loads(line)
             text, ids = record["text"], record["image_ids"]
-            found.append(Text(str(text), tuple(map(str, ids)), where))
-        except (ValueError, KeyError, TypeError):
-            raise DanqingError(f'{where}: write {{"text_id": 1, "text": "…", "image_ids": [1, 2]}}') from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            text = ids = None
+        if not (isinstance(text, str) and text.strip() and isinstance(ids, list)):
+            raise DanqingError(f'{where}: write {{"text_id": 1, "text": "…", "image_ids": [1, 2]}}')
+        if "text_id" in record:
+            _note_id(seen, f"text_id {record['text_id']}", where)
+        found.append(Text(text, tuple(map(str, ids)), where))
     return found
+
+
+def _note_id(seen: dict[str, str], name: str, where: str) -> None:
+    """Adds a name and its place to `seen`.
+
+    Raises:
+        DanqingError: it is there already.
+    """
+    if name in seen:
+        raise DanqingError(f"{where}: {name} is also in {seen[name]}; an id must be there once")
+    seen[name] = where
 
 
 def chinese_clip(path: Path) -> Dataset:
@@ -202,6 +250,7 @@ def chinese_clip(path: Path) -> Dataset:
         raise DanqingError(f"{table}: is missing; it holds the pictures of {path.name}, id and base64 a line")
 
     def examples() -> Iterator[Example]:
+        seen: dict[str, str] = {}
         with table.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
@@ -214,7 +263,12 @@ def chinese_clip(path: Path) -> Dataset:
                     tab = b""
                 if not tab:
                     raise DanqingError(f"{where}: must be an id, a tab, and the picture in base64")
-                yield Example(key.decode("utf-8", "replace"), picture, where)
+                try:
+                    name = key.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError:
+                    raise DanqingError(f"{where}: the id is not UTF-8; convert the file") from None
+                _note_id(seen, f"picture {name}", where)
+                yield Example(name, picture, where)
 
     name = path.resolve().parent.name
     return Dataset(name, RETRIEVAL, examples, texts=texts)

@@ -12,7 +12,7 @@ from danqing.engine.evaluate.evaluation import evaluate
 from danqing.engine.evaluate.formats import read_templates
 from danqing.engine.evaluate.results import Evaluation
 from danqing.engine.evaluate.suites import open_suite
-from danqing.engine.evaluate.towers import IMAGE, TEXT, compared_towers, find_model, open_towers
+from danqing.engine.evaluate.towers import IMAGE, TEXT, check_model, compared_towers, open_towers
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.trt_models.engines import Engine
@@ -45,7 +45,7 @@ def evaluate_models(
     if len(set(models)) < len(models):
         raise DanqingError("a model is given twice; name another, or another engine of it: MODEL@ENGINE")
     for model in models:
-        find_model(model)  # a wrong name is an error now, not after the first model's hours
+        check_model(model)  # a wrong or missing model is an error now, not after the first model's hours
     chosen = read_templates(templates) if templates else ()
     suite, found = open_suite(*suites), []
     for model in models:

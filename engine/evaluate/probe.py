@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.evaluate.towers import find_model, open_towers
+from danqing.engine.evaluate.towers import check_model, open_towers
 from danqing.engine.run.settings import Settings
 
 
@@ -55,7 +55,7 @@ def probe(models: Sequence[str], texts: Sequence[str], pictures: Sequence[Path],
         DanqingError: a model cannot be used, or a picture does not decode; names it.
     """
     for model in models:
-        find_model(model)
+        check_model(model)
     encoded = [_read(path) for path in pictures]
     found = []
     for model in models:

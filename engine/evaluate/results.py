@@ -204,6 +204,9 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def _read_row(row: dict[str, Any]) -> Row:
+    for name, value in row["metrics"].items():
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"the metric {name} is {value!r}")
     kept = row["outcomes"]
     outcomes = Outcomes(kept["classes"], {name: _unpacked(text) for name, text in kept["arrays"].items()})
     return Row(

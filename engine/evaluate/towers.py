@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from danqing.engine.stages.resize import Resize
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.engines import Engine, Engines
 from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.store import is_exported
 
 IMAGE, TEXT = "image_embedding", "text_embedding"
 """The roles of the two towers, and the tasks of their cards."""
@@ -149,6 +151,31 @@ def find_model(text: str) -> tuple[str, dict[str, str], str]:
     return name, _cards_of(name), engine
 
 
+def check_model(text: str) -> None:
+    """Checks that there is a model, and that its towers are exported.
+
+    Args:
+        text: see `find_model`.
+
+    Raises:
+        DanqingError: there is no such model, or `danqing models export` is needed first; names the towers.
+    """
+    name, cards, _ = find_model(text)
+    missing = [card for card in cards.values() if not is_exported(load_card(card))]
+    if not missing:
+        return
+    if path_of(name).is_dir():
+        commands = [f"danqing models export {quote(name)}"]
+    else:
+        both = len(missing) == 2 and name + IMAGE_END in missing
+        commands = [f"danqing models export {quote(card)} --from FOLDER" for card in ([name] if both else missing)]
+    towers = " and ".join(load_card(card).name for card in missing)
+    raise DanqingError(
+        f"{text}: {towers} {'were' if len(missing) > 1 else 'was'} never exported; run "
+        f"{' and '.join(f'`{command}`' for command in commands)} first"
+    )
+
+
 def _cards_of(name: str) -> dict[str, str]:
     if "," in name:
         cards = [part.strip() for part in name.split(",")]
@@ -211,13 +238,14 @@ def open_towers(text: str, settings: Settings | None = None) -> Iterator[EngineT
         settings: the device, threads, resizer and limits; None for the CPU.
 
     Raises:
-        DanqingError: there is no such model, or it does not open.
+        DanqingError: there is no such model, it was never exported, or it does not open.
     """
     settings = settings or Settings()
     name, cards, engine = find_model(text)
     for role, card in cards.items():
         if load_card(card).task != role:
             raise DanqingError(f"{text}: {card} is a model for {load_card(card).task}, not an {role}")
+    check_model(text)
     engines = _engines_named(name, cards, engine) if engine else None
     with open_device(settings.device, settings.threads) as device:
         yield EngineTowers(text, ModelSet(cards, engines, settings.strict_engines), device, settings)

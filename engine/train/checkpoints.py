@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.utils._pytree import tree_map
+
+from danqing.engine.core.errors import DanqingError
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # PyTorch's remark on one process
 KEPT = 2
@@ -44,15 +48,37 @@ class Checkpoints:
         """The steps after which there is a checkpoint, in order."""
         return sorted(int(path.name) for path in self.folder.glob("*") if NAME.fullmatch(path.name))
 
-    def load(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Loads the newest checkpoint into a model and its optimizer; returns its step, 0 if there is none."""
+    def load(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]) -> int:
+        """Loads the newest checkpoint that can be read into a model and its optimizer.
+
+        Args:
+            model: receives the parameters.
+            optimizer: receives its moments.
+            warn: called with a line for each checkpoint that cannot be read.
+
+        Returns:
+            The checkpoint's step, 0 if there is none.
+
+        Raises:
+            DanqingError: there are checkpoints, and none can be read.
+        """
         found = self.steps()
-        if not found:
-            return 0
-        state = _state(model, optimizer)
-        load(state, checkpoint_id=self.folder / f"{found[-1]:06d}")
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        return found[-1]
+        for step in reversed(found):
+            path, state = self.folder / f"{step:06d}", _state(model, optimizer)
+            try:
+                load(state, checkpoint_id=path)
+            except torch.OutOfMemoryError:
+                raise
+            except (Exception, CheckpointException) as problem:  # of many types: what unpickling damaged bytes raises
+                warn(f"{path}: cannot be read ({type(problem).__name__}); the checkpoint before it is used")
+                continue
+            set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+            return step
+        if found:
+            raise DanqingError(
+                f"{self.folder}: no checkpoint can be read; remove this folder to train again from the first step"
+            )
+        return 0
 
     def save(self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Begins to write a checkpoint; first waits until the one before it is written."""

@@ -11,7 +11,10 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from danqing.engine.core.device import Device, open_device
+from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.text_column import TextColumn
+from danqing.engine.evaluate.datasets import Suite
+from danqing.engine.evaluate.evaluation import batches_of, check_examples
 from danqing.engine.train.loader import PictureReader
 from danqing.engine.train.model import SiglipTowers, Source
 
@@ -54,6 +57,27 @@ class TrainedTowers:
         width = self._towers.model.config.vision_config.hidden_size
         parts = [embed(inputs[start : start + ROWS]).cpu().numpy() for start in range(0, len(inputs), ROWS)]
         return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+
+
+def check_suite(suite: Suite, source: Source, decoder: str) -> None:
+    """Reads all of a suite before a training that ends with its evaluation; decodes no more than it must.
+
+    Args:
+        suite: the suite.
+        source: has the model's preprocessing.
+        decoder: name of the device that decodes.
+
+    Raises:
+        DanqingError: as `engine.evaluate.evaluation.evaluate`.
+    """
+    with open_device(decoder) as device:
+        read = PictureReader(source.image_input, device)
+        for dataset in suite.datasets:
+            decodes = False
+            for batch in batches_of(check_examples(dataset)):
+                decodes = decodes or len(read([example.picture for example in batch])[1]) > 0
+            if not decodes:
+                raise DanqingError(f"{dataset.name}: no picture can be decoded")
 
 
 @contextmanager

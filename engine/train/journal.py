@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from importlib import import_module
@@ -136,6 +137,14 @@ def open_journal(
         trackers = [stack.enter_context(open_tracker(name, folder, settings)) for name in log_to]
         stack.enter_context(serve_collectors([gauges], port, address))
         yield Journal(path, trackers, gauges)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a train.jsonl, without what a killed process has left of a line; empty if there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
 
 
 def _step_of(line: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -26,8 +25,8 @@ from danqing.engine.run.lock import lock_folder
 from danqing.engine.run.log import logging_to
 from danqing.engine.run.versions import ENGINE, current_versions
 from danqing.engine.train.checkpoints import Checkpoints
-from danqing.engine.train.evaluating import trained_towers
-from danqing.engine.train.journal import Journal, open_journal
+from danqing.engine.train.evaluating import check_suite, trained_towers
+from danqing.engine.train.journal import Journal, open_journal, read_lines
 from danqing.engine.train.loader import Loader, TrainBatch
 from danqing.engine.train.loss import siglip_loss
 from danqing.engine.train.meter import Meter
@@ -105,7 +104,8 @@ def train(
         Where the final model is.
 
     Raises:
-        DanqingError: a run is not written, the checkpoint is not that of a SigLIP, or `output` holds another training.
+        DanqingError: a run is not written, the checkpoint is not that of a SigLIP, or `output` holds another training
+            or is inside a run.
     """
     options = options or TrainOptions()
     if options.every and not options.suite:
@@ -113,11 +113,20 @@ def train(
     for folder in (checkpoint, output):
         if isinstance(folder, RemotePath):
             raise DanqingError(f"{folder}: a training reads its checkpoint from a local folder, and writes to one")
+    _refuse_inside_run(output, runs)
     with joined_ranks(options.device, options.decode) as ranks, ExitStack() as stack:
         if ranks.is_first:
             stack.enter_context(lock_folder(output))
         ranks.wait()
         return _Training(runs, checkpoint, output, recipe, options, ranks).run(progress)
+
+
+def _refuse_inside_run(output: Path, runs: Sequence[Path]) -> None:
+    """Raises an error if a training would write into the folder of a run."""
+    given = {folder.resolve() for folder in runs if not isinstance(folder, RemotePath)}
+    for place in (output.resolve(), *output.resolve().parents):
+        if (place / "run.json").is_file() and (place in given or (place / "scores").is_dir()):
+            raise DanqingError(f"{output}: is inside the run {place}; choose an --output outside of it")
 
 
 class _Training:
@@ -134,6 +143,11 @@ class _Training:
     ) -> None:
         self.output, self.recipe, self.options, self.ranks = output, recipe, options, ranks
         self.shards = find_shards(runs, recipe.pairs)
+        if recipe.recaption_share and not any(shard.recaptioned for shard in self.shards):
+            raise DanqingError(
+                f"recaption_share is {recipe.recaption_share:g}, and no shard has recaptions; run `danqing recaption "
+                f"{runs[0]}` and `danqing write {runs[0]}`, or leave it at 0"
+            )
         try:
             rows = tuple(shard.rows for shard in self.shards)
             self.order = Order(rows, recipe.batch, recipe.seed, recipe.window_shards)
@@ -146,17 +160,22 @@ class _Training:
 
     def run(self, progress: OpenProgress) -> Trained:
         """Trains, or finds that all is done."""
+        if self.suite and self._lacks_evaluation():
+            check_suite(self.suite, self.source, self.ranks.decoder)
+        model_folder, journal = self.output / MODEL, self.output / "train.jsonl"
+        model = None if model_folder.exists() else self.source.load()  # before the first file is written
         if self.ranks.is_first:
             self._note()
         self.ranks.wait()
-        model_folder, journal = self.output / MODEL, self.output / "train.jsonl"
-        if not model_folder.exists():
+        if model is None:
+            if self._lacks_evaluation():
+                self._evaluate_written(model_folder)
+        else:
             log = self.output / ("train.log" if self.ranks.is_first else f"train-{self.ranks.rank}.log")
             with progress("train", 0, "steps") if self.ranks.is_first else silent("", 0) as shown, logging_to(log):
-                self._train(shown)
+                self._train(model, shown)
             self.ranks.wait()
-        lines = journal.read_text(encoding="utf-8").splitlines()
-        last: dict[str, Any] = next((line for line in map(json.loads, reversed(lines)) if "loss" in line), {})
+        last: dict[str, Any] = next((line for line in reversed(read_lines(journal)) if "loss" in line), {})
         return Trained(model_folder, self.steps, last, self.ranks.is_first)
 
     def _note(self) -> None:
@@ -184,15 +203,15 @@ class _Training:
             listed = "\n  ".join(differences)
             raise DanqingError(f"{self.output} holds another training:\n  {listed}\nChoose another --output.")
 
-    def _train(self, shown: Progress) -> None:
+    def _train(self, model: Any, shown: Progress) -> None:
         ranks, recipe = self.ranks, self.recipe
         torch.manual_seed(recipe.seed)
         if ranks.device.type == "cpu" and self.options.threads:
             torch.set_num_threads(self.options.threads)
-        model = self.source.load().to(ranks.device).train()
+        model = model.to(ranks.device).train()
         optimizer = adamw(model, recipe, ranks.device)
         checkpoints = Checkpoints(self.output / CHECKPOINTS, recipe.keep_every_steps)
-        first = checkpoints.load(model, optimizer)
+        first = checkpoints.load(model, optimizer, shown.say)
         ranks.wait()
         if ranks.is_first:
             for left in (self.output / CHECKPOINTS).glob("*.part"):
@@ -213,16 +232,19 @@ class _Training:
                     line = meter.line(done, rate)
                     if journal:
                         journal.write(line)
-                if saves and done < self.steps:
+                if saves or done == self.steps:
                     checkpoints.save(done, model, optimizer)
                 checkpoints.commit_written()
                 every = self.options.every
-                if journal and self.suite and (done == self.steps or (every and done % every == 0)):
+                if journal and self.suite and every and done % every == 0 and done < self.steps:
                     with meter.paused():
                         self._evaluate(journal, done, model, self.suite)
                 shown.advance(1)
-        if ranks.is_first:
-            write_model(model, self.source, self.output / MODEL, self.output.resolve().name)
+            checkpoints.finish()
+            if ranks.is_first:
+                write_model(model, self.source, self.output / MODEL, self.output.resolve().name)
+            if journal and self.suite:  # after the model is written: a failing evaluation must not lose it
+                self._evaluate(journal, self.steps, model, self.suite)
 
     def _net(self, model: Any) -> torch.nn.Module:
         """Both towers, compiled on a GPU, and within DDP if there are several ranks."""
@@ -249,6 +271,21 @@ class _Training:
         return open_journal(
             self.output, first, self.recipe.to_dict(), options.log_to, options.metrics_port, options.metrics_address
         )
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether this rank has a suite whose evaluation of the final model is not in the journal."""
+        if not self.suite:
+            return False
+        lines = read_lines(self.output / "train.jsonl")
+        found = {name.rpartition("/")[0] for line in lines if line.get("step") == self.steps for name in line}
+        return any(dataset.name not in found for dataset in self.suite.datasets)
+
+    def _evaluate_written(self, folder: Path) -> None:
+        """Evaluates the final model of a training that ended before its evaluation."""
+        assert self.suite
+        model = Source.open(folder).load().to(self.ranks.device)
+        with self._journal(self.steps) as journal:
+            self._evaluate(journal, self.steps, model, self.suite)
 
     def _evaluate(self, journal: Journal, step: int, model: Any, suite: Suite) -> None:
         """Evaluates the model: a line of the journal, and evaluation.json. Other ranks wait at their next step."""

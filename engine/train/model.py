@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from danqing.engine.core.errors import DanqingError
 from danqing.trt_models.card import ImageInput, TokenInput, load_card
-from danqing.trt_models.export.checkpoint import Checkpoint
+from danqing.trt_models.export.checkpoint import UNUSED_WEIGHTS, Checkpoint
 from danqing.trt_models.package_files import package_file, sha256
 from danqing.trt_models.run.tokenizer import AnyTokenizer, open_tokenizer
 
@@ -58,7 +58,7 @@ class Source:
         cards = sorted(folder.glob("*-text.yaml"))
         tokens = load_card(str(cards[0])).token_input if cards else TokenInput(**asdict(GEMMA) | {"max_length": length})
         assert tokens is not None
-        package_file(None, tokens.file, folder)
+        open_tokenizer(tokens, package_file(None, tokens.file, folder))  # its faults are errors before the training
         files = {path.name: sha256(path) for path in sorted({*weights.files, *folder.glob("*.safetensors")})}
         return cls(folder, ImageInput(size, size, "stretch", "linear"), tokens, files)
 
@@ -70,11 +70,28 @@ class Source:
         """Loads the model, float32: a `transformers.SiglipModel`.
 
         Raises:
-            DanqingError: weights are missing, which would begin at random values.
+            DanqingError: weights are missing, which would begin at random values, or do not fit config.json.
         """
-        model, found = siglip_model().from_pretrained(
-            self.folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        try:
+            model, found = siglip_model().from_pretrained(
+                self.folder, dtype=torch.float32, local_files_only=True, output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
+        except (OSError, RuntimeError, ValueError, TypeError) as problem:  # TypeError: a text where a number belongs
+            first = next(iter(str(problem).splitlines()), type(problem).__name__)
+            raise DanqingError(f"{self.folder}: transformers cannot load the model: {first}") from None
+        wrong = [f"{name} is {tuple(there)}, and config.json asks for {tuple(asked)}"
+                 for name, there, asked in sorted(found["mismatched_keys"])]  # fmt: skip
+        wrong += [
+            f"config.json has no place for {name}"
+            for name in sorted(found["unexpected_keys"])
+            if not name.endswith(UNUSED_WEIGHTS)
+        ]
+        if wrong:
+            raise DanqingError(
+                f"{self.folder}: {wrong[0]}, and {len(wrong) - 1} more; get config.json and the weights from the same "
+                "repository"
+            )
         if missing := sorted(found["missing_keys"]):
             raise DanqingError(f"{self.folder}: the weights have no {missing[0]!r}, and lack {len(missing)} in all")
         return model

@@ -40,11 +40,13 @@ class TrainShard:
         table: path of its .parquet.
         rows: number of its pairs, from the first, that are used.
         mark: identity of its content, as `danqing write` noted it.
+        recaptioned: whether its table has a column of recaptions.
     """
 
     table: Path
     rows: int
     mark: str
+    recaptioned: bool = False
 
 
 def find_shards(runs: Sequence[Path], pairs: int | None = None) -> list[TrainShard]:
@@ -55,16 +57,20 @@ def find_shards(runs: Sequence[Path], pairs: int | None = None) -> list[TrainSha
         pairs: use only so many pairs, from the first; None: all.
 
     Raises:
-        DanqingError: a run is not written, or a shard's table cannot be read.
+        DanqingError: a run is not written, misses a shard or is given twice, a shard's table cannot be read, or no run
+            has kept a pair.
     """
     tables: list[Path] = []
+    seen: set[Path] = set()
     for folder in runs:
-        run = Run.open(folder)
-        if "written" not in run.manifest:
-            raise DanqingError(f"{folder}: no complete shards yet; run `danqing write {folder}` first")
-        tables += [run.table_path(number) for number in sorted(shard_files(run))]
+        if folder.resolve() in seen:
+            raise DanqingError(f"{folder}: is given twice; to train on its pairs more often, --set epochs=N")
+        seen.add(folder.resolve())
+        tables += _tables_of(folder)
     with ThreadPoolExecutor(FOOTERS) as pool:
         shards = list(pool.map(_read_footer, tables))
+    if not any(shard.rows for shard in shards):
+        raise DanqingError(f"{', '.join(map(str, runs))}: no pair was kept, so there is nothing to train on")
     left = sum(shard.rows for shard in shards) if pairs is None else pairs
     used = []
     for shard in shards:
@@ -74,13 +80,34 @@ def find_shards(runs: Sequence[Path], pairs: int | None = None) -> list[TrainSha
     return used
 
 
+def _tables_of(folder: Path) -> list[Path]:
+    """The tables of a run's written shards, in order."""
+    run = Run.open(folder)
+    if "written" not in run.manifest:
+        raise DanqingError(f"{folder}: no complete shards yet; run `danqing write {folder}` first")
+    numbers, count = sorted(shard_files(run)), run.manifest["written"].get("shards", 0)
+    if len(numbers) < count:
+        place = run.table_path(0).parent
+        raise DanqingError(
+            f"{place}: holds {len(numbers)} of the {count} shards that were written; run `danqing write {folder}` again"
+        )
+    return [run.table_path(number) for number in numbers]
+
+
 def _read_footer(table: Path) -> TrainShard:
     try:
         with pq.ParquetFile(table) as file:
             mark = (file.schema_arrow.metadata or {}).get(MARK, b"").decode()
-            return TrainShard(table, file.metadata.num_rows, mark)
+            names, rows = file.schema_arrow.names, file.metadata.num_rows
     except (OSError, pa.ArrowException) as problem:
-        raise DanqingError(f"{table}: cannot be read: {problem}; run `danqing write` again") from None
+        raise DanqingError(f"{table}: cannot be read: {problem}; {_write_again(table)}") from None
+    if "image" not in names and not (tar := table.with_suffix(".tar")).exists():
+        raise DanqingError(f"{tar}: is missing, and {table.name} is there; {_write_again(table)}")
+    return TrainShard(table, rows, mark, RECAPTION in names)
+
+
+def _write_again(table: Path) -> str:
+    return f"run `danqing write {table.parent.parent}` again"
 
 
 def data_digest(shards: Sequence[TrainShard]) -> str:

@@ -7,6 +7,7 @@ import re
 import shlex
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,12 +35,21 @@ from danqing.engine.run.settings import Settings
 from danqing.engine.score.ledger import ENGINES, Ledger
 from danqing.engine.score.metrics import RefusedEngines
 from danqing.engine.sources import Shard
-from danqing.profiling.parity import agreement, comparison, read_samples, similarity, verify
+from danqing.profiling.parity import (
+    _RecordingSession,
+    agreement,
+    aligned,
+    comparison,
+    read_samples,
+    similarity,
+    verify,
+)
 from danqing.trt_models.card import Card, load_card
 from danqing.trt_models.compile.compilers import compile_engine
 from danqing.trt_models.compile.quantise import quantise_statically
 from danqing.trt_models.engines import DIFFERENCE, Engine, Engines, Parity, open_active, runtime_version
 from danqing.trt_models.model_set import ModelSet
+from danqing.trt_models.run.texts import run_texts
 from danqing.trt_models.store import onnx_path
 from tests.engine.score.test_run import samples as pairs
 from tests.trt_models import small_models
@@ -473,6 +483,33 @@ def test_parity_of_classifiers_compares_probabilities() -> None:
     assert comparison("text_classifier") == (agreement, DIFFERENCE)
     # The cosine of these probabilities is near 1, although they lead to opposite verdicts.
     assert similarity(np.array([[0.9, 1.0]]), np.array([[1.0, 0.9]]))[0] > 0.99
+
+
+def test_parity_pairs_the_rows_of_sessions_with_other_batch_sizes(card: Card, device: Device) -> None:
+    class Session:
+        batch = 8
+
+        def run(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+            return {"embedding": tokens[:, :2].astype(np.float32)}
+
+    assert card.token_input is not None
+    tokens = replace(card.token_input, max_length=32, fixed_length=False)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 33, 24)
+    ids = np.where(np.arange(32) < lengths[:, None], rng.integers(1, 99, (24, 32)), 0).astype(np.int32)
+    passes = []
+    for rows in (6, 24):
+        kept = SimpleNamespace(inputs=[], outputs=defaultdict(list), keys=[], rows=0, seconds=0.0)
+        session = _RecordingSession(Session(), kept, device)  # type: ignore[arg-type]
+        for start in range(0, 24, rows):
+            run_texts(session, tokens, ids[start : start + rows], lengths[start : start + rows], device)
+        outputs = {name: np.concatenate(parts) for name, parts in kept.outputs.items()}
+        passes.append(SimpleNamespace(keys=np.array(kept.keys, np.uint64), outputs=outputs))
+    assert not np.array_equal(passes[0].outputs["embedding"], passes[1].outputs["embedding"])
+    first, second = aligned(*passes)
+    assert np.array_equal(first["embedding"], second["embedding"])
+    passes[1].keys[0] += np.uint64(1)
+    assert aligned(*passes) == (passes[0].outputs, passes[1].outputs)
 
 
 def test_parity_of_language_models_compares_log_likelihoods() -> None:

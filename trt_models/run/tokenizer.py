@@ -45,6 +45,9 @@ class SentencePiece:
     Args:
         card: the tokenizer's section of a model card.
         model: the SentencePiece model.
+
+    Raises:
+        DanqingError: the model is missing or damaged.
     """
 
     def __init__(self, card: TokenInput, model: Path) -> None:
@@ -53,7 +56,10 @@ class SentencePiece:
         self._pad = -1 if card.pad is None else card.pad
         # A network must get at least one token; a text of fixed length always has its padding.
         self._empty_text = [] if card.fixed_length else [self._unknown]
-        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        except (OSError, RuntimeError):
+            raise DanqingError(f"{model}: is damaged, or no SentencePiece model; get the file again") from None
 
     def encode(self, texts: TextColumn, device: Device) -> TokenRows:
         """Converts each text to at most `max_length` tokens; a cut text keeps its end token.

@@ -137,6 +137,10 @@ def test_json_has_the_rows_of_clip_benchmark_and_is_read_back(tmp_path: Path) ->
     back = read_evaluation(tmp_path / "evaluation.json")
     assert back.rows[0].metrics == found.rows[0].metrics
     assert compare([found], back).largest_drop == (0, "no metric")
+    text = (tmp_path / "evaluation.json").read_text()
+    (tmp_path / "evaluation.json").write_text(text.replace('"acc1": ', '"acc1": "0.5", "acc": ', 1))
+    with pytest.raises(DanqingError, match=r"evaluation\.json: .*the metric acc1 is '0\.5'.*write it with"):
+        read_evaluation(tmp_path / "evaluation.json")
     (tmp_path / "evaluation.json").write_text('{"rows": [{}]}')
     with pytest.raises(DanqingError, match=r"evaluation\.json: is no evaluation with its outcomes .*write it with"):
         read_evaluation(tmp_path / "evaluation.json")

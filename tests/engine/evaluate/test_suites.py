@@ -137,7 +137,7 @@ def broken(path: Path, name: str, content: str | bytes | None) -> None:
     [
         ("label_cn.txt", None, r"label_cn\.txt: is missing; it names the 3 classes"),
         ("label_cn.txt", "红\n绿\n", r"label_cn\.txt: 2 names for 3 class folders"),
-        ("label_cn.txt", "红\n绿\n蓝".encode("gb18030"), r"label_cn\.txt: byte 0 is not UTF-8"),
+        ("label_cn.txt", "红\n绿\n蓝".encode("gb18030"), r"label_cn\.txt line 1: is not UTF-8"),
     ],
 )
 def test_faults_of_elevater(tmp_path: Path, name: str, content: str | bytes | None, message: str) -> None:
@@ -162,6 +162,36 @@ def test_faults_of_clip_benchmark(tmp_path: Path, name: str, content: str | byte
         found(tmp_path / "wds")
 
 
+def test_the_number_of_a_folder_is_its_class(tmp_path: Path) -> None:
+    folder = tmp_path / "dtd"
+    for label in range(11):
+        (folder / "test" / str(label)).mkdir(parents=True)
+        (folder / "test" / str(label) / "0.png").write_bytes(coloured("红"))
+    (folder / "label_cn.txt").write_text("\n".join("零一二三四五六七八九十"), encoding="utf-8")
+    assert [example.id for example in only(folder).examples()] == [f"{label}/0.png" for label in range(11)]
+    for name in ("17", "07"):
+        (folder / "test" / "10").rename(folder / "test" / name)
+        with pytest.raises(DanqingError, match="11 folders must be 0 to 10, each once; 10 is missing"):
+            only(folder)
+        (folder / "test" / name).rename(folder / "test" / "10")
+
+
+@pytest.mark.parametrize("value", [np.nan, 2, 0.5, -1])
+def test_a_label_of_an_array_is_0_or_1(tmp_path: Path, value: float) -> None:
+    clip_benchmark(tmp_path / "wds", [{"npy": npy([1, 0, 0])}, {"npy": npy([0, 1, 0])}, {"npy": npy([0, 0, value])}])
+    with pytest.raises(DanqingError, match=rf"1\.tar s2: its \.npy must hold 0 or 1 for each class; it holds {value}"):
+        found(tmp_path / "wds")
+
+
+def test_captions_in_a_tar_are_utf_8(tmp_path: Path) -> None:
+    texts = ["\ufeff红".encode(), "绿".encode(), "蓝\n蓝色".encode("gb18030")]
+    folder = clip_benchmark(tmp_path / "wds", [{"txt": text} for text in texts])
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    assert next(only(folder).examples()).captions == ("红",)
+    with pytest.raises(DanqingError, match=r"1\.tar s2\.txt line 1: is not UTF-8"):
+        found(folder)
+
+
 @pytest.mark.parametrize("answer", [{}, {"cls": b"one"}, {"npy": npy([1, 0])}, {"npy": b"x"}])
 def test_faults_of_a_class(tmp_path: Path, answer: dict[str, bytes]) -> None:
     clip_benchmark(tmp_path / "wds", [{"cls": b"0"}, {"cls": b"1"}, answer])
@@ -174,7 +204,21 @@ def test_faults_of_a_class(tmp_path: Path, answer: dict[str, bytes]) -> None:
     [
         ("test_imgs.tsv", None, r"test_imgs\.tsv: is missing"),
         ("test_imgs.tsv", "1\tnot base64!\n", r"test_imgs\.tsv line 1: must be an id, a tab"),
+        ("test_imgs.tsv", "1\tAAAA\n2\tAAAA\n1\tAAAA\n", r"test_imgs\.tsv line 3: picture 1 is also in .*line 1;"),
+        ("test_imgs.tsv", "1\tAAAA\n蓝\tAAAA\n".encode("gb18030"), r"test_imgs\.tsv line 2: the id is not UTF-8"),
         ("test_texts.jsonl", '{"text_id": 0}', r"test_texts\.jsonl line 1: write"),
+        ("test_texts.jsonl", '{"text": null, "image_ids": [1]}', r"test_texts\.jsonl line 1: write"),
+        ("test_texts.jsonl", '{"text": "红", "image_ids": "12"}', r"test_texts\.jsonl line 1: write"),
+        (
+            "test_texts.jsonl",
+            '{"text_id": 1, "text": "a", "image_ids": [1]}\n' * 2,
+            r"test_texts\.jsonl line 2: text_id 1 is also in .*line 1;",
+        ),
+        (
+            "test_texts.jsonl",
+            '{"text": "red", "image_ids": [1]}\n{"text": "红", "image_ids": [1]}'.encode("gb18030"),
+            r"test_texts\.jsonl line 2: is not UTF-8",
+        ),
         (
             "test_texts.jsonl",
             '{"text": "红", "image_ids": [7]}',
@@ -182,7 +226,7 @@ def test_faults_of_a_class(tmp_path: Path, answer: dict[str, bytes]) -> None:
         ),
     ],
 )
-def test_faults_of_chinese_clip(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_faults_of_chinese_clip(tmp_path: Path, name: str, content: str | bytes | None, message: str) -> None:
     broken(chinese_clip(tmp_path / "muge", TEXTS), name, content)
     with pytest.raises(DanqingError, match=message):
         found(tmp_path / "muge")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,32 @@ def test_models_of_the_command_line(tmp_path: Path) -> None:
     wrong = pytest.raises(DanqingError, match="use-multilingual is a model for text_embedding, not an image_embedding")
     with wrong, open_towers("use-multilingual,efficientnet-lite0-conse"):
         pass
+
+
+def test_a_model_that_was_never_exported_is_named_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DANQING_CACHE", str(tmp_path / "cache"))
+    for text, message in (
+        ("siglip2-b-16-256", "image and siglip2-b-16-256-text were never exported; run `danqing models export "
+         "siglip2-b-16-256 --from FOLDER` first"),
+        ("siglip2-b-16-256-image,use-multilingual", "siglip2-b-16-256-image was never exported; run `danqing models "
+         "export siglip2-b-16-256-image --from FOLDER` first"),
+        (str(tmp_path), f"a-image and a-text were never exported; run `danqing models export {tmp_path}` first"),
+    ):  # fmt: skip
+        for tower in ("image", "text"):
+            name = f"siglip2-b-16-256-{tower}"
+            content = (resources.files("danqing.trt_models") / "cards" / f"{name}.yaml").read_text(encoding="utf-8")
+            content = content.replace(f"name: {name}", f"name: a-{tower}")
+            (tmp_path / f"a-{tower}.yaml").write_text(content, encoding="utf-8")
+        assert main(["evaluate", text, "--suite", "demo", "--device", "cpu"]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_output_that_is_a_folder_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for output, message in ((tmp_path, "is a folder; name a file in it"), (Path(__file__) / "a.json", "is a file;")):
+        assert main(["evaluate", "no-model", "--suite", "demo", "-o", str(output)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,10 @@ def write_run(folder: Path, pairs: Sequence[Pair], form: str = "webdataset", rec
     """Writes what training reads of a run: run.json and its shards, in the layout of `danqing write`."""
     manifest: dict[str, Any] = {"recipe": {}, "recipe_hash": "", "layout": {}, "shards": [], "models": {}}
     (folder / "shards").mkdir(parents=True)
-    write_json(folder / "run.json", manifest | {"versions": current_versions(), "written": {}})
+    write_json(
+        folder / "run.json",
+        manifest | {"versions": current_versions(), "written": {"shards": -(-len(pairs) // PAIRS_PER_SHARD)}},
+    )
     for number, first in enumerate(range(0, len(pairs), PAIRS_PER_SHARD)):
         part = pairs[first : first + PAIRS_PER_SHARD]
         uids = [hashlib.md5(f"{first + row}".encode()).hexdigest() for row in range(len(part))]

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.evaluate.evaluation import evaluate
-from danqing.engine.evaluate.results import read_evaluation
+from danqing.engine.evaluate.results import Evaluation, read_evaluation
 from danqing.engine.evaluate.suites import open_suite
 from danqing.engine.evaluate.towers import open_towers
+from danqing.engine.train import loop
 from danqing.engine.train.evaluating import trained_towers
 from danqing.engine.train.journal import open_journal
 from danqing.engine.train.loader import Loader, TrainBatch
@@ -202,6 +203,52 @@ def test_the_model_is_evaluated_while_it_is_trained(run: Path, checkpoint: Path,
     assert read_evaluation(tmp_path / "out" / "evaluation.json").rows[0].metrics["acc1"] == lines[-1]["planted/acc1"]
 
 
+def test_a_suite_with_a_fault_is_found_before_the_training(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "broken")
+    for file in suite.rglob("*.png"):
+        file.write_bytes(b"no picture")
+    with pytest.raises(DanqingError, match="broken: no picture can be decoded"):
+        train([run], checkpoint, tmp_path / "out", RECIPE, dataclasses.replace(CPU, suite=str(suite)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_evaluation_leaves_the_model(
+    run: Path, checkpoint: Path, planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> Evaluation:
+        raise DanqingError("the disk is full")
+
+    recipe, options = dataclasses.replace(RECIPE, steps=2), dataclasses.replace(CPU, suite=planted)
+    with monkeypatch.context() as patched, pytest.raises(DanqingError, match="the disk is full"):
+        patched.setattr(loop, "evaluate", fail)
+        train([run], checkpoint, tmp_path / "out", recipe, options)
+    assert (tmp_path / "out" / "checkpoints" / "000002").is_dir()
+    weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    assert train([run], checkpoint, tmp_path / "out", recipe, options).last["step"] == 2
+    (line,) = [line for line in journal(tmp_path / "out") if "planted/acc1" in line]
+    assert read_evaluation(tmp_path / "out" / "evaluation.json").rows[0].metrics["acc1"] == line["planted/acc1"]
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_damaged_checkpoint_is_passed_over(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=4, checkpoint_steps=3)
+    folder = tmp_path / "out" / "checkpoints"
+    train([run], checkpoint, tmp_path / "out", recipe, CPU)
+    model = tmp_path / "out" / "model"
+    weights = (model / "model.safetensors").read_bytes()
+    for damaged, file in (("000004", "__0_0.distcp"), ("000004", ".metadata")):
+        shutil.rmtree(model)
+        (folder / damaged / file).write_bytes(b"")
+        train([run], checkpoint, tmp_path / "out", recipe, CPU)
+        assert (model / "model.safetensors").read_bytes() == weights
+        assert [line["step"] for line in journal(tmp_path / "out")] == [1, 2, 3, 4]
+    shutil.rmtree(model)
+    for file in folder.glob("*/__0_0.distcp"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DanqingError, match="checkpoints: no checkpoint can be read; remove this folder"):
+        train([run], checkpoint, tmp_path / "out", recipe, CPU)
+
+
 def test_the_arithmetic_of_the_published_b_32() -> None:
     tower = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     text = tower | {"vocab_size": 1000, "max_position_embeddings": 64, "projection_size": 768}
@@ -223,18 +270,65 @@ def test_the_journal_is_served_to_prometheus(tmp_path: Path) -> None:
         assert journal(tmp_path) == [{"step": 3}]
 
 
-def test_wrong_calls_of_the_command(run: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train", str(run), "--from", str(checkpoint), "-o", str(run / "out")]
+def test_wrong_calls_of_the_command(
+    run: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(run), "--from", str(checkpoint), "-o", str(tmp_path / "out")]
     for options, problem in (
         (["--set", "warmup=5"], "--set warmup=5: unknown key 'warmup'; did you mean 'warm_up_steps'?"),
         (["--recipe", "danqin"], "no training recipe 'danqin': did you mean 'danqing'?"),
         (["--evaluate", "digit", "--set", "batch=8"], "--suite digit: no such file or folder"),
         (["--every", "5", "--set", "batch=8"], "--every N is how often to evaluate: name a suite with --evaluate"),
         (["--recaption-share", "2"], "It must be a number from 0 to 1."),
+        (["--recaption-share", "0.5", "--set", "batch=8"], "recaption_share is 0.5, and no shard has recaptions"),
     ):
         assert main([*command, *options]) == 2
-        assert problem in capsys.readouterr().err
-    assert not (run / "out").exists()
+        assert problem in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_inside_a_run_and_a_run_given_twice_are_refused(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(DanqingError, match=r"is inside the run .*; choose an --output outside of it"):
+        train([run], checkpoint, run / "a" / "out", RECIPE, CPU)
+    (tmp_path / "other" / "scores").mkdir(parents=True)
+    (tmp_path / "other" / "run.json").write_text("{}")
+    with pytest.raises(DanqingError, match=r"is inside the run .*other; choose"):
+        train([run], checkpoint, tmp_path / "other" / "model", RECIPE, CPU)
+    with pytest.raises(DanqingError, match="run: is given twice"):
+        train([run, run.parent / "." / "run"], checkpoint, tmp_path / "out", RECIPE, CPU)
+    assert not (run / "a").exists()
+
+
+def test_missing_shards_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    run, recipe = write_run(tmp_path / "run", planted_pairs(40)), dataclasses.replace(RECIPE, batch=8)
+    (run / "shards" / "00001.tar").unlink()
+    with pytest.raises(DanqingError, match=r"00001\.tar: is missing, and .* run `danqing write .*run` again"):
+        train([run], checkpoint, tmp_path / "out", recipe, CPU)
+    (run / "shards" / "00001.parquet").unlink()
+    with pytest.raises(DanqingError, match="shards: holds 1 of the 2 shards that were written; run `danqing write"):
+        train([run], checkpoint, tmp_path / "out", recipe, CPU)
+    with pytest.raises(DanqingError, match="none: no pair was kept, so there is nothing to train on"):
+        train([write_run(tmp_path / "none", [])], checkpoint, tmp_path / "out", recipe, CPU)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_to_start_from_is_named(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    for file, change, problem in (
+        ("tokenizer.model", lambda content: content[:50], r"tokenizer\.model: is damaged, or no SentencePiece model"),
+        ("config.json", lambda content: content.replace(b'"intermediate_size": 64', b'"intermediate_size": 48'),
+         r"start: \S+ is \(64.*, and config\.json asks for \(48"),
+        ("config.json", lambda content: content.replace(b'"num_hidden_layers": 2', b'"num_hidden_layers": 1'),
+         r"start: config\.json has no place for \S+layers\.1\."),
+    ):  # fmt: skip
+        shutil.copytree(checkpoint, start)
+        content = (start / file).read_bytes()
+        (start / file).write_bytes(change(content))
+        assert (start / file).read_bytes() != content
+        with pytest.raises(DanqingError, match=problem):
+            train([run], start, tmp_path / "out", RECIPE, CPU)
+        shutil.rmtree(start)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(run: Path, checkpoint: Path, tmp_path: Path) -> None:
