@@ -20,7 +20,7 @@ STATUS = {"busy": "429 Too Many\r\nRetry-After: 0.05", "broken": "500 Oops", "ba
 @dataclass
 class Play:
     """What the server does: one of `STATUS`, stall, half, reset, words, deep, refused, length,
-    filter, or a text to answer."""
+    filter, judged (7 where a number is asked for, else no), or a text to answer."""
 
     script: list[str] = field(default_factory=list)
     always: str = CAPTION
@@ -54,6 +54,8 @@ class Connection(asyncio.Protocol):
         if self.play.stores:
             self.play.posts.append(head + b"\r\n\r\n" + body)
         act = self.play.script.pop(0) if self.play.script else self.play.always
+        if act == "judged":
+            act = "7" if b"NUMBER" in body else "no"
         if act in STATUS:
             self.send(STATUS[act], json.dumps({"error": {"message": f"played {act}: {head.decode()[-200:]}"}}))
         elif act == "half":
