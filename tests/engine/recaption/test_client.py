@@ -18,6 +18,7 @@ from PIL import Image
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recaption import prompts
+from danqing.engine.stages import opening
 from danqing.engine.stages.vlm import chat, endpoint, judgment
 from danqing.engine.stages.vlm.chat import Answer, Question, field_of, read_answer, sendable
 from danqing.engine.stages.vlm.client import MAX_GIVEN_UP, Client, StoppedError, Timing
@@ -202,7 +203,10 @@ def test_other_formats_and_larger_pictures_are_encoded_again() -> None:
     assert kind == "image/png" and opened((kind, data)).size == (60, 40)
     sent = sendable(picture(1, (160, 80)), 40, 10**6)
     assert (sent[0], opened(sent).size) == ("image/jpeg", (40, 20))
-    for broken, problem in ((b"<html>", "cannot identify"), (picture(1, (60, 40), "BMP"), "more than --max-pixels")):
+    for broken, problem in (
+        (b"<html>", "not a picture that can be opened"),
+        (picture(1, (60, 40), "BMP"), "more than --max-pixels"),
+    ):
         with pytest.raises(ValueError, match=problem):
             sendable(broken, None, 100)
 
@@ -220,7 +224,7 @@ def test_captions_are_read_from_what_models_write(text: str, caption: str | None
     assert field_of(text, "caption") == caption
 
 
-@pytest.mark.parametrize("module", [chat, endpoint, judgment, prompts])
+@pytest.mark.parametrize("module", [chat, endpoint, judgment, opening, prompts])
 def test_examples(module: Callable[..., object]) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
