@@ -103,7 +103,8 @@ def test_answers_are_scores_that_decide_thresholds(tmp_path: Path, play: Play) -
                 "1到10分，我给8分", "On a scale from 1 to 10: 8", "10-point scale, 7", '{"answer": 1e20}', "1e20",
                 '{"reason": "2 dogs", "score": 7}', "<think>The picture shows 2 dogs", '{"answer": 1', "7 or 8",
                 "12/10", '{"answer": true}', '{"answer": NaN}', '{"answer": [7]}', "no, 7", "9" * 400,
-                '{"answer": NUMBER}', '{"answer": 3, "answer": 4}', '{"answer": "7, perhaps 8"}', "7 dogs", "[" * 100_000,
+                '{"answer": NUMBER}', '{"answer": 3, "answer": 4}', '{"answer": "7, perhaps 8"}', "7 dogs",
+                "[" * 100_000,
             )
         ],
     ],
