@@ -331,11 +331,12 @@ def finished_work(folder: Path) -> str:
         if (folder / "run.json").exists():
             run = Run.open(folder)
             if "decided" in run.manifest and not run.unscored():
+                recaptioned = ""
                 if "verdicts" not in run.manifest.get(RECAPTIONED, {"verdicts": ""}):
                     done = sum(1 for _ in (folder / "recaptions").glob("[!.]*.parquet"))
-                    return f"{done} of {len(run.shards)} shards of {folder} are recaptioned"
-                written = "written" in run.manifest
-                return f"{folder} is scored{', decided and written' if written else ' and decided, not yet written'}"
+                    recaptioned = f"; {done} of {len(run.shards)} shards are recaptioned"
+                written = ", decided and written" if "written" in run.manifest else " and decided, not yet written"
+                return f"{folder} is scored{written}{recaptioned}"
             return f"{len(run.shards) - len(run.unscored())} of {len(run.shards)} shards of {folder} are scored"
     parts = sum(1 for _ in (folder / "verdicts").glob("[!.]*.parquet"))
     return f"{parts} parts of {folder} are finished" if parts else ""
