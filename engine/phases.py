@@ -31,7 +31,7 @@ from danqing.engine.decide.tasks import TaskList, latest_list, list_again, run_t
 from danqing.engine.decide.verdicts import decide, list_tasks
 from danqing.engine.recaption.metrics import WatchedClient
 from danqing.engine.recaption.prompts import Prompt
-from danqing.engine.recaption.recaptioning import Asking, recaption
+from danqing.engine.recaption.recaptioning import Asking, note_verdicts, recaption
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
@@ -225,6 +225,7 @@ def decide_run(
             _finish_scoring(run, read_damage(run.folder))  # the task or process that should do it was killed
         cluster = NeighbourCluster(module, ray, neighbours, listener) if ray else None
         funnel = decide(run, recipe, opened, listener, force, neighbours, cluster)
+        note_verdicts(run)
         _move_stale(run, listener)
     return funnel
 

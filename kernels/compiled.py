@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import cache
@@ -18,6 +17,7 @@ from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK
 from danqing.engine.core.lock import locked
+from danqing.engine.core.logs import say
 
 
 def cached(jit: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -125,12 +125,12 @@ class KernelFiles:
 
 
 def _say_waiting(holder: str) -> None:
-    _say_once(f"danqing: waits for kernels, which {holder} is compiling")
+    _say_once(f"waits for kernels, which {holder} is compiling")
 
 
 @cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _say_once(message: str) -> None:
+    say(message)
 
 
 @cache

@@ -19,7 +19,8 @@ STATUS = {"busy": "429 Too Many\r\nRetry-After: 0.05", "broken": "500 Oops", "ba
 
 @dataclass
 class Play:
-    """What the server does: one of `STATUS`, stall, half, reset, words, length, filter, or a text to answer."""
+    """What the server does: one of `STATUS`, stall, half, reset, words, deep, refused, length,
+    filter, judged (7 where a number is asked for, else no), or a text to answer."""
 
     script: list[str] = field(default_factory=list)
     always: str = CAPTION
@@ -47,11 +48,14 @@ class Connection(asyncio.Protocol):
 
     def answer(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"GET"):
-            self.send("200 OK", self.play.models) if self.play.models else self.send("500 Down", "{}")
+            status = {"": "500 Down", "moved": "302 Found\r\nLocation: /login"}.get(self.play.models, "200 OK")
+            self.send(status, self.play.models or "{}")
             return
         if self.play.stores:
             self.play.posts.append(head + b"\r\n\r\n" + body)
         act = self.play.script.pop(0) if self.play.script else self.play.always
+        if act == "judged":
+            act = "7" if b"NUMBER" in body else "no"
         if act in STATUS:
             self.send(STATUS[act], json.dumps({"error": {"message": f"played {act}: {head.decode()[-200:]}"}}))
         elif act == "half":
@@ -59,8 +63,12 @@ class Connection(asyncio.Protocol):
             self.transport.close()
         elif act == "reset":
             self.transport.abort()
-        elif act == "words":
-            self.send("200 OK", "<html>no JSON</html>")
+        elif act.startswith("words"):
+            self.send("200 OK", f"<html>no JSON{act[5:]}</html>")
+        elif act == "deep":
+            self.send("200 OK", "[" * 100_000)
+        elif act == "refused":
+            self.send("200 OK", json.dumps({"error": {"message": f"refused {head.decode()[-200:]}"}}))
         elif act != "stall":
             reason = {"length": "length", "filter": "content_filter"}.get(act, "stop")
             text = {"length": CAPTION[:20], "filter": ""}.get(act, act)

@@ -10,8 +10,8 @@ A plan is opaque code. It is loaded only if its SHA-256 is the one in its JSON.
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from danqing.engine.core.files import (
     write_json,
     writing_cache,
 )
-from danqing.engine.core.logs import log
+from danqing.engine.core.logs import say
 from danqing.trt_models.card import Card
 from danqing.trt_models.package_files import cache_folder, sha256
 from danqing.trt_models.run.session import Session, open_session
@@ -388,8 +388,7 @@ def open_active(card: Card, device: Device, strict: bool = False) -> Opened:
             reason = f"{card.name}: the engine {engine.name} does not open: {problem}"
             if strict:
                 raise DanqingError(f"{reason}; without --strict-engines the one before it would run") from problem
-            log.warning("%s; the one before it runs instead", reason)
-            print(f"danqing: {reason}; the one before it runs instead", file=sys.stderr)
+            say(f"{reason}; the one before it runs instead", logging.WARNING)
             refused = refused or reason
     return open_model(card, device, None)._replace(refused=refused)
 

@@ -24,6 +24,7 @@ from danqing.engine.cli.options import (
 )
 from danqing.engine.cli.output import OutputOptions
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.escape import printable
 
 
 @Parameter(name="*", group=VLM)
@@ -118,5 +119,6 @@ def recaption(
         print(f"{run}: part {part} is recaptioned; recaptions of other parts are missing")
         return
     listed = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())
-    print(f"{noted['model']}: {listed or 'no kept pairs'}; pictures with both captions in {run / 'report.html'}")
+    model, report = printable(noted["model"]), run / "report.html"
+    print(f"{model}: {listed or 'no kept pairs'}; pictures with both captions in {report}")
     print(f"Next: {shlex.join(['danqing', 'write', str(run), *storage.arguments])}")

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from danqing.engine.core.cache import cache_path
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.local_copies import ABANDONED_SECONDS, temporary_name
 from danqing.engine.core.lock import locked
+from danqing.engine.core.logs import say
 from danqing.engine.core.storage import RemotePath, folder_for_temporary_files, upload
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -189,7 +189,7 @@ def building(folder: Path, what: str) -> Iterator[bool]:
     def wait(holder: str) -> None:
         nonlocal waited
         waited = True
-        print(f"danqing: waits for {what}, which {holder} is making", file=sys.stderr, flush=True)
+        say(f"waits for {what}, which {holder} is making")
 
     if waited:
         builder.acquire()

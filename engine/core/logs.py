@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from danqing.engine.core.escape import escaped
+
 log = logging.getLogger("danqing")
 
 SEVERITY_NUMBERS = {logging.DEBUG: 5, logging.INFO: 9, logging.WARNING: 13, logging.ERROR: 17, logging.CRITICAL: 21}
@@ -33,6 +35,13 @@ def event(name: str, **attributes: Any) -> dict[str, Any]:
         "event_name": f"danqing.{name}",
         "attributes": {f"danqing.{key}": value for key, value in attributes.items()},
     }
+
+
+def say(message: str, level: int = logging.INFO) -> None:
+    """Logs a message, and prints it to stderr, unless the records are written there as JSON."""
+    log.log(level, "%s", message)
+    if not any(isinstance(handler, _Stderr) for handler in log.handlers):
+        print(f"danqing: {escaped(message)}", file=sys.stderr, flush=True)
 
 
 class JsonFormatter(logging.Formatter):

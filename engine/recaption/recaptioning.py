@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import ENCODED, FEATURES, MEASURED
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.escape import printable
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Spans
 from danqing.engine.core.storage import fetch_ahead
@@ -106,7 +107,7 @@ def recaption(
     """
     run, part = asking.run, asking.part
     with run.locked_manifest(part):
-        _note_question(run, asking.question, asking.again)
+        _note_question(run, asking.question, asking.again or (part is None and not _are_any(run)))
     own = [shard for shard in run.shards if part is None or part.holds(shard.number)]
     waiting = [shard for shard in own if len(asking.missing(shard.number)[1])]
     spent = _ask(asking, waiting, progress, spans, watch) if waiting else {}
@@ -138,12 +139,22 @@ def _ask(
     }
 
 
+def note_verdicts(run: Run) -> None:
+    """Notes, after another decision, that the recaptions are those of its verdicts, if no kept pair lacks one."""
+    if noted := run.manifest.get(RECAPTIONED):
+        _note_result(run, {name: noted.get(name) for name in Question("", "").identity})
+
+
+def _are_any(run: Run) -> bool:
+    return any(run.recaptions_path(shard.number).exists() for shard in run.shards)
+
+
 def _note_question(run: Run, question: Question, again: bool) -> None:
     """Notes what is asked; refuses another question than that of the recaptions that are there."""
     noted: dict[str, Any] = run.manifest.get(RECAPTIONED, {})
     identity = question.identity
     differences = [
-        f"{name}: {noted.get(name)} there, {value} here"
+        f"{name}: {printable(noted.get(name))} there, {printable(value)} here"
         for name, value in identity.items()
         if noted and noted.get(name) != value
     ]

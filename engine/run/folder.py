@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from typing import Any, Self
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, read_json, write_json
+from danqing.engine.core.logs import say
 from danqing.engine.core.storage import RemotePath, forget, path_of
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.lock import lock_folder, lock_manifest
@@ -320,7 +320,7 @@ def resume_with_versions(folder: Path, manifest: dict[str, Any], force: bool) ->
             + "\n  ".join(decisive)
             + "\nInstall those versions, choose another --output, or go on with --force; run.json then names both."
         )
-    print(f"danqing: {folder}: resumed with other versions: {'; '.join(lines)}", file=sys.stderr)
+    say(f"{folder}: resumed with other versions: {'; '.join(lines)}")
     manifest.setdefault("resumed", []).append({"time": _now(), "changed": changed})
     return True
 
@@ -331,11 +331,12 @@ def finished_work(folder: Path) -> str:
         if (folder / "run.json").exists():
             run = Run.open(folder)
             if "decided" in run.manifest and not run.unscored():
+                recaptioned = ""
                 if "verdicts" not in run.manifest.get(RECAPTIONED, {"verdicts": ""}):
                     done = sum(1 for _ in (folder / "recaptions").glob("[!.]*.parquet"))
-                    return f"{done} of {len(run.shards)} shards of {folder} are recaptioned"
-                written = "written" in run.manifest
-                return f"{folder} is scored{', decided and written' if written else ' and decided, not yet written'}"
+                    recaptioned = f"; {done} of {len(run.shards)} shards are recaptioned"
+                written = ", decided and written" if "written" in run.manifest else " and decided, not yet written"
+                return f"{folder} is scored{written}{recaptioned}"
             return f"{len(run.shards) - len(run.unscored())} of {len(run.shards)} shards of {folder} are scored"
     parts = sum(1 for _ in (folder / "verdicts").glob("[!.]*.parquet"))
     return f"{parts} parts of {folder} are finished" if parts else ""

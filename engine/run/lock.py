@@ -7,7 +7,6 @@ command. Each writes files of its own; they change what belongs to the whole run
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ from danqing.engine.core.buckets import WEB
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, remove_unfinished
 from danqing.engine.core.lock import LockHeldError, locked
+from danqing.engine.core.logs import say
 from danqing.engine.core.remote_lock import locked_object
 from danqing.engine.core.storage import RemotePath
 from danqing.engine.run.part import TaskPart
@@ -57,7 +57,7 @@ def lock_folder(folder: Path, part: TaskPart | None = None) -> Iterator[bool]:
                 remove_unfinished(folder)
             if not held:
                 what = "one command at a time" if not part else "each part once, and other commands after all parts,"
-                print(f"danqing: {folder}: no locks here; run {what} in this folder", file=sys.stderr)
+                say(f"{folder}: no locks here; run {what} in this folder")
             token = _held.set(_held.get() | {place})
             try:
                 yield True

@@ -23,6 +23,7 @@ from danqing.engine.stages.dictionary import file_hash
 from danqing.engine.stages.resize import chosen_resizer
 from danqing.engine.stages.source import read_blocklist
 from danqing.engine.stages.vlm.client import Server
+from danqing.engine.stages.vlm.endpoint import parse_address
 from danqing.kernels.text.hosts import build_domains
 from danqing.trt_models.model_set import ModelSet
 
@@ -154,8 +155,14 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
 
 
 def server_from(given: dict[str, Any]) -> Server | None:
-    """Takes `vlm_endpoint` (addresses as `devices` are written), `vlm_model` and `vlm_concurrency` out of options."""
+    """Takes `vlm_endpoint` (addresses as `devices` are written), `vlm_model` and `vlm_concurrency` out of options.
+
+    Raises:
+        DanqingError: see `parse_address`.
+    """
     addresses = tuple(_items(given.pop("vlm_endpoint", ())))
+    for address in addresses:
+        parse_address(address)
     rest = {name: given.pop(f"vlm_{name}") for name in ("model", "concurrency") if f"vlm_{name}" in given}
     return Server(addresses, **rest) if addresses else None
 

@@ -180,7 +180,7 @@ class Ledger:
             pairs=entry.rows,
             errors=errors,
             seconds=round(seconds, 3),
-            pairs_per_second=round(entry.rows / max(seconds, 1e-9), 1),
+            pairs_per_second=round(entry.rows / max(seconds, 1e-9), 3),
             engines=dict(self.running),
         )
         log.info("scored %s: %d pairs, %d errors, %.1f s", entry.shard.name, entry.rows, errors, seconds, extra=figures)

@@ -15,7 +15,7 @@ from danqing.engine.core.columns import produced
 from danqing.engine.core.device import Device
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.header import has_alpha
-from danqing.engine.stages.opening import open_picture
+from danqing.engine.stages.opening import open_picture, problem_of
 
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken picture is a row's error, not a line on stderr
 os.environ.setdefault("OPENCV_LOG_LEVEL", "0")
@@ -236,4 +236,4 @@ def decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray | str:
                 return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.asarray(picture.convert("RGB"))
     except Exception as problem:  # decoders raise many types; each is an error of this row only
-        return f"cannot be decoded: {problem}"
+        return f"cannot be decoded: {problem_of(problem)}"

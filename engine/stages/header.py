@@ -11,7 +11,7 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import produced
 from danqing.engine.core.memory import DEFAULT_MAX_PIXELS
 from danqing.engine.stages.base import Stage
-from danqing.engine.stages.opening import TooManyPixelsError, open_picture, too_many_pixels
+from danqing.engine.stages.opening import TooManyPixelsError, open_picture, problem_of, too_many_pixels
 from danqing.engine.stages.plain_headers import Facts, Table, has_late_orientation, read_plain_header
 
 MAX_SIDE = 2**31 - 1
@@ -100,7 +100,7 @@ def ask_pillow(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Facts:
     except TooManyPixelsError as problem:
         return Facts(error=str(problem))
     except Exception as problem:  # Pillow's parsers raise many types; each is an error of this row only
-        return Facts(error=f"unreadable header: {problem}")
+        return Facts(error=f"unreadable header: {problem_of(problem)}")
 
 
 def has_alpha(image: Image.Image) -> bool:

@@ -8,7 +8,7 @@ import threading
 import warnings
 from functools import cache
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from danqing.engine.stages.avif import frame_sizes
 
@@ -21,6 +21,8 @@ TILE_WIDTH, TILE_LENGTH = 322, 323
 """Tags of TIFF."""
 SIZ = b"\xff\x4f\xff\x51"
 """Start of a JPEG 2000 codestream: the SIZ segment comes first (ITU-T T.800, A.5.1)."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _LOCK = threading.Lock()
 """Pillow's limit is a variable of its module."""
@@ -57,6 +59,8 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
             # Pillow refuses more than twice this number wherever it allocates memory for pixels.
             Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
             picture = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:  # the message holds a memory address
+        raise UnidentifiedImageError("not a picture that can be opened") from None
     except Image.DecompressionBombError as problem:
         found = re.search(r"\d+", str(problem))
         raise TooManyPixelsError(f"{found[0] if found else 'too many'} pixels, more than --max-pixels") from None
@@ -72,6 +76,15 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
 def too_many_pixels(width: int, height: int) -> str:
     """Returns the message about a picture of more pixels than allowed."""
     return f"{width}×{height} pixels, more than --max-pixels"
+
+
+def problem_of(problem: Exception) -> str:
+    """Returns the message of a decoder's exception, without addresses of objects, which differ from run to run.
+
+    >>> problem_of(OSError("cannot read <_io.BytesIO object at 0x7f79381e36a0>"))
+    'cannot read <_io.BytesIO object>'
+    """
+    return _ADDRESS.sub("", str(problem))
 
 
 def _check(width: int, height: int, max_pixels: int) -> None:

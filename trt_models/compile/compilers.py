@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +9,7 @@ import xxhash
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.files import building
+from danqing.engine.core.logs import say
 from danqing.trt_models.card import Card
 from danqing.trt_models.compile.plans import this_gpu
 from danqing.trt_models.engines import Engine, Engines, is_gpu, runtime_version
@@ -79,7 +79,7 @@ def compile_engine(
     with building(engines.folder / request, f"this engine of {card.name}") as waited:
         made = [engine for engine in engines.all() if engine.options.get(REQUEST) == request]
         if waited and made:
-            print(f"danqing: {made[0].name}: was compiled meanwhile", file=sys.stderr)
+            say(f"{made[0].name}: was compiled meanwhile")
             return made[0]
         compiled = RUNTIMES[runtime].compile(job)
         options = {**compiled.options, REQUEST: request}

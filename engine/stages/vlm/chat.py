@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from danqing.engine.core.escape import valid_text
 from danqing.engine.stages.header import has_alpha
-from danqing.engine.stages.opening import open_picture
+from danqing.engine.stages.opening import open_picture, problem_of
 from danqing.engine.stages.vlm.client import Reply
 
 Outcome = Literal["success", "truncated", "blocked", "error"]
@@ -126,7 +126,7 @@ def sendable(picture: bytes, longest_edge: int | None, max_pixels: int) -> tuple
             image.save(buffer, "PNG", compress_level=1)
             return "image/png", buffer.getvalue()
     except Exception as problem:  # Pillow's parsers raise many types
-        raise ValueError(f"the picture cannot be decoded: {problem}") from None
+        raise ValueError(f"the picture cannot be decoded: {problem_of(problem)}") from None
 
 
 class Answer(NamedTuple):

@@ -1,15 +1,14 @@
 """Asks endpoints many questions concurrently, and retries failures.
 
 A failure is attributed to the row or to the endpoint. After `MAX_FAILURES` failures (5xx, 408, 409, an answer that
-breaks off or is no JSON) the row fails, if the endpoint still lists its models; other 4xx fail it at once. An endpoint
-that cannot be reached, answers 429, or does not list its models gets no requests for a while, and the row waits. If
-nothing succeeds for `Timing.dead` seconds, or `MAX_GIVEN_UP` rows fail one after the other, the client raises: a fault
-of the endpoint must not be stored as an error of every row.
+breaks off, is no JSON or has no choices) the row fails, if the endpoint still lists its models; other 4xx fail it at
+once. An endpoint that cannot be reached, answers 429, or does not list its models gets no requests for a while, and the
+row waits. If nothing succeeds for `Timing.dead` seconds, or `MAX_GIVEN_UP` rows fail one after the other, the client
+raises: a fault of the endpoint must not be stored as an error of every row.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -162,19 +161,19 @@ class Client:
 
     def _choose(self, model: str) -> str:
         for endpoint in self.endpoints:
-            names = self._models(endpoint)
+            names = self._models(endpoint, model)
             if model == AUTO:
                 if len(names) != 1:
-                    listed = ", ".join(map(printable, names)) or "none"
-                    raise DanqingError(f"{endpoint.address}: --vlm-model names one of its models: {listed}")
+                    listed = ", ".join(map(printable, names))
+                    raise DanqingError(f"{endpoint.address}: --model (--vlm-model) names one of its models: {listed}")
                 model = names[0]
             elif names and model not in names:
                 listed = ", ".join(map(printable, names))
                 raise DanqingError(f"{endpoint.address}: serves {listed}, not {printable(model)} (--vlm-model)")
         return model
 
-    def _models(self, endpoint: Endpoint) -> list[str]:
-        """The ids of the models of an endpoint; empty if it does not list them."""
+    def _models(self, endpoint: Endpoint, model: str) -> list[str]:
+        """The ids of the models of an endpoint; empty if it does not list them and `model` names one."""
         try:
             response = endpoint.request("GET", "models")
         except (UnreachableError, BrokenError) as problem:
@@ -183,10 +182,20 @@ class Client:
             raise DanqingError(f"{_described(endpoint, response)}: {REFUSED[response.status]}")
         if response.status >= 500:
             raise DanqingError(f"{_described(endpoint, response)}; the server may still be loading its model")
+        if 300 <= response.status < 400:
+            raise DanqingError(
+                f"{endpoint.address}: HTTP {response.status}: it redirects to another address; name that one"
+            )
         try:
-            return [str(model["id"]) for model in json.loads(response.body)["data"]]
+            names = [str(model["id"]) for model in endpoint.content(response.body)["data"]]
         except (ValueError, KeyError, TypeError):
-            return []
+            names = []
+        if not names and model == AUTO:
+            raise DanqingError(
+                f"{_described(endpoint, response)}: no list of models; is it the address of the API, as "
+                "http://HOST:PORT/v1? If the server lists none, --model (--vlm-model) names one"
+            )
+        return names
 
     def ask(
         self, questions: Iterable[T], body: Callable[[T], bytes], stopped: threading.Event | None = None
@@ -286,13 +295,13 @@ class Client:
             wait = min(response.retry_after, self.timing.dead)
             if response.status == 200:
                 try:
-                    content = json.loads(response.body)
-                    if not isinstance(content, dict):
-                        raise ValueError("no object")
+                    content = endpoint.content(response.body)
                 except ValueError:
                     row.problem = f"{endpoint.address}: the answer is no JSON: {_shown(endpoint, response)}"
                 else:
-                    return self._succeed(row, endpoint, content)
+                    if isinstance(content, dict) and content.get("choices"):
+                        return self._succeed(row, endpoint, content)
+                    row.problem = f"{endpoint.address}: no answer in the JSON: {_shown(endpoint, response)}"
             elif response.status == 429:
                 self._rest(endpoint, wait)
                 return None
@@ -375,12 +384,12 @@ def _described(endpoint: Endpoint, response: Response) -> str:
 
 def _shown(endpoint: Endpoint, response: Response) -> str:
     """The message in an answer, in one line and without the key."""
-    text = response.body[:10_000].decode("utf-8", "replace")
+    text = response.body.decode("utf-8", "replace")
     try:
-        content = json.loads(text)
-        found = content.get("error", content.get("detail", content))
+        content = endpoint.content(response.body)
+        found = content.get("error", content.get("detail", content)) if isinstance(content, dict) else content
         text = found["message"] if isinstance(found, dict) and isinstance(found.get("message"), str) else str(found)
-    except (ValueError, AttributeError, KeyError):
+    except (ValueError, RecursionError):
         pass
     text = printable(" ".join(endpoint.hidden(text).split()))
     return text if len(text) <= MAX_WORDS else f"{text[: MAX_WORDS - 1]}…"

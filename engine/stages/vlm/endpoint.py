@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from socket import SHUT_RDWR
 from time import time
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
 from danqing.engine.core.errors import DanqingError
 
 KEYS = ("DANQING_VLM_KEY", "OPENAI_API_KEY")
 """Environment variables that can hold the key of the endpoint; the first that is set counts."""
+
+ADDRESS = "write http://HOST:PORT/v1 or https://HOST/v1"
+MIN_KEY = 8
+"""Characters from which a key is also replaced in answers: shorter ones (EMPTY, none) are no secrets, but words that
+captions can have."""
 
 
 class UnreachableError(Exception):
@@ -46,6 +52,28 @@ def key() -> str:
     return found
 
 
+def parse_address(address: str) -> SplitResult:
+    """Splits the address of an endpoint. The messages do not show it: it can have a password or a key in any place.
+
+    Raises:
+        DanqingError: no address of a server, or one with a user name, a query or a fragment.
+    """
+    if not address.isprintable() or " " in address.strip():
+        raise DanqingError(f"--vlm-endpoint: an address has spaces or control characters; {ADDRESS}")
+    try:
+        parts = urlsplit(address.strip())
+        parts.hostname, parts.port, (parts.hostname or "").encode("idna"), parts.path.encode("ascii")
+    except ValueError:
+        raise DanqingError(f"--vlm-endpoint: an address has a wrong host, port or path; {ADDRESS}") from None
+    if parts.username is not None:
+        raise DanqingError(f"--vlm-endpoint: leave the user name out of the address; set ${KEYS[0]} to the key")
+    if parts.query or parts.fragment:
+        raise DanqingError(f"--vlm-endpoint: leave ? and # out of the address; set ${KEYS[0]} to the key")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise DanqingError(f"--vlm-endpoint: {ADDRESS}")
+    return parts
+
+
 class Endpoint:
     """One server. The lock of the `Client` that uses it guards all attributes but `address`.
 
@@ -66,15 +94,8 @@ class Endpoint:
     """
 
     def __init__(self, address: str, timeout: float) -> None:
-        try:
-            parts = urlsplit(address.strip())
-            self._host, self._port = parts.hostname or "", parts.port
-        except ValueError as problem:
-            raise DanqingError(f"--vlm-endpoint {address}: {problem}; write http://HOST:PORT/v1") from None
-        if parts.username is not None:
-            raise DanqingError(f"--vlm-endpoint: leave the user name out of the address; set ${KEYS[0]} to the key")
-        if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.fragment:
-            raise DanqingError(f"--vlm-endpoint {address}: write http://HOST:PORT/v1 or https://HOST/v1")
+        parts = parse_address(address)
+        self._host, self._port = parts.hostname or "", parts.port
         self._path = parts.path.rstrip("/") or "/v1"
         self.address = f"{parts.scheme}://{parts.netloc}{self._path}"
         self._open = HTTPSConnection if parts.scheme == "https" else HTTPConnection
@@ -106,7 +127,7 @@ class Endpoint:
                 self._close(connection)
                 if is_used and isinstance(problem, ConnectionError):  # the server closed it while it was idle
                     continue
-                raise BrokenError(_words(problem, self._timeout)) from None
+                raise BrokenError(self.hidden(_words(problem, self._timeout))) from None
             if answer.will_close:
                 self._close(connection)
             else:
@@ -130,6 +151,27 @@ class Endpoint:
     def hidden(self, text: str) -> str:
         """The text of an answer without the key, which some servers repeat."""
         return text.replace(self._key, "…") if self._key else text
+
+    def content(self, body: bytes) -> Any:
+        """The JSON of an answer, without the key in its texts.
+
+        Raises:
+            ValueError: no JSON, or more deeply nested than it can be read.
+        """
+        try:
+            found = json.loads(body)
+            return self._without_key(found) if len(self._key) >= MIN_KEY else found
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+    def _without_key(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.hidden(value)
+        if isinstance(value, list):
+            return [self._without_key(item) for item in value]
+        if isinstance(value, dict):
+            return {self.hidden(name): self._without_key(item) for name, item in value.items()}
+        return value
 
     def close(self) -> None:
         """Closes all connections, which ends the waits of other threads for answers."""

@@ -11,7 +11,7 @@ import json
 import re
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from danqing.engine.core.files import commit
 from danqing.engine.recipe.criteria import Judgment
 from danqing.engine.stages.base import Context, Stage
 from danqing.engine.stages.vlm.chat import Answer, Question, json_of, read_answer
-from danqing.engine.stages.vlm.client import Reply
+from danqing.engine.stages.vlm.client import MAX_GIVEN_UP, Reply
 
 FOLDER = "answers"
 INSTRUCTIONS = {
@@ -37,9 +37,16 @@ BATCHES_OF_THREADS = 4
 """Rows of a batch per concurrent request: a batch ends with its slowest answer, so larger ones wait less often."""
 MAX_SHOWN = 60
 """Characters of an answer that an error shows."""
-_NO = re.compile(r"\W*(?:(?:no|not|none|false)\b|[否没無无]|不(?!错|錯)|非(?!常))", re.IGNORECASE)
-_YES = re.compile(r"\W*(?:(?:yes|true)\b|是(?!否)|有|[对對](?!不起))", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])[-+]?\d+(?:\.\d+)?")
+MAX_NUMBER = 2.0**24
+"""Magnitude of an answer: scores are float32, which has all whole numbers up to here."""
+NO = frozenset(("no", "false", "否", "没有", "沒有", "不是", "不对", "不對", "不", "无", "無"))
+YES = frozenset(("yes", "true", "是", "是的", "有", "有的", "对", "對", "对的", "對的"))
+_NUMBER = re.compile(
+    r"([-+]?\d+(?:\.\d+)?)\s*(?:分|points?|(?:/|out of|分/)\s*(\d+)\s*(?:分|points?)?)?", re.IGNORECASE
+)
+_CLAUSE = re.compile(r"[.,;:!，。；：！、（(\n]|\s[-–—]")
+_MARKS = " \t\n*_`'\"“”‘’「」"
+_ANSWER = '"answer"'
 
 
 def stage_of(criterion: Judgment) -> type[Stage]:
@@ -52,7 +59,12 @@ def stage_of(criterion: Judgment) -> type[Stage]:
 
 
 class Judge(Stage):
-    """The model's answer: the number, or 1 for yes and 0 for no. A row without such an answer has an error."""
+    """The model's answer: the number, or 1 for yes and 0 for no. A row without such an answer has an error.
+
+    Attributes:
+        is_usable: some answer had a value.
+        unusable: answers without one.
+    """
 
     needs = ("shard", "row", "uid", ENCODED)
     criterion: ClassVar[Judgment]
@@ -66,6 +78,7 @@ class Judge(Stage):
         question = Question(prompt, self.client.model, MAX_TOKENS, max_pixels=context.max_pixels)
         self.body = question.body()
         self.answers = Answers(context.vlm.answers, question)
+        self.is_usable, self.unusable = False, 0
 
     @property
     def capacity(self) -> int:
@@ -88,11 +101,24 @@ class Judge(Stage):
         batch[self.criterion.name] = values.astype(np.float32)
 
     def _read(self, reply: Reply) -> tuple[float, str | None]:
+        """The value and the error of a row.
+
+        Raises:
+            DanqingError: the first `MAX_GIVEN_UP` answers have no value.
+        """
         answer = read_answer(reply)
-        value = value_of(answer.text, self.criterion.answer) if answer.text is not None else None
-        if value is not None and answer.outcome in ("success", "truncated"):
+        value = value_of(answer.text, self.criterion.answer) if answer.outcome == "success" and answer.text else None
+        if value is not None:
+            self.is_usable = True
             return value, None
-        return np.nan, f"{self.criterion.name}: {_problem(answer, self.criterion.answer)}"
+        problem = f"{self.criterion.name}: {_problem(answer, self.criterion.answer)}"
+        self.unusable += 1
+        if self.unusable >= MAX_GIVEN_UP and not self.is_usable:
+            raise DanqingError(
+                f"{self.unusable} answers one after the other have no value, the last one: {problem}. Correct the "
+                "prompt or take another model"
+            )
+        return np.nan, problem
 
 
 def no_endpoint(criterion: Judgment) -> str:
@@ -104,29 +130,45 @@ def no_endpoint(criterion: Judgment) -> str:
 
 
 def value_of(text: str, kind: str) -> float | None:
-    """The value of an answer; None if it has none.
+    """The value of an answer; None if it has none, or could have several.
 
     Args:
-        text: JSON with the field `answer`, or words.
+        text: JSON with the field `answer`, a number and nothing else, or words that begin with a plain yes or no.
         kind: `number` or `yes-no`.
 
     >>> value_of('{"answer": "yes"}', "yes-no"), value_of("No, there is none.", "yes-no"), value_of("没有", "yes-no")
     (1.0, 0.0, 0.0)
-    >>> value_of('```json\\n{"answer": 7.5}\\n```', "number"), value_of("我给8分", "number"), value_of("?", "number")
-    (7.5, 8.0, None)
-    >>> value_of("对不起，看不清", "yes-no"), value_of("非常清晰", "yes-no")  # neither yes nor no
+    >>> value_of('```json\\n{"answer": 7.5}\\n```', "number"), value_of("8/10分", "number")
+    (7.5, 8.0)
+    >>> value_of("对不起，看不清", "yes-no"), value_of("没有办法判断", "yes-no")  # neither yes nor no
     (None, None)
     """
-    found = json_of(text)
-    if isinstance(found, dict) and found:
-        found = found.get("answer", next(iter(found.values())))
-    if isinstance(found, bool):
-        return float(found) if kind == "yes-no" else None
-    words = text if found is None else str(found)
-    if kind == "number":
-        number = _NUMBER.search(words)
-        return float(number[0]) if number else None
-    return 0.0 if _NO.match(words) else 1.0 if _YES.match(words) else None
+    if "<think>" in text:  # the model's thoughts have no end
+        return None
+    found: Any = text
+    if "{" in text:
+        content = json_of(text)
+        found = content.get("answer") if isinstance(content, dict) and text.count(_ANSWER) == 1 else None
+    if kind == "yes-no":
+        return float(found) if isinstance(found, bool) else _yes_or_no(found) if isinstance(found, str) else None
+    if isinstance(found, str):
+        return _number(found)
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    return float(found) if is_number and abs(found) <= MAX_NUMBER else None
+
+
+def _number(words: str) -> float | None:
+    number = _NUMBER.fullmatch(words.strip(_MARKS + ".。!！"))
+    if number is None:
+        return None
+    value, scale = float(number[1]), number[2]
+    return value if abs(value) <= MAX_NUMBER and (scale is None or value <= float(scale)) else None
+
+
+def _yes_or_no(words: str) -> float | None:
+    clauses = [clause.strip(_MARKS).lower() for clause in _CLAUSE.split(words.strip(_MARKS))]
+    values = {float(clause in YES) for clause in clauses if clause in YES or clause in NO}
+    return values.pop() if len(values) == 1 and clauses[0] in YES | NO else None
 
 
 def _problem(answer: Answer, kind: str) -> str:
@@ -136,6 +178,8 @@ def _problem(answer: Answer, kind: str) -> str:
         return "a content filter has blocked the answer"
     text = answer.text or ""
     shown = text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+    if answer.outcome == "truncated":
+        return f"the answer has more than {MAX_TOKENS} tokens: {shown!r}"
     return f"the answer is no {'number' if kind == 'number' else 'yes or no'}: {shown!r}"
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from danqing import __version__
 from danqing.engine.cli.main import main
+from danqing.engine.core.logs import json_lines_on_stderr
 from danqing.engine.recipe.reading import Recipe
+from danqing.kernels.compiled import _say_waiting
 from tests.engine.score.test_run import crawl
 
 __all__ = ["crawl"]
@@ -61,6 +63,14 @@ def test_lines_go_to_stderr_while_that_of_codecs_goes_to_the_log(tmp_path: Path)
     assert [json.loads(line)["body"] for line in run.stderr.splitlines()] == ["before", "during", "after"]
     log = (tmp_path / "run.log").read_text()
     assert "INFO during" in log and "codec" in log and "{" not in log
+
+
+def test_a_process_that_waits_for_kernels_says_so_in_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with json_lines_on_stderr("1"):
+        _say_waiting("process 1")
+    assert json.loads(capsys.readouterr().err)["body"] == "waits for kernels, which process 1 is compiling"
+    _say_waiting("process 2")
+    assert capsys.readouterr().err == "danqing: waits for kernels, which process 2 is compiling\n"
 
 
 def test_the_error_that_ends_a_command_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

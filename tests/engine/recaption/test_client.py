@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.recaption import prompts
+from danqing.engine.stages import opening
 from danqing.engine.stages.vlm import chat, endpoint, judgment
 from danqing.engine.stages.vlm.chat import Answer, Question, field_of, read_answer, sendable
 from danqing.engine.stages.vlm.client import MAX_GIVEN_UP, Client, StoppedError, Timing
@@ -47,6 +49,7 @@ def answers(play: Play, rows: int = 1, concurrency: int = 4, timing: Timing = FA
         (["broken"] * 9, "error", 3, "HTTP 500: played broken"),
         (["words"] * 9, "error", 3, "the answer is no JSON: <html>no JSON</html>"),
         (["half"] * 9, "error", 3, "IncompleteRead"),
+        (["deep"] * 9, "error", 3, "the answer is no JSON: [["),
         (["bad"], "error", 1, "HTTP 400: played bad"),
         (["length"], "truncated", 1, None),
         (["filter"], "blocked", 1, None),
@@ -82,9 +85,12 @@ def test_a_row_that_fails_does_not_stop_the_others() -> None:
         (Play(always="busy"), "no endpoint has answered for 1 s: http.*HTTP 429: played busy"),
         (Play(always="key"), "HTTP 401: played key: .*: the key is missing or wrong"),
         (Play(models=""), r"HTTP 500: \{\}; the server may still be loading its model"),
-        (Play(models='{"data": []}'), "--vlm-model names one of its models: none"),
-        (Play(models="<html>"), "--vlm-model names one of its models: none"),
-        (Play(models='{"data": [{"id": "a"}, {"id": "b"}]}'), "--vlm-model names one of its models: a, b"),
+        (Play(models='{"data": []}'), "HTTP 200: .*no list of models; is it the address of the API"),
+        (Play(models="<html>"), "HTTP 200: <html>: no list of models; is it the address of the API"),
+        (Play(models="[" * 100_000), r"HTTP 200: \[.*no list of models"),
+        (Play(models="moved"), "HTTP 302: it redirects to another address; name that one"),
+        (Play(models='{"data": [{"id": "a"}, {"id": "b"}]}'), r"\(--vlm-model\) names one of its models: a, b"),
+        (Play(always="refused"), "50 pictures one after the other were given up.*no answer in the JSON: refused"),
     ],
 )
 def test_what_is_wrong_with_the_endpoint_is_no_error_of_rows(play: Play, message: str) -> None:
@@ -133,10 +139,18 @@ def test_the_caller_can_stop_at_any_time() -> None:
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DANQING_VLM_KEY", "sk-secret")
-    with serving(Play(["bad"])) as play:  # repeats the headers in its message
-        (answer,) = answers(play)
+    script = ["bad", *["refused"] * 3, *["words sk-secret"] * 3, "一只 sk-secret 猫"]
+    with serving(Play(script)) as play:  # repeats the headers in its messages
+        found = answers(play, 4, concurrency=1)
     assert b"Authorization: Bearer sk-secret" in play.posts[0]
-    assert "Bearer …" in str(answer.error) and "sk-secret" not in repr(answer)
+    assert "Bearer …" in str(found[0].error) and "Bearer …" in str(found[1].error)
+    assert found[3].text == "一只 … 猫" and "sk-secret" not in repr(found)
+
+
+def test_a_short_key_is_no_secret_in_a_caption(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANQING_VLM_KEY", "EMPTY")
+    with serving(Play(["EMPTY box"])) as play:
+        assert answers(play)[0].text == "EMPTY box"
 
 
 @pytest.mark.parametrize("key", ["sk-secret\nX-Other: 1", "sk-secret-密钥"])
@@ -148,12 +162,19 @@ def test_an_unusable_key_is_refused_without_being_shown(key: str, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:8000", "ftp://a/v1", "http://me:secret@a/v1", "http://a:x/v1", "http:///v1"]
-)
-def test_wrong_addresses_are_refused(address: str) -> None:
+    "address",
+    [
+        "localhost:8000", "ftp://a/v1", "http://me:secret@a/v1", "http://a:x/v1", "http:///v1", "http://a b/v1",
+        "http://a/v1\n", "http://a/一", "http://a..b/v1", "http://a:99999/v1", "http://me:secret@a:99999/v1",
+        "me:secret@a/v1", "http://me:sec,secret@a/v1", "http://a/v1?api_key=secret", "http://a/v1#secret",
+        "http://me:secret",
+    ],
+)  # fmt: skip
+def test_wrong_addresses_are_refused(address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DanqingError, match="--vlm-endpoint") as refused:
         Client([address])
-    assert "secret" not in str(refused.value)
+    assert main(["recaption", str(tmp_path), "--endpoint", address.strip("\n") or address]) == 2
+    assert "secret" not in str(refused.value) + "".join(capfd.readouterr())
 
 
 def test_the_request_has_the_original_bytes() -> None:
@@ -182,7 +203,10 @@ def test_other_formats_and_larger_pictures_are_encoded_again() -> None:
     assert kind == "image/png" and opened((kind, data)).size == (60, 40)
     sent = sendable(picture(1, (160, 80)), 40, 10**6)
     assert (sent[0], opened(sent).size) == ("image/jpeg", (40, 20))
-    for broken, problem in ((b"<html>", "cannot identify"), (picture(1, (60, 40), "BMP"), "more than --max-pixels")):
+    for broken, problem in (
+        (b"<html>", "not a picture that can be opened"),
+        (picture(1, (60, 40), "BMP"), "more than --max-pixels"),
+    ):
         with pytest.raises(ValueError, match=problem):
             sendable(broken, None, 100)
 
@@ -200,7 +224,7 @@ def test_captions_are_read_from_what_models_write(text: str, caption: str | None
     assert field_of(text, "caption") == caption
 
 
-@pytest.mark.parametrize("module", [chat, endpoint, judgment, prompts])
+@pytest.mark.parametrize("module", [chat, endpoint, judgment, opening, prompts])
 def test_examples(module: Callable[..., object]) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 

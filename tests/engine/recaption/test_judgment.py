@@ -21,7 +21,9 @@ from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.stages.columns import known_columns
 from danqing.engine.stages.patterns import stages_for
+from danqing.engine.stages.vlm import judgment
 from danqing.engine.stages.vlm.client import Server, Timing
+from danqing.engine.stages.vlm.judgment import value_of
 from tests.conftest import picture
 from tests.fault_server import Play, serving
 
@@ -37,7 +39,7 @@ criteria:
 
 @pytest.fixture
 def play() -> Iterator[Play]:
-    with serving(Play(always="no, 7")) as playing:
+    with serving(Play(always="judged")) as playing:
         yield playing
 
 
@@ -78,6 +80,51 @@ def test_answers_are_scores_that_decide_thresholds(tmp_path: Path, play: Play) -
     other = load_recipe(tmp_path / "asking.yaml", ["beauty.vlm.prompt=别的"])
     with pytest.raises(DanqingError, match=r"beauty: the recipe asks for the answer \(number\) to '别的', the run has"):
         decide_run(run, other, progress=silent)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        *[(text, "yes-no", 1) for text in ("Yes", "**Yes**, there is.", "是。", "是的，有", '{"answer": true}', "有")],
+        *[(text, "yes-no", 0) for text in ("No", "NO - none", "否", "没有，很干净", '{"answer": "no"}', "不是。")],
+        *[
+            (text, "yes-no", None)
+            for text in (
+                "对不起，我无法回答", "无法判断", "不确定", "Not sure", "非常明显", "没错", "没问题，有水印",
+                "没有办法判断", "有没有？", "是否有水印", "No idea", "Yes. No.", "有可能", "No?", '{"answer": "y',
+                '{"answer": 1}', "", '{"reason": "yes"}', '{"answer": "yes"} or {"answer": "no"}', "<think>yes", "7",
+            )
+        ],
+        ('{"answer": 7.5}', "number", 7.5), ('好的：\n```json\n{"answer": "8分"}\n```', "number", 8),
+        ("8", "number", 8), ("8/10", "number", 8), ("8 out of 10.", "number", 8), ("８分", "number", 8),
+        *[
+            (text, "number", None)
+            for text in (
+                "1到10分，我给8分", "On a scale from 1 to 10: 8", "10-point scale, 7", '{"answer": 1e20}', "1e20",
+                '{"reason": "2 dogs", "score": 7}', "<think>The picture shows 2 dogs", '{"answer": 1', "7 or 8",
+                "12/10", '{"answer": true}', '{"answer": NaN}', '{"answer": [7]}', "no, 7", "9" * 400,
+                '{"answer": NUMBER}', '{"answer": 3, "answer": 4}', '{"answer": "7, perhaps 8"}', "7 dogs",
+                "[" * 100_000,
+            )
+        ],
+    ],
+)  # fmt: skip
+def test_an_answer_has_one_plain_value_or_none(text: str, kind: str, value: float | None) -> None:
+    assert value_of(text, kind) == value
+
+
+def test_a_cut_answer_is_an_error_and_a_model_that_never_answers_ends_the_run(
+    tmp_path: Path, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play.script = ["length", "对不起，我无法回答"]
+    errors = pq.read_table(score(tmp_path, play).scores_path(0))["error"].to_pylist()
+    assert "watermark: the answer has more than 64 tokens: '{" in errors[1]
+    assert errors[2] == "watermark: the answer is no yes or no: '对不起，我无法回答'"
+    monkeypatch.setattr(judgment, "MAX_GIVEN_UP", 5)
+    play.always = "对不起"
+    (tmp_path / "again").mkdir()
+    with pytest.raises(DanqingError, match="5 answers one after the other have no value, the last one: watermark: "):
+        score(tmp_path / "again", play)
 
 
 def test_an_interrupted_shard_asks_only_what_it_has_not_asked(tmp_path: Path, play: Play) -> None:

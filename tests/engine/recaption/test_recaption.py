@@ -154,7 +154,8 @@ def test_an_interrupted_run_goes_on_with_the_next_shard(run: Run, play: Play, mo
         ask(run, play)
     assert run.recaptions_path(0).exists() and not run.recaptions_path(1).exists()
     assert "verdicts" not in run.manifest["recaptioned"]
-    assert finished_work(run.folder) == f"1 of 2 shards of {run.folder} are recaptioned"
+    state = f"{run.folder} is scored, decided and written; 1 of 2 shards are recaptioned"
+    assert finished_work(run.folder) == state
     play.posts.clear()
     ask(Run.open(run.folder), play)
     assert len(play.posts) == 6 and len(records(run)) == 18
@@ -213,6 +214,36 @@ def test_other_verdicts_ask_for_new_pairs_only(run: Run, play: Play, capsys: pyt
     assert run.table_path(0).exists()
     write_run(run, progress=silent)
     assert pq.read_table(run.table_path(0))["recaption"].null_count == 0
+
+
+def test_a_decision_that_is_taken_back_has_its_recaptions(
+    run: Run, play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = run.recipe
+    ask(run, play)
+    path = run.folder.parent / "other.yaml"
+    path.write_text(RECIPE_WITHOUT_NETWORKS, encoding="utf-8")
+    rows = pq.read_table(run.scores_path(0), columns=["laplacian_variance"])["laplacian_variance"].to_pylist()
+    decide_run(run, load_recipe(path, [f"laplacian_variance.min={sorted(filter(None, rows))[6]}"]), progress=silent)
+    ask(run, play)
+    assert 0 < run.manifest["recaptioned"]["outcomes"]["success"] < 18
+    decide_run(run, recipe, progress=silent)
+    assert run.manifest["recaptioned"]["outcomes"] == {"success": 18}
+    write_run(run)
+    assert "not for all of its kept pairs" not in capsys.readouterr().err
+    assert pq.read_table(run.table_path(0))["recaption"].null_count == 0 and len(play.posts) == 18
+
+
+def test_a_run_without_recaptions_takes_another_prompt(run: Run, play: Play) -> None:
+    play.always = "busy"
+    with pytest.raises(DanqingError, match="no endpoint has answered"):
+        ask(run, play)
+    play.always, play.models = CAPTION, '{"data": [{"id": "a\\u001b[31m"}]}'
+    ask(run, play, Prompt("别的", 64))
+    assert run.manifest["recaptioned"]["prompt"] == "别的"
+    play.models = '{"data": [{"id": "tiny"}]}'
+    with pytest.raises(DanqingError, match=r"model: a\\x1b\[31m there, tiny here"):
+        ask(run, play, Prompt("别的", 64))
 
 
 def test_features_that_are_the_embedding_spare_the_image_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
