@@ -33,6 +33,10 @@ Models = Annotated[
         "none; by default those in use.",
     ),
 ]
+OutputFile = Annotated[
+    Path | None,
+    Parameter(name=["--output", "-o"], converter=to_paths, validator=is_file, n_tokens=1, metavar="FILE"),
+]
 
 
 @Parameter(name="*", group=MACHINE)
@@ -102,17 +106,7 @@ def evaluate(
         PositiveInt | None, Parameter(metavar="N", help="Only the first N pictures of each data set.")
     ] = None,
     strict: Annotated[bool, Parameter(help="Exit with status 3 if a picture does not decode.")] = False,
-    output: Annotated[
-        Path | None,
-        Parameter(
-            name=["--output", "-o"],
-            converter=to_paths,
-            validator=is_file,
-            n_tokens=1,
-            metavar="FILE",
-            help="evaluation.json.",
-        ),
-    ] = None,
+    output: Annotated[OutputFile, Parameter(help="evaluation.json.")] = None,
     towers: TowerOptions = TowerOptions(),
     storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
@@ -162,17 +156,7 @@ def probe(
         list[Path],
         Parameter(converter=to_paths, consume_multiple=(1, None), metavar="FILE", help="Pictures."),
     ],
-    output: Annotated[
-        Path | None,
-        Parameter(
-            name=["--output", "-o"],
-            converter=to_paths,
-            validator=is_file,
-            n_tokens=1,
-            metavar="FILE",
-            help="Also write a page (.html).",
-        ),
-    ] = None,
+    output: Annotated[OutputFile, Parameter(help="Also write a page (.html).")] = None,
     towers: TowerOptions = TowerOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import FEATURES, produced
 from danqing.engine.stages.base import Context, Stage
-from danqing.engine.stages.network import ModelStage
+from danqing.engine.stages.network import ModelStage, TextModelStage
 from danqing.trt_models.run.session import texts_at_once
 from danqing.trt_models.run.texts import run_texts
 
@@ -75,7 +74,7 @@ class Tokens(Stage):
         batch["token_ids"], batch["token_lengths"], batch["unknown_tokens"] = found
 
 
-class TextEmbedding(ModelStage):
+class TextEmbedding(TextModelStage):
     """`text_embedding` of the clean caption: unit vectors."""
 
     name = "text embedding"
@@ -94,16 +93,6 @@ class TextEmbedding(ModelStage):
     def run(self, batch: Batch) -> dict[str, Any]:
         ids, lengths = batch["token_ids"], batch["token_lengths"]
         return run_texts(self.session, self.tokenizer.card, ids, lengths, self.context.device)
-
-    def vendor_part(self, batch: Batch) -> Callable[[], int]:
-        """The network on a full batch, made of the batch's rows."""
-        full = batch.take(np.arange(self.capacity) % len(batch))
-
-        def run() -> int:
-            self.run(full)
-            return len(full)
-
-        return run
 
     def __call__(self, batch: Batch) -> None:
         batch["text_embedding"] = self.run(batch)["embedding"]

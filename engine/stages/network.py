@@ -1,4 +1,4 @@
-"""Base class of the stages that run one neural network."""
+"""Base classes of the stages that run one neural network."""
 
 from __future__ import annotations
 
@@ -41,5 +41,19 @@ class ModelStage(Stage):
         def run() -> int:
             self.session.run(**inputs)
             return len(rows)
+
+        return run
+
+
+class TextModelStage(ModelStage):
+    """Runs a model of texts, whose `run` groups the rows of a batch by width."""
+
+    def vendor_part(self, batch: Batch) -> Callable[[], int]:
+        """The network on a full batch, made of the batch's rows."""
+        full = batch.take(np.arange(self.capacity) % len(batch))
+
+        def run() -> int:
+            self.run(full)
+            return len(full)
 
         return run

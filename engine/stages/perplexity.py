@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from danqing.engine.core.batch import Batch
 from danqing.engine.core.columns import produced
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.stages.base import Context
-from danqing.engine.stages.network import ModelStage
+from danqing.engine.stages.network import TextModelStage
 from danqing.trt_models.run.tokenizer import WordPiece, widths
 
 ENDS = 2
@@ -20,7 +19,7 @@ NETWORK_ROWS = 8
 """Rows of one call of the network, in batches of the session on each thread: bounds the memory of the masked copies."""
 
 
-class Perplexity(ModelStage):
+class Perplexity(TextModelStage):
     """`text_perplexity`: pseudo-perplexity of the clean caption.
 
     For tokens w_1 … w_n it is exp(-1/n Σ log P(w_t | all other tokens)): one masked copy of the caption for each token
@@ -71,16 +70,6 @@ class Perplexity(ModelStage):
         tokens[rows, at] = self.mask
         found: np.ndarray = device.down(self.session.run(tokens=tokens, targets=targets)["log_likelihood"])
         return found
-
-    def vendor_part(self, batch: Batch) -> Callable[[], int]:
-        """The network on a full batch, made of the batch's rows."""
-        full = batch.take(np.arange(self.capacity) % len(batch))
-
-        def run() -> int:
-            self.run(full)
-            return len(full)
-
-        return run
 
     def __call__(self, batch: Batch) -> None:
         batch["text_perplexity"] = self.run(batch)["perplexity"]
