@@ -48,6 +48,7 @@ from danqing.engine.recipe import reading
 from danqing.engine.recipe.reading import DEFAULT_RECIPE, Recipe
 from danqing.engine.report.explain import find_pairs, print_pair
 from danqing.engine.report.terminal import ProgressBar
+from danqing.engine.run.claims import read_share
 from danqing.engine.run.folder import Run as EngineRun
 from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings, settings_from
@@ -114,7 +115,8 @@ class ScoringOptions(TypedDict, total=False):
         devices: score on these GPUs, one process each: `"0,1"` or `[0, 1]`. The processes are spawned: a script must
             call the function under `if __name__ == "__main__":`.
         workers_per_gpu: processes on each device; default 1.
-        part: `"I/N"`: only every N-th shard, as one of N tasks that run at once on one folder (`score` only).
+        part: `"I/N"`: only every N-th shard, as one of N tasks that run at once on one folder; `"any"`: the shards that
+            no other process has taken (`score` only).
         ray: score on a Ray cluster, with a worker on every GPU: `auto`, `local` or HOST:PORT.
         threads: host threads; default: all cores.
         vlm_endpoint: OpenAI-compatible endpoints, for criteria with `vlm`: `"http://HOST:8000/v1"` or a list.
@@ -462,7 +464,8 @@ def write(
     Args:
         run: a run or its folder.
         output_format, shard_size, shuffle, licence: see `curate`.
-        part: `"I/N"`: only an N-th of the shards, as one of N tasks that run at once on one folder.
+        part: `"I/N"`: only an N-th of the shards, as one of N tasks that run at once on one folder; `"any"`: the shards
+            that no other process has taken.
         ray: copy on a Ray cluster: `auto`, `local` or HOST:PORT.
         progress: show a progress bar; default: only on a terminal.
 
@@ -477,7 +480,7 @@ def write(
     """
     opened = _opened(run)
     options = WriteOptions(output_format, shard_size, shuffle, licence)
-    phases.write_run(opened, options, _progress(progress), TaskPart.parse(part) if part else None, ray)
+    phases.write_run(opened, options, _progress(progress), read_share(part), ray)
     return opened
 
 

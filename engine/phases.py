@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,10 +37,11 @@ from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.report.topics import Topics, find_topics
+from danqing.engine.run.claims import AnyPart, Claims
 from danqing.engine.run.cluster import connected
 from danqing.engine.run.folder import MERGED, Run
-from danqing.engine.run.lock import lock_manifest, lock_output
-from danqing.engine.run.part import TaskPart
+from danqing.engine.run.lock import forget_claims, lock_manifest, lock_output
+from danqing.engine.run.part import Share, TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 from danqing.engine.score.cluster import score_on_cluster
@@ -134,6 +135,8 @@ def _start(output: Path, shards: list[Shard], recipe: Recipe, settings: Settings
     if settings.vlm:
         identity["vlm"] = settings.vlm.model
     with lock_manifest(output) if settings.part else nullcontext():
+        if settings.part:
+            forget_claims(output, settings.part)
         run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force, settings.part)
         if run.manifest["counts"] and run.unscored():  # scores were removed, so the run is not settled any more
             run.manifest["counts"] = {}
@@ -144,9 +147,22 @@ def _start(output: Path, shards: list[Shard], recipe: Recipe, settings: Settings
 def _score(run: Run, settings: Settings, listener: Progress, shards: Sequence[Shard], watcher: Watcher | None) -> Spans:
     if settings.ray:
         return score_on_cluster(run, settings, listener, shards)
+    if isinstance(settings.part, AnyPart):
+        claims = Claims(run.folder, "scores", settings.part, run.unscored, run.is_scored, listener.say)
+        spans = Spans()
+        with closing(claims.rounds()) as rounds:
+            for claimed in rounds:
+                spans.add(_score_here(run, settings, listener, claimed, watcher))
+        return spans
+    return _score_here(run, settings, listener, iter(shards), watcher)
+
+
+def _score_here(
+    run: Run, settings: Settings, listener: Progress, shards: Iterator[Shard], watcher: Watcher | None
+) -> Spans:
     if settings.devices:
         return score_on_several(run, settings, listener, shards)
-    return score_on_one(run, settings, listener, iter(shards), watcher)
+    return score_on_one(run, settings, listener, shards, watcher)
 
 
 def _finish_scoring(run: Run, damage: Sequence[Damage]) -> None:
@@ -159,7 +175,7 @@ def _finish_scoring(run: Run, damage: Sequence[Damage]) -> None:
     _collect_damage(run, damage)
 
 
-def damage_of_part(run: Run, part: TaskPart) -> list[Damage]:
+def damage_of_part(run: Run, part: Share) -> list[Damage]:
     """Returns the damage found in the shards of a part that have scores."""
     paths = [run.scores_path(shard.number) for shard in run.shards if part.holds(shard.number)]
     return [entry for path in paths if path.exists() for entry in read_report(path)[0]]
@@ -330,7 +346,7 @@ def write_run(
     run: Run,
     options: WriteOptions | None = None,
     progress: OpenProgress = ProgressBar,
-    part: TaskPart | None = None,
+    part: Share | None = None,
     ray: str = "",
 ) -> int:
     """WRITE: copies the kept pairs into shards, writes card and report; keeps files made from the same verdicts.

@@ -114,6 +114,12 @@ def _part(kind: Any, value: str) -> None:
         TaskPart.parse(value)
 
 
+def _part_or_any(kind: Any, value: str) -> None:
+    from danqing.engine.run.claims import read_share
+
+    read_share(value)
+
+
 def _size(kind: Any, tokens: Sequence[Any]) -> int:
     from danqing.engine.core.memory import read_size
 
@@ -191,6 +197,19 @@ Part = Annotated[
         allow_leading_hyphen=True,
         help="Run as task I of N (0/16 to 15/16), which work on one OUT at the same time. A task scores every N-th "
         "shard, or writes an N-th of the output shards. For job arrays of Slurm and indexed jobs of Kubernetes.",
+    ),
+]
+PartOrAny = Annotated[
+    str,
+    Parameter(
+        group=SEVERAL,
+        metavar="I/N|any",
+        validator=_part_or_any,
+        allow_leading_hyphen=True,
+        help="Run as task I of N (0/16 to 15/16), which work on one OUT at the same time. A task scores every N-th "
+        "shard, or writes an N-th of the output shards. For job arrays of Slurm and indexed jobs of Kubernetes. With "
+        "'any' a process has no number: it takes shards that no other process has taken, until all are done. For "
+        "machines of unequal speed, and any number of them.",
     ),
 ]
 Ray = Annotated[

@@ -27,7 +27,7 @@ from danqing.engine.cli.options import (
     Natural,
     Neighbours,
     OutputFolder,
-    Part,
+    PartOrAny,
     PositiveInt,
     Ray,
     RecipeOptions,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from danqing.engine.core.spans import Spans
     from danqing.engine.decide.tasks import TaskList
     from danqing.engine.run.folder import Run
-    from danqing.engine.run.part import TaskPart
+    from danqing.engine.run.part import Share
 
 
 @Parameter(name="*", group=OTHER_DATA)
@@ -285,6 +285,7 @@ def curate(
     "danqing score 'shards/*.tar' -o out --devices 0,1,2,3 --metrics-port 9100",
     "danqing score shards/ -o tried --limit 1000 --score-everything --json",
     "danqing score shards/ -o out --part $SLURM_ARRAY_TASK_ID/16",
+    "danqing score shards/ -o out --part any      on as many machines as are free",
     "danqing score shards/ -o out --ray auto --device cuda",
     group=PHASES,
 )
@@ -298,7 +299,7 @@ def score(
     layout: LayoutOptions = LayoutOptions(),
     scoring: StageOptions = StageOptions(),
     several: SeveralOptions = SeveralOptions(),
-    part: Part = "",
+    part: PartOrAny = "",
     strict: Strict = False,
     storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
@@ -324,7 +325,7 @@ def score(
     return _status(run, strict)
 
 
-def _part_scored(run: Run, part: TaskPart, missing: int, strict: bool, out: OutputOptions) -> int:
+def _part_scored(run: Run, part: Share, missing: int, strict: bool, out: OutputOptions) -> int:
     """Prints how many shards have no scores after a part; returns the exit status."""
     from danqing.engine.phases import damage_of_part
 
@@ -478,7 +479,7 @@ def write(
     /,
     *,
     shards: ShardOptions = ShardOptions(),
-    part: Part = "",
+    part: PartOrAny = "",
     ray: Ray = "",
     storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
@@ -489,10 +490,10 @@ def write(
     is there for the present verdicts is left alone.
     """
     from danqing.engine.phases import write_run
+    from danqing.engine.run.claims import read_share
     from danqing.engine.run.folder import Run
-    from danqing.engine.run.part import TaskPart
 
-    task = TaskPart.parse(part) if part else None
+    task = read_share(part)
     with out.progress():
         opened = Run.open(run)
         kept = write_run(opened, shards.load(), part=task, ray=ray)

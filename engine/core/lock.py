@@ -77,6 +77,18 @@ def locked(path: Path, wait: Callable[[str], None] | None = None, shared: bool =
             return
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock. Takes a free one for an instant, for which a process that wants it must wait."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _acquire(file: IO[str], wait: Callable[[str], None] | None, shared: bool) -> bool:
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:

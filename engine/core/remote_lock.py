@@ -139,17 +139,15 @@ def _check_all_free(locks: Callable[[], Iterable[Path]], own: RemotePath) -> Non
             _check_free(lock)
 
 
+def object_is_held(path: Path) -> bool:
+    """Whether a running process holds the lock, as far as its age tells."""
+    return _running_holder(path) is not None
+
+
 def _check_free(path: Path, wait: Callable[[str], None] | None = None) -> None:
     """Returns when no running process holds the lock; raises LockHeldError if one does and `wait` is None."""
-    while True:
-        forget()
-        found = _read(path)
-        if not found or not path.exists():
-            return
-        found.pop("token", None)
-        holder, age = Holder(**found), _storage_time(path) - path.stat().st_mtime
-        if age >= LEASE_SECONDS or (holder.host == socket.gethostname() and not _runs(holder.pid)):
-            return
+    while found := _running_holder(path):
+        holder, age = found
         if wait is None:
             raise LockHeldError(
                 f"{holder}; it renewed {path} {max(age, 0):.0f} s ago, and the lock of a killed command ends after "
@@ -157,6 +155,19 @@ def _check_free(path: Path, wait: Callable[[str], None] | None = None) -> None:
             )
         wait(str(holder))
         time.sleep(SETTLE_SECONDS)
+
+
+def _running_holder(path: Path) -> tuple[Holder, float] | None:
+    """Returns the process that holds the lock, and the age of the lock in seconds; None if none does."""
+    forget()
+    found = _read(path)
+    if not found or not path.exists():
+        return None
+    found.pop("token", None)
+    holder, age = Holder(**found), _storage_time(path) - path.stat().st_mtime
+    if age >= LEASE_SECONDS or (holder.host == socket.gethostname() and not _runs(holder.pid)):
+        return None
+    return holder, age
 
 
 def _storage_time(lock: Path) -> float:

@@ -17,7 +17,7 @@ from danqing.engine.core.storage import RemotePath, forget, path_of
 from danqing.engine.recipe.reading import Recipe, recipe_from_dict
 from danqing.engine.run.lock import lock_folder, lock_manifest
 from danqing.engine.run.log import logging_to
-from danqing.engine.run.part import TaskPart
+from danqing.engine.run.part import Share, TaskPart
 from danqing.engine.run.versions import ENGINE, SCORING_VERSIONS, current_versions, version_changes
 from danqing.engine.sources import Layout, Shard
 
@@ -54,7 +54,7 @@ class Run:
         layout: Layout,
         identity: Mapping[str, Any],
         force: bool = False,
-        part: TaskPart | None = None,
+        part: Share | None = None,
     ) -> Run:
         """Opens a folder for scoring: starts a run in an empty folder, resumes the run that is there.
 
@@ -67,7 +67,7 @@ class Run:
             layout: which parts of a sample are the image and the caption.
             identity: everything else that scores depend on (model hashes, block list, options), as JSON values.
             force: resume although versions that change scores (`SCORING_VERSIONS`) differ from those of the run.
-            part: the part to score; the caller holds the manifest (`lock_manifest`). Its count is noted.
+            part: the part to score; the caller holds the manifest (`lock_manifest`). The number of tasks is noted.
 
         Raises:
             DanqingError: the folder holds a run with another recipe, identity, other inputs or versions; lists the
@@ -78,7 +78,7 @@ class Run:
             "layout": asdict(layout),
             **identity,
         }
-        tasks = {TASKS: part.count} if part else {}
+        tasks = {TASKS: part.count} if isinstance(part, TaskPart) else {}
         if not is_run(folder):
             return cls.create(folder, recipe, wanted | tasks)
         run = cls.open(folder)
@@ -141,7 +141,7 @@ class Run:
         return run
 
     @contextmanager
-    def locked(self, part: TaskPart | None = None) -> Iterator[None]:
+    def locked(self, part: Share | None = None) -> Iterator[None]:
         """Holds the lock of the run's folder during a `with` block, and first reads the manifest again.
 
         Args:
@@ -156,7 +156,7 @@ class Run:
             yield
 
     @contextmanager
-    def locked_manifest(self, part: TaskPart | None) -> Iterator[None]:
+    def locked_manifest(self, part: Share | None) -> Iterator[None]:
         """Locks the manifest and reads it again, so that a task can change it during a `with` block; other tasks wait.
 
         Args:
@@ -227,7 +227,7 @@ class Run:
         if "decided" not in self.manifest:
             raise DanqingError(f"{self.folder}: no verdicts yet; run `danqing decide {self.folder}` first")
 
-    def unscored(self, part: TaskPart | None = None) -> list[Shard]:
+    def unscored(self, part: Share | None = None) -> list[Shard]:
         """The shards, of a part or of the whole run, that have no scores or no features."""
         scores, features = (
             {path.stem for path in (self.folder / kind).glob(f"[0-9]*.{suffix}") if path.exists()}
@@ -238,6 +238,10 @@ class Run:
             for shard in self.shards
             if (part is None or part.holds(shard.number)) and f"{shard.number:05d}" not in scores & features
         ]
+
+    def is_scored(self, shard: Shard) -> bool:
+        """Whether a shard has scores and features."""
+        return self.scores_path(shard.number).exists() and self.features_path(shard.number).exists()
 
     def check_scored(self) -> None:
         """Raises DanqingError if shards have no scores; names them, and the parts that they belong to."""
@@ -272,12 +276,12 @@ class Run:
         here, stored = self.folder.resolve(), self.manifest.get(MERGED, [])
         return [part | {"folder": str(_beside(here, path_of(part["folder"])))} for part in stored]
 
-    def log_path(self, part: TaskPart | None = None) -> Path:
+    def log_path(self, part: Share | None = None) -> Path:
         """The log of the run, or of a part: on network file systems, several hosts cannot append to one file."""
         return self.folder / f"run{part.suffix if part else ''}.log"
 
     @contextmanager
-    def logged(self, part: TaskPart | None = None) -> Iterator[None]:
+    def logged(self, part: Share | None = None) -> Iterator[None]:
         """Appends log records and the stderr of native libraries (codecs) to `log_path` during a `with` block."""
         with logging_to(self.log_path(part)):
             yield

@@ -1,7 +1,7 @@
 """The lock of a command's folder: one command at a time writes to it; commands that only read take no lock.
 
-The tasks of a job array (`--part`) share the lock of their folder: they run at the same time, but not beside another
-command. Each writes files of its own; they change what belongs to the whole run one after the other (`lock_manifest`).
+Processes with `--part` share the lock of their folder: they run at the same time, but not beside another command. Each
+writes files of its own; they change what belongs to the whole run one after the other (`lock_manifest`).
 """
 
 from __future__ import annotations
@@ -17,26 +17,31 @@ from typing import ParamSpec, TypeVar
 from danqing.engine.core.buckets import WEB
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, remove_unfinished
-from danqing.engine.core.lock import LockHeldError, locked
+from danqing.engine.core.lock import LockHeldError, is_held, locked
 from danqing.engine.core.logs import say
-from danqing.engine.core.remote_lock import locked_object
-from danqing.engine.core.storage import RemotePath
-from danqing.engine.run.part import TaskPart
+from danqing.engine.core.remote_lock import locked_object, object_is_held
+from danqing.engine.core.storage import RemotePath, remove_tree
+from danqing.engine.run.part import Share
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+CLAIMS = "claims"
+"""Folder of claims in a run's folder (`engine.run.claims`)."""
+MANIFEST = "-run"
+"""End of the name of the lock of run.json."""
 
 _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 """Folders whose lock the calling thread holds, since phases call each other. Other threads start with none."""
 
 
 @contextmanager
-def lock_folder(folder: Path, part: TaskPart | None = None) -> Iterator[bool]:
+def lock_folder(folder: Path, part: Share | None = None) -> Iterator[bool]:
     """Holds the lock of a folder during a `with` block, after removing unfinished files of killed processes from it.
 
     Args:
         folder: OUT of a command; created if it does not exist, and then removed at the end if it is still empty.
-        part: shares the lock with the tasks of other parts. No files are removed then: other tasks may be writing them.
+        part: shares the lock with the processes of other parts. No files are removed then: they may be writing them.
 
     Yields:
         Whether the lock was taken here; False if the calling function holds it already.
@@ -55,6 +60,9 @@ def lock_folder(folder: Path, part: TaskPart | None = None) -> Iterator[bool]:
             entered = True
             if held and not part:
                 remove_unfinished(folder)
+                _forget_killed(folder)
+            if not held and part and part.needs_locks:
+                raise DanqingError(f"{folder}: no locks here, which --part {part} needs; give each process --part I/N")
             if not held:
                 what = "one command at a time" if not part else "each part once, and other commands after all parts,"
                 say(f"{folder}: no locks here; run {what} in this folder")
@@ -81,7 +89,7 @@ def lock_folder(folder: Path, part: TaskPart | None = None) -> Iterator[bool]:
 
 
 @contextmanager
-def _locked(folder: Path, part: TaskPart | None) -> Iterator[bool]:
+def _locked(folder: Path, part: Share | None) -> Iterator[bool]:
     own, whole = folder / f"{LOCK}{part.suffix if part else ''}", folder / LOCK
     if isinstance(own, RemotePath):
         with locked_object(own, others=lambda: [whole] if part else folder.glob(f"{LOCK}*")):
@@ -90,14 +98,36 @@ def _locked(folder: Path, part: TaskPart | None) -> Iterator[bool]:
         with locked(whole) as held:
             yield held
     else:
-        with locked(whole, shared=True), locked(own) as held:
+        # Another process that looks whether this one runs can have its lock for an instant.
+        with locked(whole, shared=True), locked(own, _wait if part.needs_locks else None) as held:
             yield held
+
+
+def runs(folder: Path, suffix: str) -> bool:
+    """Whether a process runs that has a part of a run (`Share.suffix`)."""
+    lock = folder / f"{LOCK}{suffix}"
+    return object_is_held(lock) if isinstance(lock, RemotePath) else is_held(lock)
+
+
+def forget_claims(folder: Path, part: Share) -> None:
+    """Removes the claims in a folder if no other process runs; the caller holds the manifest (`lock_manifest`)."""
+    own = {f"{LOCK}{part.suffix}", f"{LOCK}{MANIFEST}"}
+    others = [lock.name.removeprefix(LOCK) for lock in folder.glob(f"{LOCK}-*") if lock.name not in own]
+    if not any(runs(folder, suffix) for suffix in others):
+        remove_tree(folder / CLAIMS)
+
+
+def _forget_killed(folder: Path) -> None:
+    """Removes locks and claims of killed processes; the caller holds the lock of the whole folder."""
+    for lock in folder.glob(f"{LOCK}-*"):
+        lock.unlink(missing_ok=True)
+    remove_tree(folder / CLAIMS)
 
 
 @contextmanager
 def lock_manifest(folder: Path) -> Iterator[None]:
     """Holds the lock of a run's manifest during a `with` block; waits while another task of the run holds it."""
-    lock = folder / f"{LOCK}-run"
+    lock = folder / f"{LOCK}{MANIFEST}"
     with locked_object(lock, _wait) if isinstance(lock, RemotePath) else locked(lock, _wait):
         yield
 

@@ -1,19 +1,51 @@
-"""Parts: how the tasks of a job array divide the shards of a run among themselves."""
+"""Parts: how processes that work on one folder divide its shards among themselves (`--part`)."""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from danqing.engine.core.errors import DanqingError
 
 T = TypeVar("T")
 
 
+class Share(ABC):
+    """The shards that one of several processes does; the others do the rest at the same time.
+
+    Attributes:
+        needs_locks: processes find out by locks who else runs.
+    """
+
+    needs_locks: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def suffix(self) -> str:
+        """End of the names of the process's own files: its lock and its log."""
+
+    @abstractmethod
+    def holds(self, number: int) -> bool:
+        """Whether the process can do an input shard."""
+
+    @abstractmethod
+    def block(self, items: Sequence[T]) -> Sequence[T]:
+        """The output shards that the process can do."""
+
+    def check_ray(self, ray: str) -> None:
+        """Raises DanqingError if the shards are also to be divided among the workers of a Ray cluster."""
+        if ray:
+            raise DanqingError(
+                f"--part {self} and --ray {ray}: both divide the shards among machines; give one of them. A process "
+                "uses several GPUs of its machine with --devices"
+            )
+
+
 @dataclass(frozen=True)
-class TaskPart:
+class TaskPart(Share):
     """The value of `--part`: task `number` of `count` tasks, counted from 0.
 
     >>> part = TaskPart.parse("1/3")
@@ -36,14 +68,6 @@ class TaskPart:
             raise DanqingError(f"--part {text}: write I/N with I from 0 to N - 1, for example 0/16")
         return cls(int(found[1]), int(found[2]))
 
-    def check_ray(self, ray: str) -> None:
-        """Raises DanqingError if the shards are also to be divided among the workers of a Ray cluster."""
-        if ray:
-            raise DanqingError(
-                f"--part {self} and --ray {ray}: both divide the shards among machines; give one of them. A task of a "
-                "job array uses several GPUs of its machine with --devices"
-            )
-
     def holds(self, number: int) -> bool:
         """Whether an input shard belongs to the part: every `count`-th does, so that all parts take equally long."""
         return number % self.count == self.number
@@ -55,7 +79,6 @@ class TaskPart:
 
     @property
     def suffix(self) -> str:
-        """End of the names of the part's own files."""
         return f"-{self.number}-of-{self.count}"
 
     def __str__(self) -> str:

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from danqing.engine.core.device import Device, kind_of, resolve_device
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
-from danqing.engine.run.part import TaskPart
+from danqing.engine.run.claims import read_share
+from danqing.engine.run.part import Share
 from danqing.engine.sources import Layout
 from danqing.engine.sources.text import check_encoding
 from danqing.engine.stages import Context
@@ -68,7 +69,7 @@ class Settings:
     metrics_address: str = "127.0.0.1"
     limit: int | None = None
     force: bool = False
-    part: TaskPart | None = None
+    part: Share | None = None
     ray: str = ""
     workers_per_gpu: int = 1
     vlm: Server | None = None
@@ -121,8 +122,8 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
 
     Args:
         options: the names are those of `Settings` and `image_key`, `caption_key`, `encoding`, `follow_links`, `devices`
-            (`"a,b"`, `"a;b"` or a list), `user_dict` (paths), `part` (`"I/N"`), and those of `Server` with the prefix
-            `vlm_`. An option that is missing or None has its default, `device` the default `auto`.
+            (`"a,b"`, `"a;b"` or a list), `user_dict` (paths), `part` (`"I/N"` or `"any"`), and those of `Server` with
+            the prefix `vlm_`. An option that is missing or None has its default, `device` the default `auto`.
 
     Returns:
         The settings; `auto` is resolved to a device of this machine.
@@ -140,7 +141,7 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         raise DanqingError("--ray: every GPU of the cluster gets a worker; leave --devices out")
     workers = 1 if given.get("ray") else given.pop("workers_per_gpu", 1)
     devices = (*map(resolve_device, names or [device]),) * workers
-    part = TaskPart.parse(text) if (text := given.pop("part", "")) else None
+    part = read_share(given.pop("part", ""))
     if part:
         part.check_ray(given.get("ray", ""))
     return Settings(

@@ -12,13 +12,13 @@ from pathlib import Path
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import read_json, write_json
 from danqing.engine.run.folder import Run
-from danqing.engine.run.part import TaskPart
+from danqing.engine.run.part import Share
 from danqing.engine.write.output import WriteOptions
 
 NAME = "writing.json"
 
 
-def agree(run: Run, part: TaskPart, options: WriteOptions, verdicts: str) -> None:
+def agree(run: Run, part: Share, options: WriteOptions, verdicts: str) -> None:
     """Notes the options of a part that has shards to write, for the parts that follow.
 
     Args:

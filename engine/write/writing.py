@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -24,9 +25,11 @@ from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
-from danqing.engine.core.storage import remove_tree
+from danqing.engine.core.storage import look_up, remove_tree
+from danqing.engine.run.claims import AnyPart, Claims
 from danqing.engine.run.folder import RECAPTIONED, Run
-from danqing.engine.run.part import TaskPart
+from danqing.engine.run.lock import forget_claims
+from danqing.engine.run.part import Share
 from danqing.engine.sources import Sample
 from danqing.engine.write.agreement import agree, forget_agreement
 from danqing.engine.write.card import write_cards
@@ -78,7 +81,7 @@ def write(
     verdicts: list[InputVerdicts],
     progress: Progress,
     options: WriteOptions,
-    part: TaskPart | None = None,
+    part: Share | None = None,
     copy: Copy | None = None,
 ) -> bool:
     """Writes shards/, kept_uids.npy and README.md of the run's verdicts; files that are up to date stay.
@@ -121,6 +124,8 @@ def write(
         )
     own = part.block(shards) if part else shards
     with run.locked_manifest(part):
+        if part:
+            forget_claims(run.folder, part)
         missing = [shard for shard in own if not is_written(run.table_path(shard.number), shard)]
         surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
         copied = [shard for shard in missing if not is_aside(run, shard)]
@@ -147,7 +152,7 @@ def write(
         else:
             order = source if options.shuffle is None else Shuffled(source, options.shuffle, run.folder)
             own_writer = _replacing(writer, run) if replaces and in_one_process else writer
-            for shard in copied:
+            for shard in _claimed(run, part, copied, progress) if isinstance(part, AnyPart) else copied:
                 copy_shard(run, shard, order, own_writer, progress)
     with run.locked_manifest(part):
         if part and not all(is_written(run.table_path(shard.number), shard) for shard in shards):
@@ -161,6 +166,21 @@ def write(
             run.manifest["written"] = note
             run.save()
     return True
+
+
+def _claimed(run: Run, part: AnyPart, shards: list[OutputShard], progress: Progress) -> Iterator[OutputShard]:
+    """Yields the shards that this process claims; ends when all are written."""
+
+    def is_done(shard: OutputShard) -> bool:
+        return is_written(run.table_path(shard.number), shard)
+
+    def unfinished() -> list[OutputShard]:
+        look_up(run.table_path(shard.number) for shard in shards)
+        return [shard for shard in shards if not is_done(shard)]
+
+    with closing(Claims(run.folder, "shards", part, unfinished, is_done, progress.say).rounds()) as rounds:
+        for claimed in rounds:
+            yield from claimed
 
 
 def _write_summaries(run: Run, verdicts: list[InputVerdicts], shards: list[OutputShard], options: WriteOptions) -> None:

@@ -15,6 +15,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +50,7 @@ from danqing.engine.write.output import WriteOptions
 from danqing.trt_models.model_set import ModelSet
 from tests.conftest import picture
 from tests.engine.kill_points import FirstPixels
+from tests.engine.run.test_claims import Work, claim
 from tests.engine.score.test_run import GOOD, crawl, samples, tree
 
 __all__ = ["crawl"]
@@ -463,6 +465,18 @@ def test_parts_and_whole_commands_exclude_each_other_on_a_bucket(
     with ExitStack() as task, pytest.raises(DanqingError, match=f"in use by process {os.getpid()} "), lock_folder(out):
         pass
     assert not list(out.iterdir())
+
+
+def test_processes_claim_shards_on_a_bucket(bucket: RemotePath) -> None:
+    out = bucket / "out"
+    work = Work(out, 8, seconds=0.02)
+    claim(out, 5, "host-1-killed")
+    with ThreadPoolExecutor(2) as pool:
+        assert sum(pool.map(lambda _: work.run(), range(2))) == 8
+    assert set(work.times.values()) == {1}
+    assert names(out) == ["claims/scores/00005.host-1-killed"]
+    with lock_folder(out):
+        assert not names(out / "claims")
 
 
 def test_inputs_are_read_from_web_servers(

@@ -1,0 +1,199 @@
+"""Claims: processes without numbers take the shards that no other one has taken (`--part any`).
+
+A process claims a shard: it writes a file, OUT/claims/scores/00012.PROCESS, then lists the claims of this shard. The
+shard is its own if no other running process claims it; else it withdraws. If two processes claim a shard at once, the
+second to list finds the claim of the other, and perhaps both do. No step needs to be atomic, so claims work on object
+storage, whose lists have what was written before.
+
+A process runs as long as it holds the lock of its name in OUT, so nothing else is renewed. Others claim the shards of a
+killed process. Equal input gives equal bytes, so a shard that is done twice does no harm.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import write_json
+from danqing.engine.core.storage import forget
+from danqing.engine.run.lock import CLAIMS, runs
+from danqing.engine.run.part import Share, TaskPart
+from danqing.engine.run.work import MAX_DEATHS
+
+ANY = "any"
+"""The value of `--part` for a process without a number."""
+POLL_SECONDS = 1.0
+"""Mean time between two looks for shards that other processes have claimed."""
+
+
+class Numbered(Protocol):
+    """A shard."""
+
+    @property
+    def number(self) -> int:
+        """Its number in the run."""
+
+
+T = TypeVar("T", bound=Numbered)
+S = TypeVar("S")
+
+
+def _process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+@dataclass(frozen=True)
+class AnyPart(Share):
+    """The value `any` of `--part`: the shards that the process claims.
+
+    Attributes:
+        process: name of the process in its claims, its lock and its log.
+    """
+
+    process: str = field(default_factory=_process_name)
+    needs_locks: ClassVar[bool] = True
+
+    @property
+    def suffix(self) -> str:
+        return f"-{self.process}"
+
+    def holds(self, number: int) -> bool:
+        return True
+
+    def block(self, items: Sequence[S]) -> Sequence[S]:
+        return items
+
+    def __str__(self) -> str:
+        return ANY
+
+
+def read_share(text: str) -> Share | None:
+    """Reads the value of `--part`: `I/N`, `any`, or empty for the whole run.
+
+    Raises:
+        DanqingError: the text is something else.
+    """
+    if not text:
+        return None
+    return AnyPart() if text == ANY else TaskPart.parse(text)
+
+
+@dataclass(frozen=True)
+class Claims(Generic[T]):
+    """The claims of one process to the shards of a phase.
+
+    Attributes:
+        output: OUT; the process holds its lock.
+        kind: folder of the files that the phase writes; claims have its name, too.
+        part: the process.
+        unfinished: lists the shards that are not done.
+        is_done: whether a shard is done.
+        tell: shows a line.
+    """
+
+    output: Path
+    kind: str
+    part: AnyPart
+    unfinished: Callable[[], Sequence[T]]
+    is_done: Callable[[T], bool]
+    tell: Callable[[str], None]
+
+    def rounds(self) -> Generator[Iterator[T], None, None]:
+        """Yields iterators over shards that the process has claimed, until all shards are done.
+
+        An iterator ends when no shard is free. The caller then finishes its own shards, and asks for another iterator:
+        it starts when a shard is free again, because a process was killed.
+
+        Raises:
+            DanqingError: all shards but those at which `MAX_DEATHS` processes were killed are done; names these.
+        """
+        told = False
+        try:
+            while waiting := self._unfinished():
+                given_up: set[int] = set()
+                claimed = self._claimed(waiting, given_up)
+                first = next(claimed, None)
+                if first is not None:
+                    yield chain([first], claimed)
+                    self._release()
+                elif given_up.issuperset(shard.number for shard in waiting):
+                    names = ", ".join(f"{number:05d}" for number in sorted(given_up))
+                    raise DanqingError(
+                        f"{self.output}: {MAX_DEATHS} processes were killed at each of these shards: {names}; if "
+                        "memory was short, run the command again with a lower --memory-limit"
+                    )
+                else:
+                    if not told:
+                        self.tell(f"waits for {len(waiting)} shards that other processes have claimed")
+                        told = True
+                    time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
+        finally:  # also if the caller fails or is interrupted, and closes the iterator
+            self._release()
+
+    def _claimed(self, waiting: Sequence[T], given_up: set[int]) -> Iterator[T]:
+        """Yields shards that the process has claimed, until none of them is free.
+
+        Starts at a random shard, so that processes meet rarely, and goes on with the shards that follow it, which can
+        be in the same input. Collects the numbers of the shards that are given up.
+        """
+        own: list[T] = []
+        while waiting:
+            start = random.randrange(len(waiting))
+            for shard in [*waiting[start:], *waiting[:start]]:
+                for done in filter(self.is_done, own.copy()):
+                    own.remove(done)
+                    self._path(done).unlink(missing_ok=True)
+                if shard in own or not self._claim(shard, given_up):
+                    continue
+                if self.is_done(shard):  # since the list was made
+                    self._path(shard).unlink(missing_ok=True)
+                    waiting = self._unfinished()
+                    break
+                own.append(shard)
+                yield shard
+            else:
+                return
+
+    def _claim(self, shard: T, given_up: set[int]) -> bool:
+        """Claims a shard unless another running process has; returns whether it is claimed."""
+        own = self._path(shard)
+        try:
+            write_json(own, {})
+        except FileNotFoundError:  # a process that ends has just removed the empty folder
+            return False
+        forget()
+        others = [path for path in own.parent.glob(f"{shard.number:05d}.*") if path != own]
+        if any(runs(self.output, f"-{path.name.partition('.')[2]}") for path in others):
+            own.unlink(missing_ok=True)
+            return False
+        if len(others) >= MAX_DEATHS:
+            given_up.add(shard.number)
+            own.unlink(missing_ok=True)
+            return False
+        return True
+
+    def _unfinished(self) -> Sequence[T]:
+        forget()
+        return self.unfinished()
+
+    def _path(self, shard: T) -> Path:
+        return self.output / CLAIMS / self.kind / f"{shard.number:05d}.{self.part.process}"
+
+    def _release(self) -> None:
+        """Withdraws all claims of the process, and removes the folder of the claims if it is empty."""
+        folder = self.output / CLAIMS / self.kind
+        for path in folder.glob(f"*.{self.part.process}"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # claims of other processes, or none
+            folder.rmdir()
+            folder.parent.rmdir()

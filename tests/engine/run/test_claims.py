@@ -1,0 +1,181 @@
+"""Claims: processes without numbers that divide the shards of a run."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danqing.engine.cli.main import main
+from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.files import LOCK, write_json
+from danqing.engine.phases import curate
+from danqing.engine.recipe.reading import Recipe
+from danqing.engine.run import claims
+from danqing.engine.run.claims import AnyPart, Claims, read_share
+from danqing.engine.run.folder import Run
+from danqing.engine.run.lock import CLAIMS, lock_folder
+from danqing.engine.run.part import TaskPart
+from danqing.engine.run.settings import Settings
+from danqing.engine.write.output import WriteOptions
+from tests.conftest import started
+from tests.engine.score.test_run import samples, tree
+
+
+@dataclass(frozen=True)
+class Item:
+    number: int
+
+
+class Work:
+    """Shards that processes, here threads, do in a folder; `doing` are those of the present."""
+
+    def __init__(self, output: Path, count: int, seconds: float = 0.0) -> None:
+        self.output, self.seconds = output, seconds
+        self.items = [Item(number) for number in range(count)]
+        self.done, self.times, self.doing = set[Item](), Counter[Item](), set[Item]()
+        self.said: list[str] = []
+
+    def claims(self, part: AnyPart) -> Claims[Item]:
+        return Claims(self.output, "scores", part, self.unfinished, self.done.__contains__, self.said.append)
+
+    def unfinished(self) -> list[Item]:
+        return [item for item in self.items if item not in self.done]
+
+    def run(self, part: AnyPart | None = None) -> int:
+        """Does shards until all are done; returns how many it did. The last of a round is done when the round ends."""
+        part, own = part or AnyPart(), 0
+        with lock_folder(self.output, part):
+            for claimed in self.claims(part).rounds():
+                before: Item | None = None
+                for item in claimed:
+                    assert item not in self.doing
+                    self.doing.add(item)
+                    self._finish(before)
+                    before, own = item, own + 1
+                    time.sleep(self.seconds)
+                self._finish(before)
+        return own
+
+    def _finish(self, item: Item | None) -> None:
+        if item:
+            self.doing.remove(item)
+            self.done.add(item)
+            self.times[item] += 1
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "POLL_SECONDS", 0.01)
+
+
+def products(folder: Path) -> dict[str, bytes]:
+    texts = ("README.md", "shards/sizes.json", "funnel.json")
+    return tree(folder) | {name: (folder / name).read_bytes() for name in texts}
+
+
+def claim(output: Path, number: int, process: str) -> None:
+    write_json(output / CLAIMS / "scores" / f"{number:05d}.{process}", {})
+
+
+def test_values_of_part() -> None:
+    assert read_share("") is None and read_share("1/3") == TaskPart(1, 3)
+    assert isinstance(read_share("any"), AnyPart) and AnyPart() != AnyPart()
+    with pytest.raises(DanqingError, match="write I/N"):
+        read_share("all")
+
+
+def test_every_shard_is_done_once_by_whoever_is_free(tmp_path: Path) -> None:
+    work = Work(tmp_path, 60, seconds=0.002)
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(lambda _: work.run(), range(4)))
+    assert sum(counts) == 60 and set(work.times.values()) == {1} and min(counts) > 0
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]  # no claim is left
+
+
+def test_shards_of_killed_processes_are_claimed_by_others(tmp_path: Path) -> None:
+    work = Work(tmp_path, 4)
+    claim(tmp_path, 2, "host.with.dots-1-abc")
+    running = AnyPart()
+    with ExitStack() as stack:
+        stack.enter_context(lock_folder(tmp_path, running))
+        claim(tmp_path, 3, running.process)
+        thread = threading.Thread(target=work.run)
+        thread.start()
+        while not work.said:
+            time.sleep(0.01)
+        assert work.done == {*work.items[:3]} and work.said == ["waits for 1 shards that other processes have claimed"]
+    thread.join(60)  # `running` has ended without doing its shard
+    assert work.done == {*work.items} and len(work.said) == 1
+
+
+def test_a_shard_at_which_processes_are_killed_is_given_up(tmp_path: Path) -> None:
+    work = Work(tmp_path, 5)
+    for process in "abc":
+        claim(tmp_path, 1, process)
+    with pytest.raises(DanqingError, match="3 processes were killed at each of these shards: 00001; if"):
+        work.run()
+    assert work.done == {*work.items} - {work.items[1]}
+
+
+def test_a_process_that_fails_withdraws_its_claims(tmp_path: Path) -> None:
+    work, part = Work(tmp_path, 3), AnyPart()
+    with lock_folder(tmp_path, part):
+        rounds = work.claims(part).rounds()
+        next(next(rounds))
+        assert len([*(tmp_path / CLAIMS / "scores").iterdir()]) == 1
+        rounds.close()
+        assert not (tmp_path / CLAIMS).exists()
+
+
+def test_claims_need_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(DanqingError, match="no locks here, which --part any needs; give each process --part I/N"):
+        Work(tmp_path, 1).run()
+
+
+def test_processes_make_what_one_process_makes_if_one_is_killed(
+    make_shard: Any, plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = [str(make_shard(samples(10 * number, 6), f"{number:05d}.tar")) for number in range(4)]
+    curate(inputs, tmp_path / "one", plain_recipe, Settings(), WriteOptions(shard_size=4))
+    out = tmp_path / "out"
+    score = ["score", *inputs, "-o", str(out), "--recipe", str(tmp_path / "plain.yaml"), "--part", "any"]
+    with started([sys.executable, "-m", "danqing.engine.cli.main", *score]) as killed, ThreadPoolExecutor(1) as pool:
+        while not [*out.glob(f"{CLAIMS}/scores/0*")]:
+            assert killed.poll() is None
+            time.sleep(0.02)
+        killed.send_signal(signal.SIGSTOP)  # it holds its claims
+        other = pool.submit(main, score)
+        printed = ""
+        while "waits for" not in printed:
+            printed += capsys.readouterr().err
+            assert not other.done(), printed
+            time.sleep(0.1)
+        killed.kill()
+        assert other.result(120) == 0
+    assert main(score) == 0  # nothing is left to do
+    assert Run.open(out).manifest["counts"] == {"scored_shards": 4}
+    assert main(["decide", str(out)]) == 0
+    assert not list(out.glob(f"{LOCK}*")) and not (out / CLAIMS).exists()
+    write = ["write", str(out), "--shard-size", "4", "--part", "any"]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(main, [write, write])) == [0, 0]
+    assert products(tmp_path / "one") == products(out) and (out / "report.html").exists()
+    assert not (out / CLAIMS).exists()
+    assert main([*write, "--shuffle", "1"]) == 2 and main([*write, "--ray", "local"]) == 2
+    assert "--part any and --ray local: both divide the shards" in capsys.readouterr().err
