@@ -9,7 +9,8 @@ import numpy as np
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.text_column import TextColumn
-from danqing.engine.recipe.criteria import Interval, Threshold
+from danqing.engine.recipe.criteria import Threshold
+from danqing.engine.recipe.interval import Interval
 from danqing.kernels.text.urls import plain_web_urls
 
 USABLE = Threshold("usable", "usable", Interval(minimum=1), section="input", step="a URL and a caption")
