@@ -157,7 +157,7 @@ def report(
     storage: StorageOptions = StorageOptions(),
     out: QuietOptions = QuietOptions(),
 ) -> None:
-    """Make report.html and report.json anew; of two runs, comparison.html.
+    """Make report.html and report.json again, or comparison.html of two runs.
 
     One page without references to others: funnel, distributions, what other thresholds would keep, pictures, and what
     the pairs are. `write` and `topics` make it, too; this command makes it without writing shards.

@@ -87,7 +87,7 @@ def _prepare_streams() -> None:
     """Opens descriptors that the caller has closed (`>&-`), and lets every text be printed.
 
     Files that are opened later must not get the number of a standard stream. Characters that the encoding lacks, and
-    bytes of file names that are no text, are printed as `\\xhh` or `\\uhhhh`.
+    bytes of file names that are not text, are printed as `\\xhh` or `\\uhhhh`.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

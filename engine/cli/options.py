@@ -66,7 +66,7 @@ def number_from(minimum: float, maximum: float | None = None) -> Callable[[Any, 
 
 def _whole(kind: Any, tokens: Sequence[Any]) -> int:
     if not re.fullmatch("[+-]?[0-9]{1,18}", tokens[0].value):
-        raise ValueError(f"{tokens[0].value!r} is no whole number.")
+        raise ValueError(f"{tokens[0].value!r} is not a whole number.")
     return int(tokens[0].value)
 
 
@@ -120,7 +120,7 @@ def _size(kind: Any, tokens: Sequence[Any]) -> int:
     try:
         return read_size(tokens[0].value)
     except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is no size; write for example 4G or 900M.") from None
+        raise ValueError(f"{tokens[0].value!r} is not a size; write for example 4G or 900M.") from None
 
 
 Natural = Annotated[int, Parameter(converter=_whole, validator=whole_from(0))]
@@ -204,7 +204,7 @@ Ray = Annotated[
 ]
 Limit = Annotated[
     PositiveInt | None,
-    Parameter(metavar="N", help="Use only the first N rows of the input; shards behind them are not opened."),
+    Parameter(metavar="N", help="Use only the first N rows of the input; later shards are not opened."),
 ]
 ForceResume = Annotated[
     bool,

@@ -518,7 +518,7 @@ def _written_line(folder: Path, kept: int) -> str:
 
 @command(
     "danqing merge batch1 batch2 -o all",
-    "danqing merge batch1 batch2 batch3 -o all    only batch3 is compared anew",
+    "danqing merge batch1 batch2 batch3 -o all    only batch3 is compared",
     group=PHASES,
 )
 def merge(

@@ -67,7 +67,7 @@ class Column:
 
     @property
     def content(self) -> str:
-        """What a column that is no score holds, in words."""
+        """What a column that is not a score holds, in words."""
         if self.type is None:
             return "values that are not stored"
         return {"cosine": "vectors", "bits": "hashes"}.get(self.distance, "text")

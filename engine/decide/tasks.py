@@ -283,7 +283,7 @@ def _features(run: Run, tasks: TaskList, positions: np.ndarray, device: Device) 
     for shard in np.unique(np.searchsorted(np.cumsum(tasks.sizes), rows, "right")).tolist():
         if _shard(run, shard) != (tasks.sizes[shard], tasks.features[shard]):
             raise DanqingError(
-                f"{run.scores_path(shard)}: scored anew since the tasks were listed; list them again: {list_again(run)}"
+                f"{run.scores_path(shard)}: was scored again, so list the tasks again: {list_again(run)}"
             )
     return Features(device, *StoredColumns(run, tasks.sizes).features(rows))
 

@@ -198,7 +198,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     compared = before.get("references", {})
     for folder, state in now.get("references", {}).items():
         if folder in compared and compared[folder] != state:
-            lines.append(f"{folder} was scored or decided anew since the last decision; deciding again")
+            lines.append(f"{folder} was scored or decided again since the last decision; deciding again")
     return lines
 
 

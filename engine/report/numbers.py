@@ -179,8 +179,8 @@ def plan_distribution(
         if not is_flag(criterion.column):
             candidates = choose_candidates(values, bounds, integers)
     elif isinstance(criterion, (Redundancy, Exclusion)):
-        found = [_distances(sample, criterion.name) for sample in samples]
-        values = np.concatenate(found)
+        dropped = (sample.table.filter(pc.field("dropped_by") == criterion.name) for sample in samples)
+        values = np.concatenate([table["distance"].drop_null().to_numpy() for table in dropped])
         if not len(values):
             return None
         scale, edges = choose_scale(values, [0.0, criterion.within], are_integers(values) and criterion.within > 0)
@@ -189,12 +189,6 @@ def plan_distribution(
     counts = np.zeros((len(KINDS), len(edges) - 1), np.int64)
     exact = Count.of(candidates) if counts_exactly else None
     return Distribution(criterion, scale, edges, counts, candidates, exact, Count.of(candidates), Count.of(candidates))
-
-
-def _distances(sample: Sample, name: str) -> np.ndarray:
-    dropped = sample.table.filter(pc.equal(sample.table["dropped_by"], name))
-    distances: np.ndarray = dropped["distance"].drop_null().to_numpy()
-    return distances
 
 
 def choose_candidates(values: np.ndarray, bounds: Sequence[float], integers: bool) -> np.ndarray:

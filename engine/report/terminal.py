@@ -41,7 +41,7 @@ NARROW_COLUMNS = 120
 MAX_TABLE_COLUMNS = 1000
 """Maximum width of a table whose lines must not be broken."""
 LINE_SECONDS = 10.0
-"""Time between two lines of progress where stderr is no terminal."""
+"""Time between two lines of progress where stderr is not a terminal."""
 MAX_FLIPS = 20
 """Maximum number of changed verdicts listed by `print_difference`."""
 MAX_TOPICS = 25
@@ -163,7 +163,7 @@ class ProgressBar:
 
 
 class _StatusColumn(ProgressColumn):
-    """The text behind the bar."""
+    """The text after the bar."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()

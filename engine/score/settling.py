@@ -52,7 +52,8 @@ def unify(paths: list[Path], last_fixed: str | None = None) -> Counter[bytes]:
     fetch_all(paths)
     union, digests, engines = _Union(last_fixed), [], Counter[bytes]()
     for path in paths:
-        schema = _schema(path)
+        with reading(path, "run the same command again"):
+            schema = pq.read_schema(path)
         union.add(schema)
         digests.append(_digest(schema))
         engines[(schema.metadata or {}).get(ENGINES, b"{}")] += 1
@@ -177,19 +178,10 @@ def _columns(path: Path, names: set[str]) -> dict[str, pa.Array | None]:
     return {field.name: None if is_json_text(field) else table[field.name].combine_chunks() for field in found}
 
 
-def _schema(path: Path) -> pa.Schema:
-    with reading(path, "run the same command again"):
-        return pq.read_schema(path)
-
-
-def _read(path: Path) -> pa.Table:
-    with reading(path, "run the same command again"), pq.ParquetFile(path, pre_buffer=False) as file:
-        return file.read()
-
-
 def _rewrite(path: Path, wanted: pa.Schema) -> None:
     """Writes a shard's scores again in another schema, in place of the file or of the link to one."""
-    table = _read(path)
+    with reading(path, "run the same command again"), pq.ParquetFile(path, pre_buffer=False) as file:
+        table = file.read()
     columns = [_converted(table, field) for field in wanted]
     table = pa.Table.from_arrays(columns, schema=wanted.with_metadata(table.schema.metadata))
     with commit(path) as file:

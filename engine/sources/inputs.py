@@ -132,7 +132,7 @@ def files_in(
         folder: the folder.
         suffixes: ends of the names.
         follow_links: also list links to files outside the folder.
-        damage: receives the entries with such names that are no files, or are links to files outside the folder.
+        damage: receives the entries with such names that are not files, or are links to files outside the folder.
     """
     found = []
     for path in sorted(folder.iterdir()):

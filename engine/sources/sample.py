@@ -125,7 +125,7 @@ def from_members(
 ) -> Sample:
     """Makes a sample of files: the picture, its caption (.txt) and its metadata (.json).
 
-    A file that cannot be read or is too large makes the sample's `error`; the other parts are read nevertheless.
+    A file that cannot be read or is too large makes the sample's `error`; the other parts are still read.
 
     Args:
         key: the sample's key.

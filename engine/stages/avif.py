@@ -130,7 +130,7 @@ def _coded_size(item: bytes) -> Size | None:
 
 
 class _Bits:
-    """Reads numbers from the bits of a text, the highest bit first; zeros behind its end."""
+    """Reads numbers from the bits of a text, the highest bit first; zeros after its end."""
 
     def __init__(self, data: bytes) -> None:
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)

@@ -166,7 +166,7 @@ ORIENTING_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
 
 def has_late_orientation(data: bytes, at: int = 8) -> bool:
-    """Returns whether a chunk behind the pixels of a PNG file can hold the orientation.
+    """Returns whether a chunk after the pixels of a PNG file can hold the orientation.
 
     Args:
         data: the whole file.
