@@ -119,7 +119,7 @@ def find_files(
         raise DanqingError(f"{problem}; name shards, tables or folders of pictures")
     twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
     if twice:
-        raise DanqingError(f"{twice[0]}: given twice")
+        raise DanqingError(f"{twice[0]}: given twice; give each input once")
     return paths
 
 
