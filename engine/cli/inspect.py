@@ -134,7 +134,7 @@ def topics(
 
 
 TO_FOLDER = Parameter(converter=to_paths, n_tokens=1, validator=is_folder, metavar="DIR")
-"""How the name of a folder to write to is read."""
+"""Parameter of a folder to write to."""
 
 
 @command(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 HELP = Path(__file__).with_name("help.txt")
-"""What `danqing --help` prints, made by `danqing.engine.cli.reference`."""
+"""Text of `danqing --help`, made by `danqing.engine.cli.reference`."""
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 """Signals of schedulers and of a closed terminal; handled like Ctrl-C. As process 1 without a handler, a process would
 never receive them."""

@@ -1,4 +1,4 @@
-"""Options that several commands share: what they are called, what they accept, and what they become."""
+"""Options that several commands share: names, validation, and conversion."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ class StorageOptions:
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True)
 class ShardOptions:
-    """How the kept pairs are written."""
+    """Format of the written shards."""
 
     output_format: Annotated[
         str,
@@ -299,7 +299,7 @@ class ShardOptions:
 @Parameter(name="*", group=RECIPE)
 @dataclass(frozen=True)
 class RecipeOptions:
-    """Which recipe, and values of it that are overridden."""
+    """The recipe, and values of it that are overridden."""
 
     recipe: Annotated[
         str | None, Parameter(metavar="NAME|FILE", help=f"{', '.join(BUILTIN_RECIPES)}, or a YAML file.")
@@ -331,7 +331,7 @@ class RecipeOptions:
 @Parameter(name="*", group=LAYOUT)
 @dataclass(frozen=True)
 class LayoutOptions:
-    """Where the picture and the caption of a row are."""
+    """Location of picture and caption in a row."""
 
     image_key: Annotated[
         str | None,
@@ -354,7 +354,7 @@ class LayoutOptions:
 @Parameter(name="*", group=TEXT)
 @dataclass(frozen=True)
 class TextOptions:
-    """Lists that URLs and captions are judged by."""
+    """Lists for judging URLs and captions."""
 
     blocklist: Annotated[
         Path | None,
@@ -382,7 +382,7 @@ class TextOptions:
 @Parameter(name="*", group=PICTURES)
 @dataclass(frozen=True)
 class PictureOptions:
-    """How pictures and their models are run."""
+    """Processing of pictures."""
 
     score_everything: Annotated[bool, Parameter(help="No gates: all scores of all pairs.")] = False
     max_pixels: Annotated[
@@ -435,7 +435,7 @@ class VlmOptions:
 @Parameter(name="*", group=MACHINE)
 @dataclass(frozen=True)
 class MachineOptions:
-    """Which device computes, with how many host threads."""
+    """Device and number of host threads."""
 
     device: Annotated[str, Parameter(metavar="NAME", help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")] = (
         "auto"
@@ -451,7 +451,7 @@ class MachineOptions:
 
     @property
     def note(self) -> str:
-        """Line that says what `auto` has chosen, and why; empty if the device was named."""
+        """Line with the device that `auto` has chosen, and the reason; empty if the device was named."""
         if self.device != "auto":
             return ""
         if self.chosen != "cpu":
@@ -506,7 +506,7 @@ class SeveralOptions:
 
     @property
     def watcher(self) -> Watcher | None:
-        """What profiles the scoring, if anything."""
+        """Profiles the scoring; None without `--profile`."""
         from danqing.profiling.watch import profile_scoring
 
         return profile_scoring if self.profile else None
@@ -515,7 +515,7 @@ class SeveralOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class StageOptions:
-    """What scores may depend on beside input and recipe, and the machine that computes them."""
+    """Everything that scores can depend on besides input and recipe, and the machine."""
 
     text: TextOptions = TextOptions()
     pictures: PictureOptions = PictureOptions()

@@ -1,4 +1,4 @@
-"""What a command prints: progress and tables for people, or one JSON object for scripts."""
+"""Output of commands: progress and tables for people, or one JSON object for scripts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Json = Annotated[
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True)
 class QuietOptions:
-    """Whether a command shows progress and tables."""
+    """Options of commands that print tables."""
 
     quiet: Annotated[bool, Parameter(help="Print nothing but errors.")] = False
     log_format: Annotated[
@@ -52,7 +52,7 @@ class QuietOptions:
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True)
 class OutputOptions(QuietOptions):
-    """What a command prints."""
+    """Options of commands that print tables or JSON."""
 
     json: Json = False
 

@@ -113,7 +113,7 @@ def _any_of(names: Sequence[str]) -> str:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ColumnOptions:
-    """Which columns of a table hold URL and caption."""
+    """The columns of a table that hold URL and caption."""
 
     url_col: Annotated[
         str,
@@ -336,7 +336,7 @@ def _part_scored(run: Run, part: TaskPart, missing: int, strict: bool, out: Outp
 
 
 def _scored(run: Run, spans: Spans) -> dict[str, Any]:
-    """What SCORE did, as JSON."""
+    """Returns the result of SCORE as JSON."""
     from danqing.engine.core.damage import read_damage
 
     return {
@@ -506,7 +506,7 @@ def write(
 
 
 def _written(folder: Path, shards: ShardOptions) -> dict[str, Any]:
-    """What WRITE made, as JSON."""
+    """Returns the result of WRITE as JSON."""
     return {"output_format": shards.output_format, "shards": folder / "shards", "report": folder / "report.html"}
 
 

@@ -48,7 +48,7 @@ EMPTY_MATCH_TEXTS = ("", "a b中1", " a", "\n1\n", "-_.")
 """Texts in which a pattern must not match between characters, as `\\b` does."""
 
 ANSWERS = ("number", "yes-no")
-"""What a vision-language model can be asked for."""
+"""Kinds of answers of a vision-language model."""
 
 
 class FieldError(ValueError):
@@ -245,7 +245,7 @@ class OwnColumn(Threshold):
     @property
     @abstractmethod
     def counted(self) -> tuple[Any, ...]:
-        """What is computed. Criteria for which it is equal have equal scores."""
+        """The definition of the score. Criteria with equal definitions have equal scores."""
 
     @property
     def output(self) -> Column:
@@ -572,7 +572,7 @@ def _check_within(column: Column, within: float, max_bits: int) -> None:
 
 
 def _near_values(column: str, within: float) -> str:
-    """When values other than features are near, in words."""
+    """Describes when values other than features are near."""
     if not within:
         return f"equal {column}"
     jaccard = column in COLUMNS and COLUMNS[column].distance == "Jaccard"

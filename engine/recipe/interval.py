@@ -64,7 +64,7 @@ class Interval:
 
     @property
     def _comparisons(self) -> list[tuple[Callable[[Any, Any], Any], float]]:
-        """What each given bound demands of a score: `compare(score, bound)`."""
+        """The given bounds, each with its comparison: a score must satisfy `compare(score, bound)`."""
         bounds = ((compare, getattr(self, attribute)) for attribute, compare in COMPARISONS.items())
         return [(compare, bound) for compare, bound in bounds if bound is not None]
 

@@ -34,7 +34,7 @@ TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to compute and what to keep; immutable, and read back from `to_dict` without loss.
+    """The models and the ordered criteria; immutable, and read back from `to_dict` without loss.
 
     Attributes:
         name: the key `recipe`.

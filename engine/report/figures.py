@@ -166,7 +166,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Plot:
-    """What an axis system shows beside its data.
+    """Labels and size of a plot.
 
     Attributes:
         label: what the figure shows, read aloud instead of the picture.
@@ -355,7 +355,7 @@ def curves(plot: Plot, lines: Sequence[Line], across: Scale, up: Scale) -> Marku
 
 
 def border(edges: np.ndarray, key: str, bound: float) -> float:
-    """Where a threshold is drawn: between two integers if these have a bin each, else at its value.
+    """Returns the position of a threshold: between two integers if each has a bin, else its value.
 
     Args:
         edges: float64 (bins + 1,), the borders of the bins.

@@ -91,7 +91,7 @@ class Distribution:
     unknown: Count
 
     def what_if(self) -> dict[str, Any] | None:
-        """What the page needs to move the threshold; None if it cannot be moved."""
+        """Data for moving the threshold on the page; None if it cannot be moved."""
         if not len(self.candidates) or not isinstance(self.criterion, Threshold):
             return None
         bounds = self.criterion.interval.to_dict()
@@ -250,7 +250,7 @@ def collect(run: Run, recipe: Recipe, own: Sample, samples: Sequence[Sample], re
 
 
 class _Judged:
-    """Which criteria that judge rows alone each row of a shard fails, and which it has no score for."""
+    """The criteria that judge rows alone: those that each row of a shard fails, and those without a score."""
 
     def __init__(self, rows: Rows, criteria: Sequence[Criterion], first_compared: int) -> None:
         self.rows, self.criteria, self.first_compared = rows, criteria, first_compared

@@ -66,7 +66,7 @@ console = SafeConsole(width=None if sys.stdout.isatty() or "COLUMNS" in os.envir
 
 @dataclass
 class _Display:
-    """How progress is shown: not at all if `quiet`; `note` is printed before the first progress, once."""
+    """Display of progress: none if `quiet`; `note` is printed once, before the first progress."""
 
     quiet: bool = False
     note: str = ""

@@ -52,8 +52,7 @@ def unify(paths: list[Path], last_fixed: str | None = None) -> Counter[bytes]:
     fetch_all(paths)
     union, digests, engines = _Union(last_fixed), [], Counter[bytes]()
     for path in paths:
-        with reading(path, "run the same command again"):
-            schema = pq.read_schema(path)
+        schema = _schema(path)
         union.add(schema)
         digests.append(_digest(schema))
         engines[(schema.metadata or {}).get(ENGINES, b"{}")] += 1
@@ -176,6 +175,11 @@ def _columns(path: Path, names: set[str]) -> dict[str, pa.Array | None]:
         found = [field for field in file.schema_arrow if field.name in names]
         table = file.read(columns=[field.name for field in found if not is_json_text(field)])
     return {field.name: None if is_json_text(field) else table[field.name].combine_chunks() for field in found}
+
+
+def _schema(path: Path) -> pa.Schema:
+    with reading(path, "run the same command again"):
+        return pq.read_schema(path)
 
 
 def _rewrite(path: Path, wanted: pa.Schema) -> None:

@@ -1,4 +1,4 @@
-"""Which rows of a table can be used: those with the URL of a picture on the web, and a caption."""
+"""Usable rows of a table: those with a caption and the URL of a picture on the web."""
 
 from __future__ import annotations
 

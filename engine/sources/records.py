@@ -27,7 +27,7 @@ MAX_LINE = 16 << 20
 BLOCK_CHARACTERS = 1 << 18
 """Characters of CSV that are parsed at once, as long as no record of them is damaged."""
 CUT_OFF = (OSError, EOFError, zlib.error)
-"""What a truncated .gz file raises."""
+"""Exceptions of a truncated .gz file."""
 DETECTED_BYTES = 1 << 20
 """The encoding of a table is detected from this many bytes, from the first one above 127 on."""
 

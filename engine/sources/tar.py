@@ -46,7 +46,7 @@ takes a third of a microsecond more."""
 
 @dataclass
 class Index:
-    """What a tar holds.
+    """The members of a tar.
 
     Attributes:
         members: the regular files, in order. A link has the content of the member that it names.

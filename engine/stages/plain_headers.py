@@ -19,7 +19,7 @@ Table = bytes | tuple[int, ...]
 
 
 class Facts(NamedTuple):
-    """What a picture's header says.
+    """Fields of a picture's header.
 
     Attributes:
         format: Pillow's name of the format; None if the header could not be read.
