@@ -136,9 +136,9 @@ Neighbours = Annotated[
     Parameter(
         group=MACHINE,
         metavar="NAME",
-        help="How near-duplicates are searched: tiles, faiss, lists (for a recall below 1), an installed package's "
-        "index, or auto: tiles; for a recall below 1 faiss on a GPU if it is installed, else lists. Exact ones give "
-        "equal verdicts.",
+        help="Index for near-duplicates: tiles, faiss, lists (for a recall below 1), an installed package's index, or "
+        "auto: tiles; for a recall below 1, faiss on a GPU if it is installed, else lists. Exact indexes give equal "
+        "verdicts.",
     ),
 ]
 
@@ -177,11 +177,9 @@ Encoding = Annotated[
 ]
 FollowLinks = Annotated[
     bool,
-    Parameter(group=LAYOUT, help="Also read files outside the input's folder that a table or a symbolic link names."),
+    Parameter(group=LAYOUT, help="Also read files outside the input's folder that a table or symbolic link names."),
 ]
-Strict = Annotated[
-    bool, Parameter(group=LAYOUT, help="Exit with status 3 if anything of the input was damaged (OUT/damaged.json).")
-]
+Strict = Annotated[bool, Parameter(group=LAYOUT, help="Exit with status 3 if any input is damaged (OUT/damaged.json).")]
 Part = Annotated[
     str,
     Parameter(
@@ -211,7 +209,7 @@ ForceResume = Annotated[
     Parameter(
         name="--force",
         group=OUTPUT,
-        help="Resume although a version changed that can change scores; OUT then names both versions.",
+        help="Resume even if a version changed that can change scores; OUT then records both versions.",
     ),
 ]
 ForceModels = Annotated[
@@ -219,7 +217,7 @@ ForceModels = Annotated[
     Parameter(
         name="--force",
         group=OUTPUT,
-        help="Decide although the recipe names other models than those that scored the run.",
+        help="Decide even if the recipe names other models than those that scored the run.",
     ),
 ]
 
@@ -246,7 +244,7 @@ class StorageOptions:
     """
 
     endpoint: Annotated[
-        str, Parameter(metavar="URL", help=f"Address of an S3-compatible store, as MinIO (default: ${ENDPOINT}).")
+        str, Parameter(metavar="URL", help=f"Address of an S3-compatible store, such as MinIO (default: ${ENDPOINT}).")
     ] = ""
     cache: CacheFolder = None
 
@@ -279,7 +277,7 @@ class ShardOptions:
             "an installed package.",
         ),
     ] = "webdataset"
-    shard_size: Annotated[PositiveInt, Parameter(metavar="N", help="Pairs of a written shard.")] = 10_000
+    shard_size: Annotated[PositiveInt, Parameter(metavar="N", help="Pairs per written shard.")] = 10_000
     shuffle: Annotated[
         int | None,
         Parameter(
@@ -359,7 +357,7 @@ class TextOptions:
     blocklist: Annotated[
         Path | None,
         Parameter(
-            converter=to_paths, n_tokens=1, metavar="FILE", help="Blocked domains, one a line; subdomains are included."
+            converter=to_paths, n_tokens=1, metavar="FILE", help="Blocked domains, one per line, including subdomains."
         ),
     ] = None
     user_dict: Annotated[
@@ -368,7 +366,7 @@ class TextOptions:
             converter=to_paths,
             n_tokens=1,
             metavar="FILE",
-            help="Words that jieba does not know, one a line, with frequency and tag if known; repeatable.",
+            help="Words that jieba does not know, one per line, with frequency and tag if known; repeatable.",
         ),
     ] = ()
 
@@ -384,7 +382,7 @@ class TextOptions:
 class PictureOptions:
     """Processing of pictures."""
 
-    score_everything: Annotated[bool, Parameter(help="No gates: all scores of all pairs.")] = False
+    score_everything: Annotated[bool, Parameter(help="Compute all scores of all pairs, without gates.")] = False
     max_pixels: Annotated[
         PositiveInt | None, Parameter(metavar="N", help="Refuse larger pictures (default: Pillow's limit).")
     ] = None
@@ -401,9 +399,7 @@ class PictureOptions:
             help="Stop if an engine in use does not open; by default the previous engine runs, or the model itself."
         ),
     ] = False
-    memory_limit: Annotated[
-        Size | None, Parameter(help="Limit of the host memory that scoring uses, as 4G or 900M.")
-    ] = None
+    memory_limit: Annotated[Size | None, Parameter(help="Limit of host memory for scoring, such as 4G or 900M.")] = None
 
 
 VlmModel = Annotated[
@@ -480,7 +476,7 @@ class SeveralOptions:
         Parameter(
             group=SEVERAL,
             metavar="N",
-            help="Processes on each GPU, each with its own models, if one process is too slow for it.",
+            help="Processes per GPU, each with its own models, if one process does not keep the GPU busy.",
         ),
     ] = 1
     ray: Ray = ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from danqing.engine.core.spans import Spans
 
 Json = Annotated[
-    bool, Parameter(name="--json", group=OUTPUT, help="Print one JSON object to stdout in place of tables.")
+    bool, Parameter(name="--json", group=OUTPUT, help="Print one JSON object to stdout instead of tables.")
 ]
 
 
@@ -32,7 +32,7 @@ class QuietOptions:
     quiet: Annotated[bool, Parameter(help="Print nothing but errors.")] = False
     log_format: Annotated[
         Literal["text", "json"],
-        Parameter(help="json: log to stderr, a JSON object a line (a line a shard), in place of progress."),
+        Parameter(help="json: log JSON lines to stderr, one per shard, instead of progress."),
     ] = "text"
 
     @contextmanager
