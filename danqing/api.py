@@ -103,7 +103,7 @@ class ScoringOptions(TypedDict, total=False):
         caption_key: names of the caption part: member extensions, fields of the .json, or columns.
         encoding: encoding of captions and tables; by default detected for each.
         follow_links: also read files outside the input's folder that a table or a link names.
-        blocklist: file of blocked domains, one a line; subdomains are blocked, too.
+        blocklist: file of blocked domains, one per line, including subdomains.
         user_dict: files of words that jieba does not know, one `word [frequency] [tag]` a line.
         score_everything: no gates; every score of every pair, so that thresholds can be loosened later.
         max_pixels: refuse images with more pixels; default: Pillow's limit.

@@ -9,9 +9,8 @@ from itertools import chain, islice
 
 import numpy as np
 
-from danqing.engine.core.batch import Batch, pack
+from danqing.engine.core.batch import pack
 from danqing.engine.core.device import Device
-from danqing.engine.core.memory import Memory
 from danqing.engine.recipe.plan import Plan
 from danqing.engine.score.loop import apply_stage, batches_of, pack_weight
 from danqing.engine.sources import Layout, Shard, open_shard
@@ -38,7 +37,8 @@ def measure_limits(shards: Iterable[Shard], layout: Layout, plan: Plan, context:
         context: what the stages need to open.
     """
     found: dict[str, float] = {}
-    batch = _first(shards, layout, context.memory)
+    firsts = (batches_of(shard, islice(open_shard(shard, layout), MAX_PAIRS), context.memory) for shard in shards)
+    batch = next(chain.from_iterable(firsts), None)
     for step in plan.steps:
         stage = step.stage(context)
         if batch is None:
@@ -53,11 +53,6 @@ def measure_limits(shards: Iterable[Shard], layout: Layout, plan: Plan, context:
                 found[stage.name] = _rate(alone, context.device)
             batch.drop(step.spent)
     return Limits(found, _copy_bandwidth(context.device))
-
-
-def _first(shards: Iterable[Shard], layout: Layout, memory: Memory) -> Batch | None:
-    firsts = (batches_of(shard, islice(open_shard(shard, layout), MAX_PAIRS), memory) for shard in shards)
-    return next(chain.from_iterable(firsts), None)
 
 
 def _rate(function: Callable[[], int], device: Device) -> float:

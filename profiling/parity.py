@@ -176,7 +176,7 @@ def _probabilities(answers: np.ndarray) -> np.ndarray:
 
 
 class Recorded(Protocol):
-    """What a model answered.
+    """Answers of a model.
 
     Attributes:
         keys: uint64 (rows,), hash of each row's inputs, in the order of processing.

@@ -14,7 +14,7 @@ from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from danqing.engine.score.loop import score
-from danqing.engine.sources import find_shards, first_rows
+from danqing.engine.sources import check_parts, find_shards, first_rows
 from danqing.engine.stages.patterns import stages_for
 from danqing.profiling.limits import measure_limits
 from danqing.profiling.profile import Profile
@@ -42,6 +42,7 @@ def profile(
         DanqingError: an input or a model cannot be read, or the device cannot be opened.
     """
     shards = first_rows(find_shards(inputs, settings.layout), settings.limit, settings.layout)
+    check_parts(shards, settings.layout)
     plan = make_plan(recipe, stages_for(recipe), SHARD_COLUMNS)
     size, gated = sum(shard.bytes for shard in shards), not settings.score_everything
     with TemporaryDirectory() as scratch, open_device(settings.device, settings.threads) as device:

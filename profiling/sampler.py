@@ -15,7 +15,7 @@ from danqing.engine.core.nvml import GpuReading
 INTERVAL_SECONDS = 0.1
 """Initial time between two readings."""
 MAX_READINGS = 10_000
-"""When there are more, every second reading is dropped and the interval doubled."""
+"""Maximum number of readings; at more, every second one is dropped and the interval is doubled."""
 
 
 class Reading(NamedTuple):

@@ -199,8 +199,8 @@ def _read(text: str, where: str, file: Path | None) -> Card:
         raise DanqingError(f"{where}: task {card.task!r}; {did_you_mean(str(card.task), TASKS)}")
     if sum(map(bool, (card.build, card.export, card.onnx, card.lexicon))) != 1:
         raise DanqingError(f"{where}: give exactly one of 'build', 'export', 'onnx' and 'lexicon'")
-    if card.onnx and not card.sha256:
-        raise DanqingError(f"{where}: 'onnx' needs the file's 'sha256' beside it")
+    if card.onnx and not (card.sha256 and isinstance(card.sha256, str)):
+        raise DanqingError(f"{where}: 'onnx' needs the file's 'sha256', 64 hex digits (sha256sum FILE)")
     if not isinstance(card.weights, Mapping):
         raise DanqingError(f"{where}: 'weights' is a mapping of files to their SHA-256")
     return card
@@ -209,10 +209,13 @@ def _read(text: str, where: str, file: Path | None) -> Card:
 def _build(kind: type[Any], content: Any, where: str) -> Any:
     if not isinstance(content, dict):
         raise DanqingError(f"{where}: must be a mapping")
-    known = list(inspect.signature(kind).parameters)
+    parameters = inspect.signature(kind).parameters
     for key in content:
-        if key not in known:
-            raise DanqingError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), known)}")
+        if key not in parameters:
+            raise DanqingError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), parameters)}")
+    missing = [name for name, field in parameters.items() if field.default is field.empty and name not in content]
+    if missing:
+        raise DanqingError(f"{where}: {' and '.join(map(repr, missing))} must be given")
     try:
         return kind(**content)
     except TypeError as problem:

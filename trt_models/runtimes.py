@@ -27,7 +27,7 @@ Samples = Sequence[dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Job:
-    """What to compile.
+    """A request to compile an engine.
 
     Attributes:
         card: the model.

@@ -24,7 +24,7 @@ def _distances(kind: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
     try:
         return tuple(float(word) for token in tokens for word in token.value.split(","))
     except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is no list of numbers; write for example 0.05,0.1,0.2.") from None
+        raise ValueError(f"{tokens[0].value!r} is not a list of numbers; write for example 0.05,0.1,0.2.") from None
 
 
 @command(*EXAMPLES, group=RUNS, parent=calibrate)

@@ -60,7 +60,7 @@ class ToleranceOptions:
         Parameter(metavar="X", validator=number_from(0), help="Largest relative difference of a measured number."),
     ] = 1e-4
     cosine: Annotated[
-        float, Parameter(metavar="X", validator=number_from(-1, 1), help="Least cosine of a pair's features.")
+        float, Parameter(metavar="X", validator=number_from(-1, 1), help="Smallest cosine of a pair's features.")
     ] = 0.999
     flips: Annotated[
         float,
@@ -110,7 +110,7 @@ def topics(
         Parameter(
             metavar="N",
             validator=whole_from(2),
-            help="Captions that make a topic (default: sample / 1000, at least 10).",
+            help="Minimum number of captions in a topic (default: sample / 1000, at least 10).",
         ),
     ] = None,
     machine: MachineOptions = MachineOptions(),
@@ -134,7 +134,7 @@ def topics(
 
 
 TO_FOLDER = Parameter(converter=to_paths, n_tokens=1, validator=is_folder, metavar="DIR")
-"""How the name of a folder to write to is read."""
+"""Parameter of a folder to write to."""
 
 
 @command(
@@ -157,10 +157,10 @@ def report(
     storage: StorageOptions = StorageOptions(),
     out: QuietOptions = QuietOptions(),
 ) -> None:
-    """Make report.html and report.json anew; of two runs, comparison.html.
+    """Make report.html and report.json again, or comparison.html of two runs.
 
-    One page without references to others: funnel, distributions, what other thresholds would keep, pictures, and what
-    the pairs are. `write` and `topics` make it, too; this command makes it without writing shards.
+    A self-contained page: funnel, distributions, the effect of other thresholds, pictures, and properties of the pairs.
+    `write` and `topics` also make it; this command writes no shards.
     """
     from danqing.engine.report.html import write_report
     from danqing.engine.run.folder import Run
@@ -192,7 +192,7 @@ def profile(
 ) -> None:
     """Measure where the time of scoring goes.
 
-    Scores the pairs twice, stages in turn and all at once, and keeps no scores. Writes profile.json, profile.html and
+    Scores the pairs twice, sequentially and pipelined, and discards the scores. Writes profile.json, profile.html and
     trace.json (for ui.perfetto.dev).
     """
     from danqing.profiling.profiler import profile

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 HELP = Path(__file__).with_name("help.txt")
-"""What `danqing --help` prints, made by `danqing.engine.cli.reference`."""
+"""Text of `danqing --help`, made by `danqing.engine.cli.reference`."""
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 """Signals of schedulers and of a closed terminal; handled like Ctrl-C. As process 1 without a handler, a process would
 never receive them."""
@@ -87,7 +87,7 @@ def _prepare_streams() -> None:
     """Opens descriptors that the caller has closed (`>&-`), and lets every text be printed.
 
     Files that are opened later must not get the number of a standard stream. Characters that the encoding lacks, and
-    bytes of file names that are no text, are printed as `\\xhh` or `\\uhhhh`.
+    bytes of file names that are not text, are printed as `\\xhh` or `\\uhhhh`.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

@@ -1,4 +1,4 @@
-"""Options that several commands share: what they are called, what they accept, and what they become."""
+"""Options that several commands share: names, validation, and conversion."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def number_from(minimum: float, maximum: float | None = None) -> Callable[[Any, 
 
 def _whole(kind: Any, tokens: Sequence[Any]) -> int:
     if not re.fullmatch("[+-]?[0-9]{1,18}", tokens[0].value):
-        raise ValueError(f"{tokens[0].value!r} is no whole number.")
+        raise ValueError(f"{tokens[0].value!r} is not a whole number.")
     return int(tokens[0].value)
 
 
@@ -126,7 +126,7 @@ def _size(kind: Any, tokens: Sequence[Any]) -> int:
     try:
         return read_size(tokens[0].value)
     except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is no size; write for example 4G or 900M.") from None
+        raise ValueError(f"{tokens[0].value!r} is not a size; write for example 4G or 900M.") from None
 
 
 Natural = Annotated[int, Parameter(converter=_whole, validator=whole_from(0))]
@@ -142,9 +142,9 @@ Neighbours = Annotated[
     Parameter(
         group=MACHINE,
         metavar="NAME",
-        help="How near-duplicates are searched: tiles, faiss, lists (for a recall below 1), an installed package's "
-        "index, or auto: tiles; for a recall below 1 faiss on a GPU if it is installed, else lists. Exact ones give "
-        "equal verdicts.",
+        help="Index for near-duplicates: tiles, faiss, lists (for a recall below 1), an installed package's index, or "
+        "auto: tiles; for a recall below 1, faiss on a GPU if it is installed, else lists. Exact indexes give equal "
+        "verdicts.",
     ),
 ]
 
@@ -183,11 +183,9 @@ Encoding = Annotated[
 ]
 FollowLinks = Annotated[
     bool,
-    Parameter(group=LAYOUT, help="Also read files outside the input's folder that a table or a symbolic link names."),
+    Parameter(group=LAYOUT, help="Also read files outside the input's folder that a table or symbolic link names."),
 ]
-Strict = Annotated[
-    bool, Parameter(group=LAYOUT, help="Exit with status 3 if anything of the input was damaged (OUT/damaged.json).")
-]
+Strict = Annotated[bool, Parameter(group=LAYOUT, help="Exit with status 3 if any input is damaged (OUT/damaged.json).")]
 Part = Annotated[
     str,
     Parameter(
@@ -223,14 +221,14 @@ Ray = Annotated[
 ]
 Limit = Annotated[
     PositiveInt | None,
-    Parameter(metavar="N", help="Use only the first N rows of the input; shards behind them are not opened."),
+    Parameter(metavar="N", help="Use only the first N rows of the input; later shards are not opened."),
 ]
 ForceResume = Annotated[
     bool,
     Parameter(
         name="--force",
         group=OUTPUT,
-        help="Resume although a version changed that can change scores; OUT then names both versions.",
+        help="Resume even if a version changed that can change scores; OUT then records both versions.",
     ),
 ]
 ForceModels = Annotated[
@@ -238,7 +236,7 @@ ForceModels = Annotated[
     Parameter(
         name="--force",
         group=OUTPUT,
-        help="Decide although the recipe names other models than those that scored the run.",
+        help="Decide even if the recipe names other models than those that scored the run.",
     ),
 ]
 
@@ -265,7 +263,7 @@ class StorageOptions:
     """
 
     endpoint: Annotated[
-        str, Parameter(metavar="URL", help=f"Address of an S3-compatible store, as MinIO (default: ${ENDPOINT}).")
+        str, Parameter(metavar="URL", help=f"Address of an S3-compatible store, such as MinIO (default: ${ENDPOINT}).")
     ] = ""
     cache: CacheFolder = None
 
@@ -288,7 +286,7 @@ class StorageOptions:
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True)
 class ShardOptions:
-    """How the kept pairs are written."""
+    """Format of the written shards."""
 
     output_format: Annotated[
         str,
@@ -298,7 +296,7 @@ class ShardOptions:
             "an installed package.",
         ),
     ] = "webdataset"
-    shard_size: Annotated[PositiveInt, Parameter(metavar="N", help="Pairs of a written shard.")] = 10_000
+    shard_size: Annotated[PositiveInt, Parameter(metavar="N", help="Pairs per written shard.")] = 10_000
     shuffle: Annotated[
         int | None,
         Parameter(
@@ -318,7 +316,7 @@ class ShardOptions:
 @Parameter(name="*", group=RECIPE)
 @dataclass(frozen=True)
 class RecipeOptions:
-    """Which recipe, and values of it that are overridden."""
+    """The recipe, and values of it that are overridden."""
 
     recipe: Annotated[
         str | None, Parameter(metavar="NAME|FILE", help=f"{', '.join(BUILTIN_RECIPES)}, or a YAML file.")
@@ -350,7 +348,7 @@ class RecipeOptions:
 @Parameter(name="*", group=LAYOUT)
 @dataclass(frozen=True)
 class LayoutOptions:
-    """Where the picture and the caption of a row are."""
+    """Location of picture and caption in a row."""
 
     image_key: Annotated[
         str | None,
@@ -373,12 +371,12 @@ class LayoutOptions:
 @Parameter(name="*", group=TEXT)
 @dataclass(frozen=True)
 class TextOptions:
-    """Lists that URLs and captions are judged by."""
+    """Lists for judging URLs and captions."""
 
     blocklist: Annotated[
         Path | None,
         Parameter(
-            converter=to_paths, n_tokens=1, metavar="FILE", help="Blocked domains, one a line; subdomains are included."
+            converter=to_paths, n_tokens=1, metavar="FILE", help="Blocked domains, one per line, including subdomains."
         ),
     ] = None
     user_dict: Annotated[
@@ -387,7 +385,7 @@ class TextOptions:
             converter=to_paths,
             n_tokens=1,
             metavar="FILE",
-            help="Words that jieba does not know, one a line, with frequency and tag if known; repeatable.",
+            help="Words that jieba does not know, one per line, with frequency and tag if known; repeatable.",
         ),
     ] = ()
 
@@ -401,9 +399,9 @@ class TextOptions:
 @Parameter(name="*", group=PICTURES)
 @dataclass(frozen=True)
 class PictureOptions:
-    """How pictures and their models are run."""
+    """Processing of pictures."""
 
-    score_everything: Annotated[bool, Parameter(help="No gates: all scores of all pairs.")] = False
+    score_everything: Annotated[bool, Parameter(help="Compute all scores of all pairs, without gates.")] = False
     max_pixels: Annotated[
         PositiveInt | None, Parameter(metavar="N", help="Refuse larger pictures (default: Pillow's limit).")
     ] = None
@@ -420,9 +418,7 @@ class PictureOptions:
             help="Stop if an engine in use does not open; by default the previous engine runs, or the model itself."
         ),
     ] = False
-    memory_limit: Annotated[
-        Size | None, Parameter(help="Limit of the host memory that scoring uses, as 4G or 900M.")
-    ] = None
+    memory_limit: Annotated[Size | None, Parameter(help="Limit of host memory for scoring, such as 4G or 900M.")] = None
 
 
 VlmModel = Annotated[
@@ -454,7 +450,7 @@ class VlmOptions:
 @Parameter(name="*", group=MACHINE)
 @dataclass(frozen=True)
 class MachineOptions:
-    """Which device computes, with how many host threads."""
+    """Device and number of host threads."""
 
     device: Annotated[str, Parameter(metavar="NAME", help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")] = (
         "auto"
@@ -470,7 +466,7 @@ class MachineOptions:
 
     @property
     def note(self) -> str:
-        """Line that says what `auto` has chosen, and why; empty if the device was named."""
+        """Line with the device that `auto` has chosen, and the reason; empty if the device was named."""
         if self.device != "auto":
             return ""
         if self.chosen != "cpu":
@@ -499,7 +495,7 @@ class SeveralOptions:
         Parameter(
             group=SEVERAL,
             metavar="N",
-            help="Processes on each GPU, each with its own models, if one process is too slow for it.",
+            help="Processes per GPU, each with its own models, if one process does not keep the GPU busy.",
         ),
     ] = 1
     ray: Ray = ""
@@ -525,7 +521,7 @@ class SeveralOptions:
 
     @property
     def watcher(self) -> Watcher | None:
-        """What profiles the scoring, if anything."""
+        """Profiles the scoring; None without `--profile`."""
         from danqing.profiling.watch import profile_scoring
 
         return profile_scoring if self.profile else None
@@ -534,7 +530,7 @@ class SeveralOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class StageOptions:
-    """What scores may depend on beside input and recipe, and the machine that computes them."""
+    """Everything that scores can depend on besides input and recipe, and the machine."""
 
     text: TextOptions = TextOptions()
     pictures: PictureOptions = PictureOptions()

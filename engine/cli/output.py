@@ -1,4 +1,4 @@
-"""What a command prints: progress and tables for people, or one JSON object for scripts."""
+"""Output of commands: progress and tables for people, or one JSON object for scripts."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from danqing.engine.core.spans import Spans
 
 Json = Annotated[
-    bool, Parameter(name="--json", group=OUTPUT, help="Print one JSON object to stdout in place of tables.")
+    bool, Parameter(name="--json", group=OUTPUT, help="Print one JSON object to stdout instead of tables.")
 ]
 
 
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True)
 class QuietOptions:
-    """Whether a command shows progress and tables."""
+    """Options of commands that print tables."""
 
     quiet: Annotated[bool, Parameter(help="Print nothing but errors.")] = False
     log_format: Annotated[
         Literal["text", "json"],
-        Parameter(help="json: log to stderr, a JSON object a line (a line a shard), in place of progress."),
+        Parameter(help="json: log JSON lines to stderr, one per shard, instead of progress."),
     ] = "text"
 
     @contextmanager
@@ -52,7 +52,7 @@ class QuietOptions:
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True)
 class OutputOptions(QuietOptions):
-    """What a command prints."""
+    """Options of commands that print tables or JSON."""
 
     json: Json = False
 

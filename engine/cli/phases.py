@@ -81,7 +81,7 @@ class ReferenceOptions:
         Parameter(
             metavar="DISTANCE",
             validator=number_from(0, 2),
-            help="Cosine distance that is too near to evaluation data (default: the recipe's for near-duplicates).",
+            help="Drop pairs within this cosine distance of evaluation data (default: the recipe's for redundancy).",
         ),
     ] = None
 
@@ -95,14 +95,14 @@ class TaskOptions:
         PositiveInt | None,
         Parameter(
             metavar="N",
-            help="Decide nothing: list at least N tasks for the first search that is not done. Any machine can do any "
-            "of them, twice and in any order; `decide` unites what they found. With --ray: decide, with at least N "
-            "tasks a search.",
+            help="List at least N tasks for the first search that is not done, and decide nothing. Any machine can do "
+            "any task, in any order; `decide` then unites the results. With --ray: decide, with at least N tasks per "
+            "search.",
         ),
     ] = None
     neighbour_task: Annotated[
         Natural | None,
-        Parameter(metavar="I", help="Decide nothing: do task I of the list, from 0."),
+        Parameter(metavar="I", help="Do task I of the list, from 0, and decide nothing."),
     ] = None
 
 
@@ -113,7 +113,7 @@ def _any_of(names: Sequence[str]) -> str:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ColumnOptions:
-    """Which columns of a table hold URL and caption."""
+    """The columns of a table that hold URL and caption."""
 
     url_col: Annotated[
         str,
@@ -160,7 +160,7 @@ def select(
 ) -> int:
     """Drop rows of URL tables before anything is downloaded.
 
-    Applies the recipe's criteria that need no picture, a part at a time. An interrupted selection is continued.
+    Applies the recipe's criteria that need no picture. Continues an interrupted selection.
     """
     from danqing.engine.core.damage import read_damage, summary
     from danqing.engine.report.notes import funnel_notes
@@ -183,18 +183,9 @@ def select(
     damage = read_damage(chosen.folder)
     status = 3 if strict and damage else 0
     other = {} if columns.encoding else encodings(file.path for file in find_tables(tables, columns.follow_links))
-    images = str(chosen.folder / "images")
-    curate_command = [
-        "danqing",
-        "curate",
-        images,
-        "-o",
-        "curated",
-        *recipe.arguments,
-        *text.arguments,
-        *storage.arguments,
-    ]
-    next_commands = [storage.environment + chosen.download_command(), shlex.join(curate_command)]
+    curate = ["danqing", "curate", str(chosen.folder / "images"), "-o", "curated"]
+    curate += [*recipe.arguments, *text.arguments, *storage.arguments]
+    next_commands = [storage.environment + chosen.download_command(), shlex.join(curate)]
     result = {
         "folder": chosen.folder,
         "urls": chosen.urls,
@@ -249,9 +240,9 @@ def curate(
     storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
-    """Score, decide and write, in a row.
+    """Score, decide and write in one command.
 
-    An interrupted run is continued where it stopped; a finished one is left as it is.
+    Continues an interrupted run; leaves a finished one unchanged.
     """
     from danqing.engine.phases import curate
     from danqing.engine.report.notes import run_notes
@@ -337,7 +328,7 @@ def _part_scored(run: Run, part: Share, missing: int, strict: bool, out: OutputO
 
 
 def _scored(run: Run, spans: Spans) -> dict[str, Any]:
-    """What SCORE did, as JSON."""
+    """Returns the result of SCORE as JSON."""
     from danqing.engine.core.damage import read_damage
 
     return {
@@ -427,7 +418,9 @@ def decide(
         with out.progress(machine.note):
             given = chosen if recipe.arguments else None
             listed = run_neighbour_task(opened, tasks.neighbour_task, given, **where)
-        _print_task(run, tasks.neighbour_task, listed, out)
+        count = len(listed.pairs)
+        if not out.finish({"folder": run, "task": tasks.neighbour_task, "tasks": count}):
+            print(f"task {tasks.neighbour_task} of {count} of {listed.criterion} is done")
         return
     if tasks.neighbour_tasks is not None and not ray:
         with out.progress(machine.note):
@@ -449,11 +442,6 @@ def decide(
     print_funnel(funnel)
     print(f"Next: {shlex.join(['danqing', 'write', str(run), *storage.arguments])}")
     out.print_notes(notes)
-
-
-def _print_task(run: Path, number: int, tasks: TaskList, out: OutputOptions) -> None:
-    if not out.finish({"folder": run, "task": number, "tasks": len(tasks.pairs)}):
-        print(f"task {number} of {len(tasks.pairs)} of {tasks.criterion} is done")
 
 
 def _print_tasks(run: Path, tasks: TaskList | None, recipe: list[str], storage: list[str], out: OutputOptions) -> None:
@@ -486,8 +474,8 @@ def write(
 ) -> None:
     """Copy the kept pairs into new shards.
 
-    Writes the original picture bytes, clean captions, kept_uids.npy, README.md (a dataset card) and report.html. What
-    is there for the present verdicts is left alone.
+    Writes the original picture bytes, clean captions, kept_uids.npy, README.md (a dataset card) and report.html.
+    Shards that match the present verdicts are left unchanged.
     """
     from danqing.engine.phases import write_run
     from danqing.engine.run.claims import read_share
@@ -507,7 +495,7 @@ def write(
 
 
 def _written(folder: Path, shards: ShardOptions) -> dict[str, Any]:
-    """What WRITE made, as JSON."""
+    """Returns the result of WRITE as JSON."""
     return {"output_format": shards.output_format, "shards": folder / "shards", "report": folder / "report.html"}
 
 
@@ -519,7 +507,7 @@ def _written_line(folder: Path, kept: int) -> str:
 
 @command(
     "danqing merge batch1 batch2 -o all",
-    "danqing merge batch1 batch2 batch3 -o all    only batch3 is compared anew",
+    "danqing merge batch1 batch2 batch3 -o all    only batch3 is compared",
     group=PHASES,
 )
 def merge(
@@ -534,10 +522,10 @@ def merge(
     storage: StorageOptions = StorageOptions(),
     out: OutputOptions = OutputOptions(),
 ) -> int:
-    """Make one run of several, without near-duplicates between them.
+    """Merge runs into one, without near-duplicates between them.
 
-    Redundancy among the rows that survived in each run, then writing. A run that is added later is compared with the
-    others; those are not compared with each other again.
+    Applies the redundancy criterion to the rows that each run kept, then writes. A run that is added later is compared
+    with the others, which are not compared with each other again.
     """
     from danqing.engine.core.damage import read_damage, summary
     from danqing.engine.phases import merge_runs, write_run
@@ -577,7 +565,7 @@ def demo(
 ) -> None:
     """Curate a small crawl with known defects, and count what was caught.
 
-    Real photographs with true captions, and planted defects for all criteria but the picture classifier's.
+    Real photographs with true captions, and planted defects for every criterion except unsafe_image.
     """
     from danqing.engine.demo import run_demo
     from danqing.engine.report.terminal import display

@@ -24,7 +24,7 @@ INTRODUCTION = """\
 # The command line
 
 Exit status: 0 done; 1 `diff` found a difference, or parity failed in `models verify`; 2 bad input, or an output that
-cannot be written or is read back otherwise than it was written, with one line on stderr that begins with `danqing:`;
+cannot be written or does not read back as written, with one line on stderr that begins with `danqing:`;
 3 `--strict` and damaged input; 130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP (the same command continues); 141 the
 reader of stdout has closed it.
 

@@ -95,10 +95,6 @@ def _integers(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[bits]
 
 
-def _floats(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    return max(a, b, key=_bits)
-
-
 def _bits(kind: pa.DataType) -> int:
     return int(kind.bit_width)
 
@@ -119,16 +115,12 @@ def _times(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     return pa.time32(unit) if unit in ("s", "ms") else pa.time64(unit)
 
 
-def _durations(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    return pa.duration(_unit(a, b))
-
-
 _JOINS = (
     (pa.types.is_integer, _integers),
-    (pa.types.is_floating, _floats),
+    (pa.types.is_floating, lambda a, b: max(a, b, key=_bits)),
     (pa.types.is_timestamp, _timestamps),
     (pa.types.is_time, _times),
-    (pa.types.is_duration, _durations),
+    (pa.types.is_duration, lambda a, b: pa.duration(_unit(a, b))),
 )
 
 

@@ -46,7 +46,7 @@ def uid_of(value: Any) -> str | None:
     """Converts an input's uid, 32 hex digits with or without the dashes of RFC 4122, to the engine's form.
 
     Returns:
-        32 hex digits, or None if the value is no such number.
+        32 hex digits, or None if the value is not such a number.
 
     >>> uid_of("F81D4FAE-7DEC-11D0-A765-00A0C91E6BF6")
     'f81d4fae7dec11d0a76500a0c91e6bf6'
@@ -264,7 +264,7 @@ def join(a: pa.DataType | None, b: pa.DataType | None) -> pa.DataType | None:
 
 
 def _members(names: Collection[str]) -> list[str]:
-    return sorted(names) if len(names) <= MAX_MEMBERS and all(map(_is_utf8, names)) else []
+    return sorted(names) if len(names) <= MAX_MEMBERS and not any(map(SURROGATES.search, names)) else []
 
 
 def _list(item: pa.DataType | None) -> pa.DataType | None:
@@ -291,7 +291,3 @@ def _storable(value: Any) -> Any:
 
 def _escaped(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _is_utf8(text: str) -> bool:
-    return not SURROGATES.search(text)

@@ -67,7 +67,7 @@ class Column:
 
     @property
     def content(self) -> str:
-        """What a column that is no score holds, in words."""
+        """What a column that is not a score holds, in words."""
         if self.type is None:
             return "values that are not stored"
         return {"cosine": "vectors", "bits": "hashes"}.get(self.distance, "text")
@@ -91,11 +91,7 @@ READ = (
     Column("url", pa.string(), "URL of the picture, if the input has one", array="TextColumn"),
     Column("caption", pa.string(), "the caption as read", array="TextColumn"),
     Column(ENCODED, None, "the encoded picture", array="list of bytes"),
-    Column(
-        "image_hash",
-        pa.string(),
-        "xxh128 of the encoded picture, 32 hex digits; WRITE copies no other bytes",
-    ),
+    Column("image_hash", pa.string(), "xxh128 of the encoded picture, 32 hex digits; WRITE copies no other bytes"),
     Column("image_bytes", pa.int64(), "size of the encoded picture; 0 if it was not downloaded", COUNT, "bytes"),
     Column("text_bytes", None, "memory of caption and metadata", COUNT, "bytes", array="int64 (rows,)"),
     Column("metadata", None, "the input's other fields, stored as columns of their own", array="list of dict"),

@@ -28,10 +28,11 @@ class Registry(Mapping[str, Part]):
     Args:
         group: the group of entry points, `danqing.stages`.
         builtin: name → `module:attribute` of the engine's own parts.
+        option: the command line's option that names a part, for messages.
     """
 
-    def __init__(self, group: str, builtin: Mapping[str, str]) -> None:
-        self.group = group
+    def __init__(self, group: str, builtin: Mapping[str, str], option: str = "") -> None:
+        self.group, self.option = group, option
         self._builtin = builtin
         self._entries: dict[str, EntryPoint] | None = None
         self._parts: dict[str, Part] = {}
@@ -56,7 +57,7 @@ class Registry(Mapping[str, Part]):
             DanqingError: no part has this name, or it cannot be imported; names the package and the entry point.
         """
         if name not in self:
-            raise DanqingError(f"{self.group}: no {name!r} is installed; {did_you_mean(name, self)}")
+            raise DanqingError(f"{self.option or self.group}: no {name!r} is installed; {did_you_mean(name, self)}")
         return self[name]
 
     def __getitem__(self, name: str) -> Part:

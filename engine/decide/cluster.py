@@ -48,7 +48,7 @@ class NeighbourSearcher(Worker):
 
 @dataclass(frozen=True)
 class RaySearch:
-    """How a Ray cluster searches.
+    """Settings of a search on a Ray cluster.
 
     Attributes:
         address: of the cluster, see `connected`.

@@ -114,7 +114,7 @@ class StoredColumns:
         return blocks, out
 
     def _cuts(self, rows: np.ndarray) -> np.ndarray:
-        """Where the rows of each shard begin among some rows, and their number."""
+        """The start of each shard among some rows, and the number of rows."""
         return np.searchsorted(rows, self._begins.astype(rows.dtype))  # another type would copy the rows
 
     def _parts(self, name: str, rows: np.ndarray) -> Iterator[tuple[slice, pa.ChunkedArray]]:

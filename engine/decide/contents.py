@@ -1,4 +1,4 @@
-"""What lies in a run's folder: hashes of its files, by which a run that was scored or decided anew is noticed.
+"""Hashes of the files in a run's folder, which show that a run was scored or decided again.
 
 The scores of a shard name the hash of its features (`engine.score.ledger`), so they stand for both.
 """
@@ -48,7 +48,7 @@ def is_complete(run: Run) -> bool:
 
 
 def merged_state(run: Run) -> dict[str, str]:
-    """What a merged run depends on: the run's folder and the hashes of its scores and verdicts."""
+    """The inputs of a merged run: a run's folder and the hashes of its scores and verdicts."""
     return {"folder": str(run.folder.resolve()), "scores": scores_hash(run), "verdicts": verdicts_hash(run)}
 
 
@@ -67,7 +67,7 @@ def check_current(run: Run) -> None:
         other = Run.open(path_of(part["folder"]))
         if "decided" not in other.manifest or part != merged_state(other):
             raise DanqingError(
-                f"{other.folder} was scored or decided anew since {run.folder} was merged from it; run "
+                f"{other.folder} was scored or decided again since {run.folder} was merged from it; run "
                 f"`{run.decide_command}`"
             )
     if run.manifest["decided"].get("scores") != scores_hash(run):

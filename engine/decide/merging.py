@@ -1,4 +1,4 @@
-"""MERGE: joins several decided runs and applies the redundancy criterion once more, to the rows that each run kept.
+"""MERGE: joins several decided runs and applies the redundancy criterion to the rows that each run kept.
 
 Criteria that compare captions are applied before it.
 
@@ -101,7 +101,7 @@ def _say_changes(before: Sequence[Mapping[str, str]], merged: Sequence[Mapping[s
     there = {part["folder"]: part for part in before}
     for part in merged:
         if there.get(part["folder"], part) != part:
-            progress.say(f"{part['folder']} was scored or decided anew since it was merged; comparing all rows again")
+            progress.say(f"{part['folder']} was scored or decided again since it was merged; comparing all rows again")
 
 
 def _reach_last(runs: Sequence[Run], recipe: Recipe, scores: Scores) -> tuple[Verdicts, np.ndarray]:
@@ -232,7 +232,7 @@ def _verdicts_of(runs: Sequence[Run], recipe: Recipe, rows: int, last: int) -> V
 
     Args:
         rows: of all runs.
-        last: position of the criterion that is applied anew; what it found is left out.
+        last: position of the criterion that is applied again; what it found is left out.
     """
     verdicts, kind, start, parts = Verdicts.none(rows), position_type(rows), 0, []
     positions = {criterion.name: position for position, criterion in enumerate(recipe.criteria)} | {None: -1}

@@ -1,4 +1,4 @@
-"""Whether the models that a recipe names are those that scored a run."""
+"""Checks that the models that a recipe names are those that scored a run."""
 
 from __future__ import annotations
 

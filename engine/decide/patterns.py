@@ -1,4 +1,4 @@
-"""Whether the patterns that a recipe counts, and the questions that it asks, are those that a run was scored with."""
+"""Checks that a recipe's patterns and questions are those that a run was scored with."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def with_references(
         within: the cosine distance to `excluded`.
 
     Raises:
-        DanqingError: `within` is no cosine distance.
+        DanqingError: `within` is not a cosine distance.
     """
     sought = recipe.near_duplicates
     default = sought[0].within if sought else DEFAULT_DISTANCE

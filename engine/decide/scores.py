@@ -33,7 +33,7 @@ from danqing.engine.run.tables import SCORE_AGAIN, reading, verdicts_table
 
 @dataclass
 class Scores:
-    """What DECIDE reads, of all shards of a run one after the other.
+    """Columns that DECIDE reads, of all shards of a run one after the other.
 
     Attributes:
         error: boolean (rows,), whether the row has an error.
@@ -229,7 +229,7 @@ class Scores:
 
 
 class Judgement:
-    """Which rows a criterion could judge and which of them passed, eight rows a byte.
+    """The rows that a criterion could judge and those that passed, as bit masks.
 
     Args:
         rows: their number.

@@ -106,7 +106,7 @@ class TaskList:
 
     @cached_property
     def digest(self) -> str:
-        """Of what is compared, in the names of forests, so that no list takes another's for its own."""
+        """Hash of what is compared, part of the names of forests, so that lists do not share forests."""
         return xxhash.xxh3_64_hexdigest(json.dumps(asdict(self) | {"recipe_hash": ""}).encode())
 
     def rows_path(self, run: Run) -> Path:
@@ -188,7 +188,7 @@ class TaskSearches:
         return unite(self.run, found, device)
 
     def _problems(self, found: TaskList, criterion: Redundancy, rows: np.ndarray) -> list[str]:
-        """How a list differs from what is to be decided."""
+        """The differences between a list and the present decision."""
         problems = []
         if found.within != criterion.within:
             problems.append(f"within {found.within:g} there, {criterion.within:g} here")
@@ -283,7 +283,7 @@ def _features(run: Run, tasks: TaskList, positions: np.ndarray, device: Device) 
     for shard in np.unique(np.searchsorted(np.cumsum(tasks.sizes), rows, "right")).tolist():
         if _shard(run, shard) != (tasks.sizes[shard], tasks.features[shard]):
             raise DanqingError(
-                f"{run.scores_path(shard)}: scored anew since the tasks were listed; list them again: {list_again(run)}"
+                f"{run.scores_path(shard)}: was scored again, so list the tasks again: {list_again(run)}"
             )
     return Features(device, *StoredColumns(run, tasks.sizes).features(rows))
 

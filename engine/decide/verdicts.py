@@ -43,7 +43,7 @@ SAVED = "saved.parquet"
 
 @dataclass
 class Verdicts:
-    """What was decided about each row.
+    """The decision about each row.
 
     Attributes:
         dropped_by: int16 (rows,), position of the criterion, -1 for kept rows.
@@ -181,7 +181,7 @@ def _decision(run: Run, recipe: Recipe, force: bool) -> tuple[Recipe, dict[str, 
 
 
 def decision_of(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """What verdicts depend on: the recipe and the scores."""
+    """The inputs of the verdicts: recipe and scores."""
     return {
         "recipe": recipe.to_dict(),
         "recipe_hash": recipe.hash,
@@ -198,7 +198,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     compared = before.get("references", {})
     for folder, state in now.get("references", {}).items():
         if folder in compared and compared[folder] != state:
-            lines.append(f"{folder} was scored or decided anew since the last decision; deciding again")
+            lines.append(f"{folder} was scored or decided again since the last decision; deciding again")
     return lines
 
 
@@ -303,7 +303,7 @@ class Decided:
 
 
 def _within(rows: np.ndarray, start: int, count: int) -> slice:
-    """Where `count` rows from `start` on are among ascending rows."""
+    """The slice of ascending rows that holds the `count` rows from `start` on."""
     borders = np.array([start, start + count], rows.dtype)  # of another type, `rows` would be copied
     return slice(*np.searchsorted(rows, borders).tolist())
 

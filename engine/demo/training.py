@@ -35,7 +35,7 @@ READABLE = ("words", "decodable")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the models of both kinds of pairs do, over all seeds.
+    """Results of the models of both kinds of pairs, over all seeds.
 
     Attributes:
         pairs: number of pairs that each model was trained on.

@@ -6,10 +6,9 @@ which DECIDE calls. To add a kind, write the class and add it to `KINDS`.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -18,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from danqing.engine.core.carried import RESERVED
-from danqing.engine.core.columns import COLUMNS, FEATURES, FLAG, Column, Range
+from danqing.engine.core.columns import COLUMNS, FEATURES, FLAG, Column
 from danqing.engine.core.device import Device
 from danqing.engine.core.errors import did_you_mean
 from danqing.engine.core.progress import Progress
+from danqing.engine.recipe.interval import BOUNDS, Interval
 from danqing.engine.recipe.outcome import Outcome, positions_of
 
 MAX_BITS = 8
@@ -48,10 +48,7 @@ EMPTY_MATCH_TEXTS = ("", "a b中1", " a", "\n1\n", "-_.")
 """Texts in which a pattern must not match between characters, as `\\b` does."""
 
 ANSWERS = ("number", "yes-no")
-"""What a vision-language model can be asked for."""
-
-BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
-"""Key of a recipe → attribute of `Interval`."""
+"""Kinds of answers of a vision-language model."""
 
 
 class FieldError(ValueError):
@@ -84,100 +81,6 @@ class Scores(Protocol):
     ) -> Outcome:
         """Drops the rows that are near a row of another run."""
         ...
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The interval that a score must lie in. `minimum` and `maximum` include the bound, `above` and `below` do not.
-
-    >>> Interval(minimum=5, maximum=60).around("words")
-    '5 ≤ words ≤ 60'
-    """
-
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def __post_init__(self) -> None:
-        if not all(map(math.isfinite, self.bounds)):
-            raise ValueError("a bound must be a finite number; leave it out if there is none")
-        if self.minimum is not None and self.above is not None:
-            raise ValueError("give either 'min' (included) or 'above' (excluded), not both")
-        if self.maximum is not None and self.below is not None:
-            raise ValueError("give either 'max' (included) or 'below' (excluded), not both")
-        if not self.bounds:
-            raise ValueError("give at least one of 'min', 'max', 'above', 'below'")
-        low = self.above if self.minimum is None else self.minimum
-        high = self.below if self.maximum is None else self.maximum
-        if self.excludes((low, high)):
-            raise ValueError(f"no value lies in {self}")
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Interval:
-        """Makes the interval of a recipe's line; keys other than `BOUNDS` are ignored."""
-        return cls(**{BOUNDS[key]: value for key, value in values.items() if key in BOUNDS})
-
-    def to_dict(self) -> dict[str, float]:
-        """The inverse of `read`: the bounds that are given."""
-        bounds = {key: getattr(self, attribute) for key, attribute in BOUNDS.items()}
-        return {key: bound for key, bound in bounds.items() if bound is not None}
-
-    @property
-    def bounds(self) -> list[float]:
-        """The bounds that are given."""
-        return [bound for bound in astuple(self) if bound is not None]
-
-    def holds(self, scores: Any) -> Any:
-        """Boolean array of the scores' shape: whether each lies in the interval. NaN (no score) never does."""
-        inside = scores == scores
-        if self.minimum is not None:
-            inside &= scores >= self.minimum
-        if self.maximum is not None:
-            inside &= scores <= self.maximum
-        if self.above is not None:
-            inside &= scores > self.above
-        if self.below is not None:
-            inside &= scores < self.below
-        return inside
-
-    def excludes(self, values: Range) -> bool:
-        """Whether no value of a range lies in the interval."""
-        low, high = _ends(values)
-        return (
-            (self.minimum is not None and self.minimum > high)
-            or (self.maximum is not None and self.maximum < low)
-            or (self.above is not None and self.above >= high)
-            or (self.below is not None and self.below <= low)
-        )
-
-    def includes(self, values: Range) -> bool:
-        """Whether every value of a range lies in the interval."""
-        low, high = _ends(values)
-        return (
-            (self.minimum is None or self.minimum <= low)
-            and (self.maximum is None or self.maximum >= high)
-            and (self.above is None or self.above < low)
-            and (self.below is None or self.below > high)
-        )
-
-    def around(self, name: str) -> str:
-        """The interval as mathematics: `5 ≤ words ≤ 60`, `shortest_edge > 100`."""
-        low = None if self.minimum is None else (self.minimum, "≤", "≥")
-        low = (self.above, "<", ">") if self.above is not None else low
-        high = None if self.maximum is None else (self.maximum, "≤")
-        high = (self.below, "<") if self.below is not None else high
-        if low and high:
-            return f"{low[0]:.4g} {low[1]} {name} {high[1]} {high[0]:.4g}"
-        return f"{name} {low[2]} {low[0]:.4g}" if low else f"{name} {high[1]} {high[0]:.4g}" if high else name
-
-    def __str__(self) -> str:
-        return self.around("score")
-
-
-def _ends(values: Range) -> tuple[float, float]:
-    low, high = values
-    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 @dataclass(frozen=True)
@@ -323,11 +226,50 @@ class Threshold(RowCriterion):
         return self.interval.holds(columns[self.column])
 
 
-@dataclass(frozen=True)
-class Pattern(Threshold):
-    """A threshold of the number of matches of regular expressions in a text.
+class OwnColumn(Threshold):
+    """A threshold of a column that SCORE computes for this criterion and that has its name.
 
-    The column has the criterion's name. It is computed by SCORE, so that DECIDE can change the bounds, and only them.
+    DECIDE can change the bounds, and only them.
+    """
+
+    @staticmethod
+    @abstractmethod
+    def column_named(name: str) -> Column:
+        """The column of a criterion of this kind."""
+
+    @property
+    @abstractmethod
+    def matches(self) -> str:
+        """The column in words."""
+
+    @property
+    @abstractmethod
+    def counted(self) -> tuple[Any, ...]:
+        """The definition of the score. Criteria with equal definitions have equal scores."""
+
+    @property
+    def output(self) -> Column:
+        """The column of the scores."""
+        return self.column_named(self.name)
+
+    @property
+    def narrowed(self) -> Column:
+        """The column with the range that this criterion's scores have."""
+        return self.output
+
+    @property
+    def rule(self) -> str:
+        return f"{super().rule}: {self.matches}"
+
+    def check(self, columns: Mapping[str, Column]) -> None:
+        if self.name in RESERVED | SELECT_COLUMNS or columns.get(self.name, self.output) != self.output:
+            raise ValueError(f"{self.name!r} is a column of another kind; give the criterion another name")
+        super().check({self.name: self.narrowed})
+
+
+@dataclass(frozen=True)
+class Pattern(OwnColumn):
+    """A threshold of the number of matches of regular expressions in a text.
 
     Attributes:
         patterns: in RE2's syntax; the matches of several are added. Matches of one pattern do not overlap.
@@ -355,41 +297,27 @@ class Pattern(Threshold):
         pattern = self.patterns[0] if len(self.patterns) == 1 else [*self.patterns]
         return {"pattern": pattern, "in": self.source} | self.interval.to_dict()
 
-    @property
-    def rule(self) -> str:
-        return f"{super().rule}: {self.matches}"
+    @staticmethod
+    def column_named(name: str) -> Column:
+        return Column(name, pa.int32(), "matches of the recipe's pattern", (0, None), "matches")
 
     @property
     def matches(self) -> str:
-        """The column in words."""
         patterns = " | ".join(self.patterns)
         shown = patterns if len(patterns) <= MAX_PATTERN else f"{patterns[: MAX_PATTERN - 1]}…"
         return f"matches of {shown} in {self.source}"
 
     @property
-    def output(self) -> Column:
-        """The column of the numbers of matches."""
-        return matches_column(self.name)
-
-    @property
     def counted(self) -> tuple[tuple[str, ...], str]:
-        """The patterns and the column of the text. Criteria for which these are equal have equal scores."""
         return self.patterns, self.source
 
     def check(self, columns: Mapping[str, Column]) -> None:
-        if self.name in RESERVED | SELECT_COLUMNS or columns.get(self.name, self.output) != self.output:
-            raise ValueError(f"{self.name!r} is a column of another kind; give the criterion another name")
         if self.source not in TEXTS:
             raise FieldError("in", f"'in' is a column of text; {did_you_mean(self.source, TEXTS)}")
         for pattern in self.patterns:
             if problem := _pattern_problem(pattern):
                 raise FieldError("pattern", problem)
-        super().check({self.name: self.output})
-
-
-def matches_column(name: str) -> Column:
-    """The column of a criterion that counts matches."""
-    return Column(name, pa.int32(), "matches of the recipe's pattern", (0, None), "matches")
+        super().check(columns)
 
 
 def _pattern_problem(pattern: str) -> str:
@@ -404,11 +332,10 @@ def _pattern_problem(pattern: str) -> str:
 
 
 @dataclass(frozen=True)
-class Judgment(Threshold):
+class Judgment(OwnColumn):
     """A threshold of what a vision-language model answers to a question about the picture.
 
-    The column has the criterion's name: the number, or 1 for yes and 0 for no. SCORE asks (`engine.stages.vlm`), so
-    that DECIDE can change the bounds, and only them.
+    The score is the number, or 1 for yes and 0 for no. `engine.stages.vlm` asks.
 
     Attributes:
         prompt: the question.
@@ -435,37 +362,23 @@ class Judgment(Threshold):
     def to_dict(self) -> dict[str, Any]:
         return {"vlm": {"prompt": self.prompt, "answer": self.answer}} | self.interval.to_dict()
 
-    @property
-    def rule(self) -> str:
-        return f"{super().rule}: {self.matches}"
+    @staticmethod
+    def column_named(name: str) -> Column:
+        meaning = "answer of a vision-language model to the recipe's prompt: a number, or 1 for yes"
+        return Column(name, pa.float32(), meaning)
 
     @property
     def matches(self) -> str:
-        """The column in words."""
         shown = self.prompt if len(self.prompt) <= MAX_PATTERN else f"{self.prompt[: MAX_PATTERN - 1]}…"
         return f"answer ({self.answer}) to {shown!r}"
 
     @property
-    def output(self) -> Column:
-        """The column of the answers."""
-        return judged_column(self.name)
-
-    @property
     def counted(self) -> tuple[str, str]:
-        """The question. Criteria for which it is equal have equal scores."""
         return self.prompt, self.answer
 
-    def check(self, columns: Mapping[str, Column]) -> None:
-        if self.name in RESERVED | SELECT_COLUMNS or columns.get(self.name, self.output) != self.output:
-            raise ValueError(f"{self.name!r} is a column of another kind; give the criterion another name")
-        super().check({self.name: replace(self.output, range=FLAG) if self.answer == ANSWERS[1] else self.output})
-
-
-def judged_column(name: str) -> Column:
-    """The column of a criterion that asks a vision-language model."""
-    return Column(
-        name, pa.float32(), "answer of a vision-language model to the recipe's prompt: a number, or 1 for yes"
-    )
+    @property
+    def narrowed(self) -> Column:
+        return replace(self.output, range=FLAG) if self.answer == ANSWERS[1] else self.output
 
 
 @dataclass(frozen=True)
@@ -659,7 +572,7 @@ def _check_within(column: Column, within: float, max_bits: int) -> None:
 
 
 def _near_values(column: str, within: float) -> str:
-    """When values other than features are near, in words."""
+    """Describes when values other than features are near."""
     if not within:
         return f"equal {column}"
     jaccard = column in COLUMNS and COLUMNS[column].distance == "Jaccard"

@@ -1,4 +1,4 @@
-"""What a criterion decides, in the same form for every kind of criterion."""
+"""The decision of a criterion, in the same form for every kind of criterion."""
 
 from __future__ import annotations
 

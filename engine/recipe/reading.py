@@ -23,10 +23,9 @@ from danqing.engine.recipe.criteria import (
     Criterion,
     FieldError,
     Judgment,
+    OwnColumn,
     Pattern,
     Redundancy,
-    judged_column,
-    matches_column,
 )
 
 DEFAULT_RECIPE = "embedded"
@@ -35,7 +34,7 @@ TOP_KEYS = ("recipe", "description", "models", "also", "criteria")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to compute and what to keep; immutable, and read back from `to_dict` without loss.
+    """The models and the ordered criteria; immutable, and read back from `to_dict` without loss.
 
     Attributes:
         name: the key `recipe`.
@@ -73,7 +72,7 @@ class Recipe:
         return tuple(criterion for criterion in self.criteria if isinstance(criterion, Judgment))
 
     @property
-    def with_own_columns(self) -> tuple[Pattern | Judgment, ...]:
+    def with_own_columns(self) -> tuple[OwnColumn, ...]:
         """The criteria that SCORE computes a column for, which has their name: patterns and questions."""
         return (*self.patterns, *self.judgments)
 
@@ -160,10 +159,7 @@ def load_recipe(
             f"no recipe {str(name_or_path)!r}: {did_you_mean(str(name_or_path), builtin_names())}; "
             "or give the path of a .yaml file"
         )
-    tree = _compose(text, where)
-    for setting in settings:
-        _apply(tree, setting)
-    return _read(tree, where, columns, set(roles))
+    return _read(text, where, settings, columns, set(roles))
 
 
 def recipe_from_dict(
@@ -186,10 +182,8 @@ def recipe_from_dict(
     Raises:
         DanqingError: as `load_recipe`.
     """
-    tree = _compose(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), where)
-    for setting in settings:
-        _apply(tree, setting)
-    return _read(tree, where, columns, set(roles))
+    text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+    return _read(text, where, settings, columns, set(roles))
 
 
 def _compose(text: str, where: str) -> yaml.Node:
@@ -295,7 +289,12 @@ def _refuse_unknown(keys: Mapping[str, tuple[yaml.Node, yaml.Node]], known: Iter
             raise DanqingError(f"{_place(key, where)}: unknown key {name!r} in {of}; {did_you_mean(name, known)}")
 
 
-def _read(tree: yaml.Node, where: str, columns: Mapping[str, Column] | None, known_roles: set[str]) -> Recipe:
+def _read(
+    text: str, where: str, settings: Iterable[str], columns: Mapping[str, Column] | None, known_roles: set[str]
+) -> Recipe:
+    tree = _compose(text, where)
+    for setting in settings:
+        _apply(tree, setting)
     top = _mapping(tree, where, "a recipe")
     _refuse_unknown(top, TOP_KEYS, where, "the recipe")
     for needed in ("recipe", "criteria"):
@@ -312,8 +311,8 @@ def _read(tree: yaml.Node, where: str, columns: Mapping[str, Column] | None, kno
         raise DanqingError(f"{_place(top['criteria'][1], where)}: a recipe needs at least one criterion")
     if columns is not None:  # other criteria can name the columns of patterns and of answers
         made = {
-            name: column(name)
-            for kind, column in ((Pattern, matches_column), (Judgment, judged_column))
+            name: kind.column_named(name)
+            for kind in (Pattern, Judgment)
             for name, (_, node) in listed.items()
             if kind.marker in _fields(name, node, where)
         }

@@ -44,7 +44,7 @@ ROLE = "image_embedding"
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one criterion joins.
+    """Copies and pairs that one criterion joins.
 
     Attributes:
         criterion: its name in the run's recipe; empty if the recipe has none that compares features.

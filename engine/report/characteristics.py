@@ -1,4 +1,4 @@
-"""What the pairs of a run are: sizes, formats, sources, languages and words, of all rows and of the kept ones."""
+"""Properties of a run's pairs: sizes, formats, sources, languages and words, of all rows and of the kept ones."""
 
 from __future__ import annotations
 

@@ -60,13 +60,14 @@ def _item(views: Sequence[View], criterion: Criterion) -> CriterionItem:
         tiles = [(title, view.tiles.tiles(places, criterion)) for title, places in shown.items()]
         galleries.append((view.name, tiles))
     single = distributions[0] if len(views) == 1 else None
+    drawings = [_distribution(found, len(views) == 1) if found else None for found in distributions]
     return CriterionItem(
         name,
         f"criterion-{slug(name)}",
         criterion.step or name,
         " · ".join(dict.fromkeys(rules)) or criterion.rule,
         ". ".join(counts),
-        _criterion_figure(name, distributions) if any(distributions) else None,
+        Figure(f"criterion-{slug(name)}", name, drawings) if any(drawings) else None,
         single.what_if() if single else None,
         _explanation(criterion, views[0]) if len(views) == 1 else "",
         galleries,
@@ -87,11 +88,6 @@ def _explanation(criterion: Criterion, view: View) -> str:
         f"{counted(sizes.total(), 'group')}, the largest with {max(sizes):,} pairs. "
         f"To use another threshold: danqing decide --set {criterion.name}.within=…"
     )
-
-
-def _criterion_figure(name: str, distributions: Sequence[Distribution | None]) -> Figure:
-    drawings = [_distribution(found, len(distributions) == 1) if found else None for found in distributions]
-    return Figure(f"criterion-{slug(name)}", name, drawings)
 
 
 def _distribution(found: Distribution, movable: bool) -> Markup:

@@ -201,6 +201,6 @@ def _first_difference(ours: list[str], theirs: list[str]) -> str:
 
 
 def _network_columns(runs: Iterable[Run]) -> set[str]:
-    """Lists the columns that depend on a neural network in one of the runs; a word list is no network."""
+    """Lists the columns that depend on a neural network in one of the runs; a word list is not a network."""
     networks = {role for run in runs for role, model in run.manifest["models"].items() if "onnx" in model}
     return {column for role in networks for column in columns_of_role(role)}

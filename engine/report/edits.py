@@ -17,10 +17,6 @@ QUALITY = 90
 MARK, MARK_OPACITY, WATERMARK_DEGREES = "© sample", 128, 30
 
 
-def _recompress(picture: Image.Image) -> Image.Image:
-    return picture
-
-
 def _scale_half(picture: Image.Image) -> Image.Image | None:
     size = picture.width // 2, picture.height // 2
     return picture.resize(size, Image.Resampling.LANCZOS) if min(size) else None
@@ -38,14 +34,6 @@ def _crop(picture: Image.Image, share: float) -> Image.Image | None:
     x, y = (round(side * share / 2) for side in picture.size)
     box = (x, y, picture.width - x, picture.height - y)
     return picture.crop(box) if (x or y) and box[0] < box[2] and box[1] < box[3] else None
-
-
-def _add_border(picture: Image.Image) -> Image.Image:
-    return ImageOps.expand(picture, max(round(min(picture.size) * 0.05), 1), "white")
-
-
-def _brighten(picture: Image.Image) -> Image.Image:
-    return ImageEnhance.Brightness(picture).enhance(1.2)
 
 
 def _add_mark(picture: Image.Image) -> Image.Image:
@@ -75,12 +63,8 @@ def _with_mark(picture: Image.Image, mark: Image.Image, place: tuple[int, int]) 
     return copy
 
 
-def _grey(picture: Image.Image) -> Image.Image:
-    return picture.convert("L")
-
-
 EDITS: Mapping[str, tuple[Edit, int]] = {
-    **{f"JPEG quality {quality}": (_recompress, quality) for quality in (95, 70, 50, 30)},
+    **{f"JPEG quality {quality}": (lambda picture: picture, quality) for quality in (95, 70, 50, 30)},
     "half size": (_scale_half, QUALITY),
     **{f"longer edge {pixels} px": (partial(_scale_to, pixels=pixels), QUALITY) for pixels in (320, 200)},
     **{
@@ -88,11 +72,11 @@ EDITS: Mapping[str, tuple[Edit, int]] = {
         for percent in (5, 10, 20)
     },
     "mirrored": (ImageOps.mirror, QUALITY),
-    "border of 5 %": (_add_border, QUALITY),
+    "border of 5 %": (lambda p: ImageOps.expand(p, max(round(min(p.size) * 0.05), 1), "white"), QUALITY),
     "small mark in a corner": (_add_mark, QUALITY),
     "large watermark across": (_add_watermark, QUALITY),
-    "20 % brighter": (_brighten, QUALITY),
-    "grey": (_grey, QUALITY),
+    "20 % brighter": (lambda picture: ImageEnhance.Brightness(picture).enhance(1.2), QUALITY),
+    "grey": (lambda picture: picture.convert("L"), QUALITY),
 }
 """Kind of copy → the edit, and the JPEG quality that the copy is saved with."""
 

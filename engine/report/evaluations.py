@@ -35,7 +35,9 @@ def print_evaluations(found: Sequence[Evaluation], compared: Comparison) -> None
     outside = reference is not None and all(evaluation is not reference for evaluation in found)
     columns: list[tuple[Evaluation, Differences | None]] = [(reference, None)] if reference and outside else []
     columns += zip(found, compared.differences, strict=True)
-    papers = _paper_models(found)
+    papers = list(
+        dict.fromkeys(name for row in found[0].rows if (paper := known(row.dataset)) for name in paper.figures)
+    )
     caption = "percent; [ ]: 95 % of paired bootstrap samples" if reference else "percent"
     table = Table(box=box.SIMPLE_HEAD, caption=caption)
     table.add_column("data set", overflow="fold")
@@ -61,11 +63,6 @@ def print_evaluations(found: Sequence[Evaluation], compared: Comparison) -> None
     console.print(table)
     for line in average_lines(found):
         console.print(line, markup=False)
-
-
-def _paper_models(found: Sequence[Evaluation]) -> list[str]:
-    entries = [known(row.dataset) for row in found[0].rows]
-    return list(dict.fromkeys(name for entry in entries if entry for name in entry.figures))
 
 
 def _percent(value: float | None) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -167,7 +166,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Plot:
-    """What an axis system shows beside its data.
+    """Labels and size of a plot.
 
     Attributes:
         label: what the figure shows, read aloud instead of the picture.
@@ -356,7 +355,7 @@ def curves(plot: Plot, lines: Sequence[Line], across: Scale, up: Scale) -> Marku
 
 
 def border(edges: np.ndarray, key: str, bound: float) -> float:
-    """Where a threshold is drawn: between two integers if these have a bin each, else at its value.
+    """Returns the position of a threshold: between two integers if each has a bin, else its value.
 
     Args:
         edges: float64 (bins + 1,), the borders of the bins.
@@ -477,12 +476,8 @@ def dots(label: str, points: np.ndarray, colours: Sequence[str], titles: Sequenc
     return svg(WIDTH, WIDTH, label, drawn)
 
 
-@cache
-def _standalone_style() -> str:
-    return (Path(__file__).with_name("templates") / "figure.css").read_text(encoding="utf-8")
-
-
 def standalone(drawing: str) -> str:
     """The text of an SVG file of a drawing: it has its colours with it."""
     head, _, rest = drawing.partition(">")
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}><style>{_standalone_style()}</style>{rest}\n'
+    style = (Path(__file__).with_name("templates") / "figure.css").read_text(encoding="utf-8")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}><style>{style}</style>{rest}\n'

@@ -1,4 +1,4 @@
-"""Which rows a run's report shows: random kept ones, and those near a criterion's threshold and far from it."""
+"""The rows that a report shows: random kept ones, and those near a criterion's threshold and far from it."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def _contents(sections: Sequence[Section], views: Sequence[View]) -> list[tuple[
 
 
 def _what_if(view: View) -> dict[str, Any]:
-    """What the page's script needs to move thresholds; see `Distribution.what_if`."""
+    """Data with which the page's script moves thresholds; see `Distribution.what_if`."""
     criteria = {}
     for found in view.numbers.distributions:
         if content := found.what_if():

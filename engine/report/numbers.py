@@ -91,7 +91,7 @@ class Distribution:
     unknown: Count
 
     def what_if(self) -> dict[str, Any] | None:
-        """What the page needs to move the threshold; None if it cannot be moved."""
+        """Data for moving the threshold on the page; None if it cannot be moved."""
         if not len(self.candidates) or not isinstance(self.criterion, Threshold):
             return None
         bounds = self.criterion.interval.to_dict()
@@ -179,8 +179,8 @@ def plan_distribution(
         if not is_flag(criterion.column):
             candidates = choose_candidates(values, bounds, integers)
     elif isinstance(criterion, (Redundancy, Exclusion)):
-        found = [_distances(sample, criterion.name) for sample in samples]
-        values = np.concatenate(found)
+        dropped = (sample.table.filter(pc.field("dropped_by") == criterion.name) for sample in samples)
+        values = np.concatenate([table["distance"].drop_null().to_numpy() for table in dropped])
         if not len(values):
             return None
         scale, edges = choose_scale(values, [0.0, criterion.within], are_integers(values) and criterion.within > 0)
@@ -189,12 +189,6 @@ def plan_distribution(
     counts = np.zeros((len(KINDS), len(edges) - 1), np.int64)
     exact = Count.of(candidates) if counts_exactly else None
     return Distribution(criterion, scale, edges, counts, candidates, exact, Count.of(candidates), Count.of(candidates))
-
-
-def _distances(sample: Sample, name: str) -> np.ndarray:
-    dropped = sample.table.filter(pc.equal(sample.table["dropped_by"], name))
-    distances: np.ndarray = dropped["distance"].drop_null().to_numpy()
-    return distances
 
 
 def choose_candidates(values: np.ndarray, bounds: Sequence[float], integers: bool) -> np.ndarray:
@@ -256,7 +250,7 @@ def collect(run: Run, recipe: Recipe, own: Sample, samples: Sequence[Sample], re
 
 
 class _Judged:
-    """Which criteria that judge rows alone each row of a shard fails, and which it has no score for."""
+    """The criteria that judge rows alone: those that each row of a shard fails, and those without a score."""
 
     def __init__(self, rows: Rows, criteria: Sequence[Criterion], first_compared: int) -> None:
         self.rows, self.criteria, self.first_compared = rows, criteria, first_compared

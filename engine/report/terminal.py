@@ -41,7 +41,7 @@ NARROW_COLUMNS = 120
 MAX_TABLE_COLUMNS = 1000
 """Maximum width of a table whose lines must not be broken."""
 LINE_SECONDS = 10.0
-"""Time between two lines of progress where stderr is no terminal."""
+"""Time between two lines of progress where stderr is not a terminal."""
 MAX_FLIPS = 20
 """Maximum number of changed verdicts listed by `print_difference`."""
 MAX_TOPICS = 25
@@ -66,7 +66,7 @@ console = SafeConsole(width=None if sys.stdout.isatty() or "COLUMNS" in os.envir
 
 @dataclass
 class _Display:
-    """How progress is shown: not at all if `quiet`; `note` is printed before the first progress, once."""
+    """Display of progress: none if `quiet`; `note` is printed once, before the first progress."""
 
     quiet: bool = False
     note: str = ""
@@ -163,7 +163,7 @@ class ProgressBar:
 
 
 class _StatusColumn(ProgressColumn):
-    """The text behind the bar."""
+    """The text after the bar."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
@@ -55,7 +54,9 @@ def topic_places(run: Run, topics: Topics) -> dict[str, list[Place]]:
 
 def topic_map(run: Run, topics: Topics) -> Markup:
     """Draws a dot per caption at its UMAP coordinates; captions in no topic are below the others."""
-    table = _read_map(run)
+    path = run.folder / "topics.parquet"
+    with reading(path, f"run `danqing topics {run.folder}`"):
+        table = pq.read_table(path)
     rows = np.linspace(0, len(table) - 1, min(MAX_DOTS, len(table))).astype(int)
     topic = table["topic"].to_numpy()[rows]
     place = np.stack([table[axis].to_numpy()[rows] for axis in ("x", "y")], 1)
@@ -68,12 +69,6 @@ def topic_map(run: Run, topics: Topics) -> Markup:
     return dots(label, place[order], [colour_of(number) for number in numbers], titles)
 
 
-def _read_map(run: Run) -> pa.Table:
-    path = run.folder / "topics.parquet"
-    with reading(path, f"run `danqing topics {run.folder}`"):
-        return pq.read_table(path)
-
-
 def colour_of(number: int) -> str:
-    """The colour of a topic, as CSS; -1 is no topic."""
+    """The colour of a topic, as CSS; -1 for captions in no topic."""
     return f"hsl({number * GOLDEN_ANGLE % 360:.0f} 60% 50%)" if number >= 0 else "#9aa4b288"

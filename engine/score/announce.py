@@ -24,7 +24,7 @@ ANSWER_SECONDS = 5.0
 def announce_worker(folder: Path, address: str, port: int, device: str) -> Iterator[None]:
     """Keeps a file of this worker in `folder` during a `with` block.
 
-    First removes the files that killed workers of this host left behind.
+    First removes the files that killed workers of this host left.
 
     Args:
         folder: holds the files of all workers; created if it does not exist.

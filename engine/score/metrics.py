@@ -74,7 +74,7 @@ class StageMetrics(Collector):
 
 
 class WorkerMetrics(Collector):
-    """What the workers of a cluster have done, read from the tally at each scrape."""
+    """Counts of a cluster's workers, read from the tally at each scrape."""
 
     def __init__(self, tally: Tally) -> None:
         self.tally = tally

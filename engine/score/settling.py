@@ -182,14 +182,10 @@ def _schema(path: Path) -> pa.Schema:
         return pq.read_schema(path)
 
 
-def _read(path: Path) -> pa.Table:
-    with reading(path, "run the same command again"), pq.ParquetFile(path, pre_buffer=False) as file:
-        return file.read()
-
-
 def _rewrite(path: Path, wanted: pa.Schema) -> None:
     """Writes a shard's scores again in another schema, in place of the file or of the link to one."""
-    table = _read(path)
+    with reading(path, "run the same command again"), pq.ParquetFile(path, pre_buffer=False) as file:
+        table = file.read()
     columns = [_converted(table, field) for field in wanted]
     table = pa.Table.from_arrays(columns, schema=wanted.with_metadata(table.schema.metadata))
     with commit(path) as file:

@@ -31,7 +31,7 @@ from danqing.engine.sources.tables import Columns, Part
 MAX_DAMAGE = 1000
 """Rows of a part that could not be read are listed up to this number; beyond it they are counted."""
 SELECTED = {b"danqing.select": b"1"}
-"""In the metadata of urls/*.parquet: `text_clean` is the engine's, so another selection makes it anew."""
+"""In the metadata of urls/*.parquet: `text_clean` is the engine's, so another selection replaces it."""
 
 
 class WriterThread:
@@ -144,7 +144,7 @@ def stored_names(names: Sequence[str], metadata: Mapping[bytes, bytes]) -> dict[
     Returns:
         Position of each column that is stored → its name.
     """
-    if SELECTED.items() <= metadata.items():  # an earlier selection's clean caption is made anew
+    if SELECTED.items() <= metadata.items():  # an earlier selection's clean caption is replaced
         return {position: name for position, name in enumerate(names) if name != CLEAN}
     return dict(enumerate(_distinct(carried_name(name, (CLEAN,)) for name in names)))
 

@@ -1,4 +1,4 @@
-"""What is computed and judged before the download: the criteria of a recipe that need no picture, and their stages."""
+"""The part of a recipe that is applied before the download: criteria that need no picture, and their stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLEAN = "text_clean"
 
 @dataclass(frozen=True)
 class TextPlan:
-    """How rows are judged before the download.
+    """Criteria and stages that are applied before the download.
 
     Attributes:
         recipe: the criteria that need no picture.

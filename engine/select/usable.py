@@ -1,4 +1,4 @@
-"""Which rows of a table can be used: those with the URL of a picture on the web, and a caption."""
+"""Usable rows of a table: those with a caption and the URL of a picture on the web."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from danqing.engine.core.device import Device
 from danqing.engine.core.text_column import TextColumn
-from danqing.engine.recipe.criteria import Interval, Threshold
+from danqing.engine.recipe.criteria import Threshold
+from danqing.engine.recipe.interval import Interval
 from danqing.kernels.text.urls import plain_web_urls
 
 USABLE = Threshold("usable", "usable", Interval(minimum=1), section="input", step="a URL and a caption")

@@ -23,7 +23,7 @@ class Source(ABC):
         suffixes: ends of the names of the files that the source reads; empty for the source of folders.
         is_table: whether a file lists captions beside their pictures. A folder stands for its tables only if it has no
             other files that a source reads; a table is opened when inputs are looked for, to find missing columns.
-        damage: places of the input that cannot be read and are no rows; complete when the source was read to its end.
+        damage: places of the input that cannot be read and are not rows; complete when the source was read to its end.
         encodings: encoding → number of texts or tables read with it, without UTF-8; complete when `damage` is.
     """
 

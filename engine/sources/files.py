@@ -25,8 +25,8 @@ def read_file(folder: str, name: str, limit: int, follow_links: bool = False) ->
         follow_links: also read files outside the folder.
 
     Raises:
-        SampleError: the file does not exist, is larger than `limit`, is no regular file (reading a pipe may never end),
-            or lies outside the folder, by its name or through a link.
+        SampleError: the file does not exist, is larger than `limit`, is not a regular file (reading a pipe may never
+            end), or lies outside the folder, by its name or through a link.
     """
     if ADDRESS.match(folder):
         return _read_remote(folder, name, limit)

@@ -119,7 +119,7 @@ def find_files(
         raise DanqingError(f"{problem}; name shards, tables or folders of pictures")
     twice = [str(path) for path, count in Counter(p.resolve() for p in paths).items() if count > 1]
     if twice:
-        raise DanqingError(f"{twice[0]}: given twice")
+        raise DanqingError(f"{twice[0]}: given twice; give each input once")
     return paths
 
 
@@ -132,7 +132,7 @@ def files_in(
         folder: the folder.
         suffixes: ends of the names.
         follow_links: also list links to files outside the folder.
-        damage: receives the entries with such names that are no files, or are links to files outside the folder.
+        damage: receives the entries with such names that are not files, or are links to files outside the folder.
     """
     found = []
     for path in sorted(folder.iterdir()):

@@ -27,7 +27,7 @@ MAX_LINE = 16 << 20
 BLOCK_CHARACTERS = 1 << 18
 """Characters of CSV that are parsed at once, as long as no record of them is damaged."""
 CUT_OFF = (OSError, EOFError, zlib.error)
-"""What a truncated .gz file raises."""
+"""Exceptions of a truncated .gz file."""
 DETECTED_BYTES = 1 << 20
 """The encoding of a table is detected from this many bytes, from the first one above 127 on."""
 
@@ -41,7 +41,7 @@ class TextRows:
 
     Attributes:
         rows: each with a description of what is wrong with it, or None.
-        damage: place and problem of parts that are no rows.
+        damage: place and problem of parts that are not rows.
         encoding: the table's encoding.
     """
 
@@ -222,7 +222,7 @@ def read_csv(path: Path, lines: Lines) -> Iterator[tuple[list[str], Sequence[Seq
         if problem is not None:
             lines.return_lines()
             yield header, [[None] * len(header)], f"line {lines.start}: {problem}"
-        elif fields:  # an empty line is no row
+        elif fields:  # an empty line is not a row
             yield header, [fields], None
 
 
@@ -231,7 +231,7 @@ def _records(lines: list[str], fields: int) -> list[list[str]] | None:
     if sum(map(len, lines)) >= MAX_LINE:
         return None
     try:
-        records = list(filter(None, csv.reader(lines, strict=True)))  # an empty line is no row
+        records = list(filter(None, csv.reader(lines, strict=True)))  # an empty line is not a row
     except csv.Error:
         return None
     return records if {fields}.issuperset(map(len, records)) else None

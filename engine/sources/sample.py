@@ -31,7 +31,7 @@ MAX_METADATA_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Layout:
-    """Which of a sample's parts are its picture and its caption: the first name that the sample has.
+    """Names of the parts that are picture and caption; the first name that a sample has counts.
 
     The names are extensions of a shard's members, fields of a .json beside them, or columns of a table.
 
@@ -125,7 +125,7 @@ def from_members(
 ) -> Sample:
     """Makes a sample of files: the picture, its caption (.txt) and its metadata (.json).
 
-    A file that cannot be read or is too large makes the sample's `error`; the other parts are read nevertheless.
+    A file that cannot be read or is too large makes the sample's `error`; the other parts are still read.
 
     Args:
         key: the sample's key.

@@ -24,7 +24,7 @@ def failed_downloads(table: Path, samples: Iterable[tuple[str, object]], layout:
 
     Args:
         table: NNNNN.parquet; may be missing or another program's, then there are no failed downloads.
-        samples: key and members of the shard's samples; a row with one of these keys is no failure.
+        samples: key and members of the shard's samples; a row with one of these keys has not failed.
         layout: names of the caption's column.
 
     Returns:

@@ -46,7 +46,7 @@ takes a third of a microsecond more."""
 
 @dataclass
 class Index:
-    """What a tar holds.
+    """The members of a tar.
 
     Attributes:
         members: the regular files, in order. A link has the content of the member that it names.
@@ -221,7 +221,7 @@ def _walk_archive(file: BinaryIO, start: int, size: int, index: Index, links: di
             stored = member.size if parts is None else sum(count for _, count in parts)
             leads_back = tar.offset <= before  # to headers that were read before
             if member.size < 0 or stored < 0 or leads_back:
-                raise _DamageError(_place(member), "has an absurd size; nothing behind it is read")
+                raise _DamageError(_place(member), "has an absurd size; nothing after it is read")
             before = tar.offset
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             _add_member(member, size - stored, index, links)
@@ -234,7 +234,7 @@ def _walk_archive(file: BinaryIO, start: int, size: int, index: Index, links: di
 
 
 class _DamageError(Exception):
-    """Damage behind which nothing of a tar is read."""
+    """Damage after which nothing of a tar is read."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(place, problem)
@@ -250,7 +250,7 @@ def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     except (*ABSURD_NUMBERS, OSError) as problem:
         if isinstance(problem, OSError) and problem.errno != errno.EINVAL:  # of seeking; others are the disk's
             raise
-        raise _DamageError(f"byte {tar.offset}", "no tar header; nothing behind it is read") from None
+        raise _DamageError(f"byte {tar.offset}", "no tar header; nothing after it is read") from None
 
 
 def _place(member: tarfile.TarInfo) -> str:
@@ -267,7 +267,7 @@ def _add_member(member: tarfile.TarInfo, last: int, index: Index, links: dict[in
             index.damage.append((_place(member), "not a file"))
         return
     elif member.offset_data > last:
-        raise _DamageError(_place(member), "is cut off; nothing behind it is read")
+        raise _DamageError(_place(member), "is cut off; nothing after it is read")
     elif member.sparse is not None:
         index.holes[member.offset_data] = member.sparse  # type: ignore[assignment]  # typed as bytes
     index.members.append((member.name, member.offset_data, member.size))
@@ -301,4 +301,4 @@ def _damage_at_end(file: BinaryIO, at: int, size: int) -> str | None:
     if at >= size:
         return "the file is cut off: it ends before its end-of-archive mark"
     file.seek(at)
-    return "no tar header; nothing behind it is read" if any(file.read(BLOCK)) else None
+    return "no tar header; nothing after it is read" if any(file.read(BLOCK)) else None

@@ -24,7 +24,7 @@ class WebDataset(Source):
     """An indexed tar: rows in the order of their first members, members read by offset.
 
     The index reads headers only, so a row's members may lie anywhere in the file. Of a damaged tar, the members before
-    the damage are used. A file that is no tar has damage and no rows.
+    the damage are used. A file that is not a tar has damage and no rows.
 
     Failed downloads that img2dataset lists in a table beside the tar follow as rows without a picture.
     """

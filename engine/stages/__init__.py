@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, ValuesView
+from collections.abc import ValuesView
 
 import pyarrow as pa
 
@@ -46,13 +46,10 @@ def model_roles() -> set[str]:
     return {stage.role for stage in CATALOGUE if stage.role}
 
 
-def _from_model(stage: type[Stage]) -> Iterable[str]:
-    return stage.produces if stage.model_columns is None else stage.model_columns
-
-
 def columns_of_role(role: str) -> set[str]:
     """Every column whose values depend on the outputs of the model in a role."""
-    found = {name for stage in CATALOGUE if stage.role == role for name in _from_model(stage)}
+    stages = (stage for stage in CATALOGUE if stage.role == role)
+    found = {name for s in stages for name in (s.produces if s.model_columns is None else s.model_columns)}
     while more := {name for stage in CATALOGUE if found & set(stage.needs) for name in stage.produces} - found:
         found |= more
     return found

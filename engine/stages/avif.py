@@ -18,7 +18,7 @@ MAX_DEPTH = 5
 SEQUENCE_HEADER, TEMPORAL_DELIMITER, METADATA, PADDING = 1, 2, 5, 15
 """Types of OBUs; a sequence header can follow the others."""
 START_BYTES = 4096
-"""How much of an item is searched for its sequence header, which comes first but for short OBUs."""
+"""Bytes of an item that are searched for its sequence header; only short OBUs precede it."""
 MAX_BOXES, MAX_ITEMS = 4096, 4096
 """Most boxes and items of a file. A picture of tiles has an item per tile, and a box per property of all of them."""
 
@@ -130,7 +130,7 @@ def _coded_size(item: bytes) -> Size | None:
 
 
 class _Bits:
-    """Reads numbers from the bits of a text, the highest bit first; zeros behind its end."""
+    """Reads numbers from the bits of a text, the highest bit first; zeros after its end."""
 
     def __init__(self, data: bytes) -> None:
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)

@@ -22,7 +22,7 @@ from danqing.trt_models.model_set import ModelSet
 
 @dataclass(frozen=True)
 class Context:
-    """What stages need to open.
+    """The resources that stages open with.
 
     Attributes:
         device: computes and holds the columns.

@@ -1,4 +1,4 @@
-"""What the kernels know of characters: their classes, and what cleaning makes of characters and words.
+"""Character tables of the kernels: classes, and the replacements of characters and words in cleaning.
 
 The tables are made from Unicode's data, HTML's names and OpenCC's dictionaries, and stored in the cache folder.
 """

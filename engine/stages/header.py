@@ -169,7 +169,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     """Returns the orientation that `ImageOps.exif_transpose` applies, 1 to 8."""
     if image.format == "PNG" and has_late_orientation(data):
         image.load()
-    # PngImageFile.getexif decodes the whole picture to find a chunk behind the pixels.
+    # PngImageFile.getexif decodes the whole picture to find a chunk after the pixels.
     found = Image.Image.getexif(image).get(ORIENTATION, 1)
     return int(found) if found in ORIENTATIONS else 1
 

@@ -1,4 +1,4 @@
-"""How predictable a caption is to a masked language model. The paper describes its data by it and drops nothing."""
+"""Pseudo-perplexity of captions under a masked language model. The paper reports it and drops nothing by it."""
 
 from __future__ import annotations
 

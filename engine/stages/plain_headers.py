@@ -19,7 +19,7 @@ Table = bytes | tuple[int, ...]
 
 
 class Facts(NamedTuple):
-    """What a picture's header says.
+    """Fields of a picture's header.
 
     Attributes:
         format: Pillow's name of the format; None if the header could not be read.
@@ -166,7 +166,7 @@ ORIENTING_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
 
 def has_late_orientation(data: bytes, at: int = 8) -> bool:
-    """Returns whether a chunk behind the pixels of a PNG file can hold the orientation.
+    """Returns whether a chunk after the pixels of a PNG file can hold the orientation.
 
     Args:
         data: the whole file.

@@ -35,7 +35,7 @@ def chinese_lines(captions: Path | None, count: int, words: tuple[int, int] | No
     """Draws Chinese lines by a fixed seed, from a Parquet file or from the demo's captions.
 
     Args:
-        captions: Parquet with a column `text`, and perhaps `language`; None: the demo's captions, repeated.
+        captions: Parquet with a column `text`, and optionally `language`; None: the demo's captions, repeated.
         words: least and most words of a line of the Parquet; None: any number.
 
     Raises:

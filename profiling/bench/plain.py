@@ -204,7 +204,7 @@ def decide(pairs: list[Pair], recipe: Recipe) -> None:
 
 
 def representatives(pairs: list[Pair], within: float) -> set[int]:
-    """Of each near-duplicate group, the row nearest to the group's centroid."""
+    """Returns the row nearest to the centroid of each near-duplicate group."""
     if not pairs:
         return set()
     features = np.stack([pair["features"] for pair in pairs])
@@ -230,7 +230,7 @@ def write(shards: list[Path], pairs: list[Pair], output: Path) -> None:
 
 @dataclass(frozen=True)
 class Script:
-    """What one process does with its shards. `models`: three ONNX files; none: no figure that needs a network."""
+    """Processes the shards of one process. `models`: three ONNX files; none: no figure that needs a network."""
 
     recipe: Recipe
     models: tuple[str, ...]

@@ -40,10 +40,11 @@ def quantise_dynamically(source: Path, out: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(source))
+    size = sum(path.stat().st_size for path in source.parent.glob(f"{source.name}*"))  # separate weights included
     with _without_advice():
         quantize_dynamic(
             model, str(out), op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, weight_type=QuantType.QInt8,
-            use_external_data_format=_is_large(source), extra_options={"MatMulConstBOnly": True},
+            use_external_data_format=size > EXTERNAL_DATA_BYTES, extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
 
 
@@ -110,8 +111,3 @@ class _Inputs:
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.batches, None)
-
-
-def _is_large(source: Path) -> bool:
-    """Whether the model with its separate weights, if any, needs a separate file again."""
-    return sum(path.stat().st_size for path in source.parent.glob(f"{source.name}*")) > EXTERNAL_DATA_BYTES

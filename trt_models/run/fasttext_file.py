@@ -38,7 +38,7 @@ def read_classifier(path: Path) -> tuple[LanguageModel, list[str]]:
 
 
 class _ContentError(Exception):
-    """What is wrong with a file."""
+    """A file that is not a fastText model, or one of another kind."""
 
 
 def _check(holds: object, message: str) -> None:

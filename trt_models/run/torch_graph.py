@@ -134,31 +134,10 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> T
     return functional.scaled_dot_product_attention(q, keys, v, attn_mask=mask, scale=1.0)
 
 
-def _gelu(x: Tensor, *, approximate: bytes = b"none") -> Tensor:
-    return functional.gelu(x, approximate=approximate.decode())
-
-
-def _quick_gelu_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """Two linear layers, whose weights include the scales of x sigmoid(1.702 x)."""
-    return functional.linear(functional.silu(functional.linear(x, w1, b1)), w2, b2)
-
-
 def _layer_norm(
     x: Tensor, gamma: Tensor, beta: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5
 ) -> Tensor:
     return functional.layer_norm(x, x.shape[axis:], gamma, beta, epsilon)
-
-
-def _shape(x: Tensor) -> np.ndarray:
-    return np.array(x.shape)
-
-
-def _reshape(x: Tensor, shape: np.ndarray) -> Tensor:
-    return x.reshape([side or x.shape[axis] for axis, side in enumerate(shape.tolist())])
-
-
-def _expand(x: Tensor, shape: np.ndarray) -> Tensor:
-    return x.expand(np.broadcast_shapes(x.shape, shape.tolist()))
 
 
 def _slice(
@@ -171,10 +150,6 @@ def _slice(
     return x[tuple(index)]
 
 
-def _concat(*parts: Any, axis: int) -> Any:
-    return np.concatenate(parts, axis) if isinstance(parts[0], np.ndarray) else torch.cat(parts, axis)
-
-
 def _gather(x: Any, places: Any, *, axis: int = 0) -> Any:
     if isinstance(x, np.ndarray):
         return x.take(places, axis)
@@ -183,78 +158,18 @@ def _gather(x: Any, places: Any, *, axis: int = 0) -> Any:
     return x[(*[slice(None)] * (axis % x.ndim), places)]
 
 
-def _squeeze(x: Tensor, axes: np.ndarray) -> Tensor:
-    return x.squeeze(tuple(axes.tolist()))
-
-
 def _unsqueeze(x: Tensor, axes: np.ndarray) -> Tensor:
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes.tolist()):
         x = x.unsqueeze(axis)
     return x
 
 
-def _transpose(x: Tensor, *, perm: Sequence[int]) -> Tensor:
-    return x.permute(*perm)
-
-
-def _cast(x: Tensor, *, to: int) -> Tensor:
-    return x.to(TYPES[to])
-
-
 def _clip(x: Tensor, low: np.ndarray | None = None, high: np.ndarray | None = None) -> Tensor:
     return x.clamp(None if low is None else low.item(), None if high is None else high.item())
 
 
-def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
-    return x.softmax(axis)
-
-
-def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, transB: int = 0) -> Tensor:  # noqa: N803 - ONNX's name
-    return functional.linear(a, b if transB else b.t(), c)
-
-
-def _reduce(function: Callable[..., Tensor], x: Tensor, *, axes: Sequence[int], keepdims: int = 1) -> Tensor:
+def _reduce(function: Callable[..., Tensor], x: Tensor, axes: Sequence[int], keepdims: int) -> Tensor:
     return function(x, dim=tuple(axes), keepdim=bool(keepdims))
-
-
-def _reduce_mean(x: Tensor, *, axes: Sequence[int], keepdims: int = 1) -> Tensor:
-    return _reduce(torch.mean, x, axes=axes, keepdims=keepdims)
-
-
-def _reduce_l2(x: Tensor, *, axes: Sequence[int], keepdims: int = 1) -> Tensor:
-    return _reduce(torch.linalg.vector_norm, x, axes=axes, keepdims=keepdims)
-
-
-def _reduce_sum(x: Tensor, axes: np.ndarray, *, keepdims: int = 1) -> Tensor:
-    return _reduce(torch.sum, x, axes=axes.tolist(), keepdims=keepdims)
-
-
-def _reduce_max(x: Tensor, *, axes: Sequence[int], keepdims: int = 1) -> Tensor:
-    return _reduce(torch.amax, x, axes=axes, keepdims=keepdims)
-
-
-def _log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
-    return functional.log_softmax(x, axis)
-
-
-def _gather_elements(x: Tensor, places: Tensor, *, axis: int = 0) -> Tensor:
-    return torch.gather(x, axis, places.long())
-
-
-def _mean_over_pixels(x: Tensor) -> Tensor:
-    return x.mean((2, 3), keepdim=True)
-
-
-def _div(x: Tensor, y: Tensor) -> Tensor:
-    return torch.div(x, y, rounding_mode=None if x.is_floating_point() else "trunc")
-
-
-def _maximum(*operands: Tensor) -> Tensor:
-    return reduce(torch.maximum, operands)
-
-
-def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    return x.reshape(int(np.prod(x.shape[:axis])), -1)
 
 
 def _pad(x: Tensor, pads: np.ndarray, value: np.ndarray | None = None) -> Tensor:
@@ -286,20 +201,41 @@ def _torch_pads(pads: Sequence[int]) -> list[int]:
 
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": _div, "Mod": torch.remainder, "Neg": torch.neg,
+    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Mod": torch.remainder, "Neg": torch.neg,
     "Sqrt": torch.sqrt, "Erf": torch.erf, "Tanh": torch.tanh, "Sigmoid": torch.sigmoid, "Relu": torch.relu,
-    "Equal": torch.eq, "GreaterOrEqual": torch.ge, "Max": _maximum, "MatMul": torch.matmul, "Clip": _clip,
-    "Shape": _shape, "Reshape": _reshape, "Expand": _expand, "Slice": _slice, "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze, "Pad": _pad, "GlobalAveragePool": _mean_over_pixels,
-    "Attention": _attention, "Linear": functional.linear, "Silu": functional.silu, "QuickGeluMlp": _quick_gelu_mlp,
+    "Equal": torch.eq, "GreaterOrEqual": torch.ge, "MatMul": torch.matmul, "Clip": _clip, "Slice": _slice,
+    "Unsqueeze": _unsqueeze, "Attention": _attention, "Linear": functional.linear, "Silu": functional.silu,
+    "Div": lambda x, y: torch.div(x, y, rounding_mode=None if x.is_floating_point() else "trunc"),
+    "Max": lambda *operands: reduce(torch.maximum, operands),
+    "Shape": lambda x: np.array(x.shape),
+    "Reshape": lambda x, shape: x.reshape([side or x.shape[axis] for axis, side in enumerate(shape.tolist())]),
+    "Expand": lambda x, shape: x.expand(np.broadcast_shapes(x.shape, shape.tolist())),
+    "Squeeze": lambda x, axes: x.squeeze(tuple(axes.tolist())),
+    "Pad": _pad,
+    "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
+    # Two linear layers, whose weights include the scales of x sigmoid(1.702 x).
+    "QuickGeluMlp": lambda x, w1, b1, w2, b2: functional.linear(functional.silu(functional.linear(x, w1, b1)), w2, b2),
 }  # fmt: skip
 """Operators without attributes: those that `trt_models.export` writes, and those of `fuse_nodes`."""
 FUNCTIONS_WITH_ATTRIBUTES: Mapping[str, Callable[..., Any]] = {
-    "Cast": _cast, "Concat": _concat, "Conv": _conv, "Flatten": _flatten, "Gather": _gather, "Gelu": _gelu,
-    "GatherElements": _gather_elements, "Gemm": _gemm, "LayerNormalization": _layer_norm, "LogSoftmax": _log_softmax,
-    "MaxPool": _max_pool, "ReduceL2": _reduce_l2, "ReduceMax": _reduce_max, "ReduceMean": _reduce_mean,
-    "ReduceSum": _reduce_sum, "Softmax": _softmax, "Transpose": _transpose,
-}  # fmt: skip
+    "Cast": lambda x, *, to: x.to(TYPES[to]),
+    "Concat": lambda *parts, axis: (np.concatenate if isinstance(parts[0], np.ndarray) else torch.cat)(parts, axis),
+    "Conv": _conv,
+    "Flatten": lambda x, *, axis=1: x.reshape(int(np.prod(x.shape[:axis])), -1),
+    "Gather": _gather,
+    "GatherElements": lambda x, places, *, axis=0: torch.gather(x, axis, places.long()),
+    "Gelu": lambda x, *, approximate=b"none": functional.gelu(x, approximate=approximate.decode()),
+    "Gemm": lambda a, b, c=None, *, transB=0: functional.linear(a, b if transB else b.t(), c),  # noqa: N803 - ONNX's name
+    "LayerNormalization": _layer_norm,
+    "LogSoftmax": lambda x, *, axis=-1: x.log_softmax(axis),
+    "MaxPool": _max_pool,
+    "ReduceL2": lambda x, *, axes, keepdims=1: _reduce(torch.linalg.vector_norm, x, axes, keepdims),
+    "ReduceMax": lambda x, *, axes, keepdims=1: _reduce(torch.amax, x, axes, keepdims),
+    "ReduceMean": lambda x, *, axes, keepdims=1: _reduce(torch.mean, x, axes, keepdims),
+    "ReduceSum": lambda x, axes, *, keepdims=1: _reduce(torch.sum, x, axes.tolist(), keepdims),
+    "Softmax": lambda x, *, axis=-1: x.softmax(axis),
+    "Transpose": lambda x, *, perm: x.permute(*perm),
+}
 """Operators whose attributes are keyword arguments of their functions."""
 HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Reshape": (1,), "Expand": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "ReduceSum": (1,), "Pad": (1, 2),

@@ -55,7 +55,7 @@ class Features:
 
     @property
     def products(self) -> Products:
-        """How the device multiplies folded vectors."""
+        """Settings of the device's products of folded vectors."""
         return PRODUCTS[self.device.kind]
 
     def take(self, rows: np.ndarray | slice) -> Features:

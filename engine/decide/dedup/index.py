@@ -96,6 +96,7 @@ INDEXES: Registry[type[Index]] = Registry(
         "lists": "danqing.engine.decide.dedup.index:InvertedFileIndex",
         "faiss": "danqing.engine.decide.dedup.faiss_index:FaissIndex",
     },
+    "--neighbours",
 )
 
 

@@ -1,4 +1,4 @@
-"""How each kind of device multiplies folded vectors, and the largest error of a product.
+"""Products of folded vectors on each kind of device, and the largest error of a product.
 
 A product only selects candidates; pairs above the bound are decided in float64 from the features. So a GPU may multiply
 in half precision, on its tensor cores, about fifteen times as fast as in float32, if the bound is lowered by the

@@ -185,7 +185,7 @@ def test_a_list_of_another_decision_is_refused(run: Run, recipe: Recipe, device:
         run_task(run, tasks, 0, device)
     table = pq.read_table(run.scores_path(0)).replace_schema_metadata({b"danqing.features": b"another"})
     pq.write_table(table, run.scores_path(0))
-    with pytest.raises(DanqingError, match="scored anew since the tasks were listed"):
+    with pytest.raises(DanqingError, match="was scored again, so list the tasks again"):
         run_task(run, again, 0, device)
     run_task(run, again, 5 - 3, device)  # of the last blocks, whose shards are as they were
     with pytest.raises(DanqingError, match="the scores changed since"):

@@ -287,7 +287,7 @@ def test_scores_and_reference_runs_that_change_are_decided_again(
     make_run(other.folder, recipe, on_circle(90), columns(1), first_uid=2000)  # other data, the same recipe
     decide(Run.open(other.folder), recipe, device)
     assert decide(run, both, device, said).kept == 1 and [row[0] for row in shown(run)] == [None, "already_kept"]
-    assert said.lines.pop() == f"{other.folder} was scored or decided anew since the last decision; deciding again"
+    assert said.lines.pop() == f"{other.folder} was scored or decided again since the last decision; deciding again"
     decide(Run.open(other.folder), recipe_of(tmp_path, RECIPE, "words.min=9"), device)  # keeps nothing now
     assert decide(run, both, device, said).kept == 2 and len(said.lines) == 1
     make_run(tmp_path / "new", recipe, on_circle(0, 90), columns(2, words=[1, 5]))
@@ -346,10 +346,10 @@ def test_a_merge_notices_runs_that_changed(
     decide(Run.open(batches[0]), recipe, device)
     assert main(["write", str(whole)]) == 2
     error = capsys.readouterr().err.replace("\n", "")
-    assert f"{batches[0]} was scored or decided anew since {whole} was merged from it" in error
+    assert f"{batches[0]} was scored or decided again since {whole} was merged from it" in error
     assert f"danqing merge {batches[0]} {batches[1]} -o {whole}" in error
     run, _ = merge(batches, whole, device, said)
-    assert said.lines == [f"{batches[0]} was scored or decided anew since it was merged; comparing all rows again"]
+    assert said.lines == [f"{batches[0]} was scored or decided again since it was merged; comparing all rows again"]
     fresh, _ = merge(batches, tmp_path / "fresh", device)
     assert verdicts_of(run) == verdicts_of(fresh)
     dropped = {row: verdict[0] for row, verdict in enumerate(shown(run)) if verdict[0]}

@@ -16,7 +16,8 @@ from danqing.engine.decide.columns import TableColumns
 from danqing.engine.decide.scores import Scores
 from danqing.engine.decide.verdicts import walk
 from danqing.engine.recipe import reading
-from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Interval, Redundancy, Threshold
+from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Redundancy, Threshold
+from danqing.engine.recipe.interval import Interval
 from danqing.engine.recipe.outcome import Outcome
 from danqing.engine.recipe.reading import load_recipe, recipe_from_dict
 

@@ -132,7 +132,7 @@ def test_damage_names_the_byte_and_what_is_read(tmp_path: Path) -> None:
     source = opened(path)
     assert [row.key for row in source] == ["0"]
     assert [str(entry) for entry in source.damage] == [
-        f"{path}, byte 5120, 1.jpg: is cut off; nothing behind it is read"
+        f"{path}, byte 5120, 1.jpg: is cut off; nothing after it is read"
     ]
 
 
