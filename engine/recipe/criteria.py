@@ -90,6 +90,8 @@ class Scores(Protocol):
 class Interval:
     """The interval that a score must lie in. `minimum` and `maximum` include the bound, `above` and `below` do not.
 
+    A score that is the bound in float32 equals it: most scores are stored so, and 3 of 5 words must not exceed 0.6.
+
     >>> Interval(minimum=5, maximum=60).around("words")
     '5 ≤ words ≤ 60'
     """
@@ -132,13 +134,13 @@ class Interval:
         """Boolean array of the scores' shape: whether each lies in the interval. NaN (no score) never does."""
         inside = scores == scores
         if self.minimum is not None:
-            inside &= scores >= self.minimum
+            inside &= (scores >= self.minimum) | (scores == as_stored(self.minimum))
         if self.maximum is not None:
-            inside &= scores <= self.maximum
+            inside &= (scores <= self.maximum) | (scores == as_stored(self.maximum))
         if self.above is not None:
-            inside &= scores > self.above
+            inside &= (scores > self.above) & (scores != as_stored(self.above))
         if self.below is not None:
-            inside &= scores < self.below
+            inside &= (scores < self.below) & (scores != as_stored(self.below))
         return inside
 
     def excludes(self, values: Range) -> bool:
@@ -173,6 +175,11 @@ class Interval:
 
     def __str__(self) -> str:
         return self.around("score")
+
+
+def as_stored(bound: float) -> float:
+    """The fraction as a column of float32 stores it; an integer itself, since integers are stored exactly."""
+    return bound if bound == int(bound) else float(np.float32(bound))
 
 
 def _ends(values: Range) -> tuple[float, float]:
