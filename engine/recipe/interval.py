@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import numpy as np
+
 from danqing.engine.core.columns import Range
 
 BOUNDS = {"min": "minimum", "max": "maximum", "above": "above", "below": "below"}
@@ -23,6 +25,8 @@ FROM_BELOW = (operator.ge, operator.gt)
 @dataclass(frozen=True)
 class Interval:
     """The interval that a score must lie in. `minimum` and `maximum` include the bound, `above` and `below` do not.
+
+    A score that is the bound in float32 equals it: most scores are stored so, and 3 of 5 words must not exceed 0.6.
 
     >>> Interval(minimum=5, maximum=60).around("words")
     '5 ≤ words ≤ 60'
@@ -72,7 +76,9 @@ class Interval:
         """Boolean array of the scores' shape: whether each lies in the interval. NaN (no score) never does."""
         inside = scores == scores
         for compare, bound in self._comparisons:
-            inside &= compare(scores, bound)
+            within, stored = compare(scores, bound), as_stored(bound)
+            includes_bound = compare(bound, bound)
+            inside &= (within | (scores == stored)) if includes_bound else (within & (scores != stored))
         return inside
 
     def excludes(self, values: Range) -> bool:
@@ -97,6 +103,11 @@ class Interval:
 
     def __str__(self) -> str:
         return self.around("score")
+
+
+def as_stored(bound: float) -> float:
+    """The fraction as a column of float32 stores it; an integer itself, since integers are stored exactly."""
+    return bound if bound == int(bound) else float(np.float32(bound))
 
 
 def _ends(values: Range) -> tuple[float, float]:

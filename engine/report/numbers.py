@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from danqing.engine.recipe.criteria import Criterion, Exclusion, Redundancy, RowCriterion, Threshold
+from danqing.engine.recipe.interval import as_stored
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.figures import Scale, border, choose_scale
 from danqing.engine.report.galleries import Galleries
@@ -56,13 +57,20 @@ class Count:
 
     def add(self, scores: np.ndarray, candidates: np.ndarray) -> None:
         """Counts rows."""
-        scores = np.sort(scores)
+        scores = np.sort(_at_candidates(scores, candidates))
         self.below += np.searchsorted(scores, candidates, "left")
         self.up_to += np.searchsorted(scores, candidates, "right")
         self.total += len(scores)
 
     def to_dict(self) -> dict[str, Any]:
         return {"below": self.below.tolist(), "up_to": self.up_to.tolist(), "total": self.total}
+
+
+def _at_candidates(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """The scores, those that equal a candidate as `Interval.holds` compares them replaced by it."""
+    stored = np.array([as_stored(value) for value in candidates.tolist()])
+    place = np.searchsorted(stored, scores).clip(max=max(len(stored) - 1, 0))
+    return np.where(stored[place] == scores, candidates[place], scores) if len(stored) else scores
 
 
 @dataclass
@@ -277,9 +285,9 @@ class _Judged:
         chosen = (fixed == 0) & (self.missing[0] == 0)
         return np.stack(
             [
-                np.searchsorted(values, self.scores[at][chosen])
-                + np.searchsorted(values, self.scores[at][chosen], "right")
+                np.searchsorted(values, scores) + np.searchsorted(values, scores, "right")
                 for at, values in candidates.items()
+                for scores in [_at_candidates(self.scores[at][chosen], values)]
             ]
         )
 

@@ -88,7 +88,7 @@ def list_folder(folder: Path, layout: Layout) -> Listing:
         folder: the folder; its subfolders are read too.
         layout: which file extensions are pictures, and whether links that lead out of the folder are followed.
     """
-    files: dict[str, dict[str, str]] = {}
+    files: dict[str, dict[str, list[str]]] = {}
     sizes: Counter[str] = Counter()
     pictures: list[tuple[str, str]] = []
     tables: list[Path] = []
@@ -108,32 +108,43 @@ def list_folder(folder: Path, layout: Layout) -> Listing:
                 if name.endswith(NOT_READ) and not (Path(where) / stem_of(name)).is_dir():
                     damage.append(Damage.at(Path(where) / name, "", "not read with the pictures; give it as an input"))
                 continue
-            files.setdefault(stem, {})[extension] = str(path)
+            files.setdefault(stem, {}).setdefault(extension, []).append(str(path))
             sizes[str(path)] = _size(Path(where) / name)
             if extension in image_extensions:
-                pictures.append((stem, extension))
+                pictures.append((stem, str(path)))
     found = tuple(_pictures_of(files, pictures, image_extensions))
     total = tuple(sum(sizes[file] for file in picture.files.values()) for picture in found)
     return Listing(found, tuple(tables), tuple(damage), total, tuple(extensions))
 
 
 def _pictures_of(
-    files: dict[str, dict[str, str]], pictures: list[tuple[str, str]], image_extensions: set[str]
+    files: dict[str, dict[str, list[str]]], pictures: list[tuple[str, str]], image_extensions: set[str]
 ) -> Iterator[_Picture]:
     """Yields the pictures with the files that belong to each.
 
     Args:
-        files: path without extension → extension → file.
-        pictures: path without extension, and extension, of each picture file. One that no decoder reads counts only if
-            there is no other with its path.
+        files: path without extension → extension in lower case → files: `a.txt` and `a.TXT` are two.
+        pictures: path without extension, and file, of each picture. One that no decoder reads counts only if there is
+            no other with its path.
         image_extensions: extensions of pictures.
     """
-    readable = {stem for stem, extension in pictures if extension not in UNREADABLE}
-    chosen = [(stem, end) for stem, end in pictures if end not in UNREADABLE or stem not in readable]
+    readable = {stem for stem, file in pictures if _extension(file) not in UNREADABLE}
+    chosen = [(stem, file) for stem, file in pictures if _extension(file) not in UNREADABLE or stem not in readable]
     count = Counter(stem for stem, _ in chosen)
-    for stem, extension in chosen:
-        key = stem if count[stem] == 1 else files[stem][extension]  # a.jpg and a.png are two pairs
-        yield _Picture(key, {k: v for k, v in files[stem].items() if k == extension or k not in image_extensions})
+    for stem, file in chosen:
+        key = stem if count[stem] == 1 else file  # a.jpg and a.png are two pairs, and so are a.jpg and a.JPG
+        beside = {end: _beside(file, found) for end, found in files[stem].items() if end not in image_extensions}
+        yield _Picture(key, {_extension(file): file, **beside})
+
+
+def _extension(file: str) -> str:
+    return Path(file).suffix[1:].lower()
+
+
+def _beside(picture: str, files: list[str]) -> str:
+    """Of files that differ in the case of their extensions, the last whose case is the picture's, else the last."""
+    is_upper = Path(picture).suffix.isupper()
+    return max(reversed(files), key=lambda file: Path(file).suffix.isupper() == is_upper)
 
 
 def stem_of(name: str) -> str:

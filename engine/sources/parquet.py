@@ -42,6 +42,8 @@ class Parquet(Source):
             binary = {field.name for field in file.schema_arrow if _is_binary(field.type)}
             self.left_out = sorted(binary - {self.image, self.caption})
             self.columns = [name for name in names if name not in self.left_out]
+            nested = {field.name for field in file.schema_arrow if _has_binary(field.type)}
+            self.not_carried = sorted(nested - {self.image, self.caption})
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         first = 0
         self.groups: list[tuple[int, int, int]] = []
@@ -64,8 +66,8 @@ class Parquet(Source):
     def __iter__(self) -> Iterator[Sample]:
         folder, follow = self.shard.path.parent, self.layout.follow_links
         decoder = self.decoder(self.layout.encoding)
-        if self.left_out:
-            log.warning("%s: not carried, since they hold bytes: %s", self.shard.path, ", ".join(self.left_out))
+        if self.not_carried:
+            log.warning("%s: not carried, since they hold bytes: %s", self.shard.path, ", ".join(self.not_carried))
         with _open(self.shard.path) as file:
             for group, first, rows in self.groups:
                 read = 0
@@ -86,12 +88,13 @@ class Parquet(Source):
 def _records(batch: pa.RecordBatch, decoder: Decoder) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Yields the rows, each with a description of what is wrong with it or None.
 
-    Arrow does not check that text is UTF-8; a table in another encoding is decoded cell by cell.
+    Arrow does not check that text is UTF-8; a table in another encoding is decoded cell by cell. Times that Python does
+    not have (after the year 9999, nanoseconds) are read as text.
     """
     try:
         yield from ((record, None) for record in batch.to_pylist())
         return
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         pass
     for row in range(len(batch)):
         record: dict[str, Any] = {}
@@ -103,6 +106,8 @@ def _records(batch: pa.RecordBatch, decoder: Decoder) -> Iterator[tuple[dict[str
                 record[name] = decoder(value) if text and value is not None else value
             except (SampleError, UnicodeDecodeError, pa.ArrowException) as reason:
                 record[name], problem = None, f"column {name!r}: {reason}"
+            except (ValueError, OverflowError):
+                record[name] = column.cast(pa.string())[row].as_py()
         yield record, problem
 
 
@@ -124,6 +129,11 @@ def _is_binary(kind: pa.DataType) -> bool:
     types = pa.types
     sized = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
     return sized or kind == pa.binary_view()
+
+
+def _has_binary(kind: pa.DataType) -> bool:
+    """Whether values of a type are bytes, or have parts that are."""
+    return _is_binary(kind) or any(_has_binary(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _holds_pictures(kind: pa.DataType) -> bool:

@@ -239,6 +239,11 @@ def _without_bytes(value: Any) -> Any:
     if isinstance(value, dict):
         parts = {name: _without_bytes(part) for name, part in value.items()}
         return {name: part for name, part in parts.items() if part is not _BYTES} or (_BYTES if value else value)
+    if isinstance(value, list | tuple):  # of one type: a table's, or JSON's, which has no bytes
+        if not isinstance(next((item for item in value if item is not None), None), bytes | dict | list | tuple):
+            return value
+        items = [*map(_without_bytes, value)]
+        return _BYTES if any(item is _BYTES for item in items) else type(value)(items)
     return value
 
 

@@ -28,6 +28,9 @@ such characters, but can look like UTF-8 with characters of two bytes: 一只猫
 MIN_VALID = 4
 """Text with broken characters counts as UTF-8 if it has this many wide characters for each broken one."""
 NARROW = re.compile("[\u00c0-\u07ff]{2,}")
+MIN_FREQUENT = 0.7
+"""UTF-8 that mixes scripts counts as another encoding if this share of its characters is frequent there. Phonetic
+transcriptions (tɕʰiɛn), Arabic with digits and sizes (Ø30×Ø20) mix them, too; as GB18030 they are rare characters."""
 SYMBOLS = range(0xA1, 0xA4)
 """First bytes of punctuation, in GB18030 and in Big5."""
 JSON = json.JSONDecoder(parse_constant=lambda name: None)
@@ -54,8 +57,10 @@ def detect(data: bytes) -> str | None:
     if not _mixes_scripts(data.decode(UTF8)) if is_utf8 else _is_broken_utf8(data):
         return UTF8
     shares = {name: _frequent_share(data, name) for name in ("gb18030", "big5") if _decodes(data, name)}
+    if is_utf8 and max(shares.values(), default=0.0) < MIN_FREQUENT:
+        return UTF8
     if not shares:
-        return UTF8 if is_utf8 else None
+        return None
     return max(shares, key=lambda name: shares[name])
 
 

@@ -86,7 +86,8 @@ def _make_classes() -> np.ndarray:
             continue
         kind = ALPHANUMERIC * character.isalnum() | DIGIT * character.isdigit() | SPACE * character.isspace()
         if character.isalpha():
-            kind |= LETTER | SCRIPTS.get(unicodedata.name(character, "").split(" ")[0].split("-")[0], 0)
+            name = unicodedata.name(character, "").removeprefix("HALFWIDTH ")
+            kind |= LETTER | SCRIPTS.get(name.split(" ")[0].split("-")[0], 0)
         if is_ornament(character, category):
             kind |= DROP
         if 0xFF10 <= code <= 0xFF5A and character.isalnum():
@@ -99,8 +100,8 @@ def _make_classes() -> np.ndarray:
     return classes
 
 
-SCRIPTS = {"CJK": HAN, "HIRAGANA": KANA, "KATAKANA": KANA, "HALFWIDTH": KANA, "HANGUL": HANGUL, "LATIN": LATIN}
-"""First word of a letter's Unicode name → its class."""
+SCRIPTS = {"CJK": HAN, "HIRAGANA": KANA, "KATAKANA": KANA, "HANGUL": HANGUL, "LATIN": LATIN}
+"""First word of a letter's Unicode name, after `HALFWIDTH` → its class."""
 
 
 def is_ornament(character: str, category: str) -> bool:

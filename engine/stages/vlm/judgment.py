@@ -66,7 +66,7 @@ class Judge(Stage):
         unusable: answers without one.
     """
 
-    needs = ("shard", "row", "uid", ENCODED)
+    needs = ("shard", "row", "image_hash", ENCODED)
     criterion: ClassVar[Judgment]
 
     def __init__(self, context: Context) -> None:
@@ -85,10 +85,10 @@ class Judge(Stage):
         return BATCHES_OF_THREADS * self.client.concurrency
 
     def __call__(self, batch: Batch) -> None:
-        uids, shards, values = batch["uid"], batch["shard"], np.full(len(batch), np.nan)
+        pictures, shards, values = batch["image_hash"], batch["shard"], np.full(len(batch), np.nan)
         new = []
-        for row, (shard, uid) in enumerate(zip(shards.tolist(), uids, strict=True)):
-            values[row] = self.answers.of(shard).get(uid, np.nan)
+        for row, (shard, picture) in enumerate(zip(shards.tolist(), pictures, strict=True)):
+            values[row] = self.answers.of(shard).get(picture, np.nan)
             if np.isnan(values[row]):
                 new.append(row)
         try:
@@ -97,7 +97,7 @@ class Judge(Stage):
         finally:
             for shard, rows in groupby(filter(lambda row: not np.isnan(values[row]), new), lambda row: shards[row]):
                 own = [*rows]
-                self.answers.add(int(shard), int(batch["row"][own[0]]), [uids[row] for row in own], values[own])
+                self.answers.add(int(shard), int(batch["row"][own[0]]), [pictures[row] for row in own], values[own])
         batch[self.criterion.name] = values.astype(np.float32)
 
     def _read(self, reply: Reply) -> tuple[float, str | None]:
@@ -184,7 +184,9 @@ def _problem(answer: Answer, kind: str) -> str:
 
 
 class Answers:
-    """Answers to one question by uid, in files named by shard and first row.
+    """Answers to one question by hash of the picture, in files named by shard and first row.
+
+    Pairs of the input may have equal uids, which are its own.
 
     Args:
         folder: of the run's answers; None: nothing is stored.
@@ -197,18 +199,18 @@ class Answers:
         self._known: dict[int, dict[str, float]] = {}
 
     def of(self, shard: int) -> dict[str, float]:
-        """The answers of a shard that an earlier process stored: uid → value."""
+        """The answers of a shard that an earlier process stored: hash of the picture → value."""
         if shard not in self._known:
             paths = sorted(self._folder.glob(f"{shard:05d}-*.parquet")) if self._folder else []
             tables = [pq.read_table(path) for path in paths]
             self._known = {number: known for number, known in self._known.items() if number == shard - 1}
             self._known[shard] = {
-                uid: value for table in tables for uid, value in zip(*table.to_pydict().values(), strict=True)
+                picture: value for table in tables for picture, value in zip(*table.to_pydict().values(), strict=True)
             }
         return self._known[shard]
 
-    def add(self, shard: int, first: int, uids: list[str], values: np.ndarray) -> None:
+    def add(self, shard: int, first: int, pictures: list[str], values: np.ndarray) -> None:
         """Stores answers; `first` is the row of the first one."""
         if self._folder:
             with commit(self._folder / f"{shard:05d}-{first}.parquet") as file:
-                pq.write_table(pa.table({"uid": uids, "value": values}), file)
+                pq.write_table(pa.table({"image_hash": pictures, "value": values}), file)

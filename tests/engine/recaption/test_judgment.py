@@ -49,21 +49,22 @@ def recipe_of(folder: Path, text: str = CRITERIA) -> Recipe:
     return load_recipe(path, columns=known_columns())
 
 
-def shard(folder: Path) -> str:
+def shard(folder: Path, metadata: bytes = b"{}") -> str:
     with tarfile.open(folder / "0.tar", "w") as tar:
         for row in range(ROWS):
-            for name, content in ((f"{row:03}.jpg", picture(row, (32, 32)) if row else b""), (f"{row:03}.txt", b"cat")):
+            members = {"jpg": picture(row, (32, 32)) if row else b"", "txt": b"cat", "json": metadata}
+            for name, content in ((f"{row:03}.{kind}", content) for kind, content in members.items()):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return str(folder / "0.tar")
 
 
-def score(folder: Path, play: Play, text: str = CRITERIA) -> Run:
+def score(folder: Path, play: Play, text: str = CRITERIA, metadata: bytes = b"{}") -> Run:
     timing = Timing(silence=0.3, first=0.001, longest=0.01, dead=0.4)
     settings = Settings(vlm=Server((play.address,), concurrency=1, timing=timing))
     recipe = recipe_of(folder, text)
-    return score_inputs([shard(folder)], folder / "out", recipe, settings, progress=silent)[0]
+    return score_inputs([shard(folder, metadata)], folder / "out", recipe, settings, progress=silent)[0]
 
 
 def test_answers_are_scores_that_decide_thresholds(tmp_path: Path, play: Play) -> None:
@@ -136,6 +137,16 @@ def test_an_interrupted_shard_asks_only_what_it_has_not_asked(tmp_path: Path, pl
     run = score(tmp_path, play)
     assert len(play.posts) == 6 + 11
     assert pq.read_table(run.scores_path(0))["watermark"].to_pylist() == [None, *[0] * 11]
+
+
+def test_pairs_with_equal_uids_keep_their_own_answers_when_a_shard_is_resumed(tmp_path: Path, play: Play) -> None:
+    metadata = b'{"uid": "%032d"}' % 1
+    play.script = ["no", "yes", "no"] + ["busy"] * 1000
+    with pytest.raises(DanqingError, match="no endpoint has answered"):
+        score(tmp_path, play, metadata=metadata)
+    play.script = []
+    run = score(tmp_path, play, metadata=metadata)
+    assert pq.read_table(run.scores_path(0))["watermark"].to_pylist() == [None, 0, 1, *[0] * 9]
 
 
 def test_a_run_keeps_its_model(tmp_path: Path, play: Play) -> None:

@@ -20,6 +20,7 @@ from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Redunda
 from danqing.engine.recipe.interval import Interval
 from danqing.engine.recipe.outcome import Outcome
 from danqing.engine.recipe.reading import load_recipe, recipe_from_dict
+from danqing.engine.report.numbers import Count
 
 
 def test_bounds_include_or_exclude_their_value() -> None:
@@ -27,6 +28,21 @@ def test_bounds_include_or_exclude_their_value() -> None:
     assert Interval(minimum=1, maximum=3).holds(scores).tolist() == [False, True, True, True, False, False]
     assert Interval(above=1, below=3).holds(scores).tolist() == [False, False, True, False, False, False]
     assert Interval(minimum=1).holds(scores).tolist() == [False, True, True, True, True, False]
+
+
+def test_a_score_in_float32_equals_the_fraction_that_it_stores() -> None:
+    for count in range(1, 60):
+        for part in range(1, count):
+            bound = part / count
+            score = np.array([np.float32(bound), np.nextafter(np.float32(bound), np.float32(1))], np.float64)
+            assert Interval(minimum=bound, maximum=bound).holds(score).tolist() == [True, False], bound
+            assert Interval(above=bound).holds(score).tolist() == [False, True], bound
+            assert not Interval(below=bound).holds(score).any(), bound
+            count_at = Count.of(np.array([bound, 2.0]))
+            count_at.add(score, np.array([bound, 2.0]))
+            assert count_at.below.tolist() == [0, 2] and count_at.up_to.tolist() == [1, 2], bound
+    sizes = np.array([2.0**24, 2.0**24 + 1])
+    assert Interval(minimum=2**24 + 1).holds(sizes).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,13 @@ def test_heic_counts_only_where_nothing_else_can_be_read(tmp_path: Path) -> None
     found, _ = read(tmp_path)
     assert {key: bool(sample.image) for key, sample in found.items()} == {"a": True, "b": False, "c": True}
     assert "a .heic cannot be read" in str(found["b"].error)
+
+
+def test_extensions_that_differ_in_case_are_files_of_their_own(tmp_path: Path) -> None:
+    contents = {"a.JPG": b"upper", "a.jpg": b"lower", "a.TXT": b"LOUD", "a.txt": b"quiet", "b.JPG": b"b", "b.txt": b"b"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    found, _ = read(tmp_path)
+    assert {key: (sample.image, sample.caption) for key, sample in found.items()} == {
+        "a.JPG": (b"upper", "LOUD"), "a.jpg": (b"lower", "quiet"), "b": (b"b", "b"),
+    }  # fmt: skip

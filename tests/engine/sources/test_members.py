@@ -107,6 +107,19 @@ def test_links_have_the_content_of_the_member_that_they_name(tmp_path: Path) -> 
     ]
 
 
+def test_links_name_members_of_their_own_archive(tmp_path: Path) -> None:
+    archives: list[Members] = [
+        [("0.jpg", "old"), ("1.jpg", "=>0.jpg"), ("0.jpg", "new"), ("2.jpg", "=>0.jpg"), ("3.jpg", "->0.jpg")],
+        [("4.jpg", "->0.jpg"), ("0.jpg", "other"), ("5.jpg", "=>0.jpg")],
+    ]
+    parts = [tar_of(tmp_path / f"{n}.tar", members).read_bytes() for n, members in enumerate(archives)]
+    (tmp_path / "joined.tar").write_bytes(b"".join(parts))
+    assert [(key, image) for key, image, _ in rows(opened(tmp_path / "joined.tar"))] == [
+        ("0", b"old"), ("1", b"old"), ("0_1", b"new"), ("2", b"new"), ("3", b"new"),
+        ("4", b"other"), ("0_2", b"other"), ("5", b"other"),
+    ]  # fmt: skip
+
+
 @pytest.mark.skipif(not shutil.which("tar"), reason="GNU tar makes sparse members")
 @pytest.mark.parametrize("form", ["gnu", "posix --sparse-version=0.0", "posix --sparse-version=0.1", "posix"])
 def test_sparse_members_are_expanded(tmp_path: Path, form: str) -> None:

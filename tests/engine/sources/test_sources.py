@@ -152,15 +152,24 @@ def test_parquet_with_bytes_or_structs_or_names(tmp_path: Path) -> None:
 
 def test_other_pictures_of_a_row_are_no_metadata(tmp_path: Path) -> None:
     more = [{"bytes": b"x", "path": None}]
-    path = as_parquet(tmp_path / "a.parquet", {"image": [b"x"], "text": ["一"], "mask": [b"y"], "more": more, "n": [1]})
+    others = {"mask": [b"y"], "more": more, "several": [more], "parts": [[None, b"z"]], "n": [1]}
+    path = as_parquet(tmp_path / "a.parquet", {"image": [b"x"], "text": ["一"], **others})
     assert next(iter(opened(path))).metadata == {"n": 1}
+
+
+def test_times_that_python_does_not_have_are_text(tmp_path: Path) -> None:
+    days = pa.array([10**7, 1], pa.date32())
+    path = as_parquet(tmp_path / "a.parquet", {"image": [b"x", b"y"], "text": ["一", "二"], "day": days})
+    assert [(s.caption, str(s.metadata["day"]), s.error) for s in opened(path)] == [
+        ("一", "29349-01-26", None), ("二", "1970-01-02", None),
+    ]  # fmt: skip
 
 
 def test_bytes_are_left_out_of_carried_columns_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     columns = {"image": [b"x", b"y"], "text": ["一", "二"], "embedding": [b"1", None], "s": [{"b": b"1", "n": 1}] * 2}
     samples = list(opened(as_parquet(tmp_path / "a.parquet", columns)))
     assert [sample.metadata for sample in samples] == [{"s": {"n": 1}}] * 2
-    assert "a.parquet: not carried, since they hold bytes: embedding" in caplog.text
+    assert "a.parquet: not carried, since they hold bytes: embedding, s\n" in caplog.text
 
 
 def test_a_large_parquet_file_becomes_shards_of_whole_row_groups(tmp_path: Path, monkeypatch: Patch) -> None:

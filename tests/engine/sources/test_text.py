@@ -13,6 +13,7 @@ from danqing.engine.sources.text import Decoder, SampleError, check_encoding, de
 
 SIMPLIFIED = ["一只猫", "公园的草地上有一只可爱的小猫", "iPhone 15 手机壳，全新正品", "上海夜景"]
 OTHERS = ["10 µm, café, naïve façade", "привет, мир", "Ελληνικά", "© 2024 Ångström", "caf\ufffd", "Qua\u0302\u0300n"]
+MIXED = ["Ø30×Ø20 mm", "[tɕʰiɛn]", "/ˈɛŋɡlɪʃ/", "Ω×λ", "٢٠٢٤م", "ĉ÷é"]
 TRADITIONAL = ["一隻貓", "公園的草地上有一隻可愛的小貓", "iPhone 15 手機殼，全新正品", "上海夜景"]
 
 
@@ -23,7 +24,7 @@ TRADITIONAL = ["一隻貓", "公園的草地上有一隻可愛的小貓", "iPhon
         *((text, "big5") for text in TRADITIONAL),
         ("plain", "utf-8"),
         ("", "utf-8"),
-        *((text, "utf-8") for text in OTHERS),
+        *((text, "utf-8") for text in OTHERS + MIXED),
         ("猫", "utf-8-sig"),
     ],
 )

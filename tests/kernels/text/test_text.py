@@ -61,10 +61,10 @@ def test_measures_equal_plain_python(device: Device) -> None:
 
 
 def test_shares_of_scripts(device: Device) -> None:
-    measured = measures_of(device, ["汉字ab", "ひらカナ漢字", "한글漢", "①②", "，。"])
-    assert measured["han_share"].tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 3, 0, 0])
-    assert measured["kana_share"].tolist() == pytest.approx([0, 2 / 3, 0, 0, 0])
-    assert measured["symbol_share"].tolist() == pytest.approx([0, 0, 0, 0, 1])
+    measured = measures_of(device, ["汉字ab", "ひらカナ漢字", "한글漢", "①②", "，。", "漢ｶﾡ"])
+    assert measured["han_share"].tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 3, 0, 0, 1 / 3])
+    assert measured["kana_share"].tolist() == pytest.approx([0, 2 / 3, 0, 0, 0, 1 / 3])
+    assert measured["symbol_share"].tolist() == pytest.approx([0, 0, 0, 0, 1, 0])
 
 
 def test_repetitions_of_long_texts_are_measured(device: Device) -> None:
