@@ -2,9 +2,9 @@
 
     python -m tests.engine.kill_points NAME FOLDER
 
-A commit is the rename of a temporary file (`engine.core.files.commit`), whichever module makes it. The command runs in
-a forked process, so that libraries are imported and kernels loaded once. Prints one JSON object: the number of commits,
-and what was different.
+A commit is the rename of a temporary file (`engine.core.files.commit`), whichever module makes it. A command that is
+killed, and the one after it, run in forked processes of one that has run it, so that libraries are imported and kernels
+loaded once. Prints one JSON object: the number of commits, and what was different.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def kill_everywhere(name: str, folder: Path) -> dict[str, object]:
     before, command = (COMMANDS[name][0], COMMANDS[name][1])
     start, whole, out = folder / "start" / "OUT", folder / "whole" / "OUT", folder / "killed" / "OUT"
     for step in before:
-        assert _forked(lambda step=step: _run(step, folder, start)) == 0, step  # type: ignore[misc]
+        assert _run(step, folder, start) == 0, step
     _copy(start, whole)
-    assert _forked(lambda: _run(command, folder, whole)) == 0
+    assert _run(command, folder, whole) == 0
     expected, differing = tree(whole), []
 
     def reaches(commit: int, after: bool) -> bool:
@@ -162,7 +162,4 @@ class FirstPixels:
 if __name__ == "__main__":
     ModelSet.session = lambda *_: FirstPixels()  # type: ignore[method-assign, assignment, return-value]
     ImageEmbedding.capacity = 64  # type: ignore[method-assign, assignment]
-    place = Path(sys.argv[2])
-    warm = ["curate", str(place / "0.tar"), "-o", str(place / "warm"), "--recipe", str(place / "plain.yaml"), "--quiet"]
-    assert main(warm) == 0  # loads what the forked processes share
-    print(json.dumps(kill_everywhere(sys.argv[1], place)))
+    print(json.dumps(kill_everywhere(sys.argv[1], Path(sys.argv[2]))))
