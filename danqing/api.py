@@ -38,6 +38,8 @@ from danqing.engine.core.memory import read_size
 from danqing.engine.core.progress import OpenProgress, silent
 from danqing.engine.core.schemas import common_schema
 from danqing.engine.core.storage import path_of
+from danqing.engine.core.vlm_defaults import AUTO as AUTO_MODEL
+from danqing.engine.core.vlm_defaults import CONCURRENCY
 from danqing.engine.decide.cluster import RaySearch
 from danqing.engine.decide.dedup.index import AUTO
 from danqing.engine.decide.funnel import Funnel
@@ -50,7 +52,6 @@ from danqing.engine.report.explain import find_pairs, print_pair
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run.claims import read_share
 from danqing.engine.run.folder import Run as EngineRun
-from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings, settings_from
 from danqing.engine.select import frames
 from danqing.engine.select.selection import Selection
@@ -58,8 +59,6 @@ from danqing.engine.select.selection import select as select_tables
 from danqing.engine.sources.tables import Columns
 from danqing.engine.stages import model_roles
 from danqing.engine.stages.columns import known_columns
-from danqing.engine.stages.vlm.client import AUTO as AUTO_MODEL
-from danqing.engine.stages.vlm.client import CONCURRENCY, Server
 from danqing.engine.train import import_training
 from danqing.engine.train.recipe import load_train_recipe
 from danqing.engine.write.formats import with_pairs
@@ -521,21 +520,16 @@ def recaption(
         DanqingError: the run is not decided, the endpoints do not answer, or another prompt or model without `again`.
     """
     opened = _opened(run)
-    for name, value in (("max_tokens", max_tokens), ("longest_edge", longest_edge), ("concurrency", concurrency)):
+    for name, value in (
+        ("max_tokens", max_tokens), ("longest_edge", longest_edge), ("concurrency", concurrency), ("threads", threads)
+    ):  # fmt: skip
         _positive(name, value)
-    addresses = tuple(_listed(endpoint))
-    if not addresses:
-        raise DanqingError("endpoint: name at least one address, as http://HOST:8000/v1")
-    phases.recaption_run(
-        opened,
-        Server(addresses, model, concurrency),
-        open_prompt(prompt, max_tokens, longest_edge),
-        again,
-        device,
-        _positive("threads", threads),
-        _progress(progress),
-        TaskPart.parse(part) if part else None,
-    )
+    settings = settings_from(
+        {"vlm_endpoint": _listed(endpoint), "vlm_model": model, "vlm_concurrency": concurrency, "part": part,
+         "device": device, "threads": threads}
+    )  # fmt: skip
+    question = open_prompt(prompt, max_tokens, longest_edge)
+    phases.recaption_run(opened, question, settings, again, _progress(progress))
     return opened
 
 

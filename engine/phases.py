@@ -29,7 +29,7 @@ from danqing.engine.decide.merging import merge
 from danqing.engine.decide.reference import features_recipe, reference_run_folder, with_references
 from danqing.engine.decide.tasks import TaskList, latest_list, list_again, run_task
 from danqing.engine.decide.verdicts import decide, list_tasks
-from danqing.engine.recaption.metrics import WatchedClient
+from danqing.engine.recaption.metrics import AskingMetrics
 from danqing.engine.recaption.prompts import Prompt
 from danqing.engine.recaption.recaptioning import Asking, note_verdicts, recaption
 from danqing.engine.recipe.reading import Recipe
@@ -41,7 +41,7 @@ from danqing.engine.run.claims import AnyPart, Claims
 from danqing.engine.run.cluster import connected
 from danqing.engine.run.folder import MERGED, Run
 from danqing.engine.run.lock import forget_claims, lock_manifest, lock_output
-from danqing.engine.run.part import Share, TaskPart
+from danqing.engine.run.part import Share
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 from danqing.engine.score.cluster import score_on_cluster
@@ -51,7 +51,6 @@ from danqing.engine.score.settling import settle
 from danqing.engine.score.workers import Watcher, score_on_one, score_on_several
 from danqing.engine.sources import Shard, check_parts, find_shards, first_rows
 from danqing.engine.stages.vlm.chat import Question
-from danqing.engine.stages.vlm.client import Server
 from danqing.engine.stages.vlm.judgment import FOLDER as ANSWERS
 from danqing.engine.stages.vlm.judgment import no_endpoint
 from danqing.engine.write.cluster import copy_on_cluster
@@ -377,44 +376,44 @@ def write_run(
     return sum(shard.kept for shard in verdicts)
 
 
+NO_ENDPOINT = "--endpoint: name at least one address, as http://HOST:8000/v1"
+
+
 @lock_output
 def recaption_run(
-    run: Run,
-    server: Server,
-    prompt: Prompt,
-    again: bool = False,
-    device: str = "cpu",
-    threads: int | None = None,
-    progress: OpenProgress = ProgressBar,
-    part: TaskPart | None = None,
-    metrics: tuple[int | None, str] = (None, "127.0.0.1"),
+    run: Run, prompt: Prompt, settings: Settings, again: bool = False, progress: OpenProgress = ProgressBar
 ) -> Spans:
     """RECAPTION: opens the device and the client, asks for captions of the kept pictures, and writes the report.
 
     Args:
         run: a decided run.
-        server: the vision-language model.
         prompt: what is asked.
-        again: see `recaption`.
-        device, threads, progress: see `decide_run`; the device measures the recaptions.
-        part: only these input shards.
-        metrics: port (None: not served) and address of Prometheus metrics.
+        settings: the vision-language model, the device that measures the recaptions, threads, part and metrics.
+        again: see `Asking`.
+        progress: see `decide_run`.
 
     Returns:
         Counts and times of the stages; `read` is the model.
 
     Raises:
-        DanqingError: no verdicts, an endpoint that does not answer, or recaptions of another question.
+        DanqingError: no verdicts, no endpoint or one that does not answer, or recaptions of another question.
     """
     check_current(run)
-    client = server.open()
+    if settings.vlm is None:
+        raise DanqingError(NO_ENDPOINT)
+    client = settings.vlm.open()
     question = Question(prompt.text, client.model, prompt.max_tokens, prompt.longest_edge, max_pixels(run))
-    with run.logged(part), open_device(device, threads) as opened, progress("recaption", 0, "pictures") as listener:
+    with (
+        run.logged(settings.part),
+        open_device(settings.device, settings.threads) as opened,
+        progress("recaption", 0, "pictures") as listener,
+    ):
         models, spans = ModelSet(run.recipe.models), Spans()
         context = Settings(max_pixels=question.max_pixels).context(opened, models, ())
-        watching = WatchedClient(client)
-        with serve_metrics(spans, *metrics, opened, models, collectors=[watching]):
-            complete = recaption(Asking(run, question, client, context, again, part), listener, spans, watching.watch)
+        asking, address = Asking(run, question, client, context, again, settings.part), settings.metrics_address
+        metrics = AskingMetrics(asking)
+        with serve_metrics(spans, settings.metrics_port, address, opened, models, collectors=[metrics]):
+            complete = recaption(asking, listener, spans)
     if complete:
         write_report(run)
     return spans

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -13,8 +13,12 @@ from danqing.engine.cli.app import MODELS, command
 from danqing.engine.cli.options import (
     MACHINE,
     MachineOptions,
+    OptionalFile,
     PositiveInt,
+    Resizer,
     StorageOptions,
+    StrictEngines,
+    Suites,
     is_file,
     number_from,
     to_paths,
@@ -33,10 +37,7 @@ Models = Annotated[
         "none; by default those in use.",
     ),
 ]
-OutputFile = Annotated[
-    Path | None,
-    Parameter(name=["--output", "-o"], converter=to_paths, validator=is_file, n_tokens=1, metavar="FILE"),
-]
+OutputFile = Annotated[OptionalFile, Parameter(name=["--output", "-o"], validator=is_file)]
 
 
 @Parameter(name="*", group=MACHINE)
@@ -45,20 +46,15 @@ class TowerOptions:
     """How the towers are run."""
 
     machine: MachineOptions = field(default_factory=MachineOptions)
-    resizer: Annotated[
-        Literal["auto", "dali", "kernel"],
-        Parameter(help="kernel: bit-equal to Pillow; dali: DALI's graph; auto: dali on a GPU, kernel on a CPU."),
-    ] = "auto"
-    strict_engines: Annotated[bool, Parameter(help="Stop if an engine in use does not open.")] = False
+    resizer: Resizer = "auto"
+    strict_engines: StrictEngines = False
 
     def settings(self) -> Settings:
         """Returns the options as the engine takes them."""
-        from danqing.engine.run.settings import Settings
+        from danqing.engine.run.settings import settings_from
 
-        machine = self.machine
-        return Settings(
-            device=machine.chosen, threads=machine.threads, resizer=self.resizer, strict_engines=self.strict_engines
-        )
+        engines = {"resizer": self.resizer, "strict_engines": self.strict_engines}
+        return settings_from(asdict(self.machine) | engines)
 
 
 @command(
@@ -73,35 +69,21 @@ def evaluate(
     /,
     *,
     suite: Annotated[
-        tuple[str, ...],
+        Suites,
         Parameter(
-            metavar="DIR|NAME",
-            n_tokens=1,
             help="demo, digits, a data set or a folder of data sets: label_cn.txt and test/000/ (ELEVATER), "
             "clip-benchmark's shards, SPLIT_texts.jsonl and SPLIT_imgs.tsv (MUGE, Flickr30K-CN, COCO-CN), a table of "
             "captions, *-images-idx3-ubyte, a run, shards. Repeatable.",
         ),
     ],
-    against: Annotated[
-        Path | None,
-        Parameter(
-            converter=to_paths, n_tokens=1, metavar="FILE", help="Compare with the first model of an evaluation.json."
-        ),
-    ] = None,
+    against: Annotated[OptionalFile, Parameter(help="Compare with the first model of an evaluation.json.")] = None,
     max_drop: Annotated[
         float | None,
         Parameter(
-            metavar="X",
-            validator=number_from(0, 1),
-            help="Exit with status 1 if a metric falls by more than X.",
+            metavar="X", validator=number_from(0, 1), help="Exit with status 1 if a metric falls by more than X."
         ),
     ] = None,
-    templates: Annotated[
-        Path | None,
-        Parameter(
-            converter=to_paths, n_tokens=1, metavar="FILE", help="Templates with {c} for the class's name, one a line."
-        ),
-    ] = None,
+    templates: Annotated[OptionalFile, Parameter(help="Templates with {c} for the class's name, one a line.")] = None,
     limit: Annotated[
         PositiveInt | None, Parameter(metavar="N", help="Only the first N pictures of each data set.")
     ] = None,

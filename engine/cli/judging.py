@@ -13,11 +13,8 @@ from danqing.engine.core.storage import path_of
 if TYPE_CHECKING:
     from danqing.engine.recipe.reading import Recipe
 
-OTHER_TOWERS = {
-    "image_embedding": ("text_embedding", "-image", "-text"),
-    "text_embedding": ("image_embedding", "-text", "-image"),
-}
-"""Role of a tower → role of the other one, and the ends of their cards' names."""
+OTHER_TOWERS = {"image": "text", "text": "image"}
+"""Tower → the other one. Their roles are `TOWER_embedding`, and the names of their cards end with `-TOWER`."""
 
 
 def recipe_with(name: str, options: RecipeOptions) -> Recipe:
@@ -58,14 +55,15 @@ def _recipe_for(name: str, options: RecipeOptions) -> Recipe:
     role = next((role for role, other in options.load(base).models.items() if load_card(other).task == card.task), None)
     if role is None:
         raise DanqingError(f"no built-in recipe has a {card.task}; give one with --recipe that judges {name}")
-    settings = [*options.settings, f"models.{role}={name}"]
-    missing = ""
-    if role in OTHER_TOWERS and not any(s.startswith(f"models.{OTHER_TOWERS[role][0]}=") for s in options.settings):
-        missing, end, other_end = OTHER_TOWERS[role]
-        other = re.sub(rf"{end}(\.ya?ml)?$", rf"{other_end}\1", name)
-        if other != name and _is_stored(other):
-            settings.append(f"models.{missing}={other}")
-            missing = ""
+    settings, missing = [*options.settings, f"models.{role}={name}"], ""
+    tower = role.removesuffix("_embedding")
+    if other := OTHER_TOWERS.get(tower):
+        beside = re.sub(rf"-{tower}(\.ya?ml)?$", rf"-{other}\1", name)
+        if not any(setting.startswith(f"models.{other}_embedding=") for setting in settings):
+            if beside != name and _is_stored(beside):
+                settings.append(f"models.{other}_embedding={beside}")
+            else:
+                missing = f"{other}_embedding"
     recipe = RecipeOptions(base, tuple(settings)).load()
     if missing:
         others = columns_of_role(missing)

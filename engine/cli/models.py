@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from danqing.engine.cli.app import MODELS, MODELS_HELP, PARAMETERS, command, examples_text
 from danqing.engine.cli.judging import recipe_with
-from danqing.engine.cli.options import PositiveInt, RecipeOptions, Threads, number_from, to_local_folder
+from danqing.engine.cli.options import PositiveInt, RecipeOptions, Suites, Threads, number_from, to_local_folder
 from danqing.engine.cli.output import Json, print_json
 from danqing.engine.core.errors import DanqingError
 
@@ -34,6 +34,9 @@ Name = Annotated[str, Parameter(help="A model card's name, or the path of one of
 EngineName = Annotated[str, Parameter(help="A part of the engine's name; by default the newest engine.")]
 Data = Annotated[list[str], Parameter(consume_multiple=(1, None), metavar="INPUT", help="Shards of real pairs.")]
 Pairs = Annotated[PositiveInt, Parameter(metavar="N", help="Number of pairs to read.")]
+CheckpointFolder = Annotated[
+    Path | None, Parameter(name="--from", converter=to_local_folder, n_tokens=1, metavar="FOLDER")
+]
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,8 @@ def export(
     /,
     *,
     source: Annotated[
-        Path | None,
-        Parameter(
-            name="--from",
-            converter=to_local_folder,
-            n_tokens=1,
-            metavar="FOLDER",
-            help="config.json, weights and vocabulary, as published (default: the folder that is named).",
-        ),
+        CheckpointFolder,
+        Parameter(help="config.json, weights and vocabulary, as published (default: the folder that is named)."),
     ] = None,
 ) -> None:
     """Export a published checkpoint to ONNX, so that recipes can name it."""
@@ -223,22 +220,12 @@ def verify(
         float, Parameter(metavar="X", validator=number_from(0, 1), help="Largest share of verdicts that may change.")
     ] = 0.001,
     checkpoint: Annotated[
-        Path | None,
-        Parameter(
-            name="--from",
-            converter=to_local_folder,
-            n_tokens=1,
-            metavar="FOLDER",
-            help="The checkpoint it was exported from, to compare the speed of torch.compile.",
-        ),
+        CheckpointFolder,
+        Parameter(help="The checkpoint it was exported from, to compare the speed of torch.compile."),
     ] = None,
     suite: Annotated[
-        tuple[str, ...],
-        Parameter(
-            metavar="DIR|NAME",
-            n_tokens=1,
-            help="Also evaluate both towers with and without the engine, as `danqing evaluate`; repeatable.",
-        ),
+        Suites,
+        Parameter(help="Also evaluate both towers with and without the engine, as `danqing evaluate`; repeatable."),
     ] = (),
     max_drop: Annotated[
         float, Parameter(metavar="X", validator=number_from(0, 1), help="Largest fall of a metric of --suite.")

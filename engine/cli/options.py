@@ -19,6 +19,7 @@ from danqing.engine.core.buckets import ENDPOINT
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.local_copies import COPIES
 from danqing.engine.core.storage import RemotePath, path_of
+from danqing.engine.core.vlm_defaults import AUTO, CONCURRENCY
 
 if TYPE_CHECKING:
     from danqing.engine.recipe.reading import Recipe
@@ -133,6 +134,23 @@ Natural = Annotated[int, Parameter(converter=_whole, validator=whole_from(0))]
 PositiveInt = Annotated[int, Parameter(converter=_whole, validator=whole_from(1))]
 Port = Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 65535))]
 Size = Annotated[int, Parameter(converter=_size, metavar="SIZE")]
+OptionalFile = Annotated[Path | None, Parameter(converter=to_paths, n_tokens=1, metavar="FILE")]
+Suites = Annotated[tuple[str, ...], Parameter(metavar="DIR|NAME", n_tokens=1)]
+Resizer = Annotated[
+    Literal["auto", "dali", "kernel"],
+    Parameter(
+        help="kernel: bit-equal to Pillow on every device; dali: DALI's graph; auto: dali on a GPU, kernel on a CPU."
+    ),
+]
+StrictEngines = Annotated[
+    bool,
+    Parameter(help="Stop if an engine in use does not open; by default the previous engine runs, or the model itself."),
+]
+MetricsPort = Annotated[Port | None, Parameter(group=MONITORING, metavar="PORT")]
+MetricsAddress = Annotated[
+    str,
+    Parameter(group=MONITORING, metavar="ADDRESS", help="Address to serve at; by default this machine only."),
+]
 Threads = Annotated[
     Annotated[int, Parameter(converter=_whole, validator=whole_from(1, 1024))] | None,
     Parameter(group=MACHINE, metavar="N", help="Host threads (default: all cores)."),
@@ -373,12 +391,7 @@ class LayoutOptions:
 class TextOptions:
     """Lists for judging URLs and captions."""
 
-    blocklist: Annotated[
-        Path | None,
-        Parameter(
-            converter=to_paths, n_tokens=1, metavar="FILE", help="Blocked domains, one per line, including subdomains."
-        ),
-    ] = None
+    blocklist: Annotated[OptionalFile, Parameter(help="Blocked domains, one per line, including subdomains.")] = None
     user_dict: Annotated[
         tuple[Path, ...],
         Parameter(
@@ -405,22 +418,12 @@ class PictureOptions:
     max_pixels: Annotated[
         PositiveInt | None, Parameter(metavar="N", help="Refuse larger pictures (default: Pillow's limit).")
     ] = None
-    resizer: Annotated[
-        Literal["auto", "dali", "kernel"],
-        Parameter(
-            help="kernel: bit-equal to Pillow on every device; dali: DALI's graph; "
-            "auto: dali on a GPU, kernel on a CPU."
-        ),
-    ] = "auto"
-    strict_engines: Annotated[
-        bool,
-        Parameter(
-            help="Stop if an engine in use does not open; by default the previous engine runs, or the model itself."
-        ),
-    ] = False
+    resizer: Resizer = "auto"
+    strict_engines: StrictEngines = False
     memory_limit: Annotated[Size | None, Parameter(help="Limit of host memory for scoring, such as 4G or 900M.")] = None
 
 
+Endpoint = Annotated[str, Parameter(metavar="URL,…")]
 VlmModel = Annotated[
     str,
     Parameter(group=VLM, metavar="ID", help="Id of the endpoint's model; auto: the only one that it serves."),
@@ -436,15 +439,14 @@ class VlmOptions:
     """The vision-language model that criteria with `vlm` ask."""
 
     vlm_endpoint: Annotated[
-        str,
+        Endpoint,
         Parameter(
-            metavar="URL,…",
             help="OpenAI-compatible endpoint, as http://HOST:8000/v1, for criteria with vlm; several share the "
             "requests. A key is read from $DANQING_VLM_KEY.",
         ),
     ] = ""
-    vlm_model: VlmModel = "auto"
-    vlm_concurrency: Concurrency = 128
+    vlm_model: VlmModel = AUTO
+    vlm_concurrency: Concurrency = CONCURRENCY
 
 
 @Parameter(name="*", group=MACHINE)
@@ -503,17 +505,13 @@ class SeveralOptions:
         bool, Parameter(group=MONITORING, help="Measure where the time of scoring goes; writes OUT/profile/.")
     ] = False
     metrics_port: Annotated[
-        Port | None,
+        MetricsPort,
         Parameter(
-            group=MONITORING,
-            metavar="PORT",
             help="Serve rates, queues, errors and drops to Prometheus while scoring; of several workers, the second "
             "serves the next port, and so on. With --ray, this process serves those of all workers.",
         ),
     ] = None
-    metrics_address: Annotated[
-        str, Parameter(group=MONITORING, metavar="ADDRESS", help="Address to serve at; by default this machine only.")
-    ] = "127.0.0.1"
+    metrics_address: MetricsAddress = "127.0.0.1"
 
     def note(self, machine: MachineOptions) -> str:
         """Returns the line about the chosen device; empty if devices were named."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from danqing.engine.cli.app import PHASES, command
 from danqing.engine.cli.options import (
-    MONITORING,
     VLM,
     CacheFolder,
     Concurrency,
+    Endpoint,
     MachineOptions,
+    MetricsAddress,
+    MetricsPort,
     Part,
-    Port,
     PositiveInt,
     RunFolder,
     StorageOptions,
@@ -25,26 +26,33 @@ from danqing.engine.cli.options import (
 from danqing.engine.cli.output import OutputOptions
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import printable
+from danqing.engine.core.vlm_defaults import AUTO, CONCURRENCY
 
 
 @Parameter(name="*", group=VLM)
 @dataclass(frozen=True)
-class AskingOptions:
-    """What is asked, and whom."""
+class ServerOptions:
+    """Whom to ask: `VlmOptions` with an endpoint that must be named, and shorter names."""
 
-    endpoint: Annotated[
-        str,
+    vlm_endpoint: Annotated[
+        Endpoint,
         Parameter(
             name=["--endpoint", "--vlm-endpoint"],
-            metavar="URL,…",
             help="OpenAI-compatible endpoints, as http://HOST:8000/v1, that serve the same model; each request goes to "
             "the one with the fewest outstanding. A key is read from $DANQING_VLM_KEY.",
         ),
     ]
-    model: Annotated[VlmModel, Parameter(name=["--model", "--vlm-model"])] = "auto"
+    vlm_model: Annotated[VlmModel, Parameter(name=["--model", "--vlm-model"])] = AUTO
+    vlm_concurrency: Annotated[Concurrency, Parameter(name=["--concurrency", "--vlm-concurrency"])] = CONCURRENCY
+
+
+@Parameter(name="*", group=VLM)
+@dataclass(frozen=True)
+class PromptOptions:
+    """What is asked."""
+
     prompt: Annotated[
-        str,
-        Parameter(metavar="NAME|FILE", help="short or dense (Chinese captions), or a text file."),
+        str, Parameter(metavar="NAME|FILE", help="short or dense (Chinese captions), or a text file.")
     ] = "short"
     max_tokens: Annotated[
         PositiveInt | None,
@@ -54,13 +62,6 @@ class AskingOptions:
         PositiveInt | None,
         Parameter(metavar="PIXELS", help="Send larger pictures in this size (default: the original bytes)."),
     ] = None
-    concurrency: Annotated[Concurrency, Parameter(name=["--concurrency", "--vlm-concurrency"])] = 128
-    again: Annotated[
-        bool,
-        Parameter(
-            help="Ask anew with another prompt or model; with the same ones, ask again where the outcome is an error."
-        ),
-    ] = False
 
 
 @command(
@@ -73,16 +74,21 @@ def recaption(
     run: RunFolder,
     /,
     *,
-    asking: AskingOptions,
+    server: ServerOptions,
+    prompt: PromptOptions = PromptOptions(),
+    again: Annotated[
+        bool,
+        Parameter(
+            group=VLM,
+            help="Ask anew with another prompt or model; with the same ones, ask again where the outcome is an error.",
+        ),
+    ] = False,
     part: Part = "",
     machine: MachineOptions = MachineOptions(),
     metrics_port: Annotated[
-        Port | None,
-        Parameter(group=MONITORING, metavar="PORT", help="Serve rates, queue, outcomes and tokens to Prometheus."),
+        MetricsPort, Parameter(help="Serve rates, queue, outcomes and tokens to Prometheus.")
     ] = None,
-    metrics_address: Annotated[
-        str, Parameter(group=MONITORING, metavar="ADDRESS", help="Address to serve at; by default this machine only.")
-    ] = "127.0.0.1",
+    metrics_address: MetricsAddress = "127.0.0.1",
     cache: CacheFolder = None,
     out: OutputOptions = OutputOptions(),
 ) -> None:
@@ -90,26 +96,20 @@ def recaption(
 
     Writes recaptions/ and report.html. Finished shards are not asked again; `danqing write` then adds the captions.
     """
-    from danqing.engine.phases import recaption_run
+    from danqing.engine.phases import NO_ENDPOINT, recaption_run
     from danqing.engine.recaption.prompts import open_prompt
     from danqing.engine.run.folder import RECAPTIONED, Run
-    from danqing.engine.run.part import TaskPart
-    from danqing.engine.run.settings import server_from
+    from danqing.engine.run.settings import settings_from
 
     storage = StorageOptions(cache=cache)
-    server = server_from(
-        {"vlm_endpoint": asking.endpoint, "vlm_model": asking.model, "vlm_concurrency": asking.concurrency}
-    )
-    if server is None:
-        raise DanqingError("--endpoint: name at least one address, as http://HOST:8000/v1")
-    prompt = open_prompt(asking.prompt, asking.max_tokens, asking.longest_edge)
-    task = TaskPart.parse(part) if part else None
+    metrics = {"metrics_port": metrics_port, "metrics_address": metrics_address}
+    settings = settings_from({**asdict(server), **asdict(machine), **metrics, "part": part})
+    if settings.vlm is None:
+        raise DanqingError(NO_ENDPOINT)
+    question = open_prompt(**asdict(prompt))
     with out.progress(machine.note):
         opened = Run.open(run)
-        recaption_run(
-            opened, server, prompt, asking.again, machine.chosen, machine.threads,
-            part=task, metrics=(metrics_port, metrics_address),
-        )  # fmt: skip
+        recaption_run(opened, question, settings, again)
     noted = opened.manifest[RECAPTIONED]
     outcomes, complete = noted.get("outcomes"), "verdicts" in noted
     result = {"folder": run, **{name: noted.get(name) for name in ("model", "prompt_hash")}, "complete": complete}

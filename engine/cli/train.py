@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Literal
@@ -14,8 +14,9 @@ from danqing.engine.cli.options import (
     MONITORING,
     LocalFolder,
     MachineOptions,
+    MetricsAddress,
+    MetricsPort,
     Natural,
-    Port,
     StorageOptions,
     number_from,
     to_local_folder,
@@ -29,20 +30,21 @@ from danqing.engine.cli.output import OutputOptions
 class JournalOptions:
     """What is measured while the model is trained, and where it is shown."""
 
-    evaluate: Annotated[
-        str, Parameter(metavar="SUITE", help="Evaluate the model on this suite at the end (see `danqing evaluate`).")
+    suite: Annotated[
+        str,
+        Parameter(
+            name="--evaluate",
+            metavar="SUITE",
+            help="Evaluate the model on this suite at the end (see `danqing evaluate`).",
+        ),
     ] = ""
     every: Annotated[Natural, Parameter(metavar="N", help="Also evaluate it every N steps.")] = 0
     log_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio"], ...],
         Parameter(help="Also send the lines of train.jsonl there; repeatable."),
     ] = ()
-    metrics_port: Annotated[
-        Port | None, Parameter(metavar="PORT", help="Serve loss, rate and data wait to Prometheus.")
-    ] = None
-    metrics_address: Annotated[
-        str, Parameter(metavar="ADDRESS", help="Address to serve at; by default this machine only.")
-    ] = "127.0.0.1"
+    metrics_port: Annotated[MetricsPort, Parameter(help="Serve loss, rate and data wait to Prometheus.")] = None
+    metrics_address: MetricsAddress = "127.0.0.1"
 
 
 @command(
@@ -99,10 +101,7 @@ def train(
     share = [] if recaption_share is None else [f"recaption_share={recaption_share}"]
     chosen = load_train_recipe(recipe, [*settings, *share])
     loop = import_training()
-    options = loop.TrainOptions(
-        machine.chosen, machine.threads, decode, journal.log_to, journal.metrics_port, journal.metrics_address,
-        journal.evaluate, journal.every,
-    )  # fmt: skip
+    options = loop.TrainOptions(machine.chosen, machine.threads, decode, **asdict(journal))
     with out.progress(machine.note):
         found = loop.train(runs, checkpoint, output, chosen, options, ProgressBar)
     if found.is_first and not out.finish({"folder": output, "model": found.model, "steps": found.steps, **found.last}):

@@ -11,7 +11,7 @@ import xxhash
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.evaluate import metrics, tables
-from danqing.engine.evaluate.datasets import HAN, RETRIEVAL, Dataset, Example, Suite, Text
+from danqing.engine.evaluate.datasets import HAN, RETRIEVAL, Dataset, Example, Suite
 from danqing.engine.evaluate.metrics import Outcomes
 from danqing.engine.evaluate.results import Evaluation, Row
 from danqing.engine.evaluate.towers import Towers
@@ -79,13 +79,14 @@ class _Pictures:
 
     def __iter__(self) -> Iterator[tuple[list[Example], np.ndarray]]:
         """Yields batches of pictures that decode, and their vectors; float32 (n, d)."""
-        for batch in batches_of(islice(self.dataset.examples(), self.limit)):
+        for batch in _batches(islice(self.dataset.examples(), self.limit)):
             vectors = self.towers.images([example.picture for example in batch])
             decoded: np.ndarray = np.any(vectors != 0, axis=1)
             self.broken += [example.where for example, there in zip(batch, decoded, strict=True) if not there]
             kept = [example for example, there in zip(batch, decoded, strict=True) if there]
-            for example in kept:
-                self.digest.update(repr((_id(example), example.labels, example.captions)).encode())
+            for example in kept:  # by content: a copy of the data set in another place has the same digest
+                picture = xxhash.xxh128(example.picture).hexdigest()
+                self.digest.update(repr((picture, example.labels, example.captions)).encode())
             self.progress.advance(len(batch))
             if kept:
                 yield kept, vectors[decoded]
@@ -99,45 +100,7 @@ class _Pictures:
             )
 
 
-def _id(example: Example) -> str:
-    """The picture's identity in a comparison; a copy of the data set in another place has the same."""
-    return xxhash.xxh128(example.picture).hexdigest()
-
-
-def check_examples(dataset: Dataset) -> Iterator[Example]:
-    """Yields the pictures of a data set; checks at the end that its texts have pictures.
-
-    Raises:
-        DanqingError: a text has no picture, or a file is wrong; names file and line.
-    """
-    places, captions = dict[str, int](), 0
-    for number, example in enumerate(dataset.examples()):
-        places.setdefault(example.id, number)
-        captions += len(example.captions)
-        yield example
-    for text in dataset.texts:
-        if not _places_of(text, places):
-            raise _no_picture(text)
-    if dataset.task == RETRIEVAL and not (captions or dataset.texts):
-        raise _no_captions(dataset)
-
-
-def _places_of(text: Text, places: dict[str, int]) -> list[int]:
-    return [places[picture] for picture in text.pictures if picture in places]
-
-
-def _no_picture(text: Text) -> DanqingError:
-    return DanqingError(
-        f"{text.where}: image_ids {', '.join(text.pictures) or 'is empty'}: no such picture beside it; "
-        "correct the line, or give the pictures of this split"
-    )
-
-
-def _no_captions(dataset: Dataset) -> DanqingError:
-    return DanqingError(f"{dataset.name}: no picture has a caption, so there is nothing to find")
-
-
-def batches_of(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
     """Yields the pictures in batches of at most `BATCH_PICTURES` pictures and `BATCH_BYTES` bytes."""
     batch: list[Example] = []
     size = 0
@@ -204,7 +167,7 @@ def _retrieve(towers: Towers, dataset: Dataset, pictures: _Pictures, templates: 
     if dataset.texts:
         texts, right = _kept_apart(dataset, pictures, places)
     if not texts:
-        raise _no_captions(dataset)
+        raise DanqingError(f"{dataset.name}: no picture has a caption, so there is nothing to find")
     gallery, queries = np.concatenate(parts), towers.texts(texts)
     pairs = np.array(right)
     _, first = np.unique(pairs[:, 0], return_index=True)
@@ -223,9 +186,12 @@ def _kept_apart(
     """The texts that have a picture, and their pairs; texts of broken pictures, and beyond the limit, are left out."""
     texts, right = list[str](), list[tuple[int, int]]()
     for text in dataset.texts:
-        there = _places_of(text, places)
+        there = [places[picture] for picture in text.pictures if picture in places]
         if not (there or pictures.broken or pictures.limit):
-            raise _no_picture(text)
+            raise DanqingError(
+                f"{text.where}: image_ids {', '.join(text.pictures) or 'is empty'}: no such picture beside it; "
+                "correct the line, or give the pictures of this split"
+            )
         if there:
             right += [(len(texts), place) for place in there]
             texts.append(text.text)

@@ -130,10 +130,7 @@ def elevater(path: Path) -> Dataset:
         raise DanqingError(f"{names}: is missing; it names the {len(folders)} classes of test/, one a line")
 
     def examples() -> Iterator[Example]:
-        of_class = [
-            sorted(file for file in folder.iterdir() if file.suffix[1:].lower() in WITH_ANSWERS.image_extensions)
-            for folder in folders
-        ]
+        of_class = [sorted(file for file in folder.iterdir() if _is_picture(file)) for folder in folders]
         for place in range(max(map(len, of_class), default=0)):
             for label, files in enumerate(of_class):
                 if place < len(files):

@@ -7,9 +7,8 @@ bootstrap distribution.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -46,19 +45,8 @@ class Outcomes:
         return self.arrays.keys() >= set(names)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric.
-
-    Attributes:
-        name: its key in evaluation.json, which is clip-benchmark's where that has one.
-        applies: whether it is defined for outcomes.
-        of: prepares it for outcomes.
-    """
-
-    name: str
-    applies: Callable[[Outcomes], bool]
-    of: Callable[[Outcomes], Weighed]
+Metric = Callable[[Outcomes], Weighed | None]
+"""Prepares a metric for outcomes; None where it is not defined."""
 
 
 def ranks(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -79,16 +67,18 @@ def ranks(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (~(scores <= best) | ((scores == best) & before)).sum(axis=1)
 
 
-def _share(ranks: str, k: int, of_text: str = "") -> Callable[[Outcomes], Weighed]:
+def _share(ranks: str, k: int, of_text: str = "", least_classes: int = 0) -> Metric:
     """The share of queries with a rank below k; queries without an answer (rank -1) do not count."""
 
-    def prepare(found: Outcomes) -> Weighed:
+    def prepare(found: Outcomes) -> Weighed | None:
+        if not found.has(ranks) or found.classes < least_classes:
+            return None
         counted = found[ranks] >= 0
         hit = (found[ranks] < k) & counted
-        picture = found[of_text] if of_text else None
+        picture = found[of_text] if of_text else slice(None)
 
         def share(weights: np.ndarray) -> float:
-            weights = (weights if picture is None else weights[picture]) * counted
+            weights = weights[picture] * counted
             return float(weights @ hit / weights.sum()) if weights.any() else float("nan")
 
         return share
@@ -96,7 +86,9 @@ def _share(ranks: str, k: int, of_text: str = "") -> Callable[[Outcomes], Weighe
     return prepare
 
 
-def _per_class(found: Outcomes) -> Weighed:
+def _per_class(found: Outcomes) -> Weighed | None:
+    if not found.has("labels"):
+        return None
     labels, hit = found["labels"], found["ranks"] == 0
 
     def recall(weights: np.ndarray) -> float:
@@ -107,19 +99,12 @@ def _per_class(found: Outcomes) -> Weighed:
     return recall
 
 
-def _mean(parts: tuple[Callable[[Outcomes], Weighed], ...]) -> Callable[[Outcomes], Weighed]:
-    def prepare(found: Outcomes) -> Weighed:
-        prepared = [part(found) for part in parts]
-        return lambda weights: float(np.mean([part(weights) for part in prepared]))
+def _mean(parts: Iterable[Metric]) -> Metric:
+    def prepare(found: Outcomes) -> Weighed | None:
+        prepared = [metric for part in parts if (metric := part(found))]
+        return (lambda weights: float(np.mean([metric(weights) for metric in prepared]))) if prepared else None
 
     return prepare
-
-
-def targets_of(found: Outcomes) -> np.ndarray:
-    """Returns which classes are right, bool (n, classes): those of `targets`, else the one of `labels`."""
-    if found.has("targets"):
-        return found["targets"]
-    return found["labels"][:, None] == np.arange(found.classes)
 
 
 class _Curve:
@@ -171,56 +156,57 @@ def _area(curve: _Curve, weights: np.ndarray) -> float:
 
 def _over_classes(of_class: Callable[[_Curve, np.ndarray], float], found: Outcomes) -> Weighed:
     """Mean over the classes that have a right picture."""
-    targets = targets_of(found)
+    targets = found["targets"] if found.has("targets") else found["labels"][:, None] == np.arange(found.classes)
     curves = [_Curve(found["scores"][:, k], targets[:, k]) for k in np.flatnonzero(targets.any(axis=0))]
     return lambda weights: float(np.nanmean([of_class(curve, weights) for curve in curves]))
 
 
-def _of_two(found: Outcomes) -> Weighed:
+def _precision(found: Outcomes) -> Weighed | None:
+    return _over_classes(_average_precision, found) if found.has("targets", "scores") else None
+
+
+def _eleven_points(found: Outcomes) -> Weighed | None:
+    defined = found.has("scores") and found.classes != 2
+    return _over_classes(_interpolated_precision, found) if defined else None
+
+
+def _area_of_two(found: Outcomes) -> Weighed | None:
+    if not found.has("labels", "scores") or found.classes != 2:
+        return None
     curve = _Curve(found["scores"][:, 1] - found["scores"][:, 0], found["labels"] == 1)
     return lambda weights: _area(curve, weights)
 
 
-def _single(found: Outcomes) -> bool:
-    return found.has("labels")
-
-
-def _retrieval(found: Outcomes) -> bool:
-    return found.has("picture_ranks")
-
-
 CUTOFFS = (1, 5, 10)
-_T2I = tuple(_share("text_ranks", k, "text_picture") for k in CUTOFFS)
-_I2T = tuple(_share("picture_ranks", k) for k in CUTOFFS)
-AVERAGE_PRECISION, ELEVEN_POINTS, AREA = "mean_average_precision", "mean_average_precision_11_point", "roc_auc"
+_T2I = {k: _share("text_ranks", k, "text_picture") for k in CUTOFFS}
+_I2T = {k: _share("picture_ranks", k) for k in CUTOFFS}
+ELEVEN_POINTS = "mean_average_precision_11_point"
 
-METRICS = (
-    Metric("acc1", _single, _share("ranks", 1)),
-    Metric("acc5", lambda found: _single(found) and found.classes >= 5, _share("ranks", 5)),
-    Metric("mean_per_class_recall", _single, _per_class),
-    Metric(AREA, lambda found: found.has("labels", "scores") and found.classes == 2, _of_two),
-    Metric(AVERAGE_PRECISION, lambda found: found.has("targets", "scores"), partial(_over_classes, _average_precision)),
-    Metric(ELEVEN_POINTS, lambda found: found.has("scores") and found.classes != 2,
-           partial(_over_classes, _interpolated_precision)),
-    *(Metric(f"image_retrieval_recall@{k}", _retrieval, of) for k, of in zip(CUTOFFS, _T2I, strict=True)),
-    *(Metric(f"text_retrieval_recall@{k}", _retrieval, of) for k, of in zip(CUTOFFS, _I2T, strict=True)),
-    Metric("image_retrieval_mean_recall", _retrieval, _mean(_T2I)),
-    Metric("text_retrieval_mean_recall", _retrieval, _mean(_I2T)),
-    Metric("mean_recall", _retrieval, _mean(_T2I + _I2T)),
-)  # fmt: skip
-"""Every metric, in the order of the tables; docs/evaluation.md says who defines it so.
-
-Images are retrieved by texts (T2I), texts by images (I2T)."""
+METRICS: dict[str, Metric] = {
+    "acc1": _share("ranks", 1),
+    "acc5": _share("ranks", 5, least_classes=5),
+    "mean_per_class_recall": _per_class,
+    "roc_auc": _area_of_two,
+    "mean_average_precision": _precision,
+    ELEVEN_POINTS: _eleven_points,
+    **{f"image_retrieval_recall@{k}": metric for k, metric in _T2I.items()},
+    **{f"text_retrieval_recall@{k}": metric for k, metric in _I2T.items()},
+    "image_retrieval_mean_recall": _mean(_T2I.values()),
+    "text_retrieval_mean_recall": _mean(_I2T.values()),
+    "mean_recall": _mean((*_T2I.values(), *_I2T.values())),
+}
+"""Every metric by its key in evaluation.json, which is clip-benchmark's where that has one, in the order of the tables;
+docs/evaluation.md says who defines it so. Images are retrieved by texts (T2I), texts by images (I2T)."""
 
 
-def metrics_of(found: Outcomes) -> list[Metric]:
-    """Returns the metrics that apply to outcomes."""
-    return [metric for metric in METRICS if metric.applies(found)]
+def metrics_of(found: Outcomes) -> dict[str, Weighed]:
+    """Returns the metrics that are defined for outcomes."""
+    return {name: prepared for name, metric in METRICS.items() if (prepared := metric(found))}
 
 
 def values_of(found: Outcomes) -> dict[str, float]:
-    """Returns every metric that applies and is defined for these pictures: name → value from 0 to 1."""
-    values = {metric.name: metric.of(found)(np.ones(len(found))) for metric in metrics_of(found)}
+    """Returns every metric that is defined for these pictures: name → value from 0 to 1."""
+    values = {name: metric(np.ones(len(found))) for name, metric in metrics_of(found).items()}
     return {name: value for name, value in values.items() if not np.isnan(value)}  # an area needs both classes
 
 
@@ -251,13 +237,12 @@ def differences(found: Outcomes, reference: Outcomes) -> dict[str, Interval]:
     Returns:
         Metric → its interval.
     """
-    defined = values_of(found)
-    metrics = [metric for metric in metrics_of(found) if metric.name in defined]
-    prepared = [(metric.of(found), metric.of(reference)) for metric in metrics]
+    defined, others = values_of(found), metrics_of(reference)
+    pairs = {name: (metric, others[name]) for name, metric in metrics_of(found).items() if name in defined}
     n, generator = len(found), np.random.default_rng(SEED)
 
     def measure(weights: np.ndarray) -> list[float]:
-        return [model(weights) - other(weights) for model, other in prepared]
+        return [model(weights) - other(weights) for model, other in pairs.values()]
 
     drawn = (np.bincount(generator.integers(0, n, n), minlength=n).astype(float) for _ in range(BOOTSTRAP_SAMPLES))
     with warnings.catch_warnings():
@@ -265,7 +250,4 @@ def differences(found: Outcomes, reference: Outcomes) -> dict[str, Interval]:
         resampled = np.array([measure(weights) for weights in drawn])
     ends = np.nanquantile(resampled, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0).T
     values = measure(np.ones(n))
-    return {
-        metric.name: Interval(value, *map(float, pair))
-        for metric, value, pair in zip(metrics, values, ends, strict=True)
-    }
+    return {name: Interval(value, *map(float, pair)) for name, value, pair in zip(pairs, values, ends, strict=True)}

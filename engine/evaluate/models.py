@@ -12,10 +12,11 @@ from danqing.engine.evaluate.evaluation import evaluate
 from danqing.engine.evaluate.formats import read_templates
 from danqing.engine.evaluate.results import Evaluation
 from danqing.engine.evaluate.suites import open_suite
-from danqing.engine.evaluate.towers import IMAGE, TEXT, check_model, compared_towers, open_towers
+from danqing.engine.evaluate.towers import IMAGE, PLAIN, TEXT, EngineTowers, check_model, open_towers
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.run.settings import Settings
 from danqing.trt_models.engines import Engine
+from danqing.trt_models.model_set import ModelSet
 
 
 def evaluate_models(
@@ -80,10 +81,11 @@ def compare_engine(
         raise DanqingError(f"--suite measures embeddings, and {engine.card} is for {role}; leave --suite out")
     if missing := [tower for tower in (IMAGE, TEXT) if tower not in recipe.models]:
         raise DanqingError(f"--suite needs both towers; name the other with --set models.{missing[0]}=NAME")
-    suite = open_suite(*suites)
+    suite, cards = open_suite(*suites), {tower: recipe.models[tower] for tower in (IMAGE, TEXT)}
+    plain: dict[str, Engine | None] = dict.fromkeys(cards)
     with open_device(settings.device, settings.threads) as device:
         model, compiled = (
-            evaluate(towers, suite, progress=progress)
-            for towers in compared_towers(recipe.models, role, engine, device, settings)
+            evaluate(EngineTowers(name, ModelSet(cards, engines), device, settings), suite, progress=progress)
+            for name, engines in ((PLAIN, plain), (engine.name, plain | {role: engine}))
         )
     return model, compiled

@@ -6,7 +6,7 @@ import base64
 import io
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ class Row:
 
     def to_dict(self, outcomes: bool = True) -> dict[str, Any]:
         """Returns the row as JSON, with clip-benchmark's keys; `outcomes` of the pictures are what `against` needs."""
-        shown = {name: getattr(self, name) for name in ("dataset", "model", "task", "metrics", "language")}
-        shown |= {"pictures": self.pictures, "texts": self.texts, "undecodable": len(self.broken)}
+        names = ("dataset", "model", "task", "metrics", "language", "pictures", "texts")
+        shown = {name: getattr(self, name) for name in names} | {"undecodable": len(self.broken)}
         if not outcomes:
             return shown
         arrays = {name: _packed(array) for name, array in self.outcomes.arrays.items()}
@@ -149,13 +149,9 @@ def compare(found: Sequence[Evaluation], reference: Evaluation | None = None) ->
     Raises:
         DanqingError: see `Evaluation.against`.
     """
-    if reference is None and len(found) > 1:
-        reference = found[0]
-    if reference is None:
-        return Comparison(None, (None,) * len(found))
-    return Comparison(
-        reference, tuple(None if evaluation is reference else evaluation.against(reference) for evaluation in found)
-    )
+    reference = reference or (found[0] if len(found) > 1 else None)
+    differences = (None if reference in (None, one) else one.against(reference) for one in found)
+    return Comparison(reference, tuple(differences))
 
 
 def _packed(array: np.ndarray) -> str:
@@ -209,7 +205,5 @@ def _read_row(row: dict[str, Any]) -> Row:
             raise TypeError(f"the metric {name} is {value!r}")
     kept = row["outcomes"]
     outcomes = Outcomes(kept["classes"], {name: _unpacked(text) for name, text in kept["arrays"].items()})
-    return Row(
-        row["dataset"], row["model"], row["task"], row["language"], row["metrics"], row["pictures"], row["texts"],
-        tuple(row["broken"]), row["content"], outcomes,
-    )  # fmt: skip
+    values = {field.name: row[field.name] for field in fields(Row)}
+    return Row(**values | {"broken": tuple(row["broken"]), "outcomes": outcomes})

@@ -18,12 +18,10 @@ from danqing.engine.core.text_column import TextColumn
 from danqing.engine.recipe.reading import builtin_names, load_recipe
 from danqing.engine.run.settings import Settings
 from danqing.engine.stages import model_roles
-from danqing.engine.stages.base import Stage
 from danqing.engine.stages.columns import known_columns
-from danqing.engine.stages.decode import Decode
 from danqing.engine.stages.embed import ImageEmbedding, TextEmbedding, Tokens
-from danqing.engine.stages.header import Header
-from danqing.engine.stages.resize import Resize
+from danqing.engine.stages.network import ModelStage
+from danqing.engine.stages.pictures import PictureReader
 from danqing.trt_models.card import card_names, load_card
 from danqing.trt_models.engines import Engine, Engines
 from danqing.trt_models.model_set import ModelSet
@@ -35,8 +33,6 @@ IMAGE_END, TEXT_END = "-image", "-text"
 """Ends of the names of the two towers' cards."""
 PLAIN = "model"
 """`MODEL@model`: no engine, the ONNX model in float32."""
-SPENT = {"decode": ("image",), "resize": ("pixels",)}
-"""Stage → columns that no later stage reads, so that a batch of pictures does not hold their pixels longer."""
 TEXT_ROWS = 4096
 """Texts that are tokenized at a time."""
 
@@ -70,61 +66,41 @@ class EngineTowers:
     """
 
     def __init__(self, name: str, models: ModelSet, device: Device, settings: Settings) -> None:
-        self.name, self.models, self.device = name, models, device
-        stages = (Header, Decode, Resize, ImageEmbedding, Tokens, TextEmbedding)
-        context = settings.context(device, models, {need for stage in stages for need in stage.needs})
-        self.header, self.tokens, self.text_stage = Header(context), Tokens(context), TextEmbedding(context)
-        self.picture_stages = [Decode(context), Resize(context), ImageEmbedding(context)]
+        self.name, self.device = name, device
+        self.read = PictureReader(models.image_input(IMAGE), device, settings.max_pixels, settings.resizer)
+        context = settings.context(device, models, {*ImageEmbedding.needs, *TextEmbedding.needs})
+        self.image, self.tokens, self.text = ImageEmbedding(context), Tokens(context), TextEmbedding(context)
 
     def images(self, pictures: Sequence[bytes]) -> np.ndarray:
         """Embeds encoded pictures; see `Towers`."""
-        batch = _rows(len(pictures), image=list(pictures))
-        self.header(batch)
-        return self._run([_valid(batch)], self.picture_stages, IMAGE, len(pictures))
+        pixels, row = self.read(pictures)
+        return self._embedded(self.image, IMAGE, len(pictures), _batch(row, embedding_input=pixels))
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts as they are, without the cleaning of captions; see `Towers`."""
         parts = []
         for start in range(0, len(texts), TEXT_ROWS):
-            part = texts[start : start + TEXT_ROWS]
-            batch = _rows(len(part), text_clean=TextColumn.of(list(part)))
+            part = list(texts[start : start + TEXT_ROWS])
+            batch = _batch(np.arange(len(part)), text_clean=TextColumn.of(part))
             self.tokens(batch)
-            parts.append(self._run([batch], [self.text_stage], TEXT, len(part)))
+            parts.append(self._embedded(self.text, TEXT, len(part), batch))
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
-    def _run(
-        self, batches: Iterator[Batch] | list[Batch], stages: Sequence[Stage], column: str, rows: int
-    ) -> np.ndarray:
-        """Runs stages on batches; returns the column's unit vectors in the order of `row`, zeros for missing rows."""
-        for stage in stages:
-            batches = _run_stage(batches, stage)
-        found = [(batch["row"], self.device.down(batch[column]).astype(np.float32)) for batch in batches]
-        vectors = np.zeros((rows, found[0][1].shape[1] if found else 0), np.float32)
-        for places, part in found:
-            vectors[places] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    def _embedded(self, stage: ModelStage, column: str, rows: int, batch: Batch) -> np.ndarray:
+        """Runs a stage; returns the column's unit vectors in the order of `row`, zeros for rows without one."""
+        vectors = np.zeros((rows, 0), np.float32)
+        for part in pack([batch], stage.capacity, stage.weights):
+            stage(part)
+            part = part.take(np.array([error is None for error in part["error"]], bool))
+            if len(part):
+                found = self.device.down(part[column]).astype(np.float32)
+                vectors = vectors if vectors.size else np.zeros((rows, found.shape[1]), np.float32)
+                vectors[part["row"]] = found / np.linalg.norm(found, axis=1, keepdims=True)
         return vectors
 
 
-def _rows(rows: int, **columns: Any) -> Batch:
-    return Batch({"row": np.arange(rows), "error": [None] * rows, **columns})
-
-
-def _run_stage(batches: Iterator[Batch] | list[Batch], stage: Stage) -> Iterator[Batch]:
-    """Runs a stage on full batches; yields the rows without an error."""
-    if stage.capacity is not None:
-        capacity = stage.capacity
-        batches = pack(batches, capacity, stage.weights)
-    for batch in batches:
-        if len(batch):
-            stage(batch)
-            stage.context.device.wait()
-            batch.drop(SPENT.get(stage.name, ()))
-            if len(remaining := _valid(batch)):
-                yield remaining
-
-
-def _valid(batch: Batch) -> Batch:
-    return batch.take(np.array([error is None for error in batch["error"]], bool))
+def _batch(row: np.ndarray, **columns: Any) -> Batch:
+    return Batch({"row": row, "error": [None] * len(row), **columns})
 
 
 def find_model(text: str) -> tuple[str, dict[str, str], str]:
@@ -249,21 +225,3 @@ def open_towers(text: str, settings: Settings | None = None) -> Iterator[EngineT
     engines = _engines_named(name, cards, engine) if engine else None
     with open_device(settings.device, settings.threads) as device:
         yield EngineTowers(text, ModelSet(cards, engines, settings.strict_engines), device, settings)
-
-
-def compared_towers(
-    cards: Mapping[str, str], role: str, engine: Engine, device: Device, settings: Settings
-) -> tuple[EngineTowers, EngineTowers]:
-    """Opens a model without engines, and with one engine in one role.
-
-    Args:
-        cards: role → card, both towers.
-        role: the engine's.
-        engine: the engine.
-        device: runs both.
-        settings: the resizer and the limit of pixels.
-    """
-    plain: dict[str, Engine | None] = dict.fromkeys((IMAGE, TEXT))
-    towers = {name: cards[name] for name in plain}
-    model = EngineTowers(PLAIN, ModelSet(towers, plain), device, settings)
-    return model, EngineTowers(engine.name, ModelSet(towers, plain | {role: engine}), device, settings)

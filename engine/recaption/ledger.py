@@ -45,11 +45,7 @@ class RecaptionLedger:
         identity: what the answers depend on, for the files' metadata.
         measured: columns that the stages compute of recaptions → their types.
         criteria: those of the recipe that read nothing else than these columns.
-        progress: receives every answer.
-
-    Attributes:
-        outcomes: outcome → rows.
-        tokens: `prompt` and `completion` → tokens.
+        progress: receives the shards.
     """
 
     def __init__(
@@ -61,7 +57,6 @@ class RecaptionLedger:
         progress: Progress,
     ) -> None:
         self.run, self.measured, self.criteria, self.progress = run, measured, criteria, progress
-        self.outcomes, self.tokens = Counter[str](), Counter[str]()
         self._metadata = {IDENTITY: json.dumps(identity, sort_keys=True).encode()}
         self._open: dict[int, _OpenShard] = {}
         self._lock = threading.Lock()
@@ -70,13 +65,6 @@ class RecaptionLedger:
         """Announces a shard: the recaptions that it has, the number of those it lacks, and the size of its input."""
         self._open[number] = _OpenShard(missing, [known.replace_schema_metadata(None)])
         self.progress.expect(missing, size)
-
-    def count(self, answer: Answer) -> None:
-        """Counts an answer when it arrives; its row is entered when it is measured, in a full batch."""
-        self.outcomes[answer.outcome] += 1
-        self.tokens["prompt"] += answer.prompt_tokens or 0
-        self.tokens["completion"] += answer.completion_tokens or 0
-        self.progress.advance(1)
 
     def enter(self, batch: Batch, gated_at: str | None = None) -> None:
         """Takes rows that the stages have measured, or that have no recaption to measure."""

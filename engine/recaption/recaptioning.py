@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ class Asking:
         context: opens the run's models.
         again: ask anew with another question or model; with the same, ask again where the outcome is an error.
         part: the input shards to do; None for all.
+        outcomes: outcome → answers, as they arrive.
+        tokens: `prompt` and `completion` → tokens of these.
     """
 
     run: Run
@@ -81,22 +84,21 @@ class Asking:
     context: Context
     again: bool = False
     part: TaskPart | None = None
+    outcomes: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
 
     def missing(self, number: int) -> tuple[pa.Table, np.ndarray]:
         """The recaptions of a shard that stay, and its rows to ask about: see `missing_rows`."""
         return missing_rows(self.run, number, self.question.identity, self.again)
 
 
-def recaption(
-    asking: Asking, progress: Progress, spans: Spans, watch: Callable[[RecaptionLedger], None] = lambda ledger: None
-) -> bool:
+def recaption(asking: Asking, progress: Progress, spans: Spans) -> bool:
     """Writes recaptions/NNNNN.parquet of a decided run; recaptions that are there stay.
 
     Args:
         asking: the run and the question.
         progress: receives the rows.
         spans: records the batches; the stage `read` is the model.
-        watch: gets the ledger before the first question.
 
     Returns:
         Whether there are recaptions for all kept rows; False if those of other parts are missing.
@@ -107,10 +109,11 @@ def recaption(
     """
     run, part = asking.run, asking.part
     with run.locked_manifest(part):
-        _note_question(run, asking.question, asking.again or (part is None and not _are_any(run)))
+        are_any = any(run.recaptions_path(shard.number).exists() for shard in run.shards)
+        _note_question(run, asking.question, asking.again or (part is None and not are_any))
     own = [shard for shard in run.shards if part is None or part.holds(shard.number)]
     waiting = [shard for shard in own if len(asking.missing(shard.number)[1])]
-    spent = _ask(asking, waiting, progress, spans, watch) if waiting else {}
+    spent = _ask(asking, waiting, progress, spans) if waiting else {}
     with run.locked_manifest(part):
         noted = run.manifest[RECAPTIONED]
         if spent:
@@ -118,9 +121,7 @@ def recaption(
         return _note_result(run, asking.question.identity)
 
 
-def _ask(
-    asking: Asking, shards: list[Shard], progress: Progress, spans: Spans, watch: Callable[[RecaptionLedger], None]
-) -> dict[str, float]:
+def _ask(asking: Asking, shards: list[Shard], progress: Progress, spans: Spans) -> dict[str, float]:
     """Asks about the rows of shards, and measures the answers; returns pictures, tokens and seconds, to be noted."""
     run, started = asking.run, time.monotonic()
     plan, is_given = _plan(run, run.recipe)
@@ -128,25 +129,17 @@ def _ask(
     decided = recipe_from_dict(run.manifest["decided"]["recipe"], "run.json")
     criteria = tuple(c for c in decided.criteria if isinstance(c, RowCriterion) and measured.keys() >= {*c.columns})
     ledger = RecaptionLedger(run, asking.question.identity, measured, criteria, progress)
-    watch(ledger)
     batches = spans.timed("read", _answered(asking, _kept_rows(asking, shards, ledger), ledger, is_given))
     context = replace(asking.context, wanted=frozenset(plan.wanted))
     run_stages(batches, plan, context, ledger, spans, gated=False)
-    return {
-        "asked": ledger.outcomes.total(),
-        "asked_tokens": ledger.tokens["completion"],
-        "seconds": time.monotonic() - started,
-    }
+    asked, seconds = asking.outcomes.total(), time.monotonic() - started
+    return {"asked": asked, "asked_tokens": asking.tokens["completion"], "seconds": seconds}
 
 
 def note_verdicts(run: Run) -> None:
     """Notes, after another decision, that the recaptions are those of its verdicts, if no kept pair lacks one."""
     if noted := run.manifest.get(RECAPTIONED):
         _note_result(run, {name: noted.get(name) for name in Question("", "").identity})
-
-
-def _are_any(run: Run) -> bool:
-    return any(run.recaptions_path(shard.number).exists() for shard in run.shards)
 
 
 def _note_question(run: Run, question: Question, again: bool) -> None:
@@ -235,13 +228,16 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
         text = field_of(answer.text, FIELD) if answer.text else None
         if answer.text and text is None and answer.outcome == "success":
             answer = answer._replace(outcome="error", error=f"the answer is JSON without the field {FIELD!r}")
-        ledger.count(answer)
+        asking.outcomes[answer.outcome] += 1
+        asking.tokens["prompt"] += answer.prompt_tokens or 0
+        asking.tokens["completion"] += answer.completion_tokens or 0
+        ledger.progress.advance(1)
         if text is None:
             ledger.enter(_batch([(row, None, answer)]))
         else:
             waiting.append((row, text, answer))
             size += len(row.image)
-        if waiting and (len(waiting) == BATCH_ROWS or size > limit or not client.counts.waiting):
+        if waiting and (len(waiting) == BATCH_ROWS or size > limit or not client.waiting):
             batch = _batch(waiting)
             if is_given:
                 batch["image_embedding"] = device.up(features.of([row for row, _, _ in waiting]))
@@ -249,7 +245,10 @@ def _answered(asking: Asking, rows: Iterator[KeptRow], ledger: RecaptionLedger, 
             waiting, size = [], 0
         if time.monotonic() - reported > STATUS_SECONDS:
             reported = time.monotonic()
-            ledger.progress.say(_status(client, ledger))
+            ledger.progress.say(
+                f"{client.waiting} pictures with the model, {client.retries} retries, "
+                f"{asking.outcomes['error']} errors, {asking.tokens['completion']:,} tokens"
+            )
 
 
 _AnsweredRow = tuple[KeptRow, str | None, Answer]
@@ -276,30 +275,18 @@ class _Features:
     """The image embeddings of rows, from the run's features."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._of = run, dict[int, tuple[np.ndarray, np.ndarray]]()
+        self._run = run
+        self._shard = lru_cache(maxsize=3)(self._open)  # answers come from few shards at a time
+
+    def _open(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        rows: np.ndarray = scores_table(self._run, shard, ["feature_row"])["feature_row"].to_numpy()
+        return rows, map_features(self._run.features_path(shard))
 
     def of(self, rows: list[KeptRow]) -> np.ndarray:
         """float32 (rows, dimension), unit vectors."""
-        return np.stack([self._vector(row.shard, row.row) for row in rows])
-
-    def _vector(self, shard: int, row: int) -> np.ndarray:
-        if shard not in self._of:
-            while len(self._of) > 2:  # answers come from few shards at a time
-                del self._of[next(iter(self._of))]
-            feature_row = scores_table(self._run, shard, ["feature_row"])["feature_row"].to_numpy()
-            self._of[shard] = feature_row, map_features(self._run.features_path(shard))
-        feature_row, features = self._of[shard]
-        vector = features[feature_row[row]].astype(np.float32)
-        unit: np.ndarray = vector / np.linalg.norm(vector)
-        return unit
-
-
-def _status(client: Client, ledger: RecaptionLedger) -> str:
-    counts = client.counts
-    return (
-        f"{counts.waiting} pictures with the model, {counts.retries} retries, {ledger.outcomes['error']} errors, "
-        f"{ledger.tokens['completion']:,} tokens"
-    )
+        opened = ((*self._shard(row.shard), row.row) for row in rows)
+        vectors = (features[feature_row[row]].astype(np.float32) for feature_row, features, row in opened)
+        return np.stack([vector / np.linalg.norm(vector) for vector in vectors])
 
 
 def _note_result(run: Run, identity: Mapping[str, Any]) -> bool:

@@ -11,11 +11,10 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from danqing.engine.core.device import Device, open_device
-from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.evaluate.datasets import Suite
-from danqing.engine.evaluate.evaluation import batches_of, check_examples
-from danqing.engine.train.loader import PictureReader
+from danqing.engine.evaluate.evaluation import evaluate
+from danqing.engine.stages.pictures import PictureReader
 from danqing.engine.train.model import SiglipTowers, Source
 
 ROWS = 256
@@ -59,6 +58,22 @@ class TrainedTowers:
         return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
 
 
+class _Reading:
+    """Towers without a model: they decode pictures until there is one that can be decoded."""
+
+    name = ""
+
+    def __init__(self, read: PictureReader) -> None:
+        self._read, self._decodes = read, False
+
+    def images(self, pictures: Sequence[bytes]) -> np.ndarray:
+        self._decodes = self._decodes or len(self._read(pictures)[1]) > 0
+        return np.full((len(pictures), 1), float(self._decodes), np.float32)
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.ones((len(texts), 1), np.float32)
+
+
 def check_suite(suite: Suite, source: Source, decoder: str) -> None:
     """Reads all of a suite before a training that ends with its evaluation; decodes no more than it must.
 
@@ -71,13 +86,8 @@ def check_suite(suite: Suite, source: Source, decoder: str) -> None:
         DanqingError: as `engine.evaluate.evaluation.evaluate`.
     """
     with open_device(decoder) as device:
-        read = PictureReader(source.image_input, device)
         for dataset in suite.datasets:
-            decodes = False
-            for batch in batches_of(check_examples(dataset)):
-                decodes = decodes or len(read([example.picture for example in batch])[1]) > 0
-            if not decodes:
-                raise DanqingError(f"{dataset.name}: no picture can be decoded")
+            evaluate(_Reading(PictureReader(source.image_input, device)), Suite(suite.name, (dataset,)))
 
 
 @contextmanager

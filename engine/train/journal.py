@@ -67,12 +67,7 @@ TRACKERS = {
 """Name for `--log-to`, which is that of the package → the module, and how it is called."""
 
 
-def open_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> AbstractContextManager[Log]:
-    """Opens a tracker for a `with` block.
-
-    Raises:
-        DanqingError: there is none of that name, or its package is not installed.
-    """
+def _open_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> AbstractContextManager[Log]:
     if name not in TRACKERS:
         raise DanqingError(f"--log-to {name}: {did_you_mean(name, TRACKERS)}")
     module, opened = TRACKERS[name]
@@ -82,37 +77,30 @@ def open_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Abstra
         raise DanqingError(f"--log-to {name}: {problem}; pip install {name}") from None
 
 
-class _Gauges(Collector):
-    """The last line of the journal, as gauges."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-
-    def collect(self) -> Iterator[Metric]:
-        for name, value in self.values.items():
-            yield GaugeMetricFamily(f"danqing_train_{name}", HELP[name], value)
-
-
-class Journal:
-    """The lines of a training, one every few steps.
+class Journal(Collector):
+    """The lines of a training, one every few steps; the last values are gauges for Prometheus.
 
     Attributes:
         path: train.jsonl.
     """
 
-    def __init__(self, path: Path, trackers: list[Log], gauges: _Gauges) -> None:
-        self.path = path
-        self._trackers, self._gauges = trackers, gauges
+    def __init__(self, path: Path, trackers: list[Log]) -> None:
+        self.path, self._trackers = path, trackers
+        self._shown: dict[str, float] = {}
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends a line; `step` is one of its values. Numbers also go to Prometheus and to the trackers."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
-        self._gauges.values = self._gauges.values | {name: numbers[name] for name in HELP if name in numbers}
+        self._shown = self._shown | {name: numbers[name] for name in HELP if name in numbers}
         step = int(numbers.pop("step"))
         for log in self._trackers:
             log(step, numbers)
+
+    def collect(self) -> Iterator[Metric]:
+        for name, value in self._shown.items():
+            yield GaugeMetricFamily(f"danqing_train_{name}", HELP[name], value)
 
 
 @contextmanager
@@ -127,16 +115,19 @@ def open_journal(
         settings: the recipe, for the trackers.
         log_to: names of trackers.
         port, address: where Prometheus metrics are served; no port: nowhere.
+
+    Raises:
+        DanqingError: there is no such tracker, or its package is not installed.
     """
-    path, gauges = folder / "train.jsonl", _Gauges()
+    path = folder / "train.jsonl"
     if path.exists():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         with commit(path, "w") as file:
             file.writelines(f"{line}\n" for line in lines)
     with ExitStack() as stack:
-        trackers = [stack.enter_context(open_tracker(name, folder, settings)) for name in log_to]
-        stack.enter_context(serve_collectors([gauges], port, address))
-        yield Journal(path, trackers, gauges)
+        journal = Journal(path, [stack.enter_context(_open_tracker(name, folder, settings)) for name in log_to])
+        stack.enter_context(serve_collectors([journal], port, address))
+        yield journal
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

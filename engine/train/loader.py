@@ -12,66 +12,21 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from danqing.engine.core.batch import Batch, pack
 from danqing.engine.core.device import Device, open_device
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.memory import DEFAULT_MAX_PIXELS, Memory
 from danqing.engine.core.spans import Spans
 from danqing.engine.core.text_column import TextColumn
 from danqing.engine.score.overlap import Overlap
-from danqing.engine.stages import Context
-from danqing.engine.stages.decode import Decode
-from danqing.engine.stages.header import Header
-from danqing.engine.stages.resize import open_resizer
+from danqing.engine.stages.pictures import PictureReader
 from danqing.engine.train.order import CAPTIONS, Order, Place, hashed
 from danqing.engine.train.shards import OpenShard, TrainShard
 from danqing.trt_models.card import ImageInput
-from danqing.trt_models.model_set import ModelSet
 from danqing.trt_models.run.tokenizer import AnyTokenizer
 
 AHEAD = 3
 """Batches that are ready before the training asks for them."""
 MAX_REPLACED = 100
 """Broken pictures in a row after which the training stops: the shards are damaged, not single pictures."""
-
-
-class PictureReader:
-    """Decodes pictures and resizes them for a model, by the engine's stages.
-
-    Args:
-        wanted: the model's input.
-        device: decodes and resizes.
-        max_pixels: larger pictures count as broken.
-    """
-
-    def __init__(self, wanted: ImageInput, device: Device, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-        memory = Memory.of(device.kind, None, max_pixels)
-        context = Context(device, ModelSet({}), frozenset(), max_pixels=max_pixels, memory=memory)
-        self._header, self._decode = Header(context), Decode(context)
-        self._resize = open_resizer([wanted], device)
-        self._device, self._size = device, wanted.size
-
-    def __call__(self, files: Sequence[bytes]) -> tuple[Any, np.ndarray]:
-        """Reads pictures.
-
-        Args:
-            files: encoded pictures.
-
-        Returns:
-            Pixels of those that can be decoded, uint8 (rows, size, size, 3), on the device; and their positions in
-            `files`, int64 (rows,).
-        """
-        batch = Batch({"row": np.arange(len(files)), "image": list(files), "error": [None] * len(files)})
-        self._header(batch)
-        batch = batch.take(np.array([error is None for error in batch["error"]], bool))
-        rows, pixels = [np.empty(0, np.int64)], [self._device.xp.empty((0, self._size, self._size, 3), np.uint8)]
-        for part in pack([batch], self._decode.capacity, self._decode.weights):
-            self._decode(part)
-            part = part.take(part["decodable"] == 1)
-            if len(part):
-                rows.append(part["row"])
-                pixels += self._resize(part["pixels"])
-        return self._device.xp.concatenate(pixels), np.concatenate(rows)
 
 
 @dataclass(frozen=True)
@@ -175,18 +130,15 @@ class Loader:
             )
         pairs = [self.order.row(place) for place in places]
         uids = [opened[shard].uids[row] for shard, row in pairs]
-        recaptioned = self._recaptioned(uids, places)
+        recaptioned = self._recaptioned(uids, places[0].epoch)  # a batch is of one epoch
         texts = [opened[s].text(row, other) for (s, row), other in zip(pairs, recaptioned, strict=True)]
         ids = self.tokenizer.encode(TextColumn.of(texts), device).ids
         return TrainBatch(*self._to_torch(device, pixels, device.down(ids)), uids, replaced)
 
-    def _recaptioned(self, uids: list[str], places: list[Place]) -> list[bool]:
+    def _recaptioned(self, uids: list[str], epoch: int) -> list[bool]:
         """Draws which pairs have their recaption as text, by uid and epoch."""
         numbers = np.array([int(uid[:16], 16) for uid in uids], np.uint64)
-        epochs = np.array([place.epoch for place in places])
-        drawn = np.empty(len(uids), np.uint64)
-        for epoch in np.unique(epochs).tolist():
-            drawn[epochs == epoch] = hashed(numbers[epochs == epoch], CAPTIONS, self.order.seed, epoch)
+        drawn = hashed(numbers, CAPTIONS, self.order.seed, epoch)
         chosen: list[bool] = (drawn / 2.0**64 < self.recaption_share).tolist()
         return chosen
 

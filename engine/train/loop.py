@@ -160,16 +160,19 @@ class _Training:
 
     def run(self, progress: OpenProgress) -> Trained:
         """Trains, or finds that all is done."""
-        if self.suite and self._lacks_evaluation():
-            check_suite(self.suite, self.source, self.ranks.decoder)
+        suite = self.suite if self._lacks_evaluation() else None
+        if suite:
+            check_suite(suite, self.source, self.ranks.decoder)
         model_folder, journal = self.output / MODEL, self.output / "train.jsonl"
         model = None if model_folder.exists() else self.source.load()  # before the first file is written
         if self.ranks.is_first:
             self._note()
         self.ranks.wait()
         if model is None:
-            if self._lacks_evaluation():
-                self._evaluate_written(model_folder)
+            if suite:  # the training ended before its evaluation
+                model = Source.open(model_folder).load().to(self.ranks.device)
+                with self._journal(self.steps) as lines:
+                    self._evaluate(lines, self.steps, model, suite)
         else:
             log = self.output / ("train.log" if self.ranks.is_first else f"train-{self.ranks.rank}.log")
             with progress("train", 0, "steps") if self.ranks.is_first else silent("", 0) as shown, logging_to(log):
@@ -279,13 +282,6 @@ class _Training:
         lines = read_lines(self.output / "train.jsonl")
         found = {name.rpartition("/")[0] for line in lines if line.get("step") == self.steps for name in line}
         return any(dataset.name not in found for dataset in self.suite.datasets)
-
-    def _evaluate_written(self, folder: Path) -> None:
-        """Evaluates the final model of a training that ended before its evaluation."""
-        assert self.suite
-        model = Source.open(folder).load().to(self.ranks.device)
-        with self._journal(self.steps) as journal:
-            self._evaluate(journal, self.steps, model, self.suite)
 
     def _evaluate(self, journal: Journal, step: int, model: Any, suite: Suite) -> None:
         """Evaluates the model: a line of the journal, and evaluation.json. Other ranks wait at their next step."""

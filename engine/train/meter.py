@@ -68,13 +68,15 @@ class Meter:
         """Returns the line of the journal for the steps since the last one.
 
         Raises:
-            DanqingError: the loss is not finite.
+            DanqingError: the loss or the gradient is not finite; after such a step the weights are not, either.
         """
         loss, norm, replaced = (self._ranks.mean(self._sums) / self._steps).tolist()
-        if not math.isfinite(loss):
-            raise DanqingError(
-                f"step {step}: the loss is {loss}; lower learning_rate, or raise warm_up_steps, in another --output"
-            )
+        for name, value in (("loss", loss), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                raise DanqingError(
+                    f"step {step}: the {name} is {value}; lower learning_rate, or raise warm_up_steps, in another "
+                    "--output"
+                )
         seconds = time.perf_counter() - self._start
         rate = self._steps * self._batch / seconds
         self._replaced += replaced * self._steps * self._ranks.count

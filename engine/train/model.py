@@ -23,6 +23,10 @@ from danqing.trt_models.run.tokenizer import AnyTokenizer, open_tokenizer
 
 GEMMA = TokenInput("sentencepiece", "tokenizer.model", unknown=3, end=1, pad=0, lower_case=True, fixed_length=True)
 """The tokenizer of SigLIP 2, without its length."""
+GEMMA_PIECES, GEMMA_SHA256 = 256_000, "61a7b147390c64585d6c3543dd6fc636906c9af3865a5548f27f31aee1d4c8e2"
+"""Vocabulary and SHA-256 of its file, which all published SigLIP 2 share (google/siglip2-*, tokenizer.model)."""
+MADE_WITH = "tokenizer_sha256"
+"""Key of config.json: SHA-256 of the tokenizer that a model was trained with."""
 LEVELS = 255.0
 BACKWARD = 3
 """Arithmetic of a training step in that of its forward pass: the backward pass takes twice as much."""
@@ -35,7 +39,7 @@ class Source:
     Attributes:
         folder: config.json, weights, tokenizer file.
         image_input, token_input: preprocessing of pictures and texts.
-        files: SHA-256 of config.json and of the weights, by name.
+        files: SHA-256 of config.json, of the weights and of the tokenizer, by name.
     """
 
     folder: Path
@@ -48,7 +52,8 @@ class Source:
         """Reads what a checkpoint's inputs are: from its cards, if a training has written it, else as SigLIP 2 has.
 
         Raises:
-            DanqingError: a file is missing or damaged, or the model is not a SigLIP of fixed resolution.
+            DanqingError: a file is missing or damaged, the tokenizer is another model's, or the model is not a SigLIP
+                of fixed resolution.
         """
         weights = Checkpoint(folder)
         weights.expect("siglip")
@@ -58,8 +63,16 @@ class Source:
         cards = sorted(folder.glob("*-text.yaml"))
         tokens = load_card(str(cards[0])).token_input if cards else TokenInput(**asdict(GEMMA) | {"max_length": length})
         assert tokens is not None
-        open_tokenizer(tokens, package_file(None, tokens.file, folder))  # its faults are errors before the training
-        files = {path.name: sha256(path) for path in sorted({*weights.files, *folder.glob("*.safetensors")})}
+        tokenizer = package_file(None, tokens.file, folder)
+        open_tokenizer(tokens, tokenizer)  # its faults are errors before the training
+        published = GEMMA_SHA256 if text.get("vocab_size") == GEMMA_PIECES else None
+        wanted = weights.config.get(MADE_WITH, published)
+        if wanted not in (None, sha256(tokenizer)):
+            raise DanqingError(
+                f"{tokenizer}: is not the tokenizer that the model was made with (SHA-256 {sha256(tokenizer)[:16]}…, "
+                f"not {str(wanted)[:16]}…); get it and the weights from the same repository"
+            )
+        files = {path.name: sha256(path) for path in sorted({*weights.files, tokenizer})}
         return cls(folder, ImageInput(size, size, "stretch", "linear"), tokens, files)
 
     def tokenizer(self) -> AnyTokenizer:
@@ -180,8 +193,9 @@ def write_model(model: Any, source: Source, folder: Path, name: str) -> None:
     """
     made = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(made, ignore_errors=True)
-    model.save_pretrained(made, max_shard_size="100GB")  # one file, whatever the size
     tokens = source.token_input
+    setattr(model.config, MADE_WITH, sha256(source.folder / tokens.file))
+    model.save_pretrained(made, max_shard_size="100GB")  # one file, whatever the size
     shutil.copyfile(source.folder / tokens.file, made / Path(tokens.file).name)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:80] or "model"
     digest = sha256(made / "model.safetensors")[:8]

@@ -11,7 +11,8 @@ from typing import Any
 import sentencepiece
 import torch
 
-from danqing.engine.train.model import GEMMA, siglip_model
+from danqing.engine.train.model import GEMMA, MADE_WITH, siglip_model
+from danqing.trt_models.package_files import sha256
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def write_random_model(folder: Path, texts: Iterable[str], size: Size, seed: int
     kind = siglip_model()
     torch.manual_seed(seed)
     vision = tower | {"image_size": size.side, "patch_size": size.patch}
-    model = kind(kind.config_class(text_config=tower | text, vision_config=vision))
+    made_with = {MADE_WITH: sha256(folder / GEMMA.file)}
+    model = kind(kind.config_class(text_config=tower | text, vision_config=vision, **made_with))
     with torch.no_grad():  # first values of the SigLIP paper; transformers begins at 0
         model.logit_scale.fill_(math.log(10))
         model.logit_bias.fill_(-10)

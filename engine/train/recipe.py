@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ from danqing.engine.core.user_yaml import LimitedLoader, describe_yaml_error, re
 
 RECIPES = resources.files("danqing.engine.train") / "recipes"
 DEFAULT = "danqing"
+
+
+def bounded(least: float = 0, most: float = math.inf, default: Any = MISSING) -> Any:
+    """Declares a number of the recipe, and the smallest and the largest value that it can have."""
+    return field(default=default, metadata={"least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -44,24 +49,24 @@ class TrainRecipe:
         log_steps: steps that a line of train.jsonl sums up.
     """
 
-    batch: int
-    learning_rate: float
+    batch: int = bounded(1)
+    learning_rate: float = bounded()
     recipe: str = ""
     description: str = ""
-    epochs: int = 1
-    steps: int | None = None
-    pairs: int | None = None
-    weight_decay: float = 0.1
+    epochs: int = bounded(1, default=1)
+    steps: int | None = bounded(1, default=None)
+    pairs: int | None = bounded(1, default=None)
+    weight_decay: float = bounded(default=0.1)
     betas: tuple[float, float] = (0.9, 0.98)
-    warm_up_steps: int = 0
-    max_gradient_norm: float = 1.0
-    max_logit_scale: float = 100.0
-    recaption_share: float = 0.0
-    seed: int = 0
-    window_shards: int = 16
-    checkpoint_steps: int = 500
-    keep_every_steps: int | None = None
-    log_steps: int = 10
+    warm_up_steps: int = bounded(default=0)
+    max_gradient_norm: float = bounded(default=1.0)
+    max_logit_scale: float = bounded(1, default=100.0)
+    recaption_share: float = bounded(0, 1, default=0.0)
+    seed: int = bounded(0, 2**63 - 1, default=0)
+    window_shards: int = bounded(1, default=16)
+    checkpoint_steps: int = bounded(1, default=500)
+    keep_every_steps: int | None = bounded(1, default=None)
+    log_steps: int = bounded(1, default=10)
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """Returns the learning rate of a step: a linear warm-up, then half a cosine to 0.
@@ -88,14 +93,6 @@ class TrainRecipe:
     def to_dict(self) -> dict[str, Any]:
         """The values by name, as JSON has them."""
         return asdict(self) | {"betas": list(self.betas)}
-
-
-POSITIVE = ("batch", "epochs", "steps", "pairs", "window_shards", "checkpoint_steps", "keep_every_steps",
-            "log_steps")  # fmt: skip
-AT_LEAST = dict.fromkeys(POSITIVE, 1) | dict.fromkeys(
-    ("learning_rate", "weight_decay", "warm_up_steps", "max_gradient_norm", "recaption_share", "seed"), 0
-)
-AT_MOST = {"recaption_share": 1, "seed": 2**63 - 1}
 
 
 def builtin_names() -> list[str]:
@@ -127,14 +124,14 @@ def load_train_recipe(name_or_path: str | Path = DEFAULT, settings: Iterable[str
     content = _parsed(text, where)
     if not isinstance(content, dict):
         raise DanqingError(f"{where}: a training recipe is a mapping of names to numbers")
-    values = {str(name): _checked(str(name), value, where) for name, value in content.items()}
+    given = [(str(name), value, where) for name, value in content.items()]
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
             raise DanqingError(f"--set {setting}: write it as NAME=VALUE, for example batch=1536")
-        values[name.strip()] = _checked(name.strip(), _parsed(value, f"--set {setting}"), f"--set {setting}")
-    missing = [f.name for f in fields(TrainRecipe) if f.default is MISSING and f.name not in values]
-    if missing:
+        given.append((name.strip(), _parsed(value, f"--set {setting}"), f"--set {setting}"))
+    values = {name: _checked(name, value, place) for name, value, place in given}
+    if missing := [f.name for f in fields(TrainRecipe) if f.default is MISSING and f.name not in values]:
         raise DanqingError(f"{where}: the key {missing[0]!r} is missing")
     return TrainRecipe(**values)
 
@@ -148,26 +145,25 @@ def _parsed(text: str, where: str) -> Any:
 
 def _checked(name: str, value: Any, where: str) -> Any:
     """Returns a value in the type of its field."""
-    kinds = {field.name: str(field.type) for field in fields(TrainRecipe)}
-    if name not in kinds:
-        raise DanqingError(f"{where}: unknown key {name!r}; {did_you_mean(name, kinds)}")
-    kind = kinds[name]
+    known = {field.name: field for field in fields(TrainRecipe)}
+    if name not in known:
+        raise DanqingError(f"{where}: unknown key {name!r}; {did_you_mean(name, known)}")
+    kind = str(known[name].type)
+    if kind == "str":
+        return str(value)
     if value is None and kind.endswith("None"):
         return None
     if kind.startswith("tuple"):
         if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(0 <= _number(v) < 1 for v in value):
             raise DanqingError(f"{where}: {name} must be two numbers from 0 to below 1, not {value!r}")
         return float(value[0]), float(value[1])
-    if kind == "str":
-        return str(value)
-    number = _number(value)
-    if kind.startswith("int") and number == int(number if math.isfinite(number) else 0.5):
+    number, whole = _number(value), kind.startswith("int")
+    if whole and isinstance(number, float) and number.is_integer():
         number = int(number)
-    least, most = AT_LEAST.get(name, 0), AT_MOST.get(name, math.inf)
-    if not (least <= number <= most) or (kind.startswith("int") and not isinstance(number, int)):
-        what = "a whole number" if kind.startswith("int") else "a number"
+    least, most = known[name].metadata["least"], known[name].metadata["most"]
+    if not (least <= number <= most and math.isfinite(number)) or (whole and not isinstance(number, int)):
         bounds = f"from {least} to {most}" if math.isfinite(most) else f"of {least} or more"
-        raise DanqingError(f"{where}: {name} must be {what} {bounds}, not {value!r}")
+        raise DanqingError(f"{where}: {name} must be {'a whole' if whole else 'a'} number {bounds}, not {value!r}")
     return number
 
 

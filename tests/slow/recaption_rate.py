@@ -13,7 +13,7 @@ from itertools import count, islice
 import numpy as np
 
 from danqing.engine.stages.vlm.chat import Question, read_answer
-from danqing.engine.stages.vlm.client import Client
+from danqing.engine.stages.vlm.client import Client, Server
 from tests.conftest import started
 
 PICTURE = b"\xff\xd8\xff" + np.random.default_rng(0).bytes(20_000)
@@ -24,7 +24,7 @@ def main() -> None:
     command = [sys.executable, "-m", "tests.fault_server", "0"]
     with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        client = Client([server.stdout.readline().strip()], concurrency=int(concurrency))
+        client = Client(Server((server.stdout.readline().strip(),), concurrency=int(concurrency)))
         make = Question("描述", client.model).body()
         replies = client.ask(count(), lambda row: make(PICTURE))
         assert {read_answer(reply).outcome for _, reply in islice(replies, 500)} == {"success"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.storage import path_of
@@ -33,35 +34,30 @@ FIELD = "caption"
 """The field of a JSON answer that holds the caption."""
 
 
-def open_prompt(name_or_path: str, max_tokens: int | None = None, longest_edge: int | None = None) -> Prompt:
-    """Reads a prompt.
+def open_prompt(prompt: str, max_tokens: int | None = None, longest_edge: int | None = None) -> Prompt:
+    """Reads a prompt of the engine by name, or a text file by path; without white space at its ends.
 
     Args:
-        name_or_path: see `read_prompt`.
+        prompt: name or path.
         max_tokens: of an answer; None: those of the engine's prompt, or `DEFAULT_MAX_TOKENS`.
         longest_edge: see `Prompt`.
 
     Raises:
-        DanqingError: see `read_prompt`.
-    """
-    tokens = max_tokens or MAX_TOKENS.get(name_or_path, DEFAULT_MAX_TOKENS)
-    return Prompt(read_prompt(name_or_path), tokens, longest_edge)
-
-
-def read_prompt(name_or_path: str) -> str:
-    """Reads a prompt of the engine by name, or a text file by path; without white space at its ends.
-
-    Raises:
         DanqingError: there is no such prompt or file, or it is empty or no text.
 
-    >>> read_prompt("short").splitlines()[-1]
+    >>> open_prompt("short").text.splitlines()[-1]
     '只输出一个 JSON 对象，不输出别的内容：{"caption": "描述"}'
     """
-    if name_or_path in MAX_TOKENS:
-        return (resources.files("danqing.engine.recaption.prompts") / f"{name_or_path}.txt").read_text("utf-8").strip()
-    path = path_of(name_or_path)
+    if prompt in MAX_TOKENS:
+        text = (resources.files("danqing.engine.recaption.prompts") / f"{prompt}.txt").read_text("utf-8").strip()
+    else:
+        text = _read(path_of(prompt))
+    return Prompt(text, max_tokens or MAX_TOKENS.get(prompt, DEFAULT_MAX_TOKENS), longest_edge)
+
+
+def _read(path: Path) -> str:
     if not path.is_file():
-        raise DanqingError(f"--prompt {name_or_path}: no such file; {did_you_mean(name_or_path, MAX_TOKENS)}")
+        raise DanqingError(f"--prompt {path}: no such file; {did_you_mean(str(path), MAX_TOKENS)}")
     if path.stat().st_size > MAX_BYTES:
         raise DanqingError(f"--prompt {path}: larger than {MAX_BYTES >> 10} KiB, so it is not read as a prompt")
     try:

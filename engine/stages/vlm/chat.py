@@ -60,7 +60,7 @@ class Question:
         """What the answers depend on, as JSON values."""
         return {
             "model": self.model,
-            "prompt_hash": prompt_hash(self.prompt),
+            "prompt_hash": hashlib.sha256(self.prompt.encode()).hexdigest()[:16],
             "max_tokens": self.max_tokens,
             "longest_edge": self.longest_edge,
             "temperature": 0,
@@ -70,13 +70,9 @@ class Question:
     def body(self) -> Callable[[bytes], bytes]:
         """A function that makes the request's JSON of a picture; it raises `ValueError` if that cannot be decoded."""
         content = [{"type": "image_url", "image_url": {"url": _PLACE}}, {"type": "text", "text": self.prompt}]
-        request = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.max_tokens,
-            "temperature": 0,
-            "seed": SEED,
-        }
+        messages = [{"role": "user", "content": content}]
+        request = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens, "temperature": 0,
+                   "seed": SEED}  # fmt: skip
         before, after = json.dumps(request).encode().split(json.dumps(_PLACE)[1:-1].encode(), 1)
 
         def make(picture: bytes) -> bytes:
@@ -84,11 +80,6 @@ class Question:
             return b"".join((before, b"data:", kind.encode(), b";base64,", base64.b64encode(data), after))
 
         return make
-
-
-def prompt_hash(prompt: str) -> str:
-    """16 hex digits."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def sendable(picture: bytes, longest_edge: int | None, max_pixels: int) -> tuple[str, bytes]:
@@ -163,15 +154,8 @@ def read_answer(reply: Reply) -> Answer:
         return Answer(None, "blocked" if blocked else "error", None, None, None, reply.seconds, reply.error)
     usage = reply.content.get("usage")
     counted = usage if isinstance(usage, dict) else {}
-    answer = Answer(
-        None,
-        "error",
-        None,
-        _whole(counted.get("prompt_tokens")),
-        _whole(counted.get("completion_tokens")),
-        reply.seconds,
-        None,
-    )
+    tokens = _whole(counted.get("prompt_tokens")), _whole(counted.get("completion_tokens"))
+    answer = Answer(None, "error", None, *tokens, reply.seconds, None)
     try:
         choice = reply.content["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")

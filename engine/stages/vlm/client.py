@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +21,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.escape import printable
+from danqing.engine.core.vlm_defaults import AUTO, CONCURRENCY
 from danqing.engine.stages.vlm.endpoint import BrokenError, Endpoint, Response, UnreachableError
 
 T = TypeVar("T")
 
-AUTO = "auto"
-CONCURRENCY = 128
-"""Requests at once; vLLM runs up to 256 sequences of a 9 B model on one GPU of 80 GB."""
 POLL_SECONDS = 0.2
 """Interval at which `Client.ask`, while it waits for a reply, checks whether it must stop."""
 MAX_FAILURES = 3
@@ -62,7 +60,10 @@ class Server:
     """How a vision-language model is asked.
 
     Attributes:
-        addresses, model, concurrency, timing: see `Client`.
+        addresses: of the endpoints; each request goes to the one with the fewest outstanding.
+        model: its id, or `auto`: the only one that the endpoints list.
+        concurrency: requests at once.
+        timing: how long the client waits.
         answers: folder for what was answered before an interruption; None: nothing is stored.
     """
 
@@ -74,7 +75,7 @@ class Server:
 
     def open(self) -> Client:
         """Opens a `Client`, which raises if an endpoint cannot be used."""
-        return Client(self.addresses, self.model, self.concurrency, self.timing)
+        return Client(self)
 
 
 class Reply(NamedTuple):
@@ -89,22 +90,6 @@ class Reply(NamedTuple):
     content: dict[str, Any] | None
     error: str
     seconds: float
-
-
-@dataclass
-class Counts:
-    """What a client has done; other threads may read it.
-
-    Attributes:
-        waiting: questions that are asked or wait for a thread.
-        answered, given_up: rows.
-        retries: requests that were sent again.
-    """
-
-    waiting: int = 0
-    answered: int = 0
-    given_up: int = 0
-    retries: int = 0
 
 
 class StoppedError(Exception):
@@ -132,43 +117,34 @@ class Client:
     """Asks endpoints that serve the same model.
 
     Args:
-        addresses: of the endpoints; each request goes to the one with the fewest outstanding.
-        model: its id, or `auto`: the only one that the endpoints list.
-        concurrency: requests at once.
-        timing: how long it waits.
+        server: the endpoints, and how they are asked.
 
     Attributes:
         model: the model's id.
-        counts: what was done so far.
+        waiting: questions that are asked or wait for a thread; other threads may read it.
+        retries: requests that were sent again; likewise.
 
     Raises:
         DanqingError: an endpoint cannot be reached, or does not serve the model.
     """
 
-    def __init__(
-        self,
-        addresses: Sequence[str],
-        model: str = AUTO,
-        concurrency: int = CONCURRENCY,
-        timing: Timing = Timing(),
-    ) -> None:
-        self.timing = timing
-        self.endpoints = [Endpoint(address, timing.silence) for address in addresses]
-        self.concurrency, self.counts = concurrency, Counts()
+    def __init__(self, server: Server) -> None:
+        self.timing = server.timing
+        self.endpoints = [Endpoint(address, self.timing.silence) for address in server.addresses]
+        self.concurrency, self.waiting, self.retries = server.concurrency, 0, 0
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._succeeded, self._given_up = time.monotonic(), 0
-        self.model = self._choose(model)
+        self.model = self._choose(server.model)
 
     def _choose(self, model: str) -> str:
         for endpoint in self.endpoints:
             names = self._models(endpoint, model)
+            listed = ", ".join(map(printable, names))
             if model == AUTO:
                 if len(names) != 1:
-                    listed = ", ".join(map(printable, names))
                     raise DanqingError(f"{endpoint.address}: --model (--vlm-model) names one of its models: {listed}")
                 model = names[0]
             elif names and model not in names:
-                listed = ", ".join(map(printable, names))
                 raise DanqingError(f"{endpoint.address}: serves {listed}, not {printable(model)} (--vlm-model)")
         return model
 
@@ -234,26 +210,26 @@ class Client:
                     raise StoppedError
             if isinstance(found, BaseException):
                 raise found
-            self.counts.waiting -= 1
+            self.waiting -= 1
             return found
 
         try:
             for question in questions:
                 todo.put(question)
-                self.counts.waiting += 1
+                self.waiting += 1
                 if len(threads) < self.concurrency:
                     threads.append(threading.Thread(target=work, daemon=True))
                     threads[-1].start()
-                while self.counts.waiting >= 2 * self.concurrency or not done.empty():
+                while self.waiting >= 2 * self.concurrency or not done.empty():
                     yield finished()
-            while self.counts.waiting:
+            while self.waiting:
                 yield finished()
         finally:
             ended.set()
             for _ in threads:
                 todo.put(None)
-            if self.counts.waiting:  # an error, or the caller stopped
-                self.counts.waiting = 0
+            if self.waiting:  # an error, or the caller stopped
+                self.waiting = 0
                 for endpoint in self.endpoints:
                     endpoint.close()
 
@@ -317,7 +293,7 @@ class Client:
             self._rest(endpoint, wait)
             return None
         with self._lock:
-            self.counts.retries += 1
+            self.retries += 1
         self._sleep(max(wait, self._pause(row.tries)))
         row.tries += 1
         return None
@@ -326,12 +302,10 @@ class Client:
         now = time.monotonic()
         with self._lock:
             self._succeeded, self._given_up, endpoint.refusals = now, 0, 0
-            self.counts.answered += 1
         return Reply(content, "", now - row.started)
 
     def _give_up(self, row: _Row, problem: str, counts: bool = True) -> Reply:
         with self._lock:
-            self.counts.given_up += 1
             self._given_up += counts
             if self._given_up >= MAX_GIVEN_UP:
                 raise DanqingError(
@@ -363,7 +337,7 @@ class Client:
         """Lets an endpoint rest: as long as it has asked, or longer after each refusal in a row."""
         now = time.monotonic()
         with self._lock:
-            self.counts.retries += 1
+            self.retries += 1
             if endpoint.rests_until > now:  # another thread saw the same failure
                 endpoint.rests_until = max(endpoint.rests_until, now + seconds)
                 return

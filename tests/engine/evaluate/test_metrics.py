@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score, top_k_accuracy_score
 
-from danqing.engine.evaluate.metrics import METRICS, Outcomes, differences, metrics_of, ranks, values_of
+from danqing.engine.evaluate.metrics import Outcomes, differences, metrics_of, ranks, values_of
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 6, 300)
@@ -17,7 +17,7 @@ SINGLE = Outcomes(6, {"labels": LABELS, "ranks": ranks(SCORES, LABELS)})
 
 
 def metric(name: str, found: Outcomes, weights: np.ndarray) -> float:
-    return next(metric for metric in METRICS if metric.name == name).of(found)(weights)
+    return metrics_of(found)[name](weights)
 
 
 @pytest.mark.parametrize("weights", [np.ones(300), WEIGHTS])
@@ -75,7 +75,7 @@ def test_a_model_that_returns_no_numbers_finds_nothing() -> None:
 
 
 def test_metrics_apply_to_what_they_are_defined_for() -> None:
-    assert [metric.name for metric in metrics_of(SINGLE)] == ["acc1", "acc5", "mean_per_class_recall"]
+    assert [*metrics_of(SINGLE)] == ["acc1", "acc5", "mean_per_class_recall"]
     few = Outcomes(3, {"labels": LABELS % 3, "ranks": LABELS})
     assert "acc5" not in values_of(few)
 

@@ -21,7 +21,7 @@ from danqing.engine.recaption import prompts
 from danqing.engine.stages import opening
 from danqing.engine.stages.vlm import chat, endpoint, judgment
 from danqing.engine.stages.vlm.chat import Answer, Question, field_of, read_answer, sendable
-from danqing.engine.stages.vlm.client import MAX_GIVEN_UP, Client, StoppedError, Timing
+from danqing.engine.stages.vlm.client import MAX_GIVEN_UP, Client, Server, StoppedError, Timing
 from tests.conftest import picture
 from tests.fault_server import CAPTION, Play, serving
 
@@ -32,9 +32,9 @@ QUESTION = Question("描述", "tiny")
 def answers(play: Play, rows: int = 1, concurrency: int = 4, timing: Timing = FAST) -> list[Answer]:
     """The answers to questions about a picture, in the order of the questions."""
     make, image = QUESTION.body(), picture(1, (32, 32))
-    client = Client([play.address], concurrency=concurrency, timing=timing)
+    client = Client(Server((play.address,), concurrency=concurrency, timing=timing))
     replies = dict(client.ask(range(rows), lambda row: make(image)))
-    assert client.counts.waiting == 0 and sorted(replies) == list(range(rows))
+    assert client.waiting == 0 and sorted(replies) == list(range(rows))
     return [read_answer(replies[row]) for row in range(rows)]
 
 
@@ -102,13 +102,13 @@ def test_an_endpoint_that_goes_away_ends_with_words_and_another_takes_its_rows()
     make, image = QUESTION.body(), picture(1, (32, 32))
     with serving(Play()) as lasting:
         with serving(Play()) as leaving:
-            client = Client([leaving.address, lasting.address], concurrency=4, timing=FAST)
+            client = Client(Server((leaving.address, lasting.address), concurrency=4, timing=FAST))
             replies = client.ask(range(60), lambda row: make(image))
             first = [next(replies)[1] for _ in range(20)]
             assert leaving.posts and lasting.posts  # each takes a part of the rows
         rest = [reply for _, reply in replies]
         assert [reply.error for reply in (*first, *rest)] == [""] * 60
-        client = Client([lasting.address], concurrency=2, timing=FAST)
+        client = Client(Server((lasting.address,), concurrency=2, timing=FAST))
         replies = client.ask(count(), lambda row: make(image))
         next(replies)
         lasting.always, lasting.models = "stall", ""
@@ -116,12 +116,12 @@ def test_an_endpoint_that_goes_away_ends_with_words_and_another_takes_its_rows()
             for _ in replies:
                 pass
     with pytest.raises(DanqingError, match=r"cannot be reached \(Connection refused\); is the server running\?"):
-        Client([lasting.address])
+        Client(Server((lasting.address,)))
 
 
 def test_another_thread_can_stop_a_caller_that_waits() -> None:
     with serving(Play(always="stall")) as play:
-        client, stopped = Client([play.address], concurrency=2, timing=Timing()), threading.Event()
+        client, stopped = Client(Server((play.address,), concurrency=2, timing=Timing())), threading.Event()
         threading.Timer(0.1, stopped.set).start()
         with pytest.raises(StoppedError):
             next(client.ask(range(3), lambda row: b"{}", stopped))
@@ -129,12 +129,12 @@ def test_another_thread_can_stop_a_caller_that_waits() -> None:
 
 def test_the_caller_can_stop_at_any_time() -> None:
     with serving(Play(["好"], always="stall")) as play:
-        client = Client([play.address], concurrency=8, timing=Timing())
+        client = Client(Server((play.address,), concurrency=8, timing=Timing()))
         replies = client.ask(count(), lambda row: QUESTION.body()(picture(1, (8, 8))))
         started = time.monotonic()
         next(replies)
         replies.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - started < 5 and client.counts.waiting == 0
+    assert time.monotonic() - started < 5 and client.waiting == 0
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_a_short_key_is_no_secret_in_a_caption(monkeypatch: pytest.MonkeyPatch) 
 def test_an_unusable_key_is_refused_without_being_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DANQING_VLM_KEY", key)
     with pytest.raises(DanqingError, match=r"^\$DANQING_VLM_KEY: a key has only printable ASCII") as refused:
-        Client(["http://127.0.0.1:9/v1"])
+        Client(Server(("http://127.0.0.1:9/v1",)))
     assert "secret" not in str(refused.value)
 
 
@@ -172,7 +172,7 @@ def test_an_unusable_key_is_refused_without_being_shown(key: str, monkeypatch: p
 )  # fmt: skip
 def test_wrong_addresses_are_refused(address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DanqingError, match="--vlm-endpoint") as refused:
-        Client([address])
+        Client(Server((address,)))
     assert main(["recaption", str(tmp_path), "--endpoint", address.strip("\n") or address]) == 2
     assert "secret" not in str(refused.value) + "".join(capfd.readouterr())
 

@@ -21,18 +21,19 @@ from prometheus_client import CollectorRegistry, generate_latest
 from danqing.engine import phases
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.progress import Silent, silent
+from danqing.engine.core.progress import silent
 from danqing.engine.phases import curate, decide_run, recaption_run, write_run
 from danqing.engine.recaption import recaptioning
 from danqing.engine.recaption.ledger import RecaptionLedger
-from danqing.engine.recaption.metrics import WatchedClient
+from danqing.engine.recaption.metrics import AskingMetrics
 from danqing.engine.recaption.prompts import Prompt
-from danqing.engine.recaption.recaptioning import KeptRow
+from danqing.engine.recaption.recaptioning import Asking, KeptRow
 from danqing.engine.recipe.reading import load_recipe
 from danqing.engine.report.html import write_report
 from danqing.engine.run.folder import Run, finished_work
 from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
+from danqing.engine.stages.vlm.chat import Question
 from danqing.engine.stages.vlm.client import Server, Timing
 from danqing.engine.write.output import WriteOptions
 from tests.conftest import RECIPE_WITHOUT_NETWORKS, picture
@@ -79,7 +80,8 @@ def play() -> Iterator[Play]:
 
 def ask(run: Run, play: Play, prompt: Prompt = PROMPT, again: bool = False, **named: Any) -> None:
     timing = Timing(silence=0.3, first=0.001, longest=0.01, dead=0.6)
-    recaption_run(run, Server((play.address,), concurrency=4, timing=timing), prompt, again, progress=silent, **named)
+    server = Server((play.address,), concurrency=4, timing=timing)
+    recaption_run(run, prompt, Settings(vlm=server, **named), again, silent)
 
 
 def records(run: Run) -> list[dict[str, Any]]:
@@ -266,12 +268,10 @@ def test_features_that_are_the_embedding_spare_the_image_model(run: Run, monkeyp
 
 
 def test_metrics_name_outcomes_tokens_and_endpoints(run: Run, play: Play) -> None:
-    client = Server((play.address,)).open()
-    watching, registry = WatchedClient(client), CollectorRegistry()
-    registry.register(watching)
-    ledger = RecaptionLedger(run, {}, {}, (), Silent())
-    ledger.outcomes["success"], ledger.tokens["completion"] = 3, 40
-    watching.watch(ledger)
+    context: Any = None
+    asking, registry = Asking(run, Question("", ""), Server((play.address,)).open(), context), CollectorRegistry()
+    registry.register(AskingMetrics(asking))
+    asking.outcomes["success"], asking.tokens["completion"] = 3, 40
     text = generate_latest(registry).decode()
     for line in (
         "danqing_vlm_waiting 0.0", 'danqing_vlm_outcomes_total{outcome="success"} 3.0', "danqing_vlm_retries_total 0.0",

@@ -78,6 +78,8 @@ def test_the_paper_s_recipe() -> None:
         ("batch=0", "--set batch=0: batch must be a whole number of 1 or more, not 0"),
         ("batch=1.5", "whole number"),
         ("learning_rate=fast", "must be a number of 0 or more, not 'fast'"),
+        ("learning_rate=.inf", "must be a number of 0 or more, not inf"),
+        ("max_logit_scale=0", "must be a number of 1 or more, not 0"),
         ("recaption_share=2", "from 0 to 1"),
         ("betas=[0.9]", "two numbers"),
         ("warmup=5", "unknown key 'warmup'; did you mean 'warm_up_steps'"),

@@ -21,13 +21,16 @@ from danqing.engine.evaluate.results import Evaluation, read_evaluation
 from danqing.engine.evaluate.suites import open_suite
 from danqing.engine.evaluate.towers import open_towers
 from danqing.engine.train import loop
+from danqing.engine.train import model as model_of_training
 from danqing.engine.train.evaluating import trained_towers
 from danqing.engine.train.journal import open_journal
 from danqing.engine.train.loader import Loader, TrainBatch
 from danqing.engine.train.loop import TrainOptions, train
 from danqing.engine.train.loss import siglip_loss
+from danqing.engine.train.meter import Meter
 from danqing.engine.train.model import Source, siglip_model, training_flops
 from danqing.engine.train.order import Order
+from danqing.engine.train.ranks import Ranks
 from danqing.engine.train.recipe import load_train_recipe
 from danqing.engine.train.shards import find_shards
 from tests.engine.train.material import COLOURS, accuracy, journal, planted_pairs, write_checkpoint, write_run
@@ -162,6 +165,14 @@ def test_another_training_is_not_gone_on_with(trained: Path, run: Path, checkpoi
 def test_a_loss_that_is_no_number_ends_the_training(run: Path, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(DanqingError, match="the loss is nan; lower learning_rate"):
         train([run], checkpoint, tmp_path / "out", dataclasses.replace(RECIPE, learning_rate=1e30, steps=9), CPU)
+
+
+def test_a_gradient_that_is_no_number_ends_the_training(checkpoint: Path) -> None:
+    """Its step makes weights of no numbers, which must not be the next checkpoint."""
+    meter = Meter(Ranks(0, 1, torch.device("cpu"), "cpu"), Source.open(checkpoint).load(), 8)
+    meter.add(torch.tensor(1.0), torch.tensor(float("nan")), 0)
+    with pytest.raises(DanqingError, match="step 3: the norm of the gradient is nan; lower learning_rate"):
+        meter.line(3, 1e-5)
 
 
 def test_ranks_read_parts_of_the_same_batches(run: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -329,6 +340,26 @@ def test_a_damaged_checkpoint_to_start_from_is_named(run: Path, checkpoint: Path
             train([run], start, tmp_path / "out", RECIPE, CPU)
         shutil.rmtree(start)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_is_that_of_the_model(
+    run: Path, checkpoint: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another tokenizer of as many pieces; by the record in config.json, and by the hash of SigLIP 2's."""
+    other = write_checkpoint(tmp_path / "other", [text.swapcase() + "天" for _, text in planted_pairs(320)])
+    for number, model in enumerate((checkpoint, trained / "model")):
+        start = Path(shutil.copytree(model, tmp_path / str(number)))
+        Source.open(start)
+        shutil.copyfile(other / "tokenizer.model", start / "tokenizer.model")
+        with pytest.raises(DanqingError, match=r"tokenizer\.model: is not the tokenizer that the model was made with"):
+            train([run], start, tmp_path / "out", RECIPE, CPU)
+    config = json.loads((start / "config.json").read_text())
+    del config["tokenizer_sha256"]
+    (start / "config.json").write_text(json.dumps(config))
+    assert "tokenizer.model" in Source.open(start).files  # nothing says what it was made with
+    monkeypatch.setattr(model_of_training, "GEMMA_PIECES", config["text_config"]["vocab_size"])
+    with pytest.raises(DanqingError, match=r"tokenizer\.model: is not the tokenizer .*, not 61a7b147390c6458…"):
+        Source.open(start)
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(run: Path, checkpoint: Path, tmp_path: Path) -> None:
