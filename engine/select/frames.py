@@ -79,8 +79,9 @@ def _part(frame: Any, columns: Columns, device: Device) -> Part:
     url = _column(frame, columns.url, "url_col")
     caption = _column(frame, columns.caption, "caption_col")
     if library_of(frame) == "cudf":
+        has_caption = caption.notna().values  # on cuDF's stream, for which `strings_of` waits
         urls, captions = (TextColumn.made(libcudf.strings_of(column), device) for column in (url, caption))
-        return Part(FRAME, 0, pa.table({}), urls, captions, device.down(caption.notna().values), {}, 0)
+        return Part(FRAME, 0, pa.table({}), urls, captions, device.down(has_caption), {}, 0)
     texts = _text(url, columns.url, "url_col"), _text(caption, columns.caption, "caption_col")
     return part_of(FRAME, 0, pa.table(list(texts), names=["url", "caption"]), Columns())
 
@@ -133,8 +134,9 @@ def measures_of(captions: Any, device: Device, user_dictionaries: tuple[Path, ..
     out = xp.empty((text.rows, len(MEASURES)), "float32")
     for start, part in text.parts(device, BATCH_SIZES[device.kind].frame_rows):
         out[start : start + part.rows] = measure(device, part, words, character_classes())
-    device.wait()
-    return {name: xp.ascontiguousarray(out[:, column]) for column, name in enumerate(MEASURES)}
+    measures = {name: xp.ascontiguousarray(out[:, column]) for column, name in enumerate(MEASURES)}
+    device.wait()  # cuDF reads them on its own stream
+    return measures
 
 
 def strings_of(captions: Any) -> Strings:

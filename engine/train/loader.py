@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +143,25 @@ class Loader:
         chosen: list[bool] = (drawn / 2.0**64 < self.recaption_share).tolist()
         return chosen
 
+    @cached_property
+    def _stream(self) -> Any:
+        """The stream of all batches, since PyTorch gives freed memory only to the stream that it was allocated on.
+
+        The training's own stream has a queue of kernels to wait for.
+        """
+        open_stream: Any = torch.cuda.Stream
+        return open_stream(self.device)
+
     def _to_torch(self, device: Device, pixels: Any, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Hands a batch to PyTorch; on a GPU in memory of its own, since CuPy frees its in the order of its stream."""
+        device.wait()  # first: `from_dlpack` makes the current stream, the training's, wait for unfinished pixels
         found, tokens = from_dlpack(pixels), torch.from_numpy(ids.astype(np.int64))
         if self.device.type == "cpu":
             return found, tokens
-        open_stream: Any = torch.cuda.Stream
-        stream = open_stream(self.device)  # the training's own stream has a queue of kernels to wait for
-        with torch.cuda.stream(stream):
-            device.wait()
+        with torch.cuda.stream(self._stream):
             found = found.clone() if found.is_cuda else found.pin_memory().to(self.device, non_blocking=True)
             tokens = tokens.pin_memory().to(self.device, non_blocking=True)
-        stream.synchronize()
+        self._stream.synchronize()
         return found, tokens
 
 

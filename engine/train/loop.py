@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import sysconfig
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import is_unused, read_json, write_json
+from danqing.engine.core.logs import say
 from danqing.engine.core.progress import OpenProgress, Progress, silent
 from danqing.engine.core.storage import RemotePath
 from danqing.engine.evaluate.datasets import Suite
@@ -253,7 +256,10 @@ class _Training:
         """Both towers, compiled on a GPU, and within DDP if there are several ranks."""
         towers = SiglipTowers(model)
         if self.ranks.device.type == "cuda":
-            towers.compile()
+            if can_compile():
+                towers.compile()
+            else:
+                say("torch.compile needs a C compiler and Python's headers (gcc, python3-dev): training without it")
         if self.ranks.count == 1:
             return towers
         return DistributedDataParallel(towers, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -292,6 +298,12 @@ class _Training:
         write_evaluations(self.output / "evaluation.json", [found])
         metrics = {f"{row.dataset}/{name}": value for row in found.rows for name, value in row.metrics.items()}
         journal.write({"step": step} | metrics)
+
+
+def can_compile() -> bool:
+    """Whether torch.compile can build what Triton launches kernels with: in C, when a kernel is first used."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and (Path(sysconfig.get_config_var("INCLUDEPY")) / "Python.h").is_file()
 
 
 def adamw(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> torch.optim.AdamW:

@@ -61,7 +61,7 @@ class Meter:
 
     def add(self, loss: torch.Tensor, norm: torch.Tensor, replaced: int) -> None:
         """Adds a step, without waiting for the device."""
-        self._sums += torch.stack([loss, norm, loss.new_tensor(float(replaced))])
+        self._sums += torch.stack([loss, norm, loss.new_full((), replaced)])
         self._steps += 1
 
     def line(self, step: int, learning_rate: float) -> dict[str, float]:

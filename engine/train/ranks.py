@@ -82,6 +82,8 @@ def joined_ranks(device: str, decode: str = "auto") -> Iterator[Ranks]:
             raise DanqingError(f"--device {name}: this PyTorch finds no GPU; see nvidia-smi, or --device cpu")
         if count > 1:
             name = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"
+        elif name == "cuda":
+            name = "cuda:0"  # `set_device` refuses a device without a number
         torch.cuda.set_device(torch.device(name))
     ranks = Ranks(rank, count, torch.device(name), "cpu" if decode == "cpu" else name)
     if count == 1:

@@ -90,7 +90,7 @@ class Column:
 
 @pytest.fixture
 def cudf(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Stand-ins for CuPy, pylibcudf and cuDF over NumPy arrays; `waited` lists the synchronizations."""
+    """Stand-ins for CuPy, pylibcudf and cuDF over NumPy arrays; `waited` lists synchronizations and cuDF's work."""
 
     def ndarray(size: int, kind: np.dtype, pointer: Any) -> np.ndarray:
         memory = (ctypes.c_uint8 * (size * kind.itemsize)).from_address(pointer[0])
@@ -115,6 +115,7 @@ def cudf(monkeypatch: pytest.MonkeyPatch) -> Any:
             return Column(self.array, self.first, self.rows), {}
 
         def notna(self) -> Any:
+            waited.append("cuDF works")
             return SimpleNamespace(values=np.array(self.array.slice(self.first, self.rows).is_valid()))
 
     class DataFrame(dict[str, Any]):
@@ -137,6 +138,15 @@ def cudf(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = SimpleNamespace(Series=Series, DataFrame=DataFrame, waited=waited)
     monkeypatch.setitem(sys.modules, "cudf", module)
     return module
+
+
+def test_measures_are_complete_when_another_library_gets_them(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    copy = np.ascontiguousarray
+    monkeypatch.setattr(Device, "wait", lambda self: calls.append("wait"))
+    monkeypatch.setattr(np, "ascontiguousarray", lambda *given, **named: calls.append("copy") or copy(*given, **named))
+    measures_of(TEXTS[:3], device)
+    assert calls[-1] == "wait" and "copy" in calls
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
@@ -231,7 +241,8 @@ def test_a_cudf_frame_is_judged_by_its_columns_on_the_device(plain_recipe: Recip
     urls, captions = (pa.array(column, pa.string()) for column in zip(*ROWS, strict=True))
     frame = cudf.DataFrame({"url": cudf.Series(urls, 0, 6), "caption": cudf.Series(captions, 0, 6)}, pd.RangeIndex(6))
     found = judged(frame, plain_recipe)
-    assert type(found) is cudf.DataFrame and found.index is frame.index and cudf.waited
+    assert type(found) is cudf.DataFrame and found.index is frame.index
+    assert cudf.waited == ["cuDF works", "all streams", "all streams"]  # no work after the wait
     check(found)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from danqing.engine.train.loop import TrainOptions, train
+from danqing.engine.train.loop import TrainOptions, can_compile, train
+from danqing.engine.train.ranks import joined_ranks
 from danqing.engine.train.recipe import load_train_recipe
 from tests.engine.train import worker
 from tests.engine.train.material import journal, planted_pairs, write_checkpoint, write_run
@@ -50,6 +51,36 @@ def test_two_ranks_have_the_loss_and_the_gradients_of_one(tmp_path: Path) -> Non
         for process in processes:
             process.join(TIMEOUT_SECONDS)
             assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("name, local_rank", [("cuda", None), ("cuda:1", None), ("cuda", "1")])
+def test_a_rank_has_the_number_of_its_gpu(name: str, local_rank: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's `set_device` refuses `cuda` without a number."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *given, **named: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    if local_rank:
+        for variable, value in (("RANK", "1"), ("LOCAL_RANK", local_rank), ("WORLD_SIZE", "2")):
+            monkeypatch.setenv(variable, value)
+    with joined_ranks(name) as ranks:
+        number = 0 if (name, local_rank) == ("cuda", None) else 1
+        assert (
+            chosen == [number] and ranks.device == torch.device(f"cuda:{number}") and ranks.decoder == f"cuda:{number}"
+        )
+
+
+def test_towers_are_compiled_where_there_is_a_c_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert not can_compile()
+    monkeypatch.setenv("CC", "/usr/bin/cc")
+    assert can_compile()
+    (tmp_path / "Python.h").unlink()
+    assert not can_compile()
 
 
 @pytest.fixture(scope="module")
