@@ -41,7 +41,7 @@ from danqing.engine.run.claims import AnyPart, Claims
 from danqing.engine.run.cluster import connected
 from danqing.engine.run.folder import MERGED, Run
 from danqing.engine.run.lock import forget_claims, lock_manifest, lock_output
-from danqing.engine.run.part import Share
+from danqing.engine.run.part import Share, TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 from danqing.engine.score.cluster import score_on_cluster
@@ -401,16 +401,19 @@ def recaption_run(
     check_current(run)
     if settings.vlm is None:
         raise DanqingError(NO_ENDPOINT)
+    part = settings.part
+    if part and not isinstance(part, TaskPart):
+        raise DanqingError(f"--part {part}: `recaption` has parts with numbers only; write I/N, for example 0/16")
     client = settings.vlm.open()
     question = Question(prompt.text, client.model, prompt.max_tokens, prompt.longest_edge, max_pixels(run))
     with (
-        run.logged(settings.part),
+        run.logged(part),
         open_device(settings.device, settings.threads) as opened,
         progress("recaption", 0, "pictures") as listener,
     ):
         models, spans = ModelSet(run.recipe.models), Spans()
         context = Settings(max_pixels=question.max_pixels).context(opened, models, ())
-        asking, address = Asking(run, question, client, context, again, settings.part), settings.metrics_address
+        asking, address = Asking(run, question, client, context, again, part), settings.metrics_address
         metrics = AskingMetrics(asking)
         with serve_metrics(spans, settings.metrics_port, address, opened, models, collectors=[metrics]):
             complete = recaption(asking, listener, spans)
