@@ -402,7 +402,7 @@ def recaption_run(
     if settings.vlm is None:
         raise DanqingError(NO_ENDPOINT)
     part = settings.part
-    if part and not isinstance(part, TaskPart):
+    if part is not None and not isinstance(part, TaskPart):
         raise DanqingError(f"--part {part}: `recaption` has parts with numbers only; write I/N, for example 0/16")
     client = settings.vlm.open()
     question = Question(prompt.text, client.model, prompt.max_tokens, prompt.longest_edge, max_pixels(run))
