@@ -73,13 +73,20 @@ def build_siglip(picture: dict[str, int]) -> Any:
     return SiglipModel(SiglipConfig(text_config=text | {"bos_token_id": 2, "eos_token_id": 1}, vision_config=picture))
 
 
+def build_masked_bert(text: dict[str, Any]) -> Any:
+    from transformers import BertConfig, BertForMaskedLM
+
+    return BertForMaskedLM(BertConfig(**text))
+
+
 TOWERS: dict[str, Callable[[], Any]] = {
     "chinese-clip-vit-b-16": lambda: build_chinese_clip(BERT, vision(768, 12, 12, 224, 16), 512),
     "chinese-clip-vit-l-14": lambda: build_chinese_clip(BERT, vision(1024, 24, 16, 224, 14), 768),
     "chinese-clip-vit-l-14-336": lambda: build_chinese_clip(BERT, vision(1024, 24, 16, 336, 14), 768),
     "chinese-clip-vit-h-14": lambda: build_chinese_clip(LARGE_BERT, vision(1280, 32, 16, 224, 14), 1024),
+    "language-model": lambda: build_masked_bert(BERT),
     "siglip2-b-32-256": lambda: build_siglip(vision(768, 12, 12, 256, 32)),
     "siglip2-b-16-256": lambda: build_siglip(vision(768, 12, 12, 256, 16)),
     "siglip2-l-16-256": lambda: build_siglip(vision(1024, 24, 16, 256, 16)),
 }
-"""Name of a pair of towers → its model at the published size."""
+"""Name of a pair of towers, or of the language model → its model at the published size."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +23,9 @@ from danqing.engine.decide.dedup.folding import Folding
 from danqing.engine.decide.dedup.groups import likely_components, near_components
 from danqing.engine.decide.dedup.index import INDEXES
 from danqing.engine.decide.dedup.neighbours import Tile
+from danqing.engine.decide.dedup.products import PRODUCTS
 from danqing.engine.recipe.reading import load_recipe
+from danqing.engine.report.balance import MAX_CLUSTERS, MAX_ROWS, ROWS_PER_CLUSTER, cluster
 from danqing.engine.run.settings import Settings
 from danqing.engine.select.frames import measures_of
 from danqing.engine.select.selection import select
@@ -36,7 +39,9 @@ from danqing.profiling.bench.gpu.material import Figure, Job, captions, demo_pho
 from danqing.profiling.bench.harness import SEED
 from danqing.trt_models.model_set import ModelSet
 
-UPLOADED, WARM_UP_ROWS, ALL_ROWS, NEW_ROWS = 100_000, 64, 2_000_000, 1 << 18
+SIZES = ((50_000, 768), (300_000, 64))
+"""Rows and numbers of vectors that every search compares, beside `--rows` of 768."""
+UPLOADED, WARM_UP_ROWS, WARM_UP_VECTORS, ALL_ROWS, NEW_ROWS = 100_000, 64, 9000, 2_000_000, 1 << 18
 BATCH_CAPTIONS = 16_384
 """About the captions of a batch on a GPU."""
 BAR = "≥ 90,000: NeMo Curator's semantic deduplication, a GPU of eight H100s"
@@ -97,45 +102,79 @@ def _classes(lines: list[str], device: Device) -> Any:
 
 
 def measure_neighbours(job: Job) -> Iterator[Figure]:
-    """Yields figures of every index of near-duplicates, over vectors that are already on the device.
-
-    Of more than `ALL_ROWS` rows, the exact indexes compare the last `NEW_ROWS` with all; the rate of all is computed.
-    """
+    """Yields figures of every search for near-duplicates, over vectors that are already on the device."""
     with open_device(job.device) as device:
-        features = Features(device, [planted(device, job.rows, DIMENSION, SEED)])
-        known = max(job.rows - NEW_ROWS, 0) if job.rows > ALL_ROWS else 0
-        pairs, compared = (n * (n - 1) / 2 for n in (job.rows, known))
-        compared = pairs - compared
-        floor = pairs / _product_rate(features)
-        yield Figure("products of all pairs alone", job.rows / floor, "rows/s")
-        # Tiles compare each pair once, FAISS asks for each row among all.
-        whole = {"tiles": pairs / compared, "faiss": job.rows / (job.rows - known)}
-        indexes = [index for index in whole if not INDEXES[index].missing(device.kind)]
-        first: np.ndarray | None = None
-        for index in indexes:
-            near_components(features.take(slice(0, 9000)), WITHIN, index=index)  # compiles the kernels
-            started = time.perf_counter()
-            labels = near_components(features, WITHIN, earlier=np.arange(known), index=index)
-            seconds = (time.perf_counter() - started) * whole[index]
-            yield Figure(f"exact groups of {job.rows:,} × {DIMENSION}, {index}", job.rows / seconds, "rows/s", BAR)
-            yield Figure(f"products alone ÷ {index}", floor / seconds)
-            if first is None:
-                first = labels
-                yield Figure("groups found", len(np.unique(labels)))
-            yield Figure(f"rows in another group than by tiles, {index}", int((labels != first).sum()), "rows")
-        if "faiss" in indexes:
-            started = time.perf_counter()
-            labels, recall = likely_components(features, WITHIN, RECALL, index="faiss")
-            name = f"groups with a recall of {RECALL}, faiss"
-            yield Figure(name, job.rows / (time.perf_counter() - started), "rows/s", BAR)
-            yield Figure(f"{name}: measured", "all pairs were compared" if recall is None else str(recall))
-            if not known:
-                yield Figure(f"{name}: rows in another group", int((labels != first).sum()), "rows")
+        for rows, dimension in {(min(rows, job.rows), dimension): None for rows, dimension in SIZES}:
+            yield from _measure_searches(device, rows, dimension)
+        yield from _measure_searches(device, job.rows, DIMENSION)
         uploaded = min(job.rows, UPLOADED)
         started = time.perf_counter()
         device.up(np.zeros((uploaded, DIMENSION), np.float16))
         device.wait()
         yield Figure("upload of the vectors", uploaded / (time.perf_counter() - started), "rows/s")
+
+
+def _measure_searches(device: Device, rows: int, dimension: int) -> Iterator[Figure]:
+    """Yields figures of each search over some rows, the exact ones last, since FAISS's takes longest.
+
+    Of more than `ALL_ROWS` rows, the exact searches compare the last `NEW_ROWS` with all; the rate of all is computed.
+    """
+    features, of = Features(device, [planted(device, rows, dimension, SEED)]), f"{rows:,} × {dimension}"
+    known = max(rows - NEW_ROWS, 0) if rows > ALL_ROWS else 0
+    pairs, compared_before = (n * (n - 1) / 2 for n in (rows, known))
+    floor = pairs / _product_rate(features)
+    yield Figure(f"{of}, products of all pairs alone", rows / floor, "rows/s")
+    # Tiles compare each pair once, FAISS asks for each row among all.
+    whole = {"tiles": pairs / (pairs - compared_before), "faiss": rows / (rows - known)}
+    exact: np.ndarray | None = None
+    for index, recall in (("tiles", 1.0), ("lists", RECALL), ("faiss", RECALL), ("faiss", 1.0)):
+        name = f"{of}, {index}" if recall == 1 else f"{of}, {index}, recall {recall}"
+        if missing := INDEXES[index].missing(device.kind):
+            yield Figure(name, f"not installed: {missing}")
+            continue
+        with _lists_of_few_rows(device.kind):
+            for some in (features.take(slice(0, WARM_UP_VECTORS)), features):  # the first compiles the kernels
+                measured, started = None, time.perf_counter()
+                if recall == 1:
+                    earlier = np.arange(known) if some is features else None
+                    labels = near_components(some, WITHIN, earlier=earlier, index=index)
+                else:
+                    labels, measured = likely_components(some, WITHIN, recall, index=index)
+        seconds = (time.perf_counter() - started) * (whole[index] if recall == 1 else 1)
+        yield Figure(name, rows / seconds, "rows/s", BAR)
+        if recall == 1:
+            yield Figure(f"{name}: products alone ÷ it", floor / seconds)
+        else:
+            yield Figure(f"{name}: measured", "all pairs were compared" if measured is None else str(measured))
+        if exact is None:
+            exact = labels
+            yield Figure(f"{of}, groups found", len(np.unique(labels)))
+        elif recall == 1 or not known:
+            yield Figure(f"{name}: rows in another group", int((labels != exact).sum()), "rows")
+
+
+@contextmanager
+def _lists_of_few_rows(kind: str) -> Iterator[None]:
+    """Makes `lists` search in lists on a GPU, too, where it compares all pairs of fewer than a million rows."""
+    usual = PRODUCTS[kind]
+    PRODUCTS[kind] = usual._replace(exact_rows=PRODUCTS["cpu"].exact_rows)
+    try:
+        yield
+    finally:
+        PRODUCTS[kind] = usual
+
+
+def measure_balance(job: Job) -> Iterator[Figure]:
+    """Yields the time of the report's k-means, which FAISS runs on the CPU."""
+    with open_device() as host:
+        rows = min(job.rows, MAX_ROWS)
+        vectors = np.asarray(planted(host, rows, DIMENSION, SEED), np.float32)
+    clusters, found = max(min(MAX_CLUSTERS, rows // ROWS_PER_CLUSTER), 1), []
+    for _ in range(2):
+        started = time.perf_counter()
+        found.append(cluster(vectors, clusters))
+    yield Figure(f"k-means of {rows:,} × {DIMENSION}, {clusters} clusters", time.perf_counter() - started, "s")
+    yield Figure("rows in another cluster the second time", int((found[0] != found[1]).sum()), "rows")
 
 
 def _product_rate(features: Features) -> float:

@@ -26,14 +26,24 @@ from danqing.trt_models.package_files import cache_folder
 from danqing.trt_models.store import model_folder
 
 JPEG_SIDE, JPEG_QUALITY, DISTINCT_JPEGS, DISTINCT_CAPTIONS = 512, 90, 512, 4096
+IMAGE, TEXT, LANGUAGE_MODEL = "image", "text", "language-model"
+"""The models of random weights: both towers, and a language model."""
+VOCABULARY_SIZE = 21128
 SMALL = "small"
-"""A tower of two layers, to try the steps on a CPU."""
-SMALL_CARD = {
-    "name": "small-image", "task": "image_embedding", "licence": "none: random weights",
-    "title": "a vision transformer of two layers", "export": "chinese_clip.image_tower", "published": "random weights",
-    "image_input": {"size": 224, "resize": 224, "fit": "stretch", "interpolation": "cubic"},
-    "outputs": {"embedding": "64 numbers, unit length"},
+"""Models of one or two layers, to try the steps on a CPU."""
+SMALL_CARDS = {
+    IMAGE: {"task": "image_embedding", "export": "chinese_clip.image_tower",
+            "image_input": {"size": 224, "resize": 224, "fit": "stretch", "interpolation": "cubic"},
+            "outputs": {"embedding": "64 numbers, unit length"}},
+    TEXT: {"task": "text_embedding", "export": "chinese_clip.text_tower",
+           "token_input": {"kind": "wordpiece", "file": "vocab.txt", "max_length": 52},
+           "outputs": {"embedding": "64 numbers, unit length"}},
+    LANGUAGE_MODEL: {"task": "language_model", "export": "bert.masked_language_model",
+                     "token_input": {"kind": "wordpiece", "file": "vocab.txt", "max_length": 128},
+                     "outputs": {"log_likelihood": "log-probability of the masked token"}},
 }  # fmt: skip
+SMALL_TEXT = {"vocab_size": VOCABULARY_SIZE, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "intermediate_size": 64, "max_position_embeddings": 128, "pad_token_id": 0}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Job:
     Attributes:
         device: `cuda`, `cuda:N` or `cpu`.
         scratch: folder that the steps of this run share.
-        work: folder of the tower and its engines, which later runs may use again.
+        work: folder of the exported models and their engines, which later runs may use again.
         tower: name in `published.TOWERS`, or `small`.
         captions: Parquet with a column `text`; None: the demo's captions.
         rows: captions and vectors in the measured columns.
@@ -81,13 +91,11 @@ class Job:
     rows: int
     pairs: int
 
-    @property
-    def card(self) -> Card:
-        return load_card(self.card_name)
-
-    @property
-    def card_name(self) -> str:
-        return str(self.work / "small-image.yaml") if self.tower == SMALL else f"{self.tower}-image"
+    def card_name(self, model: str) -> str:
+        """Name or path of the card of a model: `IMAGE`, `TEXT` or `LANGUAGE_MODEL`."""
+        if self.tower == SMALL:
+            return str(self.work / f"small-{model}.yaml")
+        return "bert-chinese" if model == LANGUAGE_MODEL else f"{self.tower}-{model}"
 
 
 def rate(work: Callable[[], object], count: int, device: Device, seconds: float = 0.5, repeats: int = 3) -> float:
@@ -140,7 +148,7 @@ def captions(path: Path | None, count: int) -> list[str]:
 def link_cache(work: Path) -> Path:
     """Makes a cache folder for this run, with links to the tables and models in the user's cache; returns its path.
 
-    The tower of random weights must not appear in the user's cache under a published model's name.
+    Models of random weights must not appear in the user's cache under a published model's name.
     """
     theirs, ours = cache_folder(), work / "cache"
     for kind in ("tables", "models"):
@@ -151,39 +159,58 @@ def link_cache(work: Path) -> Path:
     return ours
 
 
-def export_tower(job: Job) -> None:
-    """Exports the tower with random weights, unless `tower.json` in the work folder shows that it is there."""
+def export_models(job: Job) -> None:
+    """Exports the models with random weights, unless MODEL.json in the work folder shows that one is there."""
     import torch
 
     from danqing.profiling.bench import published
     from danqing.trt_models.export.from_checkpoint import export
 
-    if (job.work / "tower.json").exists():
-        return
-    started = time.monotonic()
     published.mend_torchvision()
-    torch.manual_seed(SEED)
     if job.tower == SMALL:
-        Path(job.card_name).write_text(yaml.safe_dump(SMALL_CARD), encoding="utf-8")
-        text = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-                "intermediate_size": 64, "pad_token_id": 0}  # fmt: skip
-        model = published.build_chinese_clip(text, published.vision(128, 2, 2, 224, 32), 64)
-    else:
-        model = published.TOWERS[job.tower]()
-    if model_folder(job.card).is_symlink():  # the user's own model of that name, which stays as it is
-        model_folder(job.card).unlink()
-    export(job.card, published.save(published.randomised(model, spread=published.SPREAD), job.work / "checkpoint"))
-    write_json(job.work / "tower.json", {"seconds": round(time.monotonic() - started, 1)})
+        for model, own in SMALL_CARDS.items():
+            common = {"name": f"small-{model}", "title": "random weights", "licence": "none", "published": "nowhere"}
+            Path(job.card_name(model)).write_text(yaml.safe_dump(common | own), encoding="utf-8")
+
+    def make(model: str) -> torch.nn.Module:
+        if job.tower != SMALL:
+            made: torch.nn.Module = published.TOWERS[LANGUAGE_MODEL if model == LANGUAGE_MODEL else job.tower]()
+            return made
+        if model == LANGUAGE_MODEL:
+            return published.build_masked_bert(SMALL_TEXT)
+        return published.build_chinese_clip(SMALL_TEXT, published.vision(128, 2, 2, 224, 32), 64)
+
+    for model in SMALL_CARDS:
+        if (job.work / f"{model}.json").exists():
+            continue
+        started, checkpoint = time.monotonic(), job.work / ("bert" if model == LANGUAGE_MODEL else "checkpoint")
+        if not (checkpoint / "vocab.txt").exists():  # both towers are in one checkpoint
+            torch.manual_seed(SEED)
+            published.save(published.randomised(make(model), spread=published.SPREAD), checkpoint)
+            (checkpoint / "vocab.txt").write_text("\n".join(vocabulary(job.captions)) + "\n", encoding="utf-8")
+        card = load_card(job.card_name(model))
+        if model_folder(card).is_symlink():  # the user's own model of that name, which stays as it is
+            model_folder(card).unlink()
+        export(card, checkpoint)
+        write_json(job.work / f"{model}.json", {"seconds": round(time.monotonic() - started, 1)})
 
 
-def wait_for_tower(job: Job) -> None:
-    """Waits until the tower is exported.
+def vocabulary(path: Path | None) -> list[str]:
+    """A WordPiece vocabulary of the usual size: the characters of captions, and pieces that no caption has."""
+    characters = sorted({*"".join(captions(path, DISTINCT_CAPTIONS)).lower()} - {" "})[: VOCABULARY_SIZE - 5]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]
+    return [*pieces, *(f"[unused{number}]" for number in range(len(pieces), VOCABULARY_SIZE))]
+
+
+def wait_for(job: Job, model: str) -> Card:
+    """Waits until a model is exported; returns its card.
 
     Raises:
-        DanqingError: the export failed; `tower.log` says why.
+        DanqingError: the export failed; `export.log` says why.
     """
-    while not (job.work / "tower.json").exists():
-        if (job.work / "tower.failed").exists():
-            log = (job.work / "tower.log").read_text(encoding="utf-8", errors="replace")
-            raise DanqingError(f"the tower {job.tower} was not exported: {log[-1500:]}")
+    while not (job.work / f"{model}.json").exists():
+        if (job.work / "export.failed").exists():
+            log = (job.work / "export.log").read_text(encoding="utf-8", errors="replace")
+            raise DanqingError(f"{job.card_name(model)} was not exported: {log[-1500:]}")
         time.sleep(0.2)
+    return load_card(job.card_name(model))
