@@ -186,7 +186,7 @@ def from_record(
     """Makes a sample of a row of a table.
 
     Args:
-        record: column → value; the columns beside `image` and `caption` become metadata, without bytes in them.
+        record: column → value; all columns but `image` and `caption` become metadata, without bytes in them.
         image: column of the picture: its bytes, Hugging Face's `{bytes, path}`, or a file's name relative to `folder`.
         caption: column of the caption.
         folder: folder of the table.
