@@ -117,11 +117,7 @@ class Sample:
 
 
 def from_members(
-    key: str,
-    members: Collection[str],
-    read: Callable[[str], bytes],
-    layout: Layout,
-    decoder: Decoder | None = None,
+    key: str, members: Collection[str], read: Callable[[str], bytes], layout: Layout, decoder: Decoder | None = None
 ) -> Sample:
     """Makes a sample of files: the picture, its caption (.txt) and its metadata (.json).
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from danqing.engine.core.files import commit
 
 EXTERNAL_DATA_BYTES = 1 << 28
-"""Bytes of weights from which a model keeps them in a separate file; one ONNX file holds at most 2 GiB."""
+"""Models with at least so many bytes of weights keep them in a separate file; one ONNX file holds at most 2 GiB."""
 MIN_EXTERNAL_WEIGHT_BYTES = 1 << 10
 """Smaller weights stay in the model's file: shapes and the like, whose values ONNX's checker reads."""
 OPSET = 17
