@@ -231,7 +231,7 @@ class Run(EngineRun):
         return Funnel.read(self.folder / "funnel.json")
 
     def explain(self, key: str) -> None:
-        """Prints every score of a pair beside the criteria, and why it was kept or dropped.
+        """Prints every score of a pair with the criteria, and why it was kept or dropped.
 
         Args:
             key: the pair's key, or its uid (32 hex digits).

@@ -77,8 +77,8 @@ class TermList:
 
     Attributes:
         file: the file, in `package`, or beside the card if that is None. A .zip holds one such file.
-        full: terms of at least so many Han characters have weight 1; None for a file of patterns.
-        half: other terms of at least so many Han characters have weight 0.5; None for no such terms.
+        full: minimum number of Han characters of terms with weight 1; None for a file of patterns.
+        half: minimum number of Han characters of other terms, with weight 0.5; None for no such terms.
         package: name of an installed distribution.
         without: terms to leave out.
     """

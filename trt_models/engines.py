@@ -20,14 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from danqing.engine.core.errors import DanqingError, did_you_mean
-from danqing.engine.core.files import (
-    MAKING,
-    building,
-    read_json,
-    remove_abandoned,
-    write_json,
-    writing_cache,
-)
+from danqing.engine.core.files import MAKING, building, read_json, remove_abandoned, write_json, writing_cache
 from danqing.engine.core.logs import say
 from danqing.trt_models.card import Card
 from danqing.trt_models.package_files import cache_folder, sha256

@@ -12,10 +12,7 @@ from danqing.engine.cli.app import CALIBRATE_HELP, PARAMETERS, RUNS, command, ex
 from danqing.engine.cli.options import MachineOptions, PositiveInt, RunFolder, StorageOptions, whole_from
 from danqing.engine.cli.output import OutputOptions
 
-EXAMPLES = (
-    "danqing calibrate redundancy out",
-    "danqing calibrate redundancy out --within 0.05,0.1,0.2 --sample 200",
-)
+EXAMPLES = ("danqing calibrate redundancy out", "danqing calibrate redundancy out --within 0.05,0.1,0.2 --sample 200")
 
 calibrate = App("calibrate", help=CALIBRATE_HELP, help_epilogue=examples_text(EXAMPLES), default_parameter=PARAMETERS)
 

@@ -138,10 +138,7 @@ TO_FOLDER = Parameter(converter=to_paths, n_tokens=1, validator=is_folder, metav
 
 
 @command(
-    "danqing report out",
-    "danqing report out --figures figures",
-    "danqing report before after -o compared",
-    group=RUNS,
+    "danqing report out", "danqing report out --figures figures", "danqing report before after -o compared", group=RUNS
 )
 def report(
     run: RunFolder,

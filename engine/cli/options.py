@@ -425,8 +425,7 @@ class PictureOptions:
 
 Endpoint = Annotated[str, Parameter(metavar="URL,…")]
 VlmModel = Annotated[
-    str,
-    Parameter(group=VLM, metavar="ID", help="Id of the endpoint's model; auto: the only one that it serves."),
+    str, Parameter(group=VLM, metavar="ID", help="Id of the endpoint's model; auto: the only one that it serves.")
 ]
 Concurrency = Annotated[
     PositiveInt, Parameter(group=VLM, metavar="N", help="Requests at once, of each process; over all endpoints.")

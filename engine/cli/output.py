@@ -31,8 +31,7 @@ class QuietOptions:
 
     quiet: Annotated[bool, Parameter(help="Print nothing but errors.")] = False
     log_format: Annotated[
-        Literal["text", "json"],
-        Parameter(help="json: log JSON lines to stderr, one per shard, instead of progress."),
+        Literal["text", "json"], Parameter(help="json: log JSON lines to stderr, one per shard, instead of progress.")
     ] = "text"
 
     @contextmanager

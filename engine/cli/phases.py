@@ -101,8 +101,7 @@ class TaskOptions:
         ),
     ] = None
     neighbour_task: Annotated[
-        Natural | None,
-        Parameter(metavar="I", help="Do task I of the list, from 0, and decide nothing."),
+        Natural | None, Parameter(metavar="I", help="Do task I of the list, from 0, and decide nothing.")
     ] = None
 
 
@@ -116,12 +115,10 @@ class ColumnOptions:
     """The columns of a table that hold URL and caption."""
 
     url_col: Annotated[
-        str,
-        Parameter(metavar="NAME", help=f"Column of the URLs (default: {_any_of(URL_COLUMNS)})."),
+        str, Parameter(metavar="NAME", help=f"Column of the URLs (default: {_any_of(URL_COLUMNS)}).")
     ] = ""
     caption_col: Annotated[
-        str,
-        Parameter(metavar="NAME", help=f"Column of the captions (default: {_any_of(CAPTION_COLUMNS)})."),
+        str, Parameter(metavar="NAME", help=f"Column of the captions (default: {_any_of(CAPTION_COLUMNS)}).")
     ] = ""
     encoding: Encoding = ""
     follow_links: FollowLinks = False
@@ -254,12 +251,7 @@ def curate(
             other.against, other.exclude_similar_to, other.exclude_within, several.watcher,
             neighbours=neighbours,
         )  # fmt: skip
-    result = {
-        **_scored(run, spans),
-        "kept": funnel.kept,
-        "funnel": funnel.to_dict(),
-        **_written(run.folder, shards),
-    }
+    result = {**_scored(run, spans), "kept": funnel.kept, "funnel": funnel.to_dict(), **_written(run.folder, shards)}
     notes = run_notes(run, funnel)
     if not out.finish(result, notes):
         if not spans:
@@ -548,18 +540,12 @@ def merge(
     return 3 if strict and damage else 0
 
 
-@command(
-    "danqing demo",
-    "danqing demo -o /tmp/demo --device cpu",
-    "danqing demo --train",
-    group=GENERAL,
-)
+@command("danqing demo", "danqing demo -o /tmp/demo --device cpu", "danqing demo --train", group=GENERAL)
 def demo(
     *,
     output: LocalFolder = Path("demo"),
     train: Annotated[
-        bool,
-        Parameter(help="Also train a small model on the kept pairs and on as many raw ones, and compare the two."),
+        bool, Parameter(help="Also train a small model on the kept pairs and on as many raw ones, and compare the two.")
     ] = False,
     scoring: StageOptions = StageOptions(),
 ) -> None:

@@ -68,7 +68,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to the `sys.stderr` of the moment: `native_stderr_to` replaces it while descriptor 2 is a file."""
+    """Writes to the current `sys.stderr`: `native_stderr_to` replaces it while descriptor 2 is a file."""
 
     @property
     def stream(self) -> TextIO:

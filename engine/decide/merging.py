@@ -42,11 +42,7 @@ NAME, STEP = "cross_batch_redundancy", "cross-batch redundancy"
 
 
 def merge(
-    folders: Sequence[Path],
-    output: Path,
-    device: Device,
-    progress: Progress | None = None,
-    neighbours: str = AUTO,
+    folders: Sequence[Path], output: Path, device: Device, progress: Progress | None = None, neighbours: str = AUTO
 ) -> tuple[Run, Funnel]:
     """Makes the output folder the run of all the runs' rows, with verdicts and funnel, unless it is that already.
 

@@ -23,7 +23,7 @@ class Recall:
 
 
 def position_type(rows: int) -> type[np.signedinteger]:
-    """The type of positions among so many rows. DECIDE holds several of each row, and int32 takes half the memory."""
+    """The type of positions among `rows` rows. DECIDE holds several of each row, and int32 takes half the memory."""
     return np.int32 if rows <= np.iinfo(np.int32).max else np.int64
 
 

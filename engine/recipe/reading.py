@@ -18,15 +18,7 @@ from danqing.engine.core.columns import FEATURES, RECIPE_COLUMNS, Column
 from danqing.engine.core.errors import DanqingError, did_you_mean
 from danqing.engine.core.storage import path_of
 from danqing.engine.core.user_yaml import LimitedLoader, describe_yaml_error, read_user_file
-from danqing.engine.recipe.criteria import (
-    KINDS,
-    Criterion,
-    FieldError,
-    Judgment,
-    OwnColumn,
-    Pattern,
-    Redundancy,
-)
+from danqing.engine.recipe.criteria import KINDS, Criterion, FieldError, Judgment, OwnColumn, Pattern, Redundancy
 
 DEFAULT_RECIPE = "embedded"
 TOP_KEYS = ("recipe", "description", "models", "also", "criteria")

@@ -1,4 +1,4 @@
-"""Explains one pair: its scores beside the criteria, and its verdict."""
+"""Explains one pair: its scores with the criteria, and its verdict."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _find(run: Run, number: int, key: str) -> list[dict[str, Any]]:
 
 
 def print_pair(run: Run, record: dict[str, Any]) -> None:
-    """Prints one pair of `find_pairs`: its caption, its scores beside the criteria, and its verdict."""
+    """Prints one pair of `find_pairs`: its caption, its scores with the criteria, and its verdict."""
     decided = run.manifest.get("decided")
     recipe = recipe_from_dict(decided["recipe"], "run.json") if decided else run.recipe
     place = f"row {record['row']}  key {record['key']}  uid {record['uid']}"

@@ -159,11 +159,7 @@ def count_copies(
 
 
 def count_pairs(
-    values: np.ndarray,
-    names: Sequence[str],
-    group: np.ndarray,
-    measure: Measure,
-    within: tuple[float, ...],
+    values: np.ndarray, names: Sequence[str], group: np.ndarray, measure: Measure, within: tuple[float, ...]
 ) -> tuple[Pairs, Pairs]:
     """Compares all pairs of pictures.
 

@@ -76,7 +76,7 @@ def read_rows(run: Run, recipe: Recipe, columns: Iterable[str]) -> Iterator[Rows
     Args:
         run: a decided run.
         recipe: the one it was decided with.
-        columns: of the scores, beside `uid`; those that a shard does not have are left out.
+        columns: of the scores, in addition to `uid`; those that a shard does not have are left out.
     """
     names = pa.array([criterion.name for criterion in recipe.criteria], pa.string())
     wanted = dict.fromkeys(["uid", *columns])

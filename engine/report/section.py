@@ -19,7 +19,7 @@ class Section:
         lead: the text below the heading.
         figures: shown on the page, in report.json and by `--figures`.
         template: file of `templates/` that shows it; sees the section as `section`, and `runs` and `names`.
-        content: what a template of its own shows beside the figures.
+        content: data of a special template, shown with the figures.
     """
 
     anchor: str

@@ -122,11 +122,7 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        scores: Mapping[str, pa.DataType],
-        device: Device,
-        progress: Progress,
-        finished: Callable[[Judged], None],
+        self, scores: Mapping[str, pa.DataType], device: Device, progress: Progress, finished: Callable[[Judged], None]
     ) -> None:
         self.scores, self.device, self.progress, self.finished = scores, device, progress, finished
         self._open: dict[int, Judged] = {}

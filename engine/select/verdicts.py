@@ -39,10 +39,7 @@ def verdict_columns(judged: Judged, dropped_by: np.ndarray, recipe: Recipe) -> d
         recipe: the criteria, `USABLE` first.
     """
     names = pa.array([criterion.name for criterion in recipe.criteria], pa.string())
-    found = {
-        "keep": pa.array(dropped_by < 0),
-        "dropped_by": names.take(pa.array(dropped_by, mask=dropped_by < 0)),
-    }
+    found = {"keep": pa.array(dropped_by < 0), "dropped_by": names.take(pa.array(dropped_by, mask=dropped_by < 0))}
     for name, kind in judged.scores.items():
         if name == CLEAN:
             continue

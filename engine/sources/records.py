@@ -139,7 +139,7 @@ class Lines:
         return sum(map(len, self._taken)) >= MAX_LINE
 
     def next_record(self, block: int = 0) -> None:
-        """Notes that all lines taken are read, or a block of so many lines."""
+        """Notes that all lines taken are read, or a block of the given number of lines."""
         self.start += len(self._taken) + block
         self._taken.clear()
 

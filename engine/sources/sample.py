@@ -117,11 +117,7 @@ class Sample:
 
 
 def from_members(
-    key: str,
-    members: Collection[str],
-    read: Callable[[str], bytes],
-    layout: Layout,
-    decoder: Decoder | None = None,
+    key: str, members: Collection[str], read: Callable[[str], bytes], layout: Layout, decoder: Decoder | None = None
 ) -> Sample:
     """Makes a sample of files: the picture, its caption (.txt) and its metadata (.json).
 
@@ -186,7 +182,7 @@ def from_record(
     """Makes a sample of a row of a table.
 
     Args:
-        record: column → value; the columns beside `image` and `caption` become metadata, without bytes in them.
+        record: column → value; all columns but `image` and `caption` become metadata, without bytes in them.
         image: column of the picture: its bytes, Hugging Face's `{bytes, path}`, or a file's name relative to `folder`.
         caption: column of the caption.
         folder: folder of the table.

@@ -69,11 +69,15 @@ def page() -> str:
         if columns:
             parts += [f"### {stage.name}", f"Needs {', '.join(f'`{need}`' for need in stage.needs)}.", _table(columns)]
     parts += ["## Added to scores/NNNNN.parquet", _table(SCORED)]
-    parts += ["## Added to verdicts/NNNNN.parquet", "Beside `shard`, `row`, `key` and `uid`.", _table(VERDICTS)]
+    parts += ["## Added to verdicts/NNNNN.parquet", "In addition to `shard`, `row`, `key` and `uid`.", _table(VERDICTS)]
     measured = ", ".join(f"`recaption_{name}`" for name in MEASURED)
     measured += ", as far as the run's scores have the column without the prefix; and"
     parts += ["## recaptions/NNNNN.parquet", _table(ANSWERED), measured, _table(JUDGED)]
-    parts += ["## Added to shards/NNNNN.parquet", "Beside the scores; also in each .json of a tar.", _table(WRITTEN)]
+    parts += [
+        "## Added to shards/NNNNN.parquet",
+        "In addition to the scores; also in each .json of a tar.",
+        _table(WRITTEN),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks of the engine beside other software; BENCHMARKS.md has their results and the command of each."""
+"""Benchmarks of the engine and other software; BENCHMARKS.md has their results and the command of each."""

@@ -17,7 +17,7 @@ LARGE_BERT = BERT | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attentio
 
 
 def mend_torchvision() -> None:
-    """Makes torchvision importable beside a PyTorch that it was not compiled for. Call it before timm is imported.
+    """Makes torchvision importable with a PyTorch that it was not compiled for. Call it before timm is imported.
 
     timm imports torchvision, and transformers does if it is installed, but neither uses its compiled operators here.
     Without them the import fails at the description of two operators, so these are declared.

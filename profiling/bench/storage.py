@@ -1,4 +1,4 @@
-"""Reading of shards from object storage: CPU seconds a GB, beside Arrow's file system alone and beside local files.
+"""Reads shards from object storage: CPU seconds per GB, compared with Arrow's file system alone and local files.
 
     python -m danqing.profiling.bench.storage --mib 512
 

@@ -182,17 +182,8 @@ def _runs(how: str, where: Path, names: dict[int, Path], cores: list[int], outpu
 
     def run(path: Path) -> harness.Run:
         shutil.rmtree(output, ignore_errors=True)
-        command: list[str | Path] = [
-            "env",
-            f"PYTHONPATH={where}",
-            sys.executable,
-            SELECT_ONCE,
-            how,
-            path,
-            output,
-            str(len(cores)),
-        ]
-        return harness.run_program(command, cores, output)
+        program = ["env", f"PYTHONPATH={where}", sys.executable, str(SELECT_ONCE)]
+        return harness.run_program([*program, how, str(path), str(output), str(len(cores))], cores, output)
 
     all_rows, first_rows = names.values()
     return partial(run, all_rows), partial(run, first_rows)

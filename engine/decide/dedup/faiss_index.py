@@ -2,7 +2,7 @@
 
 FAISS finds the k nearest folded vectors of each row. Those above the bound are candidates, which are decided in float64
 as in `neighbours`. A row whose k-th nearest is still above the bound is *full*: it may have more candidates, so it is
-asked again with a larger k, and at last compared with all rows, tile by tile. So every pair above the bound is decided,
+asked again with a larger k, and finally compared with all rows, tile by tile. So every pair above the bound is decided,
 however many copies a row has.
 
 On a GPU, FAISS works on our stream, in our arrays. Its flat index stores float16, but takes rows and queries in float32
@@ -48,7 +48,7 @@ class FaissIndex(Index):
     def missing(cls, kind: str) -> str:
         flat, install = "IndexFlatIP", "pip install 'danqing-engine[faiss]'"
         if kind == "cuda":
-            flat, install = "GpuIndexFlatIP", "pip install faiss-gpu (in the place of faiss-cpu)"
+            flat, install = "GpuIndexFlatIP", "pip install faiss-gpu (instead of faiss-cpu)"
         try:
             import faiss
         except ImportError as problem:

@@ -3,7 +3,7 @@
 Rows are clustered into lists by k-means. Every row is compared with the rows of the list of its nearest centre, then
 with those of its second nearest, and so on. The search stops when the recall, measured on sample rows whose neighbours
 are found exactly, is as high as requested. n rows make 4 √n lists, so the cost grows as n^1.5. A row takes less than 64
-bytes beside its features.
+bytes in addition to its features.
 """
 
 from __future__ import annotations
