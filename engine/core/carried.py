@@ -115,8 +115,8 @@ def _carried_again(
     carried = {name: value for name, value in fields.items() if name not in reserved}
     for name, value in fields.items():
         is_other = value != row[name] if name in row else name not in made
-        if name in reserved and name not in _OF_A_RUN and is_other:
-            carried.setdefault(PREFIX + name, value)
+        if name in reserved and name not in _OF_A_RUN and is_other and carried.get(PREFIX + name) is None:
+            carried[PREFIX + name] = value
     return carried
 
 

@@ -47,7 +47,7 @@ class Layout:
 
     image_keys: tuple[str, ...] = (
         "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "image", "file_name",
-        "jfif", "jpe", "jif", "j2k", "jpf", "jpx", "dib", "apng", "ppm", "pgm", "pbm", "pnm", "tga", "avifs",
+        "jfif", "jpe", "jif", "j2k", "jpf", "jpx", "dib", "apng", "ppm", "pgm", "pbm", "pnm", "tga", "avifs", "ico",
     )  # fmt: skip
     caption_keys: tuple[str, ...] = ("txt", "text", "caption", "alt_text")
     encoding: str = ""

@@ -23,7 +23,7 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit
 from danqing.engine.core.names import PICTURE_EXTENSION, member_name, unique_key
 from danqing.engine.decide.contents import hash_file
-from danqing.engine.sources import Sample
+from danqing.engine.sources import Layout, Sample
 from danqing.engine.sources.tar import read_members
 from danqing.engine.stages.header import read_header
 
@@ -202,17 +202,20 @@ def clean_caption(record: dict[str, Any]) -> str:
 
 
 def image_extension(sample: Sample, max_pixels: int) -> str:
-    """Extension of the picture's own file, else the usual one of its format; `bin` if the format is unknown.
+    """Extension of the picture's own file if readers know it as a picture's, else the usual one of its format.
+
+    A picture of unknown format has its own extension, or `bin`.
 
     Args:
         sample: the pair.
         max_pixels: the run's limit, see `stages.header.read_header`.
     """
-    if PICTURE_EXTENSION.fullmatch(sample.image_extension):
-        return sample.image_extension
+    own = sample.image_extension if PICTURE_EXTENSION.fullmatch(sample.image_extension) else ""
+    if own in Layout.image_keys:
+        return own
     form = read_header(sample.image, max_pixels).format
     if form is None:  # a recipe without criteria of pictures keeps broken ones
-        return "bin"
+        return own or "bin"
     return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}.get(form, form.lower())
 
 

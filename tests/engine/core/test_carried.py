@@ -76,6 +76,7 @@ def test_the_engines_own_output_can_be_curated_again_and_again() -> None:
     assert again == {
         "input_width": 7, "input_input_width": 8, "licence": "CC0", "input_caption": "原文", "input_aesthetic": 5.5,
     }  # fmt: skip
+    assert carried_fields(output | {"input_caption": None}, ROW, made) == again  # a table has nulls, a .json has none
     assert carried_fields({**output, **again}, ROW, made) == again and input_key(output, "k_1", 9) == "k"
     assert "input_words" in carried_fields(output | {"image_bytes": 8}, ROW, made)  # another's table
 

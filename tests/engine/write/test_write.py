@@ -94,6 +94,19 @@ def test_pictures_without_a_name_get_their_formats_extension(tmp_path: Path, pla
     assert record["day"] == "2026-01-02"
 
 
+def test_extensions_that_no_reader_takes_for_a_picture_become_the_formats(tmp_path: Path, plain_recipe: Recipe) -> None:
+    icon = picture(9, (120, 120), "ICO")
+    names, pictures = ["a.123", "b.heic", "c.com", "d.jpe", "e"], [*KEPT, icon]
+    for name, data in zip(names, pictures, strict=True):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "t.csv").write_text("file_name,text\n" + "".join(f"{name},{GOOD}\n" for name in names), "utf-8")
+    run, _, _ = curate([str(tmp_path / "t.csv")], tmp_path / "out", plain_recipe, Settings())
+    with tarfile.open(run.tar_path(0)) as tar:
+        assert tar.getnames()[::3] == ["a.jpg", "b.png", "c.webp", "d.jpe", "e.ico"]
+    (shard,) = find_shards([str(run.folder / "shards")])
+    assert [sample.image for sample in open_shard(shard, Layout())] == pictures
+
+
 def test_keys_never_lead_out_of_a_tar_and_have_one_dot(tmp_path: Path, plain_recipe: Recipe) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "cat.1.jpg").write_bytes(picture(1))
