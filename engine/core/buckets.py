@@ -10,7 +10,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ class Bucket:
         self.scheme = address.partition(":")[0]
 
     def _path(self, key: str) -> str:
-        return f"{self._root}/{key}" if key else self._root
+        return f"{self._root}/{key}" if key else self._root or "/"  # HDFS has no buckets
 
     def _attempt(self, key: str, request: Callable[[], T]) -> T:
         return attempt(f"{self.address}/{key}", request)
@@ -126,6 +126,19 @@ class Bucket:
 
         return self._attempt(key, read)
 
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> tuple[bytes, ...]:
+        """Reads parts of an object, several at a time.
+
+        Args:
+            key: of the object.
+            ranges: first byte and number of bytes of each part.
+        """
+        with self.open(key) as source, ThreadPoolExecutor(CONNECTIONS) as pool:
+            return tuple(pool.map(lambda part: self._range(key, source, *part), ranges))
+
+    def _range(self, key: str, source: Any, first: int, count: int) -> bytes:
+        return self._attempt(key, lambda: _whole(source.read_at(count, first), count))
+
     def download(self, key: str, size: int, file: IO[bytes]) -> None:
         """Reads an object of a known size into a local file, in parts, several at a time.
 
@@ -139,8 +152,7 @@ class Bucket:
             os.posix_fallocate(file.fileno(), 0, size)
 
         def copy(first: int) -> None:
-            count = min(PART_BYTES, size - first)
-            part = self._attempt(key, lambda: _whole(source.read_at(count, first), count))
+            part = self._range(key, source, first, min(PART_BYTES, size - first))
             while part:  # a disk that fills up takes a part of it
                 written = os.pwrite(file.fileno(), part, first)
                 part, first = part[written:], first + written
@@ -173,6 +185,7 @@ class Bucket:
         if self.scheme in RENAMES:
             if self.info(target).exists:
                 self.delete(target)
+            self._attempt(target, lambda: self._files.create_dir(self._path(target.rpartition("/")[0])))
             self._attempt(key, lambda: self._files.move(self._path(key), self._path(target)))
         else:
             self.copy(key, target)

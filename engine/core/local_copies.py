@@ -80,6 +80,11 @@ def copy_of(address: str, entry: Entry, download: Callable[[IO[bytes]], None]) -
     return copy
 
 
+def has_copy(address: str, entry: Entry) -> bool:
+    """Whether there is a copy of an object."""
+    return _touch(_place(address, entry))
+
+
 def keep(file: Path, address: str, entry: Entry) -> None:
     """Moves a local file into the cache, as the copy of the object that has its content."""
     copy = _place(address, entry)

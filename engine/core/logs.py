@@ -37,10 +37,10 @@ def event(name: str, **attributes: Any) -> dict[str, Any]:
     }
 
 
-def say(message: str, level: int = logging.INFO) -> None:
-    """Logs a message, and prints it to stderr, unless the records are written there as JSON."""
-    log.log(level, "%s", message)
-    if not any(isinstance(handler, _Stderr) for handler in log.handlers):
+def say(message: str, level: int = logging.INFO, **attributes: Any) -> None:
+    """Logs a message, and prints it to stderr, unless the records are written there as JSON or by another process."""
+    log.log(level, "%s", message, extra={"is_said": True, "attributes": attributes})
+    if not any(isinstance(handler, (_Stderr, _Sender)) for handler in log.handlers):
         print(f"danqing: {escaped(message)}", file=sys.stderr, flush=True)
 
 
@@ -96,23 +96,32 @@ def json_lines_on_stderr(version: str) -> Iterator[None]:
 def records_to(send: Callable[[int, str, Mapping[str, Any]], None]) -> Iterator[None]:
     """Calls a function with every record, during a `with` block: with its level, its text and the argument `extra`.
 
-    A worker sends them to the process that writes the log (`log_worker_record`).
+    A worker sends them to the process that writes the log (`log_worker_record`), which also prints what is said.
     """
-
-    class Sender(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            names = ("event_name", "attributes")
-            extra = {name: getattr(record, name) for name in names if hasattr(record, name)}
-            send(record.levelno, record.getMessage(), extra)
-
-    with handled_by(Sender()):
+    with handled_by(_Sender(send)):
         yield
 
 
+class _Sender(logging.Handler):
+    """Calls a function with every record, see `records_to`."""
+
+    def __init__(self, send: Callable[[int, str, Mapping[str, Any]], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        names = ("event_name", "attributes", "is_said")
+        extra = {name: getattr(record, name) for name in names if hasattr(record, name)}
+        self._send(record.levelno, record.getMessage(), extra)
+
+
 def log_worker_record(worker: str, level: int, text: str, extra: Mapping[str, Any]) -> None:
-    """Logs a record from a worker (`records_to`) with the worker's name."""
-    attributes = {**extra.get("attributes", {}), "danqing.worker": worker}
-    log.log(level, "%s (worker %s)", text, worker, extra={**extra, "attributes": attributes})
+    """Logs a record from a worker (`records_to`) with the worker's name, and prints it if the worker has said it."""
+    attributes, line = {**extra.get("attributes", {}), "danqing.worker": worker}, f"{text} (worker {worker})"
+    if extra.get("is_said"):
+        say(line, level, **attributes)
+    else:
+        log.log(level, "%s", line, extra={**extra, "attributes": attributes})
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def locked_object(
 
 
 class _Lease:
-    """A lock that this process holds.
+    """A lock that this process holds; pickled, one that it holds together with the process that made it.
 
     Args:
         path: the lock.
@@ -81,6 +81,10 @@ class _Lease:
     def __init__(self, path: RemotePath) -> None:
         self._path, self._written = path, 0.0
         self._content = asdict(Holder()) | {"token": uuid.uuid4().hex}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its copy renews the lock before its first upload: clocks of two hosts can differ."""
+        return {**self.__dict__, "_written": 0.0}
 
     def write(self) -> None:
         """Writes the lock, again if it is there."""
@@ -100,7 +104,7 @@ class _Lease:
         """
         if not self.is_own():
             raise DanqingError(
-                f"{self._path.parent}: this process was suspended or had no network for {LEASE_SECONDS:.0f} s, and "
+                f"{self._path.parent}: this command was suspended or had no network for {LEASE_SECONDS:.0f} s, and "
                 "another command has taken the folder; wait until it ends, then run this one again: it goes on where "
                 "it stopped"
             )

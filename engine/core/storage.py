@@ -8,6 +8,7 @@ and write local files only.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -17,27 +18,30 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 from danqing.engine.core.buckets import RENAMES, SCHEMES, WEB, Bucket, Entry, open_bucket
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.local_copies import copies_folder, copy_of, keep
+from danqing.engine.core.local_copies import copies_folder, copy_of, has_copy, keep
 
 T = TypeVar("T")
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://?([^/]*)|pipe:")
 """Start of an address. One slash suffices, since `Path` reduces two to one."""
 FILES_AT_ONCE = 16
-"""Files that `fetch_all` downloads at the same time."""
+"""Files that are read from storage at the same time."""
 
 _known: dict[str, Entry] = {}
 """Address → size and time of objects, as last answered by the storage; cleared by `forget`."""
 _writes: dict[str, int] = {}
-"""Address → number of times that this process has written the object."""
+"""Address → number of this process's last write of the object, over all objects; cleared by `forget`."""
+_write_numbers = itertools.count(1)
 _buckets: set[str] = set()
 """Addresses of buckets that exist."""
-upload_checks: list[Callable[[RemotePath], None]] = []
-"""Called with the object before each upload; what one raises prevents it (`engine.core.remote_lock`)."""
+UploadCheck: TypeAlias = "Callable[[RemotePath], None]"
+upload_checks: list[UploadCheck] = []
+"""Called with the object before each upload; what one raises prevents it (`engine.core.remote_lock`). A process gives
+them to its workers, so that these do not write to a folder that it has lost."""
 
 
 def path_of(text: str | os.PathLike[str]) -> Path:
@@ -137,7 +141,7 @@ class RemotePath(PosixPath):
         return False
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Returns kind, size and time. The inode number changes when this process writes the object."""
+        """Returns kind, size and time. The inode number changes when this process writes the object (or forgets it)."""
         entry = self.entry()
         if not entry.exists:
             raise _missing(self)
@@ -271,6 +275,7 @@ def look_up(paths: Iterable[Path]) -> None:
 def forget() -> None:
     """Forgets sizes and times of objects. Call it where other processes can have replaced objects."""
     _known.clear()
+    _writes.clear()
 
 
 def fetch(path: RemotePath) -> Path:
@@ -343,6 +348,11 @@ def arrow_source(path: Path) -> Any:
     return path.bucket.open(path.key) if isinstance(path, RemotePath) else path
 
 
+def is_at_hand(path: Path) -> bool:
+    """Whether a file is local, or has a copy in the cache."""
+    return not isinstance(path, RemotePath) or has_copy(str(path), path.entry())
+
+
 def upload(file: Path, path: RemotePath) -> None:
     """Moves a local file to object storage, in one step; the cache keeps it as the object's copy.
 
@@ -354,7 +364,7 @@ def upload(file: Path, path: RemotePath) -> None:
     size = file.stat().st_size
     path.bucket.upload(file, path.key)
     _known.pop(str(path), None)
-    _writes[str(path)] = _writes.get(str(path), 0) + 1
+    _writes[str(path)] = next(_write_numbers)
     entry = path.entry()
     if entry.size != size:
         raise DanqingError(f"{path}: {size:,} bytes were written, the storage has {entry.size or 0:,}; write it again")

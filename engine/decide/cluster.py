@@ -12,9 +12,11 @@ from danqing.engine.core.progress import Progress
 from danqing.engine.decide.tasks import TaskList, run_task
 from danqing.engine.run.cluster import Job, Worker, WorkerSpec, device_name, resources_of, run_on_cluster
 from danqing.engine.run.folder import Run
+from danqing.engine.run.work import Names
 
 TASKS = 36
 """Tasks of a search by default: eight blocks. A task holds the features of two."""
+SEARCH_TASKS = Names("task", "comparisons")
 
 
 class NeighbourSearcher(Worker):
@@ -109,4 +111,4 @@ class NeighbourCluster:
         threads = max(int(resources["CPU"]), 1)
         arguments = run.folder.resolve(), tasks.criterion, kind_of(how.device), threads, self.neighbours
         spec = WorkerSpec(NeighbourSearcher, arguments, resources)
-        run_on_cluster(self.ray, Job(how.address, spec, missing, finished, given_up), self.progress)
+        run_on_cluster(self.ray, Job(how.address, spec, missing, finished, given_up, SEARCH_TASKS), self.progress)

@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
 from danqing.engine.core.files import naming_full_disk
-from danqing.engine.core.storage import fetch_all, folder_for_temporary_files
+from danqing.engine.core.storage import RemotePath, fetch_all, folder_for_temporary_files, is_at_hand
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 
 MAX_MAPPED_FILES = 1 << 14
 """Files of a run that are mapped one by one. Linux allows a process 65,530 maps (vm.max_map_count), which two runs, the
 threads and the libraries share."""
+HEADER_BYTES = 128
+"""Size of the header that `numpy.save` writes before features."""
+GAP_BYTES = 1 << 16
+"""Rows that are no further apart are read by one request."""
+
+
+def read_feature_rows(path: Path, rows: np.ndarray) -> np.ndarray:
+    """Reads rows of a shard's features; of a remote file that the cache has no copy of, only parts with these rows.
+
+    Args:
+        path: of the shard's features.
+        rows: int (rows,), ascending, at least one.
+
+    Returns:
+        float16 (rows, dimension).
+
+    Raises:
+        DanqingError: the file is missing or damaged, or the storage does not answer.
+    """
+    if is_at_hand(path):
+        return map_features(path)[rows]
+    assert isinstance(path, RemotePath)
+    with reading(path, SCORE_AGAIN):
+        file = io.BytesIO(path.bucket.read_ranges(path.key, [(0, HEADER_BYTES)])[0])
+        (_, dimension), dtype, offset = _header(file)
+        width = dimension * dtype.itemsize
+        groups = np.split(rows, np.flatnonzero(np.diff(rows) * width > GAP_BYTES) + 1)
+        ranges = [(offset + int(few[0]) * width, int(few[-1] - few[0] + 1) * width) for few in groups]
+        parts = path.bucket.read_ranges(path.key, ranges)
+        found = [np.frombuffer(part, dtype).reshape(-1, dimension) for part in parts]
+        return np.concatenate([part[few - few[0]] for part, few in zip(found, groups, strict=True)])
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Reads the header of a .npy file: shape, dtype and the offset of the values."""
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype, file.tell()
 
 
 def map_features(path: Path) -> np.ndarray:
@@ -30,9 +70,7 @@ def map_features(path: Path) -> np.ndarray:
     """
     with reading(path, SCORE_AGAIN):
         with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            offset = file.tell()
+            shape, dtype, offset = _header(file)
         if 0 in shape:
             return np.empty(shape, dtype)
         with pa.memory_map(os.fspath(path)) as mapped:

@@ -8,10 +8,12 @@ compared. FAISS finds them, on the CPU: at most `MAX_ROWS` rows and `MAX_CLUSTER
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from danqing.engine.decide.feature_files import map_features
+from danqing.engine.core.storage import FILES_AT_ONCE
+from danqing.engine.decide.feature_files import read_feature_rows
 from danqing.engine.report.figures import Figure, Line, Plot, Scale, curves
 from danqing.engine.report.section import Section
 from danqing.engine.report.view import View
@@ -103,10 +105,12 @@ def _features(view: View) -> tuple[np.ndarray, np.ndarray]:
     rows = np.flatnonzero(place >= 0)
     rows = rows[np.linspace(0, len(rows) - 1, min(MAX_ROWS, len(rows))).astype(int)]
     shards = sample.table["shard_number"].to_numpy()[rows]
-    blocks = []
-    for shard in np.unique(shards).tolist():  # the sample is in the order of the shards
-        path = view.run.features_path(shard)
-        blocks.append(map_features(path)[place[rows[shards == shard]]].astype(np.float32))
+
+    def read(shard: int) -> np.ndarray:
+        return read_feature_rows(view.run.features_path(shard), place[rows[shards == shard]]).astype(np.float32)
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        blocks = list(pool.map(read, np.unique(shards).tolist()))  # the sample is in the order of the shards
     return np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32), sample.kept[rows]
 
 

@@ -27,9 +27,9 @@ from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import file_error
 from danqing.engine.core.logs import event, log, log_worker_record, records_to
 from danqing.engine.core.progress import Progress
-from danqing.engine.core.storage import forget
+from danqing.engine.core.storage import UploadCheck, forget, upload_checks
 from danqing.engine.run.versions import SCORING_VERSIONS, current_versions, version_changes
-from danqing.engine.run.work import MAX_DEATHS, Tally, WorkQueue
+from danqing.engine.run.work import MAX_DEATHS, SHARDS, Names, Tally, WorkQueue
 
 T = TypeVar("T")
 Records = list[tuple[int, str, Mapping[str, Any]]]
@@ -61,17 +61,19 @@ class Worker(ABC):
     def work(self, item: Any) -> Any:
         """Processes a shard; returns names and counts."""
 
-    def start(self, working_folder: Path, versions: Mapping[str, str]) -> str:
+    def start(self, working_folder: Path, versions: Mapping[str, str], checks: Sequence[UploadCheck]) -> str:
         """Opens the worker.
 
         Args:
             working_folder: the driver's, to which paths in settings and recipe can be relative.
             versions: the driver's.
+            checks: the driver's `upload_checks`.
 
         Raises:
             DanqingError: this node has other versions that can change results.
         """
         check_versions(versions)
+        upload_checks.extend(checks)
         with suppress(OSError):  # this node does not have the folder
             os.chdir(working_folder)
         self._records: Records = []
@@ -118,6 +120,7 @@ class Job(Generic[T]):
         items: the shards, hashable.
         finished: called with a shard and the result of `Worker.work`; returns the number of its pairs.
         given_up: what is missing if shards are given up: returns the end of the error from these shards.
+        names: what an item is, and what is counted in it (`finished`), for the messages.
     """
 
     address: str
@@ -125,6 +128,7 @@ class Job(Generic[T]):
     items: Iterable[T]
     finished: Callable[[T, Any], int]
     given_up: Callable[[list[T]], str]
+    names: Names = SHARDS
 
 
 @contextmanager
@@ -216,7 +220,7 @@ class _Driver(Generic[T]):
         for _ in range(wanted - existing):
             kind = self.ray.remote(spec.kind).options(max_restarts=0, max_task_retries=0, **needs)
             worker = kind.remote(*spec.arguments)
-            self.running[worker.start.remote(Path.cwd(), current_versions())] = worker, None
+            self.running[worker.start.remote(Path.cwd(), current_versions(), tuple(upload_checks))] = worker, None
 
     def hand_out(self) -> None:
         """Gives waiting shards to idle workers."""
@@ -254,8 +258,8 @@ class _Driver(Generic[T]):
             result, records = made
             name = self.names[worker]
             self.queue.finish(name)
-            for record in records:
-                log_worker_record(name, *record)
+            for level, text, extra in records:  # they come with the shard: too late to be shown
+                log_worker_record(name, level, text, {**extra, "is_said": False})
             self.tally.add(name, shards=1, pairs=self.job.finished(item, result))
         self.idle.append(worker)
 
@@ -272,9 +276,10 @@ class _Driver(Generic[T]):
                 )
             return
         item = self.queue.lose(name)
-        fate = "its shard waits again" if item is not None else "it had no shard"
+        kind = self.job.names.item
+        fate = f"its {kind} waits again" if item is not None else f"it had no {kind}"
         if item in self.queue.given_up:
-            fate = f"its shard is given up, at which {MAX_DEATHS} workers died"
+            fate = f"its {kind} is given up, at which {MAX_DEATHS} workers died"
         line = f"worker {name} is lost, {fate}: {reason}"
         log.warning("%s", line, extra=event("worker.lost", worker=name, reason=reason))
         self.progress.say(line)
@@ -355,7 +360,7 @@ def run_on_cluster(ray: Any, job: Job[T], progress: Progress, tally: Tally | Non
     finally:
         for worker in {*driver.names, *(worker for worker, _ in driver.running.values())}:
             ray.kill(worker)
-    tally.write_log()
+    tally.write_log(job.names)
     if queue.given_up:
         raise DanqingError(f"{MAX_DEATHS} workers died at each of these {job.given_up(queue.given_up)}")
 

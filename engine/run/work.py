@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from danqing.engine.core.logs import event, log
 
@@ -14,6 +14,16 @@ T = TypeVar("T")
 
 MAX_DEATHS = 3
 """Workers that die at a shard before it is given up, so that one bad shard does not end all workers."""
+
+
+class Names(NamedTuple):
+    """What the items of a queue are, and what is counted in them."""
+
+    item: str
+    unit: str
+
+
+SHARDS = Names("shard", "pairs")
 
 
 class WorkQueue(Generic[T]):
@@ -114,9 +124,10 @@ class Tally:
         now = time.monotonic()
         totals.seconds = now - self._started.setdefault(worker, now)
 
-    def write_log(self) -> None:
+    def write_log(self, names: Names = SHARDS) -> None:
         """Logs a line per worker."""
+        items, unit = f"{names.item}s", names.unit
         for worker, totals in self.workers.items():
-            shards, pairs, rate = totals.shards, totals.pairs, totals.rate
-            figures = event("worker.ended", worker=worker, shards=shards, pairs=pairs, pairs_per_second=round(rate, 1))
-            log.info("worker %s: %d shards, %d pairs, %.1f pairs/s", worker, shards, pairs, rate, extra=figures)
+            counts = {items: totals.shards, unit: totals.pairs, f"{unit}_per_second": round(totals.rate, 1)}
+            line = f"{totals.shards} {items}, {totals.pairs} {unit}, {totals.rate:.1f} {unit}/s"
+            log.info("worker %s: %s", worker, line, extra=event("worker.ended", worker=worker, **counts))

@@ -22,6 +22,7 @@ from danqing.engine.core.files import file_error
 from danqing.engine.core.logs import log_worker_record, records_to
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.spans import Spans
+from danqing.engine.core.storage import UploadCheck, upload_checks
 from danqing.engine.recipe.plan import Plan, make_plan
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
@@ -116,7 +117,9 @@ def score_on_several(run: Run, settings: Settings, progress: Progress, shards: I
         own = replace(settings, device=device, devices=(), threads=threads, memory_limit=memory, metrics_port=port)
         connection, child_connection = context.Pipe()
         process = context.Process(
-            target=_run_worker, args=(run.folder, own, child_connection), name=f"danqing {device}"
+            target=_run_worker,
+            args=(run.folder, own, tuple(upload_checks), child_connection),
+            name=f"danqing {device}",
         )
         workers.append(_Worker(f"{number} on {device}", process, connection, child_connection))
     total, waiting, tally = Spans(), iter(shards), Tally()
@@ -287,12 +290,13 @@ def end_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()  # also if the parent ended before `prctl`
 
 
-def _run_worker(folder: Path, settings: Settings, connection: Connection) -> None:
+def _run_worker(folder: Path, settings: Settings, checks: Sequence[UploadCheck], connection: Connection) -> None:
     """The main function of a worker process."""
     end_with_parent()
     for stop in STOP_SIGNALS:
         signal.signal(stop, _stop_once)
     parent = _Parent(connection)
+    upload_checks.extend(checks)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         run = Run.open(folder)

@@ -2,28 +2,30 @@
 
     python -m danqing.profiling.bench.soak --minutes 30 --workers 2
 
-Prints how many workers died, whether every scored shard is whole, and how memory, open descriptors and threads of the
-driver and the workers grow per hour: the slope of a line through the samples, within each process. A process's first
-`WARMING_SECONDS` do not count, in which it loads models and compiled kernels and its allocators grow. The oldest worker
-is not killed, so that its growth is seen over the whole time.
+Prints how many workers died, whether every shard that the driver reports as scored has all its rows, and how memory,
+open descriptors and threads of the driver and the workers grow per hour: the slope of a line through the samples,
+within each process. A process's first `WARMING_SECONDS` do not count, in which it loads models and compiled kernels
+and its allocators grow. The oldest worker is not killed, so that its growth is seen over the whole time.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -36,7 +38,7 @@ from danqing.engine.demo.crawl import build_crawl
 from danqing.engine.run.folder import Run
 from danqing.profiling.bench.s3_server import s3_bucket
 
-SHARDS_OF_CRAWL, UPLOADS = 16, 4
+SHARDS_OF_CRAWL, CONNECTIONS = 32, 4
 SAMPLE_SECONDS = 1.0
 WARMING_SECONDS = 300.0
 STOP_SECONDS = 60.0
@@ -56,17 +58,39 @@ class Sample(NamedTuple):
     threads: float
 
 
-def upload_shards(folder: Path, bucket: RemotePath, count: int) -> int:
-    """Uploads `count` shards, `SHARDS_OF_CRAWL` different ones in turn; returns the number of different ones."""
-    made = [Path(path) for path in build_crawl(folder, SHARDS_OF_CRAWL)]
-    with ThreadPoolExecutor(UPLOADS) as pool:
-        sent = [
-            pool.submit(bucket.bucket.upload, made[number % len(made)], f"in/{number:06d}.tar")
-            for number in range(count)
-        ]
-    for upload in sent:
-        upload.result()  # raises what it raised
-    return len(made)
+def uid_of(shard: int, row: int) -> str:
+    """The uid of a generated row, which no other row has."""
+    return f"{shard:08x}{row:024x}"
+
+
+def with_uids(path: Path) -> tuple[bytes, int]:
+    """Returns a shard of the crawl with the uids of shard 0 in it, and the number of its rows."""
+    written, rows = io.BytesIO(), 0
+    with tarfile.open(path) as tar, tarfile.open(fileobj=written, mode="w") as out:
+        for member in tar:
+            content = tar.extractfile(member).read()  # type: ignore[union-attr]
+            if member.name.endswith(".json"):
+                content = json.dumps(json.loads(content) | {"uid": uid_of(0, rows)}).encode()
+                rows += 1
+            member.size = len(content)
+            out.addfile(member, io.BytesIO(content))
+    return written.getvalue(), rows
+
+
+def upload_shards(folder: Path, bucket: RemotePath, count: int) -> list[int]:
+    """Uploads `count` shards, the crawl again and again with other uids; returns the number of rows of each."""
+    made = [with_uids(Path(path)) for path in build_crawl(folder, SHARDS_OF_CRAWL)]
+
+    def send(number: int) -> int:
+        content, rows = made[number % len(made)]
+        file = folder / f"{number:06d}.part"
+        file.write_bytes(content.replace(b'"uid": "%08x' % 0, b'"uid": "%08x' % number))
+        bucket.bucket.upload(file, f"in/{number:06d}.tar")
+        file.unlink()
+        return rows
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return list(pool.map(send, range(count)))
 
 
 @contextmanager
@@ -79,7 +103,7 @@ def driver(folder: Path, bucket: RemotePath, workers: int) -> Iterator[psutil.Po
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "score", f"{bucket}/in/*.tar", "-o", f"{bucket}/out", "--ray", "local"]
-    command += ["--recipe", str(folder / "soak.yaml"), "--device", "cpu", "--threads", "1", "--quiet"]
+    command += ["--recipe", str(folder / "soak.yaml"), "--device", "cpu", "--threads", "1", "--log-format", "json"]
     command += ["--cache", str(folder / "copies")]
     with (folder / "driver.log").open("w") as log:
         process = psutil.Popen(command, stdout=log, stderr=log)
@@ -95,7 +119,7 @@ def driver(folder: Path, bucket: RemotePath, workers: int) -> Iterator[psutil.Po
 
 
 def workers_of(process: psutil.Popen) -> list[psutil.Process]:
-    """The worker processes that score, the oldest first."""
+    """The worker processes, the oldest first."""
     found = []
     for child in process.children(recursive=True):
         with suppress(psutil.Error):
@@ -128,8 +152,9 @@ def watch(process: psutil.Popen, seconds: float, mean_seconds: float) -> tuple[d
                 samples.setdefault(seen.pid, []).append(figures)
         if time.monotonic() > following and workers[1:]:
             with suppress(psutil.Error):
-                chance.choice(workers[1:]).kill()
-                kills += 1
+                if (chosen := chance.choice(workers[1:])).cmdline()[0].endswith(".do"):  # Ray names what it does
+                    chosen.kill()
+                    kills += 1
             following = time.monotonic() + chance.expovariate(1 / mean_seconds)
         time.sleep(SAMPLE_SECONDS)
     return samples, kills
@@ -146,47 +171,71 @@ def slopes(series: list[list[Sample]]) -> dict[str, float]:
     return {"mb": rates[0] / 1e6, "descriptors": rates[1], "threads": rates[2]}
 
 
-def broken_shards(out: RemotePath, kinds: int) -> tuple[int, list[str]]:
-    """Counts the scored shards, and names those whose rows differ from those of the first copy of the same file."""
-    run, first = Run.open(out), dict[int, pa.Table]()
-    scored, broken = 0, list[str]()
-    there = {path.name for path in (out / "scores").iterdir()}  # one listing, not a request a shard
-    for shard in run.shards:
-        path = run.scores_path(shard.number)
-        if path.name in there:
-            scored += 1
-            table = pq.read_table(path).drop_columns(["shard"])
-            if not table.equals(first.setdefault(shard.number % kinds, table)):
-                broken.append(shard.name)
-    return scored, broken
+def events(log: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields name and attributes of the events in a log of `--log-format json`."""
+    for line in log.read_text().splitlines():
+        with suppress(ValueError):  # Ray prints lines of its own
+            record = json.loads(line)
+            yield record.get("event_name", ""), record.get("attributes", {})
+
+
+def broken_shards(out: RemotePath, reported: Iterable[str], rows: list[int]) -> list[str]:
+    """Names the shards that are reported as scored and whose scores differ from what they must be.
+
+    The rows must be those that were uploaded, and their scores those of every other shard with the same pairs. Scores
+    are read by name: moto lists thousands of objects slowly.
+    """
+    run = Run.open(out)
+    shards = {shard.name: shard for shard in run.shards}
+
+    def scores_of(name: str) -> tuple[str, pa.Table | None]:
+        with suppress(FileNotFoundError, pa.ArrowException):
+            return name, pq.read_table(pa.BufferReader(run.scores_path(shards[name].number).read_bytes()))
+        return name, None
+
+    broken, first = [], dict[int, pa.Table]()
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        for name, table in pool.map(scores_of, sorted(set(reported))):
+            number = int(name)
+            if table is None or table["uid"].to_pylist() != [uid_of(number, row) for row in range(rows[number])]:
+                broken.append(name)
+                continue
+            scores = table.drop_columns(["shard", "key", "uid"])
+            whole = set(table["shard"].to_pylist()) == {name}
+            if not whole or not scores.equals(first.setdefault(number % SHARDS_OF_CRAWL, scores)):
+                broken.append(name)
+    return broken
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--shards", type=int, default=3_000)
+    parser.add_argument("--shards", type=int, default=2_500)
     parser.add_argument("--kill-every", type=float, default=60, metavar="SECONDS", help="mean time between two kills")
     parser.add_argument("--samples", type=Path, metavar="FILE", help="write the samples of all processes, as JSON")
     options = parser.parse_args()
     with TemporaryDirectory() as scratch, s3_bucket() as bucket:
         folder = Path(scratch)
         os.environ[COPIES] = str(folder / "copies")
-        kinds = upload_shards(folder, bucket, options.shards)
+        rows = upload_shards(folder, bucket, options.shards)
         with driver(folder, bucket, options.workers) as process:
             own = process.pid
             samples, kills = watch(process, options.minutes * 60, options.kill_every)
+            if process.poll():
+                sys.exit(f"the driver ended with status {process.returncode}:\n{(folder / 'driver.log').read_text()}")
         if options.samples:
             options.samples.write_text(json.dumps(samples))
         forget()
-        scored, broken = broken_shards(bucket / "out", kinds)
-        logs = "".join(path.read_text() for path in (bucket / "out" / "logs").iterdir())
+        seen = list(events(folder / "driver.log"))
+        scored = [attributes["danqing.shard"] for name, attributes in seen if name == "danqing.shard.scored"]
         found = {
             "seconds": samples[own][-1].at,
             "kills": kills,
-            "losses_noticed": logs.count(" is lost, "),
-            "shards": scored,
-            "broken": broken,
+            "losses_noticed": sum(name == "danqing.worker.lost" for name, _ in seen),
+            "shards": len(set(scored)),
+            "rows": sum(rows[int(name)] for name in set(scored)),
+            "broken": broken_shards(bucket / "out", scored, rows),
             "driver_per_hour": slopes([samples.pop(own)]),
             "workers_per_hour": slopes(list(samples.values())),
             "workers": len(samples),

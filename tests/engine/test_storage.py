@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -23,26 +24,33 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
 import danqing
+from danqing.engine import phases
 from danqing.engine.cli.main import main
 from danqing.engine.core import buckets, local_copies, remote_lock, storage
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.lock import Holder
+from danqing.engine.core.logs import log
 from danqing.engine.core.remote_lock import locked_object
 from danqing.engine.core.storage import RemotePath, path_of
+from danqing.engine.decide.feature_files import map_features, read_feature_rows
 from danqing.engine.decide.reference import with_references
 from danqing.engine.phases import curate, decide_run, write_run
 from danqing.engine.recipe.reading import Recipe, load_recipe
+from danqing.engine.run import cluster
+from danqing.engine.run.cluster import Worker
 from danqing.engine.run.folder import Run
 from danqing.engine.run.lock import lock_folder, lock_manifest
 from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
+from danqing.engine.score.workers import score_on_several
 from danqing.engine.sources import Layout, Sample, find_shards, open_shard
 from danqing.engine.sources.inputs import expand
 from danqing.engine.stages.embed import ImageEmbedding
@@ -128,10 +136,12 @@ def test_a_run_from_and_to_a_bucket_has_the_bytes_of_a_local_one(
     assert not (out / "stale").exists()
     assert tree(out) == tree(local)
     assert len(read(local / "shards")) == 12 and read(local / "shards") == read(out / "shards")
-    before = dict(storage._writes)
-    curate([f"{inputs}/*.tar"], out, plain_recipe, Settings(), WriteOptions("parquet", 4, shuffle=1))
-    again = {address.rpartition("/")[2] for address, count in storage._writes.items() if before.get(address) != count}
-    assert {name for name in again if not name.endswith(".log")} <= {".lock", "run.json", "funnel.json"}
+    again, upload = set[str](), buckets.Bucket.upload
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets.Bucket, "upload", lambda *args: (again.add(Path(args[2]).name), upload(*args)))
+        curate([f"{inputs}/*.tar"], out, plain_recipe, Settings(), WriteOptions("parquet", 4, shuffle=1))
+    again = {name for name in again if not name.endswith((".log", ".part"))}
+    assert ".lock" in again and again <= {".lock", "run.json", "funnel.json"}
     assert not (out / ".lock").exists()
     key = danqing.open_run(str(out)).kept().to_table(columns=["key"])["key"][0].as_py()
     assert main(["explain", str(out), key]) == 0 and key in capsys.readouterr().out
@@ -180,6 +190,9 @@ def test_selections_and_merges_on_a_bucket_are_those_of_local_folders(
         danqing.merge([bucket / "run0", f"{bucket}//run0/"], tmp_path / "twice")
     against = with_references(recipe, [bucket / "run0"])
     assert decide_run(Run.open(tmp_path / "run1"), against).kept == 2
+    shutil.rmtree(tmp_path / "copies")
+    assert main(["report", str(bucket / "run0")]) == 0
+    assert list((tmp_path / "copies").rglob("*.parquet")) and not list((tmp_path / "copies").rglob("*.npy"))
 
 
 KILLED = """
@@ -218,23 +231,28 @@ class Proxy:
     """A server in front of the S3 server that plays faults.
 
     Attributes:
-        faults: (start of the request line, what happens to it), each used once; "" stands for any.
-        always: what happens to every request.
+        faults: (part of the request line, what happens to it), each used once; "" stands for any.
+        always: what happens to every request with `of` in its line.
         seen: request lines.
     """
 
     url: str = ""
     faults: list[tuple[str, str]] = field(default_factory=list)
     always: str = ""
+    of: str = ""
     seen: list[str] = field(default_factory=list)
 
     def fault_of(self, line: str) -> str:
         self.seen.append(line)
-        found = next((fault for fault in self.faults if line.startswith(fault[0])), None)
+        found = next((fault for fault in self.faults if fault[0] in line), None)
         if found:
             self.faults.remove(found)
             return found[1]
-        return self.always
+        return self.always if self.of in line else ""
+
+
+ERRORS = {"SlowDown": "503", "ExpiredToken": "403"}
+"""Code of an error of S3 → status."""
 
 
 @pytest.fixture
@@ -245,17 +263,23 @@ def proxy(server: str, bucket: RemotePath, monkeypatch: pytest.MonkeyPatch) -> I
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
+            fault = plan.fault_of(f"{self.command} {self.path}")
+            if fault == "reset":  # what was not read makes the kernel reset the connection
+                self.close_connection = True
+                return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             while "chunked" in self.headers.get("Transfer-Encoding", "") and (size := int(self.rfile.readline(), 16)):
                 body += self.rfile.read(size + 2)[:size]
             if "Transfer-Encoding" in self.headers:
                 self.rfile.readline()
                 del self.headers["Transfer-Encoding"]
-            fault = plan.fault_of(f"{self.command} {self.path}")
-            if fault.isdecimal():
-                self.send_response(int(fault))
-                self.send_header("Content-Length", "0")
+            if fault.isdecimal() or fault in ERRORS:
+                said = f"<Error><Code>{fault}</Code></Error>".encode() if fault in ERRORS else b""
+                self.send_response(int(ERRORS.get(fault, fault)))
+                self.send_header("Content-Length", str(len(said)))
+                self.send_header("Retry-After", "1")
                 self.end_headers()
+                self.wfile.write(said if self.command != "HEAD" else b"")
                 return
             connection = http.client.HTTPConnection(server.removeprefix("http://"))
             connection.request(self.command, self.path, body, dict(self.headers))
@@ -300,6 +324,48 @@ def test_requests_that_fail_in_passing_are_made_again(proxy: Proxy, bucket: Remo
     assert names(bucket) == ["folder/large"]
     path.unlink()
     assert not path.exists()
+
+
+def test_uploads_that_fail_leave_no_half_object(
+    proxy: Proxy, bucket: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size, faults in (
+        (100_000, [("PUT", "SlowDown"), ("PUT", "reset"), ("PUT", "SlowDown")]),
+        (11 << 20, [("partNumber=2", "reset"), ("partNumber=2", "SlowDown"), ("POST", "500"), ("uploadId", "reset")]),
+    ):
+        path, content = bucket / f"{size}", os.urandom(size)
+        proxy.faults += faults
+        with commit(path) as file:
+            file.write(content)
+        assert path.read_bytes() == content and not proxy.faults
+    monkeypatch.setattr(buckets, "GIVE_UP_SECONDS", 0.1)
+    for of, fault, words in (
+        ("partNumber=2", "SlowDown", "the storage does not answer"),
+        ("uploadId=", "reset", "the storage does not answer"),
+        ("partNumber=1", "ExpiredToken", "access is refused"),
+    ):
+        proxy.of, proxy.always, path = of, fault, bucket / "failed" / fault
+        with pytest.raises(DanqingError, match=f"{path}: {words}"), commit(path) as file:
+            file.write(content)
+        proxy.always = ""
+        assert names(bucket / "failed") == []
+    assert not list((tmp_path / "copies").glob(".*"))
+
+
+def test_a_run_whose_credentials_expire_ends_and_goes_on_with_others(
+    proxy: Proxy, bucket: RemotePath, crawl: list[str], plain_recipe: Recipe, tmp_path: Path, capsys: Any
+) -> None:
+    out = bucket / "out"
+    command = ["curate", *crawl, "-o", str(out), "--recipe", str(tmp_path / "plain.yaml"), "--device", "cpu"]
+    proxy.of, proxy.always = "scores/00001.parquet", "ExpiredToken"
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert f"{out}/scores/00001.parquet: access is refused; check the cred" in message and SECRET not in message
+    assert "scores/00001.parquet" not in names(out)
+    proxy.always = ""
+    assert main(command) == 0
+    curate(crawl, tmp_path / "whole", plain_recipe, Settings())
+    assert tree(out) == tree(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -425,6 +491,62 @@ def test_a_bucket_has_one_writer_at_a_time(
         write_json(bucket / "elsewhere.json", {})
     assert not (out / "after.json").exists() and not storage.upload_checks
     assert json.loads(lock.read_bytes())["token"] == "other"
+
+
+def test_workers_of_a_command_that_has_lost_its_folder_write_nothing(
+    bucket: RemotePath, make_shard: Callable[..., Path], plain_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, out = str(make_shard(samples(0, 3))), bucket / "out"
+    other = vars(Holder(host="another-host")) | {"token": "other"}
+
+    def start_after_the_loss(*arguments: Any) -> Any:
+        remote_lock._write(out / ".lock", other)  # the command was suspended, and another one has taken the folder
+        return score_on_several(*arguments)
+
+    monkeypatch.setattr(phases, "score_on_several", start_after_the_loss)
+    with pytest.raises(DanqingError, match=r"cpu: .*/out: this command was suspended .* has taken the folder"):
+        curate([shard], out, plain_recipe, Settings(devices=("cpu",)))
+    assert not [name for name in names(out) if name.startswith(("scores", "features"))]
+    assert json.loads((out / ".lock").read_bytes())["token"] == "other"
+
+
+def test_a_worker_renews_the_lock_of_its_driver(bucket: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle(Worker):
+        def open(self) -> str:
+            return "here"
+
+        def work(self, item: Any) -> None: ...
+
+    out = bucket / "out"
+    with lock_folder(out):
+        checks = pickle.loads(pickle.dumps(tuple(storage.upload_checks)))
+        token, renewed = json.loads((out / ".lock").read_bytes())["token"], list[Any]()
+        with monkeypatch.context() as worker:
+            worker.setattr(storage, "upload_checks", own := list[Any]())
+            worker.setattr(cluster, "upload_checks", own)
+            worker.setattr(log, "handlers", [])
+            worker.setattr(remote_lock, "_write", lambda path, content: renewed.append((path, content["token"])))
+            Idle().start(Path.cwd(), {}, checks)
+            for name in ("a.json", "b.json"):
+                write_json(out / name, {})
+        assert renewed == [(out / ".lock", token)]  # before the first one; the lock is new then
+
+
+def test_features_are_read_in_parts_unless_there_is_a_copy(proxy: Proxy, bucket: RemotePath, tmp_path: Path) -> None:
+    path, features = bucket / "00000.npy", np.random.default_rng(1).random((3000, 64)).astype(np.float16)
+    np.save(tmp_path / "features.npy", features)
+    path.bucket.upload(tmp_path / "features.npy", path.key)
+    for rows in ([0], [2999], [1, 2, 40, 2000, 2001, 2999], range(3000)):
+        proxy.seen.clear()
+        assert (read_feature_rows(path, np.array(rows)) == features[list(rows)]).all()
+        assert sum(line.startswith("GET") for line in proxy.seen) <= 4 and not list(tmp_path.rglob("copies/**/*.npy"))
+    proxy.faults += [("GET", "half"), ("GET", "500")]
+    assert (read_feature_rows(path, np.array([7])) == features[[7]]).all() and not proxy.faults
+    assert (map_features(path) == features).all()
+    proxy.seen.clear()
+    assert (read_feature_rows(path, np.array([7, 9])) == features[[7, 9]]).all() and not proxy.seen
+    with pytest.raises(DanqingError, match=r"00001\.npy: missing"):
+        read_feature_rows(bucket / "00001.npy", np.array([0]))
 
 
 def test_parts_and_whole_commands_exclude_each_other_on_a_bucket(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from danqing import __version__
 from danqing.engine.cli.main import main
-from danqing.engine.core.logs import json_lines_on_stderr
+from danqing.engine.core.logs import json_lines_on_stderr, log, log_worker_record, records_to, say
 from danqing.engine.recipe.reading import Recipe
 from danqing.kernels.compiled import _say_waiting
 from tests.engine.score.test_run import crawl
@@ -71,6 +72,23 @@ def test_a_process_that_waits_for_kernels_says_so_in_a_line_of_json(capsys: pyte
     assert json.loads(capsys.readouterr().err)["body"] == "waits for kernels, which process 1 is compiling"
     _say_waiting("process 2")
     assert capsys.readouterr().err == "danqing: waits for kernels, which process 2 is compiling\n"
+
+
+def test_what_a_worker_says_is_printed_once_by_the_process_that_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    sent: list[tuple[int, str, Any]] = []
+    with records_to(lambda *record: sent.append(record)):
+        say("the engine before it runs instead", logging.WARNING)
+        log.info("scored")
+    assert capsys.readouterr().err == ""
+    with json_lines_on_stderr("1"):
+        for record in sent:
+            log_worker_record("0 on cpu", *record)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["body"] for line in lines] == [f"{text} (worker 0 on cpu)" for _, text, _ in sent]
+    assert lines[0]["severity_text"] == "WARNING" and lines[0]["attributes"] == {"danqing.worker": "0 on cpu"}
+    for record in sent:
+        log_worker_record("0 on cpu", *record)
+    assert capsys.readouterr().err == "danqing: the engine before it runs instead (worker 0 on cpu)\n"
 
 
 def test_the_error_that_ends_a_command_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

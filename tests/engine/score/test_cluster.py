@@ -13,6 +13,7 @@ import time
 import types
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from danqing.engine.run.cluster import Job, Worker, WorkerSpec, connected, resou
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings, settings_from
 from danqing.engine.run.versions import current_versions
-from danqing.engine.run.work import Tally
+from danqing.engine.run.work import Names, Tally
 from danqing.engine.score.cluster import ShardScorer
 from danqing.engine.sources import Shard
 from danqing.engine.write.output import WriteOptions
@@ -73,6 +74,12 @@ class Events(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if name := getattr(record, "event_name", None):
             self.listen(name, record.attributes)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def own_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removes the handlers of workers that lived in this process."""
+    monkeypatch.setattr(log, "handlers", log.handlers.copy())
 
 
 @pytest.fixture
@@ -296,6 +303,19 @@ def test_a_shard_that_ends_its_workers_is_given_up() -> None:
     assert said[2].endswith(" is lost, its shard is given up, at which 3 workers died: killed at once")
     assert sorted(done) == ["A", "B", "C"] and tally.lost == 3
     assert sum(worker.pairs for worker in tally.workers.values()) == 30
+
+
+def test_the_driver_names_what_a_worker_held(caplog: pytest.LogCaptureFixture) -> None:
+    log.setLevel(logging.INFO)
+    work, said = replace(job(["a", "poison"], {"CPU": 5})[0], names=Names("task", "comparisons")), list[str]()
+    with pytest.raises(DanqingError, match="3 workers died"):
+        run_on_cluster(StubRay(NODES), work, types.SimpleNamespace(say=said.append))
+    assert [line.partition(", ")[2].partition(":")[0] for line in said] == [
+        "its task waits again", "its task waits again", "its task is given up, at which 3 workers died"
+    ]  # fmt: skip
+    ended = [record for record in caplog.records if getattr(record, "event_name", "") == "danqing.worker.ended"]
+    assert "worker 0 on here: 1 tasks, 10 comparisons, " in ended[0].getMessage()
+    assert ended[0].attributes["danqing.comparisons"] == 10  # type: ignore[attr-defined]
 
 
 def test_an_error_of_a_worker_ends_the_run() -> None:
