@@ -74,6 +74,7 @@ class EngineTowers:
     def images(self, pictures: Sequence[bytes]) -> np.ndarray:
         """Embeds encoded pictures; see `Towers`."""
         pixels, row = self.read(pictures)
+        self.device.wait()
         return self._embedded(self.image, IMAGE, len(pictures), _batch(row, embedding_input=pixels))
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -91,6 +92,7 @@ class EngineTowers:
         vectors = np.zeros((rows, 0), np.float32)
         for part in pack([batch], stage.capacity, stage.weights):
             stage(part)
+            self.device.wait()
             part = part.take(np.array([error is None for error in part["error"]], bool))
             if len(part):
                 found = self.device.down(part[column]).astype(np.float32)

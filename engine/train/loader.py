@@ -20,6 +20,7 @@ from danqing.engine.core.text_column import TextColumn
 from danqing.engine.score.overlap import Overlap
 from danqing.engine.stages.pictures import PictureReader
 from danqing.engine.train.order import CAPTIONS, Order, Place, hashed
+from danqing.engine.train.ranks import Ranks
 from danqing.engine.train.shards import OpenShard, TrainShard
 from danqing.trt_models.card import ImageInput
 from danqing.trt_models.run.tokenizer import AnyTokenizer
@@ -57,10 +58,8 @@ class Loader:
         order: of the pairs.
         image_input: of the model.
         tokenizer: of the model.
-        part: first and last (exclusive) row of the rank in every global batch.
+        ranks: this process among the others: its part of every batch, and its devices.
         recaption_share: see `TrainRecipe`.
-        decoder: name of the device that decodes, `cpu` or `cuda:N`.
-        device: of the training.
         threads: host threads; None: all cores.
     """
 
@@ -69,10 +68,8 @@ class Loader:
     order: Order
     image_input: ImageInput
     tokenizer: AnyTokenizer
-    part: tuple[int, int]
-    recaption_share: float
-    decoder: str
-    device: torch.device
+    ranks: Ranks
+    recaption_share: float = 0.0
     threads: int | None = None
 
     @contextmanager
@@ -84,10 +81,10 @@ class Loader:
     def _made(self, steps: range) -> Iterator[TrainBatch]:
         opened: dict[int, OpenShard] = {}
         try:
-            with open_device(self.decoder, self.threads) as device:
+            with open_device(self.ranks.decoder, self.threads) as device:
                 read = PictureReader(self.image_input, device)
                 for step in steps:
-                    places = self.order.places(step, *self.part)
+                    places = self.order.places(step, *self.ranks.part(self.order.batch))
                     self._open_windows(device, opened, places)
                     yield self._batch(device, read, opened, places)
         finally:
@@ -150,17 +147,18 @@ class Loader:
         The training's own stream has a queue of kernels to wait for.
         """
         open_stream: Any = torch.cuda.Stream
-        return open_stream(self.device)
+        return open_stream(self.ranks.device)
 
     def _to_torch(self, device: Device, pixels: Any, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Hands a batch to PyTorch; on a GPU in memory of its own, since CuPy frees its in the order of its stream."""
         device.wait()  # first: `from_dlpack` makes the current stream, the training's, wait for unfinished pixels
         found, tokens = from_dlpack(pixels), torch.from_numpy(ids.astype(np.int64))
-        if self.device.type == "cpu":
+        place = self.ranks.device
+        if place.type == "cpu":
             return found, tokens
         with torch.cuda.stream(self._stream):
-            found = found.clone() if found.is_cuda else found.pin_memory().to(self.device, non_blocking=True)
-            tokens = tokens.pin_memory().to(self.device, non_blocking=True)
+            found = found.clone() if found.is_cuda else found.pin_memory().to(place, non_blocking=True)
+            tokens = tokens.pin_memory().to(place, non_blocking=True)
         self._stream.synchronize()
         return found, tokens
 

@@ -156,7 +156,7 @@ class _Training:
             self.order = Order(rows, recipe.batch, recipe.seed, recipe.window_shards)
         except ValueError as problem:
             raise DanqingError(f"{runs[0]}: {problem}; --set batch=N") from None
-        self.part = ranks.part(recipe.batch)
+        ranks.part(recipe.batch)  # a batch that cannot be divided is an error now
         self.steps = recipe.steps or recipe.epochs * self.order.steps_per_epoch
         self.source = Source.open(checkpoint)
         self.suite = open_suite(options.suite) if options.suite and ranks.is_first else None
@@ -211,6 +211,11 @@ class _Training:
 
     def _train(self, model: Any, shown: Progress) -> None:
         ranks, recipe = self.ranks, self.recipe
+        if recipe.warm_up_steps > self.steps:
+            shown.say(
+                f"{self.steps:,} steps, and warm_up_steps is {recipe.warm_up_steps:,}: the learning rate ends below "
+                f"{recipe.learning_rate:g}; --set warm_up_steps=N"
+            )
         torch.manual_seed(recipe.seed)
         if ranks.device.type == "cpu" and self.options.threads:
             torch.set_num_threads(self.options.threads)
@@ -271,8 +276,8 @@ class _Training:
             write_index(shard, self.output / INDEX)
         ranks.wait()
         return Loader(
-            self.shards, self.output / INDEX, self.order, self.source.image_input, self.source.tokenizer(), self.part,
-            self.recipe.recaption_share, ranks.decoder, ranks.device, self.options.threads,
+            self.shards, self.output / INDEX, self.order, self.source.image_input, self.source.tokenizer(), ranks,
+            self.recipe.recaption_share, self.options.threads,
         )  # fmt: skip
 
     def _journal(self, first: int) -> AbstractContextManager[Journal]:

@@ -118,7 +118,8 @@ class Order:
     def replacement(self, place: Place) -> Place:
         """Returns the row of the same window that stands in for a broken one.
 
-        It is a batch further on, so that it is in no batch twice. Repeated calls visit all rows of the window.
+        It is a batch further on, so that it is in no batch twice if the window holds two batches. Repeated calls visit
+        all rows of the window.
         """
         size = len(_window_rows(self, place.epoch, place.window))
         stride = next(stride for stride in count(self.batch) if gcd(stride, size) == 1)

@@ -27,6 +27,7 @@ from danqing.engine.train.meter import peak_flops
 from danqing.engine.train.model import GEMMA, SiglipTowers, training_flops
 from danqing.engine.train.order import Order
 from danqing.engine.train.random_model import write_tokenizer
+from danqing.engine.train.ranks import Ranks
 from danqing.engine.train.recipe import load_train_recipe
 from danqing.engine.train.shards import TrainShard
 from danqing.profiling.bench import published
@@ -94,8 +95,8 @@ def _measure_model(
     steps = STEPS[device.type]
 
     def loader(decoder: str) -> AbstractContextManager[Iterator[TrainBatch]]:
-        made = Loader(shards, job.scratch / "index", order, ImageInput(size, size, "stretch", "linear"), tokenizer,
-                      (0, recipe.batch), 0.0, decoder, device)  # fmt: skip
+        image_input, ranks = ImageInput(size, size, "stretch", "linear"), Ranks(0, 1, device, decoder)
+        made = Loader(shards, job.scratch / "index", order, image_input, tokenizer, ranks)
         return made.batches(range(steps))
 
     sources: dict[str, AbstractContextManager[Iterator[TrainBatch]]] = {

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
+from danqing.engine.core.progress import Silent
 from danqing.engine.evaluate.evaluation import evaluate
 from danqing.engine.evaluate.results import Evaluation, read_evaluation
 from danqing.engine.evaluate.suites import open_suite
@@ -105,8 +107,8 @@ def made(run: Path, checkpoint: Path, folder: Path, batch: int, share: float = 0
     """The batches of one epoch."""
     shards, source = find_shards([run]), Source.open(checkpoint)
     order = Order(tuple(shard.rows for shard in shards), batch)
-    loader = Loader(shards, folder / "index", order, source.image_input, source.tokenizer(), (0, batch), share, "cpu",
-                    torch.device("cpu"), 2)  # fmt: skip
+    ranks = Ranks(0, 1, torch.device("cpu"), "cpu")
+    loader = Loader(shards, folder / "index", order, source.image_input, source.tokenizer(), ranks, share, 2)
     with loader.batches(range(steps)) as batches:
         return list(batches)
 
@@ -167,6 +169,18 @@ def test_a_loss_that_is_no_number_ends_the_training(run: Path, checkpoint: Path,
         train([run], checkpoint, tmp_path / "out", dataclasses.replace(RECIPE, learning_rate=1e30, steps=9), CPU)
 
 
+def test_a_warm_up_that_is_longer_than_the_training_is_named(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    class Listening(Silent):
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    recipe = dataclasses.replace(RECIPE, steps=2)
+    train([run], checkpoint, tmp_path / "out", recipe, CPU, lambda *label: nullcontext(Listening()))
+    assert lines == ["2 steps, and warm_up_steps is 5: the learning rate ends below 0.003; --set warm_up_steps=N"]
+
+
 def test_a_gradient_that_is_no_number_ends_the_training(checkpoint: Path) -> None:
     """Its step makes weights of no numbers, which must not be the next checkpoint."""
     meter = Meter(Ranks(0, 1, torch.device("cpu"), "cpu"), Source.open(checkpoint).load(), 8)
@@ -182,9 +196,8 @@ def test_ranks_read_parts_of_the_same_batches(run: Path, checkpoint: Path, tmp_p
     for ranks in (1, 2, 4):
         parts = []
         for rank in range(ranks):
-            part = rank * 32 // ranks, (rank + 1) * 32 // ranks
-            loader = Loader(shards, tmp_path, order, source.image_input, source.tokenizer(), part, 0.0, "cpu",
-                            torch.device("cpu"), 2)  # fmt: skip
+            one = Ranks(rank, ranks, torch.device("cpu"), "cpu")
+            loader = Loader(shards, tmp_path, order, source.image_input, source.tokenizer(), one, threads=2)
             with loader.batches(range(5, 8)) as batches:
                 parts.append([batch.uids for batch in batches])
         uids[ranks] = [[uid for part in step for uid in part] for step in zip(*parts, strict=True)]
