@@ -26,11 +26,18 @@ HEEDS_CTRL_C = ["env", "--default-signal=INT"]
 LONG_FILES = [
     "kernels/test_portable.py",
     "trt_models/test_engines.py",
-    "engine/report/test_topics.py",
+    "engine/score/test_cluster.py",
     "engine/test_kills.py",
-    "engine/stages/test_patterns.py",
+    "engine/report/test_topics.py",
+    "engine/test_demo.py",
+    "engine/test_cli.py",
+    "engine/score/test_simulated.py",
     "engine/score/test_workers.py",
     "engine/core/test_memory.py",
+    "engine/stages/test_patterns.py",
+    "engine/train/test_train.py",
+    "kernels/test_compiled.py",
+    "profiling/test_gpu_bench.py",
 ]
 """Files that take longest. The first two hardly need kernels for CPUs, which one process compiles while others wait."""
 

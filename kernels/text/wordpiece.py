@@ -128,10 +128,12 @@ def _entries(code: int) -> list[int]:
 
 @cache
 def _characters() -> tuple[np.ndarray, np.ndarray]:
-    """Makes `characters` and `sequences` of the tables, once per process, since it takes a second."""
+    """Makes `characters` and `sequences` of the tables, once per process, since it takes half a second."""
     characters = np.arange(0x110000, dtype=np.int32) << CODE_SHIFT | KEEP
     sequences = [DROP]
-    for code in (*range(0x30000), *range(0xE0000, 0x110000)):  # planes 3 to 13 are not changed
+    for first in (0xF0000, 0x100000):
+        characters[first : first + 0xFFFE] = DROP  # private use
+    for code in (*range(0x30000), *range(0xE0000, 0xE1000)):  # no other character is assigned
         entries = _entries(code)
         if len(entries) > 1:
             characters[code] = SEVERAL | len(sequences) << CODE_SHIFT

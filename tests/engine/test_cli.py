@@ -346,15 +346,15 @@ def test_the_core_runs_without_the_extras(tmp_path: Path) -> None:
 def test_a_killed_run_leaves_whole_files_and_goes_on(make_shard: Make, tmp_path: Path) -> None:
     recipe, out, whole = tmp_path / "plain.yaml", tmp_path / "out", tmp_path / "whole"
     recipe.write_text(RECIPE_WITHOUT_NETWORKS)
-    shards = [str(make_shard(samples(100 * i, 100), f"{i:05d}.tar")) for i in range(6)]
-    command = [sys.executable, "-m", "danqing.engine.cli.main", "curate", *shards, "--recipe", str(recipe), "-o"]
-    with started([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    shards = [str(make_shard(samples(100 * i, 50), f"{i:05d}.tar")) for i in range(6)]
+    command, python = ["curate", *shards, "--recipe", str(recipe), "-o"], [sys.executable, "-m", main.__module__]
+    with started([*python, *command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         while running.poll() is None and not (out / "scores" / "00000.parquet").exists():
             time.sleep(0.005)
     assert running.wait() == -signal.SIGKILL, "it finished before it could be killed"
     for path in (out / "scores").glob("*.parquet"):
-        assert pq.read_table(path).num_rows == 100
+        assert pq.read_table(path).num_rows == 50
     assert not (out / "kept_uids.npy").exists()
     for folder in (out, whole):
-        assert subprocess.run([*command, str(folder)], capture_output=True, check=False, timeout=240).returncode == 0
+        assert main([*command, str(folder)]) == 0
     assert tree(out) == tree(whole)

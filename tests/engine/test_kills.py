@@ -23,6 +23,6 @@ def test_a_command_that_is_killed_at_a_commit_can_be_run_again(
 ) -> None:
     write_inputs(tmp_path, [make_shard(samples(20 * n, 3), f"shard{n}.tar") for n in (0, 1)])
     command = [sys.executable, "-m", "tests.engine.kill_points", name, str(tmp_path)]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=240)
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=480)
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["commits"] >= COMMITS[name] and not found["differing"]

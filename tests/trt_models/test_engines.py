@@ -215,7 +215,7 @@ def test_an_engine_that_two_commands_ask_for_is_compiled_once(
         nonlocal told
         compiled.append(engine.precision)
         compiling.set()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while "waits for this engine of text-safety-1m, which process" not in told:
             assert time.monotonic() < deadline
             told += capsys.readouterr().err
@@ -224,7 +224,7 @@ def test_an_engine_that_two_commands_ask_for_is_compiled_once(
     monkeypatch.setattr(Engines, "add", slow)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(compile_engine, card, "int8", "cpu")
-        assert compiling.wait(60)
+        assert compiling.wait(240)
         assert compile_engine(card, "int8", "cpu") == first.result()
     assert compiled == ["int8"] and "was compiled meanwhile" in capsys.readouterr().err
     assert not list(Engines(card).folder.glob(".*"))
@@ -240,7 +240,7 @@ def test_an_identical_engine_keeps_its_parity(card: Card, device: Device) -> Non
 
 
 def test_an_engine_can_be_compiled_twice_concurrently(card: Card) -> None:
-    engines, both = Engines(card), threading.Barrier(2, timeout=60)
+    engines, both = Engines(card), threading.Barrier(2, timeout=240)
     first = compile_engine(card, "int8", "cpu")
     folders: list[Path] = []
 

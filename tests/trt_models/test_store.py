@@ -165,7 +165,7 @@ def test_processes_share_a_fresh_cache(store: Path) -> None:
             process.stdin.write("go\n")
             process.stdin.flush()
         for process in processes:
-            found, error = process.communicate(timeout=120)
+            found, error = process.communicate(timeout=240)
             assert process.returncode == 0, error
             answers.append(found)
     assert len(set(answers)) == 1 and Path(answers[0].strip()).is_file()

@@ -175,7 +175,7 @@ def test_a_signal_stops_a_run_with_complete_shards(
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(sent)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=240)
     assert process.returncode == 128 + sent
     finished = sorted(out.glob("scores/[!.]*.parquet"))
     assert 0 < len(finished) < len(paths) and not list(out.rglob("*.part"))
