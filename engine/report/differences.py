@@ -142,7 +142,7 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
         raise DanqingError(f"{ours.folder} and {theirs.folder} have different shards: {_first_difference(*names)}")
     found.models = _different_models(ours.manifest["models"], theirs.manifest["models"])
     by_networks = _network_columns((ours, theirs))
-    patterns = [{(c.name, c.counted): c.output.type for c in run.recipe.with_own_columns} for run in (ours, theirs)]
+    patterns = [{(c.name, c.definition): c.output.type for c in run.recipe.with_own_columns} for run in (ours, theirs)]
     columns = stored_columns() | {key[0]: patterns[0][key] for key in patterns[0].keys() & patterns[1].keys()}
     groups = Counter[tuple[int | None, int | None]]()
     for shard in ours.shards:
