@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit status: 0 done; 1 `diff` found a difference, parity failed in `models verify`, a metric of `evaluate`
-        falls by more than `--max-drop`; 2 bad input, or an output that cannot be written or is read back otherwise than
-        it was written; 3 `--strict` and damaged input; 128 + N for a signal: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. 141
-        (SIGPIPE) if the reader of stdout has closed it, as of coreutils and git: 0 would say, for example, that `diff`
+        The exit status: 0 done; 1 `diff` found a difference, parity failed in `models verify`, or a metric of
+        `evaluate` fell by more than `--max-drop`; 2 bad input, or an output that cannot be written or does not read
+        back as written; 3 `--strict` and damaged input; 128 + N for a signal: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. 141
+        (SIGPIPE) if the reader of stdout has closed it, as coreutils and git do: 0 would say, for example, that `diff`
         found nothing.
     """
     _prepare_streams()

@@ -212,7 +212,7 @@ def verify(
         Parameter(
             metavar="X",
             validator=number_from(-1, 1),
-            help="Least mean cosine of embeddings; 1 - |difference| of a classifier's probabilities or of the "
+            help="Smallest mean cosine of embeddings; 1 - |difference| of a classifier's probabilities or of the "
             "log-likelihoods of a language model.",
         ),
     ] = 0.999,

@@ -204,16 +204,13 @@ FollowLinks = Annotated[
     Parameter(group=LAYOUT, help="Also read files outside the input's folder that a table or symbolic link names."),
 ]
 Strict = Annotated[bool, Parameter(group=LAYOUT, help="Exit with status 3 if any input is damaged (OUT/damaged.json).")]
+PART_HELP = (
+    "Run as task I of N (0/16 to 15/16), which work on one OUT at the same time. A task does every N-th input shard, "
+    "or writes an N-th of the output shards. For job arrays of Slurm and indexed jobs of Kubernetes."
+)
 Part = Annotated[
     str,
-    Parameter(
-        group=SEVERAL,
-        metavar="I/N",
-        validator=_part,
-        allow_leading_hyphen=True,
-        help="Run as task I of N (0/16 to 15/16), which work on one OUT at the same time. A task scores every N-th "
-        "shard, or writes an N-th of the output shards. For job arrays of Slurm and indexed jobs of Kubernetes.",
-    ),
+    Parameter(group=SEVERAL, metavar="I/N", validator=_part, allow_leading_hyphen=True, help=PART_HELP),
 ]
 PartOrAny = Annotated[
     str,
@@ -222,10 +219,8 @@ PartOrAny = Annotated[
         metavar="I/N|any",
         validator=_part_or_any,
         allow_leading_hyphen=True,
-        help="Run as task I of N (0/16 to 15/16), which work on one OUT at the same time. A task scores every N-th "
-        "shard, or writes an N-th of the output shards. For job arrays of Slurm and indexed jobs of Kubernetes. With "
-        "'any' a process has no number: it takes shards that no other process has taken, until all are done. For "
-        "machines of unequal speed, and any number of them.",
+        help=f"{PART_HELP} With 'any', a process has no number: it takes shards that no other process has taken, until "
+        "all are done. For machines of unequal speed, and any number of them.",
     ),
 ]
 Ray = Annotated[

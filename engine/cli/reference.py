@@ -23,10 +23,10 @@ INTRODUCTION = """\
 
 # The command line
 
-Exit status: 0 done; 1 `diff` found a difference, or parity failed in `models verify`; 2 bad input, or an output that
-cannot be written or does not read back as written, with one line on stderr that begins with `danqing:`;
-3 `--strict` and damaged input; 130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP (the same command continues); 141 the
-reader of stdout has closed it.
+Exit status: 0 done; 1 `diff` found a difference, parity failed in `models verify`, or a metric of `evaluate` fell by
+more than `--max-drop`; 2 bad input, or an output that cannot be written or does not read back as written, with one line
+on stderr that begins with `danqing:`; 3 `--strict` and damaged input; 130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP
+(the same command continues); 141 the reader of stdout has closed it.
 
 Progress goes to stderr: a bar on a terminal, else a plain line every ten seconds. With `--json` stdout holds one JSON
 object and nothing else.

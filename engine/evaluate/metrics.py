@@ -67,11 +67,11 @@ def ranks(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (~(scores <= best) | ((scores == best) & before)).sum(axis=1)
 
 
-def _share(ranks: str, k: int, of_text: str = "", least_classes: int = 0) -> Metric:
+def _share(ranks: str, k: int, of_text: str = "", min_classes: int = 0) -> Metric:
     """The share of queries with a rank below k; queries without an answer (rank -1) do not count."""
 
     def prepare(found: Outcomes) -> Weighed | None:
-        if not found.has(ranks) or found.classes < least_classes:
+        if not found.has(ranks) or found.classes < min_classes:
             return None
         counted = found[ranks] >= 0
         hit = (found[ranks] < k) & counted
@@ -184,7 +184,7 @@ ELEVEN_POINTS = "mean_average_precision_11_point"
 
 METRICS: dict[str, Metric] = {
     "acc1": _share("ranks", 1),
-    "acc5": _share("ranks", 5, least_classes=5),
+    "acc5": _share("ranks", 5, min_classes=5),
     "mean_per_class_recall": _per_class,
     "roc_auc": _area_of_two,
     "mean_average_precision": _precision,

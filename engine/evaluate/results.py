@@ -150,7 +150,8 @@ def compare(found: Sequence[Evaluation], reference: Evaluation | None = None) ->
         DanqingError: see `Evaluation.against`.
     """
     reference = reference or (found[0] if len(found) > 1 else None)
-    differences = (None if reference in (None, one) else one.against(reference) for one in found)
+    # By identity: Python cannot compare evaluations of equal metrics, since their outcomes are arrays.
+    differences = (one.against(reference) if reference and reference is not one else None for one in found)
     return Comparison(reference, tuple(differences))
 
 

@@ -37,7 +37,7 @@ class TrainBatch:
 
     Attributes:
         pixels: uint8 (pairs, size, size, 3), on the training's device.
-        tokens: int64 (pairs, length), there, too.
+        tokens: int64 (pairs, length), on the same device.
         uids: of the pairs.
         replaced: pairs whose picture was broken, so that another pair has their place.
     """
@@ -74,7 +74,7 @@ class Loader:
 
     @contextmanager
     def batches(self, steps: range) -> Iterator[Iterator[TrainBatch]]:
-        """Makes the batches of some steps in a thread, `AHEAD` of them ahead, during a `with` block."""
+        """Makes the batches of some steps in a thread, at most `AHEAD` in advance, during a `with` block."""
         with Overlap(Spans(), AHEAD) as overlap:
             yield map(_owned_by_this_stream, overlap.prefetch(self._made(steps), "train"))
 
@@ -151,7 +151,7 @@ class Loader:
 
     def _to_torch(self, device: Device, pixels: Any, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Hands a batch to PyTorch; on a GPU in memory of its own, since CuPy frees its in the order of its stream."""
-        device.wait()  # first: `from_dlpack` makes the current stream, the training's, wait for unfinished pixels
+        device.wait()  # else `from_dlpack` would make the current stream, the training's, wait for the pixels
         found, tokens = from_dlpack(pixels), torch.from_numpy(ids.astype(np.int64))
         place = self.ranks.device
         if place.type == "cpu":
@@ -164,7 +164,7 @@ class Loader:
 
 
 def _owned_by_this_stream(batch: TrainBatch) -> TrainBatch:
-    """Keeps the memory of a batch, which another stream has made, until the current stream has read it."""
+    """Keeps the memory of a batch, allocated on another stream, until the current stream has read it."""
     if batch.pixels.is_cuda:
         stream = torch.cuda.current_stream()
         batch.pixels.record_stream(stream)

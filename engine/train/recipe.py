@@ -19,9 +19,9 @@ RECIPES = resources.files("danqing.engine.train") / "recipes"
 DEFAULT = "danqing"
 
 
-def bounded(least: float = 0, most: float = math.inf, default: Any = MISSING) -> Any:
-    """Declares a number of the recipe, and the smallest and the largest value that it can have."""
-    return field(default=default, metadata={"least": least, "most": most})
+def bounded(minimum: float = 0, maximum: float = math.inf, default: Any = MISSING) -> Any:
+    """Declares a number of the recipe with its smallest and its largest value."""
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ def _checked(name: str, value: Any, where: str) -> Any:
     number, whole = _number(value), kind.startswith("int")
     if whole and isinstance(number, float) and number.is_integer():
         number = int(number)
-    least, most = known[name].metadata["least"], known[name].metadata["most"]
-    if not (least <= number <= most and math.isfinite(number)) or (whole and not isinstance(number, int)):
-        bounds = f"from {least} to {most}" if math.isfinite(most) else f"of {least} or more"
+    minimum, maximum = known[name].metadata["minimum"], known[name].metadata["maximum"]
+    if not (minimum <= number <= maximum and math.isfinite(number)) or (whole and not isinstance(number, int)):
+        bounds = f"from {minimum} to {maximum}" if math.isfinite(maximum) else f"of {minimum} or more"
         raise DanqingError(f"{where}: {name} must be {'a whole' if whole else 'a'} number {bounds}, not {value!r}")
     return number
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -111,9 +112,9 @@ def test_shards_are_scored_end_to_end(job: Job) -> None:
 def test_a_step_without_time_costs_only_its_own_figures(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "danqing.profiling.bench.gpu", "tables", "--device", "cpu", "--minutes", "0.01"]
     done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 1 and "stopped after" in done.stdout
-    assert "stopped after" in json.loads((tmp_path / "tables.json").read_text())["error"]
-    assert "stopped after" in (tmp_path / "results.md").read_text()
+    error = json.loads((tmp_path / "tables.json").read_text())["error"].partition(":")[0]
+    assert re.fullmatch("stopped after . s, its limit|no time left", error)  # the second on a loaded machine
+    assert done.returncode == 1 and error in done.stdout and error in (tmp_path / "results.md").read_text()
 
 
 STEP = """

@@ -51,6 +51,7 @@ LEFT_OUT = ("blocked_source", "unknown_tokens")
 
 
 def measure_kernels(job: Job) -> Iterator[Figure]:
+    """Yields differences of the kernels to the CPU's, then rates of captions and pictures."""
     lines = captions(job.captions, min(job.rows, 20_000))
     photos = [path.read_bytes() for path in demo_photographs()]
     with open_device(job.device) as device, open_device() as host:

@@ -63,6 +63,7 @@ class Figure:
 
     @property
     def text(self) -> str:
+        """The value with as many digits as are shown."""
         if isinstance(self.value, str):
             return self.value
         digits = 0 if abs(self.value) >= 100 or self.value == int(self.value) else 3 if abs(self.value) >= 0.1 else 6

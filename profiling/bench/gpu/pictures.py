@@ -25,6 +25,7 @@ INPUTS = [ImageInput(224, 224, "stretch", "cubic"), ImageInput(224, 256)]
 
 
 def measure(job: Job) -> Iterator[Figure]:
+    """Yields rates of the codec, of each resizer and of all picture stages, and shares of values equal to Pillow's."""
     files = jpegs(min(DISTINCT_JPEGS, job.pairs))
     with open_device(job.device) as device, open_device() as host:
         context = Context(device, ModelSet({}), frozenset())

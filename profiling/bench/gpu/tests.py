@@ -20,7 +20,7 @@ def measure(job: Job) -> Iterator[Figure]:
     """Yields the numbers of tests, and what failed or was skipped.
 
     Raises:
-        DanqingError: a test failed.
+        DanqingError: a test failed, or none was found.
     """
     report = job.scratch / "tests.xml"
     # A test that hangs prints its stacks and ends pytest before the time limit of the step.
@@ -37,5 +37,5 @@ def measure(job: Job) -> Iterator[Figure]:
         yield Figure(f"{test.get('classname')}.{test.get('name')}", f"{outcome.tag}: {outcome.get('message')}")
     for reason, count in Counter(outcome.get("message") for _, outcome in found if outcome.tag == "skipped").items():
         yield Figure(f"tests skipped: {reason}", count)
-    if failed:
-        raise DanqingError(f"{len(failed)} tests failed")
+    if done.returncode:  # also if no test was collected
+        raise DanqingError(f"pytest ended with {done.returncode}, {len(failed)} tests failed")

@@ -54,6 +54,7 @@ GOAL = "≥ 0.95 for B/16 and L/16; B/32 is bound by decoding"
 
 
 def measure(job: Job) -> Iterator[Figure]:
+    """Yields rate, MFU and memory of each model's training, and open_clip's rate."""
     published.mend_torchvision()
     name = resolve_device(job.device)
     device = torch.device("cuda:0" if name == "cuda" else name)

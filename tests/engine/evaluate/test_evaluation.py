@@ -153,6 +153,7 @@ def test_a_comparison_needs_the_same_pictures(tmp_path: Path) -> None:
     assert compared.differences[0] is None and compared.differences[1] is not None
     assert compared.differences[1]["dtd"]["acc1"].difference == pytest.approx(-1 / 2)
     assert compared.largest_drop == (pytest.approx(1 / 2), "dtd acc1")
+    assert compare([of(ColourTowers(), folder)], right).largest_drop == (0, "no metric")  # equal, and not the same
     (folder / "test" / "000" / "0.png").write_bytes(coloured("红", side=9))
     with pytest.raises(DanqingError, match="dtd: colours was evaluated on other pictures or texts"):
         of(ColourTowers(), folder).against(right)

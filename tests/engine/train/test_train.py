@@ -182,7 +182,7 @@ def test_a_warm_up_that_is_longer_than_the_training_is_named(run: Path, checkpoi
 
 
 def test_a_gradient_that_is_no_number_ends_the_training(checkpoint: Path) -> None:
-    """Its step makes weights of no numbers, which must not be the next checkpoint."""
+    """The step leaves weights that are not finite, which must not become the next checkpoint."""
     meter = Meter(Ranks(0, 1, torch.device("cpu"), "cpu"), Source.open(checkpoint).load(), 8)
     meter.add(torch.tensor(1.0), torch.tensor(float("nan")), 0)
     with pytest.raises(DanqingError, match="step 3: the norm of the gradient is nan; lower learning_rate"):
