@@ -104,7 +104,7 @@ def score_inputs(
             with run.locked_manifest(part):
                 if part and refused:
                     run.note("refused_engines", **refused)
-                if not run.unscored():
+                if not run.unscored() and not (part and run.manifest["counts"]):  # else another part has finished it
                     _finish_scoring(run, damage)
                     if waiting and not part:
                         run.note("times", score_seconds=round(time.monotonic() - started, 3))
@@ -166,12 +166,14 @@ def _score_here(
 
 def _finish_scoring(run: Run, damage: Sequence[Damage]) -> None:
     """Settles a run whose shards all have scores, unless it is settled, and collects what SCORE found in the inputs."""
-    if not run.manifest["counts"]:
+    settled = bool(run.manifest["counts"])
+    if not settled:
         settle(run)
         if "vlm" in run.manifest:
             remove_tree(run.folder / ANSWERS)  # they are in the scores
-        run.note("counts", scored_shards=len(run.shards))
     _collect_damage(run, damage)
+    if not settled:
+        run.note("counts", scored_shards=len(run.shards))
 
 
 def damage_of_part(run: Run, part: Share) -> list[Damage]:
@@ -371,8 +373,9 @@ def write_run(
         copy = partial(copy_on_cluster, ray) if ray else None
         written = write(run, verdicts, listener, options or WriteOptions(), part, copy)
         report, digest = run.folder / "report.html", decision_digest(run, verdicts)
-        if written and not (is_stamped(report, digest) and report.with_suffix(".json").exists()):
-            write_report(run, verdicts)
+        with run.locked_manifest(part):  # parts that end at the same time make one report
+            if written and not (is_stamped(report, digest) and report.with_suffix(".json").exists()):
+                write_report(run, verdicts)
     return sum(shard.kept for shard in verdicts)
 
 

@@ -1,7 +1,7 @@
 """The lock of a command's folder: one command at a time writes to it; commands that only read take no lock.
 
-Processes with `--part` share the lock of their folder: they run at the same time, but not beside another command. Each
-writes files of its own; they change what belongs to the whole run one after the other (`lock_manifest`).
+Processes with `--part` share the lock of their folder: they run at the same time, but at no time with another command.
+Each writes files of its own; they change what belongs to the whole run one after the other (`lock_manifest`).
 """
 
 from __future__ import annotations
@@ -98,19 +98,21 @@ def _locked(folder: Path, part: Share | None) -> Iterator[bool]:
         with locked(whole) as held:
             yield held
     else:
-        # Another process that looks whether this one runs can have its lock for an instant.
+        # Waits, since `runs` in another process can hold this lock for an instant.
         with locked(whole, shared=True), locked(own, _wait if part.needs_locks else None) as held:
             yield held
 
 
 def runs(folder: Path, suffix: str) -> bool:
-    """Whether a process runs that has a part of a run (`Share.suffix`)."""
+    """Whether the process of a part is running: it holds the lock with this suffix (`Share.suffix`)."""
     lock = folder / f"{LOCK}{suffix}"
     return object_is_held(lock) if isinstance(lock, RemotePath) else is_held(lock)
 
 
 def forget_claims(folder: Path, part: Share) -> None:
     """Removes the claims in a folder if no other process runs; the caller holds the manifest (`lock_manifest`)."""
+    if not (folder / CLAIMS).exists():  # no lock is tried then, which could make its process fail at its start
+        return
     own = {f"{LOCK}{part.suffix}", f"{LOCK}{MANIFEST}"}
     others = [lock.name.removeprefix(LOCK) for lock in folder.glob(f"{LOCK}-*") if lock.name not in own]
     if not any(runs(folder, suffix) for suffix in others):

@@ -25,7 +25,7 @@ from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
-from danqing.engine.core.storage import look_up, remove_tree
+from danqing.engine.core.storage import remove_tree
 from danqing.engine.run.claims import AnyPart, Claims
 from danqing.engine.run.folder import RECAPTIONED, Run
 from danqing.engine.run.lock import forget_claims
@@ -157,6 +157,8 @@ def write(
     with run.locked_manifest(part):
         if part and not all(is_written(run.table_path(shard.number), shard) for shard in shards):
             return False
+        if missing and run.manifest.get("written") == note:  # another part has ended since this one removed `written`
+            return True
         for path in surplus:
             path.unlink(missing_ok=True)
         _write_summaries(run, verdicts, shards, options)
@@ -175,8 +177,8 @@ def _claimed(run: Run, part: AnyPart, shards: list[OutputShard], progress: Progr
         return is_written(run.table_path(shard.number), shard)
 
     def unfinished() -> list[OutputShard]:
-        look_up(run.table_path(shard.number) for shard in shards)
-        return [shard for shard in shards if not is_done(shard)]
+        there = shard_files(run)  # one listing; object storage would be asked for each missing shard
+        return [shard for shard in shards if shard.number not in there or not is_done(shard)]
 
     with closing(Claims(run.folder, "shards", part, unfinished, is_done, progress.say).rounds()) as rounds:
         for claimed in rounds:
