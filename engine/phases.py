@@ -37,10 +37,10 @@ from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.report.topics import Topics, find_topics
-from danqing.engine.run.claims import AnyPart, Claims
+from danqing.engine.run.claims import AnyPart, Claims, forget_claims
 from danqing.engine.run.cluster import connected
 from danqing.engine.run.folder import MERGED, Run
-from danqing.engine.run.lock import forget_claims, lock_manifest, lock_output
+from danqing.engine.run.lock import lock_manifest, lock_output
 from danqing.engine.run.part import Share, TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.tables import SCORE_AGAIN, reading
@@ -135,7 +135,7 @@ def _start(output: Path, shards: list[Shard], recipe: Recipe, settings: Settings
         identity["vlm"] = settings.vlm.model
     with lock_manifest(output) if settings.part else nullcontext():
         if settings.part:
-            forget_claims(output, settings.part)
+            forget_claims(output)
         run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force, settings.part)
         if run.manifest["counts"] and run.unscored():  # scores were removed, so the run is not settled any more
             run.manifest["counts"] = {}
@@ -380,6 +380,7 @@ def write_run(
 
 
 NO_ENDPOINT = "--endpoint: name at least one address, as http://HOST:8000/v1"
+"""Error of `recaption` without a vision-language model."""
 
 
 @lock_output

@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import write_json
-from danqing.engine.core.storage import forget
-from danqing.engine.run.lock import CLAIMS, runs
+from danqing.engine.core.files import LOCK, write_json
+from danqing.engine.core.lock import is_held
+from danqing.engine.core.remote_lock import object_is_held
+from danqing.engine.core.storage import RemotePath, forget
+from danqing.engine.run.lock import CLAIMS
 from danqing.engine.run.part import Share, TaskPart
 from danqing.engine.run.work import MAX_DEATHS
 
@@ -87,6 +89,26 @@ def read_share(text: str) -> Share | None:
     if not text:
         return None
     return AnyPart() if text == ANY else TaskPart.parse(text)
+
+
+def forget_claims(output: Path) -> None:
+    """Removes the claims in OUT if all are those of killed processes, so that no shard stays given up.
+
+    Args:
+        output: OUT; the caller holds its manifest (`lock_manifest`).
+    """
+    forget()
+    claims = list(output.glob(f"{CLAIMS}/*/[0-9]*"))
+    if not any(_is_running(output, claim) for claim in claims):
+        for claim in claims:
+            claim.unlink(missing_ok=True)
+
+
+def _is_running(output: Path, claim: Path) -> bool:
+    """Whether the process that made a claim is running: it holds the lock of its name."""
+    process = claim.name.partition(".")[2]
+    lock = output / f"{LOCK}-{process}"
+    return object_is_held(lock) if isinstance(lock, RemotePath) else is_held(lock)
 
 
 @dataclass(frozen=True)
@@ -187,10 +209,10 @@ class Claims(Generic[T]):
         """Whether no other running process claims a shard, and fewer than `MAX_DEATHS` were killed at it."""
         forget()
         own = self._path(shard)
-        others = [path for path in own.parent.glob(f"{shard.number:05d}.*") if path != own]
-        if any(runs(self.output, f"-{path.name.partition('.')[2]}") for path in others):
+        others = [claim for claim in own.parent.glob(f"{shard.number:05d}.*") if claim != own]
+        if any(_is_running(self.output, claim) for claim in others):
             return False
-        if sum(path.exists() for path in others) < MAX_DEATHS:  # a claim that is gone was removed by its process
+        if sum(claim.exists() for claim in others) < MAX_DEATHS:  # one that is gone was removed by its process
             return True
         given_up.add(shard.number)
         return False

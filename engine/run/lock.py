@@ -17,9 +17,9 @@ from typing import ParamSpec, TypeVar
 from danqing.engine.core.buckets import WEB
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, remove_unfinished
-from danqing.engine.core.lock import LockHeldError, is_held, locked
+from danqing.engine.core.lock import LockHeldError, locked
 from danqing.engine.core.logs import say
-from danqing.engine.core.remote_lock import locked_object, object_is_held
+from danqing.engine.core.remote_lock import locked_object
 from danqing.engine.core.storage import RemotePath, remove_tree
 from danqing.engine.run.part import Share
 
@@ -98,25 +98,9 @@ def _locked(folder: Path, part: Share | None) -> Iterator[bool]:
         with locked(whole) as held:
             yield held
     else:
-        # Waits, since `runs` in another process can hold this lock for an instant.
+        # A process that makes claims waits: another one can hold its lock for an instant (`is_held`).
         with locked(whole, shared=True), locked(own, _wait if part.needs_locks else None) as held:
             yield held
-
-
-def runs(folder: Path, suffix: str) -> bool:
-    """Whether the process of a part is running: it holds the lock with this suffix (`Share.suffix`)."""
-    lock = folder / f"{LOCK}{suffix}"
-    return object_is_held(lock) if isinstance(lock, RemotePath) else is_held(lock)
-
-
-def forget_claims(folder: Path, part: Share) -> None:
-    """Removes the claims in a folder if no other process runs; the caller holds the manifest (`lock_manifest`)."""
-    if not (folder / CLAIMS).exists():  # no lock is tried then, which could make its process fail at its start
-        return
-    own = {f"{LOCK}{part.suffix}", f"{LOCK}{MANIFEST}"}
-    others = [lock.name.removeprefix(LOCK) for lock in folder.glob(f"{LOCK}-*") if lock.name not in own]
-    if not any(runs(folder, suffix) for suffix in others):
-        remove_tree(folder / CLAIMS)
 
 
 def _forget_killed(folder: Path) -> None:

@@ -26,9 +26,8 @@ from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
 from danqing.engine.core.storage import remove_tree
-from danqing.engine.run.claims import AnyPart, Claims
+from danqing.engine.run.claims import AnyPart, Claims, forget_claims
 from danqing.engine.run.folder import RECAPTIONED, Run
-from danqing.engine.run.lock import forget_claims
 from danqing.engine.run.part import Share
 from danqing.engine.sources import Sample
 from danqing.engine.write.agreement import agree, forget_agreement
@@ -125,7 +124,7 @@ def write(
     own = part.block(shards) if part else shards
     with run.locked_manifest(part):
         if part:
-            forget_claims(run.folder, part)
+            forget_claims(run.folder)
         missing = [shard for shard in own if not is_written(run.table_path(shard.number), shard)]
         surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
         copied = [shard for shard in missing if not is_aside(run, shard)]

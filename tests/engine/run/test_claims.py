@@ -24,10 +24,10 @@ from danqing.engine.core.files import LOCK, write_json
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.html import write_report
-from danqing.engine.run import claims, lock
-from danqing.engine.run.claims import AnyPart, Claims, read_share
+from danqing.engine.run import claims
+from danqing.engine.run.claims import AnyPart, Claims, forget_claims, read_share
 from danqing.engine.run.folder import Run
-from danqing.engine.run.lock import CLAIMS, forget_claims, lock_folder
+from danqing.engine.run.lock import CLAIMS, lock_folder
 from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.write.output import WriteOptions
@@ -143,24 +143,25 @@ def test_processes_that_end_are_not_counted_as_killed(tmp_path: Path, monkeypatc
     for process in "abc":
         claim(tmp_path, 0, process)
 
-    def end(output: Path, suffix: str) -> bool:  # after the claims were listed
-        (output / CLAIMS / "scores" / f"00000.{suffix[1:]}").unlink(missing_ok=True)
+    def end(output: Path, claim: Path) -> bool:  # after the claims were listed
+        claim.unlink(missing_ok=True)
         return False
 
-    monkeypatch.setattr(claims, "runs", end)
+    monkeypatch.setattr(claims, "_is_running", end)
     given_up = set[int]()
     assert work.claims(AnyPart())._claim(work.items[0], given_up) and not given_up
 
 
-def test_locks_are_tried_only_if_there_are_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
-    monkeypatch.setattr(lock, "runs", lambda folder, suffix: tried.append(suffix))
-    (tmp_path / f"{LOCK}-1-of-2").touch()
-    forget_claims(tmp_path, TaskPart(0, 2))
-    assert not tried
-    claim(tmp_path, 0, "a")
-    forget_claims(tmp_path, TaskPart(0, 2))
-    assert tried == ["-1-of-2"] and not (tmp_path / CLAIMS).exists()
+def test_claims_are_forgotten_if_no_process_that_made_one_is_running(tmp_path: Path) -> None:
+    running = AnyPart()
+    claim(tmp_path, 0, "killed")
+    claim(tmp_path, 1, running.process)
+    with lock_folder(tmp_path, running):
+        forget_claims(tmp_path)
+        assert len([*tmp_path.glob(f"{CLAIMS}/scores/*")]) == 2
+    with lock_folder(tmp_path, AnyPart()):  # it runs, but has no claims
+        forget_claims(tmp_path)
+    assert not [*tmp_path.glob(f"{CLAIMS}/scores/*")]
 
 
 def test_a_shard_at_which_processes_are_killed_is_given_up(tmp_path: Path) -> None:
