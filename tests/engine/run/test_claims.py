@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import shutil
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ from danqing.engine import phases
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, write_json
-from danqing.engine.phases import curate
+from danqing.engine.phases import curate, decide_run
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.html import write_report
 from danqing.engine.run import claims
@@ -31,6 +32,7 @@ from danqing.engine.run.lock import CLAIMS, lock_folder
 from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.write.output import WriteOptions
+from danqing.engine.write.products import STALE
 from tests.conftest import started
 from tests.engine.score.test_run import samples, tree
 
@@ -232,3 +234,20 @@ def test_processes_make_what_one_process_makes_if_one_is_killed(
     assert not (out / CLAIMS).exists()
     assert main([*write, "--shuffle", "1"]) == 2 and main([*write, "--ray", "local"]) == 2
     assert "--part any and --ray local: both divide the shards" in capsys.readouterr().err
+
+
+def test_processes_write_other_verdicts_and_then_the_first_ones_again(
+    make_shard: Any, plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    rows = samples(0, 10) | {f"{number:05d}.txt": "小猫" for number in range(3)}
+    out, one = tmp_path / "out", tmp_path / "one"
+    curate([str(make_shard(rows))], out, plain_recipe, Settings(score_everything=True), WriteOptions(shard_size=4))
+    first, write = products(out), ["write", "--shard-size", "4"]
+    assert main(["decide", str(out), "--set", "words.min=1"]) == 0
+    shutil.copytree(out, one)
+    assert main([*write, str(one)]) == 0 and products(one) != first
+    for expected in (products(one), first):
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(main, [[*write, str(out), "--part", "any"]] * 3)) == [0, 0, 0]
+        assert products(out) == expected and not (out / STALE).exists() and "written" in Run.open(out).manifest
+        decide_run(Run.open(out), plain_recipe)
