@@ -309,7 +309,7 @@ def _move_stale(run: Run, listener: Progress) -> None:
     if moved := move_stale(run):
         listener.say(
             f"moved {', '.join(moved)} of the earlier verdicts to {run.folder / STALE}; "
-            f"`danqing write {run.folder}` makes them anew"
+            f"`danqing write {run.folder}` makes them again"
         )
 
 

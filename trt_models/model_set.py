@@ -50,11 +50,14 @@ class ModelSet:
         """Returns the role's card.
 
         Raises:
-            DanqingError: the recipe names no model for the role, or the card cannot be read.
+            DanqingError: the recipe names no model for the role, or the card cannot be read; names the role.
         """
         if role not in self.names:
             raise DanqingError(f"the recipe's criteria need a model for {role}: add models.{role} to it")
-        return load_card(self.names[role])
+        try:
+            return load_card(self.names[role])
+        except DanqingError as problem:
+            raise DanqingError(f"models.{role}: {problem}") from None
 
     def session(self, role: str, device: Device) -> Session:
         """Returns the role's session, which it opens on first use.

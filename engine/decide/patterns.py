@@ -17,9 +17,9 @@ def check_patterns(run: Run, recipe: Recipe) -> None:
     differences = []
     for criterion in recipe.with_own_columns:
         own = scored.get(criterion.name)
-        if own is None or own.counted != criterion.counted:
-            counted = f"the run has the {own.matches}" if own else "the run has no such column"
-            differences.append(f"{criterion.name}: the recipe asks for the {criterion.matches}, {counted}")
+        if own is None or own.definition != criterion.definition:
+            counted = f"the run has the {own.meaning}" if own else "the run has no such column"
+            differences.append(f"{criterion.name}: the recipe asks for the {criterion.meaning}, {counted}")
     if differences:
         listed = "\n  ".join(differences)
         raise DanqingError(

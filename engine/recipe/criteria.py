@@ -239,12 +239,12 @@ class OwnColumn(Threshold):
 
     @property
     @abstractmethod
-    def matches(self) -> str:
+    def meaning(self) -> str:
         """The column in words."""
 
     @property
     @abstractmethod
-    def counted(self) -> tuple[Any, ...]:
+    def definition(self) -> tuple[Any, ...]:
         """The definition of the score. Criteria with equal definitions have equal scores."""
 
     @property
@@ -259,7 +259,7 @@ class OwnColumn(Threshold):
 
     @property
     def rule(self) -> str:
-        return f"{super().rule}: {self.matches}"
+        return f"{super().rule}: {self.meaning}"
 
     def check(self, columns: Mapping[str, Column]) -> None:
         if self.name in RESERVED | SELECT_COLUMNS or columns.get(self.name, self.output) != self.output:
@@ -302,13 +302,13 @@ class Pattern(OwnColumn):
         return Column(name, pa.int32(), "matches of the recipe's pattern", (0, None), "matches")
 
     @property
-    def matches(self) -> str:
+    def meaning(self) -> str:
         patterns = " | ".join(self.patterns)
         shown = patterns if len(patterns) <= MAX_PATTERN else f"{patterns[: MAX_PATTERN - 1]}…"
         return f"matches of {shown} in {self.source}"
 
     @property
-    def counted(self) -> tuple[tuple[str, ...], str]:
+    def definition(self) -> tuple[tuple[str, ...], str]:
         return self.patterns, self.source
 
     def check(self, columns: Mapping[str, Column]) -> None:
@@ -368,12 +368,12 @@ class Judgment(OwnColumn):
         return Column(name, pa.float32(), meaning)
 
     @property
-    def matches(self) -> str:
+    def meaning(self) -> str:
         shown = self.prompt if len(self.prompt) <= MAX_PATTERN else f"{self.prompt[: MAX_PATTERN - 1]}…"
         return f"answer ({self.answer}) to {shown!r}"
 
     @property
-    def counted(self) -> tuple[str, str]:
+    def definition(self) -> tuple[str, str]:
         return self.prompt, self.answer
 
     @property

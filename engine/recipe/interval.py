@@ -26,7 +26,8 @@ FROM_BELOW = (operator.ge, operator.gt)
 class Interval:
     """The interval that a score must lie in. `minimum` and `maximum` include the bound, `above` and `below` do not.
 
-    A score that is the bound in float32 equals it: most scores are stored so, and 3 of 5 words must not exceed 0.6.
+    A score that equals the bound in float32 is the bound, since most scores are stored in float32: 3 of 5 words (0.6)
+    must not exceed a maximum of 0.6.
 
     >>> Interval(minimum=5, maximum=60).around("words")
     '5 ≤ words ≤ 60'

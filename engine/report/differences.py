@@ -6,7 +6,8 @@ numbers. Features must have a high cosine. Scores of models may differ as long a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,7 +90,7 @@ class Difference:
         cosine: smallest cosine of two feature vectors.
         cosines: sum of the cosines of `compared` pairs of vectors.
         flips: key, and the criterion that drops the row in each run (None: kept), of rows whose verdicts differ.
-        regrouped: rows that are in another group of near-duplicates.
+        regrouped: rows that are in another group of near-duplicates (`count_regrouped`).
         models: roles whose models differ, one line each.
     """
 
@@ -141,10 +142,13 @@ def diff(ours: Run, theirs: Run, tolerance: Tolerance | None = None) -> Differen
         raise DanqingError(f"{ours.folder} and {theirs.folder} have different shards: {_first_difference(*names)}")
     found.models = _different_models(ours.manifest["models"], theirs.manifest["models"])
     by_networks = _network_columns((ours, theirs))
-    patterns = [{(c.name, c.counted): c.output.type for c in run.recipe.with_own_columns} for run in (ours, theirs)]
+    patterns = [{(c.name, c.definition): c.output.type for c in run.recipe.with_own_columns} for run in (ours, theirs)]
     columns = stored_columns() | {key[0]: patterns[0][key] for key in patterns[0].keys() & patterns[1].keys()}
+    groups = Counter[tuple[int | None, int | None]]()
     for shard in ours.shards:
         _compare_shard(found, ours, theirs, shard, columns, by_networks)
+        groups.update(_compare_verdicts(found, ours, theirs, shard.number))
+    found.regrouped = count_regrouped(groups)
     return found
 
 
@@ -163,11 +167,39 @@ def _compare_shard(
             entry = found.columns.setdefault(column, ColumnDifference(column, column not in by_networks, exact))
             entry.add(a["key"], a[column], b[column])
     _compare_features(found, a["feature_row"].to_numpy(), b["feature_row"].to_numpy(), ours, theirs, number)
+
+
+def _compare_verdicts(
+    found: Difference, ours: Run, theirs: Run, number: int
+) -> Iterator[tuple[int | None, int | None]]:
+    """Adds the changed verdicts of a shard; returns the groups of each row in the two runs."""
     a, b = (verdicts_table(run, number, ["key", "dropped_by", "group"]) for run in (ours, theirs))
     for key, *outcome in zip(*(c.to_pylist() for c in (a["key"], a["dropped_by"], b["dropped_by"])), strict=True):
         if outcome[0] != outcome[1]:
             found.flips.append((key, *outcome))
-    found.regrouped += sum(x != y for x, y in zip(a["group"].to_pylist(), b["group"].to_pylist(), strict=True))
+    return zip(a["group"].to_pylist(), b["group"].to_pylist(), strict=True)
+
+
+def count_regrouped(groups: Counter[tuple[int | None, int | None]]) -> int:
+    """Counts the rows that are in another group in the second run, whatever the numbers of the groups.
+
+    Groups of the two runs correspond, one to one: the pair that shares most rows first. Equal shares count in the order
+    of the input.
+
+    Args:
+        groups: group in each run (None: no group) → number of rows.
+
+    >>> count_regrouped(Counter({(0, 1): 3, (0, None): 1, (1, 2): 2, (None, 0): 2}))
+    3
+    """
+    first, second, regrouped = set[int](), set[int](), 0
+    for (a, b), rows in groups.most_common():
+        if a is None or b is None or a in first or b in second:
+            regrouped += rows if (a, b) != (None, None) else 0
+        else:
+            first.add(a)
+            second.add(b)
+    return regrouped
 
 
 def _compare_features(

@@ -35,10 +35,14 @@ def run_notes(run: Run, funnel: Funnel | None = None) -> list[str]:
 def funnel_notes(funnel: Funnel) -> list[str]:
     """Warns of a criterion that drops every row that reaches it."""
     return [
-        f"warning: {line.criterion} drops all {line.dropped:,} rows that reach it ({line.rule}); nothing is kept"
+        f"warning: {line.criterion} drops {_all_rows(line.dropped)} it ({line.rule}); nothing is kept"
         for line in funnel.lines
         if line.dropped and not line.left
     ]
+
+
+def _all_rows(rows: int) -> str:
+    return "the only row that reaches" if rows == 1 else f"all {rows:,} rows that reach"
 
 
 def _error_notes(rows: int, errors: Counter[str]) -> list[str]:

@@ -67,7 +67,7 @@ class Count:
 
 
 def _at_candidates(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """The scores, those that equal a candidate as `Interval.holds` compares them replaced by it."""
+    """Replaces the scores that equal a candidate, as `Interval.holds` compares them, by the candidate."""
     stored = np.array([as_stored(value) for value in candidates.tolist()])
     place = np.searchsorted(stored, scores).clip(max=max(len(stored) - 1, 0))
     return np.where(stored[place] == scores, candidates[place], scores) if len(stored) else scores

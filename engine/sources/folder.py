@@ -142,7 +142,7 @@ def _extension(file: str) -> str:
 
 
 def _beside(picture: str, files: list[str]) -> str:
-    """Of files that differ in the case of their extensions, the last whose case is the picture's, else the last."""
+    """Chooses of files that differ in the case of their extensions: the last in the picture's case, else the last."""
     is_upper = Path(picture).suffix.isupper()
     return max(reversed(files), key=lambda file: Path(file).suffix.isupper() == is_upper)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def _records(batch: pa.RecordBatch, decoder: Decoder) -> Iterator[tuple[dict[str
     Arrow does not check that text is UTF-8; a table in another encoding is decoded cell by cell. Times that Python does
     not have (after the year 9999, nanoseconds) are read as text.
     """
+    batch = _in_microseconds(batch)
     try:
         yield from ((record, None) for record in batch.to_pylist())
         return
@@ -107,8 +108,47 @@ def _records(batch: pa.RecordBatch, decoder: Decoder) -> Iterator[tuple[dict[str
             except (SampleError, UnicodeDecodeError, pa.ArrowException) as reason:
                 record[name], problem = None, f"column {name!r}: {reason}"
             except (ValueError, OverflowError):
-                record[name] = column.cast(pa.string())[row].as_py()
+                record[name] = column.cast(_with_times(column.type, _as_text))[row].as_py()
         yield record, problem
+
+
+def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Casts columns of nanoseconds to microseconds, or to text if a value has a fraction of a microsecond.
+
+    Otherwise the values that Arrow makes of nanoseconds depend on whether pandas is installed.
+    """
+    columns = list(batch.columns)
+    for position, column in enumerate(columns):
+        kind = _with_times(column.type, _microseconds)
+        if kind != column.type:
+            try:
+                columns[position] = column.cast(kind)
+            except pa.ArrowInvalid:
+                columns[position] = column.cast(_with_times(column.type, _as_text))
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+
+def _with_times(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Returns a type in which the types of times, also those of parts, are changed."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with_times(field.type, change)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_with_times(kind.key_type, change), _with_times(kind.item_type, change))
+    if pa.types.is_list(kind):
+        return pa.list_(_with_times(kind.value_type, change))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_with_times(kind.value_type, change))
+    return change(kind) if pa.types.is_temporal(kind) else kind
+
+
+def _microseconds(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    return {pa.time64("ns"): pa.time64("us"), pa.duration("ns"): pa.duration("us")}.get(kind, kind)
+
+
+def _as_text(kind: pa.DataType) -> pa.DataType:
+    return pa.string()
 
 
 def _open_footer(path: Path) -> pq.ParquetFile:

@@ -235,8 +235,10 @@ def _without_bytes(value: Any) -> Any:
     if isinstance(value, dict):
         parts = {name: _without_bytes(part) for name, part in value.items()}
         return {name: part for name, part in parts.items() if part is not _BYTES} or (_BYTES if value else value)
-    if isinstance(value, list | tuple):  # of one type: a table's, or JSON's, which has no bytes
-        if not isinstance(next((item for item in value if item is not None), None), bytes | dict | list | tuple):
+    if isinstance(value, list | tuple):
+        # The items of a list have one type, except in JSON, which has no bytes. A tuple is a key and a value of a map.
+        first = next((item for item in value if item is not None), None)
+        if isinstance(value, list) and not isinstance(first, bytes | dict | list | tuple):
             return value
         items = [*map(_without_bytes, value)]
         return _BYTES if any(item is _BYTES for item in items) else type(value)(items)

@@ -36,7 +36,7 @@ models: {image_embedding: efficientnet-lite0-conse}
 criteria: {readable: {min: 1}, redundancy: {within: 0.01, keep: first}}
 """
 """The network is replaced by `FirstPixels`."""
-COMMANDS = {
+COMMANDS: dict[str, tuple[list[str], str]] = {
     "curate": ([], "curate FOLDER/0.tar FOLDER/1.tar -o OUT --recipe FOLDER/features.yaml"),
     "decide": (["score FOLDER/0.tar FOLDER/1.tar -o OUT --recipe FOLDER/plain.yaml"], "decide OUT --set words.max=50"),
     "write": (
@@ -71,7 +71,7 @@ def write_inputs(folder: Path, shards: list[Path]) -> None:
 
 def kill_everywhere(name: str, folder: Path) -> dict[str, object]:
     """Kills the command at each point. Returns the number of commits, and the points after which outputs differed."""
-    before, command = (COMMANDS[name][0], COMMANDS[name][1])
+    before, command = COMMANDS[name]
     start, whole, out = folder / "start" / "OUT", folder / "whole" / "OUT", folder / "killed" / "OUT"
     for step in before:
         assert _run(step, folder, start) == 0, step

@@ -216,7 +216,7 @@ def test_what_probably_went_wrong_is_said_at_the_end(
     table = tmp_path / "t.csv"
     table.write_text("url,caption\nhttp://a.example/0,小猫\n")
     assert main(["select", str(table), "-o", str(tmp_path / "chosen"), "--recipe", str(recipe)]) == 0
-    assert "warning: words drops all 1 rows that reach it" in capsys.readouterr().err
+    assert "warning: words drops the only row that reaches it" in capsys.readouterr().err
 
 
 def test_a_few_errors_are_counted_and_most_of_them_named(plain_recipe: Recipe, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.phases import curate
 from danqing.engine.recipe.reading import Recipe
-from danqing.engine.report.differences import diff
+from danqing.engine.report.differences import count_regrouped, diff
 from danqing.engine.run.folder import Run
 from danqing.engine.run.settings import Settings
 from tests.engine.score.test_run import crawl, samples
@@ -105,6 +106,20 @@ def test_few_verdicts_may_change(runs: tuple[Run, Run], capsys: pytest.CaptureFi
     folders = [str(run.folder) for run in runs]
     assert main(["diff", *folders]) == 1 and "00001: kept there, words here" in capsys.readouterr().out
     assert main(["diff", *folders, "--flips", "0.1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "regrouped"),
+    [
+        ([None, 0, 0, 1, 1], [0, 1, 1, 2, 2], 1),  # the numbers of later groups do not count
+        ([0, 0, 0, None], [0, 0, None, None], 1),
+        ([0, 0, 0, 1, 1], [0, 0, 0, 0, 0], 2),
+        ([0, 0, 0, 0, 0], [0, 0, 1, 1, 1], 2),
+        ([0, 0, 1, 1], [1, 1, 0, 0], 0),
+    ],
+)
+def test_groups_are_compared_by_their_rows(ours: list[int | None], theirs: list[int | None], regrouped: int) -> None:
+    assert count_regrouped(Counter(zip(ours, theirs, strict=True))) == regrouped
 
 
 def test_only_runs_over_the_same_input_can_be_compared(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +153,31 @@ def test_parquet_with_bytes_or_structs_or_names(tmp_path: Path) -> None:
 
 def test_other_pictures_of_a_row_are_no_metadata(tmp_path: Path) -> None:
     more = [{"bytes": b"x", "path": None}]
-    others = {"mask": [b"y"], "more": more, "several": [more], "parts": [[None, b"z"]], "n": [1]}
+    masks = pa.array([[("a", b"z")]], pa.map_(pa.string(), pa.binary()))
+    others = {"mask": [b"y"], "more": more, "several": [more], "parts": [[None, b"z"]], "masks": masks, "n": [1]}
     path = as_parquet(tmp_path / "a.parquet", {"image": [b"x"], "text": ["一"], **others})
     assert next(iter(opened(path))).metadata == {"n": 1}
 
 
 def test_times_that_python_does_not_have_are_text(tmp_path: Path) -> None:
     days = pa.array([10**7, 1], pa.date32())
-    path = as_parquet(tmp_path / "a.parquet", {"image": [b"x", b"y"], "text": ["一", "二"], "day": days})
-    assert [(s.caption, str(s.metadata["day"]), s.error) for s in opened(path)] == [
-        ("一", "29349-01-26", None), ("二", "1970-01-02", None),
+    dated = pa.array([{"day": 10**7}, {"day": 1}], pa.struct([("day", pa.date32())]))
+    columns = {"image": [b"x", b"y"], "text": ["一", "二"], "day": days, "dated": dated}
+    samples = list(opened(as_parquet(tmp_path / "a.parquet", columns)))
+    assert [(s.caption, str(s.metadata["day"]), s.metadata["dated"], s.error) for s in samples] == [
+        ("一", "29349-01-26", {"day": "29349-01-26"}, None), ("二", "1970-01-02", {"day": date(1970, 1, 2)}, None),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_nanoseconds_are_datetimes_if_nothing_is_lost_and_else_text(tmp_path: Path, nested: bool) -> None:
+    kind = pa.list_(pa.timestamp("ns")) if nested else pa.timestamp("ns")
+    whole, exact = (pa.array([[time] if nested else time], kind) for time in (1_000, 1_001))
+    path = as_parquet(tmp_path / "a.parquet", {"image": [b"x"], "text": ["一"], "whole": whole, "exact": exact})
+    expected = {"whole": datetime(1970, 1, 1, microsecond=1), "exact": "1970-01-01 00:00:00.000001001"}
+    (sample,) = opened(path)
+    metadata = {name: value[0] if nested else value for name, value in sample.metadata.items()}
+    assert metadata == expected and type(metadata["whole"]) is datetime  # not pandas' subclass
 
 
 def test_bytes_are_left_out_of_carried_columns_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
