@@ -37,10 +37,10 @@ from danqing.engine.report.calibration import Calibrations, calibrate
 from danqing.engine.report.html import write_report
 from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.report.topics import Topics, find_topics
-from danqing.engine.run.claims import AnyPart, Claims
+from danqing.engine.run.claims import AnyPart, Claims, forget_claims
 from danqing.engine.run.cluster import connected
 from danqing.engine.run.folder import MERGED, Run
-from danqing.engine.run.lock import forget_claims, lock_manifest, lock_output
+from danqing.engine.run.lock import lock_manifest, lock_output
 from danqing.engine.run.part import Share, TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.run.tables import SCORE_AGAIN, reading
@@ -104,7 +104,7 @@ def score_inputs(
             with run.locked_manifest(part):
                 if part and refused:
                     run.note("refused_engines", **refused)
-                if not run.unscored():
+                if not run.unscored() and not (part and run.manifest["counts"]):  # else another part has finished it
                     _finish_scoring(run, damage)
                     if waiting and not part:
                         run.note("times", score_seconds=round(time.monotonic() - started, 3))
@@ -135,7 +135,7 @@ def _start(output: Path, shards: list[Shard], recipe: Recipe, settings: Settings
         identity["vlm"] = settings.vlm.model
     with lock_manifest(output) if settings.part else nullcontext():
         if settings.part:
-            forget_claims(output, settings.part)
+            forget_claims(output)
         run = Run.create_or_resume(output, shards, recipe, settings.layout, identity, settings.force, settings.part)
         if run.manifest["counts"] and run.unscored():  # scores were removed, so the run is not settled any more
             run.manifest["counts"] = {}
@@ -166,12 +166,14 @@ def _score_here(
 
 def _finish_scoring(run: Run, damage: Sequence[Damage]) -> None:
     """Settles a run whose shards all have scores, unless it is settled, and collects what SCORE found in the inputs."""
-    if not run.manifest["counts"]:
+    settled = bool(run.manifest["counts"])
+    if not settled:
         settle(run)
         if "vlm" in run.manifest:
             remove_tree(run.folder / ANSWERS)  # they are in the scores
-        run.note("counts", scored_shards=len(run.shards))
     _collect_damage(run, damage)
+    if not settled:
+        run.note("counts", scored_shards=len(run.shards))
 
 
 def damage_of_part(run: Run, part: Share) -> list[Damage]:
@@ -307,7 +309,7 @@ def _move_stale(run: Run, listener: Progress) -> None:
     if moved := move_stale(run):
         listener.say(
             f"moved {', '.join(moved)} of the earlier verdicts to {run.folder / STALE}; "
-            f"`danqing write {run.folder}` makes them anew"
+            f"`danqing write {run.folder}` makes them again"
         )
 
 
@@ -371,12 +373,14 @@ def write_run(
         copy = partial(copy_on_cluster, ray) if ray else None
         written = write(run, verdicts, listener, options or WriteOptions(), part, copy)
         report, digest = run.folder / "report.html", decision_digest(run, verdicts)
-        if written and not (is_stamped(report, digest) and report.with_suffix(".json").exists()):
-            write_report(run, verdicts)
+        with run.locked_manifest(part):  # parts that end at the same time make one report
+            if written and not (is_stamped(report, digest) and report.with_suffix(".json").exists()):
+                write_report(run, verdicts)
     return sum(shard.kept for shard in verdicts)
 
 
 NO_ENDPOINT = "--endpoint: name at least one address, as http://HOST:8000/v1"
+"""Error of `recaption` without a vision-language model."""
 
 
 @lock_output

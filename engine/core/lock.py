@@ -78,7 +78,11 @@ def locked(path: Path, wait: Callable[[str], None] | None = None, shared: bool =
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds a lock. Takes a free one for an instant, for which a process that wants it must wait."""
+    """Whether a process holds a lock. Holds a free one for an instant, in which no other process can take it.
+
+    Args:
+        path: the lock's file, which may be missing.
+    """
     try:
         with path.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

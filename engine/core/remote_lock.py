@@ -72,7 +72,7 @@ def locked_object(
 
 
 class _Lease:
-    """A lock that this process holds; pickled, one that it holds together with the process that made it.
+    """A lock that this process holds. A pickled copy in a worker process renews the same lock.
 
     Args:
         path: the lock.
@@ -83,7 +83,7 @@ class _Lease:
         self._content = asdict(Holder()) | {"token": uuid.uuid4().hex}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Its copy renews the lock before its first upload: clocks of two hosts can differ."""
+        """Makes a copy renew the lock before its first upload, since the clocks of two hosts can differ."""
         return {**self.__dict__, "_written": 0.0}
 
     def write(self) -> None:
@@ -144,7 +144,7 @@ def _check_all_free(locks: Callable[[], Iterable[Path]], own: RemotePath) -> Non
 
 
 def object_is_held(path: Path) -> bool:
-    """Whether a running process holds the lock, as far as its age tells."""
+    """Whether a running process holds the lock; that of a killed one on another host counts for `LEASE_SECONDS`."""
     return _running_holder(path) is not None
 
 

@@ -141,7 +141,7 @@ class RemotePath(PosixPath):
         return False
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Returns kind, size and time. The inode number changes when this process writes the object (or forgets it)."""
+        """Returns kind, size and time. The inode number changes when this process writes the object, or by `forget`."""
         entry = self.entry()
         if not entry.exists:
             raise _missing(self)
@@ -348,7 +348,7 @@ def arrow_source(path: Path) -> Any:
     return path.bucket.open(path.key) if isinstance(path, RemotePath) else path
 
 
-def is_at_hand(path: Path) -> bool:
+def is_local_or_cached(path: Path) -> bool:
     """Whether a file is local, or has a copy in the cache."""
     return not isinstance(path, RemotePath) or has_copy(str(path), path.entry())
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from danqing.engine.core.files import naming_full_disk
-from danqing.engine.core.storage import RemotePath, fetch_all, folder_for_temporary_files, is_at_hand
+from danqing.engine.core.storage import RemotePath, fetch_all, folder_for_temporary_files, is_local_or_cached
 from danqing.engine.run.tables import SCORE_AGAIN, reading
 
 MAX_MAPPED_FILES = 1 << 14
@@ -23,11 +23,11 @@ threads and the libraries share."""
 HEADER_BYTES = 128
 """Size of the header that `numpy.save` writes before features."""
 GAP_BYTES = 1 << 16
-"""Rows that are no further apart are read by one request."""
+"""Largest gap between two rows that one request reads."""
 
 
 def read_feature_rows(path: Path, rows: np.ndarray) -> np.ndarray:
-    """Reads rows of a shard's features; of a remote file that the cache has no copy of, only parts with these rows.
+    """Reads rows of a shard's features. Of a remote file without a copy in the cache, only parts are downloaded.
 
     Args:
         path: of the shard's features.
@@ -39,7 +39,7 @@ def read_feature_rows(path: Path, rows: np.ndarray) -> np.ndarray:
     Raises:
         DanqingError: the file is missing or damaged, or the storage does not answer.
     """
-    if is_at_hand(path):
+    if is_local_or_cached(path):
         return map_features(path)[rows]
     assert isinstance(path, RemotePath)
     with reading(path, SCORE_AGAIN):
@@ -47,10 +47,10 @@ def read_feature_rows(path: Path, rows: np.ndarray) -> np.ndarray:
         (_, dimension), dtype, offset = _header(file)
         width = dimension * dtype.itemsize
         groups = np.split(rows, np.flatnonzero(np.diff(rows) * width > GAP_BYTES) + 1)
-        ranges = [(offset + int(few[0]) * width, int(few[-1] - few[0] + 1) * width) for few in groups]
+        ranges = [(offset + int(group[0]) * width, int(group[-1] - group[0] + 1) * width) for group in groups]
         parts = path.bucket.read_ranges(path.key, ranges)
         found = [np.frombuffer(part, dtype).reshape(-1, dimension) for part in parts]
-        return np.concatenate([part[few - few[0]] for part, few in zip(found, groups, strict=True)])
+        return np.concatenate([part[group - group[0]] for part, group in zip(found, groups, strict=True)])
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:

@@ -1,12 +1,13 @@
-"""Claims: processes without numbers take the shards that no other one has taken (`--part any`).
+"""Claims: processes without numbers divide the shards of a run among themselves (`--part any`).
 
-A process claims a shard: it writes a file, OUT/claims/scores/00012.PROCESS, then lists the claims of this shard. The
-shard is its own if no other running process claims it; else it withdraws. If two processes claim a shard at once, the
-second to list finds the claim of the other, and perhaps both do. No step needs to be atomic, so claims work on object
-storage, whose lists have what was written before.
+To claim a shard, a process writes a file, OUT/claims/scores/00012.PROCESS, and then lists the claims of this shard. If
+another running process claims it, the process removes its file again. Of two processes that claim a shard at once, at
+least the second to list finds the claim of the other. No step needs to be atomic, so claims work on object storage,
+where a list has everything that was written before.
 
-A process runs as long as it holds the lock of its name in OUT, so nothing else is renewed. Others claim the shards of a
-killed process. Equal input gives equal bytes, so a shard that is done twice does no harm.
+A process runs as long as it holds the lock of its name in OUT, so claims themselves are not renewed. It removes them
+before it releases the lock: a claim without a lock is that of a killed process, and others can claim the shard. Equal
+input gives equal bytes on equal devices, so a shard that is done twice does no harm.
 """
 
 from __future__ import annotations
@@ -24,20 +25,22 @@ from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from danqing.engine.core.errors import DanqingError
-from danqing.engine.core.files import write_json
-from danqing.engine.core.storage import forget
-from danqing.engine.run.lock import CLAIMS, runs
+from danqing.engine.core.files import LOCK, write_json
+from danqing.engine.core.lock import is_held
+from danqing.engine.core.remote_lock import object_is_held
+from danqing.engine.core.storage import RemotePath, forget
+from danqing.engine.run.lock import CLAIMS
 from danqing.engine.run.part import Share, TaskPart
 from danqing.engine.run.work import MAX_DEATHS
 
 ANY = "any"
 """The value of `--part` for a process without a number."""
 POLL_SECONDS = 1.0
-"""Mean time between two looks for shards that other processes have claimed."""
+"""Mean time between two searches for a free shard."""
 
 
 class Numbered(Protocol):
-    """A shard."""
+    """An input or output shard."""
 
     @property
     def number(self) -> int:
@@ -88,14 +91,34 @@ def read_share(text: str) -> Share | None:
     return AnyPart() if text == ANY else TaskPart.parse(text)
 
 
+def forget_claims(output: Path) -> None:
+    """Removes the claims in OUT if all are those of killed processes, so that no shard stays given up.
+
+    Args:
+        output: OUT; the caller holds its manifest (`lock_manifest`).
+    """
+    forget()
+    claims = list(output.glob(f"{CLAIMS}/*/[0-9]*"))
+    if not any(_is_running(output, claim) for claim in claims):
+        for claim in claims:
+            claim.unlink(missing_ok=True)
+
+
+def _is_running(output: Path, claim: Path) -> bool:
+    """Whether the process that made a claim is running: it holds the lock of its name."""
+    process = claim.name.partition(".")[2]
+    lock = output / f"{LOCK}-{process}"
+    return object_is_held(lock) if isinstance(lock, RemotePath) else is_held(lock)
+
+
 @dataclass(frozen=True)
 class Claims(Generic[T]):
     """The claims of one process to the shards of a phase.
 
     Attributes:
         output: OUT; the process holds its lock.
-        kind: folder of the files that the phase writes; claims have its name, too.
-        part: the process.
+        kind: name of the folder that the phase writes to, also of the folder of its claims.
+        part: names the process.
         unfinished: lists the shards that are not done.
         is_done: whether a shard is done.
         tell: shows a line.
@@ -111,11 +134,11 @@ class Claims(Generic[T]):
     def rounds(self) -> Generator[Iterator[T], None, None]:
         """Yields iterators over shards that the process has claimed, until all shards are done.
 
-        An iterator ends when no shard is free. The caller then finishes its own shards, and asks for another iterator:
-        it starts when a shard is free again, because a process was killed.
+        An iterator ends when no shard is free. The caller must finish the shards that it has taken before it takes the
+        next iterator, which is there when a shard is free again: the process that had claimed it has ended without it.
 
         Raises:
-            DanqingError: all shards but those at which `MAX_DEATHS` processes were killed are done; names these.
+            DanqingError: only shards at which `MAX_DEATHS` processes were killed are not done; names them.
         """
         told = False
         try:
@@ -143,8 +166,12 @@ class Claims(Generic[T]):
     def _claimed(self, waiting: Sequence[T], given_up: set[int]) -> Iterator[T]:
         """Yields shards that the process has claimed, until none of them is free.
 
-        Starts at a random shard, so that processes meet rarely, and goes on with the shards that follow it, which can
-        be in the same input. Collects the numbers of the shards that are given up.
+        Starts at a random shard, so that processes meet rarely, and goes on with the shards that follow it, which may
+        be copied from the same input.
+
+        Args:
+            waiting: the shards that were not done when they were listed.
+            given_up: receives the numbers of shards at which `MAX_DEATHS` processes were killed.
         """
         own: list[T] = []
         while waiting:
@@ -165,22 +192,30 @@ class Claims(Generic[T]):
                 return
 
     def _claim(self, shard: T, given_up: set[int]) -> bool:
-        """Claims a shard unless another running process has; returns whether it is claimed."""
+        """Claims a shard if it is free; returns whether it is claimed."""
+        if not self._is_free(shard, given_up):  # a process that waits for others writes nothing
+            return False
         own = self._path(shard)
         try:
             write_json(own, {})
-        except FileNotFoundError:  # a process that ends has just removed the empty folder
+        except (FileNotFoundError, FileExistsError):  # a process that ends has just removed the empty folder
             return False
+        if self._is_free(shard, given_up):
+            return True
+        own.unlink(missing_ok=True)
+        return False
+
+    def _is_free(self, shard: T, given_up: set[int]) -> bool:
+        """Whether no other running process claims a shard, and fewer than `MAX_DEATHS` were killed at it."""
         forget()
-        others = [path for path in own.parent.glob(f"{shard.number:05d}.*") if path != own]
-        if any(runs(self.output, f"-{path.name.partition('.')[2]}") for path in others):
-            own.unlink(missing_ok=True)
+        own = self._path(shard)
+        others = [claim for claim in own.parent.glob(f"{shard.number:05d}.*") if claim != own]
+        if any(_is_running(self.output, claim) for claim in others):
             return False
-        if len(others) >= MAX_DEATHS:
-            given_up.add(shard.number)
-            own.unlink(missing_ok=True)
-            return False
-        return True
+        if sum(claim.exists() for claim in others) < MAX_DEATHS:  # one that is gone was removed by its process
+            return True
+        given_up.add(shard.number)
+        return False
 
     def _unfinished(self) -> Sequence[T]:
         forget()
@@ -190,7 +225,7 @@ class Claims(Generic[T]):
         return self.output / CLAIMS / self.kind / f"{shard.number:05d}.{self.part.process}"
 
     def _release(self) -> None:
-        """Withdraws all claims of the process, and removes the folder of the claims if it is empty."""
+        """Removes all claims of the process, and the folder of the claims if it is empty."""
         folder = self.output / CLAIMS / self.kind
         for path in folder.glob(f"*.{self.part.process}"):
             path.unlink(missing_ok=True)

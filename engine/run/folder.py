@@ -67,7 +67,7 @@ class Run:
             layout: which parts of a sample are the image and the caption.
             identity: everything else that scores depend on (model hashes, block list, options), as JSON values.
             force: resume although versions that change scores (`SCORING_VERSIONS`) differ from those of the run.
-            part: the part to score; the caller holds the manifest (`lock_manifest`). The number of tasks is noted.
+            part: the part to score; the caller holds the manifest (`lock_manifest`). N of `--part I/N` is noted.
 
         Raises:
             DanqingError: the folder holds a run with another recipe, identity, other inputs or versions; lists the

@@ -1,7 +1,7 @@
 """The lock of a command's folder: one command at a time writes to it; commands that only read take no lock.
 
-Processes with `--part` share the lock of their folder: they run at the same time, but not beside another command. Each
-writes files of its own; they change what belongs to the whole run one after the other (`lock_manifest`).
+Processes with `--part` share the lock of their folder: they run at the same time, but at no time with another command.
+Each writes files of its own; they change what belongs to the whole run one after the other (`lock_manifest`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import ParamSpec, TypeVar
 from danqing.engine.core.buckets import WEB
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, remove_unfinished
-from danqing.engine.core.lock import LockHeldError, is_held, locked
+from danqing.engine.core.lock import LockHeldError, locked
 from danqing.engine.core.logs import say
-from danqing.engine.core.remote_lock import locked_object, object_is_held
+from danqing.engine.core.remote_lock import locked_object
 from danqing.engine.core.storage import RemotePath, remove_tree
 from danqing.engine.run.part import Share
 
@@ -98,23 +98,9 @@ def _locked(folder: Path, part: Share | None) -> Iterator[bool]:
         with locked(whole) as held:
             yield held
     else:
-        # Another process that looks whether this one runs can have its lock for an instant.
+        # A process that makes claims waits: another one can hold its lock for an instant (`is_held`).
         with locked(whole, shared=True), locked(own, _wait if part.needs_locks else None) as held:
             yield held
-
-
-def runs(folder: Path, suffix: str) -> bool:
-    """Whether a process runs that has a part of a run (`Share.suffix`)."""
-    lock = folder / f"{LOCK}{suffix}"
-    return object_is_held(lock) if isinstance(lock, RemotePath) else is_held(lock)
-
-
-def forget_claims(folder: Path, part: Share) -> None:
-    """Removes the claims in a folder if no other process runs; the caller holds the manifest (`lock_manifest`)."""
-    own = {f"{LOCK}{part.suffix}", f"{LOCK}{MANIFEST}"}
-    others = [lock.name.removeprefix(LOCK) for lock in folder.glob(f"{LOCK}-*") if lock.name not in own]
-    if not any(runs(folder, suffix) for suffix in others):
-        remove_tree(folder / CLAIMS)
 
 
 def _forget_killed(folder: Path) -> None:

@@ -17,7 +17,7 @@ class Share(ABC):
     """The shards that one of several processes does; the others do the rest at the same time.
 
     Attributes:
-        needs_locks: processes find out by locks who else runs.
+        needs_locks: by its lock, other processes find out whether a process runs; a folder without locks is refused.
     """
 
     needs_locks: ClassVar[bool] = False

@@ -25,10 +25,9 @@ from danqing.engine.core.files import commit, write_json
 from danqing.engine.core.logs import event, log
 from danqing.engine.core.progress import Progress
 from danqing.engine.core.registry import Registry
-from danqing.engine.core.storage import look_up, remove_tree
-from danqing.engine.run.claims import AnyPart, Claims
+from danqing.engine.core.storage import remove_tree
+from danqing.engine.run.claims import AnyPart, Claims, forget_claims
 from danqing.engine.run.folder import RECAPTIONED, Run
-from danqing.engine.run.lock import forget_claims
 from danqing.engine.run.part import Share
 from danqing.engine.sources import Sample
 from danqing.engine.write.agreement import agree, forget_agreement
@@ -125,7 +124,7 @@ def write(
     own = part.block(shards) if part else shards
     with run.locked_manifest(part):
         if part:
-            forget_claims(run.folder, part)
+            forget_claims(run.folder)
         missing = [shard for shard in own if not is_written(run.table_path(shard.number), shard)]
         surplus = [path for number, files in shard_files(run).items() if number >= len(shards) for path in files]
         copied = [shard for shard in missing if not is_aside(run, shard)]
@@ -157,6 +156,8 @@ def write(
     with run.locked_manifest(part):
         if part and not all(is_written(run.table_path(shard.number), shard) for shard in shards):
             return False
+        if missing and run.manifest.get("written") == note:  # another part has ended since this one removed `written`
+            return True
         for path in surplus:
             path.unlink(missing_ok=True)
         _write_summaries(run, verdicts, shards, options)
@@ -175,8 +176,8 @@ def _claimed(run: Run, part: AnyPart, shards: list[OutputShard], progress: Progr
         return is_written(run.table_path(shard.number), shard)
 
     def unfinished() -> list[OutputShard]:
-        look_up(run.table_path(shard.number) for shard in shards)
-        return [shard for shard in shards if not is_done(shard)]
+        there = shard_files(run)  # one listing; object storage would be asked for each missing shard
+        return [shard for shard in shards if shard.number not in there or not is_done(shard)]
 
     with closing(Claims(run.folder, "shards", part, unfinished, is_done, progress.say).rounds()) as rounds:
         for claimed in rounds:

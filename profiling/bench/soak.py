@@ -78,7 +78,7 @@ def with_uids(path: Path) -> tuple[bytes, int]:
 
 
 def upload_shards(folder: Path, bucket: RemotePath, count: int) -> list[int]:
-    """Uploads `count` shards, the crawl again and again with other uids; returns the number of rows of each."""
+    """Uploads `count` shards, copies of those of the crawl with uids of their own; returns the rows of each."""
     made = [with_uids(Path(path)) for path in build_crawl(folder, SHARDS_OF_CRAWL)]
 
     def send(number: int) -> int:
@@ -152,7 +152,8 @@ def watch(process: psutil.Popen, seconds: float, mean_seconds: float) -> tuple[d
                 samples.setdefault(seen.pid, []).append(figures)
         if time.monotonic() > following and workers[1:]:
             with suppress(psutil.Error):
-                if (chosen := chance.choice(workers[1:])).cmdline()[0].endswith(".do"):  # Ray names what it does
+                chosen = chance.choice(workers[1:])
+                if chosen.cmdline()[0].endswith(".do"):  # the method that Ray runs: the worker has a shard
                     chosen.kill()
                     kills += 1
             following = time.monotonic() + chance.expovariate(1 / mean_seconds)
@@ -180,10 +181,10 @@ def events(log: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def broken_shards(out: RemotePath, reported: Iterable[str], rows: list[int]) -> list[str]:
-    """Names the shards that are reported as scored and whose scores differ from what they must be.
+    """Names the shards that are reported as scored and have wrong scores.
 
-    The rows must be those that were uploaded, and their scores those of every other shard with the same pairs. Scores
-    are read by name: moto lists thousands of objects slowly.
+    Their rows must be those that were uploaded, with the scores of every other shard of the same pairs. Scores are read
+    by name, since moto lists thousands of objects slowly.
     """
     run = Run.open(out)
     shards = {shard.name: shard for shard in run.shards}

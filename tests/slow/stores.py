@@ -1,11 +1,11 @@
-"""Runs from and to emulators of Azure Blob Storage and Google Cloud Storage, and HDFS, beside a run in local folders.
+"""Compares runs on HDFS and on emulators of Azure Blob Storage and Google Cloud Storage with a run in local folders.
 
     npm install azurite && pip install gcp-storage-emulator
     AZURITE=node_modules/.bin/azurite-blob pytest tests/slow/stores.py -s
 
 Emulators differ from the stores in credentials, limits and consistency. HDFS is a NameNode and a DataNode on this
-machine. They need a JVM and Hadoop's jars; Arrow needs libhdfs and the same jars. pyspark 2.4 has those of Hadoop 2.7,
-with the servers, in deps/jars; pydoop 2.0 has the source of libhdfs in src/libhdfs.
+machine. Both need a JVM and Hadoop's jars; Arrow needs libhdfs and the same jars. pyspark 2.4 has the jars of Hadoop
+2.7, servers included, in deps/jars; pydoop 2.0 has the source of libhdfs in src/libhdfs.
 
     HADOOP_JARS=jars ARROW_LIBHDFS_DIR=lib JAVA_HOME=/usr/lib/jvm/java-17-openjdk-amd64 pytest tests/slow/stores.py -s
 """
@@ -45,7 +45,7 @@ START_SECONDS = 60.0
 
 @contextmanager
 def listening(command: list[str], port: int) -> Iterator[None]:
-    """Runs a server during a `with` block, which begins when something listens at the port."""
+    """Runs a server during a `with` block, which starts when the server accepts connections at the port."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -103,7 +103,7 @@ def hdfs(folder: Path) -> Iterator[Bucket]:
     jars = Path(os.environ["HADOOP_JARS"]).resolve()
     java = str(Path(os.environ["JAVA_HOME"], "bin", "java"))
     place, data = f"127.0.0.1:{free_port()}", f"127.0.0.1:{(data_port := free_port())}"
-    for name in ("hdfs", "datanode", "static"):  # their web pages; the servers look for the folders
+    for name in ("hdfs", "datanode", "static"):  # the servers do not start without the folders of their web pages
         (folder / "conf" / "webapps" / name).mkdir(parents=True)
     settings = {
         "core-site.xml": {"fs.defaultFS": f"hdfs://{place}", "hadoop.tmp.dir": str(folder / "hadoop")},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import shutil
 import signal
 import sys
 import threading
@@ -17,18 +18,21 @@ from typing import Any
 
 import pytest
 
+from danqing.engine import phases
 from danqing.engine.cli.main import main
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, write_json
-from danqing.engine.phases import curate
+from danqing.engine.phases import curate, decide_run
 from danqing.engine.recipe.reading import Recipe
+from danqing.engine.report.html import write_report
 from danqing.engine.run import claims
-from danqing.engine.run.claims import AnyPart, Claims, read_share
+from danqing.engine.run.claims import AnyPart, Claims, forget_claims, read_share
 from danqing.engine.run.folder import Run
 from danqing.engine.run.lock import CLAIMS, lock_folder
 from danqing.engine.run.part import TaskPart
 from danqing.engine.run.settings import Settings
 from danqing.engine.write.output import WriteOptions
+from danqing.engine.write.products import STALE
 from tests.conftest import started
 from tests.engine.score.test_run import samples, tree
 
@@ -39,7 +43,15 @@ class Item:
 
 
 class Work:
-    """Shards that processes, here threads, do in a folder; `doing` are those of the present."""
+    """Shards that threads do, each as if it were a process.
+
+    Attributes:
+        output: folder of the claims.
+        seconds: time that a shard takes.
+        done, doing: shards that are finished, and those that a thread works on.
+        times: number of times that each shard was finished.
+        said: lines that were shown.
+    """
 
     def __init__(self, output: Path, count: int, seconds: float = 0.0) -> None:
         self.output, self.seconds = output, seconds
@@ -54,7 +66,7 @@ class Work:
         return [item for item in self.items if item not in self.done]
 
     def run(self, part: AnyPart | None = None) -> int:
-        """Does shards until all are done; returns how many it did. The last of a round is done when the round ends."""
+        """Does shards until all are done; returns their number. Takes one before the last one ends, as SCORE does."""
         part, own = part or AnyPart(), 0
         with lock_folder(self.output, part):
             for claimed in self.claims(part).rounds():
@@ -96,11 +108,11 @@ def test_values_of_part() -> None:
         read_share("all")
 
 
-def test_every_shard_is_done_once_by_whoever_is_free(tmp_path: Path) -> None:
+def test_processes_divide_the_shards(tmp_path: Path) -> None:
     work = Work(tmp_path, 60, seconds=0.002)
     with ThreadPoolExecutor(4) as pool:
         counts = list(pool.map(lambda _: work.run(), range(4)))
-    assert sum(counts) == 60 and set(work.times.values()) == {1} and min(counts) > 0
+    assert sum(counts) == 60 and set(work.times.values()) == {1}
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]  # no claim is left
 
 
@@ -118,6 +130,40 @@ def test_shards_of_killed_processes_are_claimed_by_others(tmp_path: Path) -> Non
         assert work.done == {*work.items[:3]} and work.said == ["waits for 1 shards that other processes have claimed"]
     thread.join(60)  # `running` has ended without doing its shard
     assert work.done == {*work.items} and len(work.said) == 1
+
+
+def test_a_process_that_waits_writes_no_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, running = Work(tmp_path, 1), AnyPart()
+    with lock_folder(tmp_path, running):
+        claim(tmp_path, 0, running.process)
+        monkeypatch.setattr(claims, "write_json", None)
+        assert not work.claims(AnyPart())._claim(work.items[0], set())
+
+
+def test_processes_that_end_are_not_counted_as_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work(tmp_path, 1)
+    for process in "abc":
+        claim(tmp_path, 0, process)
+
+    def end(output: Path, claim: Path) -> bool:  # after the claims were listed
+        claim.unlink(missing_ok=True)
+        return False
+
+    monkeypatch.setattr(claims, "_is_running", end)
+    given_up = set[int]()
+    assert work.claims(AnyPart())._claim(work.items[0], given_up) and not given_up
+
+
+def test_claims_are_forgotten_if_no_process_that_made_one_is_running(tmp_path: Path) -> None:
+    running = AnyPart()
+    claim(tmp_path, 0, "killed")
+    claim(tmp_path, 1, running.process)
+    with lock_folder(tmp_path, running):
+        forget_claims(tmp_path)
+        assert len([*tmp_path.glob(f"{CLAIMS}/scores/*")]) == 2
+    with lock_folder(tmp_path, AnyPart()):  # it runs, but has no claims
+        forget_claims(tmp_path)
+    assert not [*tmp_path.glob(f"{CLAIMS}/scores/*")]
 
 
 def test_a_shard_at_which_processes_are_killed_is_given_up(tmp_path: Path) -> None:
@@ -149,7 +195,11 @@ def test_claims_need_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_processes_make_what_one_process_makes_if_one_is_killed(
-    make_shard: Any, plain_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_shard: Any,
+    plain_recipe: Recipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inputs = [str(make_shard(samples(10 * number, 6), f"{number:05d}.tar")) for number in range(4)]
     curate(inputs, tmp_path / "one", plain_recipe, Settings(), WriteOptions(shard_size=4))
@@ -168,14 +218,36 @@ def test_processes_make_what_one_process_makes_if_one_is_killed(
             time.sleep(0.1)
         killed.kill()
         assert other.result(120) == 0
-    assert main(score) == 0  # nothing is left to do
+    with monkeypatch.context() as patch:
+        patch.setattr(phases, "_finish_scoring", None)  # another process has done it
+        assert main(score) == 0
     assert Run.open(out).manifest["counts"] == {"scored_shards": 4}
     assert main(["decide", str(out)]) == 0
     assert not list(out.glob(f"{LOCK}*")) and not (out / CLAIMS).exists()
     write = ["write", str(out), "--shard-size", "4", "--part", "any"]
-    with ThreadPoolExecutor(2) as pool:
+    reports: list[Run] = []
+    with ThreadPoolExecutor(2) as pool, monkeypatch.context() as patch:
+        patch.setattr(phases, "write_report", lambda run, verdicts: (write_report(run, verdicts), reports.append(run)))
         assert list(pool.map(main, [write, write])) == [0, 0]
+    assert len(reports) == 1
     assert products(tmp_path / "one") == products(out) and (out / "report.html").exists()
     assert not (out / CLAIMS).exists()
     assert main([*write, "--shuffle", "1"]) == 2 and main([*write, "--ray", "local"]) == 2
     assert "--part any and --ray local: both divide the shards" in capsys.readouterr().err
+
+
+def test_processes_write_other_verdicts_and_then_the_first_ones_again(
+    make_shard: Any, plain_recipe: Recipe, tmp_path: Path
+) -> None:
+    rows = samples(0, 10) | {f"{number:05d}.txt": "小猫" for number in range(3)}
+    out, one = tmp_path / "out", tmp_path / "one"
+    curate([str(make_shard(rows))], out, plain_recipe, Settings(score_everything=True), WriteOptions(shard_size=4))
+    first, write = products(out), ["write", "--shard-size", "4"]
+    assert main(["decide", str(out), "--set", "words.min=1"]) == 0
+    shutil.copytree(out, one)
+    assert main([*write, str(one)]) == 0 and products(one) != first
+    for expected in (products(one), first):
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(main, [[*write, str(out), "--part", "any"]] * 3)) == [0, 0, 0]
+        assert products(out) == expected and not (out / STALE).exists() and "written" in Run.open(out).manifest
+        decide_run(Run.open(out), plain_recipe)

@@ -195,7 +195,7 @@ def test_products_of_earlier_verdicts_are_moved_aside_and_come_back(
     assert decide_run(run, stricter(run, 2)).kept == 9
     said = " ".join(capsys.readouterr().err.split())
     assert "moved shards, kept_uids.npy, report.html, README.md of the earlier verdicts to" in said
-    assert f"`danqing write {run.folder}` makes them anew" in said
+    assert f"`danqing write {run.folder}` makes them again" in said
     assert products_of(run) == {} and "written" not in Run.open(run.folder).manifest
     decide_run(run, plain_recipe)
     write_run(run, SMALL)
