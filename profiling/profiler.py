@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from danqing.engine.core.columns import SHARD_COLUMNS
 from danqing.engine.core.device import open_device
+from danqing.engine.core.errors import DanqingError
 from danqing.engine.recipe.plan import make_plan
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.terminal import ProgressBar
@@ -53,6 +54,10 @@ def profile(
             limits = measure_limits(shards, settings.layout, plan, context)
             with ProgressBar("sequential", size) as progress, Sampler() as sampler:
                 spans = score(run, plan, context, progress, gated, room=0)
+            if not spans["read"].rows:
+                raise DanqingError(
+                    f"{shards[0].path}: no rows here or in the other inputs, so there is nothing to measure"
+                )
             run = Run.create_or_resume(Path(scratch) / "pipelined", shards, recipe, settings.layout, {})
             with ProgressBar("pipelined", size) as progress, Watch(device, limits) as watch:
                 score(run, plan, context, progress, gated, spans=watch.spans)

@@ -452,6 +452,7 @@ def _print_tasks(run: Path, tasks: TaskList | None, recipe: list[str], storage: 
     "danqing write out",
     "danqing write out --output-format parquet --shard-size 5000 --shuffle 1",
     "danqing write out --part 3/16",
+    "danqing write out --part any                 on as many machines as are free",
     group=PHASES,
 )
 def write(

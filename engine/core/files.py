@@ -36,12 +36,16 @@ _PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
 @contextmanager
 def naming_full_disk(place: Path) -> Iterator[None]:
-    """Adds the name of a file or folder to the `OSError` of a full disk, which has none when a write fails."""
+    """Adds the name of a file or folder to the `OSError` of a full disk, which has none when a write fails.
+
+    NumPy's has no number either: "7680 requested and 1984 written".
+    """
     try:
         yield
     except OSError as problem:
-        if problem.filename is None and problem.errno in FULL:
-            raise OSError(problem.errno, os.strerror(problem.errno), str(place)) from None
+        number = errno.ENOSPC if problem.errno is None and "requested and" in str(problem) else problem.errno
+        if problem.filename is None and number in FULL:
+            raise OSError(number, os.strerror(number), str(place)) from None
         raise
 
 

@@ -77,20 +77,23 @@ def locked(path: Path, wait: Callable[[str], None] | None = None, shared: bool =
             return
 
 
-def is_held(path: Path) -> bool:
-    """Whether a process holds a lock. Holds a free one for an instant, in which no other process can take it.
+def holder_of(path: Path) -> str:
+    """Describes the process that holds a lock; empty if none does.
+
+    Holds a free lock for an instant, in which no other process can take it.
 
     Args:
         path: the lock's file, which may be missing.
     """
     try:
         with path.open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _holder_of(file)
     except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+        pass
+    return ""
 
 
 def _acquire(file: IO[str], wait: Callable[[str], None] | None, shared: bool) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 import uuid
@@ -80,7 +79,7 @@ class _Lease:
 
     def __init__(self, path: RemotePath) -> None:
         self._path, self._written = path, 0.0
-        self._content = asdict(Holder()) | {"token": uuid.uuid4().hex}
+        self._content = asdict(Holder()) | {"token": uuid.uuid4().hex, "machine": _machine()}
 
     def __getstate__(self) -> dict[str, Any]:
         """Makes a copy renew the lock before its first upload, since the clocks of two hosts can differ."""
@@ -168,10 +167,17 @@ def _running_holder(path: Path) -> tuple[Holder, float] | None:
     if not found or not path.exists():
         return None
     found.pop("token", None)
+    is_here = found.pop("machine", "") == _machine()
     holder, age = Holder(**found), _storage_time(path) - path.stat().st_mtime
-    if age >= LEASE_SECONDS or (holder.host == socket.gethostname() and not _runs(holder.pid)):
+    if age >= LEASE_SECONDS or (is_here and not _runs(holder.pid)):
         return None
     return holder, age
+
+
+def _machine() -> str:
+    """Names the boot of this machine and the space of its process numbers, since containers can share a host's name."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _storage_time(lock: Path) -> float:

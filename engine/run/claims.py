@@ -26,7 +26,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, write_json
-from danqing.engine.core.lock import is_held
+from danqing.engine.core.lock import holder_of
 from danqing.engine.core.remote_lock import object_is_held
 from danqing.engine.core.storage import RemotePath, forget
 from danqing.engine.run.lock import CLAIMS
@@ -88,7 +88,12 @@ def read_share(text: str) -> Share | None:
     """
     if not text:
         return None
-    return AnyPart() if text == ANY else TaskPart.parse(text)
+    if text == ANY:
+        return AnyPart()
+    try:
+        return TaskPart.parse(text)
+    except DanqingError as problem:
+        raise DanqingError(f"{problem}, or {ANY}") from None
 
 
 def forget_claims(output: Path) -> None:
@@ -108,7 +113,7 @@ def _is_running(output: Path, claim: Path) -> bool:
     """Whether the process that made a claim is running: it holds the lock of its name."""
     process = claim.name.partition(".")[2]
     lock = output / f"{LOCK}-{process}"
-    return object_is_held(lock) if isinstance(lock, RemotePath) else is_held(lock)
+    return object_is_held(lock) if isinstance(lock, RemotePath) else bool(holder_of(lock))
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,8 @@ class Claims(Generic[T]):
                 elif given_up.issuperset(shard.number for shard in waiting):
                     names = ", ".join(f"{number:05d}" for number in sorted(given_up))
                     raise DanqingError(
-                        f"{self.output}: {MAX_DEATHS} processes were killed at each of these shards: {names}; if "
-                        "memory was short, run the command again with a lower --memory-limit"
+                        f"{self.output}: {MAX_DEATHS} processes were killed that had claimed these shards: {names}; "
+                        "run the command again to try them once more, with a lower --memory-limit if memory was short"
                     )
                 else:
                     if not told:

@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 from danqing.engine.core.buckets import WEB
 from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.files import LOCK, remove_unfinished
-from danqing.engine.core.lock import LockHeldError, locked
+from danqing.engine.core.lock import LockHeldError, holder_of, locked
 from danqing.engine.core.logs import say
 from danqing.engine.core.remote_lock import locked_object
 from danqing.engine.core.storage import RemotePath, remove_tree
@@ -75,8 +75,10 @@ def lock_folder(folder: Path, part: Share | None = None) -> Iterator[bool]:
             finally:
                 _held.reset(token)
     except LockHeldError as problem:
+        # The lock that several processes share names the last one to take it, which may have ended.
+        holder = (not part and _running_part(folder)) or problem.holder
         raise DanqingError(
-            f"{folder}: in use by {problem.holder}; wait until it ends, stop it, or choose another folder"
+            f"{folder}: in use by {holder}; wait until it ends, stop it, or choose another folder"
         ) from None
     except OSError as problem:
         if entered:
@@ -98,9 +100,15 @@ def _locked(folder: Path, part: Share | None) -> Iterator[bool]:
         with locked(whole) as held:
             yield held
     else:
-        # A process that makes claims waits: another one can hold its lock for an instant (`is_held`).
+        # A process that makes claims waits: another one can hold its lock for an instant (`holder_of`).
         with locked(whole, shared=True), locked(own, _wait if part.needs_locks else None) as held:
             yield held
+
+
+def _running_part(folder: Path) -> str:
+    """Describes a process that has a part of the folder's work; empty if there is none, or on object storage."""
+    locks = () if isinstance(folder, RemotePath) else folder.glob(f"{LOCK}-*")
+    return next(filter(None, map(holder_of, locks)), "")
 
 
 def _forget_killed(folder: Path) -> None:

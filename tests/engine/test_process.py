@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import danqing.engine.cli.main
@@ -85,6 +86,9 @@ def test_a_full_disk_names_the_file(tmp_path: Path, small_files: None) -> None:
     with pytest.raises(OSError, match=r"a\.parquet") as problem, commit(path) as file:
         file.write(bytes(10_000))
     assert problem.value.errno == errno.EFBIG and problem.value.filename == str(path)
+    with pytest.raises(OSError, match=r"a\.npy") as problem, commit(path.with_suffix(".npy")) as file:
+        np.save(file, np.zeros(10_000))  # its error has neither number nor name
+    assert problem.value.errno == errno.ENOSPC
     assert not list(path.parent.iterdir())
 
 

@@ -470,6 +470,10 @@ def test_a_bucket_has_one_writer_at_a_time(
     write_json(lock, other)
     with pytest.raises(DanqingError, match="another-host"), lock_folder(out):
         pass
+    ended = vars(Holder(pid=2**22)) | {"token": "other"}  # no process has this number
+    for machine, is_free in ((remote_lock._machine(), True), ("another container with this host's name", False)):
+        write_json(lock, ended | {"machine": machine})
+        assert remote_lock.object_is_held(lock) is not is_free
     lock.unlink()
     upload = buckets.Bucket.upload
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import danqing.engine.core.spans
 import danqing.profiling.sampler
 from danqing.engine.cli.main import main
+from danqing.engine.core.errors import DanqingError
 from danqing.engine.core.memory import Memory
 from danqing.engine.core.spans import Span, Spans
 from danqing.engine.phases import curate
@@ -63,6 +65,12 @@ def test_a_profile_has_figures_of_every_stage(crawl: list[str], plain_recipe: Re
     assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == [
         "profile.html", "profile.json", "trace.json",
     ]  # fmt: skip
+
+
+def test_inputs_without_a_row_are_refused(plain_recipe: Recipe, tmp_path: Path) -> None:
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    with pytest.raises(DanqingError, match=r"empty\.tar: no rows here"):
+        profile([str(tmp_path / "empty.tar")], tmp_path / "profile", plain_recipe, Settings())
 
 
 def test_the_trace_has_all_threads(crawl: list[str], plain_recipe: Recipe, tmp_path: Path) -> None:
