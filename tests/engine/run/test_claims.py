@@ -27,6 +27,7 @@ from danqing.engine.core.lock import Holder
 from danqing.engine.phases import curate, decide_run
 from danqing.engine.recipe.reading import Recipe
 from danqing.engine.report.html import write_report
+from danqing.engine.report.terminal import ProgressBar
 from danqing.engine.run import claims
 from danqing.engine.run.claims import AnyPart, Claims, forget_claims, read_share
 from danqing.engine.run.folder import Run
@@ -203,6 +204,8 @@ def test_processes_make_what_one_process_makes_if_one_is_killed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ProgressBar, "say", lambda progress, line: said.append(line))
     inputs = [str(make_shard(samples(10 * number, 6), f"{number:05d}.tar")) for number in range(4)]
     curate(inputs, tmp_path / "one", plain_recipe, Settings(), WriteOptions(shard_size=4))
     out = tmp_path / "out"
@@ -215,10 +218,8 @@ def test_processes_make_what_one_process_makes_if_one_is_killed(
         (out / LOCK).write_text(json.dumps(vars(Holder(pid=2**22))))  # the last to take it has ended
         assert main(["decide", str(out)]) == 2 and f"in use by process {killed.pid} on " in capsys.readouterr().err
         other = pool.submit(main, score)
-        printed = ""
-        while "waits for" not in printed:
-            printed += capsys.readouterr().err
-            assert not other.done(), printed
+        while not any("waits for" in line for line in said):
+            assert not other.done(), said
             time.sleep(0.1)
         killed.kill()
         assert other.result(120) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -189,7 +190,9 @@ def test_a_killed_worker_and_a_killed_node_change_nothing(
         print(f"loss of a {what} noticed after {seen - at:.2f} s")
     assert tree(tmp_path / "one") == tree(tmp_path / "two") and len(pids) == 3
     assert spans["read"].rows == 24 and run.manifest["counts"]["scored_shards"] == 8
-    assert "danqing_workers_lost_total 2.0" in metrics and 'danqing_worker_pairs_total{worker="0 on ' in metrics
+    lost = re.search(r"^danqing_workers_lost_total (\d+)", metrics, re.MULTILINE)
+    assert lost and int(lost[1]) >= 2  # more if the node had a worker that was starting
+    assert 'danqing_worker_pairs_total{worker="0 on ' in metrics
     written = (run.folder / "run.log").read_text()
     assert written.count(" scored ") == 8 and written.count("is lost") == 2 and "pairs/s" in written
     assert " wrote 00000: 5 pairs (worker 0 on " in written
