@@ -143,7 +143,7 @@ class Claims(Generic[T]):
         next iterator, which is there when a shard is free again: the process that had claimed it has ended without it.
 
         Raises:
-            DanqingError: only shards at which `MAX_DEATHS` processes were killed are not done; names them.
+            DanqingError: only shards that `MAX_DEATHS` killed processes had claimed are not done; names them.
         """
         told = False
         try:
@@ -176,7 +176,7 @@ class Claims(Generic[T]):
 
         Args:
             waiting: the shards that were not done when they were listed.
-            given_up: receives the numbers of shards at which `MAX_DEATHS` processes were killed.
+            given_up: receives the numbers of shards that `MAX_DEATHS` killed processes had claimed.
         """
         own: list[T] = []
         while waiting:
@@ -211,7 +211,7 @@ class Claims(Generic[T]):
         return False
 
     def _is_free(self, shard: T, given_up: set[int]) -> bool:
-        """Whether no other running process claims a shard, and fewer than `MAX_DEATHS` were killed at it."""
+        """Whether no other running process claims a shard, and fewer than `MAX_DEATHS` killed ones do."""
         forget()
         own = self._path(shard)
         others = [claim for claim in own.parent.glob(f"{shard.number:05d}.*") if claim != own]
